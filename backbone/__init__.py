@@ -1,0 +1,67 @@
+"""backbone: market data of the Upbit exchange as DataFrames.
+
+>>> from backbone import Backbone
+>>> with Backbone.demo(seed=7, now="2025-08-22T09:00:00Z") as client:   # an exchange inside the process, no network
+...     client.candles("KRW-BTC", "1m", count=3).shape
+(3, 6)
+
+`Backbone` is the client; `Priority` and `DataType` are enums whose names are accepted as strings; `BackboneRequest` and
+`BackboneResponse` are the envelope form of the same calls; `errors` holds the error tree. Importing backbone starts no
+thread, opens no file, reads no environment, and loads nothing heavy: names are resolved on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backbone import errors as errors
+    from backbone.api.client import Backbone as Backbone
+    from backbone.api.envelope import BackboneMetadata as BackboneMetadata
+    from backbone.api.envelope import BackboneRequest as BackboneRequest
+    from backbone.api.envelope import BackboneResponse as BackboneResponse
+    from backbone.api.ohlc import naive as naive
+    from backbone.api.ohlc import resample_trading_day as resample_trading_day
+    from backbone.api.ohlc import to_ohlc as to_ohlc
+    from backbone.model import DataType as DataType
+    from backbone.model import Priority as Priority
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Backbone": "backbone.api.client",
+    "BackboneMetadata": "backbone.api.envelope",
+    "BackboneRequest": "backbone.api.envelope",
+    "BackboneResponse": "backbone.api.envelope",
+    "DataType": "backbone.model",
+    "Priority": "backbone.model",
+    "naive": "backbone.api.ohlc",
+    "resample_trading_day": "backbone.api.ohlc",
+    "to_ohlc": "backbone.api.ohlc",
+}
+
+__all__ = [
+    "Backbone",
+    "BackboneMetadata",
+    "BackboneRequest",
+    "BackboneResponse",
+    "DataType",
+    "Priority",
+    "errors",
+    "naive",
+    "resample_trading_day",
+    "to_ohlc",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("backbone.errors")
+    if home := _HOMES.get(name):
+        return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'backbone' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Layer 3: which pages are missing, who goes first, how fast."""

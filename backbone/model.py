@@ -1,0 +1,156 @@
+"""The records that travel between layers, and the one candle schema.
+
+Time is an ``int``: microseconds since the epoch, UTC. A `Span` is half-open. Candles travel as a `pyarrow.Table` with
+`CANDLE_SCHEMA`, sorted and unique by ``time``; single events travel as the frozen records below, whose fields are the
+same whatever channel brought them.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+import msgspec
+import pyarrow as pa
+
+__all__ = [
+    "CANDLE_COLUMNS",
+    "CANDLE_SCHEMA",
+    "DataType",
+    "LiveCandle",
+    "MarketInfo",
+    "OrderBook",
+    "Priority",
+    "Span",
+    "Ticker",
+    "Trade",
+    "empty_candles",
+]
+
+CANDLE_COLUMNS = ("open", "high", "low", "close", "volume", "value")
+"""Prices and ``value`` (turnover) in the quote currency, ``volume`` in base units."""
+
+CANDLE_SCHEMA = pa.schema(
+    [pa.field("time", pa.timestamp("us", tz="UTC"), nullable=False)]
+    + [pa.field(name, pa.float64(), nullable=False) for name in CANDLE_COLUMNS]
+)
+"""``time`` is the candle's open. No nulls: Parquet readers are a fifth faster without them."""
+
+
+def empty_candles() -> pa.Table:
+    """A candle table of zero rows, all columns typed."""
+    return CANDLE_SCHEMA.empty_table()
+
+
+class Span(NamedTuple):
+    """A half-open stretch of time ``[start, end)`` in microseconds UTC."""
+
+    start: int
+    end: int
+
+    @property
+    def length_us(self) -> int:
+        return self.end - self.start
+
+
+class Priority(enum.Enum):
+    """Who goes first. Names are accepted as strings wherever a priority is asked for."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+    @property
+    def rank(self) -> int:
+        """0 is the most urgent."""
+        return _RANKS[self]
+
+
+_RANKS = {priority: rank for rank, priority in enumerate(Priority)}
+
+
+class DataType(enum.Enum):
+    """What an envelope request asks for."""
+
+    CANDLES = "candles"
+    TICKERS = "tickers"
+    ORDERBOOKS = "orderbooks"
+    TRADES = "trades"
+
+
+class MarketInfo(msgspec.Struct, frozen=True):
+    """One tradable market. ``korean_name`` is empty on regional venues; ``cautions`` holds the raised flags' names."""
+
+    market: str
+    korean_name: str
+    english_name: str
+    warning: bool
+    cautions: tuple[str, ...] = ()
+
+
+class Ticker(msgspec.Struct, frozen=True):
+    """The latest summary of one market. ``change`` and ``change_rate`` are signed; volumes since 00:00 UTC.
+
+    ``time_us`` is the last trade's time; ``stamp_us`` is when the venue made the row, which orders two rows of one
+    market and differs by channel.
+    """
+
+    market: str
+    time_us: int
+    price: float
+    open: float
+    high: float
+    low: float
+    prev_close: float
+    change: float
+    change_rate: float
+    volume: float
+    value: float
+    volume_24h: float
+    value_24h: float
+    stamp_us: int
+
+
+class OrderBook(msgspec.Struct, frozen=True):
+    """One whole book, best first; each side is a tuple of ``(price, size)`` without the venue's zero padding."""
+
+    market: str
+    time_us: int
+    level: float
+    asks: tuple[tuple[float, float], ...]
+    bids: tuple[tuple[float, float], ...]
+
+    @property
+    def stamp_us(self) -> int:
+        return self.time_us
+
+
+class Trade(msgspec.Struct, frozen=True):
+    """One execution. ``side`` is the taker's: ``"buy"`` or ``"sell"``. ``sequential_id`` is unique in its market."""
+
+    market: str
+    time_us: int
+    price: float
+    volume: float
+    side: str
+    sequential_id: int
+
+    @property
+    def stamp_us(self) -> int:
+        return self.time_us
+
+
+class LiveCandle(msgspec.Struct, frozen=True):
+    """The state of one candle as a stream told it; forming until a later one or the clock says otherwise."""
+
+    market: str
+    timeframe: str
+    time_us: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+    value: float
+    stamp_us: int

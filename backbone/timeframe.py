@@ -1,0 +1,171 @@
+"""Candle lengths: parsing their spellings, and calendar arithmetic on their opens, in UTC.
+
+A `Timeframe` knows where candles begin (`floor`), where the next one begins (`next`), how many slots a span has
+(`count`), the directory it is stored under and the length of its storage period. Weeks open on Monday, months on the
+1st, years on 1 January, all at 00:00 UTC, as the venue has it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from backbone.errors import InputError
+from backbone.model import Span
+
+__all__ = ["TIMEFRAMES", "Timeframe", "parse_timeframe", "period_name", "period_of", "periods_in"]
+
+SECOND_US = 1_000_000
+MINUTE_US = 60 * SECOND_US
+HOUR_US = 60 * MINUTE_US
+DAY_US = 24 * HOUR_US
+WEEK_US = 7 * DAY_US
+_MONDAY_US = 4 * DAY_US  # 1970-01-05, the first Monday
+
+_CALENDAR = {"1M": "M", "1y": "Y"}  # numpy datetime64 units
+
+
+@dataclass(frozen=True)
+class Timeframe:
+    """One candle length.
+
+    ``step_us`` is exact for all but months and years, where it is the longest possible length (31, 366 days).
+    ``directory`` never parses as a number, so no engine reads it as one. ``period`` is the storage partition's length:
+    ``"day"``, ``"month"``, ``"year"`` or ``"all"``, so that a partition holds some ten thousand rows.
+    """
+
+    name: str
+    step_us: int
+    directory: str
+    period: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_calendar(self) -> bool:
+        """Whether its candles differ in length (months, years)."""
+        return self.name in _CALENDAR
+
+    def floor(self, time_us: int) -> int:
+        """Open of the candle that contains `time_us`."""
+        if self.name in _CALENDAR:
+            return int(self.floor_array(np.array([time_us], dtype=np.int64))[0])
+        anchor = _MONDAY_US if self.name == "1w" else 0
+        return (time_us - anchor) // self.step_us * self.step_us + anchor
+
+    def floor_array(self, times_us: Any) -> Any:
+        """`floor` of an int64 array."""
+        if self.name in _CALENDAR:
+            stamps = times_us.astype("datetime64[us]").astype(f"datetime64[{_CALENDAR[self.name]}]")
+            return stamps.astype("datetime64[us]").astype(np.int64)
+        anchor = _MONDAY_US if self.name == "1w" else 0
+        return (times_us - anchor) // self.step_us * self.step_us + anchor
+
+    def ceil(self, time_us: int) -> int:
+        """The first candle open at or after `time_us`."""
+        floor = self.floor(time_us)
+        return floor if floor == time_us else self.next(floor)
+
+    def next(self, open_us: int, n: int = 1) -> int:
+        """Open of the candle `n` after the one that opens at `open_us` (`n` may be negative)."""
+        unit = _CALENDAR.get(self.name)
+        if unit is None:
+            return open_us + n * self.step_us
+        stamp = np.datetime64(open_us, "us").astype(f"datetime64[{unit}]") + n
+        return int(stamp.astype("datetime64[us]").astype(np.int64))
+
+    def count(self, span: Span) -> int:
+        """How many candle opens lie in `span`."""
+        first, last = self.ceil(span.start), self.ceil(span.end)
+        unit = _CALENDAR.get(self.name)
+        if unit is None:
+            return max(0, (last - first) // self.step_us)
+        a, b = (np.datetime64(t, "us").astype(f"datetime64[{unit}]").astype(np.int64) for t in (first, last))
+        return max(0, int(b - a))
+
+
+TIMEFRAMES: dict[str, Timeframe] = {
+    t.name: t
+    for t in (
+        Timeframe("1s", SECOND_US, "second", "day"),
+        Timeframe("1m", MINUTE_US, "minute1", "month"),
+        Timeframe("3m", 3 * MINUTE_US, "minute3", "month"),
+        Timeframe("5m", 5 * MINUTE_US, "minute5", "month"),
+        Timeframe("10m", 10 * MINUTE_US, "minute10", "year"),
+        Timeframe("15m", 15 * MINUTE_US, "minute15", "year"),
+        Timeframe("30m", 30 * MINUTE_US, "minute30", "year"),
+        Timeframe("1h", HOUR_US, "minute60", "year"),
+        Timeframe("4h", 4 * HOUR_US, "minute240", "all"),
+        Timeframe("1d", DAY_US, "day", "all"),
+        Timeframe("1w", WEEK_US, "week", "all"),
+        Timeframe("1M", 31 * DAY_US, "month", "all"),
+        Timeframe("1y", 366 * DAY_US, "year", "all"),
+    )
+}
+
+_ALIASES = {
+    "second": "1s", "seconds": "1s", "second1": "1s", "seconds/1": "1s",
+    "minute": "1m", "minutes": "1m", "60m": "1h", "240m": "4h", "60min": "1h", "1hour": "1h",
+    "hour": "1h", "day": "1d", "days": "1d", "1D": "1d", "week": "1w", "weeks": "1w", "1W": "1w",
+    "month": "1M", "months": "1M", "1mo": "1M", "year": "1y", "years": "1y", "1Y": "1y",
+}  # fmt: skip
+
+
+def parse_timeframe(value: object) -> Timeframe:
+    """The timeframe a spelling means: ``"1m"``, ``"60m"``, ``"minute1"``, ``"minutes/1"``, ``"day"``, ….
+
+    Case matters where it must: ``"1M"`` is a month, ``"1m"`` a minute. Raises `InputError` for anything else.
+    """
+    if isinstance(value, Timeframe):
+        return value
+    allowed = "one of " + " ".join(TIMEFRAMES) + " (or 60m 240m minute1 minutes/1 day week month year)"
+    if not isinstance(value, str):
+        raise InputError("timeframe", value, allowed)
+    text = value.strip()
+    name = _ALIASES.get(text, text)
+    if match := re.fullmatch(r"minutes?/?(\d+)", text):
+        minutes = int(match.group(1))
+        name = {60: "1h", 240: "4h"}.get(minutes, f"{minutes}m")
+    if name not in TIMEFRAMES:
+        raise InputError("timeframe", value, allowed)
+    return TIMEFRAMES[name]
+
+
+def _period_unit(period: str) -> str:
+    return {"day": "D", "month": "M", "year": "Y"}[period]
+
+
+def period_of(timeframe: Timeframe, time_us: int) -> Span:
+    """The storage period that `time_us` falls in. For ``"all"`` it is everything the epoch can hold."""
+    if timeframe.period == "all":
+        return Span(0, 1 << 62)
+    unit = _period_unit(timeframe.period)
+    stamp = np.datetime64(time_us, "us").astype(f"datetime64[{unit}]")
+    start, end = (int(s.astype("datetime64[us]").astype(np.int64)) for s in (stamp, stamp + 1))
+    return Span(start, end)
+
+
+def period_name(timeframe: Timeframe, period: Span) -> str:
+    """A period's directory value: ``day-2024-05-01``, ``month-2024-05``, ``year-2024`` or ``all``.
+
+    Never a bare number or date, so that no engine infers another type than text.
+    """
+    if timeframe.period == "all":
+        return "all"
+    stamp = np.datetime64(period.start, "us").astype(f"datetime64[{_period_unit(timeframe.period)}]")
+    return f"{timeframe.period}-{stamp}"
+
+
+def periods_in(timeframe: Timeframe, span: Span) -> list[Span]:
+    """The storage periods that `span` touches, in time order (none for an empty span)."""
+    found: list[Span] = []
+    at = span.start
+    while at < span.end:
+        period = period_of(timeframe, at)
+        found.append(period)
+        at = period.end
+    return found
