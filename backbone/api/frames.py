@@ -1,0 +1,164 @@
+"""Rows into DataFrames: column order, pinned dtypes, the index, and the empty frame of each kind.
+
+Every call makes an Arrow table first and turns it into what was asked for: pandas (indexed), Polars or Arrow (the index
+is the first column). dtypes never depend on the content: a frame of zero rows has the columns and types of a full one.
+Facts about the answer ride in ``attrs["backbone"]`` (pandas and Polars; a Polars operation drops them) or in the
+schema metadata under ``b"backbone"`` (Arrow); `attrs_of` finds them in each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from backbone.model import MarketInfo, OrderBook, Ticker, Trade
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["attrs_of", "candles_table", "deliver", "markets_table", "orderbooks_table", "records", "tickers_table", "trades_table"]  # fmt: skip
+
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+def deliver(table: pa.Table, frames: str, *, index: str | None, zone: str, attrs: dict[str, Any]) -> Any:
+    """`table` as pandas, Polars or Arrow, times shown in `zone`, with `attrs` attached."""
+    table = _in_zone(table, zone)
+    if frames == "arrow":
+        metadata = {**(table.schema.metadata or {}), b"backbone": json.dumps(attrs).encode()}
+        return table.replace_schema_metadata(metadata)
+    if frames == "polars":
+        import polars as pl
+
+        frame = pl.from_arrow(table)
+        frame.attrs = {"backbone": attrs}  # type: ignore[union-attr]
+        return frame
+    return _to_pandas(table, index, attrs)
+
+
+def attrs_of(frame: Any) -> dict[str, Any]:
+    """What backbone said about an answer, whatever its frame type (empty for a frame that is not ours)."""
+    if isinstance(frame, pa.Table):
+        return dict(json.loads((frame.schema.metadata or {}).get(b"backbone", b"{}")))
+    return dict(getattr(frame, "attrs", {}).get("backbone", {}))
+
+
+def _in_zone(table: pa.Table, zone: str) -> pa.Table:
+    if zone == "UTC":
+        return table
+    fields = [f.with_type(pa.timestamp("us", tz=zone)) if pa.types.is_timestamp(f.type) else f for f in table.schema]
+    return table.cast(pa.schema(fields))
+
+
+def _to_pandas(table: pa.Table, index: str | None, attrs: dict[str, Any]) -> pd.DataFrame:
+    frame: pd.DataFrame = table.to_pandas(split_blocks=False)
+    if index is not None:
+        frame = frame.set_index(index)
+    frame.attrs["backbone"] = attrs
+    return frame
+
+
+def candles_table(parts: Sequence[tuple[str, pa.Table]], *, many: bool) -> pa.Table:
+    """One long candle table; `many` puts a ``market`` column first."""
+    if not many:
+        return parts[0][1]
+    tables = []
+    for market, table in parts:
+        names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(table.num_rows, np.int32)), pa.array([market]))
+        tables.append(table.add_column(0, "market", names.cast(pa.string())))
+    return pa.concat_tables(tables)
+
+
+def _floats(values: Iterable[float]) -> pa.Array:
+    return pa.array(values, type=pa.float64())
+
+
+def tickers_table(rows: Sequence[Ticker], sources: Sequence[str], ages_s: Sequence[float]) -> pa.Table:
+    """The ticker frame's columns; ``source`` and ``age`` (seconds since the row was received) per row."""
+    columns: dict[str, Any] = {
+        "market": pa.array([r.market for r in rows], pa.string()),
+        "time": pa.array([r.time_us for r in rows], pa.int64()).cast(_TIME),
+    }
+    names = ("price", "open", "high", "low", "prev_close", "change", "change_rate", "volume", "value")
+    for name in (*names, "volume_24h", "value_24h"):
+        columns[name] = _floats([getattr(r, name) for r in rows])
+    columns["source"] = pa.array(list(sources), pa.string())
+    columns["age"] = _floats(list(ages_s))
+    return pa.table(columns)
+
+
+def orderbooks_table(books: Sequence[OrderBook], depth: int) -> pa.Table:
+    """One row a level, best first; a side with fewer orders is NaN there."""
+    market: list[str] = []
+    time: list[int] = []
+    level: list[int] = []
+    sides: list[list[float]] = [[], [], [], []]
+    nothing = (float("nan"), float("nan"))
+    for book in books:
+        rows = min(depth, max(len(book.asks), len(book.bids)))
+        for i in range(rows):
+            ask = book.asks[i] if i < len(book.asks) else nothing
+            bid = book.bids[i] if i < len(book.bids) else nothing
+            market.append(book.market)
+            time.append(book.time_us)
+            level.append(i + 1)
+            for values, value in zip(sides, (*ask, *bid), strict=True):
+                values.append(value)
+    return pa.table(
+        {
+            "market": pa.array(market, pa.string()),
+            "time": pa.array(time, pa.int64()).cast(_TIME),
+            "level": pa.array(level, pa.int64()),
+            "ask_price": _floats(sides[0]),
+            "ask_size": _floats(sides[1]),
+            "bid_price": _floats(sides[2]),
+            "bid_size": _floats(sides[3]),
+        }
+    )
+
+
+def trades_table(rows: Sequence[Trade]) -> pa.Table:
+    """Oldest first; ``time`` keeps the venue's milliseconds; ids stay integers throughout."""
+    return pa.table(
+        {
+            "time": pa.array([r.time_us for r in rows], pa.int64()).cast(_TIME),
+            "market": pa.array([r.market for r in rows], pa.string()),
+            "price": _floats([r.price for r in rows]),
+            "volume": _floats([r.volume for r in rows]),
+            "side": pa.array([r.side for r in rows], pa.string()),
+            "sequential_id": pa.array([r.sequential_id for r in rows], pa.int64()),
+        }
+    )
+
+
+def markets_table(rows: Sequence[MarketInfo]) -> pa.Table:
+    """One row a market, in the venue's order; ``cautions`` is a comma list of the raised flags."""
+    return pa.table(
+        {
+            "market": pa.array([r.market for r in rows], pa.string()),
+            "korean_name": pa.array([r.korean_name for r in rows], pa.string()),
+            "english_name": pa.array([r.english_name for r in rows], pa.string()),
+            "warning": pa.array([r.warning for r in rows], pa.bool_()),
+            "cautions": pa.array([",".join(r.cautions) for r in rows], pa.string()),
+        }
+    )
+
+
+def records(table: pa.Table, zone: str) -> list[dict[str, Any]]:
+    """Plain JSON-safe records: times as ISO text in `zone`, NaN as None."""
+    rows: list[dict[str, Any]] = _in_zone(table, zone).to_pylist()
+    return [{key: _plain(value) for key, value in row.items()} for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return value

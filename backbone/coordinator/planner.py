@@ -1,0 +1,214 @@
+"""Which pages are still to be asked of one market's candles in one timeframe, for everyone who waits for them.
+
+The venue answers "the newest `count` candles that opened before `to`", and gives no row to a candle that nobody traded
+in. So a reply proves more, or less, than the stretch it was asked for: all from its oldest row up to `to`; and, when it
+is short, that nothing lies before, which is believed only once a second ask has said the same.
+
+`SeriesPlan` is pure: it is told what is wanted and what was answered, and says what to ask next. It decides as late as
+possible (`next_page` is called when a permit has opened), so a page is always chosen with all that is known by then: on
+a thin market one reply removes many pages that a fixed plan would have asked for. Wants share their pages: what one
+waits for is never asked again for another.
+
+Invariants: a page is claimed by at most one asker at a time; a want is done exactly when its missing set is empty;
+nothing leaves the missing set without a proof, a final failure or `give_up`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from backbone.model import Span
+from backbone.storage.coverage import SpanSet
+from backbone.timeframe import Timeframe
+
+__all__ = ["EARLIEST_US", "Page", "SeriesPlan", "Verdict", "Want", "pages_needed"]
+
+EARLIEST_US = 0
+"""Nothing lies before the epoch: a proven beginning of history is quiet from here on."""
+
+_DENSE = 0.98  # above this share of traded slots, a page is planned to hold exactly its slots
+_TELLING = 20  # rows below which a reply says too little about the density
+_UNDERSHOOT = 0.85  # planning a thin page a little short is cheaper than another request for a leftover
+
+
+@dataclass(frozen=True)
+class Page:
+    """One request: the newest `count` candles before `to_us`; `claim` is the stretch it is asked for."""
+
+    to_us: int
+    count: int
+    claim: Span
+    confirms: bool = False  # the second ask behind a short reply: nothing is claimed twice
+
+
+@dataclass(eq=False)
+class Want:
+    """One asker's share of the plan."""
+
+    rank: int
+    ascending: bool
+    missing: SpanSet
+    causes: list[BaseException] = field(default_factory=list)
+    failed: SpanSet = field(default_factory=SpanSet)
+    pages: int = 0  # answered for it
+
+    @property
+    def is_done(self) -> bool:
+        return not self.missing
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reply proves (`proof`), and whether its silence before `edge_us` has yet to be confirmed."""
+
+    proof: SpanSet
+    edge_us: int | None = None
+
+
+class SeriesPlan:
+    """The shared plan of one series (market and timeframe). Not thread-safe: its owner holds a lock around each call."""
+
+    def __init__(self, timeframe: Timeframe, page_size: int, *, density: float = 1.0) -> None:
+        self.timeframe = timeframe
+        self.page_size = page_size
+        self.density = density
+        self._wants: list[Want] = []
+        self._claims: list[Page] = []
+        self._doubts: list[int] = []  # edges of short replies that wait for their second ask
+
+    # -- what is wanted ------------------------------------------------------------------------------------------
+
+    def want(self, missing: SpanSet, *, rank: int, ascending: bool = False) -> Want:
+        """Ask for all of `missing`; `rank` 0 is the most urgent."""
+        want = Want(rank, ascending, missing)
+        self._wants.append(want)
+        return want
+
+    def drop(self, want: Want) -> None:
+        """Nobody waits for `want` any more. Pages in flight are left to arrive."""
+        if want in self._wants:
+            self._wants.remove(want)
+
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        return tuple(self._wants)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._wants and not self._claims
+
+    # -- what to ask ---------------------------------------------------------------------------------------------
+
+    def claimable(self, want: Want) -> SpanSet:
+        """What `want` misses and nobody is asking for at this moment."""
+        free = want.missing
+        for page in self._claims:
+            free = free - SpanSet([page.claim])
+        return free
+
+    def pages_left(self, want: Want) -> int:
+        """How many more pages `want` should take, going by the density seen so far (pages in flight not counted)."""
+        return pages_needed(self.timeframe, self.claimable(want), self.page_size, self.density)
+
+    def next_page(self, want: Want) -> Page | None:
+        """The page to ask now on behalf of `want`, claimed; None where nothing is left to ask."""
+        if want not in self._wants:
+            return None
+        page = self._confirmation(want) or self._next_stretch(want)
+        if page is not None:
+            self._claims.append(page)
+        return page
+
+    def _confirmation(self, want: Want) -> Page | None:
+        edge = max(self._doubts, default=EARLIEST_US)
+        if not want.missing or next(iter(want.missing)).start >= edge:
+            return None
+        self._doubts.clear()  # a lower edge follows from the highest, or is asked about again
+        return Page(edge, self.page_size, Span(EARLIEST_US, edge), confirms=True)
+
+    def _next_stretch(self, want: Want) -> Page | None:
+        spans = list(self.claimable(want))
+        if not spans:
+            return None
+        tf, slots = self.timeframe, self._stride()
+        if want.ascending:
+            start, end = spans[0]
+            end = min(end, tf.next(tf.floor(start), slots))
+        else:
+            start, end = spans[-1]
+            start = max(start, tf.next(tf.ceil(end), -slots))
+        claim = Span(start, end)
+        return Page(end, max(1, min(self.page_size, tf.count(claim))), claim)
+
+    def _stride(self) -> int:
+        return _stride(self.page_size, self.density)
+
+    # -- what was answered ---------------------------------------------------------------------------------------
+
+    def judge(self, page: Page, oldest_us: int | None, rows: int) -> Verdict:
+        """What a reply with `rows` candles, the oldest at `oldest_us`, proves. Changes nothing."""
+        proven = SpanSet([Span(oldest_us, page.to_us)]) if oldest_us is not None else SpanSet()
+        if rows >= page.count and rows > 0:
+            return Verdict(proven)
+        edge = oldest_us if oldest_us is not None else page.to_us
+        if page.confirms and rows == 0:
+            return Verdict(SpanSet([Span(EARLIEST_US, page.to_us)]))
+        return Verdict(proven, edge)
+
+    def settle(self, page: Page, verdict: Verdict, rows: int) -> None:
+        """Take a judged reply into the plan, once its rows are in the store."""
+        self._release(page)
+        for want in self._wants:
+            if want.missing & SpanSet([page.claim]) or want.missing & verdict.proof:
+                want.pages += 1
+            want.missing = want.missing - verdict.proof
+        if verdict.edge_us is not None and verdict.edge_us > EARLIEST_US and verdict.edge_us not in self._doubts:
+            self._doubts.append(verdict.edge_us)
+        self._learn(page, verdict, rows)
+
+    def _learn(self, page: Page, verdict: Verdict, rows: int) -> None:
+        if verdict.edge_us is not None or not verdict.proof or rows < _TELLING:
+            return
+        slots = self.timeframe.count(next(iter(verdict.proof)))
+        if slots > 0:
+            self.density = min(1.0, max(1e-6, rows / slots))
+
+    def fail(self, page: Page, cause: BaseException) -> None:
+        """The page was given up on: its stretch stays unknown for all who waited for it."""
+        self._release(page)
+        lost = SpanSet([page.claim])
+        for want in self._wants:
+            hit = want.missing & lost
+            if hit:
+                want.failed = want.failed | hit
+                want.missing = want.missing - lost
+                want.causes.append(cause)
+
+    def give_up(self, want: Want, cause: BaseException, within: SpanSet | None = None) -> None:
+        """What `want` still misses (`within` a set, or all) will not be had."""
+        hit = want.missing if within is None else want.missing & within
+        if hit:
+            want.failed = want.failed | hit
+            want.missing = want.missing - hit
+            want.causes.append(cause)
+
+    def forget(self, want: Want, spans: Iterable[Span]) -> None:
+        """Take `spans` out of `want`: they are not to be had yet (not closed on the venue's clock)."""
+        want.missing = want.missing - SpanSet(spans)
+
+    def _release(self, page: Page) -> None:
+        self._claims.remove(page)
+
+
+def _stride(page_size: int, density: float) -> int:
+    if density >= _DENSE:
+        return page_size
+    return max(page_size, math.floor(page_size / density * _UNDERSHOOT))
+
+
+def pages_needed(timeframe: Timeframe, spans: SpanSet, page_size: int, density: float = 1.0) -> int:
+    """How many pages `spans` take at a `density` of traded slots (each span takes at least one)."""
+    stride = _stride(page_size, density)
+    return sum(max(1, math.ceil(timeframe.count(span) / stride)) for span in spans)

@@ -1,0 +1,131 @@
+"""Where the package's defaults live: one frozen record, each value with its unit and reason.
+
+`resolve` is the only reader of the environment. An argument wins over the environment, which wins over the default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from backbone.errors import InputError
+
+__all__ = ["FRAMES", "Settings", "resolve"]
+
+FRAMES = ("pandas", "polars", "arrow")
+
+_VENUES = {"upbit": "api.upbit.com", "upbit-sg": "sg-api.upbit.com", "upbit-id": "id-api.upbit.com", "upbit-th": "th-api.upbit.com"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a client is made of; a client pickles to this."""
+
+    exchange: str
+    data_dir: str
+    rest_url: str
+    ws_url: str
+    tz: str
+    frames: str
+
+    close_grace_s: float = 3.0
+    """A candle counts as closed this long after its end: late trades were seen 54 ms past it; seconds cost nothing."""
+
+    settle_s: float = 120.0
+    """A candle fetched within this time of its close is asked once more later: late corrections happen."""
+
+    settle_after_s: float = 600.0
+    """How long after the first ask that second ask is due."""
+
+    group_commit_s: float = 0.5
+    """Finished pages reach the disk at the latest this much later: at 10 pages a second, five a write."""
+
+    memory_bytes: int = 256 << 20
+    """Bound of the decoded partitions held in memory: some five years of 1-minute candles."""
+
+    memo_rows: int = 20_000
+    """Below this, reading Parquet is faster than loading a memoised frame."""
+
+    seconds_kept_days: int = 92
+    """The venue serves 1-second candles for three months only."""
+
+    markets_fresh_s: float = 600.0
+    """The market list is asked again after this time; listings are rare, and a refusal refreshes it at once."""
+
+    @property
+    def is_overridden(self) -> bool:
+        """Whether another host than the exchange's own answers (an embedded exchange, a proxy, a recording)."""
+        return urlsplit(self.rest_url).hostname != _VENUES[self.exchange]
+
+    @property
+    def store_exchange(self) -> str:
+        """The store's exchange partition; candles of an overridden host never mix with the venue's own."""
+        if not self.is_overridden:
+            return self.exchange
+        parts = urlsplit(self.rest_url)
+        place = "-".join(str(part) for part in (parts.hostname, parts.port) if part)
+        return f"{self.exchange}-at-" + "".join(c if c.isalnum() or c in ".-" else "-" for c in place)
+
+
+def resolve(
+    exchange: str,
+    *,
+    data_dir: str | os.PathLike[str] | None,
+    rest_url: str | None,
+    ws_url: str | None,
+    tz: str | None,
+    frames: str,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Settings from arguments, then the environment, then defaults. Raises `InputError`; opens nothing."""
+    env = os.environ if environ is None else environ
+    if exchange not in _VENUES:
+        raise InputError("exchange", exchange, "one of " + ", ".join(_VENUES))
+    if frames not in FRAMES:
+        raise InputError("frames", frames, "one of " + ", ".join(FRAMES))
+    host = _VENUES[exchange]
+    rest = _url("rest_url", rest_url or env.get("BACKBONE_REST_URL") or f"https://{host}", ("http", "https"))
+    rest = rest.removesuffix("/v1")
+    ws = ws_url or env.get("BACKBONE_WS_URL") or _socket_beside(rest)
+    return Settings(
+        exchange=exchange,
+        data_dir=str(data_dir) if data_dir is not None else env.get("BACKBONE_DATA_DIR") or str(_default_folder()),
+        rest_url=rest,
+        ws_url=_url("ws_url", ws, ("ws", "wss")),
+        tz=_zone(tz or env.get("BACKBONE_TZ") or "Asia/Seoul"),
+        frames=frames,
+    )
+
+
+def _url(argument: str, value: str, schemes: tuple[str, ...]) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in schemes or not parts.hostname:
+        raise InputError(argument, value, f"an address that starts with {' or '.join(s + '://' for s in schemes)}")
+    return value.rstrip("/")
+
+
+def _socket_beside(rest_url: str) -> str:
+    parts = urlsplit(rest_url)
+    return f"{'wss' if parts.scheme == 'https' else 'ws'}://{parts.netloc}{parts.path}/websocket/v1"
+
+
+def _zone(name: str) -> str:
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, TypeError, OSError) as exc:
+        raise InputError("tz", name, "an IANA time zone such as Asia/Seoul or UTC") from exc
+    return name
+
+
+def _default_folder() -> Path:
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "pyproject.toml").is_file() and (checkout / "data").is_dir():
+        return checkout / "data"
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("backbone", appauthor=False))
