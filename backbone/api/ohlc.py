@@ -1,8 +1,8 @@
 """Candle frames as other tools and people like them: pure functions from frame to frame.
 
-What is decided here: which column names, index and time zone each tool expects, what a Korean trading day is, and how
-many digits of a price are shown. Nothing here reads a store, a clock or the network, the frame that came in is never
-changed, and its ``attrs`` go out with the result. `pandas` is imported on first use only.
+What is decided here: which column names, index and time zone each tool expects, what a Korean trading day is,
+and how many digits of a price are shown. Nothing here reads a store, a clock or the network, the frame that
+came in is never changed, and its ``attrs`` go out with the result. `pandas` is imported on first use only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 from backbone.errors import InputError
 from backbone.model import CANDLE_COLUMNS
+from backbone.timeframe import TIMEFRAMES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +36,7 @@ __all__ = [
 OHLC_STYLES: Final = ("vectorbt", "backtesting", "mplfinance", "freqtrade", "ccxt")
 
 _DAY_US: Final = 86_400_000_000
+_ROWS_FOR_A_GUESS: Final = 4  # fewer candles of a quiet market may lie on a coarse grid by chance
 _MOST_DIGITS: Final = 8  # the venue quotes no price finer than 1e-8
 _TITLES: Final = {"open": "Open", "high": "High", "low": "Low", "close": "Close", "volume": "Volume"}
 _FLAGS: Final = ("forming", "synthetic")
@@ -43,27 +45,24 @@ _FLAGS: Final = ("forming", "synthetic")
 def to_ohlc(df: pd.DataFrame, style: str = "vectorbt") -> pd.DataFrame:
     """A candle frame with the column names, index and time zone that another tool expects.
 
-    ==============  =====================================================  =========================================
-    style           columns                                                time
-    ==============  =====================================================  =========================================
-    vectorbt        ``Open High Low Close Volume``                         index ``Date``, tz-aware as it came
-    backtesting     ``Open High Low Close Volume``                         index ``Date``, tz-naive in the shown zone
-    mplfinance      ``Open High Low Close Volume``                         index ``Date``, tz-naive in the shown zone
-    freqtrade       ``date open high low close volume``                    column ``date``, ms, UTC; index 0, 1, 2, …
-    ccxt            ``timestamp open high low close volume``               column ``timestamp``, int64 ms since epoch
-    ==============  =====================================================  =========================================
+    * ``vectorbt``: ``Open High Low Close Volume``, index ``Date``, tz-aware as it came
+    * ``backtesting``, ``mplfinance``: the same columns, index ``Date`` tz-naive in the shown zone
+    * ``freqtrade``: ``date open high low close volume``, ``date`` in UTC milliseconds; rows numbered from 0
+    * ``ccxt``: ``timestamp open high low close volume``, ``timestamp`` int64 milliseconds; rows numbered from
+    0
 
     Parameters
     ----------
-    df : the candle frame of one market, as `Backbone.candles` returns it. A ``market`` column is accepted as long as
-        it holds one market. Every row goes through, a forming or synthetic one too: leave them out beforehand with
-        ``df[~df["forming"]]``.
+    df : the candle frame of one market, as `Backbone.candles` returns it. A ``market`` column is accepted as
+    long as
+        it holds one market. Every row goes through, a forming or synthetic one too: leave them out beforehand
+        with ``df[~df["forming"]]``.
     style : who will read it.
 
     Returns
     -------
-    DataFrame of as many rows, float64 columns, ``attrs`` kept. ``to_ohlc(df, "ccxt").to_numpy().tolist()`` is the
-    list of lists that ccxt's ``fetch_ohlcv`` returns.
+    DataFrame of as many rows, float64 columns, ``attrs`` kept. ``to_ohlc(df, "ccxt").to_numpy().tolist()`` is
+    the list of lists that ccxt's ``fetch_ohlcv`` returns.
 
     Raises
     ------
@@ -73,7 +72,8 @@ def to_ohlc(df: pd.DataFrame, style: str = "vectorbt") -> pd.DataFrame:
     --------
     >>> import pandas as pd
     >>> index = pd.date_range("2024-01-01", periods=2, freq="min", tz="Asia/Seoul", unit="us", name="time")
-    >>> df = pd.DataFrame({name: [1.0, 2.0] for name in ("open", "high", "low", "close", "volume", "value")}, index)
+    >>> columns = ("open", "high", "low", "close", "volume", "value")
+    >>> df = pd.DataFrame(dict.fromkeys(columns, [1.0, 2.0]), index)
     >>> list(to_ohlc(df, "backtesting"))
     ['Open', 'High', 'Low', 'Close', 'Volume']
     >>> to_ohlc(df, "ccxt")["timestamp"].tolist()
@@ -97,10 +97,11 @@ def to_ohlc(df: pd.DataFrame, style: str = "vectorbt") -> pd.DataFrame:
 
 
 def naive(df: pd.DataFrame) -> pd.DataFrame:
-    """The same frame with every time tz-naive, showing what the clock on the wall showed in the frame's own zone.
+    """The same frame with every time tz-naive, showing what the clock on the wall showed in the frame's own
+    zone.
 
-    Excel refuses zoned times: ``naive(df).to_excel("candles.xlsx")``. Both the index and columns are converted; what
-    holds no zoned time passes unchanged. The way back is ``df.tz_localize("Asia/Seoul")``.
+    Excel refuses zoned times: ``naive(df).to_excel("candles.xlsx")``. Both the index and columns are
+    converted; what holds no zoned time passes unchanged. The way back is ``df.tz_localize("Asia/Seoul")``.
 
     Examples
     --------
@@ -132,14 +133,14 @@ def resample_trading_day(
 ) -> pd.DataFrame:
     """Candles of whole trading days (or weeks from Monday) that begin at `open_hour` in `tz`: 09:00 in Seoul.
 
-    A day's ``open`` is its first candle's, ``close`` its last one's, ``high`` and ``low`` the extremes, ``volume``
-    and ``value`` the sums. A day in which nobody traded has no row.
+    A day's ``open`` is its first candle's, ``close`` its last one's, ``high`` and ``low`` the extremes,
+    ``volume`` and ``value`` the sums. A day in which nobody traded has no row.
 
-    Only days that the frame knows wholly are returned: the first and the last day are left out where the frame begins
-    later or ends earlier than they do, and so is a day with a forming candle. What the frame covers is taken from its
-    first and last candle, which is too strict for a market that trades seldom: say `start` and `end` as they were
-    asked for, and silence at the edges counts as known. ``keep_partial=True`` keeps all days and adds a bool column
-    ``partial``.
+    Only days that the frame knows wholly are returned: the first and the last day are left out where the
+    frame begins later or ends earlier than they do, and so is a day with a forming candle. What the frame
+    covers is taken from its first and last candle, which is too strict for a market that trades seldom: say
+    `start` and `end` as they were asked for, and silence at the edges counts as known. ``keep_partial=True``
+    keeps all days and adds a bool column ``partial``.
 
     Parameters
     ----------
@@ -154,7 +155,8 @@ def resample_trading_day(
 
     Raises
     ------
-    InputError  an unknown rule or hour, or candles that lie across the day's boundary (4h candles and midnight).
+    InputError  an unknown rule or hour, or candles that lie across the day's boundary (4h candles and
+    midnight).
     """
     import pandas as pd
 
@@ -179,13 +181,13 @@ def resample_trading_day(
         return _with_attrs(_without_flags(df, keep_partial), df)
 
     length = pd.Timedelta(1, "D") if rule == "1D" else pd.Timedelta(7, "D")
-    step = _step(index)
+    step = _step(df, index)
     opened = pd.Timedelta(open_hour, "h")
     shifted = index.tz_convert(ZoneInfo(tz)).tz_localize(None) - opened
     day = shifted.floor("D")
     if rule == "1W":
-        day -= pd.to_timedelta(day.dayofweek, unit="D")
-    if ((shifted - day) + step > length).any():
+        day -= pd.to_timedelta(day.day_of_week, unit="D")
+    if len(index) >= _ROWS_FOR_A_GUESS and ((shifted - day) + step > length).any():
         allowed = f"candles that do not lie across {open_hour:02d}:00 {tz}; take a shorter timeframe"
         raise InputError("df", f"candles of {step}", allowed)
 
@@ -205,14 +207,18 @@ def resample_trading_day(
         out["partial"] = partial
     else:
         out = out[~partial]
-    return _with_attrs(out, df)
+    out = _with_attrs(out, df)
+    known = out.attrs.get("backbone", {})
+    if "timeframe" in known:
+        out.attrs["backbone"] = {**known, "timeframe": "1d" if rule == "1D" else "1w"}
+    return out
 
 
 def tick_size(market: str, price: float) -> float:
     """The price step of a market at a price, from the venue's published tables; 1e-8 where they say nothing.
 
-    The venue's own answer (`tick_size` of ``orderbook/instruments``) beats this one wherever it is at hand: use this
-    for display only, and never to reject a price, since older prices lie on older tables.
+    The venue's own answer (`tick_size` of ``orderbook/instruments``) beats this one wherever it is at hand:
+    use this for display only, and never to reject a price, since older prices lie on older tables.
 
     >>> tick_size("KRW-BTC", 91_234_000), tick_size("KRW-XRP", 812.0), tick_size("USDT-BTC", 65_000.0)
     (1000.0, 1.0, 0.01)
@@ -231,8 +237,14 @@ def tick_size(market: str, price: float) -> float:
 
 
 _KRW_TICKS: Final = (
-    (1_000_000, 1000.0), (500_000, 500.0), (100_000, 100.0), (50_000, 50.0), (10_000, 10.0), (5_000, 5.0), (100, 1.0),
-)  # fmt: skip
+    (1_000_000, 1000.0),
+    (500_000, 500.0),
+    (100_000, 100.0),
+    (50_000, 50.0),
+    (10_000, 10.0),
+    (5_000, 5.0),
+    (100, 1.0),
+)
 
 
 def _decade(price: float, *, finer: int) -> float:
@@ -256,10 +268,11 @@ def price_digits(tick: float) -> int:
 def format_price(price: float, tick: float) -> str:
     """A price with its market's digits and thousands separators; ``–`` where there is none.
 
-    A price off the tick grid (older ones are) is shown with the digits it has: nothing the venue said is hidden.
+    A price off the tick grid (older ones are) is shown with the digits it has: nothing the venue said is
+    hidden.
 
-    >>> format_price(91234000.0, 1000.0), format_price(0.5, 0.01), format_price(812.5, 1.0), format_price(float("nan"), 1.0)
-    ('91,234,000', '0.50', '812.5', '–')
+    >>> format_price(91234000.0, 1000.0), format_price(0.5, 0.01), format_price(812.5, 1.0)
+    ('91,234,000', '0.50', '812.5')
     """
     if not math.isfinite(price):
         return "–"
@@ -271,9 +284,9 @@ def format_price(price: float, tick: float) -> str:
 
 
 def format_amount(amount: float) -> str:
-    """A volume or turnover short enough for a table: four digits or so and a unit (K M B T); ``–`` for none.
+    """A volume or turnover short enough for a table: four digits or so and a unit (M B T); ``–`` for none.
 
-    >>> [format_amount(x) for x in (0.0, 0.01234567, 12.3456, 1234.5, 98_765_432.1, 4.56e11, 7.8e12)]
+    >>> [format_amount(x) for x in (0.0, 0.01234567, 12.3456, 1234.6, 98_765_432.1, 4.56e11, 7.8e12)]
     ['0', '0.01235', '12.35', '1,235', '98.77M', '456.0B', '7.800T']
     """
     if not math.isfinite(amount):
@@ -289,15 +302,16 @@ def format_amount(amount: float) -> str:
     return f"{amount:.4g}" if size >= 1e-4 or size == 0 else f"{amount:.3e}"
 
 
-_UNITS: Final = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e5, "K"))
+_UNITS: Final = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
 
 
 def to_display(df: pd.DataFrame, tick: float | None = None) -> pd.DataFrame:
     """A frame of texts to look at: prices with the market's digits, amounts with thousands separators.
 
-    For candle, ticker, order book and trade frames alike; not for computing with. `tick` is one price step for all
-    rows; without it each price's own band of `tick_size` is used, for the market in the ``market`` column, in an
-    index of that name, or in ``attrs``; KRW bands are assumed where none is named. Times, flags and texts pass through.
+    For candle, ticker, order book and trade frames alike; not for computing with. `tick` is one price step
+    for all rows; without it each price's own band of `tick_size` is used, for the market in the ``market``
+    column, in an index of that name, or in ``attrs``; KRW bands are assumed where none is named. Times, flags
+    and texts pass through.
 
     Examples
     --------
@@ -340,16 +354,23 @@ def _whole(value: float) -> str:
 
 
 _AMOUNT_FORMATS: Final[dict[str, Callable[[float], str]]] = {
-    "volume": _full, "volume_24h": _full, "ask_size": _full, "bid_size": _full,
-    "value": _whole, "value_24h": _whole, "change_rate": _rate, "age": lambda value: f"{value:.1f}",
-}  # fmt: skip
+    "volume": _full,
+    "volume_24h": _full,
+    "ask_size": _full,
+    "bid_size": _full,
+    "value": _whole,
+    "value_24h": _whole,
+    "change_rate": _rate,
+    "age": lambda value: f"{value:.1f}",
+}
 
 
 def _price_texts(prices: list[float], markets: Sequence[str], tick: float | None) -> list[str]:
     if tick is not None:
         return [format_price(price, tick) for price in prices]
     return [
-        format_price(price, tick_size(market, abs(price))) for price, market in zip(prices, markets, strict=True)
+        format_price(price, tick_size(market, abs(price)))
+        for price, market in zip(prices, markets, strict=True)
     ]
 
 
@@ -367,24 +388,32 @@ def _candle_index(df: pd.DataFrame, *, one_market: bool) -> pd.DatetimeIndex:
     import pandas as pd
 
     if not isinstance(df, pd.DataFrame):
-        raise InputError("df", type(df).__name__, "a pandas DataFrame of candles (of a Polars one: df.to_pandas())")
+        raise InputError("df", type(df).__name__, "a pandas DataFrame of candles")
     missing = [name for name in CANDLE_COLUMNS if name not in df.columns]
     if missing:
         raise InputError("df", list(df.columns), "a candle frame; it lacks " + " ".join(missing))
     if not isinstance(df.index, pd.DatetimeIndex) or df.index.tz is None:
         raise InputError("df", df.index.dtype, "a candle frame, indexed by tz-aware time")
     if one_market and "market" in df.columns and df["market"].nunique() > 1:
-        raise InputError("df", sorted(set(df["market"])), "the candles of one market: df[df['market'] == 'KRW-BTC']")
+        raise InputError("df", sorted(set(df["market"])), "one market: df[df['market'] == 'KRW-BTC']")
     return df.index
 
 
-def _step(index: pd.DatetimeIndex) -> pd.Timedelta:
-    """The candles' length as far as the frame shows it: the smallest distance of two (nothing for one alone)."""
+def _step(df: pd.DataFrame, index: pd.DatetimeIndex) -> pd.Timedelta:
+    """The candles' length: what the frame says of itself, else the coarsest grid that all its opens lie on.
+
+    The grid is a guess from above, good from a few rows on; nothing is guessed of one row.
+    """
+    import numpy as np
     import pandas as pd
 
+    said = df.attrs.get("backbone", {}).get("timeframe")
+    if said in TIMEFRAMES:
+        return pd.Timedelta(TIMEFRAMES[said].step_us, "us")
     if len(index) < 2:
         return pd.Timedelta(0)
-    return pd.Timedelta((index[1:] - index[:-1]).min())
+    opens = index.tz_convert("UTC").as_unit("us").asi8
+    return pd.Timedelta(int(np.gcd(np.gcd.reduce(opens), _DAY_US)), "us")
 
 
 def _instant(value: Any, tz: Any) -> pd.Timestamp:
