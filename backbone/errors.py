@@ -76,7 +76,8 @@ class InputError(BackboneError, ValueError):
 class SourceError(BackboneError):
     """The venue's side failed.
 
-    Attributes: ``market`` and ``url`` where known, ``attempts`` (how often it was tried).
+    Attributes: ``market`` and ``url`` where known, ``attempts`` (how often it was tried), ``reply_facts`` (what the
+    transport saw, set by routing).
     """
 
     def __init__(self, message: str, *, market: str | None = None, url: str | None = None, attempts: int = 1) -> None:
@@ -84,6 +85,7 @@ class SourceError(BackboneError):
         self.market = market
         self.url = url
         self.attempts = attempts
+        self.reply_facts: Any = None
 
 
 class UnreachableError(SourceError):

@@ -1,0 +1,1 @@
+"""Who can answer: the venue's dialect, REST, the live stream. Knows neither storage nor what calls it."""

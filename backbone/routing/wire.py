@@ -1,0 +1,813 @@
+"""The venue's dialect, both ways; the only module that knows its paths, field names, groups and page sizes.
+
+A question is an `Ask`: what to send and how to read the answer. Its ``parse`` turns the body into one
+candle page or into records of `backbone.model`, or raises `PayloadError`: every answer is checked at the
+door, and of an answer with one bad row nothing is believed. The socket's frames go through the same
+builders as the rows of REST, so that a row of one instant is the same record whichever channel brought it
+(only ``Ticker.stamp_us``, the time at which the row was made, differs).
+
+Invariants: numbers become the float64 nearest to the decimal on the wire, whatever its spelling; ids and
+times are read as integers and never pass through a float; unknown fields are ignored. Pure: no clock, no
+I/O, no state.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from email.utils import parsedate_to_datetime
+from operator import attrgetter
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from backbone.errors import InputError, PayloadError
+from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, LiveCandle, MarketInfo, OrderBook, Ticker, Trade
+from backbone.timeframe import TIMEFRAMES, Timeframe
+
+__all__ = [
+    "FORMATS",
+    "GROUPS",
+    "KINDS",
+    "ORDERBOOK_DEPTH",
+    "PAGE",
+    "TRADES_PAGE",
+    "Ask",
+    "CandlePage",
+    "Instrument",
+    "LiveRecord",
+    "Status",
+    "StreamError",
+    "candles_ask",
+    "instruments_ask",
+    "markets_ask",
+    "orderbooks_ask",
+    "parse_block_s",
+    "parse_date",
+    "parse_error",
+    "parse_frame",
+    "parse_kind",
+    "parse_remaining",
+    "subscribe_frame",
+    "tickers_all_ask",
+    "tickers_ask",
+    "trades_ask",
+]
+
+PAGE = 200
+"""Most candles of one reply; the venue cuts a larger count silently."""
+TRADES_PAGE = 500
+"""Most trades of one reply."""
+ORDERBOOK_DEPTH = 30
+"""Most levels of a book."""
+GROUPS = ("market", "candles", "crix-trades", "ticker", "orderbook")
+"""Rate groups as the wire names them (the venue's documentation has other names)."""
+FORMATS = ("DEFAULT", "SIMPLE", "JSON_LIST", "SIMPLE_LIST")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_LAST_SECOND_US = 253_402_300_799_000_000  # 9999-12-31T23:59:59Z, the last instant a four-digit year can name
+_SAMPLE = 200
+
+_Millis = Annotated[int, msgspec.Meta(ge=0, le=9_000_000_000_000_000)]  # its microseconds fit in 64 bits
+_Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Side = Literal["BID", "ASK"]
+_TAKERS = {"BID": "buy", "ASK": "sell"}
+_BROKEN = (ValueError, RecursionError)  # all that decoding hostile bytes can raise
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question to the venue. Equal asks have equal answers: it is the key of what is in flight.
+
+    ``path`` is without the version, ``query`` not yet percent-encoded. ``parse`` takes the body of a 200.
+    """
+
+    group: str
+    path: str
+    query: tuple[tuple[str, str], ...]
+    parse: Callable[[bytes], Any] = field(compare=False, repr=False)
+    market: str | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class CandlePage:
+    """What one candle reply said: all candles that open in ``[oldest_us, asked_to_us)``, oldest first.
+
+    A page with fewer rows than were asked for proves that there is nothing before its oldest row either.
+    ``asked_to_us`` is None when the newest were asked for. ``stamps_us`` holds each row's last-trade time.
+    """
+
+    table: pa.Table
+    rows: int
+    oldest_us: int | None
+    asked_to_us: int | None
+    asked_count: int
+    stamps_us: np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Instrument(msgspec.Struct, frozen=True):
+    """A market's price step at its current price, and the levels its book can be grouped by."""
+
+    tick_size: float
+    levels: tuple[float, ...]
+
+
+class Status(msgspec.Struct, frozen=True):
+    """A frame about the connection itself: ``"UP"``, or the name of the method it answers."""
+
+    text: str
+
+
+class StreamError(msgspec.Struct, frozen=True):
+    """An error frame; the venue closes the socket right after it."""
+
+    name: str
+    message: str
+
+
+LiveRecord = Ticker | Trade | OrderBook | LiveCandle
+
+
+# ---------------------------------------------------------------------------------- checks and number forms
+
+
+def _sample(body: bytes) -> str:
+    return body[:_SAMPLE].decode("utf-8", "replace")
+
+
+class _Lie(ValueError):
+    """A row that cannot be true; becomes a `PayloadError` where the body is known."""
+
+
+def _reading(read: Callable[[bytes], Any], what: str, market: str | None = None) -> Callable[[bytes], Any]:
+    """`read` with everything that a wrong body can cause translated into `PayloadError`."""
+
+    def parse(body: bytes) -> Any:
+        try:
+            return read(body)
+        except _BROKEN as exc:
+            subject = f"{what} of {market}" if market else what
+            raise PayloadError(f"{subject}: {exc}", sample=_sample(body), market=market) from exc
+
+    return parse
+
+
+def _plain(number: float) -> str:
+    """A number as the venue takes it in a query: no exponent, no trailing zeros."""
+    text = format(Decimal(repr(number)), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _check_count(count: int, most: int) -> int:
+    if not 1 <= count <= most:
+        raise InputError("count", count, f"an integer from 1 to {most}")
+    return count
+
+
+def _check_codes(argument: str, codes: Iterable[str]) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(codes))
+    if not found or not all(found):
+        raise InputError(argument, found, "at least one code, none of them empty")
+    return found
+
+
+def _by_market(records: Sequence[Any], asked: tuple[str, ...]) -> tuple[Any, ...]:
+    """`records` in the order of `asked`: exactly one for each market asked for, and no other."""
+    found = {record.market: record for record in records}
+    if len(found) != len(records):
+        raise _Lie("a market is told twice")
+    if missing := [market for market in asked if market not in found]:
+        raise _Lie(f"{', '.join(missing[:5])} is missing")
+    if len(found) != len(asked):
+        raise _Lie(f"{next(iter(found.keys() - set(asked)))} was not asked for")
+    return tuple(found[market] for market in asked)
+
+
+# ----------------------------------------------------------------------------------------- the field tables
+
+_REST, _DEFAULT, _SIMPLE = 0, 1, 2
+"""Columns of the tables below: how a REST row, a DEFAULT frame and a SIMPLE frame spell a field."""
+
+_FLAG = ("stream", str, ("stream_type", "stream_type", "st"), "REALTIME")
+
+_TICKER: tuple[tuple[Any, ...], ...] = (
+    ("market", str, ("market", "code", "cd")),
+    ("time", _Millis, ("trade_timestamp", "trade_timestamp", "ttms")),
+    ("price", float, ("trade_price", "trade_price", "tp")),
+    ("open", float, ("opening_price", "opening_price", "op")),
+    ("high", float, ("high_price", "high_price", "hp")),
+    ("low", float, ("low_price", "low_price", "lp")),
+    ("prev_close", float, ("prev_closing_price", "prev_closing_price", "pcp")),
+    ("change", float, ("signed_change_price", "signed_change_price", "scp")),
+    ("change_rate", float, ("signed_change_rate", "signed_change_rate", "scr")),
+    ("volume", float, ("acc_trade_volume", "acc_trade_volume", "atv")),
+    ("value", float, ("acc_trade_price", "acc_trade_price", "atp")),
+    ("volume_24h", float, ("acc_trade_volume_24h", "acc_trade_volume_24h", "atv24h")),
+    ("value_24h", float, ("acc_trade_price_24h", "acc_trade_price_24h", "atp24h")),
+    ("stamp", _Millis, ("timestamp", "timestamp", "tms")),
+    _FLAG,
+)
+
+_TRADE: tuple[tuple[Any, ...], ...] = (
+    ("market", str, ("market", "code", "cd")),
+    ("time", _Millis, ("timestamp", "trade_timestamp", "ttms")),  # a frame's timestamp is when it was sent
+    ("price", float, ("trade_price", "trade_price", "tp")),
+    ("volume", float, ("trade_volume", "trade_volume", "tv")),
+    ("side", _Side, ("ask_bid", "ask_bid", "ab")),
+    ("id", _Id, ("sequential_id", "sequential_id", "sid")),
+    _FLAG,
+)
+
+_UNIT: tuple[tuple[Any, ...], ...] = (
+    ("ask_price", float, ("ask_price", "ask_price", "ap")),
+    ("ask_size", float, ("ask_size", "ask_size", "as")),
+    ("bid_price", float, ("bid_price", "bid_price", "bp")),
+    ("bid_size", float, ("bid_size", "bid_size", "bs")),
+)
+
+_LIVE_CANDLE: tuple[tuple[Any, ...], ...] = (
+    ("market", str, ("market", "code", "cd")),
+    ("time", str, ("candle_date_time_utc", "candle_date_time_utc", "cdttmu")),
+    ("open", float, ("opening_price", "opening_price", "op")),
+    ("high", float, ("high_price", "high_price", "hp")),
+    ("low", float, ("low_price", "low_price", "lp")),
+    ("close", float, ("trade_price", "trade_price", "tp")),
+    ("volume", float, ("candle_acc_trade_volume", "candle_acc_trade_volume", "catv")),
+    ("value", float, ("candle_acc_trade_price", "candle_acc_trade_price", "catp")),
+    ("stamp", _Millis, ("timestamp", "timestamp", "tms")),
+    _FLAG,
+)
+
+_TAGS = (None, "type", "ty")
+
+
+def _struct(name: str, table: Iterable[tuple[Any, ...]], column: int, tag: str | None = None) -> Any:
+    """The msgspec type of one dialect of a table; with `tag`, a member of that dialect's union of frames."""
+    fields: list[Any] = []
+    for attribute, kind, spellings, *default in table:
+        spec = msgspec.field(name=spellings[column], **({"default": default[0]} if default else {}))
+        fields.append((attribute, kind, spec))
+    tagged = {"tag_field": _TAGS[column], "tag": tag} if tag else {}
+    return msgspec.defstruct(name, fields, gc=False, **tagged)  # type: ignore[arg-type]
+
+
+def _list_of(kind: Any) -> Any:
+    return list[kind]
+
+
+def _book_table(column: int) -> tuple[tuple[Any, ...], ...]:
+    units = _list_of(_struct("Unit", _UNIT, column))
+    return (
+        ("market", str, ("market", "code", "cd")),
+        ("time", _Millis, ("timestamp", "timestamp", "tms")),
+        ("units", units, ("orderbook_units", "orderbook_units", "obu")),
+        ("level", float, ("level", "level", "lv"), 0.0),  # absent on regional venues and in older frames
+        _FLAG,
+    )
+
+
+_STREAM_FRAMES = {"1h": "60m", "4h": "240m"}
+_TIMEFRAMES_BY_KIND = {
+    f"candle.{_STREAM_FRAMES.get(name, name)}": TIMEFRAMES[name]
+    for name in ("1s", "1m", "3m", "5m", "10m", "15m", "30m", "1h", "4h")
+}
+KINDS = ("ticker", "trade", "orderbook", *_TIMEFRAMES_BY_KIND)
+"""What the socket can be asked for."""
+
+
+# ------------------------------------------------------------------------- builders: a row becomes a record
+
+
+def _ticker(row: Any) -> Ticker:
+    if not (row.price > 0 and row.open > 0 and row.high > 0 and row.low > 0 and row.prev_close > 0):
+        raise _Lie(f"a price of {row.market} is not positive")
+    if row.volume < 0 or row.value < 0 or row.volume_24h < 0 or row.value_24h < 0:
+        raise _Lie(f"a volume of {row.market} is negative")
+    return Ticker(
+        row.market,
+        row.time * 1000,
+        row.price,
+        row.open,
+        row.high,
+        row.low,
+        row.prev_close,
+        row.change,
+        row.change_rate,
+        row.volume,
+        row.value,
+        row.volume_24h,
+        row.value_24h,
+        row.stamp * 1000,
+    )
+
+
+def _trade(row: Any) -> Trade:
+    if not (row.price > 0 and row.volume > 0):
+        raise _Lie(f"trade {row.id} of {row.market} has no price or no volume")
+    return Trade(row.market, row.time * 1000, row.price, row.volume, _TAKERS[row.side], row.id)
+
+
+def _orderbook(row: Any) -> OrderBook:
+    asks = []
+    bids = []
+    last_ask, last_bid = 0.0, float("inf")
+    for unit in row.units:
+        price = unit.ask_price
+        if price > last_ask and unit.ask_size >= 0:
+            asks.append((price, unit.ask_size))
+            last_ask = price
+        elif price or unit.ask_size:  # the venue pads the thinner side with zero price and size
+            raise _Lie(f"the asks of {row.market} do not ascend")
+        price = unit.bid_price
+        if 0 < price < last_bid and unit.bid_size >= 0:
+            bids.append((price, unit.bid_size))
+            last_bid = price
+        elif price or unit.bid_size:
+            raise _Lie(f"the bids of {row.market} do not descend")
+    return OrderBook(row.market, row.time * 1000, row.level, tuple(asks), tuple(bids))
+
+
+def _open_us(text: str) -> int:
+    """A candle's open; the wire gives ``YYYY-MM-DDTHH:MM:SS`` in UTC without a zone."""
+    moment = datetime.fromisoformat(text)
+    if len(text) != 19 or moment.tzinfo is not None:
+        raise _Lie(f"{text!r} is not a time")
+    return (moment.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+
+
+def _live_candle(row: Any, timeframe: Timeframe) -> LiveCandle:
+    time_us = _open_us(row.time)
+    if timeframe.floor(time_us) != time_us:
+        raise _Lie(f"{row.time} is not where a {timeframe} candle opens")
+    if not 0 < row.low <= min(row.open, row.close) <= max(row.open, row.close) <= row.high:
+        raise _Lie(f"the prices of the candle {row.time} of {row.market} contradict each other")
+    if row.volume < 0 or row.value < 0:
+        raise _Lie(f"the volume of the candle {row.time} of {row.market} is negative")
+    return LiveCandle(
+        row.market,
+        timeframe.name,
+        time_us,
+        row.open,
+        row.high,
+        row.low,
+        row.close,
+        row.volume,
+        row.value,
+        row.stamp * 1000,
+    )
+
+
+# -------------------------------------------------------------------------------------------------- candles
+
+
+class _CandleRow(msgspec.Struct, gc=False):
+    market: str
+    candle_date_time_utc: str
+    opening_price: float
+    high_price: float
+    low_price: float
+    trade_price: float
+    candle_acc_trade_volume: float
+    candle_acc_trade_price: float
+    timestamp: _Millis
+
+
+_candle_rows = msgspec.json.Decoder(list[_CandleRow])
+_candle_values = attrgetter(*_CandleRow.__struct_fields__[2:8])  # in the order of CANDLE_COLUMNS
+_STAMP_FORM = np.frombuffer(b"0000-00-00T00:00:00", dtype=np.uint8)
+_IS_DIGIT = np.equal(_STAMP_FORM, ord("0"))
+
+
+def _open_times(texts: list[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """`_open_us` of a whole column."""
+    for text in texts:
+        if len(text) != 19:
+            raise _Lie(f"{text!r} is not a time")
+    letters = np.frombuffer("".join(texts).encode("ascii"), dtype=np.uint8).reshape(-1, 19)
+    expected = np.where(_IS_DIGIT, (letters >= 48) & (letters <= 57), letters == _STAMP_FORM)
+    if not expected.all():
+        raise _Lie(f"{texts[int(np.argmin(expected.all(axis=1)))]!r} is not a time")
+    return np.array(texts, dtype="datetime64[us]").view(np.int64)
+
+
+def _check_times(times: np.ndarray[Any, np.dtype[np.int64]], timeframe: Timeframe, to_us: int | None) -> None:
+    if (times[1:] >= times[:-1]).any():
+        raise _Lie("rows are not newest first")
+    if (timeframe.floor_array(times) != times).any():
+        raise _Lie(f"a time is not where a {timeframe} candle opens")
+    if to_us is not None and times[0] >= to_us:
+        raise _Lie("a row is not before the time asked for")
+
+
+def _check_prices(columns: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+    """`columns` are rows of open, high, low, close, volume, value."""
+    low, high = columns[2], columns[1]
+    if not (low > 0).all():
+        raise _Lie("a low is not positive")
+    if (columns[:4] < low).any() or (columns[:4] > high).any():
+        raise _Lie("a price is outside its candle's low and high")
+    if (columns[4:] < 0).any():
+        raise _Lie("a volume is negative")
+
+
+def _read_candles(
+    body: bytes, market: str, timeframe: Timeframe, to_us: int | None, count: int
+) -> CandlePage:
+    rows = _candle_rows.decode(body)
+    if len(rows) > count:
+        raise _Lie(f"{len(rows)} rows where {count} were asked for")
+    if not rows:
+        return CandlePage(CANDLE_SCHEMA.empty_table(), 0, None, to_us, count, np.empty(0, dtype=np.int64))
+    for row in rows:
+        if row.market != market:
+            raise _Lie(f"a row is of {row.market}")
+    times = _open_times([row.candle_date_time_utc for row in rows])
+    columns = np.array([_candle_values(row) for row in reversed(rows)], dtype=np.float64).T.copy()
+    _check_times(times, timeframe, to_us)
+    _check_prices(columns)
+    opens = times[::-1].copy()
+    stamps = np.array([row.timestamp for row in reversed(rows)], dtype=np.int64) * 1000
+    arrays = [pa.array(opens.view("datetime64[us]"), type=CANDLE_SCHEMA.field("time").type)]
+    arrays += [pa.array(columns[i]) for i in range(len(CANDLE_COLUMNS))]
+    table = pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
+    return CandlePage(table, len(rows), int(opens[0]), to_us, count, stamps)
+
+
+_CANDLE_PATHS = {"1s": "seconds", "1d": "days", "1w": "weeks", "1M": "months", "1y": "years"}
+
+
+def _candle_path(timeframe: Timeframe) -> str:
+    name = _CANDLE_PATHS.get(timeframe.name) or f"minutes/{timeframe.step_us // 60_000_000}"
+    return f"/candles/{name}"
+
+
+def candles_ask(market: str, timeframe: Timeframe, to_us: int | None, count: int) -> Ask:
+    """The newest `count` candles that open before `to_us` (None: of all, the forming one included).
+
+    The bound is sent in whole seconds, rounded up; as candles open on whole seconds, that changes nothing.
+    """
+    _check_count(count, PAGE)
+    query: tuple[tuple[str, str], ...] = (("market", market), ("count", str(count)))
+    if to_us is not None:
+        to_us = min(-(-to_us // 1_000_000) * 1_000_000, _LAST_SECOND_US)
+        bound = _EPOCH + to_us * _MICROSECOND
+        query += (("to", f"{bound:%Y-%m-%dT%H:%M:%S}Z".rjust(20, "0")),)
+
+    def read(body: bytes) -> CandlePage:
+        return _read_candles(body, market, timeframe, to_us, count)
+
+    parse = _reading(read, f"{timeframe} candles", market)
+    return Ask("candles", _candle_path(timeframe), query, parse, market)
+
+
+# -------------------------------------------------------------------------------------------------- markets
+
+
+class _MarketEvent(msgspec.Struct, gc=False):
+    warning: bool
+    caution: dict[str, bool] = {}
+
+
+class _MarketRow(msgspec.Struct, gc=False):
+    market: str
+    english_name: str
+    korean_name: str = ""
+    market_event: _MarketEvent | None = None  # Korea
+    market_warning: str = "NONE"  # the regional venues
+
+
+_market_rows = msgspec.json.Decoder(list[_MarketRow])
+_MARKET_CODE = re.compile(r"[^\s\-,/]+-[^\s\-,/]+")
+
+
+def _read_markets(body: bytes) -> tuple[MarketInfo, ...]:
+    markets = {}
+    for row in _market_rows.decode(body):
+        if not _MARKET_CODE.fullmatch(row.market):
+            raise _Lie(f"{row.market!r} is not a market code")
+        event = row.market_event
+        warning = row.market_warning == "CAUTION" if event is None else event.warning
+        cautions = tuple(name for name, is_raised in event.caution.items() if is_raised) if event else ()
+        markets[row.market] = MarketInfo(row.market, row.korean_name, row.english_name, warning, cautions)
+    if not markets:  # believed, an empty list would make every market unknown
+        raise _Lie("no market at all")
+    return tuple(markets.values())
+
+
+def markets_ask() -> Ask:
+    """Every market the venue trades; parses to a tuple of `MarketInfo`."""
+    return Ask("market", "/market/all", (("is_details", "true"),), _reading(_read_markets, "markets"))
+
+
+# ----------------------------------------------------------------------------- tickers, order books, trades
+
+_ticker_rows = msgspec.json.Decoder(_list_of(_struct("TickerRow", _TICKER, _REST)))
+_book_rows = msgspec.json.Decoder(_list_of(_struct("BookRow", _book_table(_REST), _REST)))
+_trade_rows = msgspec.json.Decoder(_list_of(_struct("TradeRow", _TRADE, _REST)))
+
+
+def tickers_ask(markets: Iterable[str]) -> Ask:
+    """The ticker of each of `markets`; parses to a tuple of `Ticker` in that order. One unknown fails all."""
+    asked = _check_codes("markets", markets)
+
+    def read(body: bytes) -> tuple[Ticker, ...]:
+        return _by_market([_ticker(row) for row in _ticker_rows.decode(body)], asked)
+
+    return Ask("ticker", "/ticker", (("markets", ",".join(asked)),), _reading(read, "tickers"))
+
+
+def tickers_all_ask(quotes: Iterable[str]) -> Ask:
+    """The ticker of every market priced in one of `quotes`; parses to a tuple of `Ticker`."""
+    asked = _check_codes("quotes", quotes)
+
+    def read(body: bytes) -> tuple[Ticker, ...]:
+        tickers = tuple(_ticker(row) for row in _ticker_rows.decode(body))
+        for ticker in tickers:
+            if ticker.market.partition("-")[0] not in asked:
+                raise _Lie(f"{ticker.market} was not asked for")
+        return tuple(_by_market(tickers, tuple(ticker.market for ticker in tickers)))
+
+    return Ask("ticker", "/ticker/all", (("quote_currencies", ",".join(asked)),), _reading(read, "tickers"))
+
+
+def orderbooks_ask(markets: Iterable[str], level: float = 0, count: int = ORDERBOOK_DEPTH) -> Ask:
+    """The book of each of `markets`, `count` levels deep, prices grouped by `level` (0: not grouped).
+
+    Parses to a tuple of `OrderBook` in the order asked.
+    """
+    asked = _check_codes("markets", markets)
+    _check_count(count, ORDERBOOK_DEPTH)
+    query: tuple[tuple[str, str], ...] = (("markets", ",".join(asked)),)
+    if count != ORDERBOOK_DEPTH:
+        query += (("count", str(count)),)
+    if level:  # the regional venues refuse the parameter
+        query += (("level", _plain(level)),)
+
+    def read(body: bytes) -> tuple[OrderBook, ...]:
+        books = [_orderbook(row) for row in _book_rows.decode(body)]
+        for book in books:
+            if book.level != level:
+                raise _Lie(f"{book.market} is grouped by {book.level:g}, not {level:g}")
+            if max(len(book.asks), len(book.bids)) > count:
+                raise _Lie(f"{book.market} is deeper than the {count} levels asked for")
+        return _by_market(books, asked)
+
+    return Ask("orderbook", "/orderbook", query, _reading(read, "order books"))
+
+
+class _InstrumentRow(msgspec.Struct, gc=False):
+    market: str
+    tick_size: str | float
+    supported_levels: tuple[str | float, ...] = ("0",)  # absent on some regional venues
+
+
+_instrument_rows = msgspec.json.Decoder(list[_InstrumentRow])
+
+
+def _read_instruments(body: bytes, asked: tuple[str, ...]) -> dict[str, Instrument]:
+    found = {}
+    for row in _by_market(_instrument_rows.decode(body), asked):
+        instrument = Instrument(float(row.tick_size), tuple(float(level) for level in row.supported_levels))
+        if not 0 < instrument.tick_size < float("inf"):
+            raise _Lie(f"the tick size of {row.market} is {row.tick_size!r}")
+        if not all(0 <= level < float("inf") for level in instrument.levels):
+            raise _Lie(f"a level of {row.market} is not a number")
+        found[row.market] = instrument
+    return found
+
+
+def instruments_ask(markets: Iterable[str]) -> Ask:
+    """Price steps and book levels of `markets`; parses to a dict of market to `Instrument`."""
+    asked = _check_codes("markets", markets)
+    parse = _reading(lambda body: _read_instruments(body, asked), "instruments")
+    return Ask("orderbook", "/orderbook/instruments", (("markets", ",".join(asked)),), parse)
+
+
+def trades_ask(
+    market: str, count: int, *, cursor: int | None = None, days_ago: int | None = None, to: str | None = None
+) -> Ask:
+    """The newest `count` trades of one UTC day of `market`, newest first; parses to a tuple of `Trade`.
+
+    cursor : only trades older than the one with this ``sequential_id``. The way to page, losing nothing.
+    days_ago : 1 to 7; None is today.
+    to : time of that day, ``HH:MM:SS``; trades of that second are left out.
+    """
+    _check_count(count, TRADES_PAGE)
+    if days_ago is not None and not 1 <= days_ago <= 7:
+        raise InputError("days_ago", days_ago, "an integer from 1 to 7, or None for today")
+    given = (("cursor", cursor), ("days_ago", days_ago), ("to", to))
+    query: tuple[tuple[str, str], ...] = (("market", market), ("count", str(count)))
+    query += tuple((name, str(value)) for name, value in given if value is not None)
+
+    def read(body: bytes) -> tuple[Trade, ...]:
+        trades = tuple(_trade(row) for row in _trade_rows.decode(body))
+        if len(trades) > count:
+            raise _Lie(f"{len(trades)} rows where {count} were asked for")
+        for trade in trades:
+            if trade.market != market:
+                raise _Lie(f"a row is of {trade.market}")
+        return trades
+
+    return Ask("crix-trades", "/trades/ticks", query, _reading(read, "trades", market), market)
+
+
+# ---------------------------------------------------------------------------------------- refusals, headers
+
+
+def parse_error(body: bytes) -> tuple[str, str]:
+    """The name and message of an error body; a body in another shape is all message."""
+    try:
+        error = msgspec.json.decode(body)["error"]
+        return str(error["name"]), str(error["message"])
+    except (*_BROKEN, KeyError, TypeError, IndexError):
+        return "", _sample(body).strip()
+
+
+def parse_remaining(header: str | None) -> tuple[str | None, int | None]:
+    """Group and requests left in this second, of a ``Remaining-Req`` header; None for what it lacks."""
+    told = dict(part.strip().split("=", 1) for part in (header or "").split(";") if "=" in part)
+    left = told.get("sec", "")
+    return told.get("group") or None, int(left) if left.isascii() and left.isdigit() else None
+
+
+def parse_date(header: str | None) -> int | None:
+    """The instant of an HTTP date, or None."""
+    try:
+        moment = parsedate_to_datetime(header or "")
+    except ValueError:
+        return None
+    return (moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH) // _MICROSECOND
+
+
+BLOCK_S = 60.0
+"""How long a block is taken to last when the venue does not say."""
+_LONGEST_BLOCK_S = 86_400.0
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:\.\d+)?\s?(Z|UTC|KST|[+-]\d\d:?\d\d)?")
+_AN_EPOCH = re.compile(r"(?<![\d.])(1\d{9})(\d{3})?(?![\d.])")
+_UNITS = r"milli\w*|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|h|밀리초|초|분|시간"
+_LENGTH = re.compile(rf"(?<![\d.])(\d+(?:\.\d+)?)\s?({_UNITS})(?![A-Za-z])", re.IGNORECASE)
+_KEYED = re.compile(
+    r'"([\w-]*(?:after|block|second|sec|minute|remain|wait|ban|time|period|expire)[\w-]*)"\s*:\s*"?(\d+(?:\.\d+)?)',
+    re.IGNORECASE,
+)
+
+
+def _unit_s(word: str) -> float:
+    """Seconds of a unit, from a word or from a field's name that contains one."""
+    word = word.lower()
+    if word == "ms" or "milli" in word or word.endswith("_ms") or "밀리" in word:
+        return 0.001
+    if word in ("h", "시간") or "hour" in word:
+        return 3600.0
+    return 60.0 if word in ("m", "분") or "min" in word else 1.0
+
+
+def _until_s(moment: re.Match[str], now_us: int) -> float:
+    """Seconds from now to a time in a text; without a zone in UTC, or Korean where UTC were hours away."""
+    zone: str | None = {"Z": "+00:00", "UTC": "+00:00", "KST": "+09:00"}.get(moment[2] or "", moment[2])
+    try:
+        at = datetime.fromisoformat(moment[1] + (zone or "+00:00"))
+    except ValueError:
+        return 0.0
+    left_s = ((at - _EPOCH) // _MICROSECOND - now_us) / 1e6
+    return left_s - 9 * 3600 if not zone and left_s > 8 * 3600 else left_s
+
+
+def parse_block_s(body: bytes, retry_after: str | None, now_us: int) -> float:
+    """How long this address is blocked, in seconds, as far as the venue said so; `BLOCK_S` where it did not.
+
+    The form of the statement is not documented, so every likely one is read: ``Retry-After`` (seconds or a
+    date), a length with its unit in a sentence, a field named like one, a time, an epoch. The longest counts.
+    """
+    header = (retry_after or "").strip()
+    found: list[float] = []
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", header):
+        found.append(float(header))
+    elif (until_us := parse_date(header)) is not None:
+        found.append((until_us - now_us) / 1e6)
+    text = body[:4096].decode("utf-8", "replace")
+    found += [_until_s(moment, now_us) for moment in _MOMENT.finditer(text)]
+    found += [int(epoch[1]) - now_us / 1e6 for epoch in _AN_EPOCH.finditer(text)]
+    found += [float(length[1]) * _unit_s(length[2]) for length in _LENGTH.finditer(text)]
+    found += [float(pair[2]) * _unit_s(pair[1]) for pair in _KEYED.finditer(text) if len(pair[2]) < 10]
+    told = [seconds for seconds in found if seconds > 0]
+    return min(max(told), _LONGEST_BLOCK_S) if told else BLOCK_S
+
+
+# ----------------------------------------------------------------------------------------------- the socket
+
+
+def parse_kind(value: object) -> str:
+    """The venue's name of a kind of live data; our ``candle.1h`` and ``candle.4h`` are accepted as well."""
+    kind = value.strip() if isinstance(value, str) else ""
+    head, dot, length = kind.partition(".")
+    kind = head + dot + _STREAM_FRAMES.get(length, length)
+    if kind not in KINDS:
+        raise InputError("kinds", value, "one of " + " ".join(KINDS))
+    return kind
+
+
+def subscribe_frame(
+    ticket: str,
+    subscriptions: Mapping[str, Iterable[str]],
+    fmt: str = "DEFAULT",
+    *,
+    realtime_only: bool = False,
+) -> bytes:
+    """The one frame that replaces whatever the socket was subscribed to: kind to market codes.
+
+    The venue ignores codes that it does not know without a word, so they must have been checked before.
+    """
+    if fmt not in FORMATS:
+        raise InputError("fmt", fmt, "one of " + " ".join(FORMATS))
+    frame: list[dict[str, Any]] = [{"ticket": ticket}]
+    for kind, codes in subscriptions.items():
+        part = {"type": parse_kind(kind), "codes": list(_check_codes("markets", codes))}
+        frame.append(part | {"is_only_realtime": True} if realtime_only else part)
+    if len(frame) == 1:
+        raise InputError("subscriptions", dict(subscriptions), "at least one kind with its markets")
+    frame.append({"format": fmt})
+    return json.dumps(frame, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+class Event(NamedTuple):
+    """What a frame brought, and whether it tells a state (the first frame of a subscription) or a change."""
+
+    record: LiveRecord | Status | StreamError
+    is_snapshot: bool = False
+
+
+def _frame_types(column: int) -> dict[Any, Callable[[Any], LiveRecord]]:
+    """Each frame type of one dialect with its builder."""
+    types: dict[Any, Callable[[Any], LiveRecord]] = {
+        _struct("TickerFrame", _TICKER, column, "ticker"): _ticker,
+        _struct("TradeFrame", _TRADE, column, "trade"): _trade,
+        _struct("BookFrame", _book_table(column), column, "orderbook"): _orderbook,
+    }
+    for kind, timeframe in _TIMEFRAMES_BY_KIND.items():
+        frame = _struct(f"Frame_{kind.replace('.', '_')}", _LIVE_CANDLE, column, kind)
+        types[frame] = lambda row, timeframe=timeframe: _live_candle(row, timeframe)  # type: ignore[misc]
+    return types
+
+
+def _union(types: Iterable[Any]) -> Any:
+    union: Any = None
+    for each in types:
+        union = each if union is None else union | each
+    return union
+
+
+_default_types, _simple_types = _frame_types(_DEFAULT), _frame_types(_SIMPLE)
+_builders = _default_types | _simple_types
+_default_union, _simple_union = _union(_default_types), _union(_simple_types)
+_default_frame, _simple_frame = msgspec.json.Decoder(_default_union), msgspec.json.Decoder(_simple_union)
+_default_list = msgspec.json.Decoder(_list_of(_default_union))
+_simple_list = msgspec.json.Decoder(_list_of(_simple_union))
+
+
+def parse_frame(data: bytes) -> tuple[Event, ...]:
+    """What one frame says, whichever of the four formats it has; LIST formats may hold several events.
+
+    Raises `PayloadError` for anything that is no frame of the venue.
+    """
+    try:
+        if data[:1] == b"[":
+            rows = (_simple_list if b'"ty"' in data[:8] else _default_list).decode(data)
+            return tuple(map(_event, rows))
+        row = (_simple_frame if data[:5] == b'{"ty"' else _default_frame).decode(data)
+        return (Event(_builders[type(row)](row), row.stream == "SNAPSHOT"),)
+    except _BROKEN as exc:
+        return _parse_odd_frame(data, exc)
+
+
+def _event(row: Any) -> Event:
+    return Event(_builders[type(row)](row), row.stream == "SNAPSHOT")
+
+
+def _parse_odd_frame(data: bytes, why: Exception) -> tuple[Event, ...]:
+    """The rare frames: errors, status, answers to a method, and data whose keys come in another order."""
+    try:
+        content = msgspec.json.decode(data)
+        return tuple(_odd_event(part) for part in (content if isinstance(content, list) else [content]))
+    except _BROKEN as exc:
+        told = exc if isinstance(exc, _Lie) else why
+        raise PayloadError(f"a frame that is none of the venue's: {told}", sample=_sample(data)) from exc
+
+
+def _odd_event(part: Any) -> Event:
+    if not isinstance(part, dict):
+        raise ValueError("no object")
+    error = part.get("error")
+    if isinstance(error, dict):
+        return Event(StreamError(str(error.get("name", "")), str(error.get("message", ""))))
+    for key in ("status", "method", "mthd"):
+        if isinstance(part.get(key), str):
+            return Event(Status(part[key]))
+    return _event(msgspec.convert(part, _simple_union if "ty" in part else _default_union))
