@@ -1,0 +1,231 @@
+"""What a store vouches for, as arithmetic on time: sets of half-open spans, and the ledger built from them.
+
+A `SpanSet` is immutable, sorted, and holds no empty, overlapping or touching spans, so two sets that mean the
+same are equal. A `Ledger` adds to the covered spans the *fresh* ones: covered, but to be asked a second time
+once they are due, since the venue may still correct its newest candles. Pure: no clock, no disk.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from backbone.model import Span
+
+__all__ = ["Fresh", "Ledger", "SpanSet"]
+
+
+class SpanSet:
+    """An immutable set of instants, as sorted, disjoint, non-touching half-open spans."""
+
+    __slots__ = ("_spans",)
+
+    def __init__(self, spans: Iterable[tuple[int, int]] = ()) -> None:
+        self._spans = _normal(spans)
+
+    @classmethod
+    def _trusted(cls, spans: tuple[Span, ...]) -> SpanSet:
+        made = cls.__new__(cls)
+        made._spans = spans
+        return made
+
+    @classmethod
+    def of(cls, value: SpanSet | Span) -> SpanSet:
+        """`value` as a set: a single span becomes a set of one (of none, if it is empty)."""
+        return value if isinstance(value, SpanSet) else cls((value,))
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The spans, oldest first."""
+        return self._spans
+
+    @property
+    def bounds(self) -> Span | None:
+        """From the first instant to the last; None for the empty set."""
+        return Span(self._spans[0].start, self._spans[-1].end) if self._spans else None
+
+    @property
+    def length_us(self) -> int:
+        return sum(span.end - span.start for span in self._spans)
+
+    def holds(self, time_us: int) -> bool:
+        """Whether the instant is in the set."""
+        at = bisect_right(self._spans, (time_us, _FAR)) - 1
+        return at >= 0 and time_us < self._spans[at].end
+
+    def contains(self, span: tuple[int, int]) -> bool:
+        """Whether every instant of `span` is in the set (an empty span always is)."""
+        start, end = span
+        if start >= end:
+            return True
+        at = bisect_right(self._spans, (start, _FAR)) - 1
+        return at >= 0 and end <= self._spans[at].end
+
+    def touches(self, span: tuple[int, int]) -> bool:
+        """Whether any instant of `span` is in the set."""
+        start, end = span
+        if start >= end:
+            return False
+        at = bisect_right(self._spans, (start, _FAR)) - 1
+        if at >= 0 and start < self._spans[at].end:
+            return True
+        return at + 1 < len(self._spans) and self._spans[at + 1].start < end
+
+    def clip(self, span: tuple[int, int]) -> SpanSet:
+        """The part inside `span`."""
+        start, end = span
+        if not self._spans or start >= end:
+            return _EMPTY
+        if start <= self._spans[0].start and self._spans[-1].end <= end:
+            return self
+        first = max(0, bisect_right(self._spans, (start, _FAR)) - 1)
+        kept: list[Span] = []
+        for held in self._spans[first:]:
+            if held.start >= end:
+                break
+            low, high = max(held.start, start), min(held.end, end)
+            if low < high:
+                kept.append(Span(low, high))
+        return SpanSet._trusted(tuple(kept))
+
+    def __or__(self, other: SpanSet) -> SpanSet:
+        if not other._spans:
+            return self
+        if not self._spans:
+            return other
+        if len(other._spans) == 1 and self.contains(other._spans[0]):
+            return self
+        return SpanSet(self._spans + other._spans)
+
+    def __and__(self, other: SpanSet) -> SpanSet:
+        if len(other._spans) == 1:
+            return self.clip(other._spans[0])
+        mine, theirs, kept, i, j = self._spans, other._spans, list[Span](), 0, 0
+        while i < len(mine) and j < len(theirs):
+            low, high = max(mine[i].start, theirs[j].start), min(mine[i].end, theirs[j].end)
+            if low < high:
+                kept.append(Span(low, high))
+            if mine[i].end <= theirs[j].end:
+                i += 1
+            else:
+                j += 1
+        return SpanSet._trusted(tuple(kept))
+
+    def __sub__(self, other: SpanSet) -> SpanSet:
+        if not self._spans or not other._spans:
+            return self
+        theirs, kept, j = other._spans, list[Span](), 0
+        for start, end in self._spans:
+            while j < len(theirs) and theirs[j].end <= start:
+                j += 1
+            k, low = j, start
+            while k < len(theirs) and theirs[k].start < end:
+                if low < theirs[k].start:
+                    kept.append(Span(low, theirs[k].start))
+                low = max(low, theirs[k].end)
+                k += 1
+            if low < end:
+                kept.append(Span(low, end))
+        return SpanSet._trusted(tuple(kept))
+
+    def __iter__(self) -> Iterator[Span]:
+        return iter(self._spans)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __bool__(self) -> bool:
+        return bool(self._spans)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SpanSet) and self._spans == other._spans
+
+    def __hash__(self) -> int:
+        return hash(self._spans)
+
+    def __repr__(self) -> str:
+        return f"SpanSet({[tuple(span) for span in self._spans]})"
+
+
+_FAR = 1 << 100  # later than any end, for bisecting on a start
+
+
+def _normal(spans: Iterable[tuple[int, int]]) -> tuple[Span, ...]:
+    kept: list[Span] = []
+    for start, end in sorted(spans):
+        if start >= end:
+            continue
+        if kept and start <= kept[-1].end:
+            if end > kept[-1].end:
+                kept[-1] = Span(kept[-1].start, end)
+        else:
+            kept.append(Span(start, end))
+    return tuple(kept)
+
+
+_EMPTY = SpanSet()
+
+
+class Fresh(NamedTuple):
+    """A covered span that is asked once more at `due_us`, microseconds UTC."""
+
+    start: int
+    end: int
+    due_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What is vouched for (rows or silence), and which part of it is still provisional. ``fresh`` lies in
+    ``covered``.
+    """
+
+    covered: SpanSet = _EMPTY
+    fresh: tuple[Fresh, ...] = ()
+
+    def proved(self, proof: SpanSet, fresh: tuple[Fresh, ...] = ()) -> Ledger:
+        """After a reply that proves `proof`. The newest word counts: in it, only the new `fresh` stays."""
+        kept = _outside(self.fresh, proof) + tuple(_inside(fresh, proof))
+        return Ledger(self.covered | proof, _joined(kept))
+
+    def clip(self, span: tuple[int, int]) -> Ledger:
+        """The part inside `span`."""
+        return Ledger(self.covered.clip(span), _joined(_inside(self.fresh, SpanSet((span,)))))
+
+    def without(self, spans: SpanSet) -> Ledger:
+        """The part outside `spans`."""
+        return Ledger(self.covered - spans, _joined(_outside(self.fresh, spans)))
+
+    @staticmethod
+    def joined(ledgers: Sequence[Ledger]) -> Ledger:
+        """All of them, where they speak of different spans."""
+        if len(ledgers) == 1:
+            return ledgers[0]
+        covered = SpanSet(span for ledger in ledgers for span in ledger.covered)
+        return Ledger(covered, _joined(item for ledger in ledgers for item in ledger.fresh))
+
+    def due(self, now_us: int) -> SpanSet:
+        """The fresh spans whose second ask is due."""
+        return SpanSet((item.start, item.end) for item in self.fresh if item.due_us <= now_us)
+
+
+def _inside(fresh: Iterable[Fresh], spans: SpanSet) -> tuple[Fresh, ...]:
+    return tuple(Fresh(a, b, item.due_us) for item in fresh for a, b in spans.clip((item.start, item.end)))
+
+
+def _outside(fresh: Iterable[Fresh], spans: SpanSet) -> tuple[Fresh, ...]:
+    return tuple(
+        Fresh(a, b, item.due_us) for item in fresh for a, b in SpanSet(((item.start, item.end),)) - spans
+    )
+
+
+def _joined(fresh: Iterable[Fresh]) -> tuple[Fresh, ...]:
+    kept: list[Fresh] = []
+    for item in sorted(fresh):
+        if kept and kept[-1].end == item.start and kept[-1].due_us == item.due_us:
+            kept[-1] = Fresh(kept[-1].start, item.end, item.due_us)
+        else:
+            kept.append(item)
+    return tuple(kept)

@@ -1,0 +1,104 @@
+"""Where things lie in a data folder: keys computed from names, never discovered; and back again, for audits.
+
+A key is a path relative to the data folder, with ``/`` on every system. ``candles/`` holds nothing but
+partitions, so that any engine can be pointed at it; coverage of silence, locks, unfinished writes and damaged
+files lie beside it. Names are checked here, so that no market can leave the folder.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from backbone.errors import InputError
+from backbone.model import Span
+from backbone.timeframe import TIMEFRAMES, Timeframe, period_name, period_of
+
+__all__ = ["CANDLES", "LOCKS", "QUIET", "SET_ASIDE", "TMP", "Series", "parse_partition_key", "parse_period"]
+
+CANDLES, QUIET, LOCKS, TMP, SET_ASIDE = "candles", "quiet", "locks", "tmp", "set-aside"
+FILE_NAME = "candles.parquet"
+
+_MARKET = re.compile(r"[A-Z0-9]{1,32}-[A-Z0-9._]{1,64}")
+_EXCHANGE = re.compile(r"[a-z0-9][a-z0-9._@-]{0,127}")
+_BY_DIRECTORY = {timeframe.directory: timeframe for timeframe in TIMEFRAMES.values()}
+_PERIOD = re.compile(r"(day|month|year)-(\d{4}(?:-\d\d){0,2})")
+
+
+def is_market_name(text: str) -> bool:
+    """Whether `text` can be stored: an upper-case pair such as ``KRW-BTC``."""
+    return _MARKET.fullmatch(text) is not None and not text.endswith(".")
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One market's candles of one timeframe on one exchange: the unit of locking."""
+
+    exchange: str
+    market: str
+    timeframe: Timeframe
+
+    def __post_init__(self) -> None:
+        if not _EXCHANGE.fullmatch(self.exchange) or self.exchange.endswith("."):
+            raise InputError("exchange", self.exchange, "lower-case letters, digits and . _ @ -")
+        if not is_market_name(self.market):
+            raise InputError("market", self.market, 'a pair such as "KRW-BTC" (letters, digits, dots)')
+
+    @property
+    def name(self) -> str:
+        """The hive path of this series below ``candles/``."""
+        return f"exchange={self.exchange}/market={self.market}/timeframe={self.timeframe.directory}"
+
+    @property
+    def folder(self) -> str:
+        return f"{CANDLES}/{self.name}"
+
+    @property
+    def quiet_key(self) -> str:
+        """The sidecar that holds coverage of periods without any candle."""
+        return f"{QUIET}/{self.name}.json"
+
+    @property
+    def lock_key(self) -> str:
+        return f"{LOCKS}/{self.name}.lock"
+
+    def key(self, period: Span) -> str:
+        """The partition file of one period."""
+        return f"{CANDLES}/{self.name}/period={period_name(self.timeframe, period)}/{FILE_NAME}"
+
+    def __str__(self) -> str:
+        return f"{self.market} {self.timeframe.name}"
+
+
+def parse_period(timeframe: Timeframe, name: str) -> Span | None:
+    """The period that a directory's value names; None where it names none of this timeframe."""
+    import numpy as np
+
+    if timeframe.period == "all":
+        return period_of(timeframe, 0) if name == "all" else None
+    match = _PERIOD.fullmatch(name)
+    if match is None or match.group(1) != timeframe.period:
+        return None
+    try:
+        start = int(np.datetime64(match.group(2), "us").astype(np.int64))
+    except ValueError:
+        return None
+    period = period_of(timeframe, start)
+    return period if period_name(timeframe, period) == name else None
+
+
+def parse_partition_key(key: str) -> tuple[Series, Span] | None:
+    """The series and period of a partition file's key; None for anything else."""
+    parts = key.split("/")
+    if len(parts) != 6 or parts[0] != CANDLES or parts[5] != FILE_NAME:
+        return None
+    values = []
+    for part, name in zip(parts[1:5], ("exchange", "market", "timeframe", "period"), strict=True):
+        if not part.startswith(f"{name}="):
+            return None
+        values.append(part[len(name) + 1 :])
+    timeframe = _BY_DIRECTORY.get(values[2])
+    if timeframe is None or not is_market_name(values[1]) or not _EXCHANGE.fullmatch(values[0]):
+        return None
+    period = parse_period(timeframe, values[3])
+    return None if period is None else (Series(values[0], values[1], timeframe), period)

@@ -1,0 +1,158 @@
+"""What a reply changes: pages put on top of a partition, and the record of what they changed.
+
+Inside its proof the newest page is the whole truth: stored rows there are replaced, missing ones removed. A
+difference from what was already vouched for is a revision, never a silent overwrite. Applying the same page
+twice changes nothing the second time, which is what lets a failed write be repeated. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
+from backbone.storage.coverage import Fresh, SpanSet
+from backbone.storage.partition import REVISION_SCHEMA, Partition, times_of
+
+__all__ = ["Page", "merge_pages"]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Rows and the spans they are everything of. ``fresh`` is its provisional part, ``seen_us`` when it came."""
+
+    id: int
+    table: pa.Table
+    proof: SpanSet
+    fresh: tuple[Fresh, ...]
+    source: str
+    seen_us: int
+
+    @cached_property
+    def times(self) -> Any:
+        return times_of(self.table)
+
+    def rows_in(self, span: tuple[int, int]) -> slice:
+        """Where the rows of `span` lie in the table."""
+        low, high = np.searchsorted(self.times, span)
+        return slice(int(low), int(high))
+
+    def clip(self, span: Span) -> Page:
+        """The part inside `span`."""
+        proof = self.proof.clip(span)
+        if proof is self.proof:
+            return self
+        rows = self.rows_in(span)
+        fresh = tuple(Fresh(max(a, span.start), min(b, span.end), due) for a, b, due in self.fresh)
+        table = self.table.slice(rows.start, rows.stop - rows.start)
+        return Page(
+            self.id, table, proof, tuple(f for f in fresh if f.start < f.end), self.source, self.seen_us
+        )
+
+
+def merge_pages(partition: Partition, pages: Sequence[Page], period: Span) -> Partition:
+    """The partition after `pages`, oldest first; the same object where they change nothing."""
+    for page in _batches([page.clip(period) for page in pages]):
+        partition = _merge(partition, page)
+    return partition
+
+
+def _batches(pages: Sequence[Page]) -> Iterator[Page]:
+    """Neighbouring pages that speak of different spans, as one: the cost of a merge is the partition, not the
+    page.
+    """
+    batch: list[Page] = []
+    proved = SpanSet()
+    for page in pages:
+        if batch and (page.source != batch[0].source or page.proof & proved):
+            yield _joined(batch, proved)
+            batch, proved = [], SpanSet()
+        batch.append(page)
+        proved = proved | page.proof
+    if batch:
+        yield _joined(batch, proved)
+
+
+def _joined(batch: list[Page], proof: SpanSet) -> Page:
+    if len(batch) == 1:
+        return batch[0]
+    filled = sorted((page for page in batch if len(page.times)), key=lambda page: int(page.times[0]))
+    table = pa.concat_tables([page.table for page in filled] or [batch[0].table]).combine_chunks()
+    times = times_of(table)
+    if len(times) > 1 and not bool((times[1:] > times[:-1]).all()):
+        table = table.take(np.argsort(times, kind="stable"))
+    fresh = tuple(item for page in batch for item in page.fresh)
+    return Page(batch[-1].id, table, proof, fresh, batch[0].source, max(page.seen_us for page in batch))
+
+
+def _merge(partition: Partition, page: Page) -> Partition:
+    ledger = partition.ledger.proved(page.proof, page.fresh)
+    pieces: list[pa.Table] = []
+    revisions: list[pa.Table] = []
+    at, is_changed = 0, False
+    for span in page.proof:
+        low, high = (int(i) for i in np.searchsorted(partition.times, span))
+        rows = page.rows_in(span)
+        old = partition.table.slice(low, high - low)
+        new = page.table.slice(rows.start, rows.stop - rows.start)
+        if old.num_rows == new.num_rows and (old.num_rows == 0 or _is_same(old, new)):
+            continue
+        is_changed = True
+        pieces += [partition.table.slice(at, low - at), new]
+        at = high
+        if known := partition.ledger.covered.clip(span):
+            revisions.append(_difference(old, new, known, page))
+    if not is_changed and ledger == partition.ledger:
+        return partition
+    table = partition.table
+    if is_changed:
+        pieces.append(table.slice(at))
+        table = pa.concat_tables(pieces).combine_chunks()
+    found = pa.concat_tables([partition.revisions, *revisions]) if revisions else partition.revisions
+    return Partition(table, ledger, found)
+
+
+def _is_same(old: pa.Table, new: pa.Table) -> bool:
+    """Bit for bit, so that a value that is not a number equals itself."""
+    return bool((times_of(old) == times_of(new)).all()) and all(
+        bool((a == b).all()) for a, b in zip(_bits(old), _bits(new), strict=True)
+    )
+
+
+def _bits(table: pa.Table) -> list[Any]:
+    return [
+        table.column(name).combine_chunks().to_numpy(zero_copy_only=False).view(np.int64)
+        for name in CANDLE_COLUMNS
+    ]
+
+
+def _difference(old: pa.Table, new: pa.Table, known: SpanSet, page: Page) -> pa.Table:
+    """One record for each candle of `known` that changed, appeared or vanished."""
+    before, after = times_of(old), times_of(new)
+    both, i, j = np.intersect1d(before, after, assume_unique=True, return_indices=True)
+    differs = np.zeros(len(both), dtype=bool)
+    for a, b in zip(_bits(old), _bits(new), strict=True):
+        differs |= a[i] != b[j]
+    gone = np.setdiff1d(before, after, assume_unique=True)
+    came = np.setdiff1d(after, before, assume_unique=True)
+    came = came[[known.holds(int(time)) for time in came]] if len(came) else came
+    times = np.sort(np.concatenate([both[differs], gone, came]))
+    columns = [pa.array(times).view(CANDLE_SCHEMA.field("time").type)]
+    for table, held in ((old, before), (new, after)):
+        where = np.searchsorted(held, times)
+        found = (
+            np.zeros(len(times), dtype=bool)
+            if not len(held)
+            else held[np.minimum(where, len(held) - 1)] == times
+        )
+        index: Any = pa.array(where, mask=~found)
+        rows = table.take(index)
+        columns += [rows.column(name).combine_chunks() for name in CANDLE_COLUMNS]
+    columns.append(pa.array(np.full(len(times), page.seen_us)).view(REVISION_SCHEMA.field("seen").type))
+    columns.append(pa.array([page.source] * len(times), pa.string()))
+    return pa.Table.from_arrays(columns, schema=REVISION_SCHEMA)

@@ -1,0 +1,288 @@
+"""One partition file as bytes: plain sorted Parquet, with coverage, revisions and a seal in its footer.
+
+The footer's key-value entry ``backbone`` is one JSON text that begins with the seal: a CRC-32 over the whole
+file, computed with eight zeros in its own place. Rows and the claims about them are therefore one byte string
+that is either whole or found out, wherever a bit flips. The seal's form is the one thing that every format
+version shares, so that a file from a newer version is told from a damaged one. Pure: bytes in, `Partition`
+out, and back.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from backbone.errors import CorruptPartitionError, StoreError
+from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span, empty_candles
+from backbone.storage.coverage import Fresh, Ledger, SpanSet
+
+if TYPE_CHECKING:
+    from backbone.storage.layout import Series
+
+__all__ = [
+    "FORMAT",
+    "REVISION_SCHEMA",
+    "Partition",
+    "decode_ledger",
+    "decode_partition",
+    "encode_ledger",
+    "encode_partition",
+]
+
+FORMAT = 1
+_STAMP = pa.timestamp("us", tz="UTC")
+
+REVISION_SCHEMA = pa.schema(
+    [pa.field("time", _STAMP, nullable=False)]
+    + [pa.field(f"old_{name}", pa.float64()) for name in CANDLE_COLUMNS]
+    + [pa.field(f"new_{name}", pa.float64()) for name in CANDLE_COLUMNS]
+    + [pa.field("seen", _STAMP, nullable=False), pa.field("source", pa.string(), nullable=False)]
+)
+"""What changed about a candle already stored. Null old values: it had none; null new values: it was
+withdrawn.
+"""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The decoded state of one period: rows (one chunk a column, sorted, unique), what they prove, what
+    changed.
+    """
+
+    table: pa.Table
+    ledger: Ledger
+    revisions: pa.Table
+
+    @classmethod
+    def empty(cls, ledger: Ledger | None = None) -> Partition:
+        return cls(empty_candles(), ledger or Ledger(), REVISION_SCHEMA.empty_table())
+
+    @cached_property
+    def times(self) -> Any:
+        """The opens as int64 microseconds, without a copy."""
+        return times_of(self.table)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.table.nbytes + self.revisions.nbytes) + 2048
+
+
+def times_of(table: pa.Table) -> Any:
+    """A candle table's opens as an int64 array (no copy where the column is one chunk)."""
+    if table.column(0).num_chunks != 1:
+        table = table.combine_chunks()
+    if not table.num_rows:
+        return np.empty(0, dtype=np.int64)
+    chunk: Any = table.column(0).chunk(0)
+    return chunk.view(pa.int64()).to_numpy(zero_copy_only=True)
+
+
+class _Footer(msgspec.Struct, kw_only=True):
+    """The JSON text in the footer. ``seal`` must stay the first field, eight hex digits."""
+
+    seal: str = "00000000"
+    format: int = FORMAT
+    exchange: str
+    market: str
+    timeframe: str
+    period: str
+    rows: int
+    covered: list[tuple[int, int]]
+    fresh: list[tuple[int, int, int]]
+    revisions: str = ""
+
+
+class _Header(msgspec.Struct):
+    format: int
+
+
+_ENCODING = {"time": "DELTA_BINARY_PACKED"} | dict.fromkeys(CANDLE_COLUMNS, "BYTE_STREAM_SPLIT")
+_MARK = b'{"seal":"'
+_ZEROS = b"00000000"
+_BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, msgspec.MsgspecError)
+
+
+def encode_partition(partition: Partition, series: Series, period: str) -> bytearray:
+    """The file of one partition, sealed."""
+    import pyarrow.parquet as pq
+
+    footer = _Footer(
+        exchange=series.exchange,
+        market=series.market,
+        timeframe=series.timeframe.directory,
+        period=period,
+        rows=partition.table.num_rows,
+        covered=[(a, b) for a, b in partition.ledger.covered],
+        fresh=[(a, b, due) for a, b, due in partition.ledger.fresh],
+        revisions=_pack(partition.revisions),
+    )
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        CANDLE_SCHEMA,
+        compression="lz4",
+        use_dictionary=False,
+        column_encoding=_ENCODING,
+        store_schema=False,
+        write_statistics=["time"],
+    ) as writer:
+        writer.write_table(partition.table, row_group_size=max(1, partition.table.num_rows))
+        writer.add_key_value_metadata({"backbone": msgspec.json.encode(footer).decode()})
+    data = bytearray(memoryview(sink.getvalue()))
+    at = data.rfind(_MARK) + len(_MARK)
+    data[at : at + 8] = b"%08x" % zlib.crc32(data)
+    return data
+
+
+def decode_partition(
+    data: bytes | bytearray, series: Series, period: Span, period_text: str, path: str
+) -> Partition:
+    """The state that a partition file holds.
+
+    Raises `CorruptPartitionError` for bytes that are not exactly what was written for this series and period,
+    and `StoreError` for a whole file that a newer version wrote.
+    """
+    _check_seal(data, path)
+    try:
+        table, text = _read_parquet(data)
+        _check_format(text, path)
+        footer = msgspec.json.decode(text, type=_Footer)
+        revisions = _unpack(footer.revisions)
+        ledger = _ledger_of(footer.covered, footer.fresh)
+    except _BROKEN as exc:
+        raise _corrupt(path, f"unreadable although its seal is right ({exc})") from exc
+    found = (footer.exchange, footer.market, footer.timeframe, footer.period)
+    if found != (series.exchange, series.market, series.timeframe.directory, period_text):
+        raise _corrupt(path, f"it belongs elsewhere: {' '.join(found)}")
+    partition = Partition(table, ledger, revisions)
+    if reason := _disorder(partition, footer.rows, period):
+        raise _corrupt(path, reason)
+    return partition
+
+
+def _read_parquet(data: bytes | bytearray) -> tuple[pa.Table, bytes]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)), pre_buffer=False) as file:
+        text = (file.metadata.metadata or {})[b"backbone"]
+        table = file.read(use_threads=False)
+    if table.schema != CANDLE_SCHEMA:
+        raise ValueError(f"columns are {table.schema.names}")
+    return (table if table.num_rows else empty_candles()), text
+
+
+def _disorder(partition: Partition, rows: int, period: Span) -> str:
+    times = partition.times
+    if len(times) != rows:
+        return f"{len(times)} rows where {rows} were written"
+    if rows and not (period.start <= times[0] and times[-1] < period.end):
+        return "rows outside its period"
+    if rows > 1 and not bool((times[1:] > times[:-1]).all()):
+        return "rows out of order"
+    return ""
+
+
+def _check_seal(data: bytes | bytearray, path: str) -> None:
+    """Raise unless every byte is as it was written."""
+    size = len(data)
+    if size < 12 or data[:4] != b"PAR1" or data[-4:] != b"PAR1":
+        raise _corrupt(path, f"cut or foreign ({size} bytes)" if size else "empty file")
+    length = int.from_bytes(data[-8:-4], "little")
+    at = data.rfind(_MARK, max(4, size - 8 - length), size - 8)
+    if at < 0:
+        raise _corrupt(path, "carries no seal: damaged, or not written by backbone")
+    at += len(_MARK)
+    view = memoryview(data)
+    crc = zlib.crc32(view[at + 8 :], zlib.crc32(_ZEROS, zlib.crc32(view[:at])))
+    if bytes(view[at : at + 8]) != b"%08x" % crc:
+        raise _corrupt(path, "its seal does not match: bytes were changed or lost")
+
+
+def _check_format(text: bytes, path: str) -> None:
+    version = msgspec.json.decode(text, type=_Header).format
+    if version > FORMAT:
+        raise StoreError(
+            f"{path} was written by a newer backbone (format {version}, this one reads {FORMAT}): upgrade",
+            path=path,
+        )
+
+
+def _corrupt(path: str, reason: str) -> CorruptPartitionError:
+    return CorruptPartitionError(f"{path} is damaged: {reason}", path=path, reason=reason)
+
+
+def _ledger_of(covered: list[tuple[int, int]], fresh: list[tuple[int, int, int]]) -> Ledger:
+    return Ledger(SpanSet(covered), tuple(Fresh(*item) for item in fresh))
+
+
+def _pack(revisions: pa.Table) -> str:
+    if not revisions.num_rows:
+        return ""
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.ipc.new_stream(sink, REVISION_SCHEMA, options=options) as writer:
+        writer.write_table(revisions)
+    return base64.b64encode(memoryview(sink.getvalue())).decode("ascii")
+
+
+def _unpack(text: str) -> pa.Table:
+    if not text:
+        return REVISION_SCHEMA.empty_table()
+    with pa.ipc.open_stream(base64.b64decode(text, validate=True)) as reader:
+        table = reader.read_all()
+    if table.schema != REVISION_SCHEMA:
+        raise ValueError("revisions of another shape")
+    return table
+
+
+class _QuietFile(msgspec.Struct, kw_only=True):
+    seal: str = "00000000"
+    format: int = FORMAT
+    exchange: str
+    market: str
+    timeframe: str
+    covered: list[tuple[int, int]]
+    fresh: list[tuple[int, int, int]]
+
+
+def encode_ledger(ledger: Ledger, series: Series) -> bytes:
+    """The sidecar that vouches for the silence of periods without a candle, sealed like a partition."""
+    text = msgspec.json.encode(
+        _QuietFile(
+            exchange=series.exchange,
+            market=series.market,
+            timeframe=series.timeframe.directory,
+            covered=[(a, b) for a, b in ledger.covered],
+            fresh=[(a, b, due) for a, b, due in ledger.fresh],
+        )
+    )
+    return _MARK + b"%08x" % binascii.crc32(text) + text[len(_MARK) + 8 :]
+
+
+def decode_ledger(data: bytes, series: Series, path: str) -> Ledger:
+    """The ledger of a sidecar; raises like `decode_partition`."""
+    start = len(_MARK)
+    zeroed = data[:start] + _ZEROS + data[start + 8 :]
+    if data[:start] != _MARK or data[start : start + 8] != b"%08x" % zlib.crc32(zeroed):
+        raise _corrupt(path, "its seal does not match: bytes were changed or lost")
+    try:
+        _check_format(data, path)
+        file = msgspec.json.decode(data, type=_QuietFile)
+        ledger = _ledger_of(file.covered, file.fresh)
+    except _BROKEN as exc:
+        raise _corrupt(path, f"unreadable although its seal is right ({exc})") from exc
+    if (file.exchange, file.market, file.timeframe) != (
+        series.exchange,
+        series.market,
+        series.timeframe.directory,
+    ):
+        raise _corrupt(path, f"it belongs elsewhere: {file.exchange} {file.market} {file.timeframe}")
+    return ledger
