@@ -9,7 +9,8 @@ for a key.
 This is the seam for another kind of disk: an object store implements the same methods with conditional puts.
 """
 
-# ruff: noqa: PTH -- plain strings: a Path costs more than the stat it asks for
+# Paths are plain strings here: building a Path costs more than the stat it asks for.
+# ruff: noqa: PTH
 
 from __future__ import annotations
 

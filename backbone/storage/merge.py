@@ -24,7 +24,7 @@ __all__ = ["Page", "merge_pages"]
 
 @dataclass(frozen=True)
 class Page:
-    """Rows and the spans they are everything of. ``fresh`` is its provisional part, ``seen_us`` when it came."""
+    """Rows, and the spans they are all of. ``fresh`` is the provisional part, ``seen_us`` when they came."""
 
     id: int
     table: pa.Table
