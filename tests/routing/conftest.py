@@ -1,0 +1,1 @@
+from tests.recordings import recordings as recordings
