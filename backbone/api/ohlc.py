@@ -277,10 +277,10 @@ def format_price(price: float, tick: float) -> str:
     if not math.isfinite(price):
         return "–"
     digits = price_digits(tick)
-    if digits < _MOST_DIGITS and round(price, digits) != price:
-        text = f"{price:,.{_MOST_DIGITS}f}".rstrip("0")
-        return text + "0" * (digits - len(text.partition(".")[2]))
-    return f"{price:,.{digits}f}"
+    if round(price, digits) == price:
+        return f"{price:,.{digits}f}"
+    text = f"{price:,.{_MOST_DIGITS}f}".rstrip("0")
+    return text + "0" * (digits - len(text.partition(".")[2]))
 
 
 def format_amount(amount: float) -> str:

@@ -1,0 +1,279 @@
+"""What every view shares: who refreshes it, how often, and how long it lives.
+
+A view pulls: `refresh` asks its source for plain data and sends the browser what changed. It is called by the
+kernel's own event loop (`Refresher`, a chain of timers, no thread) or by whoever waits in the foreground,
+never by the thread that owns the socket or a worker. Ten refreshes a second are the most, and never more than
+a twentieth of a core.
+
+Lifetime: the browser's half says when it appears and disappears. A view is kept alive while somebody sees it;
+one that nobody sees is not refreshed, and one that nobody holds either is dropped, together with what it
+shows. The widget is made on first display.
+
+The lock guards one refresh against another; everything else happens on the kernel's side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from backbone.clock import Clock, SystemClock
+from backbone.errors import ClosedError, StreamClosedError
+
+__all__ = ["PERIOD_S", "Refresher", "View", "in_kernel", "make_widget"]
+
+PERIOD_S: Final = 0.1
+"""Seconds between two refreshes, at least."""
+
+_log = logging.getLogger(__name__)
+_STATIC = Path(__file__).parent / "static"
+_GRACE_TICKS = 300  # half a minute for the browser to say that it shows the view
+_UNSEEN_TICKS = 3000  # a browser that said nothing for five minutes of a running loop is gone
+_SHARE = 0.05  # of one core, at most
+_SLOWEST_S = 5.0
+
+
+class View:
+    """Base of the views. A subclass says how to `_pull`, `_resend` and `_build`, and renders `text` and
+    `html`."""
+
+    def __init__(self, *, clock: Clock | None = None, period_s: float = PERIOD_S) -> None:
+        self.period_s = period_s
+        self.problem = ""
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()
+        self._last_s = float("-inf")
+        self._closed = False
+        self._widget: Any = None
+        self._refresher: Refresher | None = None
+        self._seen: dict[str, int] = {}  # the browser's views, and the tick at which each last spoke
+
+    # what a subclass says
+
+    def _pull(self) -> None:
+        """Ask the source, and send the widget (if there is one) what changed."""
+        raise NotImplementedError
+
+    def _resend(self) -> None:
+        """Send the whole state: a browser view has just appeared and has seen no change so far."""
+        raise NotImplementedError
+
+    def _build(self) -> Any:
+        """Make the widget, with the whole state in it."""
+        raise NotImplementedError
+
+    def text(self) -> str:
+        """The view as plain text of several lines."""
+        raise NotImplementedError
+
+    def html(self) -> str:
+        """The view as static HTML, all foreign text escaped."""
+        raise NotImplementedError
+
+    # what everybody uses
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it will never change again."""
+        return self._closed
+
+    @property
+    def widget(self) -> Any:
+        """The ipywidgets half, to be put into a layout: ``VBox([table.widget, chart.widget])``. Made on first
+        use."""
+        if self._widget is None:
+            self.refresh(force=True)
+            self._widget = self._build()
+            self._listen(self._widget)
+            self._refresher = Refresher(self)
+            self._refresher.start()
+        return self._widget
+
+    def refresh(self, *, force: bool = False) -> bool:
+        """Pull now and send what changed; False where the last time was too short ago, or the view is closed.
+
+        Errors of the source are raised to the caller.
+        """
+        if self._closed or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            now = self._clock.monotonic()
+            if not force and now - self._last_s < 0.9 * self.period_s:
+                return False
+            self._last_s = now
+            self._pull()
+            self.problem = ""
+        finally:
+            self._lock.release()
+        return True
+
+    def close(self, reason: str = "stopped") -> None:
+        """Stop refreshing. What is shown stays, marked with the reason."""
+        if self._closed:
+            return
+        self._closed = True
+        self.problem = reason
+        if self._refresher is not None:
+            self._refresher.stop()
+        self._show_problem()
+
+    def _show_problem(self) -> None:
+        """Show `problem` on the state line, where the view has one."""
+
+    def _listen(self, widget: Any) -> None:
+        me = weakref.ref(self)
+
+        def on_message(_: Any, content: Any, __: Any) -> None:
+            view = me()
+            if view is not None and isinstance(content, Mapping):
+                view._on_message(content)
+
+        widget.on_msg(on_message)
+
+    def _on_message(self, content: Mapping[str, Any]) -> None:
+        who = str(content.get("v", ""))[:64]
+        if content.get("t") == "gone":
+            self._seen.pop(who, None)
+        elif content.get("t") == "seen":
+            is_new = who not in self._seen
+            self._seen[who] = self._refresher.ticks if self._refresher else 0
+            if is_new:
+                self._resend()
+
+    def is_watched(self, ticks: int) -> bool:
+        """Whether a browser shows it, or may not have had the time to say so."""
+        self._seen = {who: at for who, at in self._seen.items() if ticks - at <= _UNSEEN_TICKS}
+        return bool(self._seen) or ticks < _GRACE_TICKS
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> Any:
+        """Every face at once: the front end takes the best one it can show."""
+        live: dict[str, Any] = {}
+        if in_kernel():
+            bundle = self.widget._repr_mimebundle_()
+            if self._refresher is not None and not self._closed:
+                self._refresher.start()  # where the widget was made off the loop and is shown on it
+            live = dict(bundle[0] if isinstance(bundle, tuple) else bundle or {})
+        elif self._widget is None:
+            self.refresh()
+        return {**live, "text/html": self.html(), "text/plain": self.text()}
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+
+class Refresher:
+    """Refreshes one view from the event loop it was started on, by a chain of timers.
+
+    It holds its view only while that is watched, so that a view which nobody sees or holds can be collected;
+    then the widget is closed, on the loop.
+    """
+
+    def __init__(self, view: View) -> None:
+        self.ticks = 0
+        self._view = weakref.ref(view)
+        self._widget = view._widget
+        self._clock = view._clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handle: asyncio.TimerHandle | None = None
+        self._failures = 0
+
+    def start(self) -> bool:
+        """Start on the running loop; False where there is none: then whoever shows the view refreshes it."""
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        view = self._view()
+        if view is None or self._handle is not None:
+            return False
+        self._handle = self._loop.call_later(view.period_s, self._tick, view)
+        return True
+
+    def stop(self) -> None:
+        """No refresh after this one."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _tick(self, _held: View | None) -> None:
+        view = self._view()
+        if view is None:
+            self._handle = None
+            self._widget.close()
+            return
+        if self._loop is None or view.is_closed:
+            return
+        self.ticks += 1
+        is_watched = view.is_watched(self.ticks)
+        began = self._clock.monotonic()
+        if is_watched and not self._refresh(view):
+            return
+        cost = self._clock.monotonic() - began
+        backed_off = view.period_s * 2**self._failures if self._failures else view.period_s
+        delay = min(max(backed_off, cost / _SHARE), _SLOWEST_S)
+        self._handle = self._loop.call_later(delay, self._tick, view if is_watched else None)
+
+    def _refresh(self, view: View) -> bool:
+        """One pull; False once there will be no other.
+
+        This is the top of the loop: whatever fails is shown on the view, logged once, and tried again.
+        """
+        try:
+            view.refresh()
+        except (ClosedError, StreamClosedError) as error:
+            view.close(str(error) or "closed")
+        except Exception as error:  # noqa: BLE001
+            view.problem = f"{type(error).__name__}: {error}"
+            view._show_problem()
+            if not self._failures:
+                _log.warning("view.refresh_failed view=%s", type(view).__name__, exc_info=error)
+            self._failures = min(self._failures + 1, 6)
+        else:
+            self._failures = 0
+        return not view.is_closed
+
+
+@cache
+def _static(name: str) -> str:
+    return (_STATIC / name).read_text(encoding="utf-8")
+
+
+@cache
+def _widget_class(name: str, scripts: tuple[str, ...], styles: tuple[str, ...]) -> Any:
+    """One anywidget class a view: anywidget tells style sheets apart by the class's name."""
+    import anywidget
+    import traitlets
+
+    return type(
+        name,
+        (anywidget.AnyWidget,),
+        {
+            "__module__": __name__,
+            "_esm": "\n".join(_static(file) for file in scripts),
+            "_css": "\n".join(_static(file) for file in styles),
+            "state": traitlets.Dict().tag(sync=True),
+            "data": traitlets.Bytes().tag(sync=True),
+        },
+    )
+
+
+def make_widget(name: str, scripts: tuple[str, ...], styles: tuple[str, ...], **traits: Any) -> Any:
+    """An anywidget of the given static files, with two synced traits: ``state`` (a dict) and ``data``
+    (bytes)."""
+    return _widget_class(name, scripts, styles)(**traits)
+
+
+def in_kernel() -> bool:
+    """Whether a notebook front end may be listening: only then is a widget made."""
+    import sys
+
+    if "IPython" not in sys.modules:
+        return False
+    get_ipython: Callable[[], Any] = sys.modules["IPython"].get_ipython
+    return getattr(get_ipython(), "kernel", None) is not None
