@@ -68,12 +68,16 @@ class Verdict:
 
 
 class SeriesPlan:
-    """The shared plan of one series (market and timeframe). Not thread-safe: its owner holds a lock around each call."""
+    """The shared plan of one series (market and timeframe). Not thread-safe: its owner holds a lock around each call.
+
+    ``density`` is the share of slots that hold a candle, as the latest telling reply had it (``has_learned``).
+    """
 
     def __init__(self, timeframe: Timeframe, page_size: int, *, density: float = 1.0) -> None:
         self.timeframe = timeframe
         self.page_size = page_size
         self.density = density
+        self.has_learned = False
         self._wants: list[Want] = []
         self._claims: list[Page] = []
         self._doubts: list[int] = []  # edges of short replies that wait for their second ask
@@ -174,6 +178,7 @@ class SeriesPlan:
         slots = self.timeframe.count(next(iter(verdict.proof)))
         if slots > 0:
             self.density = min(1.0, max(1e-6, rows / slots))
+            self.has_learned = True
 
     def fail(self, page: Page, cause: BaseException) -> None:
         """The page was given up on: its stretch stays unknown for all who waited for it."""

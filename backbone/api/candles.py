@@ -1,0 +1,330 @@
+"""The candle call: its words checked at once, run against the coordinator, shaped into a frame.
+
+Everything wrong with the words is an `InputError` before any page is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from backbone.api import frames as shaping
+from backbone.api.fill import fill_quiet, parse_fill
+from backbone.api.names import parse_priority
+from backbone.api.progress import Bar
+from backbone.api.times import TimeLike, in_zone
+from backbone.coordinator.candles import CandleAnswer, CandlePlan, Progress, incomplete, times_of
+from backbone.coordinator.fetch import unknown_market
+from backbone.coordinator.ranges import Range, Watch
+from backbone.errors import BackboneError, InputError, RejectedError
+from backbone.model import Priority, Span
+from backbone.timeframe import Timeframe, parse_timeframe
+
+if TYPE_CHECKING:
+    from backbone.api.client import Backbone
+
+__all__ = ["CandleCall", "Plan", "coverage", "explain", "parse_count", "parse_range"]
+
+DEFAULT_COUNT = 200
+RATE = 10 / 1.03  # requests a second that the quota allows
+
+
+def parse_count(value: object, argument: str = "count") -> int | None:
+    """A positive whole number, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(argument, value, "a whole number, 1 or more")
+    return int(value)
+
+
+def parse_range(client: Backbone, start: TimeLike | None, end: TimeLike | None, count: object) -> Range:
+    """Any two of start, end and count; checked against each other and against now."""
+    number = parse_count(count)
+    if start is not None and end is not None and number is not None:
+        raise InputError("count", count, "start, end and count together say too much: leave one out")
+    start_us = None if start is None else client._time("start", start)
+    end_us = None if end is None else client._time("end", end)
+    if start_us is None and number is None:
+        number = DEFAULT_COUNT
+    if start_us is not None:
+        last = client._now_us() if end_us is None else end_us
+        if start_us > last:
+            what = "now" if end_us is None else str(end)
+            raise InputError("start", start, f"a time before the end ({what})")
+        if start_us < 0:
+            raise InputError("start", start, "a time after 1970-01-01")
+    return Range(start_us, end_us, number)
+
+
+@dataclass(frozen=True)
+class CandleCall:
+    """One checked call of `Backbone.candles`."""
+
+    client: Backbone
+    markets: list[str]
+    timeframe: Timeframe
+    asked: Range
+    priority: Priority
+    include_forming: bool
+    fill: str | None
+    frames: str
+    progress: bool | Callable[[Any], None] | None
+    offline: bool
+
+    @classmethod
+    def parse(
+        cls,
+        client: Backbone,
+        markets: list[str],
+        timeframe: str,
+        start: TimeLike | None,
+        end: TimeLike | None,
+        count: object,
+        priority: str | Priority,
+        include_forming: bool,
+        fill: str | None,
+        frames: str,
+        progress: bool | Callable[[Any], None] | None,
+        offline: bool,
+    ) -> CandleCall:
+        """Check every word of the call."""
+        tf, lane, how = parse_timeframe(timeframe), parse_priority(priority), parse_fill(fill)
+        if not (progress is None or isinstance(progress, bool) or callable(progress)):
+            raise InputError("progress", progress, "None, True, False or a function")
+        asked = parse_range(client, start, end, count)
+        call = cls(
+            client, markets, tf, asked, lane, bool(include_forming), how, frames, progress, bool(offline)
+        )
+        call._check_listed()
+        return call
+
+    def _check_listed(self) -> None:
+        """A market that a list already at hand does not have is refused now; a delisted one may still be stored."""
+        core = self.client._coordinator()
+        listed = core.known_markets()
+        if listed is None or self.offline:
+            return
+        codes = {info.market for info in listed}
+        for market in self.markets:
+            if market not in codes and core.store.oldest(market, self.timeframe) is None:
+                raise unknown_market(market, codes)
+
+    def run(self, *, many: bool) -> Any:
+        """Fetch, shape, and raise where the range is not whole."""
+        core = self.client._coordinator()
+        began = core.clock.monotonic()
+        answers = self._collect()
+        tables = [(answer.market, self._shape(answer)) for answer in answers]
+        elapsed_ms = (core.clock.monotonic() - began) * 1000
+        core.metrics.answered("candles", self.priority, elapsed_ms / 1000)
+        table = shaping.candles_table(tables, many=many)
+        frame = shaping.deliver(
+            table,
+            self.frames,
+            index="time",
+            zone=self.client.tz,
+            attrs=self._facts(answers, table.num_rows, elapsed_ms),
+        )
+        error = self._error(answers)
+        if error is not None:
+            error.frame = frame
+            raise error
+        return frame
+
+    def _collect(self) -> list[CandleAnswer]:
+        core = self.client._coordinator()
+        if self.offline:
+            return core.ranges.recall(self.markets, self.timeframe, self.asked)
+        if self.priority is Priority.CRITICAL:
+            return [core.direct_candles(market, self.timeframe, self.asked) for market in self.markets]
+        return core.ranges.collect(self.markets, self.timeframe, self.asked, self.priority, self._bar)
+
+    def _bar(self, read: Callable[[], Progress]) -> AbstractContextManager[Watch]:
+        label = f"{', '.join(self.markets[:3])}{'…' if len(self.markets) > 3 else ''} {self.timeframe}"
+        return Bar(self.progress, label=label, zone=self.client.tz, clock=self.client._clock, read=read)
+
+    def _shape(self, answer: CandleAnswer) -> pa.Table:
+        table = answer.table
+        if self.fill is not None:
+            table = self._filled(answer)
+        if self.include_forming:
+            table = self._with_forming(answer, table)
+        return table
+
+    def _filled(self, answer: CandleAnswer) -> pa.Table:
+        before = None
+        span = answer.span
+        times = times_of(answer.table)
+        if self.fill == "ffill" and span.start < span.end and (len(times) == 0 or times[0] > span.start):
+            before = self._close_before(answer.market, span.start)
+        return fill_quiet(answer.table, self.timeframe, span, answer.gaps, str(self.fill), before)
+
+    def _close_before(self, market: str, time_us: int) -> float | None:
+        core = self.client._coordinator()
+        asked = Range(None, time_us, 1)
+        if self.offline:
+            found = core.ranges.recall([market], self.timeframe, asked)[0]
+        else:
+            found = core.ranges.collect([market], self.timeframe, asked, self.priority)[0]
+        return None if found.table.num_rows == 0 else float(found.table.column("close")[-1].as_py())
+
+    def _with_forming(self, answer: CandleAnswer, table: pa.Table) -> pa.Table:
+        core = self.client._coordinator()
+        rows = None
+        if (
+            not self.offline
+            and answer.span.end >= core.candles.closed_before(self.timeframe) - self.timeframe.step_us
+        ):
+            wants_now = self.asked.end_us is None or self.asked.end_us > answer.span.end
+            if wants_now:
+                rows = core.forming_candles(
+                    answer.market, self.timeframe, answer.span.end, self.asked.end_us, self.priority
+                )
+        table = table.append_column("forming", pa.array(np.zeros(table.num_rows, bool)))
+        if rows is None or rows.num_rows == 0:
+            return table
+        if self.fill is not None:
+            rows = rows.append_column("synthetic", pa.array(np.zeros(rows.num_rows, bool)))
+        closed = core.candles.closed_before(self.timeframe)
+        rows = rows.append_column("forming", pa.array(times_of(rows) >= closed))
+        return pa.concat_tables([table, rows])
+
+    def _facts(self, answers: Sequence[CandleAnswer], rows: int, elapsed_ms: float) -> dict[str, Any]:
+        sources: dict[str, int] = {}
+        for answer in answers:
+            for name, number in answer.sources.items():
+                sources[name] = sources.get(name, 0) + number
+        pages = sum(answer.pages for answer in answers)
+        return facts(
+            sources=sources,
+            elapsed_ms=elapsed_ms,
+            rows=rows,
+            priority=self.priority,
+            requests=pages,
+            pages=pages,
+            quiet=sum(answer.quiet for answer in answers),
+            unknown=sum(answer.unknown for answer in answers),
+        )
+
+    def _error(self, answers: Sequence[CandleAnswer]) -> BackboneError | None:
+        error = incomplete(answers, self.timeframe)
+        if error is None:
+            return None
+        for answer in answers:
+            gone = any(isinstance(cause, RejectedError) and cause.status == 404 for cause in answer.causes)
+            if gone and answer.table.num_rows == 0:
+                codes = {info.market for info in self.client._coordinator().markets(fresh=True)}
+                if answer.market not in codes:
+                    refused = unknown_market(answer.market, codes)
+                    refused.__cause__ = answer.causes[0]
+                    return refused
+        error.__cause__ = error.causes[0] if error.causes else None
+        return error
+
+
+def facts(
+    *,
+    sources: dict[str, int],
+    elapsed_ms: float,
+    rows: int,
+    priority: Priority,
+    requests: int,
+    pages: int,
+    quiet: int = 0,
+    unknown: int = 0,
+) -> dict[str, Any]:
+    """What ``attrs["backbone"]`` says of an answer; JSON-safe."""
+    from backbone.api.client import new_request_id
+
+    names = [name for name, number in sources.items() if number]
+    return {
+        "request_id": new_request_id(),
+        "source": names[0] if len(names) == 1 else ("mixed" if names else "none"),
+        "cache_hit": requests == 0,
+        "elapsed_ms": round(elapsed_ms, 3),
+        "data_count": rows,
+        "priority": priority.value,
+        "requests": requests,
+        "pages": pages,
+        "quiet": quiet,
+        "unknown": unknown,
+        "sources": sources,
+    }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a range would take. ``cached``, ``derived`` and ``gaps`` are pairs of aware datetimes, half-open."""
+
+    market: str
+    timeframe: str
+    start: Any
+    end: Any
+    cached: tuple[tuple[Any, Any], ...]
+    derived: tuple[tuple[Any, Any], ...]
+    gaps: tuple[tuple[Any, Any], ...]
+    pages: int
+    seconds: float
+
+    def __repr__(self) -> str:
+        return (
+            f"<Plan {self.market} {self.timeframe} {self.start:%Y-%m-%d %H:%M} to {self.end:%Y-%m-%d %H:%M}: "
+            f"{len(self.cached)} stretches held, {len(self.derived)} foldable, {len(self.gaps)} gaps, "
+            f"{self.pages} pages, about {self.seconds:.1f} s>"
+        )
+
+
+def explain(
+    client: Backbone, market: str, timeframe: str, start: TimeLike | None, end: TimeLike | None
+) -> Plan:
+    """The plan of a range; asks nobody."""
+    core, tf = client._coordinator(), parse_timeframe(timeframe)
+    asked = parse_range(client, start, end, None)
+    last = core.candles.closed_before(tf)
+    stop = last if asked.end_us is None else min(last, tf.ceil(asked.end_us))
+    begin = tf.next(stop, -DEFAULT_COUNT) if asked.start_us is None else tf.ceil(asked.start_us)
+    found: CandlePlan = core.candles.explain(market, tf, Span(min(begin, stop), stop), RATE)
+
+    def shown(spans: Sequence[Span]) -> tuple[tuple[Any, Any], ...]:
+        return tuple((in_zone(s.start, client.tz), in_zone(s.end, client.tz)) for s in spans)
+
+    return Plan(
+        market,
+        tf.name,
+        in_zone(found.span.start, client.tz),
+        in_zone(found.span.end, client.tz),
+        shown(found.cached),
+        shown(found.derived),
+        shown(found.gaps),
+        found.pages,
+        found.seconds,
+    )
+
+
+def coverage(client: Backbone, market: str, timeframe: str, frames: str) -> Any:
+    """The coverage frame: ``start end state rows``."""
+    core, tf = client._coordinator(), parse_timeframe(timeframe)
+    rows = core.candles.ledger(market, tf)
+    time = pa.timestamp("us", tz="UTC")
+    table = pa.table(
+        {
+            "start": pa.array([r.span.start for r in rows], pa.int64()).cast(time),
+            "end": pa.array([r.span.end for r in rows], pa.int64()).cast(time),
+            "state": pa.array([r.state for r in rows], pa.string()),
+            "rows": pa.array([r.rows for r in rows], pa.int64()),
+        }
+    )
+    quiet = sum(tf.count(r.span) for r in rows if r.state == "quiet" and r.span.start > 0)
+    unknown = sum(tf.count(r.span) for r in rows if r.state == "unknown")
+    attrs = facts(
+        sources={"store": len(rows)}, elapsed_ms=0.0, rows=len(rows), priority=Priority.NORMAL, requests=0, pages=0,
+        quiet=quiet, unknown=unknown,
+    )  # fmt: skip
+    return shaping.deliver(table, frames, index=None, zone=client.tz, attrs=attrs)
+

@@ -1,0 +1,411 @@
+"""`Backbone`, the client: what a person types and gets back.
+
+This module turns words (markets, timeframes, ranges, priorities) into spans and lists, asks the coordinator, and shapes
+the answer into a frame with its facts. It holds no state but its settings and the coordinator, which is made on first
+use, and made anew in a forked child. The lock guards that one making.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from backbone.api.names import HOME_QUOTES, parse_market, parse_markets, parse_priority
+from backbone.api.times import TimeLike, parse_time
+from backbone.clock import Clock, SystemClock
+from backbone.errors import ClosedError, InputError
+from backbone.model import Priority
+from backbone.settings import FRAMES, Settings, resolve
+
+if TYPE_CHECKING:
+    from backbone.coordinator.fetch import Coordinator
+
+__all__ = ["Backbone"]
+
+DEFAULT_COUNT = 200
+
+
+class Backbone:
+    """Market data of the Upbit exchange as DataFrames: exact, fast, calm under load.
+
+    Four data calls (`candles`, `tickers`, `orderbooks`, `trades`) and what helps them. Constructing opens no socket and
+    starts no thread; use it with ``with`` or call `close()`. Safe to share between threads; pickles to its settings;
+    survives ``fork``.
+
+    Parameters
+    ----------
+    exchange : ``"upbit"``, ``"upbit-sg"``, ``"upbit-id"`` or ``"upbit-th"``.
+    data_dir : where candles are kept: argument → ``$BACKBONE_DATA_DIR`` → ``data/`` of the checkout → user data folder.
+    rest_url, ws_url : argument → ``$BACKBONE_REST_URL`` / ``$BACKBONE_WS_URL`` → the exchange's own.
+    tz : zone of every index and of naive input (argument → ``$BACKBONE_TZ`` → Asia/Seoul); storage is UTC always.
+    frames : ``"pandas"``, ``"polars"`` or ``"arrow"``; every data call also takes ``frames=``.
+
+    Examples
+    --------
+    >>> with Backbone.demo(seed=7, now="2025-08-22T09:00:00Z") as client:
+    ...     client.candles("KRW-BTC", "1h", "2025-08-21", "2025-08-22").shape
+    (24, 6)
+    """
+
+    def __init__(
+        self,
+        exchange: str = "upbit",
+        *,
+        data_dir: str | os.PathLike[str] | None = None,
+        rest_url: str | None = None,
+        ws_url: str | None = None,
+        tz: str | None = None,
+        frames: str = "pandas",
+    ) -> None:
+        self._settings = resolve(
+            exchange, data_dir=data_dir, rest_url=rest_url, ws_url=ws_url, tz=tz, frames=frames
+        )
+        self._start()
+
+    def _start(self) -> None:
+        self._clock: Clock = SystemClock()
+        self._lock = threading.Lock()
+        self._core: Coordinator | None = None
+        self._core_pid = 0
+        self._closed = False
+        self._with_me: list[Callable[[], None]] = []  # what ends with this client (the demo's exchange)
+
+    @classmethod
+    def demo(cls, seed: int = 7, now: str | None = None, **settings: Any) -> Backbone:
+        """A client of an embedded exchange on loopback: fixed clock, temporary store, the same data everywhere.
+
+        `seed` chooses the market's history, `now` the exchange's clock (default: 2025-08-22T09:00:00Z). Further
+        keywords go to `Backbone`. `close()` ends the exchange and removes the store.
+        """
+        from backbone.api.demo import start_demo
+
+        return start_demo(cls, seed, now, settings)
+
+    # -- candles -------------------------------------------------------------------------------------------------
+
+    def candles(
+        self,
+        market: str | Iterable[str],
+        timeframe: str = "1m",
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
+        *,
+        count: int | None = None,
+        priority: str | Priority = "normal",
+        include_forming: bool = False,
+        fill: str | None = None,
+        frames: str | None = None,
+        progress: bool | Callable[[Any], None] | None = None,
+        offline: bool = False,
+    ) -> Any:
+        """Candles, oldest first, complete for the whole range or an error.
+
+        Reads the store first and asks the venue only for what is unknown; what arrives is stored. Safe to call from
+        several threads: identical asks are one ask.
+
+        Parameters
+        ----------
+        market : ``"KRW-BTC"`` (``"krw-btc"``, ``"BTC/KRW"``, ``"BTC"`` are read as that), or several.
+        timeframe : ``1s 1m 3m 5m 10m 15m 30m 1h 4h 1d 1w 1M 1y``. ``1M`` is a month, ``1m`` a minute.
+        start : first open, included. Naive values are in the client's zone; ``"2024-03"`` is that month's first
+            instant, ``"3d"`` three days ago.
+        end : opens before this; None is now. Only closed candles count, on the venue's clock.
+        count : the newest that many existing closed candles before `end`; with `start` and no `end`, the first that
+            many from `start`. Neither start nor count: 200. All three at once is an `InputError`.
+        priority : ``critical`` · ``high`` · ``normal`` · ``low``.
+        include_forming : adds the candle that is still forming, and a bool column ``forming``.
+        fill : ``"ffill"`` or ``"nan"`` adds a row for every quiet slot, and a bool column ``synthetic``.
+        frames : ``"pandas"``, ``"polars"``, ``"arrow"``; default: the client's.
+        progress : a bar after two seconds where somebody can see it (None), always (True), never (False), or a
+            function that is given each `Progress`.
+        offline : answer from the store alone; what is unknown is an error.
+
+        Returns
+        -------
+        Frame indexed by ``time`` (candle open, microseconds, the client's zone; sorted, unique) with float64 columns
+        ``open high low close`` (quote currency), ``volume`` (base units), ``value`` (turnover, quote currency).
+        Several markets: one long frame with ``market`` first. A candle nobody traded in has no row.
+        ``attrs["backbone"]`` says where the rows came from and how many slots are quiet or unknown.
+
+        Raises
+        ------
+        InputError       before any page is asked, naming the argument and what is allowed.
+        IncompleteError  some of it could not be had: ``.frame`` has what arrived (stored), ``.gaps``, ``.causes``.
+        StoreError       the disk refused (full, read-only); what arrived stays readable from memory.
+
+        Examples
+        --------
+        >>> client.candles("KRW-BTC", "1d", "2025-08-01", "2025-08-08")[["open", "close"]].shape
+        (7, 2)
+        """
+        from backbone.api.candles import CandleCall
+
+        markets = parse_markets(market, self._home)
+        call = CandleCall.parse(
+            self,
+            markets,
+            timeframe,
+            start,
+            end,
+            count,
+            priority,
+            include_forming,
+            fill,
+            self._frames(frames),
+            progress,
+            offline,
+        )
+        return call.run(many=not isinstance(market, str))
+
+    def explain(
+        self,
+        market: str,
+        timeframe: str = "1m",
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
+    ) -> Any:
+        """What `candles` would do for a range: held, foldable from minutes, gaps, pages, seconds. Asks nobody."""
+        from backbone.api.candles import explain
+
+        return explain(self, parse_market(market, self._home), timeframe, start, end)
+
+    def coverage(self, market: str, timeframe: str = "1m", *, frames: str | None = None) -> Any:
+        """What the store vouches for: one row a stretch, ``start end state rows``.
+
+        ``state`` is ``"data"`` (candles), ``"quiet"`` (asked, nobody traded), or ``"unknown"`` (a hole between known
+        stretches). Times in the client's zone, half-open.
+        """
+        from backbone.api.candles import coverage
+
+        return coverage(self, parse_market(market, self._home), timeframe, self._frames(frames))
+
+    # -- now -----------------------------------------------------------------------------------------------------
+
+    def tickers(
+        self,
+        markets: str | Iterable[str] = "KRW",
+        *,
+        priority: str | Priority = "high",
+        max_age: float | None = None,
+        frames: str | None = None,
+    ) -> Any:
+        """The latest summary of each market.
+
+        Parameters
+        ----------
+        markets : a quote currency (``"KRW"``, ``"BTC-*"``), one market, or a list. A bare ``"BTC"`` is KRW-BTC.
+        max_age : seconds a row may be old to be answered from memory; 0 asks the venue.
+
+        Returns
+        -------
+        Frame indexed by ``market``: ``time`` (last trade), ``price open high low prev_close`` (since 00:00 UTC),
+        ``change change_rate`` (signed), ``volume value`` (since 00:00 UTC), ``volume_24h value_24h``, ``source``,
+        ``age`` (seconds since the row was received).
+
+        Raises
+        ------
+        InputError for a market that is not listed; IncompleteError when one was delisted meanwhile (``.frame`` has the
+        others); SourceError when the venue fails.
+
+        Examples
+        --------
+        >>> client.tickers(["KRW-BTC", "KRW-ETH"]).index.tolist()
+        ['KRW-BTC', 'KRW-ETH']
+        """
+        from backbone.api.realtime import tickers
+
+        return tickers(self, markets, parse_priority(priority), _age(max_age), self._frames(frames))
+
+    def orderbooks(
+        self,
+        markets: str | Iterable[str],
+        *,
+        level: float = 0,
+        depth: int = 30,
+        priority: str | Priority = "normal",
+        max_age: float | None = None,
+        frames: str | None = None,
+    ) -> Any:
+        """Order books, best first: ``market time level ask_price ask_size bid_price bid_size``, a row a level.
+
+        Parameters
+        ----------
+        level : price grouping in the quote currency, one of the market's own (KRW markets only); 0 is none.
+        depth : levels a side, 1 to 30. A side with fewer orders is NaN, never a zero price.
+        max_age : seconds a book may be old to be answered from memory; 0 asks the venue.
+
+        Raises
+        ------
+        InputError for an unknown market, level or depth; IncompleteError, SourceError as in `tickers`.
+
+        Examples
+        --------
+        >>> client.orderbooks("KRW-BTC", depth=3).shape
+        (3, 7)
+        """
+        from backbone.api.realtime import orderbooks
+
+        return orderbooks(
+            self,
+            parse_markets(markets, self._home),
+            level,
+            depth,
+            parse_priority(priority),
+            _age(max_age),
+            self._frames(frames),
+        )
+
+    def trades(
+        self,
+        market: str,
+        count: int | None = None,
+        *,
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
+        priority: str | Priority = "normal",
+        frames: str | None = None,
+    ) -> Any:
+        """Executions, oldest first; the venue keeps seven UTC days.
+
+        Parameters
+        ----------
+        count : the newest that many before `end` (default 200 where no `start` is given).
+        start, end : half-open, by trade time.
+
+        Returns
+        -------
+        Frame indexed by ``time`` (milliseconds kept): ``market price volume side sequential_id``; ``side`` is the
+        taker's, ``"buy"`` or ``"sell"``; ``sequential_id`` int64, unique.
+
+        Raises
+        ------
+        InputError for a range older than seven days, an unknown market, a wrong count; SourceError.
+
+        Examples
+        --------
+        >>> client.trades("KRW-BTC", 700).sequential_id.is_unique
+        True
+        """
+        from backbone.api.realtime import trades
+
+        return trades(
+            self,
+            parse_market(market, self._home),
+            count,
+            start,
+            end,
+            parse_priority(priority),
+            self._frames(frames),
+        )
+
+    def markets(self, quote: str | None = None, *, frames: str | None = None) -> Any:
+        """The venue's markets: index ``market``; ``korean_name english_name warning cautions``.
+
+        `quote` keeps one quote currency (``"KRW"``). The list is kept for ten minutes.
+        """
+        from backbone.api.realtime import markets
+
+        return markets(self, quote, self._frames(frames))
+
+    # -- what a client is ----------------------------------------------------------------------------------------
+
+    @property
+    def data_dir(self) -> Path:
+        """Where candles are kept."""
+        return Path(self._settings.data_dir)
+
+    @property
+    def tz(self) -> str:
+        """Zone of every index and of naive input."""
+        return self._settings.tz
+
+    @property
+    def exchange(self) -> str:
+        """The exchange's name."""
+        return self._settings.exchange
+
+    def close(self) -> None:
+        """End everything: waits, threads, sockets; write what is pending. May be called twice."""
+        with self._lock:
+            self._closed = True
+            core, self._core = self._core, None
+            ending, self._with_me = self._with_me, []
+        try:
+            if core is not None and self._core_pid == os.getpid():
+                core.close()
+        finally:
+            for end in ending:
+                end()
+
+    def __enter__(self) -> Backbone:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        at = f" at {self._settings.rest_url}" if self._settings.is_overridden else ""
+        state = "closed" if self._closed else "open"
+        return f"<Backbone {self.exchange}{at}, data in {self.data_dir}, {self.tz}, {state}>"
+
+    def __dir__(self) -> list[str]:
+        return sorted(name for name in object.__dir__(self) if not name.startswith("_"))
+
+    def __getstate__(self) -> Settings:
+        return self._settings
+
+    def __setstate__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._start()
+
+    # -- for the modules of this layer ---------------------------------------------------------------------------
+
+    @property
+    def _home(self) -> str:
+        return HOME_QUOTES[self._settings.exchange]
+
+    def _frames(self, frames: str | None) -> str:
+        if frames is None:
+            return self._settings.frames
+        if frames not in FRAMES:
+            raise InputError("frames", frames, "one of " + ", ".join(FRAMES))
+        return frames
+
+    def _coordinator(self) -> Coordinator:
+        """The coordinator, made on first use in this process."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the client is closed; make a new one")
+            if self._core is None or self._core_pid != os.getpid():
+                from backbone.coordinator.fetch import Coordinator
+
+                self._core = Coordinator(self._settings, self._clock)
+                self._core_pid = os.getpid()
+            return self._core
+
+    def _now_us(self) -> int:
+        """Now on the venue's clock, as far as it is known."""
+        return self._coordinator().venue.now_us()
+
+    def _time(self, argument: str, value: TimeLike) -> int:
+        return parse_time(argument, value, self.tz, self._now_us())
+
+
+def new_request_id() -> str:
+    """A fresh identity for one answer."""
+    return uuid.uuid4().hex
+
+
+def _age(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise InputError("max_age", value, "seconds, zero or more, or None")
+    return float(value)

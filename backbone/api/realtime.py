@@ -1,0 +1,192 @@
+"""The calls about now (tickers, books, trades, markets): words checked, asked, shaped into frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from backbone.api import frames as shaping
+from backbone.api.candles import DEFAULT_COUNT, facts, parse_count
+from backbone.api.names import parse_markets, parse_quote
+from backbone.api.times import TimeLike
+from backbone.coordinator.fetch import Coordinator, unknown_market
+from backbone.coordinator.realtime import Answer, missing_error
+from backbone.errors import InputError, RejectedError
+from backbone.model import Priority
+
+if TYPE_CHECKING:
+    from backbone.api.client import Backbone
+
+__all__ = ["markets", "orderbooks", "tickers", "trades"]
+
+DEPTH = 30
+DAY_US = 86_400_000_000
+DAYS_KEPT = 7
+
+
+def tickers(
+    client: Backbone, asked: str | Iterable[str], priority: Priority, max_age: float | None, frames: str
+) -> Any:
+    """See `Backbone.tickers`."""
+    core = client._coordinator()
+    began = core.clock.monotonic()
+    quote = parse_quote(asked, client._home)
+    if quote is not None:
+        codes = [i.market for i in core.known_markets() or () if i.market.startswith(quote + "-")]
+        answer = core.realtime.tickers_of_quote([quote], codes, priority, max_age)
+        if not answer.held:
+            raise InputError("markets", asked, "a quote currency that the venue has markets in, such as KRW")
+    else:
+        codes = parse_markets(asked, client._home)
+        _check_listed(core, codes, priority)
+        answer = core.realtime.tickers(codes, priority, max_age)
+    now = core.clock.monotonic()
+    table = shaping.tickers_table(
+        [held.row for held in answer.held],
+        [held.source for held in answer.held],
+        [max(0.0, now - held.received_s) for held in answer.held],
+    )
+    return _deliver(client, core, "tickers", table, frames, "market", priority, began, answer)
+
+
+def orderbooks(
+    client: Backbone, codes: list[str], level: object, depth: object, priority: Priority, max_age: float | None, frames: str
+) -> Any:
+    """See `Backbone.orderbooks`."""
+    if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= DEPTH:
+        raise InputError("depth", depth, f"a whole number from 1 to {DEPTH}")
+    core = client._coordinator()
+    began = core.clock.monotonic()
+    number = _parse_level(core, codes, level, priority)
+    _check_listed(core, codes, priority)
+    answer = core.realtime.orderbooks(codes, number, priority, max_age)
+    table = shaping.orderbooks_table([held.row for held in answer.held], depth)
+    return _deliver(client, core, "orderbooks", table, frames, None, priority, began, answer)
+
+
+def _parse_level(core: Coordinator, codes: list[str], level: object, priority: Priority) -> float:
+    """A price grouping that every one of `codes` offers. The venue answers others with silence."""
+    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 <= level < float("inf"):
+        raise InputError("level", level, "0, or one of the market's own price groupings")
+    if level:
+        _check_listed(core, codes, priority)
+        for code, instrument in core.realtime.instruments(codes, priority).items():
+            if float(level) not in instrument.levels:
+                offered = ", ".join(f"{x:g}" for x in instrument.levels)
+                raise InputError("level", level, f"one of {offered} for {code}")
+    return float(level)
+
+
+def trades(
+    client: Backbone,
+    market: str,
+    count: object,
+    start: TimeLike | None,
+    end: TimeLike | None,
+    priority: Priority,
+    frames: str,
+) -> Any:
+    """See `Backbone.trades`."""
+    number = parse_count(count)
+    core = client._coordinator()
+    began = core.clock.monotonic()
+    start_us = None if start is None else client._time("start", start)
+    end_us = None if end is None else client._time("end", end)
+    if start_us is not None and end_us is not None and number is not None:
+        raise InputError("count", count, "start, end and count together say too much: leave one out")
+    if not core.venue.is_known:
+        _check_listed(core, [market], priority)  # the first reply tells the venue's day
+    now = core.venue.now_us()
+    first_kept = (now // DAY_US - DAYS_KEPT) * DAY_US
+    for name, given, value in (("start", start, start_us), ("end", end, end_us)):
+        if value is not None and value < first_kept:
+            raise InputError(name, given, f"within the {DAYS_KEPT} UTC days before today that the venue keeps")
+    if start_us is not None and start_us > (now if end_us is None else end_us):
+        raise InputError("start", start, "a time before the end")
+    if start_us is None and number is None:
+        number = DEFAULT_COUNT
+    listed = core.known_markets()
+    if listed is not None:
+        _check_listed(core, [market], priority)
+    first_of = number if start_us is not None else None
+    try:
+        rows, requests = core.realtime.trades(
+            market, None if first_of else number, priority, start_us=start_us, end_us=end_us, today_us=now
+        )
+    except RejectedError as exc:
+        if exc.status != 404:
+            raise
+        raise unknown_market(market, {i.market for i in core.markets(fresh=True)}) from exc
+    if first_of is not None:
+        rows = rows[:first_of]
+    table = shaping.trades_table(rows)
+    elapsed_s = core.clock.monotonic() - began
+    core.metrics.answered("trades", priority, elapsed_s)
+    attrs = facts(
+        sources={"rest": len(rows)}, elapsed_ms=elapsed_s * 1000, rows=len(rows), priority=priority, requests=requests, pages=requests
+    )  # fmt: skip
+    return shaping.deliver(table, frames, index="time", zone=client.tz, attrs=attrs)
+
+
+def markets(client: Backbone, quote: object, frames: str) -> Any:
+    """See `Backbone.markets`."""
+    core = client._coordinator()
+    began = core.clock.monotonic()
+    known = core.known_markets() is not None
+    listed = core.markets()
+    if quote is not None:
+        if not isinstance(quote, str):
+            raise InputError("quote", quote, "a quote currency such as KRW")
+        wanted = quote.strip().upper().removesuffix("-*")
+        quotes = sorted({info.market.partition("-")[0] for info in listed})
+        if wanted not in quotes:
+            raise InputError("quote", quote, "one of " + ", ".join(quotes))
+        listed = tuple(info for info in listed if info.market.startswith(wanted + "-"))
+    table = shaping.markets_table(listed)
+    attrs = facts(
+        sources={"memory" if known else "rest": len(listed)},
+        elapsed_ms=(core.clock.monotonic() - began) * 1000,
+        rows=len(listed),
+        priority=Priority.HIGH,
+        requests=0 if known else 1,
+        pages=0 if known else 1,
+    )
+    return shaping.deliver(table, frames, index="market", zone=client.tz, attrs=attrs)
+
+
+def _check_listed(core: Coordinator, codes: list[str], priority: Priority) -> None:
+    core.check_listed(codes, priority)
+
+
+def _deliver(
+    client: Backbone,
+    core: Coordinator,
+    kind: str,
+    table: Any,
+    frames: str,
+    index: str | None,
+    priority: Priority,
+    began: float,
+    answer: Answer[Any],
+) -> Any:
+    elapsed_s = core.clock.monotonic() - began
+    core.metrics.answered(kind, priority, elapsed_s)
+    sources: dict[str, int] = {}
+    for i, held in enumerate(answer.held):
+        name = "memory" if i < answer.from_memory and held.source == "rest" else held.source
+        sources[name] = sources.get(name, 0) + 1
+    attrs = facts(
+        sources=sources,
+        elapsed_ms=elapsed_s * 1000,
+        rows=table.num_rows,
+        priority=priority,
+        requests=answer.requests,
+        pages=answer.requests,
+        unknown=len(answer.missing),
+    )
+    frame = shaping.deliver(table, frames, index=index, zone=client.tz, attrs=attrs)
+    if answer.missing:
+        error = missing_error(answer, kind)
+        error.frame = frame
+        raise error from answer.causes[0]
+    return frame

@@ -1,0 +1,604 @@
+"""Any range of candles, complete: coverage → plan → schedule → store → answer.
+
+One `SeriesPlan` a market and timeframe is shared by everyone who waits for it, so identical asks are one ask, and a
+foreground call takes the page that a backfill had queued. Pages arrive on the scheduler's workers; each is checked,
+put into the store with what it proves, and only then taken out of the plan, so whoever is woken finds its rows.
+
+A series' condition guards its plan and the counters beside it; storage, scheduling and callbacks happen outside it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from backbone.clock import Clock, VenueClock
+from backbone.coordinator.planner import EARLIEST_US, Page, SeriesPlan, Verdict, Want, pages_needed
+from backbone.coordinator.scheduler import Scheduler
+from backbone.errors import (
+    BackboneError,
+    ClosedError,
+    IncompleteError,
+    InputError,
+    PayloadError,
+    RateLimitedError,
+    RejectedError,
+    StoreError,
+)
+from backbone.model import Priority, Span
+from backbone.routing.rest import Reply
+from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
+from backbone.settings import Settings
+from backbone.storage.candles import CandleStore
+from backbone.storage.coverage import SpanSet
+from backbone.storage.fold import fold
+from backbone.timeframe import TIMEFRAMES, Timeframe
+
+__all__ = ["CandleAnswer", "CandleFetcher", "CandlePlan", "Pending", "Progress"]
+
+GROUP = "candles"
+_WINDOW = {Priority.LOW: 3}  # tickets of one want in the queue; low work is paced one by one anyway
+_BURST = 10
+_FIRST_BURST = 5  # before the first reply the density is a guess: enough for 1,000 candles, little lost on a thin market
+_FAILURES = 3  # final failures after which a want stops asking: the venue is down, not a page
+_MINUTE = TIMEFRAMES["1m"]
+_FOREVER = 1 << 62
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a fetch is: candle slots done and in all, pages answered, rows received, the time reached."""
+
+    done_slots: int
+    total_slots: int
+    pages: int
+    rows: int
+    reached_us: int
+    ascending: bool
+
+
+@dataclass(frozen=True)
+class CandleAnswer:
+    """One market's candles and where they came from. ``sources`` counts rows by source."""
+
+    market: str
+    span: Span
+    table: pa.Table
+    quiet: int
+    unknown: int
+    pages: int
+    sources: dict[str, int]
+    gaps: tuple[Span, ...] = ()
+    causes: tuple[BaseException, ...] = ()
+
+
+@dataclass(frozen=True)
+class CandlePlan:
+    """What a request would do, asked of nobody: spans already held, spans foldable from minutes, gaps, pages, time."""
+
+    market: str
+    timeframe: Timeframe
+    span: Span
+    cached: tuple[Span, ...]
+    derived: tuple[Span, ...]
+    gaps: tuple[Span, ...]
+    pages: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One line of the coverage report: a span that is ``data``, ``quiet`` or ``unknown``, and its rows."""
+
+    span: Span
+    state: str
+    rows: int
+
+
+@dataclass
+class _Series:
+    market: str
+    timeframe: Timeframe
+    plan: SeriesPlan
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    queued: dict[Want, int] = field(default_factory=dict)
+    pending: dict[Want, Pending] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Pending:
+    """A span on its way: one want in a series' plan, and what has arrived for it."""
+
+    series: _Series
+    span: Span
+    priority: Priority
+    want: Want
+    derived: SpanSet
+    fetched: SpanSet
+    total_slots: int
+    patient: bool = False
+    rows: int = 0
+    failures: int = 0
+    store_error: StoreError | None = None
+    on_done: Callable[[Pending], None] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.want.is_done
+
+    def progress(self) -> Progress:
+        """Where it stands now."""
+        with self.series.changed:
+            missing = self.want.missing
+            left = sum(self.series.timeframe.count(s) for s in missing)
+            spans = list(missing)
+            if self.want.ascending:
+                reached = spans[0].start if spans else self.span.end
+            else:
+                reached = spans[-1].end if spans else self.span.start
+            return Progress(
+                self.total_slots - left, self.total_slots, self.want.pages, self.rows, reached, self.want.ascending
+            )
+
+
+class _Ticket:
+    """One place in the queue for a want; what it asks is decided when its permit opens."""
+
+    def __init__(self, fetcher: CandleFetcher, pending: Pending) -> None:
+        self._fetcher = fetcher
+        self._pending = pending
+        self._page: Page | None = None
+
+    def bind(self) -> Ask | None:
+        series, want = self._pending.series, self._pending.want
+        with series.changed:
+            series.queued[want] = series.queued.get(want, 1) - 1
+            self._page = series.plan.next_page(want)
+        if self._page is None:
+            return None
+        return candles_ask(series.market, series.timeframe, self._page.to_us, self._page.count)
+
+    def done(self, ask: Ask, outcome: Reply | BackboneError) -> None:
+        assert self._page is not None
+        self._fetcher._arrived(self._pending, self._page, outcome)
+
+
+class CandleFetcher:
+    """The coordinator's candle strategy: split by time."""
+
+    def __init__(
+        self, scheduler: Scheduler, store: CandleStore, venue: VenueClock, clock: Clock, settings: Settings
+    ) -> None:
+        self._scheduler = scheduler
+        self._store = store
+        self._venue = venue
+        self._clock = clock
+        self._settings = settings
+        self._lock = threading.Lock()  # guards _series and _closed
+        self._series: dict[tuple[str, str], _Series] = {}
+        self._closed = False
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def closed_before(self, timeframe: Timeframe) -> int:
+        """Candles that open before this are closed: their end has passed on the venue's clock, plus the grace."""
+        return timeframe.floor(self._venue.now_us() - int(self._settings.close_grace_s * 1e6))
+
+    # -- what a request would do ---------------------------------------------------------------------------------
+
+    def explain(self, market: str, timeframe: Timeframe, span: Span, rate: float) -> CandlePlan:
+        """The plan for `span`, without asking the venue; `rate` is requests a second."""
+        have, derived, gaps = self._split(market, timeframe, span)
+        with self._series_of(market, timeframe) as series:
+            density = series.plan.density
+        pages = pages_needed(timeframe, gaps, PAGE, density)
+        return CandlePlan(market, timeframe, span, tuple(have), tuple(derived), tuple(gaps), pages, pages / rate)
+
+    def _split(self, market: str, timeframe: Timeframe, span: Span) -> tuple[SpanSet, SpanSet, SpanSet]:
+        """`span` as (held, foldable from stored minutes, to be fetched)."""
+        whole = SpanSet([span]) if span.start < span.end else SpanSet()
+        have = self._store.coverage(market, timeframe, span) if whole else SpanSet()
+        due = self._store.due(market, timeframe, span, self._venue.now_us()) if have else SpanSet()
+        gaps = (whole - have) | due
+        derived = self._foldable(market, timeframe, gaps)
+        return have - due, derived, gaps - derived
+
+    def _foldable(self, market: str, timeframe: Timeframe, gaps: SpanSet) -> SpanSet:
+        """The whole candles inside `gaps` whose minutes are all stored."""
+        day = TIMEFRAMES["1d"].step_us
+        if timeframe.step_us <= _MINUTE.step_us or timeframe.step_us > day or not gaps:
+            return SpanSet()
+        found = []
+        for gap in gaps:
+            for held in self._store.coverage(market, _MINUTE, gap):
+                start, end = timeframe.ceil(held.start), timeframe.floor(held.end)
+                if start < end:
+                    found.append(Span(start, end))
+        return SpanSet(found)
+
+    # -- fetching ------------------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        market: str,
+        timeframe: Timeframe,
+        span: Span,
+        priority: Priority,
+        *,
+        ascending: bool = False,
+        patient: bool = False,
+        on_done: Callable[[Pending], None] | None = None,
+    ) -> Pending:
+        """Start fetching what is unknown in `span`; returns at once. A `patient` fetch outlasts an outage."""
+        _, derived, gaps = self._split(market, timeframe, span)
+        gaps, lost = self._within_retention(timeframe, gaps)
+        with self._series_of(market, timeframe) as series:
+            want = series.plan.want(gaps, rank=priority.rank, ascending=ascending)
+            pending = Pending(
+                series, span, priority, want, derived, gaps, timeframe.count(span), patient=patient, on_done=on_done
+            )
+            if lost:
+                want.missing = want.missing | lost
+                cause = InputError("start", span.start, "1-second candles exist for the last three months only")
+                series.plan.give_up(want, cause, lost)
+            series.pending[want] = pending
+            finished = want.is_done
+        if finished:
+            self._finish(pending)
+        else:
+            self._top_up(series)
+        return pending
+
+    def _within_retention(self, timeframe: Timeframe, gaps: SpanSet) -> tuple[SpanSet, SpanSet]:
+        if timeframe.name != "1s":
+            return gaps, SpanSet()
+        kept_us = self._settings.seconds_kept_days * 86_400_000_000
+        lost = gaps & SpanSet([Span(EARLIEST_US, max(1, timeframe.ceil(self._venue.now_us() - kept_us)))])
+        return gaps - lost, lost
+
+    def wait(self, pending: Pending, watch: Callable[[], None] | None = None, every_s: float = 0.2) -> None:
+        """Block until `pending` has all it can have; `watch` is called now and then, on this thread."""
+        changed = pending.series.changed
+        try:
+            while True:
+                with changed:
+                    if pending.is_done:
+                        return
+                    self._clock.wait(changed, every_s)
+                if watch is not None:
+                    watch()
+        finally:
+            self.release(pending)
+
+    def release(self, pending: Pending) -> None:
+        """Nobody waits for `pending` any more; pages in flight are still kept when they arrive."""
+        series = pending.series
+        with series.changed:
+            series.plan.drop(pending.want)
+            series.pending.pop(pending.want, None)
+            series.queued.pop(pending.want, None)
+
+    def flush(self, markets: Sequence[str], timeframe: Timeframe) -> None:
+        """Make what arrived durable."""
+        for market in markets:
+            self._store.flush(market, timeframe)
+
+    def answer(self, pending: Pending, span: Span | None = None) -> CandleAnswer:
+        """What the store now has of `pending`'s span (or the part `span` of it), and what could not be had."""
+        series, span = pending.series, pending.span if span is None else span
+        with series.changed:
+            lost, causes = pending.want.failed | pending.want.missing, tuple(pending.want.causes)
+            lost = lost & SpanSet([span]) if span.start < span.end else SpanSet()
+            pages = pending.want.pages
+        return self._assemble(
+            series.market, series.timeframe, span, pending.derived, pending.fetched, lost, pages, causes
+        )
+
+    def recall(
+        self, market: str, timeframe: Timeframe, span: Span, fetched: Sequence[Span] = (), pages: int = 0
+    ) -> CandleAnswer:
+        """What is held of `span`; asks nobody. `fetched` and `pages` are what it took to hold it."""
+        have, derived, gaps = self._split(market, timeframe, span)
+        if gaps:
+            gaps = gaps - self._store.coverage(market, timeframe, span)  # an overdue second ask is no hole
+        return self._assemble(market, timeframe, span, derived - have, SpanSet(fetched), gaps, pages, ())
+
+    def _assemble(
+        self,
+        market: str,
+        timeframe: Timeframe,
+        span: Span,
+        derived: SpanSet,
+        fetched: SpanSet,
+        lost: SpanSet,
+        pages: int,
+        causes: tuple[BaseException, ...],
+    ) -> CandleAnswer:
+        table, sources = self._read(market, timeframe, span, derived)
+        fresh = count_inside(table, fetched)
+        if fresh:
+            sources = _take_from(sources, fresh)
+            sources["rest"] = fresh
+        unknown = sum(timeframe.count(s) for s in lost)
+        quiet = max(0, timeframe.count(span) - unknown - table.num_rows)
+        return CandleAnswer(
+            market, span, table, quiet, unknown, pages, {k: v for k, v in sources.items() if v}, tuple(lost), causes
+        )
+
+    def _read(
+        self, market: str, timeframe: Timeframe, span: Span, derived: SpanSet
+    ) -> tuple[pa.Table, dict[str, int]]:
+        """The rows of `span`: stored ones, and those folded from minutes; with their counts by source."""
+        stored = self._store.read(market, timeframe, span)
+        table, sources = stored.table, dict(stored.tiers)
+        parts = [fold(self._store.read(market, _MINUTE, s).table, timeframe) for s in derived & SpanSet([span])]
+        if parts:
+            sources["derived:1m"] = sum(part.num_rows for part in parts)
+            table = pa.concat_tables([table, *parts]).sort_by("time")
+        return table, sources
+
+    def ledger(self, market: str, timeframe: Timeframe) -> list[Stretch]:
+        """What is vouched for, oldest first: runs of candles, quiet stretches, and the unknown between them."""
+        oldest = self._store.oldest(market, timeframe)
+        listed = self._store.quiet_before(market, timeframe)
+        now = timeframe.next(self.closed_before(timeframe), 1)
+        found = [Stretch(Span(EARLIEST_US, listed), "quiet", 0)] if listed > EARLIEST_US else []
+        first = min(oldest if oldest is not None else now, listed or now)
+        span = Span(max(first, listed), max(now, first))
+        previous: int | None = listed or None
+        for held in self._store.coverage(market, timeframe, span):
+            if previous is not None and previous < held.start:
+                found.append(Stretch(Span(previous, held.start), "unknown", 0))
+            found += _runs(times_of(self._store.read(market, timeframe, held).table), timeframe, held)
+            previous = held.end
+        return found
+
+    # -- pages ---------------------------------------------------------------------------------------------------
+
+    def _series_of(self, market: str, timeframe: Timeframe) -> _Locked:
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the client is closed; make a new one")
+            key = (market, timeframe.name)
+            series = self._series.get(key)
+            if series is None:
+                series = self._series[key] = _Series(market, timeframe, SeriesPlan(timeframe, PAGE))
+        return _Locked(series)
+
+    def _top_up(self, series: _Series) -> None:
+        """Queue as many tickets as the open wants have pages left, within their windows."""
+        fresh: list[Pending] = []
+        with series.changed:
+            for want, pending in series.pending.items():
+                if want.is_done:
+                    continue
+                burst = _BURST if series.plan.has_learned else _FIRST_BURST
+                window = _WINDOW.get(pending.priority, burst)
+                queued = series.queued.get(want, 0)
+                more = min(window, series.plan.pages_left(want)) - queued
+                series.queued[want] = queued + max(0, more)
+                fresh += [pending] * max(0, more)
+        for pending in fresh:
+            ticket = _Ticket(self, pending)
+            attempts = 30 if pending.patient else None
+            self._scheduler.submit(GROUP, pending.priority, ticket.bind, ticket.done, max_attempts=attempts)
+
+    def _arrived(self, pending: Pending, page: Page, outcome: Reply | BackboneError) -> None:
+        """A page's outcome, on a worker: into the store, out of the plan, and whoever waits is woken."""
+        series = pending.series
+        rows = 0
+        if not isinstance(outcome, BackboneError):
+            try:
+                rows = self._accept(series, pending, page, outcome.value)
+            except PayloadError as exc:
+                outcome = exc
+        finished: list[Pending] = []
+        with series.changed:
+            if isinstance(outcome, BackboneError):
+                self._refuse_locked(series, pending, page, outcome)
+            pending.rows += rows
+            finished = [p for p in series.pending.values() if p.want.is_done]
+            series.changed.notify_all()
+        for done in finished:
+            self._finish(done)
+        self._top_up(series)
+
+    def _accept(self, series: _Series, pending: Pending, page: Page, reply: CandlePage) -> int:
+        timeframe = series.timeframe
+        with series.changed:
+            verdict = series.plan.judge(page, reply.oldest_us, reply.rows)
+        self._disbelieve(series, page, verdict, reply)
+        boundary = self.closed_before(timeframe)
+        proof = verdict.proof - SpanSet([Span(boundary, _FOREVER)])
+        table = reply.table
+        if page.to_us > boundary:
+            keep = int(np.searchsorted(times_of(table), boundary))
+            table = table.slice(0, keep)
+        now = self._venue.now_us()
+        settled = timeframe.floor(now - int(self._settings.settle_s * 1e6) - timeframe.step_us)
+        fresh = proof & SpanSet([Span(settled, _FOREVER)])
+        error: StoreError | None = None
+        try:
+            self._store.put(
+                series.market,
+                timeframe,
+                table,
+                proof,
+                fresh=(_hull(fresh), now + int(self._settings.settle_after_s * 1e6)) if fresh else None,
+                source="rest",
+                now_us=now,
+            )
+        except StoreError as exc:  # the rows are kept in memory; whoever waits is told
+            error = exc
+        with series.changed:
+            series.plan.settle(page, verdict, reply.rows)
+            for want, waiting in series.pending.items():
+                series.plan.forget(want, [Span(boundary, _FOREVER)])
+                waiting.store_error = waiting.store_error or error
+        return table.num_rows
+
+    def _disbelieve(self, series: _Series, page: Page, verdict: Verdict, reply: CandlePage) -> None:
+        """A reply that says "nothing before" is not believed against rows already held."""
+        edge = page.to_us if page.confirms and reply.rows == 0 else verdict.edge_us
+        if edge is None:
+            return
+        held = self._store.oldest(series.market, series.timeframe)
+        if held is not None and held < edge:
+            raise PayloadError(
+                f"{series.market} {series.timeframe}: the venue says there is nothing before a time from before which "
+                "rows are stored; not believed, the span stays unknown",
+                market=series.market,
+                sample=f"{reply.rows} rows for to={page.to_us}",
+            )
+
+    def _refuse_locked(self, series: _Series, pending: Pending, page: Page, cause: BackboneError) -> None:
+        series.plan.fail(page, cause)
+        fatal = isinstance(cause, RejectedError | ClosedError) or (
+            isinstance(cause, RateLimitedError) and cause.banned
+        )
+        for want, waiting in series.pending.items():
+            if fatal:
+                series.plan.give_up(want, cause)
+            elif waiting is pending:
+                waiting.failures += 1
+                if waiting.failures >= _FAILURES:
+                    series.plan.give_up(want, cause)
+
+    def _finish(self, pending: Pending) -> None:
+        callback, pending.on_done = pending.on_done, None
+        if callback is not None:
+            callback(pending)
+
+    # -- the newest so many --------------------------------------------------------------------------------------
+
+    def reach_back(self, market: str, timeframe: Timeframe, end_us: int, count: int) -> tuple[Span, Span | None]:
+        """Where the newest `count` candles before `end_us` begin, as far as is known.
+
+        Returns the span known without a hole before `end_us`, cut to hold at most `count` rows, and the span to fetch
+        next (None when `count` rows are known or history ends).
+        """
+        listed = self._store.quiet_before(market, timeframe)
+        window = max(1, count)
+        while True:
+            start = max(listed, timeframe.next(timeframe.floor(end_us), -window))
+            have, derived, _ = self._split(market, timeframe, Span(start, end_us))
+            spans = list(have | derived)
+            known = spans[-1] if spans and spans[-1].end >= end_us else Span(end_us, end_us)
+            times = times_of(self._read(market, timeframe, known, derived)[0])
+            if len(times) >= count:
+                return Span(int(times[len(times) - count]), end_us), None
+            if known.start > start:
+                return known, self._before(market, timeframe, known.start, count - len(times), listed)
+            if start <= listed:
+                return known, None
+            window *= 4
+
+    def _before(self, market: str, timeframe: Timeframe, end_us: int, rows: int, listed: int) -> Span:
+        """The span before `end_us` that should hold `rows` candles."""
+        slots = self.slots_for(market, timeframe, rows)
+        return Span(max(listed, timeframe.next(timeframe.floor(end_us), -slots)), end_us)
+
+    def slots_for(self, market: str, timeframe: Timeframe, rows: int) -> int:
+        """How many slots should hold `rows` candles, going by the density seen so far."""
+        with self._series_of(market, timeframe) as series:
+            return max(1, int(rows / max(series.plan.density, 1e-4)))
+
+    def close(self) -> None:
+        """End every wait with `ClosedError`."""
+        with self._lock:
+            self._closed = True
+            series = list(self._series.values())
+        for one in series:
+            with one.changed:
+                for want, pending in one.pending.items():
+                    one.plan.give_up(want, ClosedError("the client was closed while this was being fetched"))
+                    del pending
+                one.changed.notify_all()
+
+
+class _Locked:
+    """``with``: a series with its condition held."""
+
+    def __init__(self, series: _Series) -> None:
+        self._series = series
+
+    def __enter__(self) -> _Series:
+        self._series.changed.acquire()
+        return self._series
+
+    def __exit__(self, *exc: object) -> None:
+        self._series.changed.release()
+
+
+def times_of(table: pa.Table) -> Any:
+    """The candle opens of `table`, int64 microseconds."""
+    if table.num_rows == 0:
+        return np.empty(0, np.int64)
+    return table.column("time").to_numpy().astype("datetime64[us]").astype(np.int64)
+
+
+def count_inside(table: pa.Table, spans: SpanSet) -> int:
+    """How many rows of `table` open inside `spans`."""
+    if not spans or table.num_rows == 0:
+        return 0
+    times = times_of(table)
+    return int(sum(np.searchsorted(times, s.end) - np.searchsorted(times, s.start) for s in spans))
+
+
+def _runs(times: Any, timeframe: Timeframe, held: Span) -> list[Stretch]:
+    """`held` as runs of consecutive candles and the quiet stretches between them."""
+    if len(times) == 0:
+        return [Stretch(held, "quiet", 0)]
+    following = times + timeframe.step_us
+    if timeframe.is_calendar:
+        following = np.array([timeframe.next(int(t)) for t in times], dtype=np.int64)
+    breaks = np.flatnonzero(times[1:] != following[:-1]) + 1
+    found, at = [], held.start
+    for run in np.split(np.arange(len(times)), breaks):
+        start, end = int(times[run[0]]), min(int(following[run[-1]]), held.end)
+        if at < start:
+            found.append(Stretch(Span(at, start), "quiet", 0))
+        found.append(Stretch(Span(start, end), "data", len(run)))
+        at = end
+    if at < held.end:
+        found.append(Stretch(Span(at, held.end), "quiet", 0))
+    return found
+
+
+def _take_from(tiers: dict[str, int], rows: int) -> dict[str, int]:
+    """`tiers` less `rows`, memory first: rows just fetched are read back from memory."""
+    left = dict(tiers)
+    for name in ("memory", "disk"):
+        taken = min(rows, left.get(name, 0))
+        left[name] = left.get(name, 0) - taken
+        rows -= taken
+    return left
+
+
+def _hull(spans: SpanSet) -> Span:
+    found = list(spans)
+    return Span(found[0].start, found[-1].end)
+
+
+def incomplete(answers: Sequence[CandleAnswer], timeframe: Timeframe) -> IncompleteError | None:
+    """The one error for what could not be had, or None. A single cause of the venue's is named first."""
+    gaps = [gap for answer in answers for gap in answer.gaps]
+    if not gaps:
+        return None
+    causes = [cause for answer in answers for cause in answer.causes]
+    rows = sum(answer.table.num_rows for answer in answers)
+    unknown = sum(answer.unknown for answer in answers)
+    markets = ", ".join(a.market for a in answers if a.gaps)
+    why = f": {causes[0]}" if causes else ": offline, and never asked"
+    return IncompleteError(
+        f"{markets} {timeframe}: {unknown} candles in {len(gaps)} gaps could not be had{why}. The {rows} rows that "
+        "arrived are stored and in .frame; the same call asks only for the gaps (.gaps).",
+        gaps=gaps,
+        causes=causes,
+    )
+

@@ -1,0 +1,196 @@
+"""The join of the layers: one `Coordinator` owns the store, the ways to the venue and the queue between them.
+
+Everything is made on first use and ended by `close()`. A forked child must make its own (`Backbone` sees to that):
+threads do not cross a fork. ``critical`` requests take the lane past queue and pool: a permit of their own class, a
+connection kept warm for them, sent on the calling thread.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from backbone.clock import Clock, VenueClock
+from backbone.coordinator.candles import CandleAnswer, CandleFetcher, times_of
+from backbone.coordinator.ledger import open_limiter
+from backbone.coordinator.metrics import Metrics
+from backbone.coordinator.ranges import CandleRanges, Range
+from backbone.coordinator.realtime import Realtime
+from backbone.coordinator.scheduler import Scheduler
+from backbone.errors import ClosedError, InputError
+from backbone.model import MarketInfo, Priority, Span
+from backbone.routing.rest import Reply, RestClient
+from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask, markets_ask
+from backbone.settings import Settings
+from backbone.storage.candles import CandleStore
+from backbone.timeframe import Timeframe
+
+__all__ = ["Coordinator"]
+
+_log = logging.getLogger("backbone.fetch")
+
+
+class Coordinator:
+    """What the API layer talks to."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.metrics = Metrics()
+        self.venue = VenueClock(clock)
+        self.store = CandleStore(
+            Path(settings.data_dir),
+            settings.store_exchange,
+            clock=clock,
+            memory_bytes=settings.memory_bytes,
+            group_commit_s=settings.group_commit_s,
+        )
+        self.rest = RestClient(settings.rest_url, clock=clock)
+        self._critical = self.rest.critical()
+        self.limiter = open_limiter(settings.rest_url)
+        self.scheduler = Scheduler(self.limiter, self._send, clock=clock, metrics=self.metrics)
+        self.candles = CandleFetcher(self.scheduler, self.store, self.venue, clock, settings)
+        self.ranges = CandleRanges(self.candles, self.venue)
+        self.realtime = Realtime(self.request, clock, self.metrics)
+        self._markets_lock = threading.Lock()
+        self._markets: tuple[MarketInfo, ...] | None = None
+        self._markets_at_s = 0.0
+        self._closed = False
+
+    # -- the ways to the venue -----------------------------------------------------------------------------------
+
+    def _send(self, ask: Ask) -> Reply:
+        return self._heard(self.rest.send(ask))
+
+    def _send_critical(self, ask: Ask) -> Reply:
+        return self._heard(self._critical.send(ask))
+
+    def _heard(self, reply: Reply) -> Reply:
+        if reply.date_us is not None:
+            self.venue.observe(reply.date_us, reply.sent_s, reply.received_s)
+        return reply
+
+    def request(self, ask: Ask, priority: Priority) -> Reply:
+        """One request in its lane; identical ones in flight are shared. Raises the error tree."""
+        if self._closed:
+            raise ClosedError("the client is closed; make a new one")
+        if priority is Priority.CRITICAL:
+            return self.scheduler.direct(ask, self._send_critical)
+        return self.scheduler.request(ask, priority)
+
+    # -- candles that storage has no part in ---------------------------------------------------------------------
+
+    def direct_candles(self, market: str, timeframe: Timeframe, asked: Range) -> CandleAnswer:
+        """The critical lane: what memory and disk hold in full, else straight from the venue, not stored."""
+        held = self.ranges.recall([market], timeframe, asked)[0]
+        if not held.gaps:
+            return held
+        tables: list[pa.Table] = []
+        to_us, rows, pages = asked.end_us, 0, 0
+        while True:
+            page: CandlePage = self.request(candles_ask(market, timeframe, to_us, PAGE), Priority.CRITICAL).value
+            closed = self.candles.closed_before(timeframe)
+            table = page.table.slice(0, int(np.searchsorted(times_of(page.table), closed)))
+            tables.append(table)
+            pages, rows = pages + 1, rows + table.num_rows
+            begun = page.rows < PAGE
+            reached = page.oldest_us is None or (asked.start_us is not None and page.oldest_us <= asked.start_us)
+            if begun or reached or (asked.start_us is None and asked.count is not None and rows >= asked.count):
+                break
+            to_us = page.oldest_us
+        return self._direct_answer(market, timeframe, asked, pa.concat_tables(tables[::-1]), pages)
+
+    def _direct_answer(
+        self, market: str, timeframe: Timeframe, asked: Range, table: pa.Table, pages: int
+    ) -> CandleAnswer:
+        times = times_of(table)
+        start = 0 if asked.start_us is None else int(np.searchsorted(times, asked.start_us))
+        table = table.slice(start)
+        if asked.count is not None:
+            table = table.slice(0, asked.count) if asked.start_us is not None else table.slice(max(0, table.num_rows - asked.count))
+        times = times_of(table)
+        closed = self.candles.closed_before(timeframe)
+        end = closed if asked.end_us is None else min(closed, timeframe.ceil(asked.end_us))
+        if asked.start_us is not None:
+            span = Span(min(timeframe.ceil(asked.start_us), end), end)
+            if asked.count is not None and len(times) == asked.count:
+                span = Span(span.start, timeframe.next(int(times[-1])))
+        else:
+            span = Span(int(times[0]) if len(times) else end, end)
+        quiet = max(0, timeframe.count(span) - len(times))
+        return CandleAnswer(market, span, table, quiet, 0, pages, {"rest": len(times)} if len(times) else {})
+
+    def forming_candles(
+        self, market: str, timeframe: Timeframe, after_us: int, before_us: int | None, priority: Priority
+    ) -> pa.Table:
+        """The candles that open at or after `after_us` and are not closed yet; never stored."""
+        grace_slots = int(self.settings.close_grace_s * 1e6) // timeframe.step_us
+        page: CandlePage = self.request(candles_ask(market, timeframe, None, 3 + grace_slots), priority).value
+        times = times_of(page.table)
+        first = int(np.searchsorted(times, after_us))
+        last = len(times) if before_us is None else int(np.searchsorted(times, before_us))
+        return page.table.slice(first, max(0, last - first))
+
+    # -- markets -------------------------------------------------------------------------------------------------
+
+    def markets(self, *, fresh: bool = False, priority: Priority = Priority.HIGH) -> tuple[MarketInfo, ...]:
+        """The venue's market list, from memory while it is fresh enough."""
+        now = self.clock.monotonic()
+        with self._markets_lock:
+            known, age = self._markets, now - self._markets_at_s
+        if known is not None and not fresh and age < self.settings.markets_fresh_s:
+            return known
+        listed: tuple[MarketInfo, ...] = self.request(markets_ask(), priority).value
+        with self._markets_lock:
+            self._markets, self._markets_at_s = listed, self.clock.monotonic()
+        return listed
+
+    def known_markets(self) -> tuple[MarketInfo, ...] | None:
+        """The market list if it was ever asked for; asks nothing."""
+        with self._markets_lock:
+            return self._markets
+
+    def check_listed(self, markets: Sequence[str], priority: Priority = Priority.HIGH) -> None:
+        """Raise `InputError`, naming the nearest ones, for a market that the venue does not list."""
+        codes = {info.market for info in self.markets(priority=priority)}
+        if not set(markets) <= codes:
+            codes = {info.market for info in self.markets(fresh=True, priority=priority)}
+        for market in markets:
+            if market not in codes:
+                raise unknown_market(market, codes)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """End waits, join threads, write what is pending. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self.candles.close()
+        self.scheduler.close()
+        try:
+            self.store.close()
+        finally:
+            self._critical.close()
+            self.rest.close()
+            self.limiter.close()
+
+
+def unknown_market(market: str, codes: set[str]) -> InputError:
+    """The `InputError` for a market that is not listed."""
+    nearest = difflib.get_close_matches(market, sorted(codes), n=3, cutoff=0.5)
+    base = market.partition("-")[2]
+    same_base = sorted(code for code in codes if code.partition("-")[2] == base)
+    hints = list(dict.fromkeys(same_base[:3] + nearest))[:4]
+    allowed = "a market the venue lists" + (f"; the nearest: {', '.join(hints)}" if hints else "")
+    return InputError("market", market, allowed)

@@ -1,0 +1,218 @@
+"""The three ways to say which candles: a span, the newest so many, the first so many. Several markets at once.
+
+A span's end is cut to what is closed on the venue's clock. Before the first reply that clock is not known, only the
+machine's, which may be minutes off; so a range that ends now is looked at once more after the first pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import NamedTuple, Protocol
+
+from backbone.clock import VenueClock
+from backbone.coordinator.candles import CandleAnswer, CandleFetcher, Pending, Progress, times_of
+from backbone.model import Priority, Span
+from backbone.timeframe import Timeframe
+
+__all__ = ["CandleRanges", "Range", "Watch"]
+
+
+class Range(NamedTuple):
+    """Any two of start, end and count; a missing end is now."""
+
+    start_us: int | None
+    end_us: int | None
+    count: int | None
+
+
+class Watch(Protocol):
+    """Something that shows progress on the caller's thread."""
+
+    def update(self) -> None: ...
+
+
+Watcher = Callable[[Callable[[], Progress]], AbstractContextManager[Watch]]
+
+
+class _Nobody:
+    def update(self) -> None:
+        """Nobody watches."""
+
+
+def unwatched(_: Callable[[], Progress]) -> AbstractContextManager[Watch]:
+    """The watcher of a call that nobody watches."""
+    return nullcontext(_Nobody())
+
+
+class CandleRanges:
+    """Answers ranges with the fetcher's spans."""
+
+    def __init__(self, fetcher: CandleFetcher, venue: VenueClock) -> None:
+        self._fetcher = fetcher
+        self._venue = venue
+
+    def collect(
+        self, markets: Sequence[str], timeframe: Timeframe, asked: Range, priority: Priority, watcher: Watcher = unwatched
+    ) -> list[CandleAnswer]:
+        """The candles of each market; what could not be had is in each answer's ``gaps``."""
+        heard = self._venue.is_known
+        answers = self._collect(markets, timeframe, asked, priority, watcher)
+        ends_now = asked.end_us is None or asked.end_us > self._fetcher.closed_before(timeframe)
+        if not heard and ends_now and not any(a.gaps for a in answers):
+            again = self._collect(markets, timeframe, asked, priority, watcher)
+            return [_joined(first, second) for first, second in zip(answers, again, strict=True)]
+        return answers
+
+    def recall(self, markets: Sequence[str], timeframe: Timeframe, asked: Range) -> list[CandleAnswer]:
+        """The same from the store alone; what is unknown is in ``gaps``."""
+        return [self._recall(market, timeframe, asked) for market in markets]
+
+    def _recall(self, market: str, timeframe: Timeframe, asked: Range) -> CandleAnswer:
+        end = self._end(timeframe, asked)
+        if asked.count is None:
+            start = timeframe.ceil(asked.start_us or 0)
+            return self._fetcher.recall(market, timeframe, Span(min(start, end), end))
+        if asked.start_us is None:
+            known, further = self._fetcher.reach_back(market, timeframe, end, asked.count)
+            start = known.start if further is None else further.start
+            return self._fetcher.recall(market, timeframe, Span(start, end))
+        start, slots = timeframe.ceil(asked.start_us), asked.count
+        while True:
+            stop = min(end, timeframe.next(start, slots))
+            answer = self._fetcher.recall(market, timeframe, Span(min(start, stop), stop))
+            if answer.gaps or stop >= end or answer.table.num_rows >= asked.count:
+                return _first_rows(answer, timeframe, asked.count)
+            slots *= 4
+
+    def _collect(
+        self, markets: Sequence[str], timeframe: Timeframe, asked: Range, priority: Priority, watcher: Watcher
+    ) -> list[CandleAnswer]:
+        if asked.count is None:
+            start = timeframe.ceil(asked.start_us or 0)
+            return self._spans(markets, timeframe, Span(start, self._end(timeframe, asked)), priority, watcher)
+        if asked.start_us is None:
+            return self._newest(markets, timeframe, self._end(timeframe, asked), asked.count, priority, watcher)
+        start = timeframe.ceil(asked.start_us)
+        return [self._first(market, timeframe, start, asked.count, priority, watcher) for market in markets]
+
+    def _end(self, timeframe: Timeframe, asked: Range) -> int:
+        closed = self._fetcher.closed_before(timeframe)
+        return closed if asked.end_us is None else min(closed, timeframe.ceil(asked.end_us))
+
+    # -- a span --------------------------------------------------------------------------------------------------
+
+    def _spans(
+        self, markets: Sequence[str], timeframe: Timeframe, span: Span, priority: Priority, watcher: Watcher
+    ) -> list[CandleAnswer]:
+        span = Span(min(span.start, span.end), span.end)
+        pendings = self._fetch([(market, span) for market in markets], timeframe, priority, watcher)
+        end = max(span.start, min(span.end, self._fetcher.closed_before(timeframe)))
+        return [self._fetcher.answer(pending, Span(span.start, end)) for pending in pendings]
+
+    def _fetch(
+        self, wanted: Sequence[tuple[str, Span]], timeframe: Timeframe, priority: Priority, watcher: Watcher
+    ) -> list[Pending]:
+        """Fetch several spans at once and wait for all; flushed, so that what is answered is durable."""
+        pendings: list[Pending] = []
+        try:
+            for market, span in wanted:
+                pendings.append(self._fetcher.begin(market, timeframe, span, priority))
+            with watcher(lambda: _together(pendings)) as watch:
+                for pending in pendings:
+                    self._fetcher.wait(pending, watch.update)
+        finally:
+            for pending in pendings:
+                self._fetcher.release(pending)
+            self._fetcher.flush([pending.series.market for pending in pendings if pending.rows], timeframe)
+        for pending in pendings:
+            if pending.store_error is not None:
+                raise pending.store_error
+        return pendings
+
+    # -- the newest so many --------------------------------------------------------------------------------------
+
+    def _newest(
+        self, markets: Sequence[str], timeframe: Timeframe, end_us: int, count: int, priority: Priority, watcher: Watcher
+    ) -> list[CandleAnswer]:
+        answers: dict[str, CandleAnswer] = {}
+        pages = dict.fromkeys(markets, 0)
+        fetched: dict[str, list[Span]] = {market: [] for market in markets}
+        open_markets = list(markets)
+        while open_markets:
+            wanted: list[tuple[str, Span]] = []
+            for market in open_markets:
+                end = min(end_us, self._fetcher.closed_before(timeframe))
+                known, further = self._fetcher.reach_back(market, timeframe, end, count)
+                if further is None:
+                    answers[market] = self._fetcher.recall(market, timeframe, known, fetched[market], pages[market])
+                else:
+                    wanted.append((market, further))
+            open_markets = []
+            for pending in self._fetch(wanted, timeframe, priority, watcher):
+                market = pending.series.market
+                pages[market] += pending.want.pages
+                fetched[market] += list(pending.fetched)
+                if pending.want.failed:
+                    answers[market] = self._fetcher.answer(pending, Span(pending.span.start, end_us))
+                else:
+                    open_markets.append(market)
+        return [answers[market] for market in markets]
+
+    # -- the first so many ---------------------------------------------------------------------------------------
+
+    def _first(
+        self, market: str, timeframe: Timeframe, start_us: int, count: int, priority: Priority, watcher: Watcher
+    ) -> CandleAnswer:
+        slots, pages, end = count, 0, start_us
+        fetched: list[Span] = []
+        while True:
+            closed = self._fetcher.closed_before(timeframe)
+            end = min(closed, timeframe.next(end, slots)) if end < closed else max(closed, start_us)
+            (pending,) = self._fetch([(market, Span(start_us, end))], timeframe, priority, watcher)
+            pages += pending.want.pages
+            fetched += list(pending.fetched)
+            if pending.want.failed:
+                return self._fetcher.answer(pending)
+            answer = self._fetcher.recall(market, timeframe, Span(start_us, end), fetched, pages)
+            short = count - answer.table.num_rows
+            if short <= 0 or end >= closed:
+                return _first_rows(answer, timeframe, count)
+            slots = self._fetcher.slots_for(market, timeframe, short)
+
+
+def _together(pendings: Sequence[Pending]) -> Progress:
+    parts = [pending.progress() for pending in pendings]
+    return Progress(
+        sum(p.done_slots for p in parts),
+        sum(p.total_slots for p in parts),
+        sum(p.pages for p in parts),
+        sum(p.rows for p in parts),
+        min((p.reached_us for p in parts), default=0),
+        all(p.ascending for p in parts),
+    )
+
+
+def _first_rows(answer: CandleAnswer, timeframe: Timeframe, count: int) -> CandleAnswer:
+    """`answer` cut behind its first `count` rows."""
+    if answer.table.num_rows <= count:
+        return answer
+    table = answer.table.slice(0, count)
+    span = Span(answer.span.start, timeframe.next(int(times_of(table)[-1])))
+    quiet = max(0, timeframe.count(span) - count - answer.unknown)
+    return replace(answer, span=span, table=table, quiet=quiet)
+
+
+def _joined(first: CandleAnswer, second: CandleAnswer) -> CandleAnswer:
+    """The second look's rows, with what both looks cost."""
+    fresh = first.sources.get("rest", 0)
+    if not fresh:
+        return replace(second, pages=first.pages + second.pages)
+    sources = dict(second.sources)
+    for tier in ("memory", "disk"):
+        taken = min(fresh, sources.get(tier, 0))
+        sources[tier] = sources.get(tier, 0) - taken
+        sources["rest"] = sources.get("rest", 0) + taken
+        fresh -= taken
+    return replace(second, pages=first.pages + second.pages, sources={k: v for k, v in sources.items() if v})
