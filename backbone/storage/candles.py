@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -27,12 +28,15 @@ from backbone.clock import Clock
 from backbone.errors import ClosedError, CorruptPartitionError, StoreBusyError, StoreError
 from backbone.locks import renew_after_fork
 from backbone.model import CANDLE_SCHEMA, Span, empty_candles
+from backbone.storage import audit
+from backbone.storage.audit import Problem
 from backbone.storage.coverage import Fresh, Ledger, SpanSet
 from backbone.storage.files import LocalFiles, Version
 from backbone.storage.layout import CANDLES, Series, parse_period
 from backbone.storage.memory import MemoryCache, MemoryStats
 from backbone.storage.merge import Page, merge_pages
 from backbone.storage.partition import (
+    REVISION_SCHEMA,
     Partition,
     decode_ledger,
     decode_partition,
@@ -50,6 +54,11 @@ _MAX_PENDING_ROWS = 20_000
 _MANY_PERIODS = 64  # beyond this, one listing of the series folder is cheaper than asking for each period
 _LEDGER_BYTES = 16 << 20
 _PERIOD_US = {"day": DAY_US, "month": 28 * DAY_US, "year": 365 * DAY_US, "all": 1 << 62}
+
+
+REVISIONS_OF_MARKETS = pa.schema(
+    [pa.field("market", pa.string()), pa.field("timeframe", pa.string()), *REVISION_SCHEMA]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,6 +508,70 @@ class CandleStore:
         state = [(key, self._files.stat(key)) for key in keys]
         mine = (os.getpid(), id(self), ids) if ids else ()
         return hashlib.blake2b(repr((state, mine)).encode(), digest_size=16).hexdigest()
+
+    def series(self) -> list[tuple[str, Timeframe]]:
+        """Every market and timeframe in the folder, or waiting to get there. For audits: it lists folders."""
+        with self._lock:
+            found = set(self._pending)
+        found.update(audit.series_in(self._files, self._exchange))
+        return sorted(((s.market, s.timeframe) for s in found), key=lambda pair: (pair[0], pair[1].step_us))
+
+    def _chosen(self, market: str | None, timeframe: Timeframe | None) -> list[Series]:
+        if market is not None and timeframe is not None:
+            return [self._series(market, timeframe)]
+        wanted = (
+            pair for pair in self.series() if market in (None, pair[0]) and timeframe in (None, pair[1])
+        )
+        return [self._series(*pair) for pair in wanted]
+
+    def revisions(self, market: str | None = None, timeframe: Timeframe | None = None) -> pa.Table:
+        """What changed about candles that were already stored, oldest candle first.
+
+        Columns ``market timeframe time old_open … old_value new_open … new_value seen source``; null old
+        values mean that the candle came late, null new ones that the venue withdrew it.
+        """
+        tables = [REVISIONS_OF_MARKETS.empty_table()]
+        for series in self._chosen(market, timeframe):
+            pages, quiet = self._pages(series, _EVER), self._quiet(series)
+            for period in sorted({*self._file_periods(series, _EVER), *_row_periods(series, pages)}):
+                found = self._current(series, period, pages, quiet)[0].partition.revisions
+                names = [[value] * found.num_rows for value in (series.market, series.timeframe.name)]
+                columns: list[Any] = [pa.array(values, pa.string()) for values in names]
+                columns += found.columns
+                tables.append(pa.Table.from_arrays(columns, schema=REVISIONS_OF_MARKETS))
+        return pa.concat_tables(tables).combine_chunks()
+
+    def verify(self, market: str | None = None, timeframe: Timeframe | None = None) -> list[Problem]:
+        """Prove the files from themselves; what is wrong with them, nothing where all is well. Changes
+        nothing.
+
+        Damage, rows out of order, doubled, off the grid, outside their period or their coverage, impossible
+        prices, files that do not belong there, and unfinished writes that nobody is working on.
+        """
+        return audit.verify(self._files, self._exchange, market, timeframe)
+
+    def repair(self) -> list[Problem]:
+        """Mend what `verify` finds, and say what was done: a damaged or foreign file is set aside, an
+        unfinished write removed. What a file set aside had vouched for is unknown afterwards, and so is asked
+        for again.
+        """
+        self.flush()
+        done = audit.repair(self._files, self._exchange, self._clock.now_us())
+        for problem in done:
+            if problem.kind != "leftover":
+                self._record("set-aside", problem.path, problem.detail)
+        return done
+
+    def size(self) -> dict[str, int]:
+        """Files, bytes and markets of this exchange on disk, and rows in memory only. It walks the folder."""
+        sizes = [self._files.size(key) for key in self._files.walk(f"{CANDLES}/exchange={self._exchange}")]
+        markets = len({market for market, _ in self.series()})
+        return {
+            "files": len(sizes),
+            "bytes": sum(sizes),
+            "markets": markets,
+            "pending_rows": self.pending_rows(),
+        }
 
     def pending_rows(self) -> int:
         """Rows that are in memory only."""

@@ -10,7 +10,7 @@ This is the seam for another kind of disk: an object store implements the same m
 """
 
 # Paths are plain strings here: building a Path costs more than the stat it asks for.
-# ruff: noqa: PTH
+# ruff: noqa: PTH102, PTH105, PTH108, PTH110, PTH112, PTH116, PTH118, PTH120, PTH123, PTH208
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Longer candles made of one-minute ones, exactly as the venue makes them.
 
-A longer candle opens on the UTC grid of its timeframe with the first minute's open, closes with the last one's close,
-spans their extremes and sums their volume and value; minutes without a trade add nothing, and a stretch without any
-trade has no candle. Sums are carried at extended precision and rounded once. Pure, vectorised.
+A longer candle opens on the UTC grid of its timeframe with the first minute's open, closes with the last
+one's close, spans their extremes and sums volume and value; minutes without a trade add nothing, and a
+stretch without any trade has no candle. Sums are carried at extended precision and rounded once. Pure,
+vectorised.
 """
 
 from __future__ import annotations

@@ -10,11 +10,25 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from backbone.errors import InputError
 from backbone.model import Span
 from backbone.timeframe import TIMEFRAMES, Timeframe, period_name, period_of
 
-__all__ = ["CANDLES", "LOCKS", "QUIET", "SET_ASIDE", "TMP", "Series", "parse_partition_key", "parse_period"]
+__all__ = [
+    "CANDLES",
+    "LOCKS",
+    "QUIET",
+    "SET_ASIDE",
+    "TMP",
+    "Series",
+    "is_exchange_name",
+    "is_market_name",
+    "parse_partition_key",
+    "parse_period",
+    "parse_quiet_key",
+]
 
 CANDLES, QUIET, LOCKS, TMP, SET_ASIDE = "candles", "quiet", "locks", "tmp", "set-aside"
 FILE_NAME = "candles.parquet"
@@ -30,6 +44,11 @@ def is_market_name(text: str) -> bool:
     return _MARKET.fullmatch(text) is not None and not text.endswith(".")
 
 
+def is_exchange_name(text: str) -> bool:
+    """Whether `text` can name an exchange partition."""
+    return _EXCHANGE.fullmatch(text) is not None and not text.endswith(".")
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
     """One market's candles of one timeframe on one exchange: the unit of locking."""
@@ -39,7 +58,7 @@ class Series:
     timeframe: Timeframe
 
     def __post_init__(self) -> None:
-        if not _EXCHANGE.fullmatch(self.exchange) or self.exchange.endswith("."):
+        if not is_exchange_name(self.exchange):
             raise InputError("exchange", self.exchange, "lower-case letters, digits and . _ @ -")
         if not is_market_name(self.market):
             raise InputError("market", self.market, 'a pair such as "KRW-BTC" (letters, digits, dots)')
@@ -72,8 +91,6 @@ class Series:
 
 def parse_period(timeframe: Timeframe, name: str) -> Span | None:
     """The period that a directory's value names; None where it names none of this timeframe."""
-    import numpy as np
-
     if timeframe.period == "all":
         return period_of(timeframe, 0) if name == "all" else None
     match = _PERIOD.fullmatch(name)
@@ -92,13 +109,29 @@ def parse_partition_key(key: str) -> tuple[Series, Span] | None:
     parts = key.split("/")
     if len(parts) != 6 or parts[0] != CANDLES or parts[5] != FILE_NAME:
         return None
+    series = _series_of(parts[1:4])
+    if series is None or not parts[4].startswith("period="):
+        return None
+    period = parse_period(series.timeframe, parts[4].removeprefix("period="))
+    return None if period is None else (series, period)
+
+
+def parse_quiet_key(key: str) -> Series | None:
+    """The series of a sidecar's key; None for anything else."""
+    parts = key.split("/")
+    if len(parts) != 4 or parts[0] != QUIET or not parts[3].endswith(".json"):
+        return None
+    return _series_of([parts[1], parts[2], parts[3].removesuffix(".json")])
+
+
+def _series_of(parts: list[str]) -> Series | None:
     values = []
-    for part, name in zip(parts[1:5], ("exchange", "market", "timeframe", "period"), strict=True):
+    for part, name in zip(parts, ("exchange", "market", "timeframe"), strict=True):
         if not part.startswith(f"{name}="):
             return None
-        values.append(part[len(name) + 1 :])
-    timeframe = _BY_DIRECTORY.get(values[2])
-    if timeframe is None or not is_market_name(values[1]) or not _EXCHANGE.fullmatch(values[0]):
+        values.append(part.removeprefix(f"{name}="))
+    exchange, market, directory = values
+    timeframe = _BY_DIRECTORY.get(directory)
+    if timeframe is None or not is_market_name(market) or not is_exchange_name(exchange):
         return None
-    period = parse_period(timeframe, values[3])
-    return None if period is None else (Series(values[0], values[1], timeframe), period)
+    return Series(exchange, market, timeframe)

@@ -113,7 +113,9 @@ def _merge(partition: Partition, page: Page) -> Partition:
     if is_changed:
         pieces.append(table.slice(at))
         table = pa.concat_tables(pieces).combine_chunks()
-    found = pa.concat_tables([partition.revisions, *revisions]) if revisions else partition.revisions
+    found = partition.revisions
+    if revisions:
+        found = pa.concat_tables([found, *revisions]).combine_chunks()
     return Partition(table, ledger, found)
 
 

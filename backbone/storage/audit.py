@@ -1,0 +1,238 @@
+"""Proving a store from its files alone, and mending it.
+
+Nothing here trusts a cache or the state of a running store. The proof of a partition: its seal, its place,
+its rows (sorted, unique, on the grid, inside the period and inside what the file vouches for, prices that can
+be). Around the partitions: nothing that does not belong there, and no unfinished write that nobody works on.
+Mending moves files out of the data and never deletes one, save our own unfinished writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from backbone.errors import CorruptPartitionError, StoreBusyError, StoreError
+from backbone.model import Span
+from backbone.storage.coverage import SpanSet
+from backbone.storage.files import LocalFiles
+from backbone.storage.layout import CANDLES, QUIET, TMP, Series, parse_partition_key, parse_quiet_key
+from backbone.storage.partition import Partition, decode_ledger, decode_partition, encode_ledger
+from backbone.timeframe import Timeframe, period_name
+
+__all__ = ["Problem", "repair", "series_in", "verify"]
+
+_DESKTOP_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with one file.
+
+    ``kind``: ``damaged`` (not the bytes that were written), ``newer`` (from a newer backbone), ``unreadable``
+    (the disk refuses), ``order``, ``grid``, ``prices``, ``uncovered`` (rows that break a rule), ``foreign``
+    (does not belong there) or ``leftover`` (an unfinished write, which no reader looks at).
+    """
+
+    market: str
+    timeframe: str
+    path: str
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A problem with what mending needs to know."""
+
+    key: str
+    series: Series | None
+    period: Span | None
+    kind: str
+    detail: str
+
+    def told(self, files: LocalFiles, done: str = "") -> Problem:
+        market = self.series.market if self.series else ""
+        timeframe = self.series.timeframe.name if self.series else ""
+        return Problem(market, timeframe, str(files.path(self.key)), self.kind, self.detail + done)
+
+
+def verify(
+    files: LocalFiles, exchange: str, market: str | None = None, timeframe: Timeframe | None = None
+) -> list[Problem]:
+    """The problems of one exchange's files, in path order."""
+    return [found.told(files) for found in _problems(files, exchange, market, timeframe)]
+
+
+def repair(files: LocalFiles, exchange: str, now_us: int) -> list[Problem]:
+    """Mend every problem that can be mended, and tell what was done about each."""
+    return [_mend(files, found, now_us) for found in list(_problems(files, exchange, None, None))]
+
+
+def series_in(files: LocalFiles, exchange: str) -> set[Series]:
+    """The series that have a partition or a sidecar."""
+    found: set[Series] = set()
+    for market_folder in files.list(f"{CANDLES}/exchange={exchange}"):
+        for timeframe_folder in files.list(f"{CANDLES}/exchange={exchange}/{market_folder}"):
+            key = f"{QUIET}/exchange={exchange}/{market_folder}/{timeframe_folder}.json"
+            series = parse_quiet_key(key)
+            if series is not None:
+                found.add(series)
+    for key in files.walk(f"{QUIET}/exchange={exchange}"):
+        series = parse_quiet_key(key)
+        if series is not None:
+            found.add(series)
+    return found
+
+
+def _problems(
+    files: LocalFiles, exchange: str, market: str | None, timeframe: Timeframe | None
+) -> Iterator[_Found]:
+    def is_wanted(series: Series) -> bool:
+        return market in (None, series.market) and timeframe in (None, series.timeframe)
+
+    is_whole = market is None and timeframe is None
+    folder = f"exchange={exchange}" + (f"/market={market}" if market else "")
+    for key in files.walk(f"{CANDLES}/{folder}"):
+        place = parse_partition_key(key)
+        if place is not None:
+            if is_wanted(place[0]):
+                yield from _readable(files, key, place[0], place[1])
+        elif is_whole and key.rsplit("/", 1)[-1] not in _DESKTOP_LITTER:
+            yield _Found(
+                key, None, None, "foreign", "not a partition: other engines may take its rows for candles"
+            )
+    for key in files.walk(f"{QUIET}/{folder}"):
+        series = parse_quiet_key(key)
+        if series is not None and is_wanted(series):
+            yield from _readable(files, key, series, None)
+        elif series is None and is_whole and key.rsplit("/", 1)[-1] not in _DESKTOP_LITTER:
+            yield _Found(key, None, None, "foreign", "not a sidecar")
+    if is_whole:
+        yield from _leftovers(files, exchange)
+
+
+def _readable(files: LocalFiles, key: str, series: Series, period: Span | None) -> Iterator[_Found]:
+    try:
+        if period is None:
+            yield from _quiet_problems(files, key, series)
+        else:
+            yield from _partition_problems(files, key, series, period)
+    except StoreError as exc:
+        yield _Found(key, series, period, "unreadable", str(exc))
+
+
+def _partition_problems(files: LocalFiles, key: str, series: Series, period: Span) -> Iterator[_Found]:
+    blob = files.read(key)
+    if blob is None:
+        return
+    name, path = period_name(series.timeframe, period), str(files.path(key))
+    try:
+        partition = decode_partition(blob.data, series, period, name, path)
+    except CorruptPartitionError as exc:
+        yield _Found(key, series, period, "damaged", exc.reason)
+    except StoreError as exc:
+        yield _Found(key, series, period, "newer", str(exc))
+    else:
+        for kind, detail in _row_problems(partition, series.timeframe):
+            yield _Found(key, series, period, kind, detail)
+
+
+def _row_problems(partition: Partition, timeframe: Timeframe) -> Iterator[tuple[str, str]]:
+    """What is wrong with the rows of a file whose seal is right; decoding checked their order."""
+    times = partition.times
+    if not len(times):
+        return
+    if count := int((timeframe.floor_array(times) != times).sum()):
+        yield "grid", f"{count} rows do not open on the {timeframe.name} grid"
+    covered = partition.ledger.covered
+    inside = sum(int(np.diff(np.searchsorted(times, span))[0]) for span in covered)
+    if inside != len(times):
+        yield "uncovered", f"{len(times) - inside} rows lie outside what the file vouches for"
+    if count := int(_impossible(partition).sum()):
+        yield "prices", f"{count} rows have impossible prices or volumes"
+
+
+def _impossible(partition: Partition) -> Any:
+    column = {name: partition.table.column(name).to_numpy() for name in partition.table.column_names[1:]}
+    low, high, volume, value = column["low"], column["high"], column["volume"], column["value"]
+    possible = (low > 0) & np.isfinite(high) & (volume >= 0) & np.isfinite(volume)
+    for name in ("open", "close"):
+        possible &= (low <= column[name]) & (column[name] <= high)
+    return ~(possible & (np.isnan(value) | ((value >= 0) & np.isfinite(value))))
+
+
+def _quiet_problems(files: LocalFiles, key: str, series: Series) -> Iterator[_Found]:
+    blob = files.read(key)
+    if blob is None:
+        return
+    try:
+        decode_ledger(blob.data, series, str(files.path(key)))
+    except CorruptPartitionError as exc:
+        yield _Found(key, series, None, "damaged", exc.reason)
+    except StoreError as exc:
+        yield _Found(key, series, None, "newer", str(exc))
+
+
+def _leftovers(files: LocalFiles, exchange: str) -> Iterator[_Found]:
+    """Unfinished writes of series that nobody is writing."""
+    for name in files.list(TMP):
+        key = f"{TMP}/{name}"
+        series = _series_of_tmp(name)
+        if series is None:
+            yield _Found(key, None, None, "foreign", "not an unfinished write of ours")
+        elif series.exchange == exchange and not _is_at_work(files, series, key):
+            yield _Found(key, series, None, "leftover", "a write that its process did not finish")
+
+
+def _series_of_tmp(name: str) -> Series | None:
+    target = name.rsplit(".", 1)[0].replace("+", "/")
+    place = parse_partition_key(target)
+    return place[0] if place is not None else parse_quiet_key(target)
+
+
+def _is_at_work(files: LocalFiles, series: Series, key: str) -> bool:
+    """Whether the unfinished write is somebody's: its series is locked, or it is gone by the time that we
+    hold it.
+    """
+    try:
+        with files.exclusive(series.lock_key, timeout_s=0.0):
+            return files.stat(key) is None
+    except StoreBusyError:
+        return True
+    except StoreError:  # a folder in which nothing can be locked has no writer either
+        return False
+
+
+def _mend(files: LocalFiles, found: _Found, now_us: int) -> Problem:
+    if found.kind in ("newer", "unreadable"):
+        return found.told(files, "; left where it is")
+    lock_key = found.series.lock_key if found.series is not None else f"{TMP}.lock"
+    with files.exclusive(lock_key):
+        if files.stat(found.key) is None:
+            return found.told(files, "; already gone")
+        if found.kind == "leftover":
+            files.remove(found.key)
+            return found.told(files, "; removed")
+        if found.series is not None and found.period is not None:
+            _forget_silence(files, found.series, found.period)
+        moved = files.set_aside(found.key, now_us)
+    return found.told(files, f"; moved to {moved}")
+
+
+def _forget_silence(files: LocalFiles, series: Series, period: Span) -> None:
+    """What the sidecar says of a period that has a file is older than the file: it must not come back to
+    life.
+    """
+    blob = files.read(series.quiet_key)
+    if blob is None:
+        return
+    try:
+        ledger = decode_ledger(blob.data, series, str(files.path(series.quiet_key)))
+    except CorruptPartitionError:  # it is a problem of its own, and vouches for nothing
+        return
+    rest = ledger.without(SpanSet((period,)))
+    if rest != ledger:
+        files.replace(series.quiet_key, encode_ledger(rest, series))
