@@ -318,8 +318,11 @@ def _cause(exc: BaseException) -> str:
             each for each in (getattr(exc, "reason", None), *exc.args) if isinstance(each, BaseException)
         ]
         if not nested:
-            return str(exc) or type(exc).__name__
+            break
         exc = nested[-1]
+    if isinstance(exc.__cause__, OSError):
+        exc = exc.__cause__
+    return str(exc) or type(exc).__name__
 
 
 def _read_body(raw: Any) -> bytes:
