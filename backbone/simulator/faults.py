@@ -1,0 +1,150 @@
+"""The script of what goes wrong: faults that are added while the exchange runs, and handed out request by request.
+
+A fault waits for requests whose path (with the query) contains `match`, lets `after` of them pass, applies to the next
+`times` of them (None: for ever) and is gone. Faults that change the market itself (an outage, a delisting, a renaming, a
+restatement) take effect at once. The lock guards the list; nothing else happens under it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from backbone.errors import InputError
+
+__all__ = ["KINDS", "Fault", "Faults"]
+
+KINDS: Mapping[str, str] = {
+    "429": "refused: body=text|json",
+    "418": "blocked: seconds=5, the whole address",
+    "500": "server error, JSON body",
+    "502-html": "gateway error, HTML body",
+    "reset": "connection reset before any answer",
+    "cut": "body cut in the middle, Content-Length says more: at=0.5",
+    "stall": "silence: seconds=30, then the connection closes",
+    "slow": "a late answer: seconds=1",
+    "empty": "an empty list",
+    "short": "fewer rows than there are: rows=half",
+    "duplicate": "one row twice",
+    "disorder": "rows out of order",
+    "wrong-market": "rows of another market",
+    "off-grid": "a time between two candles",
+    "bad-ohlc": "a high below the low",
+    "garbage": "not JSON",
+    "beyond": "a row at or after `to`",
+    "numbers": "exponent and padded spellings of every number",
+    "gzip-off": "no compression though it was asked for",
+    "late": "the last seconds of trades are not counted yet: seconds=2",
+    "outage": "nobody traded: start=, end= (now)",
+    "delist": "a market vanishes: market=",
+    "rename": "a market moves to another code: market=, to=",
+    "restate": "opens are corrected: market=, start=, end=, shift=0.0005",
+    "ws-drop": "socket closed without a close frame: seconds=0 after the subscription",
+    "ws-stall": "socket open, nothing sent, no pong: seconds=60",
+    "ws-garbage": "a frame that is not JSON among the others",
+    "ws-refuse": "connection refused: status=429|503",
+    "ws-slow": "every frame late: seconds=1",
+}
+"""Kind → what it does and its options."""
+
+MARKET_KINDS = frozenset({"outage", "delist", "rename", "restate"})
+
+
+@dataclass
+class Fault:
+    """One scripted fault; ``options`` are its keywords."""
+
+    kind: str
+    match: str = "/v1/"
+    times: int | None = 1
+    after: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    seen: int = 0
+    used: int = 0
+
+    def number(self, name: str, default: float) -> float:
+        value = self.options.get(name, default)
+        try:
+            return float(value)
+        except (TypeError, ValueError) as exc:
+            raise InputError(f"{self.kind}:{name}", value, "a number") from exc
+
+    def text(self, name: str, default: str) -> str:
+        return str(self.options.get(name, default))
+
+
+class Faults:
+    """A thread-safe script of faults.
+
+    >>> faults = Faults()
+    >>> _ = faults.add("500", match="/v1/candles", times=2)
+    >>> [f.kind for f in faults.take("/v1/candles/days?market=KRW-BTC")]
+    ['500']
+    """
+
+    def __init__(self, *scripted: Fault) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[Fault] = list(scripted)
+        self._apply: Callable[[Fault], None] | None = None
+        self._log: list[tuple[str, str]] = []
+
+    def __repr__(self) -> str:
+        with self._lock:
+            return f"Faults({', '.join(f.kind for f in self._waiting)})"
+
+    def add(
+        self, kind: str, *, match: str | None = None, times: int | None = 1, after: int = 0, **options: Any
+    ) -> Fault:
+        """Script one fault; `KINDS` lists what there is. Returns it, to watch ``used``."""
+        if kind not in KINDS:
+            raise InputError("kind", kind, "one of " + " ".join(KINDS))
+        default = "/websocket/v1" if kind.startswith("ws-") else "/v1/"
+        fault = Fault(kind, default if match is None else match, times, after, options)
+        with self._lock:
+            apply = self._apply
+            if apply is None or kind not in MARKET_KINDS:
+                self._waiting.append(fault)
+        if apply is not None and kind in MARKET_KINDS:
+            apply(fault)
+            fault.used += 1
+        return fault
+
+    def clear(self) -> None:
+        """Forget every fault still waiting (changes to the market stay)."""
+        with self._lock:
+            self._waiting.clear()
+
+    def bind(self, apply: Callable[[Fault], None]) -> None:
+        """Say who carries out the faults that change the market; those scripted before are carried out now."""
+        with self._lock:
+            self._apply = apply
+            due = [f for f in self._waiting if f.kind in MARKET_KINDS]
+            self._waiting = [f for f in self._waiting if f.kind not in MARKET_KINDS]
+        for fault in due:
+            apply(fault)
+            fault.used += 1
+
+    def take(self, target: str, *, websocket: bool = False) -> list[Fault]:
+        """The faults that apply to this request (path and query), each counted as used."""
+        taken: list[Fault] = []
+        with self._lock:
+            for fault in list(self._waiting):
+                if fault.match not in target or fault.kind.startswith("ws-") is not websocket:
+                    continue
+                fault.seen += 1
+                if fault.seen <= fault.after:
+                    continue
+                fault.used += 1
+                taken.append(fault)
+                self._log.append((fault.kind, target))
+                if fault.times is not None and fault.used >= fault.times:
+                    self._waiting.remove(fault)
+        return taken
+
+    @property
+    def log(self) -> list[tuple[str, str]]:
+        """What was applied: (kind, path and query)."""
+        with self._lock:
+            return list(self._log)
