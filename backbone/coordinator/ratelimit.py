@@ -1,0 +1,474 @@
+"""Who may send now: the rate decisions of one wire group, as functions of a few numbers and the time they are
+told.
+
+The state of a group is a flat row of floats, its *cells*, so that the very same functions decide on an array
+in memory and on a file that all processes of a machine share. Nothing here reads a clock, a file or the
+environment.
+
+Invariants, for any calls whose times do not step back:
+
+- an exact sliding log: never more than `Rules.limit` stamps in any `Rules.window_s` seconds. A stamp is the
+  time of a grant, moved later once it is known that the request left later (`move`) or was late on its way
+  (`settle`);
+- who waits with a better key goes first. A key is the time since when one waits plus an allowance by priority
+  (`waiting_key`): urgent classes first, first come first served within one, and by age everybody's turn
+  comes;
+- low work is paced, never a burst, so that an urgent request soon finds a slot; once interactive work has
+  overflowed the quota it is spread evenly too, which costs no throughput;
+- while somebody asks at critical, a share of the quota is left to critical alone;
+- what the venue tells (`settle`, `refuse`, `ban`) only makes a group slower than its limit, never faster;
+- a waiter that vanishes is forgotten at its expiry, a grant after its window: nobody cleans up after the
+  dead.
+
+Cells that cannot be true (far futures, NaN) are cleared on sight.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from backbone.model import Priority
+
+if TYPE_CHECKING:
+    from array import array
+    from typing import TypeAlias
+
+    Cells: TypeAlias = "array[float] | memoryview[float]"
+
+__all__ = [
+    "LONGEST_BAN_S",
+    "Delay",
+    "GroupState",
+    "Rules",
+    "ban",
+    "ban_until",
+    "describe",
+    "leave",
+    "move",
+    "refuse",
+    "settle",
+    "take",
+    "undo",
+    "waiting_key",
+]
+
+# The scalars at the start of the cells. Cell 0 is the caller's own mark, never touched here.
+_STOP: Final = 1  # nothing is granted before this time: a 429
+_BAN: Final = 2  # nor before this one: a 418
+_LEVEL: Final = 3  # how far the pace is lowered, in steps of a fifth of the limit
+_EASE: Final = 4  # until when it is
+_CHAIN: Final = 5  # when the next paced grant is due
+_SPACED: Final = 6  # until when interactive work is paced too
+_PEAK: Final = 7  # most critical requests lately seen in one window
+_PEAK_AT: Final = 8
+_WAITING: Final = 9  # used rows of the waiting table
+_REFUSED: Final = 10  # for the record: 429s
+_FOREIGN: Final = 11  # for the record: requests of other software on this address
+_GRANTED: Final = 12  # for the record: grants by rank, four cells
+_HEAD: Final = 16
+
+_CRITICAL: Final = Priority.CRITICAL.rank
+_LOW: Final = Priority.LOW.rank
+_ALLOWANCE: Final = (-1e9, 0.0, 2.0, 10.0)  # seconds, by rank
+_ROW: Final = struct.Struct("4d")  # a waiting row: owner, rank, key, expiry
+_FAR_S: Final = 60.0  # a wait longer than any queue makes: the cells are damaged
+LONGEST_BAN_S: Final = 7 * 86400.0
+_LOWEST_LEVEL: Final = 4
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The venue's limit and how it is kept. Processes share a state only if their rules agree on `limit`.
+
+``window_s`` exceeds the venue's second by what may go unnoticed between grant and count; what is noticed
+moves the stamp instead.
+    """
+
+    limit: int = 10
+    window_s: float = 1.015
+    pace: float = 0.98
+    """Paced grants are this part of an even share apart: a little under it, so that a late wake-up is made up
+    for.
+    """
+    attention_s: float = 60.0
+    """How long after a critical request a share is kept free for the next."""
+    spread_s: float = 2.0
+    """How long after an overflow interactive work stays evenly spread."""
+    grace_s: float = 0.1
+    """How late a waiter may wake and still find its turn kept."""
+    slack_s: float = 0.1
+    """Foreign requests are believed in only where our own of this much before the window cannot explain the
+    count.
+    """
+    stop_s: float = 1.05
+    """A 429 stops the group for so long: into the venue's next second, however its clock stands to ours."""
+    ease_s: float = 30.0
+    """How long, for each level, the pace stays lowered after a 429."""
+    waiters: int = 32
+    """Rows of the waiting table: one for each process and priority that waits."""
+
+    first_critical: int = field(init=False, repr=False)
+    first_row: int = field(init=False, repr=False)
+    size: int = field(init=False, repr=False)
+    unpack: Callable[..., tuple[float, ...]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.limit <= 1000 or not self.window_s > 0:
+            raise ValueError(f"limit={self.limit}, window_s={self.window_s}: 1 to 1000 in a positive window")
+        first_critical = _HEAD + self.limit + 6  # a few more stamps than the window holds: `settle` looks further back
+        first_row = first_critical + self.limit
+        keep = object.__setattr__
+        keep(self, "first_critical", first_critical)
+        keep(self, "first_row", first_row)
+        keep(self, "size", first_row + 4 * self.waiters)
+        keep(self, "unpack", struct.Struct(f"{first_row}d").unpack_from)
+
+
+@dataclass(frozen=True)
+class GroupState:
+    """One group as `status()` shows it. ``used`` and ``free`` count permits of the running window."""
+
+    limit: int
+    used: int
+    free: int
+    share: int
+    """Permits kept free for critical."""
+    waiting: dict[str, int]
+    """Processes that wait, by priority."""
+    stopped_s: float
+    banned_s: float
+    level: int
+    """0, or how far the pace is lowered after refusals."""
+    granted: dict[str, int]
+    """Permits granted so far, by priority, by all who share the state."""
+    refused: int
+    foreign: int
+    """Requests of other software on this address that were noticed."""
+
+
+class Delay:
+    """Estimates when the venue counted a request, from when it left and when the answer came.
+
+The way out and back takes at least the shortest time lately seen, so what exceeds it may have been spent
+before the count: a connection that had to be opened first, a lost packet, a busy machine. At most `CAP_S` of
+it is believed, since a reply that took long to compute was counted when the request arrived.
+    """
+
+    CAP_S = 0.1
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=64)
+
+    def counted(self, sent: float, received: float) -> float:
+        """The latest time at which the venue may have counted it, on the clock of `sent` and `received`."""
+        took = max(0.0, received - sent)
+        self._recent.append(took)
+        return sent + min(self.CAP_S, took - min(self._recent))
+
+
+def waiting_key(rank: int, since: float) -> float:
+    """The order in which waiters are served, lowest first.
+
+`since` is when the wait for *this* slot began: for work that comes in rows, the last grant of the row, so
+that a row as a whole does not grow old and pass everybody who came later.
+    """
+    return since + _ALLOWANCE[rank]
+
+
+def take(cells: Cells, rules: Rules, owner: float, rank: int, key: float, now: float) -> float:
+    """Take a permit: 0.0 when granted, otherwise when to ask again, having been put down as waiting.
+
+    The k-th waiter is told the time of the k-th slot, so nobody polls and nobody is overtaken by a worse key.
+    """
+    cell = rules.unpack(cells)
+    hold = max(cell[_STOP], cell[_BAN])
+    if hold > now and _is_sane(cell, rules, now):
+        return hold
+    rows: list[tuple[float, ...]] = _rows(cells, rules, cell[_WAITING]) if cell[_WAITING] else []
+    opens = _opening(cell, rules, rows, owner, rank, key, now)
+    if opens <= now:
+        _grant(cells, rules, cell, rank, now)
+        if rows:
+            _strike(cells, rules, rows, owner, rank)
+        return 0.0
+    if not opens < now + _FAR_S or not _is_sane(cell, rules, now):
+        _clear(cells, rules)
+        return take(cells, rules, owner, rank, key, now)
+    _enlist(cells, rules, rows, (owner, float(rank), key, opens + rules.grace_s), now)
+    if _CRITICAL < rank < _LOW and _used(cell, rules, now) >= _limit(cell, rules, now) - 1:
+        cells[_SPACED] = now + rules.spread_s
+    return opens
+
+
+def _limit(cell: tuple[float, ...], rules: Rules, now: float) -> int:
+    if cell[_EASE] <= now:
+        return rules.limit
+    return max(1, rules.limit - int(cell[_LEVEL] * max(1, rules.limit // 5)))
+
+
+def _share(cell: tuple[float, ...], rules: Rules, limit: int, now: float) -> int:
+    """Permits of a window that are left to critical alone: one more than it lately used, none when it
+    rests.
+    """
+    if max(cell[rules.first_critical : rules.first_row]) <= now - rules.attention_s:
+        return 0
+    return max(0, min(limit - 2, int(cell[_PEAK]) + 1))
+
+
+def _used(cell: tuple[float, ...], rules: Rules, now: float) -> int:
+    edge = now - rules.window_s
+    return sum(1 for stamp in cell[_HEAD : rules.first_row] if stamp > edge)
+
+
+def _opening(
+    cell: tuple[float, ...],
+    rules: Rules,
+    rows: Iterable[tuple[float, ...]],
+    owner: float,
+    rank: int,
+    key: float,
+    now: float,
+) -> float:
+    """When the slot opens that is due to this asker, given all who stand before it."""
+    limit = rules.limit if cell[_EASE] <= now else _limit(cell, rules, now)
+    chain = cell[_CHAIN]
+    spaced = cell[_SPACED] > now
+    is_paced = rank == _LOW or (spaced and rank != _CRITICAL)
+    ahead = ahead_other = ahead_paced = 0
+    for row_owner, row_rank, row_key, expiry in rows:
+        if expiry < now or (row_key, row_owner) >= (key, owner) or (row_owner == owner and row_rank == rank):
+            continue
+        row_paced = row_rank == _LOW or (spaced and row_rank != _CRITICAL)
+        if row_paced and not is_paced and chain > now:
+            continue  # it could not use the slot now
+        ahead += 1
+        ahead_other += row_rank != _CRITICAL
+        ahead_paced += row_paced
+    opens = _free_at(sorted(cell[_HEAD : rules.first_row]), limit, ahead, rules)
+    if rank == _CRITICAL:
+        return opens
+    share = _share(cell, rules, limit, now)
+    if share:
+        others = sorted(cell[_HEAD : rules.first_critical])
+        opens = max(opens, _free_at(others, limit - share, ahead_other, rules))
+    if is_paced:
+        opens = max(opens, chain + ahead_paced * rules.pace * rules.window_s / limit)
+    return opens
+
+
+def _free_at(stamps: list[float], limit: int, ahead: int, rules: Rules) -> float:
+    """When fewer than `limit` of the sorted `stamps`, and of the `ahead` who go first, are in the window."""
+    index = len(stamps) - limit + ahead
+    if index < len(stamps):
+        return stamps[index] + rules.window_s
+    turns, place = divmod(index - len(stamps), limit)  # so many wait that slots not yet given must pass again
+    return stamps[len(stamps) - limit + place] + (turns + 2) * rules.window_s
+
+
+def _grant(cells: Cells, rules: Rules, cell: tuple[float, ...], rank: int, now: float) -> None:
+    if rank == _CRITICAL:
+        start, ring = rules.first_critical, cell[rules.first_critical : rules.first_row]
+        edge = now - rules.window_s
+        busy = 1 + sum(1 for stamp in ring if stamp > edge)
+        if busy >= cell[_PEAK] or cell[_PEAK_AT] <= now - rules.attention_s:
+            cells[_PEAK] = min(busy, rules.limit)
+            cells[_PEAK_AT] = now
+    else:
+        start, ring = _HEAD, cell[_HEAD : rules.first_critical]
+        if rank == _LOW or cell[_SPACED] > now:
+            step = rules.pace * rules.window_s / _limit(cell, rules, now)
+            cells[_CHAIN] = max(cell[_CHAIN], now - step) + step
+    cells[start + ring.index(min(ring))] = now
+    cells[_GRANTED + rank] = cell[_GRANTED + rank] + 1.0
+
+
+def _rows(cells: Cells, rules: Rules, count: float) -> list[tuple[float, ...]]:
+    used = int(count) if 0 < count <= rules.waiters else 0
+    table = memoryview(cells)[rules.first_row : rules.first_row + 4 * used]
+    return list(_ROW.iter_unpack(table))
+
+
+def _enlist(cells: Cells, rules: Rules, rows: list[tuple[float, ...]], row: tuple[float, ...], now: float) -> None:
+    """Put `row` into the table: its own old place, else a dead one's, else a new one, else the worst
+    one's.
+    """
+    place = None
+    for index, old in enumerate(rows):
+        if old[0] == row[0] and old[1] == row[1]:
+            place = index
+            break
+        if place is None and not old[3] >= now:
+            place = index
+    if place is None and len(rows) < rules.waiters:
+        place = len(rows)
+    if place is None:
+        worst = max(range(len(rows)), key=lambda index: rows[index][2])
+        if rows[worst][2] <= row[2]:
+            return  # a crowd: not put down, but told a time all the same
+        place = worst
+    at = rules.first_row + 4 * place
+    for offset, value in enumerate(row):
+        cells[at + offset] = value
+    if place >= len(rows):
+        cells[_WAITING] = float(place + 1)
+
+
+def _strike(cells: Cells, rules: Rules, rows: list[tuple[float, ...]], owner: float, rank: int | None) -> None:
+    """Take the owner's row of this rank (of every rank) out of the table."""
+    left = [row for row in rows if row[0] != owner or (rank is not None and row[1] != rank)]
+    if len(left) == len(rows):
+        return
+    at = rules.first_row
+    for row in left:
+        for value in row:
+            cells[at] = value
+            at += 1
+    cells[_WAITING] = float(len(left))
+
+
+def _is_sane(cell: tuple[float, ...], rules: Rules, now: float) -> bool:
+    limits = (
+        (_STOP, _FAR_S * 10),
+        (_BAN, LONGEST_BAN_S),
+        (_EASE, LONGEST_BAN_S + _FAR_S * 10),
+        (_CHAIN, _FAR_S),
+        (_SPACED, _FAR_S),
+        (_PEAK_AT, _FAR_S),
+    )
+    return (
+        all(0.0 <= cell[index] <= now + far for index, far in limits)
+        and all(0.0 <= stamp <= now + _FAR_S for stamp in cell[_HEAD : rules.first_row])
+        and 0.0 <= cell[_LEVEL] <= _LOWEST_LEVEL
+        and 0.0 <= cell[_PEAK] <= rules.limit
+        and 0.0 <= cell[_WAITING] <= rules.waiters
+    )
+
+
+def _clear(cells: Cells, rules: Rules) -> None:
+    for index in range(1, rules.size):
+        cells[index] = 0.0
+
+
+def leave(cells: Cells, rules: Rules, owner: float, rank: int | None = None) -> None:
+    """`owner` waits no longer (at this rank)."""
+    count = rules.unpack(cells)[_WAITING]
+    if count:
+        _strike(cells, rules, _rows(cells, rules, count), owner, rank)
+
+
+def _stamp_index(cell: tuple[float, ...], rules: Rules, granted: float) -> int | None:
+    try:
+        return cell.index(granted, _HEAD, rules.first_row)
+    except ValueError:
+        return None
+
+
+def undo(cells: Cells, rules: Rules, granted: float) -> None:
+    """Give back the permit granted at `granted`: nothing was sent with it."""
+    index = _stamp_index(rules.unpack(cells), rules, granted)
+    if index is not None:
+        cells[index] = 0.0
+
+
+def move(cells: Cells, rules: Rules, granted: float, now: float) -> bool:
+    """Before sending late: the permit granted at `granted` is used only `now`. False: it has lapsed, take
+    another.
+
+    While its stamp is in the window it is one of the limit's, so it may stand later in it as well.
+    """
+    if now <= granted:
+        return True
+    index = _stamp_index(rules.unpack(cells), rules, granted)
+    if index is None or now >= granted + rules.window_s:
+        return False
+    cells[index] = now
+    return True
+
+
+def settle(cells: Cells, rules: Rules, granted: float, counted: float, remaining: int | None, now: float) -> int:
+    """Learn from a reply; the number of foreign requests that were noticed and put down.
+
+`granted` is the permit's stamp, `counted` when the venue counted the request at the latest, `remaining` what
+it says is left of its second. More left than we believe changes nothing: others' grants may still be on their
+way.
+    """
+    cell = rules.unpack(cells)
+    index = _stamp_index(cell, rules, granted)
+    counted = min(counted, now)
+    if index is not None and counted > granted:
+        cells[index] = counted
+    if remaining is None or not 0 <= remaining < rules.limit:
+        return 0
+    edge = min(granted, counted) - rules.window_s - rules.slack_s
+    own = sum(1 for stamp in cell[_HEAD : rules.first_row] if stamp > edge)
+    foreign = rules.limit - remaining - own
+    if foreign <= 0:
+        return 0
+    oldest = sorted(range(_HEAD, rules.first_critical), key=lambda place: cells[place])
+    for place in oldest[:foreign]:
+        cells[place] = max(cells[place], counted)
+    cells[_FOREIGN] = cell[_FOREIGN] + foreign
+    return foreign
+
+
+def refuse(cells: Cells, rules: Rules, now: float, retry_after_s: float | None) -> None:
+    """A 429: stop until the venue's next second, then go slower for a while; refusals that repeat go slower
+    for longer.
+
+    The refusals of one burst arrive together and count as one.
+    """
+    cell = rules.unpack(cells)
+    cells[_REFUSED] = cell[_REFUSED] + 1.0
+    until = now + max(rules.stop_s, min(retry_after_s or 0.0, 5 * _FAR_S))
+    if cell[_STOP] > now:
+        cells[_STOP] = max(cell[_STOP], until if retry_after_s else 0.0)
+        return
+    lately = cell[_EASE] > now - 2 * rules.ease_s
+    level = min(_LOWEST_LEVEL, (cell[_LEVEL] if lately else 0.0) + 1.0)
+    cells[_STOP] = until
+    cells[_LEVEL] = level
+    cells[_EASE] = until + rules.ease_s * level
+
+
+def ban(cells: Cells, rules: Rules, until: float, now: float) -> None:
+    """A 418: nothing before `until`, and slowly after it."""
+    known = rules.unpack(cells)[_BAN]
+    until = min(until, now + LONGEST_BAN_S)
+    cells[_BAN] = max(until, known if known <= now + LONGEST_BAN_S else 0.0)
+    cells[_LEVEL] = float(_LOWEST_LEVEL // 2)
+    cells[_EASE] = cells[_BAN] + rules.ease_s * cells[_LEVEL]
+
+
+def ban_until(cells: Cells, rules: Rules, now: float) -> float:
+    """When the ban ends; 0.0 when there is none."""
+    until = rules.unpack(cells)[_BAN]
+    return until if now < until <= now + LONGEST_BAN_S else 0.0
+
+
+def describe(cells: Cells, rules: Rules, now: float) -> GroupState:
+    """The state in words."""
+    cell = rules.unpack(cells)
+    limit = _limit(cell, rules, now)
+    used = _used(cell, rules, now)
+    waiting = {priority.value: 0 for priority in Priority}
+    names = list(waiting)
+    for _, rank, _, expiry in _rows(cells, rules, cell[_WAITING]) if cell[_WAITING] else ():
+        if expiry >= now and 0 <= rank < len(names):
+            waiting[names[int(rank)]] += 1
+    return GroupState(
+        limit=limit,
+        used=used,
+        free=max(0, limit - used),
+        share=_share(cell, rules, limit, now),
+        waiting=waiting,
+        stopped_s=max(0.0, cell[_STOP] - now),
+        banned_s=max(0.0, cell[_BAN] - now),
+        level=int(cell[_LEVEL]) if cell[_EASE] > now else 0,
+        granted={name: int(cell[_GRANTED + rank]) for rank, name in enumerate(names)},
+        refused=int(cell[_REFUSED]),
+        foreign=int(cell[_FOREIGN]),
+    )
