@@ -1,0 +1,149 @@
+"""Results that are dearer to make than to load, kept on disk by `joblib.Memory`.
+
+The key says everything a result was made from, a digest of the files it was read from included, so a changed
+partition is never served stale: its old results are merely never asked for again, and age away. Loading maps
+the file copy-on-write: the caller may write into the frame and the cache stays as it was. Loading unpickles,
+so the folder is the user's alone; one that somebody else could write to is not used at all.
+
+A cache that cannot be kept (full disk, shared folder) costs time, never an answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import stat
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+__all__ = ["MEMO_ROWS", "FrameMemo"]
+
+MEMO_ROWS = 20_000
+"""Frames of fewer rows are faster made from the store than loaded from here."""
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CHECKS = 8  # the folder is trimmed each time an eighth of the limit has been added
+
+
+class FrameMemo:
+    """Memoised frames and other results. Thread-safe; processes may share the folder. Touches no disk until
+    used.
+    """
+
+    def __init__(self, folder: Path, *, bytes_limit: int = 1 << 30) -> None:
+        self._folder = folder
+        self._bytes_limit = bytes_limit
+        self._memory: Any = None
+        self._remember: Any = None
+        self._added = bytes_limit // _CHECKS  # what earlier processes left is looked at once
+        self.hits = 0
+        self.misses = 0
+
+    def get(self, key: tuple[str | int, ...], make: Callable[[], T]) -> tuple[T, bool]:
+        """The result for `key`, and whether it was loaded. `make` must depend on nothing but `key`."""
+        if self._memory is None and not self._open():
+            return make(), False
+        from joblib.memory import CacheWarning
+
+        making = _Making(make)
+        try:
+            result: T = self._remember((*_versions(), *key), making)
+        except (OSError, KeyError, ValueError, EOFError, pickle.PickleError, CacheWarning) as exc:
+            if not making.results:
+                raise
+            _log.warning("memo.not_kept folder=%s %s", self._folder, exc)
+            return making.results[0], False
+        if not making.results:
+            self.hits += 1
+            return result, True
+        self.misses += 1
+        self._trim(_weigh(result))
+        return result, False
+
+    def _open(self) -> bool:
+        """Ready the folder; False where it cannot be trusted or made."""
+        import joblib
+
+        try:
+            _make_private(self._folder)
+        except OSError as exc:
+            _log.warning("memo.not_used folder=%s %s", self._folder, exc)
+            return False
+        logging.getLogger("joblib").addHandler(
+            logging.NullHandler()
+        )  # its warnings go to the log, not into cells
+        self._memory = joblib.Memory(self._folder, mmap_mode="c", compress=False, verbose=0)
+        self._remember = self._memory.cache(_remember, ignore=["make"])
+        return True
+
+    def _trim(self, added: int) -> None:
+        self._added += added
+        if self._added < self._bytes_limit // _CHECKS:
+            return
+        self._added = 0
+        try:
+            self._memory.reduce_size(bytes_limit=self._bytes_limit)
+        except OSError as exc:  # another process trims the same folder
+            _log.info("memo.not_trimmed folder=%s %s", self._folder, exc)
+
+    def clear(self) -> None:
+        """Forget every result."""
+        if self._memory is not None or self._open():
+            self._memory.clear(warn=False)
+
+    def __repr__(self) -> str:
+        return f"FrameMemo({str(self._folder)!r}, {self.hits} hits, {self.misses} misses)"
+
+
+class _Making(Generic[T]):
+    """Calls `make` and keeps what it made, so that a cache that cannot write loses nothing."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self.results: list[T] = []
+
+    def __call__(self) -> T:
+        self.results.append(self._make())
+        return self.results[-1]
+
+
+def _remember(key: tuple[str | int, ...], make: Callable[[], Any]) -> Any:  # noqa: ARG001
+    """What `joblib` memoises; `make` is no part of the key."""
+    return make()
+
+
+def _versions() -> tuple[str, str]:
+    """A frame pickled by another pandas or numpy may not load, or not as it was."""
+    if not _VERSIONS:
+        _VERSIONS.append((version("pandas"), version("numpy")))
+    return _VERSIONS[0]
+
+
+_VERSIONS: list[tuple[str, str]] = []
+
+
+def _weigh(result: object) -> int:
+    usage = getattr(result, "memory_usage", None)
+    return int(usage(index=True).sum()) if callable(usage) else 1 << 20
+
+
+def _make_private(folder: Path) -> None:
+    """Make `folder`, readable and writable by this user alone; raise `PermissionError` if others could write
+    to it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise PermissionError(f"{folder} is not a folder")
+    if not hasattr(os, "geteuid"):
+        return
+    if found.st_uid != os.geteuid():
+        raise PermissionError(f"{folder} belongs to another user; results are unpickled from it")
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
