@@ -25,15 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 from backbone.clock import Clock
-from backbone.errors import (
-    ClosedError,
-    PayloadError,
-    RateLimitedError,
-    RejectedError,
-    SourceError,
-    UnreachableError,
-)
-from backbone.routing.wire import Ask, parse_block_s, parse_date, parse_error, parse_remaining
+from backbone.errors import ClosedError, PayloadError, SourceError, UnreachableError
+from backbone.routing.wire import Ask, parse_date, parse_remaining, refusal
 
 if TYPE_CHECKING:
     import requests
@@ -135,8 +128,9 @@ class RestClient:
         facts = ReplyFacts(group, remaining, date_us, sent_s, self._clock.monotonic())
         if status != 200:
             now_us = self._clock.now_us() if date_us is None else date_us
-            refusal = _refusal(status, headers, body, group or ask.group, now_us)
-            raise _with_facts(refusal, ask, url, facts)
+            wait, target = headers.get("Retry-After"), headers.get("Location", "")
+            error = refusal(status, body, group or ask.group, now_us, retry_after=wait, location=target)
+            raise _with_facts(error, ask, url, facts)
         try:
             value = ask.parse(body)
         except PayloadError as error:
@@ -217,32 +211,6 @@ def _with_facts(error: SourceError, ask: Ask, url: str, facts: ReplyFacts) -> So
     error.market = error.market or ask.market
     error.reply_facts = facts
     return error
-
-
-def _refusal(status: int, headers: Any, body: bytes, group: str, now_us: int) -> SourceError:
-    """The error that a reply other than 200 means; it counted against `group` at the venue's `now_us`."""
-    code, reason = parse_error(body)
-    words = f": {reason}" if reason else ""
-    retry_after = headers.get("Retry-After")
-    if status == 429:
-        wait_s = float(retry_after) if retry_after and retry_after.strip().isdecimal() else 1.0
-        return RateLimitedError(
-            f"too many requests of group {group}{words}", group=group, retry_after_s=wait_s
-        )
-    if status == 418:
-        wait_s = parse_block_s(body, retry_after, now_us)
-        message = f"the venue blocks this address for {wait_s:g} s{words}"
-        return RateLimitedError(message, retry_after_s=wait_s, banned=True)
-    if status >= 500 or status == 408:
-        return UnreachableError(f"the venue answered {status}{words}")
-    if status >= 400:
-        return RejectedError(f"the venue refused ({status}){words}", status=status, code=code, reason=reason)
-    if status >= 300:
-        target = headers.get("Location", "")
-        message = f"redirected ({status}) to {target!r}, which is not followed"
-        return RejectedError(message, status=status, code="redirect", reason=target)
-    sample = body[:200].decode("utf-8", "replace")
-    return PayloadError(f"the venue answered {status} where 200 was expected", sample=sample)
 
 
 # ------------------------------------------------------------------------------------------------ transport

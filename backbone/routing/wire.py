@@ -27,7 +27,14 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from backbone.errors import InputError, PayloadError
+from backbone.errors import (
+    InputError,
+    PayloadError,
+    RateLimitedError,
+    RejectedError,
+    SourceError,
+    UnreachableError,
+)
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, LiveCandle, MarketInfo, OrderBook, Ticker, Trade
 from backbone.timeframe import TIMEFRAMES, Timeframe
 
@@ -46,6 +53,7 @@ __all__ = [
     "StreamError",
     "candles_ask",
     "instruments_ask",
+    "kind_of",
     "markets_ask",
     "orderbooks_ask",
     "parse_block_s",
@@ -54,6 +62,7 @@ __all__ = [
     "parse_frame",
     "parse_kind",
     "parse_remaining",
+    "refusal",
     "subscribe_frame",
     "tickers_all_ask",
     "tickers_ask",
@@ -280,6 +289,8 @@ _TIMEFRAMES_BY_KIND = {
 }
 KINDS = ("ticker", "trade", "orderbook", *_TIMEFRAMES_BY_KIND)
 """What the socket can be asked for."""
+_KINDS_BY_TIMEFRAME = {timeframe.name: kind for kind, timeframe in _TIMEFRAMES_BY_KIND.items()}
+_KINDS_BY_TYPE: dict[type, str] = {Ticker: "ticker", Trade: "trade", OrderBook: "orderbook"}
 
 
 # ------------------------------------------------------------------------- builders: a row becomes a record
@@ -701,6 +712,31 @@ def parse_block_s(body: bytes, retry_after: str | None, now_us: int) -> float:
     return min(max(told), _LONGEST_BLOCK_S) if told else BLOCK_S
 
 
+def refusal(
+    status: int, body: bytes, group: str, now_us: int, *, retry_after: str | None = None, location: str = ""
+) -> SourceError:
+    """The error that an answer other than success means; it counted against `group` at the venue's `now_us`."""
+    code, reason = parse_error(body)
+    words = f": {reason}" if reason else ""
+    if status == 429:
+        wait_s = float(retry_after) if retry_after and re.fullmatch("[0-9]{1,6}", retry_after) else 1.0
+        return RateLimitedError(
+            f"too many requests of group {group}{words}", group=group, retry_after_s=wait_s
+        )
+    if status == 418:
+        wait_s = parse_block_s(body, retry_after, now_us)
+        message = f"the venue blocks this address for {wait_s:g} s{words}"
+        return RateLimitedError(message, retry_after_s=wait_s, banned=True)
+    if status >= 500 or status == 408:
+        return UnreachableError(f"the venue answered {status}{words}")
+    if status >= 400:
+        return RejectedError(f"the venue refused ({status}){words}", status=status, code=code, reason=reason)
+    if status >= 300:
+        message = f"redirected ({status}) to {location!r}, which is not followed"
+        return RejectedError(message, status=status, code="redirect", reason=location)
+    return PayloadError(f"the venue answered {status} where 200 was expected", sample=_sample(body))
+
+
 # ----------------------------------------------------------------------------------------------- the socket
 
 
@@ -712,6 +748,13 @@ def parse_kind(value: object) -> str:
     if kind not in KINDS:
         raise InputError("kinds", value, "one of " + " ".join(KINDS))
     return kind
+
+
+def kind_of(record: LiveRecord) -> str:
+    """The kind of live data that a record is, as the venue names it."""
+    if isinstance(record, LiveCandle):
+        return _KINDS_BY_TIMEFRAME[record.timeframe]
+    return _KINDS_BY_TYPE[type(record)]
 
 
 def subscribe_frame(
