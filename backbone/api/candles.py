@@ -21,7 +21,7 @@ from backbone.api.times import TimeLike, in_zone
 from backbone.coordinator.candles import CandleAnswer, CandlePlan, Progress, incomplete, times_of
 from backbone.coordinator.fetch import unknown_market
 from backbone.coordinator.ranges import Range, Watch
-from backbone.errors import BackboneError, InputError, RejectedError
+from backbone.errors import BackboneError, IncompleteError, InputError, RejectedError
 from backbone.model import Priority, Span
 from backbone.timeframe import Timeframe, parse_timeframe
 
@@ -53,7 +53,9 @@ def parse_range(client: Backbone, start: TimeLike | None, end: TimeLike | None, 
     if start_us is None and number is None:
         number = DEFAULT_COUNT
     if start_us is not None:
-        last = client._now_us() if end_us is None else end_us
+        last = client._clock.now_us() if end_us is None else end_us
+        if end_us is None and start_us > last:
+            last = client._now_us()  # this machine's clock may be behind
         if start_us > last:
             what = "now" if end_us is None else str(end)
             raise InputError("start", start, f"a time before the end ({what})")
@@ -122,7 +124,7 @@ class CandleCall:
         answers = self._collect()
         tables = [(answer.market, self._shape(answer)) for answer in answers]
         elapsed_ms = (core.clock.monotonic() - began) * 1000
-        core.metrics.answered("candles", self.priority, elapsed_ms / 1000)
+        core.metrics.time("call", elapsed_ms / 1000, group="candles", priority=self.priority)
         table = shaping.candles_table(tables, many=many)
         frame = shaping.deliver(
             table,
@@ -132,10 +134,11 @@ class CandleCall:
             attrs=self._facts(answers, table.num_rows, elapsed_ms),
         )
         error = self._error(answers)
-        if error is not None:
+        if error is None:
+            return frame
+        if isinstance(error, IncompleteError):
             error.frame = frame
-            raise error
-        return frame
+        raise error
 
     def _collect(self) -> list[CandleAnswer]:
         core = self.client._coordinator()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from backbone.api.names import HOME_QUOTES, parse_market, parse_markets, parse_priority
 from backbone.api.times import TimeLike, parse_time
-from backbone.clock import Clock, SystemClock
+from backbone.clock import Clock, SystemClock, VenueClock
 from backbone.errors import ClosedError, InputError
 from backbone.model import Priority
 from backbone.settings import FRAMES, Settings, resolve
@@ -70,6 +70,7 @@ class Backbone:
     def _start(self) -> None:
         self._clock: Clock = SystemClock()
         self._lock = threading.Lock()
+        self._venue: VenueClock | None = None  # an estimate of the coordinator's, unless somebody knows better
         self._core: Coordinator | None = None
         self._core_pid = 0
         self._closed = False
@@ -386,16 +387,19 @@ class Backbone:
             if self._core is None or self._core_pid != os.getpid():
                 from backbone.coordinator.fetch import Coordinator
 
-                self._core = Coordinator(self._settings, self._clock)
+                self._core = Coordinator(self._settings, self._clock, self._venue)
                 self._core_pid = os.getpid()
             return self._core
 
     def _now_us(self) -> int:
-        """Now on the venue's clock, as far as it is known."""
-        return self._coordinator().venue.now_us()
+        """Now on the venue's clock; the venue is asked (for its markets) if it was never heard."""
+        core = self._coordinator()
+        if not core.venue.is_known:
+            core.markets()
+        return core.venue.now_us()
 
     def _time(self, argument: str, value: TimeLike) -> int:
-        return parse_time(argument, value, self.tz, self._now_us())
+        return parse_time(argument, value, self.tz, self._now_us)
 
 
 def new_request_id() -> str:

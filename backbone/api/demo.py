@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backbone.api.times import parse_time
+from backbone.clock import SystemClock, VenueClock
 
 if TYPE_CHECKING:
     from backbone.api.client import Backbone
@@ -21,7 +23,7 @@ def start_demo(cls: type[C], seed: int, now: str | None, settings: dict[str, Any
     """See `Backbone.demo`."""
     from backbone.simulator import SimulatorServer
 
-    frozen_us = parse_time("now", now or DEMO_NOW, "UTC", 0)
+    frozen_us = parse_time("now", now or DEMO_NOW, "UTC", SystemClock().now_us)
     server = SimulatorServer(seed=seed, now=frozen_us, frozen=True).start()
     folder = None
     try:
@@ -35,5 +37,21 @@ def start_demo(cls: type[C], seed: int, now: str | None, settings: dict[str, Any
     client._with_me.append(server.close)
     if folder is not None:
         client._with_me.append(lambda: shutil.rmtree(folder, ignore_errors=True))
-    client._demo = server
+    client._venue = _OwnClock(server.clock.now_us)
     return client
+
+
+class _OwnClock(VenueClock):
+    """The exchange's own clock, which stands still or is moved by hand: an estimate would run on."""
+
+    def __init__(self, now_us: Callable[[], int]) -> None:
+        super().__init__(SystemClock())
+        self._now_us = now_us
+
+    @property
+    def is_known(self) -> bool:
+        return True
+
+    def now_us(self) -> int:
+        return self._now_us()
+

@@ -121,7 +121,7 @@ def trades(
         rows = rows[:first_of]
     table = shaping.trades_table(rows)
     elapsed_s = core.clock.monotonic() - began
-    core.metrics.answered("trades", priority, elapsed_s)
+    core.metrics.time("call", elapsed_s, group="trades", priority=priority)
     attrs = facts(
         sources={"rest": len(rows)}, elapsed_ms=elapsed_s * 1000, rows=len(rows), priority=priority, requests=requests, pages=requests
     )  # fmt: skip
@@ -170,7 +170,7 @@ def _deliver(
     answer: Answer[Any],
 ) -> Any:
     elapsed_s = core.clock.monotonic() - began
-    core.metrics.answered(kind, priority, elapsed_s)
+    core.metrics.time("call", elapsed_s, group=kind, priority=priority)
     sources: dict[str, int] = {}
     for i, held in enumerate(answer.held):
         name = "memory" if i < answer.from_memory and held.source == "rest" else held.source

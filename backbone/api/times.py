@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Callable
 from typing import Any, TypeAlias
 from zoneinfo import ZoneInfo
 
@@ -26,8 +27,8 @@ _MICROSECOND = dt.timedelta(microseconds=1)
 _ALLOWED = "a date or time such as 2024-03-01, 2024-03, 2024-03-01T09:00:00Z, a datetime, or 3d / 12h (that long ago)"
 
 
-def parse_time(argument: str, value: TimeLike, zone: str, now_us: int) -> int:
-    """Microseconds UTC of `value`; naive values are in `zone`; relative ones count back from `now_us`."""
+def parse_time(argument: str, value: TimeLike, zone: str, now_us: Callable[[], int]) -> int:
+    """Microseconds UTC of `value`; naive values are in `zone`; relative ones count back from `now_us()`."""
     moment = _moment(argument, value, now_us)
     if isinstance(moment, int):
         return moment
@@ -44,7 +45,7 @@ def in_zone(time_us: int, zone: str) -> dt.datetime:
     return (_EPOCH + dt.timedelta(microseconds=time_us)).astimezone(ZoneInfo(zone))
 
 
-def _moment(argument: str, value: Any, now_us: int) -> dt.datetime | int:
+def _moment(argument: str, value: Any, now_us: Callable[[], int]) -> dt.datetime | int:
     if isinstance(value, str):
         return _from_text(argument, value, now_us)
     if hasattr(value, "to_pydatetime"):  # pandas.Timestamp, which is a datetime that knows nanoseconds
@@ -63,12 +64,12 @@ def _moment(argument: str, value: Any, now_us: int) -> dt.datetime | int:
     raise InputError(argument, value, _ALLOWED)
 
 
-def _from_text(argument: str, text: str, now_us: int) -> dt.datetime | int:
+def _from_text(argument: str, text: str, now_us: Callable[[], int]) -> dt.datetime | int:
     text = text.strip()
     if text == "now":
-        return now_us
+        return now_us()
     if match := _AGO.fullmatch(text):
-        return now_us - int(float(match.group(1)) * _AGO_S[match.group(2)] * 1_000_000)
+        return now_us() - int(float(match.group(1)) * _AGO_S[match.group(2)] * 1_000_000)
     try:
         if match := _PARTIAL.fullmatch(text):
             return dt.datetime(int(match.group(1)), int(match.group(2) or 1), 1)  # noqa: DTZ001 - see above

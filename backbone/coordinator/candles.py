@@ -29,6 +29,7 @@ from backbone.errors import (
     RateLimitedError,
     RejectedError,
     StoreError,
+    UnreachableError,
 )
 from backbone.model import Priority, Span
 from backbone.routing.rest import Reply
@@ -46,6 +47,7 @@ _WINDOW = {Priority.LOW: 3}  # tickets of one want in the queue; low work is pac
 _BURST = 10
 _FIRST_BURST = 5  # before the first reply the density is a guess: enough for 1,000 candles, little lost on a thin market
 _FAILURES = 3  # final failures after which a want stops asking: the venue is down, not a page
+_PATIENCE = 200  # the same for a job: the scheduler tries each for some seconds, so a quarter of an hour's outage
 _MINUTE = TIMEFRAMES["1m"]
 _FOREVER = 1 << 62
 
@@ -163,9 +165,9 @@ class _Ticket:
             return None
         return candles_ask(series.market, series.timeframe, self._page.to_us, self._page.count)
 
-    def done(self, ask: Ask, outcome: Reply | BackboneError) -> None:
-        assert self._page is not None
-        self._fetcher._arrived(self._pending, self._page, outcome)
+    def done(self, ask: Ask | None, outcome: Reply | BackboneError) -> None:
+        if self._page is not None:  # a ticket whose turn never came has nothing to tell
+            self._fetcher._arrived(self._pending, self._page, outcome)
 
 
 class CandleFetcher:
@@ -283,6 +285,26 @@ class CandleFetcher:
             series.pending.pop(pending.want, None)
             series.queued.pop(pending.want, None)
 
+    def abandon(self, pending: Pending, cause: BaseException) -> None:
+        """Stop asking for `pending`: what it still misses is failed with `cause`."""
+        with pending.series.changed:
+            pending.series.plan.give_up(pending.want, cause)
+            pending.series.changed.notify_all()
+        self._finish(pending)
+
+    def is_start_unknown(self, market: str, timeframe: Timeframe, start_us: int) -> bool:
+        """Whether the store knows nothing of what is at or before `start_us`."""
+        oldest = self._store.oldest(market, timeframe)
+        return self._store.quiet_before(market, timeframe) <= start_us and (oldest is None or oldest > start_us)
+
+    def listed_from(self, market: str, timeframe: Timeframe) -> int | None:
+        """Before this there was nothing, where the beginning of its history is proven."""
+        proven = self._store.quiet_before(market, timeframe)
+        if proven <= EARLIEST_US:
+            return None
+        oldest = self._store.oldest(market, timeframe)
+        return proven if oldest is None else oldest
+
     def flush(self, markets: Sequence[str], timeframe: Timeframe) -> None:
         """Make what arrived durable."""
         for market in markets:
@@ -385,8 +407,7 @@ class CandleFetcher:
                 fresh += [pending] * max(0, more)
         for pending in fresh:
             ticket = _Ticket(self, pending)
-            attempts = 30 if pending.patient else None
-            self._scheduler.submit(GROUP, pending.priority, ticket.bind, ticket.done, max_attempts=attempts)
+            self._scheduler.submit(GROUP, pending.priority, ticket.bind, ticket.done)
 
     def _arrived(self, pending: Pending, page: Page, outcome: Reply | BackboneError) -> None:
         """A page's outcome, on a worker: into the store, out of the plan, and whoever waits is woken."""
@@ -457,20 +478,21 @@ class CandleFetcher:
             )
 
     def _refuse_locked(self, series: _Series, pending: Pending, page: Page, cause: BackboneError) -> None:
-        series.plan.fail(page, cause)
         fatal = isinstance(cause, RejectedError | ClosedError) or (
             isinstance(cause, RateLimitedError) and cause.banned
         )
+        pending.failures += 1
+        if pending.patient and isinstance(cause, UnreachableError) and pending.failures < _PATIENCE:
+            series.plan.retract(page)  # an outage: the page is asked again, by whoever is next
+            return
+        series.plan.fail(page, cause)
         for want, waiting in series.pending.items():
-            if fatal:
+            if fatal or (waiting is pending and waiting.failures >= _FAILURES):
                 series.plan.give_up(want, cause)
-            elif waiting is pending:
-                waiting.failures += 1
-                if waiting.failures >= _FAILURES:
-                    series.plan.give_up(want, cause)
 
     def _finish(self, pending: Pending) -> None:
-        callback, pending.on_done = pending.on_done, None
+        with pending.series.changed:
+            callback, pending.on_done = pending.on_done, None
         if callback is not None:
             callback(pending)
 
@@ -515,10 +537,12 @@ class CandleFetcher:
             series = list(self._series.values())
         for one in series:
             with one.changed:
-                for want, pending in one.pending.items():
-                    one.plan.give_up(want, ClosedError("the client was closed while this was being fetched"))
-                    del pending
+                waiting = list(one.pending.values())
+                for pending in waiting:
+                    one.plan.give_up(pending.want, ClosedError("the client was closed while this was being fetched"))
                 one.changed.notify_all()
+            for pending in waiting:
+                self._finish(pending)
 
 
 class _Locked:

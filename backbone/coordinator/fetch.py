@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from backbone.clock import Clock, VenueClock
 from backbone.coordinator.candles import CandleAnswer, CandleFetcher, times_of
-from backbone.coordinator.ledger import open_limiter
+from backbone.coordinator.jobs import Jobs
+from backbone.coordinator.ledger import MachineLimiter
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.ranges import CandleRanges, Range
 from backbone.coordinator.realtime import Realtime
@@ -39,11 +40,11 @@ _log = logging.getLogger("backbone.fetch")
 class Coordinator:
     """What the API layer talks to."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, venue: VenueClock | None = None) -> None:
         self.settings = settings
         self.clock = clock
         self.metrics = Metrics()
-        self.venue = VenueClock(clock)
+        self.venue = venue or VenueClock(clock)
         self.store = CandleStore(
             Path(settings.data_dir),
             settings.store_exchange,
@@ -53,10 +54,11 @@ class Coordinator:
         )
         self.rest = RestClient(settings.rest_url, clock=clock)
         self._critical = self.rest.critical()
-        self.limiter = open_limiter(settings.rest_url)
+        self.limiter = MachineLimiter(settings.rest_url, clock)
         self.scheduler = Scheduler(self.limiter, self._send, clock=clock, metrics=self.metrics)
         self.candles = CandleFetcher(self.scheduler, self.store, self.venue, clock, settings)
         self.ranges = CandleRanges(self.candles, self.venue)
+        self.jobs = Jobs(self.candles, clock)
         self.realtime = Realtime(self.request, clock, self.metrics)
         self._markets_lock = threading.Lock()
         self._markets: tuple[MarketInfo, ...] | None = None

@@ -191,6 +191,12 @@ class SeriesPlan:
                 want.missing = want.missing - lost
                 want.causes.append(cause)
 
+    def retract(self, page: Page) -> None:
+        """The page was not answered and may be asked again."""
+        self._release(page)
+        if page.confirms and page.to_us not in self._doubts:
+            self._doubts.append(page.to_us)
+
     def give_up(self, want: Want, cause: BaseException, within: SpanSet | None = None) -> None:
         """What `want` still misses (`within` a set, or all) will not be had."""
         hit = want.missing if within is None else want.missing & within

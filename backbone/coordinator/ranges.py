@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from backbone.clock import VenueClock
 from backbone.coordinator.candles import CandleAnswer, CandleFetcher, Pending, Progress, times_of
@@ -19,7 +19,8 @@ from backbone.timeframe import Timeframe
 __all__ = ["CandleRanges", "Range", "Watch"]
 
 
-class Range(NamedTuple):
+@dataclass(frozen=True)
+class Range:
     """Any two of start, end and count; a missing end is now."""
 
     start_us: int | None

@@ -174,7 +174,8 @@ class Realtime:
         key_of: Callable[[R], Any] = lambda row: row.market,
     ) -> Answer[R]:
         known = self._young(table, keys, age_s)
-        self._metrics.cache("realtime", hits=len(known), misses=len(keys) - len(known))
+        self._metrics.count("cache.realtime.hits", len(known))
+        self._metrics.count("cache.realtime.misses", len(keys) - len(known))
         wanted = [key for key in keys if key not in known]
         requests, lost, causes = 0, [], []
         for part in _chunks(wanted, _MARKETS_A_CALL):

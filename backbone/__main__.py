@@ -1,0 +1,8 @@
+"""``python -m backbone``: the command line."""
+
+import sys
+
+from backbone.api.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
