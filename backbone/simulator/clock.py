@@ -1,7 +1,8 @@
-"""The exchange's own clock, which may be frozen, accelerated or set: everything it answers is as of this time.
+"""The exchange's own clock, which may be frozen, accelerated or set: everything it answers is as of this
+time.
 
-Rate windows and time-outs do not run on it: they are real, whatever the market's clock shows. The lock guards the
-anchor; listeners (the stream's feed) are told of every jump outside it.
+Rate windows and time-outs do not run on it: they are real, whatever the market's clock shows. The lock guards
+the anchor; listeners (the stream's feed) are told of every jump outside it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["ExchangeClock", "parse_instant"]
 
 
 def parse_instant(value: object, argument: str = "now") -> int | None:
-    """Microseconds of an int (microseconds), a datetime or an ISO text; no zone means UTC. None stays None."""
+    """Microseconds of an int (microseconds), a datetime or an ISO text (UTC without a zone). None stays."""
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     try:
@@ -110,12 +111,15 @@ _TO = re.compile(
 
 
 def parse_to(text: str) -> int | None:
-    """A candle request's ``to`` in microseconds; None where the venue would not understand it. No zone is UTC."""
+    """A candle request's ``to`` in microseconds; None where the venue would not understand it. No zone is
+    UTC.
+    """
     match = _TO.fullmatch(text)
     if match is None:
         return None
     try:
-        moment = datetime(*(int(match.group(i)) for i in range(1, 7)), tzinfo=UTC)  # type: ignore[misc, arg-type]
+        year, month, day, hour, minute, second = (int(match.group(i)) for i in range(1, 7))
+        moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
     except ValueError:
         return None
     us = int(moment.timestamp()) * 1_000_000

@@ -1,10 +1,13 @@
-"""The synthetic market: a `Venue` whose candles, trades and tickers are folds of one deterministic trade tape.
+"""The synthetic market: a `Venue` whose candles, trades and tickers are folds of one deterministic trade
+tape.
 
-Nothing is stored: any range can be asked in any order and the answer is the same, because everything is computed from
-(seed, market, time). What was computed is kept in two bounded caches: whole candles in blocks (days of minutes, months
-of days), and per quote currency the minutes of the last 24 hours from which tickers are summed.
+Nothing is stored: any range can be asked in any order and the answer is the same, because everything is
+computed from (seed, market, time). What was computed is kept in two bounded caches: whole candles in blocks
+(days of minutes, months of days), and per quote currency the minutes of the last 24 hours from which tickers
+are summed.
 
-The caches' locks are held for look-ups and for the ticker board's own arithmetic, never for generating blocks.
+The caches' locks are held for look-ups and for the ticker board's own arithmetic, never for generating
+blocks.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from backbone.simulator.tape import (
     fold_trades,
     value_as_float,
 )
-from backbone.simulator.venue import Bars, Executions, Summary, Venue
+from backbone.simulator.venue import Bars, Executions, Summary, Venue, fold_bars
 from backbone.timeframe import DAY_US, HOUR_US, MINUTE_US, TIMEFRAMES, Timeframe
 
 __all__ = ["Exchange"]
@@ -48,7 +51,8 @@ I64 = npt.NDArray[np.int64]
 _CACHE_BYTES = 160 * 2**20
 _STRIDE_US = {
     "1m": DAY_US, "3m": DAY_US, "5m": DAY_US, "10m": 4 * DAY_US, "15m": 4 * DAY_US, "30m": 4 * DAY_US,
-    "1h": 8 * DAY_US, "4h": 32 * DAY_US, "1d": 32 * DAY_US, "1w": 224 * DAY_US, "1M": 256 * DAY_US, "1y": 1024 * DAY_US,
+    "1h": 8 * DAY_US, "4h": 32 * DAY_US, "1d": 32 * DAY_US,
+    "1w": 224 * DAY_US, "1M": 256 * DAY_US, "1y": 1024 * DAY_US,
 }  # fmt: skip
 _CHUNK_US = 16 * DAY_US  # generation in pieces that fit the processor's cache
 _MINUTES = 1440
@@ -115,7 +119,9 @@ class Exchange(Venue):
             self._last: OrderedDict[tuple[str, int], Executions] = OrderedDict()
 
     def close_span(self, span: Span) -> None:
-        """An outage from now on in the script: nobody traded in `span`, in any market (widened to 15 seconds)."""
+        """An outage from now on in the script: nobody traded in `span`, in any market (widened to 15
+        seconds).
+        """
         self._open_tapes((*self._outages, span))
 
     def _tape(self, market: Market) -> tuple[Tape, int]:
@@ -130,13 +136,13 @@ class Exchange(Venue):
             return HOUR_US if market.trades_per_minute > 4 else DAY_US
         return _STRIDE_US[timeframe.name]
 
-    # -- candles --------------------------------------------------------------------------------------------------
+    # -- candles ---------------------------------------------------------------------------------------------
 
     def bars(self, market: Market, timeframe: Timeframe, start_us: int, end_us: int) -> Bars:
         start = max(start_us, timeframe.floor(market.listed_us))
         if timeframe.name in ("1w", "1M", "1y"):
             days = self.bars(market, TIMEFRAMES["1d"], timeframe.floor(start), timeframe.ceil(max(start, end_us)))
-            return _fold_bars(days, timeframe).between(start_us, end_us)
+            return fold_bars(days, timeframe).between(start_us, end_us)
         if end_us - start > 4 * self.stride_us(market, timeframe) and timeframe.name != "1d":
             return self._bars_uncached(market, timeframe, start, end_us)
         stride = self.stride_us(market, timeframe)
@@ -190,7 +196,9 @@ class Exchange(Venue):
         return _as_bars(market, rows)
 
     def _rows_until(self, market: Market, start_us: int, now_us: int, timeframe: Timeframe) -> I64:
-        """The fold's pieces from `start_us` (aligned) through `now_us`: whole cells, then the running cell's trades."""
+        """The fold's pieces from `start_us` (aligned) through `now_us`: whole cells, then the running cell's
+        trades.
+        """
         tape, index = self._tape(market)
         now_cell = now_us // CELL_US
         parts: list[I64] = []
@@ -206,12 +214,14 @@ class Exchange(Venue):
         parts.append(fold_trades(seen, np.zeros(len(seen), dtype=np.int64)))
         return np.concatenate(parts, axis=1)
 
-    # -- executions -----------------------------------------------------------------------------------------------
+    # -- executions ------------------------------------------------------------------------------------------
 
     def executions(self, market: Market, start_us: int, end_us: int) -> Executions:
         tape, index = self._tape(market)
         trades = tape.trades(tape.cells(start_us // CELL_US, -(-end_us // CELL_US), [index]))
-        return _as_executions(market, trades.take((trades.time_ms * 1000 >= start_us) & (trades.time_ms * 1000 < end_us)))
+        return _as_executions(
+            market, trades.take((trades.time_ms * 1000 >= start_us) & (trades.time_ms * 1000 < end_us))
+        )
 
     def last_execution(self, market: Market, before_us: int) -> Executions:
         key = (market.history, before_us)
@@ -254,9 +264,17 @@ def _last_trade(tape: Tape, index: int, before_us: int, listed_us: int) -> Trade
 
 def _as_bars(market: Market, rows: I64) -> Bars:
     unit, size = 10.0**market.price_decimals, 10.0**market.volume_decimals
-    prices = rows[OPEN : CLOSE + 1] / unit
     value = value_as_float(rows, market.price_decimals + market.volume_decimals)
-    return Bars(rows[TIME], *prices, rows[VOLUME] / size, value, rows[STAMP])
+    return Bars(
+        rows[TIME],
+        rows[OPEN] / unit,
+        rows[HIGH] / unit,
+        rows[LOW] / unit,
+        rows[CLOSE] / unit,
+        rows[VOLUME] / size,
+        value,
+        rows[STAMP],
+    )
 
 
 def _as_executions(market: Market, trades: Trades) -> Executions:
@@ -270,30 +288,12 @@ def _as_executions(market: Market, trades: Trades) -> Executions:
     )
 
 
-def _fold_bars(bars: Bars, timeframe: Timeframe) -> Bars:
-    """Longer candles from shorter ones."""
-    if not len(bars):
-        return bars
-    labels = timeframe.floor_array(bars.time_us)
-    starts = np.concatenate(([0], np.flatnonzero(labels[1:] != labels[:-1]) + 1))
-    ends = np.append(starts[1:], len(bars)) - 1
-    return Bars(
-        labels[starts],
-        bars.open[starts],
-        np.maximum.reduceat(bars.high, starts),
-        np.minimum.reduceat(bars.low, starts),
-        bars.close[ends],
-        np.add.reduceat(bars.volume, starts),
-        np.add.reduceat(bars.value, starts),
-        bars.stamp_ms[ends],
-    )
-
-
 class _Board:
     """The running ticker sums of the markets of one quote currency.
 
-    Holds the minutes of the last 24 hours as a ring (market by minute of the day) for the markets asked for so far, what
-    they add up to at the start of the running minute, and each market's last trade. The lock guards all of it.
+    Holds the minutes of the last 24 hours as a ring (market by minute of the day) for the markets asked for
+    so far, what they add up to at the start of the running minute, and each market's last trade. The lock
+    guards all of it.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -351,7 +351,9 @@ class _Board:
         self._last[:, owner] = np.stack([column[ends] for column in columns])
 
     def _sum_locked(self) -> None:
-        """Fold the ring: the day so far, the 24 hours, and the close before the day (-1: not within 24 hours)."""
+        """Fold the ring: the day so far, the 24 hours, and the close before the day (-1: not within 24
+        hours).
+        """
         ring = self._ring
         assert ring is not None
         past = self._minute % _MINUTES  # slots are minutes of the UTC day; those before it are today's
@@ -367,7 +369,12 @@ class _Board:
             sums["open"] = sums["high"] = sums["low"] = np.zeros(len(market), dtype=np.int64)
         newest = _MINUTES - 1 - before[:, ::-1].argmax(axis=1)
         sums["previous"] = np.where(before.any(axis=1), ring[CLOSE][market, newest], -1)
-        for name, which in (("volume", VOLUME), ("value", VALUE), ("value_low", VALUE_LOW), ("bought", BOUGHT)):
+        for name, which in (
+            ("volume", VOLUME),
+            ("value", VALUE),
+            ("value_low", VALUE_LOW),
+            ("bought", BOUGHT),
+        ):
             day = ring[which][:, :past].sum(axis=1)
             sums[name] = day
             sums[name + "_24h"] = day + ring[which][:, past:].sum(axis=1)
@@ -402,7 +409,9 @@ class _Board:
         lists = {name: column.tolist() for name, column in columns.items()}
         self._years_locked(which, now_us // DAY_US * DAY_US)
         return [
-            self._summary_locked(market, int(which[i]), {k: v[i] for k, v in lists.items()}, last, bool(quiet[i]), now_us)
+            self._summary_locked(
+                market, int(which[i]), {k: v[i] for k, v in lists.items()}, last, bool(quiet[i]), now_us
+            )
             for i, market in enumerate(markets)
         ]
 
@@ -456,7 +465,9 @@ class _Board:
         return self._previous[key]
 
     def _years_locked(self, which: I64, day_us: int) -> None:
-        """The extremes of 52 weeks, taken at each day's first instant (a whole year of trades would be too dear)."""
+        """The extremes of 52 weeks, taken at each day's first instant (a whole year of trades would be too
+        dear).
+        """
         wanted = [i for i in dict.fromkeys(which.tolist()) if (i, day_us) not in self._year]
         if wanted and len(self._year) > 4 * len(self._tape.markets):
             self._year.clear()

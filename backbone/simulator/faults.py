@@ -1,8 +1,10 @@
-"""The script of what goes wrong: faults that are added while the exchange runs, and handed out request by request.
+"""The script of what goes wrong: faults that are added while the exchange runs, and handed out request by
+request.
 
-A fault waits for requests whose path (with the query) contains `match`, lets `after` of them pass, applies to the next
-`times` of them (None: for ever) and is gone. Faults that change the market itself (an outage, a delisting, a renaming, a
-restatement) take effect at once. The lock guards the list; nothing else happens under it.
+A fault waits for requests whose path (with the query) contains `match`, lets `after` of them pass, applies to
+the next `times` of them (None: for ever) and is gone. Faults that change the market itself (an outage, a
+delisting, a renaming, a restatement) take effect at once. The lock guards the list; nothing else happens
+under it.
 """
 
 from __future__ import annotations
@@ -117,7 +119,7 @@ class Faults:
             self._waiting.clear()
 
     def bind(self, apply: Callable[[Fault], None]) -> None:
-        """Say who carries out the faults that change the market; those scripted before are carried out now."""
+        """Say who carries out the faults that change the market; scripted ones are carried out now."""
         with self._lock:
             self._apply = apply
             due = [f for f in self._waiting if f.kind in MARKET_KINDS]

@@ -1,9 +1,9 @@
 """Who may ask how often: the venue's request windows, as pure arithmetic told the time.
 
-Budgets are per address and wire group: `limit` requests in each whole second of the real clock (``fixed``) or in any
-second (``sliding``). A request with an ``Origin`` header draws on a bucket of one in ten seconds instead. Refusals that
-pile up end in a block of the address, which grows each time. Not safe to share between threads: the server's loop owns
-it.
+Budgets are per address and wire group: `limit` requests in each whole second of the real clock (``fixed``) or
+in any second (``sliding``). A request with an ``Origin`` header draws on a bucket of one in ten seconds
+instead. Refusals that pile up end in a block of the address, which grows each time. Not safe to share between
+threads: the server's loop owns it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Limits", "Verdict"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """``status`` 200, 429 or 418; ``header`` is the Remaining-Req text; ``block_s`` what is left of a block."""
+    """``status`` 200, 429 or 418; ``header`` is Remaining-Req's text; ``block_s`` what is left of a block."""
 
     status: int
     header: str

@@ -21,21 +21,17 @@ def spoil(rows: list[Row], fault: Fault) -> list[Row]:
     return ROW_FAULTS[fault.kind](rows, fault)
 
 
-def _empty(rows: list[Row], fault: Fault) -> list[Row]:
-    return []
-
-
 def _short(rows: list[Row], fault: Fault) -> list[Row]:
     keep = int(fault.number("rows", len(rows) // 2))
     return rows[:keep]
 
 
-def _duplicate(rows: list[Row], fault: Fault) -> list[Row]:
+def _duplicate(rows: list[Row], _: Fault) -> list[Row]:
     at = len(rows) // 2
     return [*rows[: at + 1], *rows[at:]] if rows else rows
 
 
-def _disorder(rows: list[Row], fault: Fault) -> list[Row]:
+def _disorder(rows: list[Row], _: Fault) -> list[Row]:
     return rows[::-1] if len(rows) < 3 else [rows[1], rows[0], *rows[2:]]
 
 
@@ -52,7 +48,7 @@ def _shifted(row: Row, seconds: float) -> Row:
     return moved
 
 
-def _off_grid(rows: list[Row], fault: Fault) -> list[Row]:
+def _off_grid(rows: list[Row], _: Fault) -> list[Row]:
     at = len(rows) // 2
     return [_shifted(row, -7) if i == at else row for i, row in enumerate(rows)]
 
@@ -61,7 +57,7 @@ def _beyond(rows: list[Row], fault: Fault) -> list[Row]:
     return [_shifted(rows[0], fault.number("seconds", 86_400.0)), *rows[1:]] if rows else rows
 
 
-def _bad_ohlc(rows: list[Row], fault: Fault) -> list[Row]:
+def _bad_ohlc(rows: list[Row], _: Fault) -> list[Row]:
     at = len(rows) // 2
     return [
         {**row, "high_price": row["low_price"] * 0.99} if i == at and "low_price" in row else row
@@ -70,7 +66,7 @@ def _bad_ohlc(rows: list[Row], fault: Fault) -> list[Row]:
 
 
 ROW_FAULTS: dict[str, Callable[[list[Row], Fault], list[Row]]] = {
-    "empty": _empty,
+    "empty": lambda _rows, _fault: [],
     "short": _short,
     "duplicate": _duplicate,
     "disorder": _disorder,

@@ -1,12 +1,12 @@
 """The embedded exchange on loopback: REST under ``/v1`` and the WebSocket on one port, in one thread.
 
-Decides what the network does to an answer: latency, rate refusals, headers, compression, scripted faults. The thread
-``backbone-simulator`` runs one event loop that owns every connection, the rate windows and the stream sessions; long
-computations go to one worker thread ``backbone-simulator-work``. Public methods may be called from any thread: they
-hand work to the loop, or touch the log under its lock.
+Decides what the network does to an answer: latency, rate refusals, headers, compression, scripted faults. The
+thread ``backbone-simulator`` runs one event loop that owns every connection, the rate windows and the stream
+sessions; long computations go to one worker thread ``backbone-simulator-work``. Public methods may be called
+from any thread: they hand work to the loop, or touch the log under its lock.
 
-A venue `latency_s` away: half of it passes before a request is counted and answered, half before the answer is sent,
-and a connection's first request pays one more round trip, because that is what connecting costs.
+A venue `latency_s` away: half of it passes before a request is counted and answered, half before the answer
+is sent, and a connection's first request pays one more round trip, because that is what connecting costs.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class SimulatorServer:
     Parameters
     ----------
     seed : which market history.
-    now : what the exchange's clock shows at start; None is the machine's time (with `replay`: the end of the record).
+    now : what the exchange's clock shows at start; None is the machine's time (with `replay`: the end of the
+    record).
     port : 0 picks a free one.
     limit, window : requests a second of each wire group, counted in ``"fixed"`` or ``"sliding"`` seconds.
     latency_s, jitter_s : the round trip to the venue, and how much it varies; see the module's docstring.
@@ -132,7 +133,7 @@ class SimulatorServer:
         self.idle_s = idle_s
         self._log_lock = threading.Lock()
         self._log: deque[Logged] = deque(maxlen=_LOG_SIZE)
-        self._met: set[RequestHandler[Any]] = set()  # connections that already paid for connecting
+        self._met: set[RequestHandler] = set()  # connections that already paid for connecting
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -141,7 +142,7 @@ class SimulatorServer:
         self._runner: Any = None
         self._worker: ThreadPoolExecutor | None = None
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
         """Listen. Starting twice does nothing."""
@@ -210,7 +211,7 @@ class SimulatorServer:
             raise InputError("server", self, "a started server")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_START_TIMEOUT_S)
 
-    # -- what was asked ---------------------------------------------------------------------------------------------
+    # -- what was asked --------------------------------------------------------------------------------------
 
     @property
     def requests(self) -> list[Logged]:
@@ -246,7 +247,7 @@ class SimulatorServer:
         if self._verbose:
             _logger.info("request.answered group=%s status=%d path=%s query=%s", group, status, path, query)
 
-    # -- the loop -----------------------------------------------------------------------------------------------------
+    # -- the loop --------------------------------------------------------------------------------------------
 
     def _run(self, ready: Future[int]) -> None:
         asyncio.run(self._serve(ready))
@@ -296,7 +297,7 @@ class SimulatorServer:
                 if connection.transport is not None:
                     connection.transport.abort()
 
-    # -- one request --------------------------------------------------------------------------------------------------
+    # -- one request -----------------------------------------------------------------------------------------
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         await self._travel(request)
@@ -433,7 +434,7 @@ class SimulatorServer:
     async def _handle_socket(self, request: web.BaseRequest, arrived: float) -> web.StreamResponse:
         return self._respond(request, 404, NOT_FOUND, None)
 
-    # -- changes to the market ----------------------------------------------------------------------------------------
+    # -- changes to the market -------------------------------------------------------------------------------
 
     def _change_market(self, fault: Fault) -> None:
         """Carry out a fault that changes the market itself."""
@@ -467,7 +468,8 @@ def _open_venue(seed: int, markets: Sequence[str] | None, replay: Sequence[Any])
     if replay:
         from backbone.simulator.replay import Replay
 
-        return Replay(replay, seed=seed, markets=markets)
+        replayed: Venue = Replay(replay, seed=seed, markets=markets)
+        return replayed
     return Exchange(seed, markets=markets)
 
 
@@ -504,7 +506,11 @@ def _cutter(
     """Send the head with the full length, then only the first part of the body."""
 
     async def act(request: web.BaseRequest) -> None:
-        head = [f"HTTP/1.1 {status} OK", *(f"{k}: {v}" for k, v in headers.items()), f"Content-Length: {len(body)}"]
+        head = [
+            f"HTTP/1.1 {status} OK",
+            *(f"{k}: {v}" for k, v in headers.items()),
+            f"Content-Length: {len(body)}",
+        ]
         transport = request.transport
         if transport is not None:
             transport.write("\r\n".join(head).encode() + b"\r\n\r\n" + body[: int(len(body) * at)])

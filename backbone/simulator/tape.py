@@ -1,13 +1,14 @@
 """The trade tape of the embedded exchange: what was traded, at any instant, without remembering anything.
 
-The tape is a pure function of (seed, market, time). Time is cut into cells of 15 seconds; a counter-based hash of
-(market, cell) says whether anybody traded in it, how many trades there were, at what price, how much, and who took.
-Within a cell trades happen at two prices, the bid and the ask one tick above, so that the open, high, low, close,
-volume and turnover of a cell are known in closed form and are nevertheless exactly those of its trades. Everything is
-integer arithmetic in the market's own decimals, or float arithmetic that IEEE 754 fixes to the last bit (no libm), so
-the same seed gives the same tape on every machine.
+The tape is a pure function of (seed, market, time). Time is cut into cells of 15 seconds; a counter-based
+hash of (market, cell) says whether anybody traded in it, how many trades there were, at what price, how much,
+and who took. Within a cell trades happen at two prices, the bid and the ask one tick above, so that the open,
+high, low, close, volume and turnover of a cell are known in closed form and are nevertheless exactly those of
+its trades. Everything is integer arithmetic in the market's own decimals, or float arithmetic that IEEE 754
+fixes to the last bit (no libm), so the same seed gives the same tape on every machine.
 
-Candles are folds of cells; the matrix of a fold has one column a candle and the rows named by `TIME` … `STAMP`.
+Candles are folds of cells; the matrix of a fold has one column a candle and the rows named by `TIME` …
+`STAMP`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ _S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 # busy and quiet hours of the day (UTC), sixteenths: Korea trades in its morning and its late evening
 _HOURS = np.array(
-    [24, 22, 19, 17, 15, 14, 14, 15, 16, 16, 16, 17, 19, 20, 20, 18, 16, 13, 11, 10, 10, 11, 14, 17], dtype=np.int64
+    [24, 22, 19, 17, 15, 14, 14, 15, 16, 16, 16, 17, 19, 20, 20, 18, 16, 13, 11, 10, 10, 11, 14, 17],
+    dtype=np.int64,
 )
 
 
@@ -104,8 +106,9 @@ def _exp2(x: F64) -> F64:
 class Cells:
     """The cells in which somebody traded, in (market, time) order; one array element a cell.
 
-    ``bid`` and ``tick`` are integer prices, ``volume`` and ``bought`` integer volumes, ``count`` and ``buys`` numbers of
-    trades, ``phase`` where the pattern of sides starts, ``hash`` what a trade's own traits are drawn from.
+    ``bid`` and ``tick`` are integer prices, ``volume`` and ``bought`` integer volumes, ``count`` and ``buys``
+    numbers of trades, ``phase`` where the pattern of sides starts, ``hash`` what a trade's own traits are
+    drawn from.
     """
 
     market: I64
@@ -128,7 +131,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Trades:
-    """Single executions in time order. ``ordinal`` counts the trades of one market that share a millisecond."""
+    """Single executions in time order; ``ordinal`` counts the trades of a market that share a millisecond."""
 
     market: I64
     time_ms: I64
@@ -190,7 +193,9 @@ class Tape:
         if not (self._chance[chosen] >= 1.0).all():
             draw = mix(self._active_key[chosen][:, None], np.broadcast_to(counter, (len(chosen), len(grid))))
             low = (draw & np.uint64(0xFFFF)).astype(np.int64) * 16
-            active &= low < self._threshold[chosen][:, None] * np.where(self._chance[chosen] < 1.0, 1, 64)[:, None] * hours
+            active &= (
+                low < self._threshold[chosen][:, None] * np.where(self._chance[chosen] < 1.0, 1, 64)[:, None] * hours
+            )
         for span in self._closed:
             if span.start < last * CELL_US and span.end > first * CELL_US:
                 active &= ((grid + 1) * CELL_US <= span.start) | (grid * CELL_US >= span.end)
@@ -224,8 +229,8 @@ class Tape:
     def _level(self, chosen: I64, first: int, last: int, row: I64, cell: I64) -> F64:
         """The price level in the given cells: noise on lattices from 15 seconds to a year, and drift.
 
-        Each lattice is drawn at its own nodes and filled in linearly at the nodes of the next finer one, so a cell costs
-        one draw and one interpolation, however many lattices there are.
+        Each lattice is drawn at its own nodes and filled in linearly at the nodes of the next finer one, so a
+        cell costs one draw and one interpolation, however many lattices there are.
         """
         keys = self._price_key[chosen][:, None]
         coarse: F64 | None = None
@@ -255,8 +260,8 @@ class Tape:
         height = _height(mix(key, cell.astype(np.uint64)))  # every cell is a node of the finest lattice
         height *= self._amplitude[chosen[0], 0] if len(chosen) == 1 else self._amplitude[chosen, 0][row]
         height += 1.0
-        level *= height
-        return level
+        result: F64 = level * height
+        return result
 
     def level(self, which: Sequence[int], cell: int) -> F64:
         """The price level of some markets at one cell, traded or not."""
@@ -264,7 +269,8 @@ class Tape:
         return self._level(chosen, cell, cell + 1, np.arange(len(chosen)), np.full(len(chosen), cell, dtype=np.int64))
 
     def extremes(self, which: Sequence[int], day_us: int) -> list[tuple[float, int, float, int]]:
-        """Highest and lowest level (and their days) at the starts of the 364 days before `day_us`, on the price grid.
+        """Highest and lowest level (and their days) at the starts of the 364 days before `day_us`, on the
+        price grid.
 
         Read off the lattices wider than two hours only, which makes a year of many markets cheap.
         """
@@ -273,7 +279,7 @@ class Tape:
         chosen = np.asarray(which, dtype=np.int64)
         days = (day_us // CELL_US - np.arange(364, -1, -1, dtype=np.int64) * _DAY_CELLS)[None, :]
         days = np.maximum(days, np.minimum(self._listed[chosen], day_us // CELL_US)[:, None])
-        exponent = self._drift[chosen][:, None] * (days - _NOW_CELL)
+        exponent: F64 = self._drift[chosen][:, None] * (days - _NOW_CELL)
         keys = self._price_key[chosen][:, None]
         for octave, spacing in enumerate(_SPACINGS):
             if spacing * CELL_US < 7_200_000_000:
@@ -325,7 +331,7 @@ class Tape:
 
     @staticmethod
     def _slot(cells: Cells, index: I64) -> I64:
-        """Trades come in bursts of up to three that share a millisecond; the first of the burst is its slot."""
+        """Trades come in bursts of up to three that share a millisecond; a burst's first is its slot."""
         third = index % 3
         draw = mix(cells.hash ^ np.uint64(0xB5), (index - third).astype(np.uint64))
         return index - np.where((draw & np.uint64(7)) == 0, third, 0)
@@ -348,12 +354,19 @@ class Tape:
         weight = (mix(each.hash ^ np.uint64(0xE1), slot.astype(np.uint64)) & np.uint64(0x3FF)).astype(np.int64) + 1
         volume = _share(owner, is_buy, weight, cells)
         return Trades(
-            each.market, time_ms, each.bid + each.tick * is_buy, volume, is_buy, _ordinals(each.market, time_ms)
+            each.market,
+            time_ms,
+            each.bid + each.tick * is_buy,
+            volume,
+            is_buy,
+            _ordinals(each.market, time_ms),
         )
 
 
 def _share(owner: I64, is_buy: npt.NDArray[np.bool_], weight: I64, cells: Cells) -> I64:
-    """Split each cell's bought and sold volume among its trades by weight, to the last unit, none without any."""
+    """Split each cell's bought and sold volume among its trades by weight, to the last unit, none without
+    any.
+    """
     side = owner * 2 + is_buy
     size = 2 * len(cells)
     total = np.zeros(size, dtype=np.int64)
@@ -383,7 +396,7 @@ def _ordinals(market: I64, time_ms: I64) -> I64:
 
 
 def fold(rows: I64, key: I64) -> I64:
-    """Columns with equal neighbouring keys become one candle: first open, highest, lowest, last close, sums."""
+    """Columns with equal neighbouring keys become one: first open, highest, lowest, last close, sums."""
     if not rows.shape[1]:
         return rows
     starts = np.concatenate(([0], np.flatnonzero(key[1:] != key[:-1]) + 1))
@@ -414,6 +427,7 @@ def fold_trades(trades: Trades, labels_us: I64) -> I64:
 
 
 def value_as_float(rows: I64, decimals: int) -> F64:
-    """The turnover of a fold as the nearest float64 to within one rounding; `decimals` = price's + volume's."""
+    """The turnover of a fold, to within one rounding; `decimals` = price's + volume's."""
     whole: F64 = rows[VALUE].astype(np.float64) / 10.0 ** (decimals - 8)  # decimals is never below 8
-    return whole + rows[VALUE_LOW].astype(np.float64) / 10.0**decimals
+    value: F64 = whole + rows[VALUE_LOW].astype(np.float64) / 10.0**decimals
+    return value

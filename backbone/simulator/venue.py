@@ -1,12 +1,13 @@
-"""What an embedded exchange answers, whatever its prices come from: the rows of the venue's quotation endpoints.
+"""What an embedded exchange answers, whatever its prices come from: the rows of the venue's quotation
+endpoints.
 
-`Venue` turns a few primitives (whole candles, the forming candle, executions, summaries) into the rows that go on the
-wire, with the venue's own field names and rules: newest first, ``open < to``, nothing for a candle nobody traded in,
-the forming candle included, seconds for three months only. It knows no socket and no clock: every call is told the
-time. It shares no code with the package's client side.
+`Venue` turns a few primitives (whole candles, the forming candle, executions, summaries) into the rows that
+go on the wire, with the venue's own field names and rules: newest first, ``open < to``, nothing for a candle
+nobody traded in, the forming candle included, seconds for three months only. It knows no socket and no clock:
+every call is told the time. It shares no code with the package's client side.
 
-The lock guards the market list and the scripted changes to it (delisting, renaming, restatements); answers are computed
-outside it.
+The lock guards the market list and the scripted changes to it (delisting, renaming, restatements); answers
+are computed outside it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, parse_timeframe
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Bars", "Executions", "Summary", "UnknownMarketError", "Venue"]
+__all__ = ["Bars", "Executions", "Summary", "UnknownMarketError", "Venue", "fold_bars"]
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -50,7 +51,7 @@ class UnknownMarketError(InputError):
 
 @dataclass(frozen=True)
 class Bars:
-    """Candles as columns, oldest first; ``stamp_ms`` is the last trade's time, ``bought`` the takers' bought volume."""
+    """Candles as columns, oldest first; ``stamp_ms`` is the last trade's time."""
 
     time_us: I64
     open: F64
@@ -85,6 +86,25 @@ class Bars:
         return Bars(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Bars)))
 
 
+def fold_bars(bars: Bars, timeframe: Timeframe | None) -> Bars:
+    """Longer candles from shorter ones; without a timeframe, all of them as one."""
+    if not len(bars):
+        return bars
+    labels = np.zeros(len(bars), dtype=np.int64) if timeframe is None else timeframe.floor_array(bars.time_us)
+    starts = np.concatenate(([0], np.flatnonzero(labels[1:] != labels[:-1]) + 1))
+    ends = np.append(starts[1:], len(bars)) - 1
+    return Bars(
+        labels[starts],
+        bars.open[starts],
+        np.maximum.reduceat(bars.high, starts),
+        np.minimum.reduceat(bars.low, starts),
+        bars.close[ends],
+        np.add.reduceat(bars.volume, starts),
+        np.add.reduceat(bars.value, starts),
+        bars.stamp_ms[ends],
+    )
+
+
 @dataclass(frozen=True)
 class Executions:
     """Single trades of one market as columns, oldest first. ``sequential_id`` is unique in its market."""
@@ -104,7 +124,9 @@ class Executions:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a ticker row says of one market at one instant; times in milliseconds, sums since 00:00 UTC and over 24 h."""
+    """What a ticker row says of one market at one instant; times in milliseconds, sums since 00:00 UTC and
+    over 24 h.
+    """
 
     market: Market
     last_ms: int
@@ -128,7 +150,9 @@ class Summary:
 
 @dataclass(frozen=True)
 class Restatement:
-    """A scripted correction: opens of the candles inside `span` are moved by `shift` (a fraction of the open)."""
+    """A scripted correction: opens of the candles inside `span` are moved by `shift` (a fraction of the
+    open).
+    """
 
     market: str
     span: Span
@@ -152,14 +176,15 @@ class Venue:
     """An embedded exchange without sockets. Subclasses supply the primitives; see the module's docstring."""
 
     late_stamps = True
-    """Whether about 2 % of closed candles carry a ``timestamp`` up to 54 ms past their end, as on the venue."""
+    """Whether about 2 % of closed candles carry a ``timestamp`` up to 54 ms past their end, as on the venue.
+    """
 
     def __init__(self, markets: Mapping[str, Market]) -> None:
         self._lock = threading.Lock()
         self._listed = dict(markets)
         self._restated: tuple[Restatement, ...] = ()
 
-    # -- primitives ------------------------------------------------------------------------------------------------
+    # -- primitives ------------------------------------------------------------------------------------------
 
     def bars(self, market: Market, timeframe: Timeframe, start_us: int, end_us: int) -> Bars:
         """Whole candles that open in ``[start_us, end_us)``, as they will be once they are closed."""
@@ -193,7 +218,7 @@ class Venue:
         """An outage: nobody traded in `span`, in any market."""
         raise NotImplementedError
 
-    # -- the market list ----------------------------------------------------------------------------------------
+    # -- the market list -------------------------------------------------------------------------------------
 
     def listed(self, now_us: int | None = None) -> dict[str, Market]:
         """The markets by code; with `now_us`, only those that are listed by then."""
@@ -225,7 +250,7 @@ class Venue:
             }
 
     def restate(self, code: str, span: Span, shift: float = 0.0005) -> None:
-        """The venue corrects history: opens inside `span` move by the fraction `shift`, within high and low."""
+        """The venue corrects history: opens inside `span` move by the fraction `shift`, within the range."""
         market = self.market(code)
         with self._lock:
             self._restated = (*self._restated, Restatement(market.history, span, shift))
@@ -243,10 +268,10 @@ class Venue:
             rows.append(row)
         return rows
 
-    # -- candles --------------------------------------------------------------------------------------------------
+    # -- candles ---------------------------------------------------------------------------------------------
 
     def newest_bars(self, market: Market, timeframe: Timeframe, to_us: int | None, count: int, now_us: int) -> Bars:
-        """The newest `count` existing candles with ``open < to_us``, the forming one included, oldest first."""
+        """The newest `count` candles with ``open < to_us``, the forming one included, oldest first."""
         limit = now_us + 1 if to_us is None else min(to_us, now_us + 1)
         current = timeframe.floor(now_us)
         parts: list[Bars] = []
@@ -303,7 +328,13 @@ class Venue:
         utc, kst = iso_seconds(shown.time_us), iso_seconds(shown.time_us + KST_US)
         columns = [
             c.tolist()
-            for c in (shown.open, shown.high, shown.low, shown.close, self._stamps(market, timeframe, shown, now_us))
+            for c in (
+                shown.open,
+                shown.high,
+                shown.low,
+                shown.close,
+                self._stamps(market, timeframe, shown, now_us),
+            )
         ]
         rows: list[Row] = []
         first = bars.close[:1] if skip else bars.open[:1]  # the very first day has no close before it
@@ -361,8 +392,9 @@ class Venue:
     ) -> pa.Table:
         """The truth in bulk: the closed candles that open in ``[start_us, end_us)``, oldest first.
 
-        Exactly the numbers that the candle endpoints put on the wire. With `now_us`, candles that are not closed by
-        then are left out; without, the tape is taken to its end. Columns as in `backbone.model.CANDLE_SCHEMA`.
+        Exactly the numbers that the candle endpoints put on the wire. With `now_us`, candles that are not
+        closed by then are left out; without, the tape is taken to its end. Columns as in
+        `backbone.model.CANDLE_SCHEMA`.
         """
         import pyarrow as pa
 
@@ -374,7 +406,7 @@ class Venue:
         arrays += [pa.array(getattr(bars, name)) for name in CANDLE_COLUMNS]
         return pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
 
-    # -- trades ---------------------------------------------------------------------------------------------------
+    # -- trades ----------------------------------------------------------------------------------------------
 
     def trades(
         self,
@@ -443,7 +475,7 @@ class Venue:
         last = self.last_execution(market, day_us)
         return float(last.price[0]) if len(last) else None
 
-    # -- tickers --------------------------------------------------------------------------------------------------
+    # -- tickers ---------------------------------------------------------------------------------------------
 
     def ticker(self, market: str, now_us: int) -> Row:
         """The ticker row of one market."""
@@ -457,7 +489,7 @@ class Venue:
         specs = [self.market(code, now_us) for code in markets]
         return [ticker_row(summary, now_us) for summary in self.summaries(specs, now_us)]
 
-    # -- order books ----------------------------------------------------------------------------------------------
+    # -- order books -----------------------------------------------------------------------------------------
 
     def supported_levels(self, market: Market, price: float) -> list[float]:
         """The price groupings a KRW book can be asked in; other books know only 0."""
@@ -497,7 +529,7 @@ class Venue:
         return version * beat + draw % (beat // 100_000) * 100_000
 
     def orderbook(self, market: str, now_us: int, level: float = 0.0, depth: int = BOOK_DEPTH) -> Row | None:
-        """The whole book of one market, or None where it has none at that grouping (the venue leaves it out)."""
+        """The whole book of one market, or None where it has none at that grouping (the venue omits it)."""
         spec = self.market(market, now_us)
         stamp = self.book_stamp_us(spec, now_us)
         last = self.last_execution(spec, stamp + 1)
