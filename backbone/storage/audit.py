@@ -87,9 +87,7 @@ def series_in(files: LocalFiles, exchange: str) -> set[Series]:
     return found
 
 
-def _problems(
-    files: LocalFiles, exchange: str, market: str | None, timeframe: Timeframe | None
-) -> Iterator[_Found]:
+def _problems(files: LocalFiles, exchange: str, market: str | None, timeframe: Timeframe | None) -> Iterator[_Found]:
     def is_wanted(series: Series) -> bool:
         return market in (None, series.market) and timeframe in (None, series.timeframe)
 
@@ -101,9 +99,7 @@ def _problems(
             if is_wanted(place[0]):
                 yield from _readable(files, key, place[0], place[1])
         elif is_whole and key.rsplit("/", 1)[-1] not in _DESKTOP_LITTER:
-            yield _Found(
-                key, None, None, "foreign", "not a partition: other engines may take its rows for candles"
-            )
+            yield _Found(key, None, None, "foreign", "not a partition: other engines may take its rows for candles")
     for key in files.walk(f"{QUIET}/{folder}"):
         series = parse_quiet_key(key)
         if series is not None and is_wanted(series):

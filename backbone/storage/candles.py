@@ -202,9 +202,7 @@ class CandleStore:
         if len(times):
             inside = sum(rows.stop - rows.start for rows in map(page.rows_in, proof))
             if inside != len(times):
-                raise StoreError(
-                    f"{series}: {len(times) - inside} rows lie outside the span they are said to prove"
-                )
+                raise StoreError(f"{series}: {len(times) - inside} rows lie outside the span they are said to prove")
             if not bool((times[1:] > times[:-1]).all()):
                 raise StoreError(f"{series}: rows are not in order, or doubled")
             if not bool((series.timeframe.floor_array(times) == times).all()):
@@ -287,9 +285,7 @@ class CandleStore:
         if entry.version is not None and not entry.is_changed:
             return
         key, partition = series.key(period), entry.partition
-        version = self._files.replace(
-            key, encode_partition(partition, series, period_name(series.timeframe, period))
-        )
+        version = self._files.replace(key, encode_partition(partition, series, period_name(series.timeframe, period)))
         self._commits += 1
         self._keep(key, version, partition)
 
@@ -387,20 +383,14 @@ class CandleStore:
         touched = sorted(p for p in found if p is not None and p.start < span.end and span.start < p.end)
         return [period for period in touched if self._files.stat(series.key(period)) is not None]
 
-    def _current(
-        self, series: Series, period: Span, pages: Sequence[Page], quiet: Ledger
-    ) -> tuple[_Entry, str]:
+    def _current(self, series: Series, period: Span, pages: Sequence[Page], quiet: Ledger) -> tuple[_Entry, str]:
         """A period as this process sees it, pending pages included, and the tier it came from."""
         key = series.key(period)
         mine = [page for page in pages if page.proof.touches(period)]
         ids = tuple(page.id for page in mine)
         entry = self._memory.get(key)
         tier = "memory"
-        if (
-            entry is None
-            or entry.version != self._files.stat(key)
-            or entry.applied != ids[: len(entry.applied)]
-        ):
+        if entry is None or entry.version != self._files.stat(key) or entry.applied != ids[: len(entry.applied)]:
             entry, tier = self._held(series, period, quiet)
         if entry.applied == ids:
             return entry, tier
@@ -519,9 +509,7 @@ class CandleStore:
     def _chosen(self, market: str | None, timeframe: Timeframe | None) -> list[Series]:
         if market is not None and timeframe is not None:
             return [self._series(market, timeframe)]
-        wanted = (
-            pair for pair in self.series() if market in (None, pair[0]) and timeframe in (None, pair[1])
-        )
+        wanted = (pair for pair in self.series() if market in (None, pair[0]) and timeframe in (None, pair[1]))
         return [self._series(*pair) for pair in wanted]
 
     def revisions(self, market: str | None = None, timeframe: Timeframe | None = None) -> pa.Table:

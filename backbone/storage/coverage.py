@@ -216,9 +216,7 @@ def _inside(fresh: Iterable[Fresh], spans: SpanSet) -> tuple[Fresh, ...]:
 
 
 def _outside(fresh: Iterable[Fresh], spans: SpanSet) -> tuple[Fresh, ...]:
-    return tuple(
-        Fresh(a, b, item.due_us) for item in fresh for a, b in SpanSet(((item.start, item.end),)) - spans
-    )
+    return tuple(Fresh(a, b, item.due_us) for item in fresh for a, b in SpanSet(((item.start, item.end),)) - spans)
 
 
 def _joined(fresh: Iterable[Fresh]) -> tuple[Fresh, ...]:

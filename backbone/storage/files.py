@@ -192,9 +192,7 @@ class LocalFiles:
         with self._lock:
             mine = self._series_locks.setdefault(lock_key, _SeriesLock())
         if not mine.threads.acquire(timeout=timeout_s):
-            raise StoreBusyError(
-                f"{path} is held by another thread", path=path, holder=f"process {os.getpid()}"
-            )
+            raise StoreBusyError(f"{path} is held by another thread", path=path, holder=f"process {os.getpid()}")
         try:
             held = self._lock_file(lock_key, path, timeout_s) if mine.depth == 0 else None
             mine.depth += 1

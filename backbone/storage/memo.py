@@ -75,9 +75,7 @@ class FrameMemo:
         except OSError as exc:
             _log.warning("memo.not_used folder=%s %s", self._folder, exc)
             return False
-        logging.getLogger("joblib").addHandler(
-            logging.NullHandler()
-        )  # its warnings go to the log, not into cells
+        logging.getLogger("joblib").addHandler(logging.NullHandler())  # its warnings go to the log, not into cells
         self._memory = joblib.Memory(self._folder, mmap_mode="c", compress=False, verbose=0)
         self._remember = self._memory.cache(_remember, ignore=["make"])
         return True

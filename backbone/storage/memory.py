@@ -93,9 +93,7 @@ class MemoryCache(Generic[V]):
 
     def stats(self) -> MemoryStats:
         with self._lock:
-            return MemoryStats(
-                self._hits, self._misses, self._evictions, len(self._entries), self._bytes, self._limit
-            )
+            return MemoryStats(self._hits, self._misses, self._evictions, len(self._entries), self._bytes, self._limit)
 
     def __repr__(self) -> str:
         now = self.stats()

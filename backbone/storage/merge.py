@@ -50,9 +50,7 @@ class Page:
         rows = self.rows_in(span)
         fresh = tuple(Fresh(max(a, span.start), min(b, span.end), due) for a, b, due in self.fresh)
         table = self.table.slice(rows.start, rows.stop - rows.start)
-        return Page(
-            self.id, table, proof, tuple(f for f in fresh if f.start < f.end), self.source, self.seen_us
-        )
+        return Page(self.id, table, proof, tuple(f for f in fresh if f.start < f.end), self.source, self.seen_us)
 
 
 def merge_pages(partition: Partition, pages: Sequence[Page], period: Span) -> Partition:
@@ -128,8 +126,7 @@ def _is_same(old: pa.Table, new: pa.Table) -> bool:
 
 def _bits(table: pa.Table) -> list[Any]:
     return [
-        table.column(name).combine_chunks().to_numpy(zero_copy_only=False).view(np.int64)
-        for name in CANDLE_COLUMNS
+        table.column(name).combine_chunks().to_numpy(zero_copy_only=False).view(np.int64) for name in CANDLE_COLUMNS
     ]
 
 
@@ -147,11 +144,7 @@ def _difference(old: pa.Table, new: pa.Table, known: SpanSet, page: Page) -> pa.
     columns = [pa.array(times).view(CANDLE_SCHEMA.field("time").type)]
     for table, held in ((old, before), (new, after)):
         where = np.searchsorted(held, times)
-        found = (
-            np.zeros(len(times), dtype=bool)
-            if not len(held)
-            else held[np.minimum(where, len(held) - 1)] == times
-        )
+        found = np.zeros(len(times), dtype=bool) if not len(held) else held[np.minimum(where, len(held) - 1)] == times
         index: Any = pa.array(where, mask=~found)
         rows = table.take(index)
         columns += [rows.column(name).combine_chunks() for name in CANDLE_COLUMNS]

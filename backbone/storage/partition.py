@@ -72,7 +72,7 @@ class Partition:
 
     @property
     def nbytes(self) -> int:
-        return 56 * self.table.num_rows + 160 * self.revisions.num_rows + 2048
+        return int(56 * self.table.num_rows + 160 * self.revisions.num_rows) + 2048
 
 
 def times_of(table: pa.Table) -> Any:
@@ -142,9 +142,7 @@ def encode_partition(partition: Partition, series: Series, period: str) -> bytea
     return data
 
 
-def decode_partition(
-    data: bytes | bytearray, series: Series, period: Span, period_text: str, path: str
-) -> Partition:
+def decode_partition(data: bytes | bytearray, series: Series, period: Span, period_text: str, path: str) -> Partition:
     """The state that a partition file holds.
 
     Raises `CorruptPartitionError` for bytes that are not exactly what was written for this series and period,

@@ -1,0 +1,228 @@
+"""The file codec: what was written is what is read, and nothing else is."""
+
+from __future__ import annotations
+
+import io
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backbone.errors import CorruptPartitionError, StoreError
+from backbone.model import CANDLE_SCHEMA, Span
+from backbone.storage import partition as codec
+from backbone.storage.coverage import Fresh, Ledger, SpanSet
+from backbone.storage.layout import Series
+from backbone.storage.merge import Page, merge_pages
+from backbone.storage.partition import (
+    Partition,
+    decode_ledger,
+    decode_partition,
+    encode_ledger,
+    encode_partition,
+)
+from backbone.timeframe import period_name, period_of
+from tests.storage.helpers import MAY, MINUTE, candles, minutes, span
+
+SERIES = Series("upbit", "KRW-BTC", MINUTE)
+PERIOD = period_of(MINUTE, MAY)
+NAME = period_name(MINUTE, PERIOD)
+
+
+def decode(data: bytes | bytearray, series: Series = SERIES, name: str = NAME) -> Partition:
+    return decode_partition(data, series, PERIOD, name, "somewhere/candles.parquet")
+
+
+def partition_with_everything() -> Partition:
+    """Rows, holes, provisional spans and revisions."""
+    ledger = Ledger(SpanSet([span(0, 40), span(50, 60)]), (Fresh(*span(55, 60), 7),))
+    held = Partition(minutes(0, 40, every=3), ledger, codec.REVISION_SCHEMA.empty_table())
+    page = Page(1, minutes(3, 12, 5, every=2), SpanSet([span(3, 12)]), (), "rest", MAY)
+    return merge_pages(held, [page], PERIOD)
+
+
+WHOLE = bytes(encode_partition(partition_with_everything(), SERIES, NAME))
+
+
+def reseal(data: bytes) -> bytes:
+    """`data` with the seal that its other bytes deserve."""
+    at = data.rfind(b'{"seal":"') + 9
+    zeroed = data[:at] + b"00000000" + data[at + 8 :]
+    return data[:at] + b"%08x" % zlib.crc32(zeroed) + data[at + 8 :]
+
+
+def test_partition_read_back_is_what_was_written() -> None:
+    """Rows, coverage, provisional spans and revisions survive the round trip."""
+    written = partition_with_everything()
+    found = decode(WHOLE)
+    assert found.table.equals(written.table)
+    assert found.table.schema == CANDLE_SCHEMA
+    assert found.ledger == written.ledger
+    assert found.revisions.equals(written.revisions)
+    assert found.revisions.num_rows == 6
+
+
+def test_partition_without_rows_keeps_its_coverage() -> None:
+    """A file of silence vouches for it."""
+    empty = Partition.empty(Ledger(SpanSet([span(0, 9)])))
+    found = decode(encode_partition(empty, SERIES, NAME))
+    assert found.table.num_rows == 0
+    assert found.table.schema == CANDLE_SCHEMA
+    assert found.ledger == empty.ledger
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=6, max_size=6))
+def test_partition_keeps_every_float_to_the_bit(values: list[float]) -> None:
+    """No number is rounded, whatever it is."""
+    arrays = [pa.array([MAY]).view(CANDLE_SCHEMA.field("time").type), *(pa.array([v]) for v in values)]
+    table = pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
+    held = Partition(table, Ledger(SpanSet([span(0, 1)])), codec.REVISION_SCHEMA.empty_table())
+    found = decode(encode_partition(held, SERIES, NAME)).table
+    for name, value in zip(CANDLE_SCHEMA.names[1:], values, strict=True):
+        assert found.column(name).to_numpy().tobytes() == np.float64(value).tobytes()
+
+
+def test_partition_is_plain_parquet_for_others() -> None:
+    """A reader that knows nothing of backbone sees sorted candles with the pinned types."""
+    table = pq.read_table(io.BytesIO(WHOLE))
+    assert table.schema.remove_metadata() == CANDLE_SCHEMA
+    metadata = pq.ParquetFile(io.BytesIO(WHOLE)).metadata
+    assert metadata.num_row_groups == 1
+    assert {metadata.row_group(0).column(i).compression for i in range(7)} == {"LZ4"}
+
+
+def test_partition_with_any_byte_changed_is_found_damaged() -> None:
+    """There is no byte of a file that may be flipped unseen."""
+    for at in range(len(WHOLE)):
+        for bit in (0x01, 0x80):
+            damaged = bytearray(WHOLE)
+            damaged[at] ^= bit
+            with pytest.raises(CorruptPartitionError):
+                decode(damaged)
+
+
+def test_partition_cut_anywhere_is_found_damaged() -> None:
+    """There is no length to which a file may be cut, or grown, unseen."""
+    for length in range(len(WHOLE)):
+        with pytest.raises(CorruptPartitionError):
+            decode(WHOLE[:length])
+    for grown in (WHOLE + b"\0", WHOLE + WHOLE, b"\0" + WHOLE, WHOLE + b"PAR1"):
+        with pytest.raises(CorruptPartitionError):
+            decode(grown)
+
+
+edits = st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.binary(max_size=12), st.integers(0, 12)), max_size=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(edits)
+def test_partition_edited_at_random_is_damaged_or_unchanged(edited: list[tuple[int, bytes, int]]) -> None:
+    """Fuzzed bytes give the damage error or, where nothing changed, the very rows; nothing else."""
+    data = WHOLE
+    for at, put, drop in edited:
+        data = data[:at] + put + data[at + drop :]
+    try:
+        found = decode(data)
+    except CorruptPartitionError:
+        assert data != WHOLE
+    else:
+        assert data == WHOLE
+        assert found.table.num_rows == partition_with_everything().table.num_rows
+
+
+footer_start = len(WHOLE) - 8 - int.from_bytes(WHOLE[-8:-4], "little")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(footer_start, len(WHOLE) - 9), st.binary(min_size=1, max_size=3))
+def test_partition_forged_under_a_right_seal_raises_only_the_damage_error(at: int, put: bytes) -> None:
+    """Even a footer that somebody resealed is refused or read within the error tree."""
+    forged = reseal(WHOLE[:at] + put + WHOLE[at + len(put) :])
+    try:
+        found = decode(forged)
+    except StoreError:
+        return
+    assert len(set(found.times.tolist())) == found.table.num_rows
+
+
+def test_partition_of_a_newer_version_asks_for_an_upgrade() -> None:
+    """A whole file in a later format is no damage, and the message says what to do."""
+    newer = reseal(WHOLE.replace(b'"format":1', b'"format":2'))
+    with pytest.raises(StoreError, match="upgrade") as caught:
+        decode(newer)
+    assert not isinstance(caught.value, CorruptPartitionError)
+
+
+def test_partition_newer_but_damaged_is_damaged() -> None:
+    """The seal is checked before the version is believed."""
+    with pytest.raises(CorruptPartitionError):
+        decode(WHOLE.replace(b'"format":1', b'"format":2'))
+
+
+def test_foreign_parquet_is_damaged() -> None:
+    """A file that another program wrote is not taken for ours."""
+    sink = io.BytesIO()
+    pq.write_table(minutes(0, 10), sink)
+    with pytest.raises(CorruptPartitionError, match="not written by backbone"):
+        decode(sink.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("series", "name"),
+    [
+        (Series("upbit", "KRW-ETH", MINUTE), NAME),
+        (Series("upbit-sg", "KRW-BTC", MINUTE), NAME),
+        (SERIES, "month-2024-06"),
+    ],
+)
+def test_partition_copied_to_another_place_is_damaged(series: Series, name: str) -> None:
+    """A file that belongs to another market, exchange or period does not pass for this one."""
+    with pytest.raises(CorruptPartitionError, match="belongs elsewhere"):
+        decode(WHOLE, series, name)
+
+
+def sealed(table: pa.Table) -> bytearray:
+    ledger = Ledger(SpanSet([PERIOD]))
+    return encode_partition(Partition(table, ledger, codec.REVISION_SCHEMA.empty_table()), SERIES, NAME)
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        (candles([MAY, MAY]), "out of order"),
+        (candles([MAY + 60_000_000, MAY]), "out of order"),
+        (candles([MAY - 60_000_000, MAY]), "outside its period"),
+        (candles([MAY, PERIOD.end]), "outside its period"),
+    ],
+)
+def test_partition_sealed_over_wrong_rows_is_damaged(table: pa.Table, reason: str) -> None:
+    """Rows out of order, doubled or of another period are refused even under a right seal."""
+    with pytest.raises(CorruptPartitionError, match=reason):
+        decode(sealed(table))
+
+
+def test_ledger_read_back_is_what_was_written() -> None:
+    """The sidecar of silence survives the round trip, and no changed byte or cut of it does."""
+    ledger = Ledger(SpanSet([Span(0, MAY), span(5, 9)]), (Fresh(*span(5, 7), 3),))
+    data = encode_ledger(ledger, SERIES)
+    assert decode_ledger(data, SERIES, "p") == ledger
+    for at in range(len(data)):
+        damaged = bytearray(data)
+        damaged[at] ^= 4
+        with pytest.raises(CorruptPartitionError):
+            decode_ledger(bytes(damaged), SERIES, "p")
+        with pytest.raises(CorruptPartitionError):
+            decode_ledger(data[:at], SERIES, "p")
+    with pytest.raises(CorruptPartitionError, match="belongs elsewhere"):
+        decode_ledger(data, Series("upbit", "KRW-ETH", MINUTE), "p")
+
+
+def test_ledger_of_a_newer_version_asks_for_an_upgrade() -> None:
+    """The sidecar's format is told apart as the partition's is."""
+    data = encode_ledger(Ledger(), SERIES).replace(b'"format":1', b'"format":9')
+    with pytest.raises(StoreError, match="upgrade"):
+        decode_ledger(reseal(data), SERIES, "p")
