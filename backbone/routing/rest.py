@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import http.client
 import io
-import os
 import socket
 import ssl
 import threading
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 from backbone.clock import Clock
 from backbone.errors import ClosedError, PayloadError, SourceError, UnreachableError
+from backbone.locks import renew_after_fork
 from backbone.routing.wire import Ask, parse_date, parse_remaining, refusal
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ class RestClient:
         self._is_closed = False
         self._line: _Line | None = None
         self._lock = threading.Lock()
-        _clients.add(self)
+        renew_after_fork(self, RestClient._forget_session)
 
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "idle" if self._line is None else "open"
@@ -129,8 +128,8 @@ class RestClient:
         if status != 200:
             now_us = self._clock.now_us() if date_us is None else date_us
             wait, target = headers.get("Retry-After"), headers.get("Location", "")
-            error = refusal(status, body, group or ask.group, now_us, retry_after=wait, location=target)
-            raise _with_facts(error, ask, url, facts)
+            refused = refusal(status, body, group or ask.group, now_us, retry_after=wait, location=target)
+            raise _with_facts(refused, ask, url, facts)
         try:
             value = ask.parse(body)
         except PayloadError as error:
@@ -191,18 +190,6 @@ class RestClient:
         self._line = None
 
 
-_clients: weakref.WeakSet[RestClient] = weakref.WeakSet()
-
-
-def _renew_after_fork() -> None:
-    for client in list(_clients):
-        client._forget_session()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_after_fork)
-
-
 # ---------------------------------------------------------------------------------------------- translation
 
 
@@ -219,9 +206,7 @@ def _with_facts(error: SourceError, ask: Ask, url: str, facts: ReplyFacts) -> So
 class _Line:
     """A session with its adapter and what the environment said when it was made."""
 
-    def __init__(
-        self, base_url: str, clock: Clock, total_s: float, pool: int, headers: dict[str, str]
-    ) -> None:
+    def __init__(self, base_url: str, clock: Clock, total_s: float, pool: int, headers: dict[str, str]) -> None:
         import requests
 
         self._session = requests.Session()
@@ -282,9 +267,7 @@ class _Line:
 def _cause(exc: BaseException) -> str:
     """The innermost reason: the errors around it are wrapping."""
     while True:
-        nested = [
-            each for each in (getattr(exc, "reason", None), *exc.args) if isinstance(each, BaseException)
-        ]
+        nested = [each for each in (getattr(exc, "reason", None), *exc.args) if isinstance(each, BaseException)]
         if not nested:
             break
         exc = nested[-1]

@@ -428,9 +428,7 @@ def _check_prices(columns: np.ndarray[Any, np.dtype[np.float64]]) -> None:
         raise _Lie("a volume is negative")
 
 
-def _read_candles(
-    body: bytes, market: str, timeframe: Timeframe, to_us: int | None, count: int
-) -> CandlePage:
+def _read_candles(body: bytes, market: str, timeframe: Timeframe, to_us: int | None, count: int) -> CandlePage:
     rows = _candle_rows.decode(body)
     if len(rows) > count:
         raise _Lie(f"{len(rows)} rows where {count} were asked for")
@@ -715,14 +713,13 @@ def parse_block_s(body: bytes, retry_after: str | None, now_us: int) -> float:
 def refusal(
     status: int, body: bytes, group: str, now_us: int, *, retry_after: str | None = None, location: str = ""
 ) -> SourceError:
-    """The error that an answer other than success means; it counted against `group` at the venue's `now_us`."""
+    """The error that an answer other than success means, which came at `now_us` and counted for `group`."""
     code, reason = parse_error(body)
     words = f": {reason}" if reason else ""
     if status == 429:
         wait_s = float(retry_after) if retry_after and re.fullmatch("[0-9]{1,6}", retry_after) else 1.0
-        return RateLimitedError(
-            f"too many requests of group {group}{words}", group=group, retry_after_s=wait_s
-        )
+        message = f"too many requests of group {group}{words}"
+        return RateLimitedError(message, group=group, retry_after_s=wait_s)
     if status == 418:
         wait_s = parse_block_s(body, retry_after, now_us)
         message = f"the venue blocks this address for {wait_s:g} s{words}"

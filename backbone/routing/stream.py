@@ -1,0 +1,685 @@
+"""The venue's socket: one thread that keeps a wanted set of subscriptions alive and hands every record to a
+sink.
+
+What is decided here: when to connect, what to send, what counts as dead, and how long to stay away.
+Invariants: one connection at most, connects at least a second apart, the whole subscription in one frame (the
+venue replaces the old one with it), changes gathered so that the message limits hold, no ``Origin`` header. A
+socket that brings neither frame nor pong for `DEAD_S` is dead; a quiet market answers pings and is not.
+Whatever ends a connection, the thread comes back by itself for as long as something is wanted, and says how
+long nothing could be heard.
+
+`Stream._condition` guards what is wanted, the thread and the phase; everything in `_Link` belongs to the
+thread. The sink and the state callback run on the thread, outside the lock, and must be quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import selectors
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from backbone.clock import Clock
+from backbone.errors import (
+    BackboneError,
+    ClosedError,
+    InputError,
+    PayloadError,
+    RateLimitedError,
+    StreamClosedError,
+    UnreachableError,
+)
+from backbone.locks import renew_after_fork
+from backbone.model import Span
+from backbone.routing.wire import (
+    FORMATS,
+    LiveRecord,
+    Status,
+    StreamError,
+    kind_of,
+    parse_frame,
+    parse_kind,
+    refusal,
+    subscribe_frame,
+)
+
+__all__ = ["FrameSplitter", "Phase", "Stream", "StreamState", "backoff_s"]
+
+Phase = Literal["stopped", "connecting", "streaming", "stalled", "backing-off"]
+Sink = Callable[[LiveRecord, float, bool], None]
+
+PING_S = 10.0
+"""The venue hangs up after 60 s of silence (120 s by its documentation)."""
+STALL_S = 15.0
+"""A ping has gone unanswered: not dead yet, but nothing to rely on."""
+DEAD_S = 30.0
+MESSAGE_S = 1.0
+"""Between two subscription frames: 60 a minute where 100 are allowed."""
+CONNECT_S = 1.0
+"""Between two connects: the address may make five a second, and other processes share it."""
+CONNECT_TIMEOUT_S = 3.05
+QUIET_START_S = 1.0
+"""An answered ping proves a subscription that brought neither data nor an error for this long."""
+SNAPSHOT_S = 10.0
+"""A code without a snapshot for this long is reported: the venue ignores what it does not know without a
+word.
+"""
+STABLE_S = 10.0
+"""A connection that lived for so long was good: the next back-off starts small."""
+NEAR_S, FAR_S = 4.0, 30.0
+"""Longest back-off while the venue is unreachable (its return must be noticed within 5 s), and after a
+refusal.
+"""
+MESSAGE_BYTES = 16 << 20
+_RECEIVE_BYTES = 1 << 16
+_NAP_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """How the stream is doing.
+
+    ``since_us`` is when `phase` began (wall time), ``last_frame_s`` the monotonic instant of the last frame
+    or pong. ``silent`` holds (kind, market) pairs that have sent no snapshot though asked for. ``gap`` is set
+    only in the state that announces the return after an outage: the wall time in which nothing could be
+    heard.
+    """
+
+    phase: Phase
+    since_us: int
+    last_frame_s: float | None
+    reconnects: int
+    frames: int
+    garbage: int
+    last_error: BackboneError | None
+    silent: tuple[tuple[str, str], ...] = ()
+    gap: Span | None = None
+
+
+def backoff_s(failures: int, error: BackboneError, jitter: float) -> float:
+    """How long to stay away after the `failures`-th failure in a row; `jitter` in [0, 1) spreads many
+    clients.
+    """
+    if isinstance(error, RateLimitedError):
+        return max(error.retry_after_s, min(FAR_S, 2.0**failures)) * (1 + jitter / 4)
+    longest = NEAR_S if isinstance(error, UnreachableError) else FAR_S
+    return min(longest, 0.5 * 2.0 ** min(failures, 10)) * (0.5 + jitter / 2)
+
+
+# ------------------------------------------------------------------------------------------ frame splitting
+
+
+_NOTICES = (Status, StreamError)
+_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
+Message = tuple[int, bytes]
+
+
+class FrameSplitter:
+    """Bytes of a WebSocket connection in, whole messages out, however they were cut. No I/O.
+
+    The library's own reader asks the kernel three times a message; here one read may bring hundreds.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._parts: list[bytes] = []
+
+    def split(self, data: bytes) -> list[Message]:
+        """The messages that `data` completes, as (opcode, payload), control messages among them in order.
+
+        Raises `StreamClosedError` for bytes that no server may send.
+        """
+        if self._rest:
+            data = self._rest + data
+        messages: list[Message] = []
+        at, end = 0, len(data)
+        while end - at >= 2:
+            size = data[at + 1]
+            start = at + 2
+            if size > 125:
+                if size > 127:
+                    raise StreamClosedError("the stream is not one of a server", reason="masked frame")
+                start += 2 if size == 126 else 8
+                if start > end:
+                    break
+                size = int.from_bytes(data[at + 2 : start], "big")
+                if size > MESSAGE_BYTES:
+                    raise StreamClosedError("a frame is too large", reason=f"{size} bytes")
+            stop = start + size
+            if stop > end:
+                break
+            head = data[at]
+            if head == 0x82 or head == 0x81:  # a whole message: nearly always
+                messages.append((head & 15, data[start:stop]))
+            else:
+                self._take(head, data[start:stop], messages)
+            at = stop
+        self._rest = data[at:]
+        return messages
+
+    def _take(self, head: int, payload: bytes, messages: list[Message]) -> None:
+        """A control frame, or a fragment of a message."""
+        is_last, opcode = head & 0x80, head & 15
+        if head & 0x70 or opcode not in (_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG):
+            raise StreamClosedError("a frame breaks the protocol", reason=f"head {head:#x}")
+        if opcode >= _CLOSE:
+            messages.append((opcode, payload))
+            return
+        if (opcode == _CONTINUATION) != bool(self._parts):
+            raise StreamClosedError("a frame breaks the protocol", reason="fragments out of order")
+        self._parts.append(payload)
+        if sum(map(len, self._parts)) > MESSAGE_BYTES:
+            raise StreamClosedError("a message is too large", reason="in fragments")
+        if is_last:
+            messages.append((_BINARY, b"".join(self._parts)))
+            self._parts = []
+
+
+# ------------------------------------------------------------------------------------------- one connection
+
+
+class _Link:
+    """One connection from open to close, and what the thread remembers of it. Used by the stream's thread
+    only.
+
+    `abort` alone may be called from elsewhere.
+    """
+
+    def __init__(self, url: str, clock: Clock, user_agent: str, waker: socket.socket) -> None:
+        import websocket
+
+        self._url = url
+        self._clock = clock
+        self._user_agent = user_agent
+        self._waker = waker
+        self._socket: Any = websocket.WebSocket(skip_utf8_validation=True, sslopt=_tls_options(url))
+        self._selector: selectors.BaseSelector | None = None
+        self._splitter = FrameSplitter()
+        self._buffer = bytearray(_RECEIVE_BYTES)
+        self._is_aborted = False
+        self.opened_s = self.heard_s = self.pinged_s = 0.0
+        self.asked_s = -MESSAGE_S  # when the last subscription was sent
+        self.version = -1  # of the subscription that was sent
+        self.retries = 0
+        self.has_data = False
+        self.was_heard = False  # data, or an answered ping
+        self.asked: set[tuple[str, str]] = set()  # (kind, market)
+        self.missing: set[tuple[str, str]] = set()  # those that have sent nothing yet
+        self.is_reported = False
+
+    def open(self) -> None:
+        """Connect and shake hands. Raises an error of the tree, with the venue's words if it had any."""
+        import websocket
+
+        try:
+            self._socket.connect(
+                self._url,
+                timeout=CONNECT_TIMEOUT_S,
+                suppress_origin=True,  # with it the venue allows one connect in ten seconds
+                redirect_limit=0,
+                header={"User-Agent": self._user_agent},
+            )
+        except websocket.WebSocketBadStatusException as exc:
+            retry_after = (exc.resp_headers or {}).get("retry-after")
+            body = exc.resp_body or b""
+            now_us = self._clock.now_us()
+            raise refusal(exc.status_code, body, "websocket", now_us, retry_after=retry_after) from exc
+        except (websocket.WebSocketException, OSError, ValueError) as exc:
+            raise UnreachableError(f"cannot open {self._url}: {exc}", url=self._url) from exc
+        self._socket.settimeout(_NAP_S)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._socket.sock, selectors.EVENT_READ)
+        self._selector.register(self._waker, selectors.EVENT_READ)
+        self.opened_s = self.heard_s = self._clock.monotonic()
+        self.pinged_s = self.opened_s - PING_S  # the first ping follows the subscription at once
+
+    def send(self, payload: bytes, opcode: int = _TEXT) -> None:
+        import websocket
+
+        try:
+            self._socket.send(payload, opcode)
+        except (websocket.WebSocketException, OSError) as exc:
+            raise UnreachableError(f"cannot send to {self._url}: {exc}", url=self._url) from exc
+
+    def receive(self, timeout_s: float) -> list[Message]:
+        """What arrived, waiting at most `timeout_s` for something; nothing when woken or out of time."""
+        assert self._selector is not None
+        sock = self._socket.sock
+        if self._is_aborted or sock is None:
+            raise StreamClosedError("the stream was closed", reason="aborted")
+        try:
+            pending = getattr(sock, "pending", None)
+            if not (pending and pending()):
+                ready = [key.fileobj for key, _ in self._selector.select(timeout_s)]
+                if self._waker in ready:
+                    self._waker.recv(4096)
+                if sock not in ready:
+                    return []
+            count = sock.recv_into(self._buffer)
+        except (TimeoutError, BlockingIOError):
+            return []
+        except OSError as exc:
+            raise UnreachableError(f"{self._url} was lost: {exc}", url=self._url) from exc
+        if not count:
+            raise UnreachableError(f"{self._url} hung up", url=self._url)
+        return self._splitter.split(bytes(memoryview(self._buffer)[:count]))
+
+    def abort(self) -> None:
+        """End whatever the thread is waiting for on this connection."""
+        self._is_aborted = True
+        sock = self._socket.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        import websocket
+
+        if self._selector is not None:
+            self._selector.close()
+        with contextlib.suppress(websocket.WebSocketException, OSError):
+            if self._socket.connected and not self._is_aborted:
+                self._socket.send_close()
+        self._socket.shutdown()
+
+
+def _tls_options(url: str) -> dict[str, Any]:
+    """Trust what the REST half trusts: the system's authorities, the bundled ones, those of the environment."""
+    if not url.startswith("wss:"):
+        return {}
+    import ssl
+
+    import requests.certs
+
+    context = ssl.create_default_context()
+    route = requests.Session().merge_environment_settings(url, {}, None, None, None)
+    bundle = route["verify"] if isinstance(route["verify"], str) else requests.certs.where()
+    context.load_verify_locations(bundle)
+    return {"context": context}
+
+
+# ----------------------------------------------------------------------------------------------- the stream
+
+
+class Stream:
+    """Live records of everything that is subscribed to, on one socket. Opens nothing before the first
+    `subscribe`.
+
+    Parameters
+    ----------
+    url : e.g. ``"wss://api.upbit.com/websocket/v1"``.
+    sink : gets each record, the monotonic instant at which it arrived, and whether it is a snapshot.
+    on_state : gets a `StreamState` whenever the phase or the set of silent codes changes.
+    fmt : ``"DEFAULT"`` or ``"SIMPLE"`` (half the bytes), or their LIST forms.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock,
+        sink: Sink,
+        on_state: Callable[[StreamState], None] | None = None,
+        fmt: str = "DEFAULT",
+        user_agent: str = "backbone (Python)",
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        if fmt not in FORMATS:
+            raise InputError("fmt", fmt, "one of " + " ".join(FORMATS))
+        self._url = url
+        self._clock = clock
+        self._sink = sink
+        self._on_state = on_state
+        self._format = fmt
+        self._user_agent = user_agent
+        self._jitter = jitter
+        self._wanted: dict[object, dict[str, tuple[str, ...]]] = {}
+        self._version = 0
+        self._is_closed = False
+        self._frames = 0
+        self._garbage = 0
+        self._opened = 0
+        self._last_error: BackboneError | None = None
+        self._begin()
+        renew_after_fork(self, Stream._begin)
+
+    def _begin(self) -> None:
+        """Without a thread: at first, and in a forked child."""
+        self._condition = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._waker: socket.socket | None = None
+        self._link: _Link | None = None
+        self._phase: Phase = "stopped"
+        self._since_us = self._clock.now_us()
+        self._heard_s: float | None = None
+        self._silent: tuple[tuple[str, str], ...] = ()
+        self._lost_us: int | None = None
+        self._connect_after_s = 0.0
+
+    def __repr__(self) -> str:
+        state = self.state
+        with self._condition:
+            count = sum(len(markets) for markets in self._union_locked().values())
+        return f"<Stream {self._url} {state.phase}, {count} subscriptions, {state.frames} frames>"
+
+    # ---- for any thread
+
+    def subscribe(self, key: object, kind: str, markets: Iterable[str]) -> None:
+        """Want `kind` of `markets` on behalf of `key`, in place of what `key` wanted of that kind before.
+
+        Returns at once. The markets must exist: the venue ignores the others without a word. Raises
+        `InputError` for an unknown kind, `ClosedError` after `close`.
+        """
+        kind = parse_kind(kind)
+        codes = tuple(dict.fromkeys(market.upper() for market in markets))
+        if not codes:
+            raise InputError("markets", markets, "at least one market")
+        with self._condition:
+            if self._is_closed:
+                raise ClosedError("this stream is closed; make a new one")
+            before = self._union_locked()
+            self._wanted.setdefault(key, {})[kind] = codes
+            if self._union_locked() != before:
+                self._version += 1
+            if self._thread is None:
+                self._start_locked()
+        self._wake()
+
+    def unsubscribe(self, key: object, kind: str | None = None) -> None:
+        """Want nothing more for `key` (of one kind, or at all). Ends the thread with the last want.
+
+        That is waited for, so hold no lock here that the sink or the state callback takes.
+        """
+        with self._condition:
+            kinds = self._wanted.get(key, {})
+            for each in [parse_kind(kind)] if kind is not None else list(kinds):
+                kinds.pop(each, None)
+            if not kinds:
+                self._wanted.pop(key, None)
+            self._version += 1
+            idle = None if self._wanted else self._thread
+            link = self._link
+            self._condition.notify_all()
+        if idle is not None:
+            self._join(idle, link)
+        self._wake()
+
+    @property
+    def state(self) -> StreamState:
+        with self._condition:
+            return self._state_locked()
+
+    @property
+    def subscriptions(self) -> dict[str, tuple[str, ...]]:
+        """Kind to market codes, over all keys."""
+        with self._condition:
+            return {kind: tuple(codes) for kind, codes in self._union_locked().items()}
+
+    def close(self) -> None:
+        """End the thread and the connection, for good. Calling it twice, or from a callback, is fine."""
+        with self._condition:
+            self._is_closed = True
+            self._wanted.clear()
+            self._version += 1
+            thread, link = self._thread, self._link
+            self._condition.notify_all()
+        if thread is not None:
+            self._join(thread, link)
+
+    def _join(self, thread: threading.Thread, link: _Link | None) -> None:
+        if link is not None and not link.opened_s:
+            link.abort()  # it may be stuck in the handshake; once open, it is woken and says goodbye
+        self._wake()
+        if thread is not threading.current_thread():
+            thread.join()
+
+    def _start_locked(self) -> None:
+        woken, self._waker = socket.socketpair()
+        woken.setblocking(False)
+        self._waker.setblocking(False)
+        self._thread = threading.Thread(
+            target=self._run, args=(woken, self._waker), name="backbone-stream", daemon=True
+        )
+        self._thread.start()
+
+    def _wake(self) -> None:
+        with self._condition:
+            waker = self._waker
+        if waker is not None:
+            with contextlib.suppress(OSError):  # full: a wake-up is under way; closed: nobody sleeps
+                waker.send(b"!")
+
+    def _union_locked(self) -> dict[str, dict[str, None]]:
+        """What is wanted by anybody: kind to codes, in the order in which they were first wanted."""
+        union: dict[str, dict[str, None]] = {}
+        for kinds in self._wanted.values():
+            for kind, codes in kinds.items():
+                union.setdefault(kind, {}).update(dict.fromkeys(codes))
+        return union
+
+    def _state_locked(self, gap: Span | None = None) -> StreamState:
+        return StreamState(
+            self._phase,
+            self._since_us,
+            self._heard_s,
+            max(0, self._opened - 1),
+            self._frames,
+            self._garbage,
+            self._last_error,
+            self._silent,
+            gap,
+        )
+
+    # ---- the thread
+
+    def _run(self, woken: socket.socket, waker: socket.socket) -> None:
+        failures = 0
+        with woken, waker:
+            while self._is_wanted():
+                link = _Link(self._url, self._clock, self._user_agent, woken)
+                error = self._live_through(link)
+                if error is None:
+                    continue
+                is_stable = link.was_heard and self._clock.monotonic() - link.opened_s >= STABLE_S
+                failures = 1 if is_stable else failures + 1
+                self._enter("backing-off", error=error)
+                self._pause(backoff_s(failures, error, self._jitter()))
+
+    def _is_wanted(self) -> bool:
+        """Whether to go on; if not, the thread is handed in, so that the next subscription starts another."""
+        with self._condition:
+            if self._wanted and not self._is_closed:
+                return True
+            self._thread = self._waker = self._lost_us = None
+            self._silent = ()
+            self._phase, self._since_us = "stopped", self._clock.now_us()
+            state = self._state_locked()
+        self._tell(state)
+        return False
+
+    def _live_through(self, link: _Link) -> BackboneError | None:
+        """One connection from its opening to its end; None when nothing was wanted any more."""
+        self._pause(self._connect_after_s - self._clock.monotonic())
+        with self._condition:
+            if self._is_closed or not self._wanted:
+                return None
+            self._link = link
+        self._enter("connecting")
+        self._connect_after_s = self._clock.monotonic() + CONNECT_S
+        try:
+            link.open()
+            with self._condition:
+                self._opened += 1
+            log.info("stream.open url=%s", self._url)
+            self._serve(link)
+            return None
+        except BackboneError as error:
+            return error if self._wanted else None
+        except Exception as exc:  # the top of the thread: a faulty sink must not end the feed unseen
+            log.exception("stream.fault url=%s", self._url)
+            fault = StreamClosedError(f"the stream's consumer failed: {exc!r}", reason=repr(exc))
+            fault.__cause__ = exc
+            return fault
+        finally:
+            self._note_loss(link)
+            with self._condition:
+                self._link = None
+            link.close()
+
+    def _note_loss(self, link: _Link) -> None:
+        """Remember since when nothing was heard, for the gap that is announced on return."""
+        with self._condition:
+            if self._phase in ("streaming", "stalled") and self._lost_us is None:
+                silence_s = self._clock.monotonic() - link.heard_s
+                self._lost_us = self._clock.now_us() - int(silence_s * 1e6)
+
+    def _serve(self, link: _Link) -> None:
+        """Until nothing is wanted; raises when the connection ends otherwise."""
+        while True:
+            now = self._clock.monotonic()
+            if link.version != self._version and not self._resubscribe(link, now):
+                return
+            wait_s = self._keep_alive(link, now)
+            messages = link.receive(wait_s)
+            if messages:
+                self._take(link, messages)
+
+    def _resubscribe(self, link: _Link, now: float) -> bool:
+        """Send the whole subscription, if the message limit allows it yet. False when nothing is wanted."""
+        with self._condition:
+            version, union = self._version, self._union_locked()
+        if not union:
+            return False
+        if now < link.asked_s + MESSAGE_S:
+            return True
+        link.send(subscribe_frame(uuid.uuid4().hex, union, self._format))
+        pairs = {(kind, market) for kind, codes in union.items() for market in codes}
+        link.missing = pairs - (link.asked - link.missing)
+        link.version, link.asked_s, link.asked, link.is_reported = version, now, pairs, False
+        if self._silent:
+            self._set_silent(link.missing.intersection(self._silent))
+        return True
+
+    def _keep_alive(self, link: _Link, now: float) -> float:
+        """Ping, judge, report; how long the thread may sleep then."""
+        silence_s = now - link.heard_s
+        if silence_s >= DEAD_S:
+            raise UnreachableError(f"no frame and no pong for {silence_s:.0f} s", url=self._url)
+        if now - link.pinged_s >= PING_S and link.version >= 0:
+            link.pinged_s = now
+            link.send(b"", _PING)
+        if self._phase == "streaming" and silence_s >= STALL_S:
+            self._enter("stalled")
+        if self._phase == "connecting" and link.was_heard and now - link.asked_s >= QUIET_START_S:
+            self._enter("streaming")
+        if link.missing and not link.is_reported and now - link.asked_s >= SNAPSHOT_S:
+            self._report_silence(link)
+        if link.version != self._version:
+            return min(_NAP_S, max(0.0, link.asked_s + MESSAGE_S - now))
+        return _NAP_S
+
+    def _report_silence(self, link: _Link) -> None:
+        link.is_reported = True
+        self._set_silent(link.missing)
+        log.warning("stream.silent url=%s codes=%s", self._url, sorted(link.missing)[:20])
+        if not link.has_data and link.retries < 3:  # not one answer: the subscription itself may be lost
+            link.retries += 1
+            link.version = -1
+
+    def _take(self, link: _Link, messages: list[Message]) -> None:
+        """Hand the records of `messages` to the sink."""
+        now = link.heard_s = self._clock.monotonic()
+        sink, missing = self._sink, link.missing
+        self._heard_s = now
+        for opcode, payload in messages:
+            if opcode > _BINARY:
+                self._control(link, opcode, payload)
+                continue
+            self._frames += 1
+            try:
+                events = parse_frame(payload)
+            except PayloadError as error:
+                self._note_garbage(error)
+                continue
+            for record, is_snapshot in events:
+                if isinstance(record, _NOTICES):
+                    _heed(record)
+                    continue
+                if missing:
+                    missing.discard((kind_of(record), record.market))
+                if not link.has_data:
+                    link.has_data = link.was_heard = True
+                    if self._phase != "streaming":
+                        self._enter("streaming")
+                sink(record, now, is_snapshot)
+        if self._phase == "stalled":
+            self._enter("streaming")
+        if link.is_reported and len(missing) < len(self._silent):
+            self._set_silent(missing)
+
+    def _control(self, link: _Link, opcode: int, payload: bytes) -> None:
+        if opcode == _PING:
+            link.send(payload, _PONG)
+        elif opcode == _PONG:
+            link.was_heard = True
+        else:
+            code, words = int.from_bytes(payload[:2], "big"), payload[2:].decode("utf-8", "replace")
+            reason = f"{code} {words}".strip()
+            raise StreamClosedError(f"the venue closed the stream ({reason})", reason=reason)
+
+    def _note_garbage(self, error: PayloadError) -> None:
+        self._garbage += 1
+        if self._garbage == 1:
+            log.warning("stream.garbage url=%s sample=%r", self._url, error.sample)
+        else:
+            log.debug("stream.garbage url=%s sample=%r", self._url, error.sample)
+
+    def _set_silent(self, pairs: Iterable[tuple[str, str]]) -> None:
+        with self._condition:
+            self._silent = tuple(sorted(pairs))
+            state = self._state_locked()
+        self._tell(state)
+
+    def _enter(self, phase: Phase, *, error: BackboneError | None = None) -> None:
+        """Change the phase, and tell it; the return after an outage carries the gap."""
+        gap = None
+        now_us = self._clock.now_us()
+        with self._condition:
+            if error is not None:
+                self._last_error = error
+            if phase == "streaming" and self._lost_us is not None:
+                gap = Span(self._lost_us, now_us)
+                self._lost_us = None
+            self._phase, self._since_us = phase, now_us
+            state = self._state_locked(gap)
+        if error is not None:
+            log.warning("stream.lost url=%s why=%s", self._url, error)
+        self._tell(state)
+
+    def _tell(self, state: StreamState) -> None:
+        if self._on_state is not None:
+            self._on_state(state)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, unless the end comes first."""
+        deadline = self._clock.monotonic() + seconds
+        with self._condition:
+            while self._wanted and not self._is_closed:
+                left_s = deadline - self._clock.monotonic()
+                if left_s <= 0:
+                    return
+                self._clock.wait(self._condition, left_s)
+
+
+def _heed(record: Status | StreamError) -> None:
+    if isinstance(record, StreamError):
+        reason = f"{record.name}: {record.message}"
+        raise StreamClosedError(f"the venue ended the stream: {reason}", reason=reason)
