@@ -1,0 +1,74 @@
+"""A notebook server and a browser for the tests of this folder; they are skipped, with a reason, where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.lab import Lab, Page, missing, open_browser
+
+ARTEFACTS = Path(__file__).resolve().parents[2] / "artefacts" / "browser"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    mine = [item for item in items if here in Path(item.path).parents]
+    reason = missing() if mine else ""
+    for item in mine:
+        item.add_marker(pytest.mark.timeout(300))
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with open_browser(tmp_path_factory.mktemp("browser")) as context:
+        yield context
+
+
+@pytest.fixture(scope="module")
+def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Lab]]:
+    """A server per theme, started when first asked for."""
+    running: dict[str, Lab] = {}
+
+    def lab(theme: str = "JupyterLab Light") -> Lab:
+        if theme not in running:
+            running[theme] = Lab(tmp_path_factory.mktemp("lab"), theme=theme).__enter__()
+        return running[theme]
+
+    yield lab
+    for one in running.values():
+        one.__exit__()
+
+
+@pytest.fixture
+def notebook(browser: Any, labs: Callable[[str], Lab]) -> Iterator[Callable[..., Page]]:
+    """Open a notebook (a path, or the sources of its cells) and get its page."""
+    import nbformat
+
+    pages = []
+
+    def open_notebook(name: str, source: Path | list[str], *, theme: str = "JupyterLab Light") -> Page:
+        lab = labs(theme)
+        file = lab.root / f"{name}.ipynb"
+        if isinstance(source, Path):
+            book = nbformat.read(source, as_version=4)
+            for cell in book.cells:
+                if cell.cell_type == "code":
+                    cell.outputs, cell.execution_count = [], None
+        else:
+            book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in source])
+        book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(book, file)
+        ARTEFACTS.mkdir(parents=True, exist_ok=True)
+        page = Page(browser.new_page(), ARTEFACTS, f"{name}-{theme.rpartition(' ')[2].lower()}")
+        pages.append(page)
+        page.open(lab.url(file.name))
+        return page
+
+    yield open_notebook
+    for page in pages:
+        page.page.close()

@@ -1,0 +1,131 @@
+"""The views in a real JupyterLab, on made-up data: they draw, they change by themselves, they show no error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.browser.lab import Page
+
+TABLE = """
+import itertools, random
+from backbone.api.ohlc import tick_size
+from backbone.api.widgets.table import TableRow, TableView, TickerTable
+
+random.seed(7)
+names = dict(BTC="비트코인", ETH="이더리움", XRP="리플", DOGE="도지코인", SHIB="시바이누", SOL="솔라나", ADA="에이다",
+             TRX="트론", LINK="체인링크", AVAX="아발란체", DOT="폴카닷", USDT="테더", PEPE="페페")
+start = dict(zip(names, (91_234_000, 3_412_000, 812, 243.0, 0.01812, 205_300, 541, 412, 19_870, 32_140, 5_620, 1_391, 0.0123)))
+price = dict(start)
+tick = {name: tick_size("KRW-" + name, value) for name, value in price.items()}
+seen = dict.fromkeys(names, 0.0)
+pulls = itertools.count()
+
+def snapshot():
+    at = next(pulls)
+    for name in random.sample(list(names)[:-1], 4):
+        price[name] = round(price[name] * (1 + random.gauss(0, 8e-4)) / tick[name]) * tick[name]
+        seen[name] = at / 10
+    rows = [
+        TableRow("KRW-" + name, price[name], tick[name], price[name] - start[name], price[name] / start[name] - 1,
+                 1e9 / start[name] + at, 1e12 / (i + 1) + at * 1e7, "stream" if i % 5 else "rest",
+                 at / 10 - seen[name] + (0 if name != "PEPE" else 95), names[name])
+        for i, name in enumerate(names)
+    ]
+    return TableView(rows, "streaming", f"{len(rows)} markets · 1 socket · REST 212 ms")
+table = TickerTable(snapshot)
+table
+"""
+
+CHART = """
+import math, random
+import pandas as pd
+from backbone.api.widgets.chart import CandleChart, CandleRow, ChartView
+
+random.seed(3)
+closes = [91_000_000.0]
+for _ in range(400):
+    closes.append(round(closes[-1] * (1 + random.gauss(0, 6e-4)) / 1000) * 1000)
+frame = pd.DataFrame(
+    {"open": closes[:-1], "close": closes[1:]},
+    index=pd.date_range("2025-08-22 09:00", periods=400, freq="min", tz="Asia/Seoul", unit="us", name="time"),
+)
+frame["high"] = frame[["open", "close"]].max(axis=1) + 9000
+frame["low"] = frame[["open", "close"]].min(axis=1) - 7000
+frame["volume"] = [abs(random.gauss(3, 2)) for _ in range(400)]
+frame["value"] = frame["close"] * frame["volume"]
+forming = dict(time_us=frame.index[-1].value // 1000 + 60_000_000, o=closes[-1], h=closes[-1], l=closes[-1], c=closes[-1], v=0.0)
+
+def newest():
+    f = forming
+    f["c"] = round(f["c"] * (1 + random.gauss(0, 2e-4)) / 1000) * 1000
+    f["h"], f["l"], f["v"] = max(f["h"], f["c"]), min(f["l"], f["c"]), f["v"] + 0.05
+    if f["v"] > 1.5:
+        f.update(time_us=f["time_us"] + 60_000_000, o=f["c"], h=f["c"], l=f["c"], v=0.0)
+    return ChartView([CandleRow(f["time_us"], f["o"], f["h"], f["l"], f["c"], f["v"])], "streaming")
+chart = CandleChart(frame, market="KRW-BTC", timeframe="1m", pull=newest)
+chart
+"""
+
+PROGRESS = """
+import itertools
+from backbone.api.widgets.progress import JobProgress, ProgressView
+
+steps = itertools.count()
+def job():
+    n = min(next(steps) * 2, 60)
+    state = "done" if n == 60 else "running"
+    return ProgressView("KRW-BTC 1m", state, n * 200, 12_000, n, 60, n * 198, 1_755_853_200_000_000 + n * 12_000_000_000, 9.7, (60 - n) / 9.7)
+progress = JobProgress(job, cancel=lambda: None)
+progress
+"""
+
+DASHBOARD = """
+import itertools
+from backbone.api.widgets.dashboard import Dashboard
+
+turns = itertools.count()
+def status():
+    n = next(turns)
+    used = n % 10
+    groups = ("candles", "crix-trades", "ticker", "orderbook", "market")
+    return {
+        "title": "upbit · demo", "state": {"level": "ok", "text": "healthy"},
+        "quota": {g: {"limit": 10, "used": used if i == 0 else i, "free": 10 - used if i == 0 else 10 - i, "stopped_s": 0.8 if i == 3 else 0,
+                      "refused": 1 if i == 3 else 0} for i, g in enumerate(groups)},
+        "queued": {"candles": {"critical": 0, "high": 0, "normal": 2, "low": 140 + n}, "ticker": {"high": 1}},
+        "in_flight": {"critical": 0, "high": 1, "normal": 0, "low": 3},
+        "times": [{"kind": kind, "group": "", "priority": p, "count": 120 + n, "p50_s": base * 1.0, "p95_s": base * 2.2, "p99_s": base * 4}
+                  for kind in ("waited", "answered") for p, base in (("critical", 0.004), ("high", 0.021), ("normal", 0.08), ("low", 1.4))],
+        "caches": {"memory": {"hits": 812 + n, "misses": 31, "bytes": 48_300_000, "limit_bytes": 256_000_000},
+                   "table": {"hits": 93, "misses": 7, "bytes": 130_000}},
+        "socket": {"state": "streaming", "age_s": 0.4, "markets": 290, "received": 120_311 + 17 * n, "reconnects": 0},
+        "store": {"path": "data/candles", "bytes": 1_312_000_000, "files": 2_411},
+    }
+dashboard = Dashboard(status)
+dashboard
+"""
+
+THEMES = ["JupyterLab Light", "JupyterLab Dark"]
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_every_view_draws_and_changes_by_itself(notebook: Callable[..., Page], theme: str) -> None:
+    """Table cells, the chart's last price and the dashboard change without a click; the bar reaches its end."""
+    page = notebook("views", [TABLE, CHART, PROGRESS, DASHBOARD], theme=theme)
+    page.run_all()
+    page.page.wait_for_selector(".bb-table tbody tr")
+    page.wait_for_change(".bb-table td.bb-price")
+    page.wait_for_change(".bb-chart .bb-last")
+    page.wait_for_change(".bb-dash .bb-card")
+    assert page.painted(".bb-chart .bb-stage") > 5_000
+    page.page.wait_for_selector(
+        ".widget-hprogress .progress-bar-success, .progress-bar.bg-success, .progress-bar-success"
+    )
+    page.screenshot("table", ".bb-table")
+    page.screenshot("chart", ".bb-chart")
+    page.screenshot("dashboard", ".bb-dash")
+    page.screenshot("progress", ".jp-OutputArea-output:has(.widget-hprogress)")
+    page.screenshot("page")
+    assert page.failures() == []
