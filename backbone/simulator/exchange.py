@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
 
+from backbone.errors import InputError
 from backbone.model import Span
 from backbone.simulator.catalogue import Market, catalogue
 from backbone.simulator.tape import (
@@ -93,7 +94,7 @@ class Exchange(Venue):
         self, seed: int = 7, *, markets: Sequence[str] | None = None, outages: Sequence[Span] = _OUTAGES
     ) -> None:
         known = catalogue()
-        listed = known if markets is None else {code: known[code] for code in markets}
+        listed = known if markets is None else {code: _known(known, code) for code in markets}
         super().__init__(listed)
         self.seed = seed
         self._place: dict[str, tuple[str, int]] = {}  # history -> quote, index in its tape
@@ -247,6 +248,12 @@ class Exchange(Venue):
                 if summary is not None:
                     found[market.code] = summary
         return [found[m.code] for m in markets if m.code in found]
+
+
+def _known(markets: Mapping[str, Market], code: str) -> Market:
+    if code not in markets:
+        raise InputError("markets", code, "codes of the embedded exchange's catalogue, such as KRW-BTC")
+    return markets[code]
 
 
 def _last_trade(tape: Tape, index: int, before_us: int, listed_us: int) -> Trades:

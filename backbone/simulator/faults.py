@@ -10,7 +10,7 @@ under it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,12 +128,17 @@ class Faults:
             apply(fault)
             fault.used += 1
 
-    def take(self, target: str, *, websocket: bool = False) -> list[Fault]:
-        """The faults that apply to this request (path and query), each counted as used."""
+    def take(self, target: str, *, websocket: bool = False, only: Set[str] | None = None) -> list[Fault]:
+        """The faults that apply to this request (path and query), each counted as used.
+
+        On a socket every data frame counts as a request, but for ``ws-refuse``, where connecting does.
+        """
         taken: list[Fault] = []
         with self._lock:
             for fault in list(self._waiting):
                 if fault.match not in target or fault.kind.startswith("ws-") is not websocket:
+                    continue
+                if only is not None and fault.kind not in only:
                     continue
                 fault.seen += 1
                 if fault.seen <= fault.after:

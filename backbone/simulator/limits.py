@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from backbone.errors import InputError
 
-__all__ = ["Limits", "Verdict"]
+__all__ = ["Limits", "Verdict", "Window"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Verdict:
     block_s: float = 0.0
 
 
-class _Window:
-    """The requests of one group that count against it."""
+class Window:
+    """A budget of `limit` in each `length_s` seconds, aligned to the clock or sliding."""
 
     def __init__(self, limit: int, length_s: float, sliding: bool) -> None:
         self.limit = limit
@@ -72,7 +72,7 @@ class Limits:
         self._sliding = window == "sliding"
         self._ban_after = ban_after
         self._ban_s = ban_s
-        self._windows: dict[str, _Window] = {}
+        self._windows: dict[str, Window] = {}
         self._refused: deque[float] = deque()
         self._blocked_until_s = 0.0
         self._blocks = 0
@@ -90,10 +90,10 @@ class Limits:
         header = f"group={name}; min={per_minute}; sec={window.left}"
         return Verdict(200, header, window.left) if allowed else self._refuse(header, now_s)
 
-    def _open(self, name: str) -> _Window:
+    def _open(self, name: str) -> Window:
         if name == "origin":
-            return _Window(1, 10.0, True)
-        return _Window(self.CONNECTS if name == "websocket" else self.limit, 1.0, self._sliding)
+            return Window(1, 10.0, True)
+        return Window(self.CONNECTS if name == "websocket" else self.limit, 1.0, self._sliding)
 
     def _refuse(self, header: str, now_s: float) -> Verdict:
         refused = self._refused

@@ -25,6 +25,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -39,6 +40,7 @@ from backbone.simulator.exchange import Exchange
 from backbone.simulator.faults import Fault, Faults
 from backbone.simulator.limits import Limits, Verdict
 from backbone.simulator.mischief import ROW_FAULTS, spoil
+from backbone.simulator.sockets import Hub
 from backbone.simulator.venue import Row, Venue
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["Logged", "SimulatorServer"]
 
 _logger = logging.getLogger("backbone.simulator")
+_SERVER = "backbone-simulator"
 _JSON = "application/json;charset=UTF-8"
 _LOG_SIZE = 200_000
 _START_TIMEOUT_S = 20.0
@@ -141,6 +144,9 @@ class SimulatorServer:
         self._sites: list[Any] = []
         self._runner: Any = None
         self._worker: ThreadPoolExecutor | None = None
+        self._hub: Hub | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.clock.on_jump(self._tell_hub)
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -205,6 +211,30 @@ class SimulatorServer:
         """Listen again on the same port."""
         self._call(self._plug())
 
+    def flood(self, n_per_s: float, kinds: Sequence[str] | None = None) -> None:
+        """Send every subscriber `n_per_s` extra messages a second (of the given types), for benchmarks; 0
+        ends it.
+
+        They are well-formed frames of what was subscribed to, stamped with the time they were sent.
+        """
+        self._call(self._flood(n_per_s, kinds))
+
+    async def _flood(self, n_per_s: float, kinds: Sequence[str] | None) -> None:
+        assert self._hub is not None
+        self._hub.flood(n_per_s, kinds)
+
+    @property
+    def flooded(self) -> int:
+        """How many messages the flood has sent."""
+        return 0 if self._hub is None else self._hub.flooded
+
+    def _tell_hub(self) -> None:
+        """The clock was moved: let the stream look at once."""
+        loop, hub = self._loop, self._hub
+        if loop is not None and hub is not None:
+            with contextlib.suppress(RuntimeError):  # the loop ended meanwhile
+                loop.call_soon_threadsafe(hub.wake)
+
     def _call(self, work: Coroutine[Any, Any, Any]) -> Any:
         if self._loop is None:
             work.close()
@@ -260,9 +290,18 @@ class SimulatorServer:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="backbone-simulator-work")
         try:
             self._web = web.Server(self._handle, keepalive_timeout=75.0, access_log=None)
-            self._runner = web.ServerRunner(self._web)
+            self._runner = web.ServerRunner(self._web, shutdown_timeout=1.0)
             await self._runner.setup()
             await self._plug()
+            self._hub = Hub(
+                self.exchange,
+                self.clock,
+                self.faults,
+                idle_s=self.idle_s,
+                one_way_s=self._latency_s / 2,
+                wall=_WALL,
+            )
+            self._tasks = [self._loop.create_task(work) for work in (self._hub.run(), self._hub.run_flood())]
         except OSError as exc:
             await self._end()
             ready.set_exception(InputError("port", self._port, f"a free port of this machine ({exc.strerror})"))
@@ -273,6 +312,9 @@ class SimulatorServer:
 
     async def _end(self) -> None:
         await self._unplug()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._runner is not None:
             await self._runner.cleanup()
         if self._worker is not None:
@@ -412,7 +454,7 @@ class SimulatorServer:
     ) -> web.Response:
         from aiohttp import web
 
-        headers = {"Date": self._date(), "Content-Type": content_type, "Server": "backbone-simulator"}
+        headers = {"Date": self._date(), "Content-Type": content_type, "Server": _SERVER}
         if verdict is not None and verdict.header:
             headers["Remaining-Req"] = verdict.header
             headers["Limit-By-Ip"] = "Yes"
@@ -432,7 +474,23 @@ class SimulatorServer:
         return format_datetime(datetime.fromtimestamp(self.clock.now_us() // 1_000_000, UTC), usegmt=True)
 
     async def _handle_socket(self, request: web.BaseRequest, arrived: float) -> web.StreamResponse:
-        return self._respond(request, 404, NOT_FOUND, None)
+        """Upgrade, unless the path, the connection limit or a fault forbids it."""
+        if request.path not in _SOCKETS or request.headers.get("Upgrade", "").lower() != "websocket":
+            self._note(arrived, "", request.path, {}, 404)
+            return self._respond(request, 404, NOT_FOUND, None)
+        verdict = self._limits.ask("websocket", arrived + _WALL, origin="Origin" in request.headers)
+        status = verdict.status
+        for fault in self.faults.take(request.path_qs, websocket=True, only={"ws-refuse"}):
+            status = int(fault.number("status", 429))
+        self._note(arrived, "websocket", request.path, {}, 101 if status == 200 else status)
+        if status == 200:
+            assert self._hub is not None
+            headers = {"Date": self._date(), "Server": _SERVER, "Remaining-Req": verdict.header}
+            return await self._hub.serve(request, headers)
+        refused = self._refused(request, replace(verdict, status=status), ())
+        if refused is not None:
+            return refused
+        return self._respond(request, status, error_body(status, "unavailable"), None)
 
     # -- changes to the market -------------------------------------------------------------------------------
 
@@ -452,8 +510,11 @@ class SimulatorServer:
                 venue.close_span(span)
             else:
                 venue.restate(_required(fault, "market"), span, fault.number("shift", 0.0005))
+        if self._hub is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._hub.forget)
 
 
+_SOCKETS = ("/websocket/v1", "/websocket/v1/private", "/websocket/v1/info")
 _WALL = time.time() - time.monotonic()  # rate windows follow the machine's whole seconds, and never step
 
 

@@ -652,6 +652,12 @@ def ticker_row(one: Summary, now_us: int) -> Row:
     }
 
 
+def stamps_of(market: Market, last_ms: I64) -> I64:
+    """`stamp_of`, of many trades."""
+    stamps: I64 = last_ms + 5 + (last_ms * 7919 + len(market.code)) % 47
+    return stamps
+
+
 def stamp_of(market: Market, last_ms: int) -> int:
     """When the venue made the row of a trade: a few dozen milliseconds after it."""
-    return last_ms + 5 + (last_ms * 2654435761 + len(market.code)) % 47
+    return last_ms + 5 + (last_ms * 7919 + len(market.code)) % 47
