@@ -30,7 +30,7 @@ from backbone.locks import renew_after_fork
 from backbone.model import CANDLE_SCHEMA, Span, empty_candles
 from backbone.storage import audit
 from backbone.storage.audit import Problem
-from backbone.storage.coverage import Fresh, Ledger, SpanSet
+from backbone.storage.coverage import EVER, Fresh, Ledger, SpanSet, on_grid
 from backbone.storage.files import LocalFiles, Version
 from backbone.storage.layout import CANDLES, Series, parse_period
 from backbone.storage.memory import MemoryCache, MemoryStats
@@ -49,7 +49,6 @@ __all__ = ["CandleStore", "Incident", "Stored"]
 
 _log = logging.getLogger(__name__)
 
-_EVER = Span(0, 1 << 62)
 _MAX_PENDING_ROWS = 20_000
 _MANY_PERIODS = 64  # beyond this, one listing of the series folder is cheaper than asking for each period
 _LEDGER_BYTES = 16 << 20
@@ -164,7 +163,7 @@ class CandleStore:
         when a due write failed (everything is kept in memory and tried again).
         """
         series = self._series(market, timeframe)
-        page = self._page(series, table, _on_grid(timeframe, SpanSet.of(proof)), fresh, source, now_us)
+        page = self._page(series, table, on_grid(SpanSet.of(proof), timeframe), fresh, source, now_us)
         if not page.proof:
             return
         now_s = self._clock.monotonic()
@@ -241,7 +240,7 @@ class CandleStore:
     def _flush(self, series: Series) -> None:
         try:
             with self._files.exclusive(series.lock_key):
-                pages = self._pages(series, _EVER)
+                pages = self._pages(series, EVER)
                 if pages:
                     self._write(series, pages)
                     self._drop(series, len(pages))
@@ -333,9 +332,9 @@ class CandleStore:
     def oldest(self, market: str, timeframe: Timeframe) -> int | None:
         """Open of the oldest candle held; None where none is."""
         series = self._series(market, timeframe)
-        pages = self._pages(series, _EVER)
+        pages = self._pages(series, EVER)
         quiet = self._quiet(series)
-        for period in sorted({*self._file_periods(series, _EVER), *_row_periods(series, pages)}):
+        for period in sorted({*self._file_periods(series, EVER), *_row_periods(series, pages)}):
             times = self._current(series, period, pages, quiet)[0].partition.times
             if len(times):
                 return int(times[0])
@@ -345,7 +344,7 @@ class CandleStore:
         """The time before which silence is vouched for since the beginning of time: the listing, once known;
         else 0.
         """
-        silent = next(iter(self.coverage(market, timeframe, _EVER)), Span(0, 0))
+        silent = next(iter(self.coverage(market, timeframe, EVER)), Span(0, 0))
         oldest = self.oldest(market, timeframe)
         end = silent.end if silent.start == 0 else 0
         return end if oldest is None else min(end, oldest)
@@ -374,7 +373,7 @@ class CandleStore:
     def _file_periods(self, series: Series, span: Span) -> list[Span]:
         """The periods of `span` that have a file."""
         timeframe = series.timeframe
-        span = Span(max(span.start, _EVER.start), min(span.end, _EVER.end))
+        span = Span(max(span.start, EVER.start), min(span.end, EVER.end))
         if span.length_us <= _MANY_PERIODS * _PERIOD_US[timeframe.period]:
             periods: Iterable[Span] = periods_in(timeframe, span)
             return [period for period in periods if self._files.stat(series.key(period)) is not None]
@@ -520,8 +519,8 @@ class CandleStore:
         """
         tables = [REVISIONS_OF_MARKETS.empty_table()]
         for series in self._chosen(market, timeframe):
-            pages, quiet = self._pages(series, _EVER), self._quiet(series)
-            for period in sorted({*self._file_periods(series, _EVER), *_row_periods(series, pages)}):
+            pages, quiet = self._pages(series, EVER), self._quiet(series)
+            for period in sorted({*self._file_periods(series, EVER), *_row_periods(series, pages)}):
                 found = self._current(series, period, pages, quiet)[0].partition.revisions
                 names = [[value] * found.num_rows for value in (series.market, series.timeframe.name)]
                 columns: list[Any] = [pa.array(values, pa.string()) for values in names]
@@ -588,12 +587,6 @@ class CandleStore:
         return f"CandleStore({str(self._files.path(CANDLES))!r}, {self._exchange}, {waiting} rows pending)"
 
 
-def _on_grid(timeframe: Timeframe, proof: SpanSet) -> SpanSet:
-    """The same candle opens, between grid points: proofs that leave out no candle then touch."""
-    snapped = ((timeframe.ceil(max(0, a)), min(timeframe.ceil(b), _EVER.end)) for a, b in proof if b > 0)
-    return SpanSet(snapped)
-
-
 def _vouched(ledger: Ledger, pages: Iterable[Page], timeframe: Timeframe, span: Span) -> SpanSet:
     """The covered part of `span`; its ragged ends, in which no candle opens, go with their neighbour."""
     first, last = timeframe.ceil(max(0, span.start)), timeframe.ceil(max(0, span.end))
@@ -606,7 +599,7 @@ def _vouched(ledger: Ledger, pages: Iterable[Page], timeframe: Timeframe, span: 
     return SpanSet(spans).clip(span)
 
 
-def _row_periods(series: Series, pages: Iterable[Page], span: Span = _EVER) -> set[Span]:
+def _row_periods(series: Series, pages: Iterable[Page], span: Span = EVER) -> set[Span]:
     """The periods of `span` that rows of `pages` fall in."""
     found: set[Span] = set()
     for page in pages:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from backbone.model import Span
-from backbone.storage.coverage import SpanSet
+from backbone.storage.coverage import SpanSet, on_grid
 from backbone.timeframe import Timeframe
 
 __all__ = ["Stretch", "common_quiet", "quiet_spans", "stretches"]
@@ -34,7 +34,7 @@ def stretches(times: Any, covered: SpanSet, span: Span, timeframe: Timeframe) ->
     whole = Span(timeframe.ceil(span.start), timeframe.ceil(span.end))
     if whole.start >= whole.end:
         return []
-    runs = _runs(times, timeframe)
+    runs, covered = _runs(times, timeframe), on_grid(covered, timeframe)
     quiet = covered.clip(whole) - runs
     unknown = SpanSet((whole,)) - covered - runs
     found = [
@@ -47,7 +47,7 @@ def stretches(times: Any, covered: SpanSet, span: Span, timeframe: Timeframe) ->
 
 def quiet_spans(times: Any, covered: SpanSet, timeframe: Timeframe) -> SpanSet:
     """Where silence is vouched for: `covered` without the candles that exist."""
-    return covered - _runs(times, timeframe)
+    return on_grid(covered, timeframe) - _runs(times, timeframe)
 
 
 def common_quiet(quiet: Iterable[SpanSet]) -> SpanSet:

@@ -13,8 +13,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from backbone.model import Span
+from backbone.timeframe import Timeframe
 
-__all__ = ["Fresh", "Ledger", "SpanSet"]
+__all__ = ["EVER", "Fresh", "Ledger", "SpanSet", "on_grid"]
+
+
+EVER = Span(0, 1 << 62)
+"""All the time that a store can speak of."""
 
 
 class SpanSet:
@@ -166,6 +171,11 @@ def _normal(spans: Iterable[tuple[int, int]]) -> tuple[Span, ...]:
 
 
 _EMPTY = SpanSet()
+
+
+def on_grid(spans: SpanSet, timeframe: Timeframe) -> SpanSet:
+    """The same candle opens, between grid points: spans that leave out no candle then touch."""
+    return SpanSet((timeframe.ceil(max(0, a)), min(timeframe.ceil(b), EVER.end)) for a, b in spans if b > 0)
 
 
 class Fresh(NamedTuple):

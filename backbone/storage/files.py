@@ -35,6 +35,7 @@ __all__ = ["Blob", "LocalFiles", "Version"]
 Version = tuple[int, int, int]
 """(inode, modification time in ns, size). The time is set to rise with every replacement."""
 
+_IS_WINDOWS = os.name == "nt"
 _POLL_S = 0.002
 _SHARING_S = 2.0  # how long a replacement waits for a reader on systems that lock open files
 
@@ -158,7 +159,7 @@ class LocalFiles:
                 os.replace(source, target)
                 return
             except PermissionError:
-                if os.name != "nt" or self._clock.monotonic() >= deadline:
+                if not _IS_WINDOWS or self._clock.monotonic() >= deadline:
                     raise
             with self._pause:
                 self._clock.wait(self._pause, 0.01)
@@ -210,12 +211,13 @@ class LocalFiles:
         try:
             self._make_folder(os.path.dirname(path))
             lock.acquire()
+            _sign(path)
             return lock
         except filelock.Timeout as exc:
             raise StoreBusyError(
                 f"{path} has been held by another process for {timeout_s:g} s",
                 path=path,
-                holder="another process",
+                holder=_holder(path),
             ) from exc
         except OSError as exc:
             raise self._failed("lock", lock_key, exc) from exc
@@ -277,6 +279,20 @@ class LocalFiles:
 
     def __repr__(self) -> str:
         return f"LocalFiles({self._root!r})"
+
+
+def _sign(path: str) -> None:
+    """Say in the lock file who holds it; only for the message of whoever waits in vain."""
+    with suppress(OSError), open(path, "r+b", buffering=0) as file:
+        file.write(b"process %-12d" % os.getpid())
+
+
+def _holder(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.read(64).decode("ascii", "replace").strip() or "another process"
+    except OSError:  # some systems lock the bytes as well
+        return "another process"
 
 
 def _remove(path: str) -> None:

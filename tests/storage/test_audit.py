@@ -1,0 +1,216 @@
+"""Proving files from themselves, and mending them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from backbone.errors import StoreError
+from backbone.model import CANDLE_SCHEMA, Span
+from backbone.storage.coverage import Ledger, SpanSet
+from backbone.storage.layout import Series
+from backbone.storage.partition import REVISION_SCHEMA, Partition, encode_ledger, encode_partition
+from backbone.timeframe import period_name, period_of
+from tests.storage.helpers import DAY, MAY, MINUTE, StillClock, candles, minutes, open_store, span
+from tests.storage.test_candles import BTC, ETH, EVER, partitions_in, spoil
+from tests.storage.test_partition import reseal
+
+SERIES = Series("upbit", BTC, MINUTE)
+PERIOD = period_of(MINUTE, MAY)
+
+
+def fill(root: Path) -> None:
+    """Two markets with rows, silence before them."""
+    store = open_store(root)
+    store.put(BTC, MINUTE, minutes(0, 200, every=3), Span(0, MAY + 200 * 60_000_000), now_us=MAY)
+    store.put(ETH, MINUTE, minutes(31 * 1440 - 9, 31 * 1440 + 9), span(31 * 1440 - 9, 31 * 1440 + 9), now_us=MAY)
+    store.put(ETH, DAY, candles([MAY]), Span(MAY, MAY + 1), now_us=MAY)
+    store.close()
+
+
+def forge(root: Path, table: pa.Table, covered: SpanSet | None = None) -> Path:
+    """A partition with a right seal over rows that the store would never take."""
+    held = Partition(table, Ledger(covered or SpanSet([PERIOD])), REVISION_SCHEMA.empty_table())
+    path = root / SERIES.key(PERIOD)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_partition(held, SERIES, period_name(MINUTE, PERIOD)))
+    return path
+
+
+def changed(column: str, value: float) -> pa.Table:
+    """Good rows but for one number."""
+    table = minutes(0, 9)
+    values = table.column(column).to_numpy().copy()
+    values[4] = value
+    return table.set_column(table.schema.get_field_index(column), CANDLE_SCHEMA.field(column), [values])
+
+
+def test_verify_of_a_good_store_finds_nothing(tmp_path: Path) -> None:
+    """A store that was only written by backbone has no problem, and an empty one neither."""
+    assert open_store(tmp_path / "none").verify() == []
+    assert open_store(tmp_path / "none").repair() == []
+    fill(tmp_path)
+    assert open_store(tmp_path).verify() == []
+    assert open_store(tmp_path).repair() == []
+    (tmp_path / "candles" / ".DS_Store").write_bytes(b"")
+    assert open_store(tmp_path).verify() == []
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("table", "kind"),
+    [
+        (candles([MAY + 1_000_000]), "grid"),
+        (candles([MAY, MAY]), "damaged"),
+        (candles([MAY + 60_000_000, MAY]), "damaged"),
+        (candles([MAY - 60_000_000]), "damaged"),
+        *((changed(name, value), "prices") for name in ("open", "close") for value in (1.0, 1e9, NAN, -1.0)),
+        *((changed("low", value), "prices") for value in (0.0, -1.0, 1e9, NAN)),
+        *((changed("high", value), "prices") for value in (0.0, INF, NAN)),
+        *((changed("volume", value), "prices") for value in (-1.0, INF, NAN)),
+        *((changed("value", value), "prices") for value in (-1.0, INF)),
+    ],
+)
+def test_verify_finds_rows_that_break_a_rule(tmp_path: Path, table: pa.Table, kind: str) -> None:
+    """Grid, order, uniqueness, period and prices are proved from the rows; repair sets the file aside."""
+    path = forge(tmp_path, table)
+    (problem,) = open_store(tmp_path).verify()
+    assert (problem.market, problem.timeframe, problem.path, problem.kind) == (BTC, "1m", str(path), kind)
+    assert problem.detail
+    store = open_store(tmp_path)
+    (mended,) = store.repair()
+    assert mended.kind == kind
+    assert "moved to" in mended.detail
+    assert open_store(tmp_path).verify() == []
+    assert store.coverage(BTC, MINUTE, EVER) == SpanSet()
+    assert [incident.kind for incident in store.incidents()] == ["set-aside"]
+
+
+def test_verify_takes_a_turnover_that_was_never_known(tmp_path: Path) -> None:
+    """Recorded history without turnover is no damage."""
+    forge(tmp_path, changed("value", NAN))
+    assert open_store(tmp_path).verify() == []
+
+
+def test_verify_finds_rows_outside_what_the_file_vouches_for(tmp_path: Path) -> None:
+    """A row without its claim is a problem, as a claim without its row could not be seen."""
+    forge(tmp_path, minutes(0, 9), SpanSet([span(0, 8)]))
+    assert [problem.kind for problem in open_store(tmp_path).verify()] == ["uncovered"]
+
+
+def test_verify_finds_every_damaged_file_and_changes_nothing(tmp_path: Path) -> None:
+    """Auditing is reading: the damage is told each time, until somebody repairs."""
+    fill(tmp_path)
+    paths = [*partitions_in(tmp_path), *(tmp_path / "quiet").rglob("*.json")]
+    for path in paths:
+        spoil(path)
+    store = open_store(tmp_path)
+    for _ in range(2):
+        assert sorted(p.path for p in store.verify()) == sorted(map(str, paths))
+    assert {problem.kind for problem in store.verify()} == {"damaged"}
+    assert [p.path for p in store.verify(ETH)] == [p.path for p in store.verify() if p.market == ETH]
+    assert len(store.verify(ETH, DAY)) == 1
+    assert len(store.repair()) == len(paths)
+    assert store.verify() == []
+    assert len([path for path in (tmp_path / "set-aside").rglob("*") if path.is_file()]) == len(paths)
+
+
+def test_foreign_file_among_the_partitions_is_told_and_set_aside(tmp_path: Path) -> None:
+    """A copy that a sync tool left would be read by other engines as more candles."""
+    fill(tmp_path)
+    copy = partitions_in(tmp_path)[0].with_name("candles (conflicted copy).parquet")
+    copy.write_bytes(partitions_in(tmp_path)[0].read_bytes())
+    (tmp_path / "quiet" / "notes.txt").write_text("hello")
+    (tmp_path / "quiet" / "exchange=upbit" / "notes.txt").write_text("hello")
+    store = open_store(tmp_path)
+    problems = store.verify()
+    assert {problem.kind for problem in problems} == {"foreign"}
+    assert str(copy) in {problem.path for problem in problems}
+    store.repair()
+    assert store.verify() == []
+    assert len(list((tmp_path / "set-aside").rglob("candles (conflicted copy).parquet*"))) == 1
+
+
+def test_unfinished_write_is_told_and_removed_unless_somebody_is_at_it(tmp_path: Path) -> None:
+    """What a killed writer left is garbage; what a living one is writing is not."""
+    fill(tmp_path)
+    left = tmp_path / "tmp" / (SERIES.key(PERIOD).replace("/", "+") + ".4711-0")
+    left.write_bytes(b"PAR1half")
+    quiet = tmp_path / "tmp" / (SERIES.quiet_key.replace("/", "+") + ".4711-1")
+    quiet.write_bytes(b"{")
+    store = open_store(tmp_path)
+    assert [problem.kind for problem in store.verify()] == ["leftover", "leftover"]
+
+    import threading
+
+    found: list[object] = []
+    with store._files.exclusive(SERIES.lock_key):
+        thread = threading.Thread(target=lambda: found.extend(open_store(tmp_path).verify()))
+        thread.start()
+        thread.join()
+    assert found == []
+    assert [problem.detail.split("; ")[1] for problem in store.repair()] == ["removed", "removed"]
+    assert not left.exists()
+    assert not quiet.exists()
+    assert store.verify() == []
+
+
+def test_partition_of_a_newer_version_is_told_and_left(tmp_path: Path) -> None:
+    """Repair does not touch what a newer backbone has written."""
+    fill(tmp_path)
+    path = partitions_in(tmp_path)[0]
+    path.write_bytes(reseal(path.read_bytes().replace(b'"format":1', b'"format":3')))
+    store = open_store(tmp_path)
+    assert [problem.kind for problem in store.verify()] == ["newer"]
+    assert [problem.detail.rsplit("; ", 1)[1] for problem in store.repair()] == ["left where it is"]
+    assert path.exists()
+
+
+def test_repair_lets_no_stale_silence_speak_for_a_file_set_aside(tmp_path: Path) -> None:
+    """The span of a partition that repair moved is unknown, whatever an old sidecar says of it."""
+    fill(tmp_path)
+    sidecar = tmp_path / SERIES.quiet_key
+    sidecar.write_bytes(encode_ledger(Ledger(SpanSet([Span(0, PERIOD.end)])), SERIES))
+    spoil(tmp_path / SERIES.key(PERIOD))
+    store = open_store(tmp_path)
+    store.repair()
+    assert store.coverage(BTC, MINUTE, EVER) == SpanSet([Span(0, MAY)])
+
+
+def test_repair_flushes_first_and_reads_anew(tmp_path: Path) -> None:
+    """What waits in memory is on disk before anything is moved."""
+    store = open_store(tmp_path)
+    store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
+    assert store.repair() == []
+    assert store.pending_rows() == 0
+
+
+def test_file_that_the_disk_refuses_to_give_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unreadable file is one problem, not the end of the audit."""
+    fill(tmp_path)
+    store = open_store(tmp_path)
+    read = store._files.read
+
+    def refuse(key: str) -> object:
+        if "KRW-ETH" in key and "month-2024-05" in key:
+            raise StoreError(f"cannot read {key}: Input/output error", path=key)
+        return read(key)
+
+    monkeypatch.setattr(store._files, "read", refuse)
+    assert [problem.kind for problem in store.verify()] == ["unreadable"]
+
+
+def test_verified_year_of_minutes_is_quick_enough_to_be_done_often(tmp_path: Path) -> None:
+    """Every row of every partition is looked at, in one vectorised pass each."""
+    store = open_store(tmp_path, StillClock())
+    first = np.arange(0, 366 * 1440 * 60_000_000, 60_000_000, dtype=np.int64) + 1_704_067_200_000_000
+    store.put(BTC, MINUTE, candles(first.tolist()), Span(int(first[0]), int(first[-1]) + 60_000_000), now_us=MAY)
+    store.close()
+    assert len(partitions_in(tmp_path)) == 12
+    assert open_store(tmp_path).verify() == []
+    assert open_store(tmp_path).read(BTC, MINUTE, EVER).table.num_rows == 366 * 1440

@@ -1,0 +1,236 @@
+"""Bytes on disk: atomic, exclusive, and honest about failure."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from backbone.errors import StoreBusyError, StoreError
+from backbone.storage import files as module
+from backbone.storage.files import LocalFiles
+from tests.storage.helpers import StillClock
+
+KEY = "candles/a/b.parquet"
+LOCK = "locks/a.lock"
+
+
+def local(root: Path, **options: float) -> LocalFiles:
+    return LocalFiles(root, StillClock(), **options)
+
+
+def names(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def test_replaced_file_reads_back_with_a_new_version(tmp_path: Path) -> None:
+    """Every replacement has a version of its own, even when clock, size and inode repeat."""
+    files = local(tmp_path)
+    assert files.read(KEY) is None
+    assert files.stat(KEY) is None
+    versions = set()
+    for n in range(50):
+        versions.add(files.replace(KEY, b"%04d" % n))
+        blob = files.read(KEY)
+        assert blob is not None
+        assert blob.data == b"%04d" % n
+        assert blob.version == files.stat(KEY)
+        assert blob.version in versions
+    assert len(versions) == 50
+    assert len({stamp for _, stamp, _ in versions}) == 50
+    assert names(tmp_path) == [KEY]
+
+
+def test_replace_never_shows_a_reader_a_part(tmp_path: Path) -> None:
+    """A reader finds the old content or the new, whole."""
+    files = local(tmp_path)
+    files.replace(KEY, b"a" * 100_000)
+    torn: list[int] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            blob = files.read(KEY)
+            if blob is None or len(blob.data) != 100_000 or len(set(blob.data)) != 1:
+                torn.append(1)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for n in range(100):
+        files.replace(KEY, bytes([97 + n % 2]) * 100_000)
+    done.set()
+    thread.join()
+    assert torn == []
+
+
+STEPS = ["open", "write", "utime", "fsync", "replace", "mkdir"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("step", STEPS)
+def test_write_that_fails_at_any_step_is_one_error_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int
+) -> None:
+    """Wherever a write fails, the old content stays, nothing unfinished remains, and the path is named."""
+    files = local(tmp_path)
+    files.replace(KEY, b"old")
+    target = "candles/new/c.parquet" if step == "mkdir" else KEY
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        if step == "write":
+            patched.setattr(module, "memoryview", fail, raising=False)
+        else:
+            patched.setattr(module.os, step, fail)
+        with pytest.raises(StoreError, match="cannot write") as caught:
+            files.replace(target, b"new")
+    assert str(caught.value.path) == str(tmp_path / target)
+    assert isinstance(caught.value.__cause__, OSError)
+    if code == errno.ENOSPC:
+        assert "the disk is full" in str(caught.value)
+    assert names(tmp_path) == [KEY]
+    assert (tmp_path / KEY).read_bytes() == b"old"
+    files.replace(target, b"new")
+    assert (tmp_path / target).read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("call", ["stat", "read", "list", "remove", "set_aside"])
+def test_failure_of_any_call_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """A disk that refuses is told in the error tree, with the path."""
+    files = local(tmp_path)
+    files.replace(KEY, b"x")
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    patched = {"stat": "stat", "read": "fstat", "list": "listdir", "remove": "unlink", "set_aside": "replace"}[call]
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, patched, fail)
+        with pytest.raises(StoreError, match="Input/output error") as caught:
+            getattr(files, call)(KEY, *([7] if call == "set_aside" else []))
+    assert str(caught.value.path) == str(tmp_path / KEY)
+
+
+def test_vanished_root_is_not_made_anew(tmp_path: Path) -> None:
+    """A folder that was there and is gone is an error, not an invitation to fill what lies below its mount."""
+    root = tmp_path / "disk"
+    files = local(root)
+    files.replace(KEY, b"x")
+    root.rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="vanished"):
+        files.replace(KEY, b"y")
+    with pytest.raises(StoreError, match="vanished"), files.exclusive(LOCK):
+        pass
+    assert not root.exists()
+    assert files.read(KEY) is None
+    root.mkdir()
+    files.replace(KEY, b"z")
+    assert (root / KEY).read_bytes() == b"z"
+
+
+def test_folder_below_the_root_that_was_deleted_is_made_again(tmp_path: Path) -> None:
+    """Deleting one market to make room does not stop the store."""
+    import shutil
+
+    files = local(tmp_path)
+    files.replace(KEY, b"x")
+    shutil.rmtree(tmp_path / "candles")
+    files.replace(KEY, b"y")
+    assert (tmp_path / KEY).read_bytes() == b"y"
+
+
+def test_set_aside_keeps_every_file_it_moves(tmp_path: Path) -> None:
+    """Two files set aside from one place in one instant are both kept."""
+    files = local(tmp_path)
+    for content in (b"one", b"two"):
+        files.replace(KEY, content)
+        files.set_aside(KEY, 7)
+    assert sorted(path.read_bytes() for path in (tmp_path / "set-aside").rglob("b.parquet*")) == [b"one", b"two"]
+    assert files.stat(KEY) is None
+
+
+# -- locks
+
+
+def test_lock_is_taken_again_by_its_own_thread_and_by_no_other(tmp_path: Path) -> None:
+    """The holder may nest; another thread waits until the deadline and is told."""
+    files = local(tmp_path, lock_timeout_s=0.05)
+    refused: list[StoreBusyError] = []
+
+    def other() -> None:
+        try:
+            with files.exclusive(LOCK):
+                pass
+        except StoreBusyError as exc:
+            refused.append(exc)
+
+    with files.exclusive(LOCK):
+        with files.exclusive(LOCK):
+            pass
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert [str(exc.path) for exc in refused] == [str(tmp_path / LOCK)]
+    assert refused[0].holder
+    refused.clear()
+    other()
+    assert refused == []
+
+
+def test_lock_held_by_another_process_times_out_and_is_free_once_that_dies(tmp_path: Path) -> None:
+    """A live holder is a busy error with what is known of it; a killed one holds nothing."""
+    code = (
+        "import sys, threading\n"
+        "from pathlib import Path\n"
+        "from backbone.clock import SystemClock\n"
+        "from backbone.storage.files import LocalFiles\n"
+        f"with LocalFiles(Path(sys.argv[1]), SystemClock()).exclusive({LOCK!r}):\n"
+        "    print('held', flush=True)\n"
+        "    threading.Event().wait(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(StoreBusyError, match="another process") as caught, local(tmp_path).exclusive(LOCK, 0.05):
+            pass
+        assert str(process.pid) in caught.value.holder
+        process.kill()
+        process.wait()
+    with local(tmp_path).exclusive(LOCK, 1.0):
+        pass
+
+
+def test_lock_in_a_folder_that_refuses_is_a_store_error(tmp_path: Path) -> None:
+    """Where no lock can be made, the error names the lock's path."""
+    (tmp_path / "locks").write_text("in the way")
+    with pytest.raises(StoreError, match="cannot lock"), local(tmp_path).exclusive(LOCK):
+        pass
+
+
+def test_rename_waits_for_a_reader_where_open_files_are_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On systems that refuse to replace an open file, the rename is tried again until a deadline."""
+    files = local(tmp_path)
+    files.replace(KEY, b"old")
+    refusals = iter([True, True, False])
+    rename = os.replace
+
+    def replace(source: str, target: str) -> None:
+        if next(refusals):
+            raise PermissionError(errno.EACCES, "in use")
+        rename(source, target)
+
+    monkeypatch.setattr(module, "_IS_WINDOWS", True)
+    monkeypatch.setattr(module.os, "replace", replace)
+    files.replace(KEY, b"new")
+    assert (tmp_path / KEY).read_bytes() == b"new"
+    monkeypatch.setattr(module.os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "in use")))
+    with pytest.raises(StoreError, match="not allowed"):
+        files.replace(KEY, b"newer")
+    assert (tmp_path / KEY).read_bytes() == b"new"

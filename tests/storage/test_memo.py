@@ -1,0 +1,155 @@
+"""Memoised results: right, private, and never in the way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from backbone.storage import memo as module
+from backbone.storage.memo import FrameMemo
+
+KEY = ("KRW-BTC", "1m", 1, 2, "abc")
+
+
+def frame(seed: int = 1, rows: int = 1000) -> pd.DataFrame:
+    values = np.random.default_rng(seed).random((rows, 2))
+    index = pd.date_range("2024-05-01", periods=rows, freq="min", tz="Asia/Seoul", unit="us", name="time")
+    return pd.DataFrame(values, index=index, columns=["open", "close"])
+
+
+def never() -> Any:
+    raise AssertionError("made again")
+
+
+def test_memo_gives_the_same_frame_without_making_it(tmp_path: Path) -> None:
+    """A second ask, also of another process's memo on the folder, loads an equal frame, index type included."""
+    first, is_loaded = FrameMemo(tmp_path / "memo").get(KEY, frame)
+    assert not is_loaded
+    again = FrameMemo(tmp_path / "memo")
+    for _ in range(2):
+        found, is_loaded = again.get(KEY, never)
+        assert is_loaded
+        pd.testing.assert_frame_equal(found, frame(), check_freq=False)
+    pd.testing.assert_frame_equal(first, frame(), check_freq=False)
+    assert (again.hits, again.misses) == (2, 0)
+
+
+def test_memo_of_another_version_is_another_result(tmp_path: Path) -> None:
+    """Every part of the key counts, so a changed partition is never served stale."""
+    memo = FrameMemo(tmp_path / "memo")
+    memo.get(KEY, frame)
+    for position in range(len(KEY)):
+        other = (*KEY[:position], "other", *KEY[position + 1 :])
+        found, is_loaded = memo.get(other, lambda: frame(2))
+        assert not is_loaded
+        pd.testing.assert_frame_equal(found, frame(2), check_freq=False)
+
+
+def test_memo_result_may_be_written_to_and_the_cache_stays(tmp_path: Path) -> None:
+    """A loaded frame is the caller's own."""
+    memo = FrameMemo(tmp_path / "memo")
+    for _ in range(3):
+        found, _ = memo.get(KEY, frame)
+        assert found.iloc[0, 0] == frame().iloc[0, 0]
+        found.iloc[0, 0] = 7.0
+        assert found.iloc[0, 0] == 7.0
+
+
+def test_memo_touches_no_disk_until_used(tmp_path: Path) -> None:
+    """Constructing makes no folder."""
+    assert "0 hits" in repr(FrameMemo(tmp_path / "memo"))
+    assert not (tmp_path / "memo").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners or modes here")
+@pytest.mark.parametrize("mode", [0o777, 0o755, 0o700])
+def test_memo_folder_is_private_to_the_user(tmp_path: Path, mode: int) -> None:
+    """What is unpickled is in a folder that nobody else can write to or look into."""
+    folder = tmp_path / "memo"
+    folder.mkdir()
+    folder.chmod(mode)
+    FrameMemo(folder).get(KEY, frame)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_memo_folder_that_is_a_link_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A link could lead to a folder that somebody else fills."""
+    (tmp_path / "target").mkdir()
+    (tmp_path / "memo").symlink_to(tmp_path / "target")
+    memo = FrameMemo(tmp_path / "memo")
+    with caplog.at_level(logging.WARNING):
+        assert [memo.get(KEY, frame)[1] for _ in range(2)] == [False, False]
+    assert list((tmp_path / "target").iterdir()) == []
+    assert "memo.not_used" in caplog.text
+
+
+def test_memo_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is unpickled from a folder that is not ours."""
+    folder = tmp_path / "memo"
+    FrameMemo(folder).get(KEY, frame)
+    monkeypatch.setattr(module.os, "geteuid", lambda: 12345)
+    found, is_loaded = FrameMemo(folder).get(KEY, lambda: frame(3))
+    assert not is_loaded
+    assert found.iloc[0, 0] == frame(3).iloc[0, 0]
+
+
+def test_memo_that_cannot_write_returns_what_was_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk costs the memo, not the answer, and nothing is made twice."""
+    from joblib import numpy_pickle
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    memo, made = FrameMemo(tmp_path / "memo"), []
+    memo.get(("ready",), frame)
+    monkeypatch.setattr(numpy_pickle, "dump", full)
+    for action in ("error", "ignore"):
+        with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
+            warnings.simplefilter(action)  # type: ignore[arg-type]
+            found, is_loaded = memo.get((*KEY, action), lambda: made.append(1) or frame())  # type: ignore[func-returns-value]
+        assert not is_loaded
+        pd.testing.assert_frame_equal(found, frame())
+    assert len(made) == 2
+    assert "memo.not_kept" in caplog.text
+
+
+def test_memo_damaged_entry_is_made_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A cut result file is replaced, and nothing is printed into the notebook."""
+    memo = FrameMemo(tmp_path / "memo")
+    memo.get(KEY, frame)
+    (entry,) = (tmp_path / "memo").rglob("output.pkl")
+    entry.write_bytes(entry.read_bytes()[:100])
+    found, is_loaded = memo.get(KEY, lambda: frame(4))
+    assert not is_loaded
+    pd.testing.assert_frame_equal(found, frame(4), check_freq=False)
+    assert memo.get(KEY, never)[1]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_memo_error_of_the_maker_is_raised_as_it_is(tmp_path: Path) -> None:
+    """A failure to make the result is the maker's, not the memo's, and is not remembered."""
+    memo = FrameMemo(tmp_path / "memo")
+    with pytest.raises(KeyError, match="mine"):
+        memo.get(KEY, lambda: {}["mine"])
+    assert memo.get(KEY, frame)[1] is False
+
+
+def test_memo_folder_stays_within_its_bytes(tmp_path: Path) -> None:
+    """Old results go when the limit is passed."""
+    memo = FrameMemo(tmp_path / "memo", bytes_limit=400_000)
+    for n in range(60):
+        memo.get(("KRW-BTC", n), lambda n=n: frame(n))  # type: ignore[misc]
+    size = sum(path.stat().st_size for path in (tmp_path / "memo").rglob("*") if path.is_file())
+    assert size < 600_000
+    memo.clear()
+    assert memo.get(("KRW-BTC", 59), frame)[1] is False
