@@ -105,13 +105,12 @@ class StreamState:
 
 
 def backoff_s(failures: int, error: BackboneError, jitter: float) -> float:
-    """How long to stay away after the `failures`-th failure in a row; `jitter` in [0, 1) spreads many
-    clients.
-    """
+    """How long to stay away after the `failures`-th failure in a row; `jitter` in [0, 1) spreads clients."""
+    grown_s = 0.5 * 2.0 ** min(failures, 10)
     if isinstance(error, RateLimitedError):
-        return max(error.retry_after_s, min(FAR_S, 2.0**failures)) * (1 + jitter / 4)
-    longest = NEAR_S if isinstance(error, UnreachableError) else FAR_S
-    return min(longest, 0.5 * 2.0 ** min(failures, 10)) * (0.5 + jitter / 2)
+        return max(error.retry_after_s, min(FAR_S, 2 * grown_s)) * (1 + jitter / 4)
+    longest_s = NEAR_S if isinstance(error, UnreachableError) else FAR_S
+    return min(longest_s, grown_s) * (0.5 + jitter / 2)
 
 
 # ------------------------------------------------------------------------------------------ frame splitting
@@ -297,11 +296,11 @@ def _tls_options(url: str) -> dict[str, Any]:
         return {}
     import ssl
 
-    import requests.certs
+    import requests
 
     context = ssl.create_default_context()
     route = requests.Session().merge_environment_settings(url, {}, None, None, None)
-    bundle = route["verify"] if isinstance(route["verify"], str) else requests.certs.where()
+    bundle = route["verify"] if isinstance(route["verify"], str) else requests.utils.DEFAULT_CA_BUNDLE_PATH
     context.load_verify_locations(bundle)
     return {"context": context}
 

@@ -99,6 +99,13 @@ class Venue:
                         sock.sendall(answer)
         sock.close()
 
+    def await_connections(self, count: int) -> int:
+        """How many connections were accepted, once `count` were (or a second passed)."""
+        deadline = time.monotonic() + 1
+        while self.connections < count and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return self.connections
+
     def hang_up(self) -> None:
         for sock in self._open:
             with contextlib.suppress(OSError):
@@ -236,9 +243,7 @@ def test_refused_request_is_rejected_with_the_venues_words(venue: Venue, client:
     assert "Code not found" in str(error)
 
 
-@pytest.mark.parametrize(
-    "body", [b"Too many API requests.", b'{"error":{"name":429,"message":"x"}}', b"", b"\xff"]
-)
+@pytest.mark.parametrize("body", [b"Too many API requests.", b'{"error":{"name":429,"message":"x"}}', b"", b"\xff"])
 def test_rate_limit_is_told_whatever_its_body(venue: Venue, client: RestClient, body: bytes) -> None:
     """A 429 need not be JSON; its group is the one that the reply names."""
     venue.script = lambda head: reply(429, body, Remaining_Req="group=origin; min=6; sec=0")
@@ -295,9 +300,7 @@ def test_redirect_is_not_followed(venue: Venue, client: RestClient) -> None:
 
 def test_body_that_the_parser_refuses_is_told_with_its_place(venue: Venue, client: RestClient) -> None:
     """A `PayloadError` knows url, market and facts."""
-    venue.script = lambda head: reply(
-        body=b'[{"market":"KRW-ETH"}]', Remaining_Req="group=candles; min=1; sec=8"
-    )
+    venue.script = lambda head: reply(body=b'[{"market":"KRW-ETH"}]', Remaining_Req="group=candles; min=1; sec=8")
     error = failure(client, candles_ask("KRW-BTC", TIMEFRAMES["1m"], None, 1))
     assert isinstance(error, PayloadError)
     assert error.url == f"{venue.url}/v1/candles/minutes/1?market=KRW-BTC&count=1"
@@ -435,7 +438,7 @@ def test_warm_opens_one_connection_without_a_request(venue: Venue, client: RestC
     """Warming twice opens once, and the request that follows finds the connection open."""
     client.warm()
     client.warm()
-    assert (venue.connections, venue.requests) == (1, [])
+    assert (venue.await_connections(1), venue.requests) == (1, [])
     client.send(ASK)
     client.warm()
     assert (venue.connections, len(venue.requests)) == (1, 1)
@@ -454,7 +457,7 @@ def test_connection_idle_for_long_is_not_used_again(venue: Venue) -> None:
     assert venue.connections == 2
     clock.ahead_s += rest.IDLE_S + 5
     client.warm()
-    assert venue.connections == 3
+    assert venue.await_connections(3) == 3
     client.close()
 
 
@@ -473,6 +476,7 @@ def test_critical_sibling_has_connections_of_its_own(venue: Venue, client: RestC
     sibling = client.critical()
     assert client.critical() is sibling
     sibling.warm()
+    venue.await_connections(1)
     client.send(ASK)
     sibling.send(ASK)
     numbers = [number for number, _ in venue.requests]
@@ -524,9 +528,7 @@ def test_proxy_of_the_environment_is_asked_once(venue: Venue, monkeypatch: pytes
     client.send(ASK)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     client.send(ASK)
-    assert [head.split("\r\n")[0] for _, head in venue.requests] == [
-        "GET http://venue.invalid/v1/x HTTP/1.1"
-    ] * 2
+    assert [head.split("\r\n")[0] for _, head in venue.requests] == ["GET http://venue.invalid/v1/x HTTP/1.1"] * 2
     client.close()
 
 

@@ -326,9 +326,7 @@ def test_markets_recorded_in_all_shapes_parse(recordings: Path) -> None:
         True,
         True,
     )
-    regional = parse(
-        (rest / "maxt_market_all_details_upbit-indonesia_2-markets_2026-07-30.json").read_bytes()
-    )
+    regional = parse((rest / "maxt_market_all_details_upbit-indonesia_2-markets_2026-07-30.json").read_bytes())
     assert [(m.market, m.korean_name, m.warning) for m in regional] == [
         ("BTC-ZIL", "", True),
         ("BTC-SIGN", "", False),
@@ -700,9 +698,7 @@ def test_date_header_is_an_instant_or_nothing() -> None:
     """A broken date is no reason to drop an answer."""
     assert wire.parse_date("Thu, 20 Feb 2020 11:19:00 GMT") == T0
     assert wire.parse_date("Thu, 20 Feb 2020 11:19:00 -0000") == T0
-    assert [wire.parse_date(text) for text in (None, "", "soon", "Thu, 99 Feb 2020 11:19:00 GMT")] == [
-        None
-    ] * 4
+    assert [wire.parse_date(text) for text in (None, "", "soon", "Thu, 99 Feb 2020 11:19:00 GMT")] == [None] * 4
 
 
 @pytest.mark.parametrize(
@@ -731,9 +727,7 @@ def test_date_header_is_an_instant_or_nothing() -> None:
         (b"blocked for 900000 hours", None, 86_400.0),
     ],
 )
-def test_block_time_is_found_however_it_is_said(
-    data: bytes, retry_after: str | None, expected: float
-) -> None:
+def test_block_time_is_found_however_it_is_said(data: bytes, retry_after: str | None, expected: float) -> None:
     """The form of a block's length is not documented; likely forms are read, silence means a minute."""
     assert wire.parse_block_s(data, retry_after, T0) == expected
 
@@ -858,9 +852,7 @@ PAIRS: dict[str, tuple[Any, dict[str, Any]]] = {
     "trade": (
         wire.trades_ask("KRW-BTC", 1).parse(body(TRADE_ROW))[0],
         # the socket's own timestamp is the time of sending, and its change has no sign
-        frame_of(
-            "trade", TRADE_ROW, trade_timestamp=1785397260652, timestamp=1785397260700, change_price=224000.0
-        ),
+        frame_of("trade", TRADE_ROW, trade_timestamp=1785397260652, timestamp=1785397260700, change_price=224000.0),
     ),
     "orderbook": (
         wire.orderbooks_ask(["BTC-ETH"]).parse(body(BOOK_ROW))[0],
@@ -882,9 +874,7 @@ def test_rows_of_one_instant_are_equal_whatever_the_channel(kind: str, dialect: 
 
 def test_orderbook_frame_in_exponents_equals_the_plain_row() -> None:
     """``1.16539E8`` and ``116539000`` are one price."""
-    text = (
-        json.dumps(PAIRS["orderbook"][1]).replace("116539000", "1.16539E8").replace("0.0007772", "7.772E-4")
-    )
+    text = json.dumps(PAIRS["orderbook"][1]).replace("116539000", "1.16539E8").replace("0.0007772", "7.772E-4")
     assert wire.parse_frame(text.encode())[0].record == PAIRS["orderbook"][0]
 
 
@@ -1037,9 +1027,7 @@ def mangled(draw: st.DrawFn) -> bytes:
     seed = draw(st.sampled_from(SEEDS))
     start = draw(st.integers(0, len(seed)))
     end = draw(st.integers(start, min(len(seed), start + 40)))
-    word = st.sampled_from(
-        [b"", b"null", b"-1", b"1e999", b'"', b"[", b"}", b"NaN", b"\xff", b"9" * 30, b"{}"]
-    )
+    word = st.sampled_from([b"", b"null", b"-1", b"1e999", b'"', b"[", b"}", b"NaN", b"\xff", b"9" * 30, b"{}"])
     return seed[:start] + draw(word | st.binary(max_size=8)) + seed[end:]
 
 
@@ -1047,9 +1035,7 @@ json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from([*SIMPLE_KEYS, "market", "error", "status", "method"]), inner, max_size=5
-        )
+        | st.dictionaries(st.sampled_from([*SIMPLE_KEYS, "market", "error", "status", "method"]), inner, max_size=5)
     ),
     max_leaves=12,
 ).map(lambda content: json.dumps(content).encode())
@@ -1073,9 +1059,7 @@ def test_anything_is_a_record_or_a_payload_error(data: bytes) -> None:
 
 def test_subscribe_frame_is_one_array_with_ticket_types_and_format() -> None:
     """The frame is what the venue's documentation shows."""
-    frame = wire.subscribe_frame(
-        "t-1", {"ticker": ["KRW-BTC", "KRW-ETH"], "candle.1h": ["KRW-BTC"]}, "SIMPLE"
-    )
+    frame = wire.subscribe_frame("t-1", {"ticker": ["KRW-BTC", "KRW-ETH"], "candle.1h": ["KRW-BTC"]}, "SIMPLE")
     assert json.loads(frame) == [
         {"ticket": "t-1"},
         {"type": "ticker", "codes": ["KRW-BTC", "KRW-ETH"]},
