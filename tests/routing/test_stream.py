@@ -496,16 +496,16 @@ def test_refused_handshake_is_an_error_of_the_tree_and_waited_out(
     head = b"HTTP/1.1 %d No\r\nLocation: %s\r\nContent-Length: %d\r\n\r\n" % (status, location, len(body))
     venue.refusal = head + body
     listener.stream.subscribe("k", "ticker", ["KRW-BTC"])
-    state = listener.until("backing-off")
+    state = eventually(lambda: [each for each in listener.states if each.phase == "backing-off"])[0]
     assert isinstance(state.last_error, kind)
     assert len(venue.peers) == 1
     venue.refusal = None
-    listener.skip(wait_s - 0.2)
-    time.sleep(0.1)
-    assert len(venue.peers) == 1
-    listener.skip(0.3)
+    while len(venue.peers) == 1:
+        listener.skip(wait_s / 20)
+        time.sleep(0.01)
+    again = next(each for each in listener.states[listener.states.index(state) :] if each.phase == "connecting")
+    assert wait_s * 0.98 <= (again.since_us - state.since_us) / 1e6 <= wait_s * 1.2 + 1
     eventually(lambda: listener.records)
-    assert len(venue.peers) == 2
 
 
 def test_foreign_server_is_unreachable(listener: Listener, venue: SocketVenue) -> None:
