@@ -245,6 +245,7 @@ class Scheduler:
         self._landed = threading.Condition(self._lock)
         self._rows: dict[str, tuple[_Row, ...]] = {}
         self._delayed: list[tuple[float, int, Ticket]] = []  # tickets that back off, by when they come back
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []  # work without a permit, by when it is due
         self._flights: dict[Ask, _Flight] = {}
         self._jobs: deque[Callable[[], None]] = deque()
         self._threads: list[threading.Thread] = []
@@ -281,6 +282,14 @@ decided.
             self._check_open_locked()
             self._queue_locked(ticket)
         return ticket
+
+    def call_later(self, delay_s: float, job: Callable[[], None]) -> None:
+        """Run `job` on a worker in `delay_s` seconds, without a permit; never if the scheduler is closed first."""
+        with self._lock:
+            self._check_open_locked()
+            heapq.heappush(self._timers, (self._clock.monotonic() + delay_s, next(_numbers), job))
+            self._start_dispatcher_locked()
+            self._wake.notify()
 
     def lift(self, ticket: Ticket, priority: Priority) -> None:
         """Give a waiting ticket a more urgent priority; it keeps its age. Never lowers one."""
@@ -422,8 +431,7 @@ decided.
 
     def _queue_locked(self, ticket: Ticket) -> None:
         self._row_locked(ticket.group, ticket.priority).push(ticket)
-        if not self._threads:
-            self._start_locked("backbone-dispatch", self._dispatch_loop)
+        self._start_dispatcher_locked()
         self._wake.notify()
 
     def _delay_locked(self, ticket: Ticket, until: float) -> None:
@@ -479,6 +487,10 @@ decided.
 
     # ----------------------------------------------------------------------------------------- the dispatcher
 
+    def _start_dispatcher_locked(self) -> None:
+        if not self._threads:
+            self._start_locked("backbone-dispatch", self._dispatch_loop)
+
     def _start_locked(self, name: str, loop: Callable[[], None]) -> None:
         thread = threading.Thread(target=loop, name=name, daemon=True)
         self._threads.append(thread)
@@ -529,11 +541,13 @@ decided.
             ticket = heapq.heappop(self._delayed)[2]
             if ticket.state is _State.QUEUED:
                 self._row_locked(ticket.group, ticket.priority).push(ticket)
+        while self._timers and self._timers[0][0] <= now:
+            self._job_locked(heapq.heappop(self._timers)[2])
 
     def _next_turn_locked(self, now: float) -> tuple[tuple[str, Priority, float] | None, float | None]:
         """The row that tries for a permit now, best key first; and when to look again if there is none."""
         best: tuple[float, str, Priority, float] | None = None
-        wake = self._delayed[0][0] if self._delayed else None
+        wake = min((heap[0][0] for heap in (self._delayed, self._timers) if heap), default=None)
         for group, rows in self._rows.items():
             for priority, row in zip(_RANKS, rows, strict=True):
                 ticket = row.head(priority) if row.depth else None
