@@ -61,13 +61,9 @@ class Priority(enum.Enum):
     NORMAL = "normal"
     LOW = "low"
 
-    @property
-    def rank(self) -> int:
-        """0 is the most urgent."""
-        return _RANKS[self]
-
-
-_RANKS = {priority: rank for rank, priority in enumerate(Priority)}
+    def __init__(self, name: str) -> None:
+        self.rank = len(type(self).__members__)
+        """0 is the most urgent. An attribute, because every permit asks for it."""
 
 
 class DataType(enum.Enum):

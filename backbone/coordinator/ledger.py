@@ -114,19 +114,19 @@ class _CellLimiter:
                 if held:
                     self._release()
 
-    def take(self, group: str, priority: Priority, since: float, now: float) -> float:
+    def take(self, group: str, priority: Priority, since: float, now: float, depth: int = 1) -> float:
         rank = priority.rank
         key = rates.waiting_key(rank, since)
         with self._lock:
             if not self._seize(now):
                 return now + _BUSY_S
             try:
-                again = rates.take(self._cells(group), self.rules, self._owner, rank, key, now)
+                again = rates.take(self._cells(group), self.rules, self._owner, rank, key, now, depth)
             finally:
                 self._release()
             if again:
                 self._waiting.add((group, rank))
-            else:
+            elif self._waiting:
                 self._waiting.discard((group, rank))
         return again
 
@@ -240,10 +240,7 @@ class FileLimiter(_CellLimiter):
     def _seize(self, now: float) -> bool:
         if now >= self._check_at or self._map is None:
             self._check(now)
-        for _ in range(_SPINS):
-            if _try_lock(self._fd):
-                return True
-        return False
+        return _try_lock(self._fd) or any(_try_lock(self._fd) for _ in range(_SPINS))
 
     def _release(self) -> None:
         _unlock(self._fd)
@@ -257,9 +254,10 @@ class FileLimiter(_CellLimiter):
         self._check_at = now + _CHECK_S
         if self._map is not None:
             with contextlib.suppress(FileNotFoundError):
-                named, held = os.stat(self._path), os.fstat(self._fd)
+                named, held = self._path.stat(), os.fstat(self._fd)
                 if os.path.samestat(named, held) and held.st_size >= self._size():
                     os.utime(self._fd if os.utime in os.supports_fd else self._path)
+                    self._views = {}  # to be located again, which looks for damage
                     return
             self._unmap()
         self._open(now)
@@ -337,11 +335,12 @@ class FileLimiter(_CellLimiter):
         mark = float(int.from_bytes(hashlib.blake2b(name, digest_size=6).digest(), "big") + 1)
         place = self._place(name)
         cells = self._table[place * self.rules.size : (place + 1) * self.rules.size]
+        now = self._clock.monotonic()
+        rates.mend(cells, self.rules, now)
         if cells[0] != mark:
             for index in range(self.rules.size):
                 cells[index] = 0.0
             cells[0] = mark
-            now = self._clock.monotonic()
             if group != _HOST and (until := rates.ban_until(self._cells(_HOST), self.rules, now)):
                 rates.ban(cells, self.rules, until, now)
         self._views[group] = (mark, cells)
@@ -414,7 +413,7 @@ class PacedLimiter:
             gate = self._gates[group] = pace(lambda: None)
         return gate
 
-    def take(self, group: str, priority: Priority, since: float, now: float) -> float:
+    def take(self, group: str, priority: Priority, since: float, now: float, depth: int = 1) -> float:
         from ratelimit import RateLimitException
 
         with self._lock:
@@ -525,12 +524,12 @@ pace does not depend on the moment.
             self._degrade(exc)
             return getattr(self._form, name)(*args)
 
-    def take(self, group: str, priority: Priority, since: float, now: float) -> float:
+    def take(self, group: str, priority: Priority, since: float, now: float, depth: int = 1) -> float:
         try:
-            return self._form.take(group, priority, since, now)
+            return self._form.take(group, priority, since, now, depth)
         except OSError as exc:
             self._degrade(exc)
-            return self._form.take(group, priority, since, now)
+            return self._form.take(group, priority, since, now, depth)
 
     def leave(self, group: str, priority: Priority | None = None) -> None:
         self._ask("leave", group, priority)
@@ -585,7 +584,7 @@ def _make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True)
-        os.chmod(folder, 0o1777)
+        folder.chmod(0o1777)
     except FileExistsError:
         found = os.lstat(folder)
         if not stat.S_ISDIR(found.st_mode):
@@ -621,10 +620,10 @@ def _open_file(path: Path) -> int:
 
 def _remove_stale(path: Path) -> None:
     """Remove ledgers nobody used for a day. Whoever still has one open notices before using it again."""
-    newest = os.stat(path).st_mtime
+    newest = path.stat().st_mtime
     for other in path.parent.glob("*.quota"):
         with contextlib.suppress(OSError):
-            if other != path and os.stat(other).st_mtime < newest - _STALE_S:
+            if other != path and other.stat().st_mtime < newest - _STALE_S:
                 other.unlink()
 
 
@@ -641,7 +640,7 @@ def _boot() -> bytes:
 def _time_namespace() -> str:
     """Containers with their own monotonic clock must not share stamps with the rest."""
     try:
-        return os.readlink("/proc/self/ns/time")
+        return str(Path("/proc/self/ns/time").readlink())
     except OSError:
         return ""
 

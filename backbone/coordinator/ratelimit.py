@@ -48,6 +48,7 @@ __all__ = [
     "ban_until",
     "describe",
     "leave",
+    "mend",
     "move",
     "refuse",
     "settle",
@@ -56,28 +57,34 @@ __all__ = [
     "waiting_key",
 ]
 
-# The scalars at the start of the cells. Cell 0 is the caller's own mark, never touched here.
+# The scalars at the start of the cells. Cell 0 is the caller's own mark, never touched here. While the times of
+# the first six are past, nothing but the log itself holds anybody back: `take` has a short way for that.
 _STOP: Final = 1  # nothing is granted before this time: a 429
 _BAN: Final = 2  # nor before this one: a 418
-_LEVEL: Final = 3  # how far the pace is lowered, in steps of a fifth of the limit
-_EASE: Final = 4  # until when it is
-_CHAIN: Final = 5  # when the next paced grant is due
-_SPACED: Final = 6  # until when interactive work is paced too
-_PEAK: Final = 7  # most critical requests lately seen in one window
-_PEAK_AT: Final = 8
-_WAITING: Final = 9  # used rows of the waiting table
-_REFUSED: Final = 10  # for the record: 429s
-_FOREIGN: Final = 11  # for the record: requests of other software on this address
-_GRANTED: Final = 12  # for the record: grants by rank, four cells
-_HEAD: Final = 16
+_EASE: Final = 3  # until when the pace is lowered
+_SPACED: Final = 4  # until when interactive work is paced too
+_ATTEND: Final = 5  # until when a share is kept for critical
+_HEED: Final = 6  # until when a share is left to other software on this address
+_CHAIN: Final = 7  # when the next paced grant is due
+_WAITING: Final = 8  # used rows of the waiting table
+_LEVEL: Final = 9  # how far the pace is lowered, in steps of a fifth of the limit
+_PEAK: Final = 10  # most critical requests lately seen in one window
+_PEAK_AT: Final = 11
+_FOREIGN: Final = 12  # most requests of other software lately seen in one window
+_REFUSED: Final = 13  # for the record: 429s
+_GRANTED: Final = 14  # for the record: grants by rank, four cells
+_HEAD: Final = 18
 
 _CRITICAL: Final = Priority.CRITICAL.rank
 _LOW: Final = Priority.LOW.rank
 _ALLOWANCE: Final = (-1e9, 0.0, 2.0, 10.0)  # seconds, by rank
-_ROW: Final = struct.Struct("4d")  # a waiting row: owner, rank, key, expiry
-_FAR_S: Final = 60.0  # a wait longer than any queue makes: the cells are damaged
+_ROW: Final = struct.Struct("5d")  # a waiting row: owner, rank, key, expiry, how many it has waiting
+_ROW_CELLS: Final = 5
+_FAR_S: Final = 60.0  # nothing but a ban or an ease reaches further ahead: the cells are damaged
+_AHEAD_S: Final = 5.0  # another thread's time may be a little ahead of one's own, no more
 LONGEST_BAN_S: Final = 7 * 86400.0
 _LOWEST_LEVEL: Final = 4
+_CROWD: Final = 100  # a queue longer than this makes no difference to when those behind it come back
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,8 @@ moves the stamp instead.
     """A 429 stops the group for so long: into the venue's next second, however its clock stands to ours."""
     ease_s: float = 30.0
     """How long, for each level, the pace stays lowered after a 429."""
+    heed_s: float = 5.0
+    """How long after other software was noticed on this address its share is left to it."""
     waiters: int = 32
     """Rows of the waiting table: one for each process and priority that waits."""
 
@@ -115,17 +124,19 @@ moves the stamp instead.
     first_row: int = field(init=False, repr=False)
     size: int = field(init=False, repr=False)
     unpack: Callable[..., tuple[float, ...]] = field(init=False, repr=False, compare=False)
+    unpack_short: Callable[..., tuple[float, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.limit <= 1000 or not self.window_s > 0:
-            raise ValueError(f"limit={self.limit}, window_s={self.window_s}: 1 to 1000 in a positive window")
+        if not 1 <= self.limit <= 1000 or not 0 < self.window_s <= self.attention_s:
+            raise ValueError(f"limit={self.limit}, window_s={self.window_s}: not a rate that can be kept")
         first_critical = _HEAD + self.limit + 6  # a few more stamps than the window holds: `settle` looks further back
         first_row = first_critical + self.limit
         keep = object.__setattr__
         keep(self, "first_critical", first_critical)
         keep(self, "first_row", first_row)
-        keep(self, "size", first_row + 4 * self.waiters)
+        keep(self, "size", first_row + _ROW_CELLS * self.waiters)
         keep(self, "unpack", struct.Struct(f"{first_row}d").unpack_from)
+        keep(self, "unpack_short", struct.Struct(f"{first_critical}d").unpack_from)
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,7 @@ class GroupState:
     """Permits granted so far, by priority, by all who share the state."""
     refused: int
     foreign: int
-    """Requests of other software on this address that were noticed."""
+    """Requests a window of other software on this address, left to it for now."""
 
 
 class Delay:
@@ -179,11 +190,29 @@ that a row as a whole does not grow old and pass everybody who came later.
     return since + _ALLOWANCE[rank]
 
 
-def take(cells: Cells, rules: Rules, owner: float, rank: int, key: float, now: float) -> float:
+def take(cells: Cells, rules: Rules, owner: float, rank: int, key: float, now: float, depth: int = 1) -> float:
     """Take a permit: 0.0 when granted, otherwise when to ask again, having been put down as waiting.
 
     The k-th waiter is told the time of the k-th slot, so nobody polls and nobody is overtaken by a worse key.
     """
+    cell = rules.unpack_short(cells)
+    if rank != _CRITICAL and not cell[_WAITING] and max(cell[_STOP:_CHAIN]) <= now:
+        ring = cell[_HEAD:]
+        ordered = sorted(ring)
+        if ordered[-rules.limit] + rules.window_s <= now and (rank != _LOW or cell[_CHAIN] <= now):
+            cells[_HEAD + ring.index(ordered[0])] = now
+            cells[_GRANTED + rank] = cell[_GRANTED + rank] + 1.0
+            if rank == _LOW:
+                step = rules.pace * rules.window_s / rules.limit
+                cells[_CHAIN] = max(cell[_CHAIN], now - step / 2) + step
+            return 0.0
+    return _take_among(cells, rules, owner, rank, key, now, depth)
+
+
+def _take_among(
+    cells: Cells, rules: Rules, owner: float, rank: int, key: float, now: float, depth: int
+) -> float:
+    """`take` where others wait, or something holds."""
     cell = rules.unpack(cells)
     hold = max(cell[_STOP], cell[_BAN])
     if hold > now and _is_sane(cell, rules, now):
@@ -195,28 +224,37 @@ def take(cells: Cells, rules: Rules, owner: float, rank: int, key: float, now: f
         if rows:
             _strike(cells, rules, rows, owner, rank)
         return 0.0
-    if not opens < now + _FAR_S or not _is_sane(cell, rules, now):
+    if not _is_sane(cell, rules, now):
         _clear(cells, rules)
-        return take(cells, rules, owner, rank, key, now)
-    _enlist(cells, rules, rows, (owner, float(rank), key, opens + rules.grace_s), now)
+        return _take_among(cells, rules, owner, rank, key, now, depth)
+    opens = min(opens, now + rules.window_s)  # whoever stands before it may leave: look again
+    _enlist(cells, rules, rows, (owner, float(rank), key, opens + rules.grace_s, float(depth)), now)
     if _CRITICAL < rank < _LOW and _used(cell, rules, now) >= _limit(cell, rules, now) - 1:
         cells[_SPACED] = now + rules.spread_s
     return opens
 
 
 def _limit(cell: tuple[float, ...], rules: Rules, now: float) -> int:
-    if cell[_EASE] <= now:
-        return rules.limit
-    return max(1, rules.limit - int(cell[_LEVEL] * max(1, rules.limit // 5)))
+    """The limit as it is now: lower after refusals, and by what other software on this address uses."""
+    limit = rules.limit
+    if cell[_EASE] > now:
+        limit -= int(_within(cell[_LEVEL], _LOWEST_LEVEL)) * max(1, rules.limit // 5)
+    if cell[_HEED] > now:
+        limit = min(limit, rules.limit - 1 - int(_within(cell[_FOREIGN], rules.limit)))
+    return max(1, rules.limit // 5, limit)
+
+
+def _within(value: float, most: float) -> float:
+    return value if 0.0 <= value <= most else most
 
 
 def _share(cell: tuple[float, ...], rules: Rules, limit: int, now: float) -> int:
     """Permits of a window that are left to critical alone: one more than it lately used, none when it
     rests.
     """
-    if max(cell[rules.first_critical : rules.first_row]) <= now - rules.attention_s:
+    if cell[_ATTEND] <= now:
         return 0
-    return max(0, min(limit - 2, int(cell[_PEAK]) + 1))
+    return min(limit // 2, int(_within(cell[_PEAK], rules.limit)) + 1)
 
 
 def _used(cell: tuple[float, ...], rules: Rules, now: float) -> int:
@@ -234,20 +272,25 @@ def _opening(
     now: float,
 ) -> float:
     """When the slot opens that is due to this asker, given all who stand before it."""
-    limit = rules.limit if cell[_EASE] <= now else _limit(cell, rules, now)
+    limit = _limit(cell, rules, now)
     chain = cell[_CHAIN]
     spaced = cell[_SPACED] > now
     is_paced = rank == _LOW or (spaced and rank != _CRITICAL)
     ahead = ahead_other = ahead_paced = 0
-    for row_owner, row_rank, row_key, expiry in rows:
-        if expiry < now or (row_key, row_owner) >= (key, owner) or (row_owner == owner and row_rank == rank):
+    for row_owner, row_rank, row_key, expiry, depth in rows:
+        is_live = now <= expiry <= now + _FAR_S and not (row_owner == owner and row_rank == rank)
+        if not is_live or not (row_key, row_owner) < (key, owner):
             continue
         row_paced = row_rank == _LOW or (spaced and row_rank != _CRITICAL)
         if row_paced and not is_paced and chain > now:
             continue  # it could not use the slot now
-        ahead += 1
-        ahead_other += row_rank != _CRITICAL
-        ahead_paced += row_paced
+        # all the work of a more urgent class goes first; of its own, one of each process in turn
+        count = int(_within(depth, _CROWD)) if row_rank < rank else 1
+        ahead += count
+        if row_rank != _CRITICAL:
+            ahead_other += count
+        if row_paced:
+            ahead_paced += count
     opens = _free_at(sorted(cell[_HEAD : rules.first_row]), limit, ahead, rules)
     if rank == _CRITICAL:
         return opens
@@ -273,6 +316,7 @@ def _grant(cells: Cells, rules: Rules, cell: tuple[float, ...], rank: int, now: 
     if rank == _CRITICAL:
         start, ring = rules.first_critical, cell[rules.first_critical : rules.first_row]
         edge = now - rules.window_s
+        cells[_ATTEND] = now + rules.attention_s
         busy = 1 + sum(1 for stamp in ring if stamp > edge)
         if busy >= cell[_PEAK] or cell[_PEAK_AT] <= now - rules.attention_s:
             cells[_PEAK] = min(busy, rules.limit)
@@ -281,14 +325,14 @@ def _grant(cells: Cells, rules: Rules, cell: tuple[float, ...], rank: int, now: 
         start, ring = _HEAD, cell[_HEAD : rules.first_critical]
         if rank == _LOW or cell[_SPACED] > now:
             step = rules.pace * rules.window_s / _limit(cell, rules, now)
-            cells[_CHAIN] = max(cell[_CHAIN], now - step) + step
+            cells[_CHAIN] = max(cell[_CHAIN], now - step / 2) + step
     cells[start + ring.index(min(ring))] = now
     cells[_GRANTED + rank] = cell[_GRANTED + rank] + 1.0
 
 
 def _rows(cells: Cells, rules: Rules, count: float) -> list[tuple[float, ...]]:
     used = int(count) if 0 < count <= rules.waiters else 0
-    table = memoryview(cells)[rules.first_row : rules.first_row + 4 * used]
+    table = memoryview(cells)[rules.first_row : rules.first_row + _ROW_CELLS * used]
     return list(_ROW.iter_unpack(table))
 
 
@@ -301,7 +345,7 @@ def _enlist(cells: Cells, rules: Rules, rows: list[tuple[float, ...]], row: tupl
         if old[0] == row[0] and old[1] == row[1]:
             place = index
             break
-        if place is None and not old[3] >= now:
+        if place is None and not now <= old[3] <= now + _FAR_S:
             place = index
     if place is None and len(rows) < rules.waiters:
         place = len(rows)
@@ -310,7 +354,7 @@ def _enlist(cells: Cells, rules: Rules, rows: list[tuple[float, ...]], row: tupl
         if rows[worst][2] <= row[2]:
             return  # a crowd: not put down, but told a time all the same
         place = worst
-    at = rules.first_row + 4 * place
+    at = rules.first_row + _ROW_CELLS * place
     for offset, value in enumerate(row):
         cells[at + offset] = value
     if place >= len(rows):
@@ -337,15 +381,24 @@ def _is_sane(cell: tuple[float, ...], rules: Rules, now: float) -> bool:
         (_EASE, LONGEST_BAN_S + _FAR_S * 10),
         (_CHAIN, _FAR_S),
         (_SPACED, _FAR_S),
+        (_ATTEND, _FAR_S + rules.attention_s),
+        (_HEED, _FAR_S),
         (_PEAK_AT, _FAR_S),
     )
     return (
         all(0.0 <= cell[index] <= now + far for index, far in limits)
-        and all(0.0 <= stamp <= now + _FAR_S for stamp in cell[_HEAD : rules.first_row])
+        and all(0.0 <= stamp <= now + _AHEAD_S for stamp in cell[_HEAD : rules.first_row])
         and 0.0 <= cell[_LEVEL] <= _LOWEST_LEVEL
         and 0.0 <= cell[_PEAK] <= rules.limit
+        and 0.0 <= cell[_FOREIGN] <= rules.limit
         and 0.0 <= cell[_WAITING] <= rules.waiters
     )
+
+
+def mend(cells: Cells, rules: Rules, now: float) -> None:
+    """Clear cells that cannot be true."""
+    if not _is_sane(rules.unpack(cells), rules, now):
+        _clear(cells, rules)
 
 
 def _clear(cells: Cells, rules: Rules) -> None:
@@ -389,12 +442,14 @@ def move(cells: Cells, rules: Rules, granted: float, now: float) -> bool:
     return True
 
 
-def settle(cells: Cells, rules: Rules, granted: float, counted: float, remaining: int | None, now: float) -> int:
-    """Learn from a reply; the number of foreign requests that were noticed and put down.
+def settle(
+    cells: Cells, rules: Rules, granted: float, counted: float, remaining: int | None, now: float
+) -> int:
+    """Learn from a reply; how many requests of other software the venue must have counted with it.
 
-`granted` is the permit's stamp, `counted` when the venue counted the request at the latest, `remaining` what
-it says is left of its second. More left than we believe changes nothing: others' grants may still be on their
-way.
+    `granted` is the permit's stamp, `counted` when the venue counted the request at the latest, `remaining` what
+    it says is left of its second. What the venue counted beyond all that we may have sent is somebody else's, and
+    left to them for a while. More left than we believe changes nothing: others' grants may still be on their way.
     """
     cell = rules.unpack(cells)
     index = _stamp_index(cell, rules, granted)
@@ -403,15 +458,14 @@ way.
         cells[index] = counted
     if remaining is None or not 0 <= remaining < rules.limit:
         return 0
-    edge = min(granted, counted) - rules.window_s - rules.slack_s
+    edge = granted - rules.window_s - rules.slack_s
     own = sum(1 for stamp in cell[_HEAD : rules.first_row] if stamp > edge)
     foreign = rules.limit - remaining - own
     if foreign <= 0:
         return 0
-    oldest = sorted(range(_HEAD, rules.first_critical), key=lambda place: cells[place])
-    for place in oldest[:foreign]:
-        cells[place] = max(cells[place], counted)
-    cells[_FOREIGN] = cell[_FOREIGN] + foreign
+    if foreign >= cell[_FOREIGN] or cell[_HEED] <= now:
+        cells[_FOREIGN] = float(foreign)
+        cells[_HEED] = now + rules.heed_s
     return foreign
 
 
@@ -456,7 +510,7 @@ def describe(cells: Cells, rules: Rules, now: float) -> GroupState:
     used = _used(cell, rules, now)
     waiting = {priority.value: 0 for priority in Priority}
     names = list(waiting)
-    for _, rank, _, expiry in _rows(cells, rules, cell[_WAITING]) if cell[_WAITING] else ():
+    for _, rank, _, expiry, _ in _rows(cells, rules, cell[_WAITING]) if cell[_WAITING] else ():
         if expiry >= now and 0 <= rank < len(names):
             waiting[names[int(rank)]] += 1
     return GroupState(
@@ -470,5 +524,5 @@ def describe(cells: Cells, rules: Rules, now: float) -> GroupState:
         level=int(cell[_LEVEL]) if cell[_EASE] > now else 0,
         granted={name: int(cell[_GRANTED + rank]) for rank, name in enumerate(names)},
         refused=int(cell[_REFUSED]),
-        foreign=int(cell[_FOREIGN]),
+        foreign=int(cell[_FOREIGN]) if cell[_HEED] > now else 0,
     )

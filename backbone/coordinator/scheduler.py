@@ -26,7 +26,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -71,9 +71,10 @@ class Limiter(Protocol):
     @property
     def rules(self) -> Rules: ...
 
-    def take(self, group: str, priority: Priority, since: float, now: float) -> float:
-        """0.0: granted, with the stamp `now`. Else when to ask again; until then this process is put down as
-        waiting.
+    def take(self, group: str, priority: Priority, since: float, now: float, depth: int = 1) -> float:
+        """0.0: granted, with the stamp `now`. Else when to ask again.
+
+        Until then this process is put down as waiting, with `depth` requests, for a slot since `since`.
         """
         ...
 
@@ -528,8 +529,8 @@ decided.
             for group, priority in idle_rows:
                 self._limiter.leave(group, priority)
             return True
-        group, priority, since = turn
-        again = self._limiter.take(group, priority, since, now)
+        group, priority, since, depth = turn
+        again = self._limiter.take(group, priority, since, now, depth)
         if again:
             self._await_permit(group, priority, again, now)
         else:
@@ -544,9 +545,9 @@ decided.
         while self._timers and self._timers[0][0] <= now:
             self._job_locked(heapq.heappop(self._timers)[2])
 
-    def _next_turn_locked(self, now: float) -> tuple[tuple[str, Priority, float] | None, float | None]:
+    def _next_turn_locked(self, now: float) -> tuple[tuple[str, Priority, float, int] | None, float | None]:
         """The row that tries for a permit now, best key first; and when to look again if there is none."""
-        best: tuple[float, str, Priority, float] | None = None
+        best: tuple[float, str, Priority, float, int] | None = None
         wake = min((heap[0][0] for heap in (self._delayed, self._timers) if heap), default=None)
         for group, rows in self._rows.items():
             for priority, row in zip(_RANKS, rows, strict=True):
@@ -559,7 +560,7 @@ decided.
                 since = row.since(ticket)
                 key = waiting_key(priority.rank, since)
                 if best is None or key < best[0]:
-                    best = (key, group, priority, since)
+                    best = (key, group, priority, since, row.depth)
         return (None if best is None else best[1:]), wake
 
     def _emptied_locked(self) -> list[tuple[str, Priority]]:
@@ -793,7 +794,7 @@ decided.
         return None
 
     def _ban_error(self, left_s: float) -> RateLimitedError:
-        end = datetime.fromtimestamp(self._clock.now_us() / 1e6 + left_s, tz=timezone.utc).astimezone()
+        end = datetime.fromtimestamp(self._clock.now_us() / 1e6 + left_s, tz=UTC).astimezone()
         return RateLimitedError(
             f"the venue blocks this address until {end:%Y-%m-%d %H:%M:%S %Z}; nothing is sent to it before",
             retry_after_s=left_s,
