@@ -106,9 +106,7 @@ class CandleChart(View):
         period_s: float = PERIOD_S,
     ) -> None:
         if colours not in ("korean", "western"):
-            raise InputError(
-                "colours", colours, "'korean' (rise red, fall blue) or 'western' (rise green, fall red)"
-            )
+            raise InputError("colours", colours, "'korean' (rise red, fall blue) or 'western' (rise green, fall red)")
         if not 120 <= height <= 4000:
             raise InputError("height", height, "120 to 4000 pixels")
         super().__init__(clock=clock, period_s=period_s)
@@ -439,10 +437,11 @@ def _chart_text(market: str, timeframe: str, rows: Sequence[CandleRow], zone: dt
     scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
     line = "".join(_BLOCKS[round((close - low) * scale)] for close in closes)
     first, last = rows[0], rows[-1]
+    count = "1 candle" if len(rows) == 1 else f"{len(rows)} candles"
     change = last.close / first.open - 1 if first.open else math.nan
     spans = " – ".join(_local(row.time_us, zone).strftime("%Y-%m-%d %H:%M") for row in (first, last))
     return (
-        f"{market} {timeframe} · {len(rows)} candles · {spans} {_zone_name(zone)}\n"
+        f"{market} {timeframe} · {count} · {spans} {_zone_name(zone)}\n"
         f"{line}  {format_price(last.close, tick)} ({change:+.2%})\n"
         f"high {format_price(max(row.high for row in rows), tick)}"
         f" · low {format_price(min(row.low for row in rows), tick)}"

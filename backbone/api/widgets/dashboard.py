@@ -127,9 +127,7 @@ def _caches(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
     tiers: Mapping[str, Mapping[str, Any]] = snapshot.get("caches") or {}
     if not tiers:
         return []
-    rows: list[list[Cell]] = [
-        [("tier", ""), ("hit rate", "n"), ("hits", "n"), ("misses", "n"), ("size", "n")]
-    ]
+    rows: list[list[Cell]] = [[("tier", ""), ("hit rate", "n"), ("hits", "n"), ("misses", "n"), ("size", "n")]]
     for name, tier in tiers.items():
         hits, misses = tier.get("hits", 0), tier.get("misses", 0)
         rate = f"{hits / (hits + misses):.0%}" if hits + misses else "–"
@@ -234,9 +232,7 @@ class Dashboard(View):
     def _build(self) -> Any:
         self._sent = _parts(self._data, self.problem)
         state = {"parts": list(self._sent.items())}
-        return make_widget(
-            "Dashboard", ("presence.js", "dashboard.js"), ("theme.css", "dashboard.css"), state=state
-        )
+        return make_widget("Dashboard", ("presence.js", "dashboard.js"), ("theme.css", "dashboard.css"), state=state)
 
 
 def _parts(snapshot: Mapping[str, Any], problem: str) -> dict[str, str]:
@@ -266,9 +262,7 @@ def _cell_html(tag: str, cell: Cell) -> str:
     return f'<{tag} class="{name}">{escape(text)}</{tag}>' if name else f"<{tag}>{escape(text)}</{tag}>"
 
 
-_FACE: Final = (
-    "display:inline-block;vertical-align:top;margin:0 20px 12px 0;font-variant-numeric:tabular-nums"
-)
+_FACE: Final = "display:inline-block;vertical-align:top;margin:0 20px 12px 0;font-variant-numeric:tabular-nums"
 
 
 def dashboard_html(snapshot: Mapping[str, Any], problem: str = "") -> str:
@@ -283,9 +277,7 @@ def dashboard_html(snapshot: Mapping[str, Any], problem: str = "") -> str:
             for text, kind in row:
                 side = "right" if kind in ("n", "bad") else "left"
                 said = f"{float(kind[4:]):.0%}" if kind.startswith("bar:") else text
-                cells.append(
-                    f'<{tag} align="{side}" style="padding:2px 8px;text-align:{side}">{escape(said)}</{tag}>'
-                )
+                cells.append(f'<{tag} align="{side}" style="padding:2px 8px;text-align:{side}">{escape(said)}</{tag}>')
             lines.append(f"<tr>{''.join(cells)}</tr>" if cells else "")
         table = f'<table style="border-collapse:collapse;margin:0">{"".join(lines)}</table>'
         cards.append(f'<div style="{_FACE}"><b>{escape(title)}</b>{table}</div>')
@@ -299,16 +291,11 @@ def dashboard_text(snapshot: Mapping[str, Any], problem: str = "") -> str:
     for title, rows in dashboard_cards(snapshot):
         lines += ["", title]
         width = max(len(row) for row in rows)
-        said = [
-            [f"{float(k[4:]):.0%}" if k.startswith("bar:") else text for text, k in row]
-            for row in rows
-            if row
-        ]
+        said = [[f"{float(k[4:]):.0%}" if k.startswith("bar:") else text for text, k in row] for row in rows if row]
         widths = [max((len(row[j]) for row in said if j < len(row)), default=0) for j in range(width)]
         for row in said:
             cells = [
-                cell.ljust(w) if j == 0 else cell.rjust(w)
-                for j, (cell, w) in enumerate(zip(row, widths, strict=False))
+                cell.ljust(w) if j == 0 else cell.rjust(w) for j, (cell, w) in enumerate(zip(row, widths, strict=False))
             ]
             lines.append("  " + "  ".join(cells).rstrip())
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in "\n".join(lines))

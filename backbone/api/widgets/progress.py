@@ -96,9 +96,7 @@ def progress_text(view: ProgressView, zone: str = "Asia/Seoul") -> str:
     """
     filled = round(view.share * _WIDTH)
     bar = "█" * filled + " " * (_WIDTH - filled)
-    return f"{view.label} {bar} {math.floor(view.share * 100):3d}% " + " · ".join(
-        [view.state, *_facts(view, zone)]
-    )
+    return f"{view.label} {bar} {math.floor(view.share * 100):3d}% " + " · ".join([view.state, *_facts(view, zone)])
 
 
 def progress_html(view: ProgressView, zone: str = "Asia/Seoul") -> str:

@@ -92,7 +92,9 @@ def _signed(number: float, tick: float) -> str:
 
 
 def _rate(rate: float, _: float) -> str:
-    return f"{rate:+.2%}" if math.isfinite(rate) else "–"
+    if not math.isfinite(rate):
+        return "–"
+    return f"{rate:+.2%}" if rate else "0.00%"
 
 
 def _amount(amount: float, _: float) -> str:
@@ -160,9 +162,7 @@ class TableDelta:
         self._line = _line(view, problem)
         return {
             "columns": [list(column) for column in _COLUMNS],
-            "rows": [
-                [*texts, age_text(row.age_s)] for row, texts in zip(self._rows, self._texts, strict=True)
-            ],
+            "rows": [[*texts, age_text(row.age_s)] for row, texts in zip(self._rows, self._texts, strict=True)],
             "numbers": [[_number(row, j) for j in range(len(_COLUMNS))] for row in self._rows],
             "ages": [_json(row.age_s) for row in self._rows],
             "names": [row.name for row in self._rows],
@@ -173,8 +173,7 @@ class TableDelta:
         """Whether the rows are of the same markets in the same order; otherwise only `whole` will do."""
         rows = self._rows
         return len(rows) == len(view.rows) and all(
-            old.market == new.market and old.name == new.name
-            for old, new in zip(rows, view.rows, strict=True)
+            old.market == new.market and old.name == new.name for old, new in zip(rows, view.rows, strict=True)
         )
 
     def changes(self, view: TableView, now_s: float, problem: str = "") -> dict[str, Any] | None:
@@ -238,9 +237,7 @@ class TickerTable(View):
         period_s: float = PERIOD_S,
     ) -> None:
         if colours not in ("korean", "western"):
-            raise InputError(
-                "colours", colours, "'korean' (rise red, fall blue) or 'western' (rise green, fall red)"
-            )
+            raise InputError("colours", colours, "'korean' (rise red, fall blue) or 'western' (rise green, fall red)")
         super().__init__(clock=clock, period_s=period_s)
         self._snapshot = snapshot
         self._colours = colours
