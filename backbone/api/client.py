@@ -23,6 +23,7 @@ from backbone.model import Priority
 from backbone.settings import FRAMES, Settings, resolve
 
 if TYPE_CHECKING:
+    from backbone.api.envelope import BackboneRequest, BackboneResponse
     from backbone.coordinator.fetch import Coordinator
 
 __all__ = ["Backbone"]
@@ -312,6 +313,29 @@ class Backbone:
         from backbone.api.realtime import markets
 
         return markets(self, quote, self._frames(frames))
+
+    # -- as plain data -------------------------------------------------------------------------------------------
+
+    def request(self, request: BackboneRequest) -> BackboneResponse:
+        """The same calls in envelope form: a request in, one response out, both with a JSON form.
+
+        Returns
+        -------
+        `BackboneResponse` with ``data``, a list of plain records. Whatever fails (the venue, the disk, the words of the
+        request) is ``success=False`` with the error's facts in ``error``; what arrived is in ``data`` nevertheless.
+
+        Raises
+        ------
+        InputError for what is no `BackboneRequest`.
+
+        Examples
+        --------
+        >>> client.request(BackboneRequest("candles", "KRW-BTC", "1d", count=2)).metadata.data_count
+        2
+        """
+        from backbone.api.envelope import run
+
+        return run(self, request)
 
     # -- what a client is ----------------------------------------------------------------------------------------
 
