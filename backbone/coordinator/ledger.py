@@ -189,7 +189,9 @@ class _CellLimiter:
 class MemoryLimiter(_CellLimiter):
     """The quota of one process. Several may share a `book`, as if they were the processes of one machine."""
 
-    def __init__(self, clock: Clock, rules: Rules | None = None, *, book: dict[str, array[float]] | None = None) -> None:
+    def __init__(
+        self, clock: Clock, rules: Rules | None = None, *, book: dict[str, array[float]] | None = None
+    ) -> None:
         super().__init__(clock, rules)
         self._book: dict[str, array[float]] = {} if book is None else book
         renew_after_fork(self, MemoryLimiter._renew)

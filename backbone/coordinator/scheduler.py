@@ -127,6 +127,7 @@ class Ticket:
         "bind",
         "done",
         "group",
+        "is_delayed",
         "is_permit",
         "priority",
         "refusals",
@@ -150,6 +151,7 @@ class Ticket:
         self.bind = bind
         self.done = done
         self.is_permit = is_permit  # wants the permit alone: it is sent by the thread that waits for it
+        self.is_delayed = False  # backs off, outside the rows
         self.ask: Ask | None = None
         self.attempts = 0
         self.refusals = 0
@@ -248,12 +250,13 @@ class Scheduler:
         self._delayed: list[tuple[float, int, Ticket]] = []  # tickets that back off, by when they come back
         self._timers: list[tuple[float, int, Callable[[], None]]] = []  # work without a permit, by when it is due
         self._flights: dict[Ask, _Flight] = {}
-        self._jobs: deque[Callable[[], None]] = deque()
+        self._jobs: deque[tuple[Ticket | None, Callable[[], None]]] = deque()
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._in_flight = [0] * len(_RANKS)
         self._delays: dict[str, Delay] = {}
         self._gates: dict[str, Callable[[], None]] = {}
+        self._binding: Ticket | None = None  # the dispatcher's own: whose `bind` runs
         self._last_error: BaseException | None = None
 
     def __repr__(self) -> str:
@@ -436,19 +439,20 @@ decided.
         self._wake.notify()
 
     def _delay_locked(self, ticket: Ticket, until: float) -> None:
+        ticket.is_delayed = True
         heapq.heappush(self._delayed, (until, ticket._number, ticket))
         self._wake.notify()
 
     def _drop_locked(self, ticket: Ticket) -> None:
         """End a queued ticket. Its heap entry is skipped later."""
         ticket.state = _State.ENDED
-        if not any(ticket is delayed for _, _, delayed in self._delayed):
+        if not ticket.is_delayed:
             self._row_locked(ticket.group, ticket.priority).depth -= 1
 
     def _lift_locked(self, ticket: Ticket, priority: Priority) -> None:
         if priority.rank >= ticket.priority.rank:
             return
-        is_queued = ticket.state is _State.QUEUED and not any(ticket is d for _, _, d in self._delayed)
+        is_queued = ticket.state is _State.QUEUED and not ticket.is_delayed
         if is_queued:
             self._row_locked(ticket.group, ticket.priority).depth -= 1
         ticket.priority = priority
@@ -502,8 +506,11 @@ decided.
             try:
                 if not self._dispatch_one():
                     return
-            except Exception as exc:  # the thread must live: it is the only one that hands out work
+            except Exception as exc:  # noqa: BLE001 - the thread must live: it alone hands out work
                 self._record(exc)
+                ticket, self._binding = self._binding, None
+                if ticket is not None:
+                    self._fail([ticket], exc if isinstance(exc, BackboneError) else _internal(exc))
 
     def _record(self, exc: BaseException) -> None:
         with self._lock:
@@ -540,10 +547,11 @@ decided.
     def _revive_locked(self, now: float) -> None:
         while self._delayed and (self._delayed[0][0] <= now or self._delayed[0][2].state is not _State.QUEUED):
             ticket = heapq.heappop(self._delayed)[2]
+            ticket.is_delayed = False
             if ticket.state is _State.QUEUED:
                 self._row_locked(ticket.group, ticket.priority).push(ticket)
         while self._timers and self._timers[0][0] <= now:
-            self._job_locked(heapq.heappop(self._timers)[2])
+            self._job_locked(None, heapq.heappop(self._timers)[2])
 
     def _next_turn_locked(self, now: float) -> tuple[tuple[str, Priority, float, int] | None, float | None]:
         """The row that tries for a permit now, best key first; and when to look again if there is none."""
@@ -595,7 +603,7 @@ decided.
     def _fail(self, tickets: list[Ticket], error: BackboneError) -> None:
         with self._lock:
             for ticket in tickets:
-                self._job_locked(_finishing(ticket, error))
+                self._job_locked(ticket, _finishing(ticket, error))
 
     def _use_permit(self, group: str, priority: Priority, granted: float) -> None:
         """Bind the most urgent ticket that may use this permit, and give it to a worker."""
@@ -613,7 +621,7 @@ decided.
                 break
         with self._lock:
             self._in_flight[ticket.priority.rank] += 1
-            self._job_locked(self._sending(ticket, granted))
+            self._job_locked(ticket, self._sending(ticket, granted))
 
     def _pop_locked(self, group: str, priority: Priority, now: float) -> Ticket | None:
         for urgent in _RANKS[: priority.rank + 1]:
@@ -631,22 +639,17 @@ decided.
         """Ask a ticket what it requests; False when that ends it."""
         if ticket.ask is not None:
             return True
-        try:
-            ticket.ask = ticket.bind()
-        except Exception as exc:
-            self._record(exc)
-            failure = exc if isinstance(exc, BackboneError) else _internal(exc)
-            with self._lock:
-                self._job_locked(_finishing(ticket, failure))
-            return False
+        self._binding = ticket
+        ticket.ask = ticket.bind()
+        self._binding = None
         if ticket.ask is None:
             ticket.state = _State.ENDED
         return ticket.ask is not None
 
     # -------------------------------------------------------------------------------------------- the workers
 
-    def _job_locked(self, job: Callable[[], None]) -> None:
-        self._jobs.append(job)
+    def _job_locked(self, ticket: Ticket | None, job: Callable[[], None]) -> None:
+        self._jobs.append((ticket, job))
         if self._idle >= len(self._jobs):
             self._has_job.notify()
         elif len(self._threads) < 1 + self._workers + 4:
@@ -661,11 +664,13 @@ decided.
                 self._idle -= 1
                 if not self._jobs:
                     return
-                job = self._jobs.popleft()
+                ticket, job = self._jobs.popleft()
             try:
                 job()
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - the thread must live, and the ticket must end
                 self._record(exc)
+                if ticket is not None and ticket.state is not _State.ENDED:
+                    self._fail([ticket], _internal(exc))
 
     def _sending(self, ticket: Ticket, granted: float) -> Callable[[], None]:
         rank = ticket.priority.rank
@@ -673,9 +678,6 @@ decided.
         def job() -> None:
             try:
                 outcome = self._attempt(ticket, granted)
-            except Exception as exc:
-                self._record(exc)
-                outcome = _internal(exc)
             finally:
                 with self._lock:
                     self._in_flight[rank] -= 1
@@ -730,7 +732,7 @@ decided.
             gate()
         except RateLimitException as exc:
             self._metrics.count("backstop.trips")
-            log.error("scheduler.backstop group=%s: more permits than the limit; held %.3f s", group, exc.period_remaining)
+            log.error("scheduler.backstop group=%s: above the limit, held for %.3f s", group, exc.period_remaining)
             return False
         return True
 

@@ -8,6 +8,7 @@ import random
 from array import array
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -185,7 +186,7 @@ def test_bulk_work_alone_reaches_the_legal_rate():
     machine.arrive(0.0, 0, LOW, 700)
     machine.run(60.0)
     assert len(machine.grants) >= 0.95 * 600
-    gaps = [b.time - a.time for a, b in zip(machine.grants, machine.grants[1:], strict=False)]
+    gaps = [b.time - a.time for a, b in pairwise(machine.grants)]
     assert min(gaps) > 0.045, "paced, so that an urgent request soon finds a slot"
 
 
@@ -250,7 +251,7 @@ def test_low_work_under_endless_urgent_work_still_moves():
     machine.run(90.0)
     low = [grant.at for grant in machine.grants if grant.rank == LOW]
     assert len(low) >= 7
-    assert max(b - a for a, b in zip(low, low[1:], strict=False)) < 11.5
+    assert max(b - a for a, b in pairwise(low)) < 11.5
     assert len(low) < 12, "slowly: the urgent work has the rest"
 
 
@@ -565,7 +566,7 @@ def test_stamps_of_another_boot_are_not_believed():
 def test_rules_that_cannot_be_kept_are_refused():
     """A limit of nothing, or a window without length, is a mistake."""
     for bad in ({"limit": 0}, {"window_s": 0.0}, {"limit": 2000}):
-        with pytest.raises(ValueError, match="cannot|not a rate"):
+        with pytest.raises(ValueError, match="not a rate"):
             Rules(**bad)
 
 
