@@ -100,9 +100,7 @@ class CandleCall:
         if not (progress is None or isinstance(progress, bool) or callable(progress)):
             raise InputError("progress", progress, "None, True, False or a function")
         asked = parse_range(client, start, end, count)
-        call = cls(
-            client, markets, tf, asked, lane, bool(include_forming), how, frames, progress, bool(offline)
-        )
+        call = cls(client, markets, tf, asked, lane, bool(include_forming), how, frames, progress, bool(offline))
         call._check_listed()
         return call
 
@@ -115,7 +113,7 @@ class CandleCall:
         codes = {info.market for info in listed}
         for market in self.markets:
             if market not in codes and core.store.oldest(market, self.timeframe) is None:
-                raise unknown_market(market, codes)
+                core.check_listed([market], self.priority)
 
     def run(self, *, many: bool) -> Any:
         """Fetch, shape, and raise where the range is not whole."""
@@ -180,10 +178,7 @@ class CandleCall:
     def _with_forming(self, answer: CandleAnswer, table: pa.Table) -> pa.Table:
         core = self.client._coordinator()
         rows = None
-        if (
-            not self.offline
-            and answer.span.end >= core.candles.closed_before(self.timeframe) - self.timeframe.step_us
-        ):
+        if not self.offline and answer.span.end >= core.candles.closed_before(self.timeframe) - self.timeframe.step_us:
             wants_now = self.asked.end_us is None or self.asked.end_us > answer.span.end
             if wants_now:
                 rows = core.forming_candles(
@@ -283,9 +278,7 @@ class Plan:
         )
 
 
-def explain(
-    client: Backbone, market: str, timeframe: str, start: TimeLike | None, end: TimeLike | None
-) -> Plan:
+def explain(client: Backbone, market: str, timeframe: str, start: TimeLike | None, end: TimeLike | None) -> Plan:
     """The plan of a range; asks nobody."""
     core, tf = client._coordinator(), parse_timeframe(timeframe)
     asked = parse_range(client, start, end, None)
@@ -330,4 +323,3 @@ def coverage(client: Backbone, market: str, timeframe: str, frames: str) -> Any:
         quiet=quiet, unknown=unknown,
     )  # fmt: skip
     return shaping.deliver(table, frames, index=None, zone=client.tz, attrs=attrs)
-

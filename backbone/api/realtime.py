@@ -11,7 +11,8 @@ from backbone.api.names import parse_markets, parse_quote
 from backbone.api.times import TimeLike
 from backbone.coordinator.fetch import Coordinator, unknown_market
 from backbone.coordinator.realtime import Answer, missing_error
-from backbone.errors import InputError, RejectedError
+from backbone.coordinator.trades import DAY_US, DAYS_KEPT
+from backbone.errors import IncompleteError, InputError, RejectedError
 from backbone.model import Priority
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["markets", "orderbooks", "tickers", "trades"]
 
 DEPTH = 30
-DAY_US = 86_400_000_000
-DAYS_KEPT = 7
 
 
 def tickers(
@@ -32,13 +31,14 @@ def tickers(
     began = core.clock.monotonic()
     quote = parse_quote(asked, client._home)
     if quote is not None:
-        codes = [i.market for i in core.known_markets() or () if i.market.startswith(quote + "-")]
-        answer = core.realtime.tickers_of_quote([quote], codes, priority, max_age)
-        if not answer.held:
+        listed = core.known_markets() if quote == client._home else core.markets(priority=priority)
+        codes = [info.market for info in listed or () if info.market.startswith(quote + "-")]
+        if listed is not None and not codes:
             raise InputError("markets", asked, "a quote currency that the venue has markets in, such as KRW")
+        answer = core.realtime.tickers_of_quote([quote], codes, priority, max_age)
     else:
         codes = parse_markets(asked, client._home)
-        _check_listed(core, codes, priority)
+        core.check_listed(codes, priority)
         answer = core.realtime.tickers(codes, priority, max_age)
     now = core.clock.monotonic()
     table = shaping.tickers_table(
@@ -50,7 +50,13 @@ def tickers(
 
 
 def orderbooks(
-    client: Backbone, codes: list[str], level: object, depth: object, priority: Priority, max_age: float | None, frames: str
+    client: Backbone,
+    codes: list[str],
+    level: object,
+    depth: object,
+    priority: Priority,
+    max_age: float | None,
+    frames: str,
 ) -> Any:
     """See `Backbone.orderbooks`."""
     if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= DEPTH:
@@ -58,7 +64,7 @@ def orderbooks(
     core = client._coordinator()
     began = core.clock.monotonic()
     number = _parse_level(core, codes, level, priority)
-    _check_listed(core, codes, priority)
+    core.check_listed(codes, priority)
     answer = core.realtime.orderbooks(codes, number, priority, max_age)
     table = shaping.orderbooks_table([held.row for held in answer.held], depth)
     return _deliver(client, core, "orderbooks", table, frames, None, priority, began, answer)
@@ -69,8 +75,10 @@ def _parse_level(core: Coordinator, codes: list[str], level: object, priority: P
     if isinstance(level, bool) or not isinstance(level, int | float) or not 0 <= level < float("inf"):
         raise InputError("level", level, "0, or one of the market's own price groupings")
     if level:
-        _check_listed(core, codes, priority)
-        for code, instrument in core.realtime.instruments(codes, priority).items():
+        core.check_listed(codes, priority)
+        heard = {code: core.realtime.known_instrument(code) for code in codes}
+        unsure = [code for code, known in heard.items() if known is None or float(level) not in known.levels]
+        for code, instrument in core.realtime.instruments(unsure, priority).items():
             if float(level) not in instrument.levels:
                 offered = ", ".join(f"{x:g}" for x in instrument.levels)
                 raise InputError("level", level, f"one of {offered} for {code}")
@@ -95,7 +103,7 @@ def trades(
     if start_us is not None and end_us is not None and number is not None:
         raise InputError("count", count, "start, end and count together say too much: leave one out")
     if not core.venue.is_known:
-        _check_listed(core, [market], priority)  # the first reply tells the venue's day
+        core.check_listed([market], priority)  # the first reply tells the venue's day
     now = core.venue.now_us()
     first_kept = (now // DAY_US - DAYS_KEPT) * DAY_US
     for name, given, value in (("start", start, start_us), ("end", end, end_us)):
@@ -105,27 +113,40 @@ def trades(
         raise InputError("start", start, "a time before the end")
     if start_us is None and number is None:
         number = DEFAULT_COUNT
-    listed = core.known_markets()
-    if listed is not None:
-        _check_listed(core, [market], priority)
+    if core.known_markets() is not None:
+        core.check_listed([market], priority)
     first_of = number if start_us is not None else None
     try:
-        rows, requests = core.realtime.trades(
+        answer = core.realtime.trades(
             market, None if first_of else number, priority, start_us=start_us, end_us=end_us, today_us=now
         )
     except RejectedError as exc:
         if exc.status != 404:
             raise
         raise unknown_market(market, {i.market for i in core.markets(fresh=True)}) from exc
-    if first_of is not None:
+    rows = answer.rows
+    if first_of is not None and not answer.gaps:
         rows = rows[:first_of]
-    table = shaping.trades_table(rows)
     elapsed_s = core.clock.monotonic() - began
     core.metrics.time("call", elapsed_s, group="trades", priority=priority)
     attrs = facts(
-        sources={"rest": len(rows)}, elapsed_ms=elapsed_s * 1000, rows=len(rows), priority=priority, requests=requests, pages=requests
-    )  # fmt: skip
-    return shaping.deliver(table, frames, index="time", zone=client.tz, attrs=attrs)
+        sources={"rest": len(rows)},
+        elapsed_ms=elapsed_s * 1000,
+        rows=len(rows),
+        priority=priority,
+        requests=answer.requests,
+        pages=answer.requests,
+        unknown=len(answer.gaps),
+    )
+    frame = shaping.deliver(shaping.trades_table(rows), frames, index="time", zone=client.tz, attrs=attrs)
+    if answer.gaps:
+        raise IncompleteError(
+            f"trades of {market}: only the newest {len(rows)} arrived: {answer.causes[0]}",
+            gaps=answer.gaps,
+            causes=answer.causes,
+            frame=frame,
+        ) from answer.causes[0]
+    return frame
 
 
 def markets(client: Backbone, quote: object, frames: str) -> Any:
@@ -154,10 +175,6 @@ def markets(client: Backbone, quote: object, frames: str) -> Any:
     return shaping.deliver(table, frames, index="market", zone=client.tz, attrs=attrs)
 
 
-def _check_listed(core: Coordinator, codes: list[str], priority: Priority) -> None:
-    core.check_listed(codes, priority)
-
-
 def _deliver(
     client: Backbone,
     core: Coordinator,
@@ -169,11 +186,15 @@ def _deliver(
     began: float,
     answer: Answer[Any],
 ) -> Any:
+    if answer.missing and not answer.held:
+        codes = {info.market for info in core.known_markets() or ()}
+        if answer.missing[0] not in codes:
+            raise unknown_market(answer.missing[0], codes) from answer.causes[0]
     elapsed_s = core.clock.monotonic() - began
     core.metrics.time("call", elapsed_s, group=kind, priority=priority)
     sources: dict[str, int] = {}
-    for i, held in enumerate(answer.held):
-        name = "memory" if i < answer.from_memory and held.source == "rest" else held.source
+    for held in answer.held:
+        name = "memory" if held.source == "rest" and held.received_s < began else held.source
         sources[name] = sources.get(name, 0) + 1
     attrs = facts(
         sources=sources,

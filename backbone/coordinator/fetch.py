@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ from backbone.coordinator.ranges import CandleRanges, Range
 from backbone.coordinator.realtime import Realtime
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import ClosedError, InputError
-from backbone.model import MarketInfo, Priority, Span
+from backbone.model import MarketInfo, Priority, Span, empty_candles
 from backbone.routing.rest import Reply, RestClient
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask, markets_ask
 from backbone.settings import Settings
@@ -35,6 +36,8 @@ from backbone.timeframe import Timeframe
 __all__ = ["Coordinator"]
 
 _log = logging.getLogger("backbone.fetch")
+
+_LACKS_S = 10.0  # a market may have been listed since: after this, an unknown code is worth one request
 
 
 class Coordinator:
@@ -59,7 +62,7 @@ class Coordinator:
         self.candles = CandleFetcher(self.scheduler, self.store, self.venue, clock, settings)
         self.ranges = CandleRanges(self.candles, self.venue)
         self.jobs = Jobs(self.candles, clock)
-        self.realtime = Realtime(self.request, clock, self.metrics)
+        self.realtime = Realtime(self.request, clock, self.metrics, self._codes_anew)
         self._markets_lock = threading.Lock()
         self._markets: tuple[MarketInfo, ...] | None = None
         self._markets_at_s = 0.0
@@ -115,7 +118,11 @@ class Coordinator:
         start = 0 if asked.start_us is None else int(np.searchsorted(times, asked.start_us))
         table = table.slice(start)
         if asked.count is not None:
-            table = table.slice(0, asked.count) if asked.start_us is not None else table.slice(max(0, table.num_rows - asked.count))
+            table = (
+                table.slice(0, asked.count)
+                if asked.start_us is not None
+                else table.slice(max(0, table.num_rows - asked.count))
+            )
         times = times_of(table)
         closed = self.candles.closed_before(timeframe)
         end = closed if asked.end_us is None else min(closed, timeframe.ceil(asked.end_us))
@@ -139,6 +146,24 @@ class Coordinator:
         last = len(times) if before_us is None else int(np.searchsorted(times, before_us))
         return page.table.slice(first, max(0, last - first))
 
+    def fetch_unstored(self, market: str, timeframe: Timeframe, span: Span, priority: Priority) -> pa.Table:
+        """The venue's own candles of `span`, past the store: what an audit compares with."""
+        tables: list[pa.Table] = []
+        to_us = span.end
+        while to_us > span.start:
+            ask = candles_ask(market, timeframe, to_us, min(PAGE, timeframe.count(Span(span.start, to_us))))
+            page: CandlePage = self.request(ask, priority).value
+            tables.append(page.table)
+            if page.oldest_us is None or page.rows < page.asked_count:
+                break
+            to_us = page.oldest_us
+        table = pa.concat_tables([empty_candles(), *tables[::-1]])
+        return table.slice(int(np.searchsorted(times_of(table), span.start)))
+
+    def stream_facts(self) -> dict[str, Any]:
+        """Where the live stream stands; empty while there is none."""
+        return {}
+
     # -- markets -------------------------------------------------------------------------------------------------
 
     def markets(self, *, fresh: bool = False, priority: Priority = Priority.HIGH) -> tuple[MarketInfo, ...]:
@@ -158,11 +183,20 @@ class Coordinator:
         with self._markets_lock:
             return self._markets
 
+    def _codes_anew(self, priority: Priority) -> set[str]:
+        return {info.market for info in self.markets(fresh=True, priority=priority)}
+
     def check_listed(self, markets: Sequence[str], priority: Priority = Priority.HIGH) -> None:
-        """Raise `InputError`, naming the nearest ones, for a market that the venue does not list."""
-        codes = {info.market for info in self.markets(priority=priority)}
-        if not set(markets) <= codes:
-            codes = {info.market for info in self.markets(fresh=True, priority=priority)}
+        """Raise `InputError`, naming the nearest ones, for a market that the venue does not list.
+
+        A list at hand is believed for what it has (a delisting shows as a refusal), and for what it lacks only while
+        it is very young.
+        """
+        with self._markets_lock:
+            known, age_s = self._markets, self.clock.monotonic() - self._markets_at_s
+        codes = {info.market for info in known or ()}
+        if known is None or (not set(markets) <= codes and age_s > _LACKS_S):
+            codes = self._codes_anew(priority)
         for market in markets:
             if market not in codes:
                 raise unknown_market(market, codes)

@@ -1,40 +1,42 @@
 """Tickers, order books and trades: what is asked, how it is split, and what memory answers.
 
-Tickers and books split by market (as many as the venue takes in one call), trades by count and cursor. The latest row
-of each market is held once, in memory only, bounded by the number of markets; `max_age` decides whether it may answer.
-A row never replaces a newer one. One lock guards the tables; requests happen outside it.
+Tickers and books split by market (as many as the venue takes in one call), trades by count and cursor (`trades`). The
+latest row of each market is held once, in memory only, bounded by the number of markets; `max_age` decides whether it
+may answer. A row never replaces a newer one. One lock guards the tables; requests happen outside it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import msgspec
+
 from backbone.clock import Clock
 from backbone.coordinator.metrics import Metrics
-from backbone.errors import BackboneError, IncompleteError, RejectedError
-from backbone.model import OrderBook, Priority, Ticker, Trade
+from backbone.coordinator.trades import DAY_US, TradesAnswer, TradeWalk
+from backbone.errors import BackboneError, IncompleteError, RejectedError, SourceError
+from backbone.model import OrderBook, Priority, Ticker
 from backbone.routing.rest import Reply
 from backbone.routing.wire import (
-    TRADES_PAGE,
     Ask,
     Instrument,
     instruments_ask,
+    markets_ask,
     orderbooks_ask,
     tickers_all_ask,
     tickers_ask,
-    trades_ask,
 )
 
-__all__ = ["Answer", "Held", "Latest", "Realtime"]
+__all__ = ["Answer", "Held", "Latest", "Realtime", "Told"]
 
 R = TypeVar("R", Ticker, OrderBook)
 
 _DEFAULT_AGE_S = {"ticker": 0.5, "orderbook": 0.1}  # how old a row may be where the caller does not say
 _MARKETS_A_CALL = 900  # the venue answered all its 855 markets in one call
-_DAYS_BACK = 7
+_MEMBERS_S = 600.0  # how long a whole answer for a quote currency is believed to name all its markets
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,28 @@ class Answer(Generic[R]):
     causes: tuple[BackboneError, ...] = ()
 
 
+@dataclass(frozen=True)
+class Told:
+    """Rows as the venue spelled them, with its words on the rate (None: silent)."""
+
+    rows: list[dict[str, Any]]
+    group: str | None
+    remaining: int | None
+
+
+@dataclass(frozen=True)
+class _Verbatim(Ask):
+    """A question whose answer is wanted in the venue's own words; in flight it is not shared with the parsed one."""
+
+
+def _verbatim(ask: Ask) -> _Verbatim:
+    def parse(body: bytes) -> Any:
+        ask.parse(body)  # checked at the door like any other
+        return msgspec.json.decode(body)
+
+    return _Verbatim(ask.group, ask.path, ask.query, parse, ask.market)
+
+
 @dataclass
 class Latest(Generic[R]):
     """The newest row of each key. Its owner holds a lock around each call."""
@@ -73,16 +97,27 @@ class Latest(Generic[R]):
 
 
 class Realtime:
-    """The coordinator's strategies for what is true now."""
+    """The coordinator's strategies for what is true now.
 
-    def __init__(self, request: Callable[[Ask, Priority], Reply], clock: Clock, metrics: Metrics) -> None:
+    `request` puts one question; `listed` asks the venue anew which markets it lists.
+    """
+
+    def __init__(
+        self,
+        request: Callable[[Ask, Priority], Reply],
+        clock: Clock,
+        metrics: Metrics,
+        listed: Callable[[Priority], Collection[str]],
+    ) -> None:
         self._request = request
+        self._listed = listed
         self._clock = clock
         self._metrics = metrics
         self._lock = threading.Lock()
         self._tickers: Latest[Ticker] = Latest()
         self._books: Latest[OrderBook] = Latest()
         self._instruments: dict[str, Instrument] = {}
+        self._members: dict[tuple[str, ...], tuple[float, tuple[str, ...]]] = {}  # quotes: when told, its markets
 
     # -- rows from a stream --------------------------------------------------------------------------------------
 
@@ -105,14 +140,27 @@ class Realtime:
     def tickers_of_quote(
         self, quotes: Sequence[str], markets: Sequence[str], priority: Priority, max_age_s: float | None
     ) -> Answer[Ticker]:
-        """The tickers of whole quote currencies, in one call; `markets` are those it should hold."""
-        age = self._age("ticker", priority, max_age_s)
-        known = self._young(self._tickers, markets, age)
-        if markets and len(known) == len(markets):
-            return Answer(tuple(known[m] for m in markets), 0, len(markets))
-        reply = self._request(tickers_all_ask(tuple(quotes)), priority)
+        """The tickers of whole quote currencies, in one call; `markets` are those that may answer from memory.
+
+        Once the venue has told a quote currency whole, its members are those it told.
+        """
+        key = tuple(quotes)
+        members = self._members_of(key) or tuple(markets)
+        known = self._young(self._tickers, members, self._age("ticker", priority, max_age_s))
+        if members and len(known) == len(members):
+            self._metrics.count("cache.realtime.hits", len(known))
+            return Answer(tuple(known[m] for m in members), 0, len(members))
+        self._metrics.count("cache.realtime.misses", max(1, len(members)))
+        reply = self._request(tickers_all_ask(key), priority)
         rows = self._take(self._tickers, ((row.market, row) for row in reply.value), reply.received_s)
+        with self._lock:
+            self._members[key] = reply.received_s, tuple(held.row.market for held in rows)
         return Answer(tuple(rows), 1, 0)
+
+    def _members_of(self, quotes: tuple[str, ...]) -> tuple[str, ...]:
+        with self._lock:
+            told_s, members = self._members.get(quotes, (0.0, ()))
+        return members if self._clock.monotonic() - told_s < _MEMBERS_S else ()
 
     # -- books ---------------------------------------------------------------------------------------------------
 
@@ -126,10 +174,12 @@ class Realtime:
         def ask(codes: Sequence[str]) -> Ask:
             return orderbooks_ask(codes, level, 30)
 
-        return self._by_market(keys, priority, age, self._books, ask, lambda key: str(key[0]), lambda r: (r.market, float(level)))
+        return self._by_market(
+            keys, priority, age, self._books, ask, lambda key: str(key[0]), lambda r: (r.market, float(level))
+        )
 
     def instruments(self, markets: Sequence[str], priority: Priority) -> dict[str, Instrument]:
-        """Tick size and levels of `markets`. Ticks change with the price band: asked anew each time."""
+        """Tick size and levels of `markets`, asked anew: ticks change with the price band."""
         found: dict[str, Instrument] = {}
         for codes in _chunks(list(markets), _MARKETS_A_CALL):
             found.update(self._request(instruments_ask(codes), priority).value)
@@ -137,11 +187,37 @@ class Realtime:
             self._instruments.update(found)
         return found
 
+    def known_instrument(self, market: str) -> Instrument | None:
+        """What was last heard of `market`; asks nothing."""
+        with self._lock:
+            return self._instruments.get(market)
+
     def known_tick(self, market: str) -> float | None:
         """The tick size last heard of `market`; asks nothing."""
-        with self._lock:
-            known = self._instruments.get(market)
+        known = self.known_instrument(market)
         return known.tick_size if known is not None else None
+
+    # -- in the venue's own words --------------------------------------------------------------------------------
+
+    def ticker_rows(self, markets: Sequence[str], priority: Priority) -> Told:
+        """The venue's ticker rows of `markets`, with every field it sends; never from memory."""
+        return self._told([tickers_ask(part) for part in _chunks(list(markets), _MARKETS_A_CALL)], priority)
+
+    def book_rows(self, markets: Sequence[str], priority: Priority) -> Told:
+        """The venue's order books of `markets`, ungrouped; never from memory."""
+        parts = _chunks(list(markets), _MARKETS_A_CALL)
+        return self._told([orderbooks_ask(part, 0.0, 30) for part in parts], priority)
+
+    def market_rows(self, priority: Priority) -> Told:
+        """The venue's market list with its details; never from memory."""
+        return self._told([markets_ask()], priority)
+
+    def _told(self, asks: Sequence[Ask], priority: Priority) -> Told:
+        rows: list[dict[str, Any]] = []
+        for ask in asks:
+            reply = self._request(_verbatim(ask), priority)
+            rows += reply.value
+        return Told(rows, reply.group, reply.remaining)
 
     # -- what both share -----------------------------------------------------------------------------------------
 
@@ -186,24 +262,42 @@ class Realtime:
             for held in self._take(table, ((key_of(row), row) for row in found[0]), found[1]):
                 known[key_of(held.row)] = held
         return Answer(
-            tuple(known[key] for key in keys if key in known), requests, len(keys) - len(wanted), tuple(lost), tuple(causes)
+            tuple(known[key] for key in keys if key in known),
+            requests,
+            len(keys) - len(wanted),
+            tuple(lost),
+            tuple(causes),
         )
 
     def _ask_some(
         self, codes: list[str], priority: Priority, ask: Callable[[Sequence[str]], Ask]
     ) -> tuple[tuple[list[Any], float], int, list[str], list[BackboneError]]:
-        """One call for `codes`; where the venue refuses the list for one of them, halves find it."""
+        """One call for `codes`. Where the venue refuses the list for one of them, its market list names the culprits;
+        should it still list them all, halves find it.
+        """
         try:
             reply = self._request(ask(tuple(codes)), priority)
         except RejectedError as exc:
             if exc.status != 404:
                 raise
-            if len(codes) == 1:
+            listed = self._listed(priority)
+            gone = [code for code in codes if code not in listed]
+            left = [code for code in codes if code in listed]
+            if len(codes) == 1 or not left:
                 return ([], self._clock.monotonic()), 1, codes, [exc]
             middle = len(codes) // 2
-            first, second = (self._ask_some(half, priority, ask) for half in (codes[:middle], codes[middle:]))
-            rows = (first[0][0] + second[0][0], max(first[0][1], second[0][1]))
-            return rows, 1 + first[1] + second[1], first[2] + second[2], first[3] + second[3]
+            parts = [left] if gone else [codes[:middle], codes[middle:]]
+            rows: list[Any] = []
+            causes: list[BackboneError] = [exc] if gone else []
+            received_s, requests = 0.0, 1
+            for part in parts:
+                found, asked, lost, why = self._ask_some(part, priority, ask)
+                rows += found[0]
+                received_s = max(received_s, found[1])
+                requests += asked
+                gone += lost
+                causes += why
+            return (rows, received_s), requests, gone, causes
         return (list(reply.value), reply.received_s), 1, [], []
 
     # -- trades --------------------------------------------------------------------------------------------------
@@ -217,57 +311,21 @@ class Realtime:
         start_us: int | None,
         end_us: int | None,
         today_us: int,
-    ) -> tuple[list[Trade], int]:
-        """The newest `count` trades before `end_us` (or all from `start_us`), oldest first, and the requests it took.
+    ) -> TradesAnswer:
+        """The newest `count` trades before `end_us`, or all from `start_us`, as far as they could be had.
 
-        Pages go by cursor, never by time, so that trades which share a second or a millisecond are neither lost nor
-        doubled; days go back by ``days_ago``.
+        A venue that fails before anything arrived raises its error.
         """
-        day_us = 86_400_000_000
-        newest_day = today_us // day_us
-        last_day = newest_day if end_us is None else min(newest_day, (end_us - 1) // day_us)
-        found: dict[int, Trade] = {}
-        requests = 0
-        for days_ago in range(newest_day - last_day, _DAYS_BACK + 1):
-            cursor: int | None = None
-            while True:
-                need = TRADES_PAGE if count is None or end_us is not None else min(TRADES_PAGE, count - len(found))
-                reply = self._request(
-                    trades_ask(market, need, cursor=cursor, days_ago=days_ago or None, to=_day_end(end_us, days_ago, newest_day) if cursor is None else None),
-                    priority,
-                )
-                requests += 1
-                page: tuple[Trade, ...] = reply.value
-                for trade in page:
-                    if (end_us is None or trade.time_us < end_us) and (start_us is None or trade.time_us >= start_us):
-                        found[trade.sequential_id] = trade
-                if count is not None and len(found) >= count:
-                    return _oldest_first(found.values())[-count:], requests
-                if len(page) < need:
-                    break  # the day is told to its beginning
-                oldest = page[-1]  # newest first; ids are unique but not promised to be ordered
-                if start_us is not None and oldest.time_us < start_us:
-                    return _oldest_first(found.values()), requests
-                cursor = oldest.sequential_id
-            day_start = (newest_day - days_ago) * day_us
-            if start_us is not None and day_start <= start_us:
-                break
-        return _oldest_first(found.values()), requests
-
-
-def _day_end(end_us: int | None, days_ago: int, newest_day: int) -> str | None:
-    """The time of day to start from, where `end_us` falls inside the day: the venue's ``to`` takes whole seconds."""
-    day_us = 86_400_000_000
-    if end_us is None or end_us // day_us != newest_day - days_ago:
-        return None
-    seconds = -(-(end_us % day_us) // 1_000_000) + 1
-    if seconds >= 86_400:
-        return None
-    return f"{seconds // 3600:02d}{seconds // 60 % 60:02d}{seconds % 60:02d}"
-
-
-def _oldest_first(trades: Iterable[Trade]) -> list[Trade]:
-    return sorted(trades, key=lambda t: (t.time_us, t.sequential_id))
+        walk = TradeWalk(market, count, start_us, end_us, today_us // DAY_US)
+        while not walk.is_done:
+            try:
+                reply = self._request(walk.next_ask(), priority)
+                walk.take(reply.value, reply.date_us)
+            except SourceError as exc:
+                if not walk.rows:
+                    raise
+                return TradesAnswer(walk.rows, walk.requests, (walk.missing,), (exc,))
+        return TradesAnswer(walk.rows, walk.requests)
 
 
 def _chunks(items: list[Any], size: int) -> list[list[Any]]:
