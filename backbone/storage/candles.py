@@ -37,11 +37,13 @@ from backbone.storage.memory import MemoryCache, MemoryStats
 from backbone.storage.merge import Page, merge_pages
 from backbone.storage.partition import (
     REVISION_SCHEMA,
+    TAIL_BYTES,
     Partition,
     decode_ledger,
     decode_partition,
     encode_ledger,
     encode_partition,
+    peek_ledger,
 )
 from backbone.timeframe import DAY_US, Timeframe, period_name, period_of, periods_in
 
@@ -319,6 +321,24 @@ class CandleStore:
         series = self._series(market, timeframe)
         pages = self._pages(series, span)
         return _vouched(self._ledger(series, span), pages, timeframe, span)
+
+    def claims(self, market: str, timeframe: Timeframe, span: Span) -> SpanSet:
+        """The part of `span` that the files say they vouch for, read from their last bytes and not proven:
+        for spans of very many files, which another engine is about to read. What is not flushed is in none.
+        """
+        series = self._series(market, timeframe)
+        quiet = self._quiet(series)
+        periods = self._file_periods(series, span)
+        ledgers = [quiet.without(SpanSet(periods))]
+        for period in periods:
+            key = series.key(period)
+            known = self._ledgers.get(key)
+            if known is not None and known[0] == self._files.stat(key):
+                ledgers.append(known[1])
+            else:
+                claimed = peek_ledger(self._files.tail(key, TAIL_BYTES) or b"")
+                ledgers.append(self._file_ledger(series, period, quiet) if claimed is None else claimed)
+        return _vouched(Ledger.joined(ledgers), [], timeframe, span)
 
     def due(self, market: str, timeframe: Timeframe, span: Span, now_us: int) -> SpanSet:
         """The part of `span` that is held provisionally and whose second ask is due at `now_us`."""

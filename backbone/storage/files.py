@@ -36,7 +36,7 @@ Version = tuple[int, int, int]
 """(inode, modification time in ns, size). The time is set to rise with every replacement."""
 
 _IS_WINDOWS = os.name == "nt"
-_POLL_S = 0.002
+_POLL_S = 0.001
 _SHARING_S = 2.0  # how long a replacement waits for a reader on systems that lock open files
 
 
@@ -110,6 +110,18 @@ class LocalFiles:
             raise self._failed("read", key, exc) from exc
         self._seen_root = True
         return Blob(data or b"", (found.st_ino, found.st_mtime_ns, found.st_size))
+
+    def tail(self, key: str, size: int) -> bytes | None:
+        """The last `size` bytes of a file (all of a shorter one); None where there is none."""
+        try:
+            with open(self._full(key), "rb", buffering=0) as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+                data = file.readall()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as exc:
+            raise self._failed("read", key, exc) from exc
+        return data or b""
 
     def replace(self, key: str, data: bytes | bytearray) -> Version:
         """Make `data` the file's content, durably and in one step. Call it inside `exclusive`.

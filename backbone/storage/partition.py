@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMAT",
     "REVISION_SCHEMA",
+    "TAIL_BYTES",
     "Partition",
     "decode_ledger",
     "decode_partition",
     "encode_ledger",
     "encode_partition",
+    "peek_ledger",
 ]
 
 FORMAT = 1
@@ -164,6 +166,28 @@ def decode_partition(data: bytes | bytearray, series: Series, period: Span, peri
     if reason := _disorder(partition, footer.rows, period):
         raise _corrupt(path, reason)
     return partition
+
+
+TAIL_BYTES = 64 << 10
+"""Enough of a file's end for its footer, unless it holds very many revisions."""
+
+
+def peek_ledger(tail: bytes) -> Ledger:
+    """What a partition claims, from its last bytes alone: its rows are not looked at, its seal is not
+    checked.
+
+    A footer that is longer or not understood claims nothing.
+    """
+    start = tail.find(_MARK)
+    if start < 0:
+        return Ledger()
+    try:
+        # The text is read up to its revisions, which may be long and are not asked for.
+        end = tail.index(b',"revisions":', start)
+        footer = msgspec.json.decode(tail[start:end] + b"}", type=_Footer)
+    except (ValueError, msgspec.MsgspecError):
+        return Ledger()
+    return _ledger_of(footer.covered, footer.fresh) if footer.format <= FORMAT else Ledger()
 
 
 def _read_parquet(data: bytes | bytearray) -> tuple[pa.Table, bytes]:
