@@ -23,6 +23,8 @@ from backbone.model import Priority
 from backbone.settings import FRAMES, Settings, resolve
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from backbone.api.envelope import BackboneRequest, BackboneResponse
     from backbone.coordinator.fetch import Coordinator
 
@@ -313,6 +315,63 @@ class Backbone:
         from backbone.api.realtime import markets
 
         return markets(self, quote, self._frames(frames))
+
+    # -- bigger than memory, and beyond one machine --------------------------------------------------------------
+
+    def scan(
+        self,
+        markets: str | Iterable[str],
+        timeframe: str = "1m",
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
+        *,
+        partial: bool = False,
+    ) -> pl.LazyFrame:
+        """The stored candles as one Polars LazyFrame, for what does not fit into memory. Fetches nothing.
+
+        Opens only the files of these markets and this span; collect it with ``engine="streaming"``.
+
+        Parameters
+        ----------
+        markets : one market, several, or a quote currency (``"KRW"``: those that the store holds in this timeframe).
+        start, end : half-open, as in `candles`; left out, that side goes as far as the store does.
+        partial : take what is held where some of the span was never fetched, instead of an error.
+
+        Returns
+        -------
+        LazyFrame ``market time open high low close volume value``; market by market, oldest first in each; ``time`` in
+        the client's zone.
+
+        Raises
+        ------
+        InputError       for a wrong word.
+        IncompleteError  before any row is read, where the files do not vouch for all of it: ``.gaps``, ``.frame``.
+
+        Examples
+        --------
+        >>> client.backfill(["KRW-BTC"], "1h", "2025-08-01", "2025-08-08").wait()
+        >>> client.scan("KRW", "1h").group_by("market").agg(pl.col("value").sum()).collect().height
+        1
+        """
+        from backbone.api.scan import scan
+
+        return scan(self, markets, timeframe, start, end, partial=partial)
+
+    def files(
+        self,
+        markets: str | Iterable[str],
+        timeframe: str = "1m",
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
+        *,
+        partial: bool = False,
+    ) -> list[str]:
+        """The files behind `scan`, for another engine (DuckDB, Dask, Spark): plain hive-partitioned Parquet, ``time`` in
+        UTC. A file holds a whole period, so its ends may reach beyond `start` and `end`. Raises as `scan` does.
+        """
+        from backbone.api.scan import files
+
+        return files(self, markets, timeframe, start, end, partial=partial)
 
     # -- as plain data -------------------------------------------------------------------------------------------
 

@@ -172,22 +172,20 @@ TAIL_BYTES = 64 << 10
 """Enough of a file's end for its footer, unless it holds very many revisions."""
 
 
-def peek_ledger(tail: bytes) -> Ledger:
-    """What a partition claims, from its last bytes alone: its rows are not looked at, its seal is not
-    checked.
+def peek_ledger(tail: bytes) -> Ledger | None:
+    """What a partition claims, from its last bytes alone: its rows are not looked at, its seal is not checked.
 
-    A footer that is longer or not understood claims nothing.
+    None where those bytes do not tell: a long footer, damage, a newer version. The whole file has to be read then.
     """
-    start = tail.find(_MARK)
-    if start < 0:
-        return Ledger()
+    start = tail.rfind(_MARK)
+    end = tail.find(b',"revisions":', max(0, start))
+    if start < 0 or end < 0:
+        return None
     try:
-        # The text is read up to its revisions, which may be long and are not asked for.
-        end = tail.index(b',"revisions":', start)
         footer = msgspec.json.decode(tail[start:end] + b"}", type=_Footer)
-    except (ValueError, msgspec.MsgspecError):
-        return Ledger()
-    return _ledger_of(footer.covered, footer.fresh) if footer.format <= FORMAT else Ledger()
+    except msgspec.MsgspecError:
+        return None
+    return _ledger_of(footer.covered, footer.fresh) if footer.format <= FORMAT else None
 
 
 def _read_parquet(data: bytes | bytearray) -> tuple[pa.Table, bytes]:
