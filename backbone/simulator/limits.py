@@ -77,6 +77,12 @@ class Limits:
         self._blocked_until_s = 0.0
         self._blocks = 0
 
+    def reset(self) -> None:
+        """Forget every request, refusal and block."""
+        self._windows.clear()
+        self._refused.clear()
+        self._blocked_until_s, self._blocks = 0.0, 0
+
     def ask(self, group: str, now_s: float, *, origin: bool = False) -> Verdict:
         """Count one request of `group` at the real time `now_s`."""
         name = "origin" if origin else group

@@ -261,6 +261,13 @@ class SimulatorServer:
         with self._log_lock:
             self._log.clear()
 
+    def reset_limits(self) -> None:
+        """Forget what was asked: full budgets, no block."""
+        self._call(self._reset_limits())
+
+    async def _reset_limits(self) -> None:
+        self._limits.reset()
+
     def peak(self, group: str, window_s: float = 1.0) -> int:
         """The most requests of `group` that arrived in any `window_s` seconds."""
         times = sorted(one.mono for one in self.requests if one.group == group)
