@@ -313,6 +313,7 @@ class FileLimiter(_CellLimiter):
         if not is_ours or not 0 < left_s < rates.LONGEST_BAN_S:
             ban_wall_us = left_s = 0
         _HEADER.pack_into(self._map, 0, _MAGIC, self.rules.size, _boot(), ban_wall_us)
+        self._cells(_HOST)  # the first place is the host's
         if left_s:
             rates.ban(self._cells(_HOST), self.rules, now + left_s, now)
 
@@ -333,9 +334,9 @@ class FileLimiter(_CellLimiter):
         cleared.
         """
         assert self._table is not None
-        name = _name(group)
-        mark = float(int.from_bytes(hashlib.blake2b(name, digest_size=6).digest(), "big") + 1)
-        place = self._place(name)
+        place = self._place(_name(group))
+        owner = hashlib.blake2b(self._names()[place], digest_size=6).digest()
+        mark = float(int.from_bytes(owner, "big") + 1)
         cells = self._table[place * self.rules.size : (place + 1) * self.rules.size]
         now = self._clock.monotonic()
         rates.mend(cells, self.rules, now)
