@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
+from itertools import chain
 from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -438,7 +439,8 @@ def _read_candles(body: bytes, market: str, timeframe: Timeframe, to_us: int | N
         if row.market != market:
             raise _Lie(f"a row is of {row.market}")
     times = _open_times([row.candle_date_time_utc for row in rows])
-    columns = np.array([_candle_values(row) for row in reversed(rows)], dtype=np.float64).T.copy()
+    values = chain.from_iterable(map(_candle_values, reversed(rows)))
+    columns = np.fromiter(values, np.float64, 6 * len(rows)).reshape(-1, 6).T.copy()
     _check_times(times, timeframe, to_us)
     _check_prices(columns)
     opens = times[::-1].copy()

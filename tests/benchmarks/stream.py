@@ -1,0 +1,210 @@
+"""Messages a second through the stream, against a bare loop. Run: ``python -m tests.benchmarks.stream``.
+
+A process on loopback sends prepared frames as fast as they are taken. The bare loop is what a user would write with
+the same libraries (``websocket-client`` and a typed msgspec decoder); it builds nothing and checks nothing. Then the
+time from sending to the sink at 2,000 messages a second, and the memory over a million messages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import multiprocessing
+import resource
+import socket
+import statistics
+import struct
+import threading
+import time
+from typing import Any
+
+import msgspec
+
+from backbone.clock import SystemClock
+from backbone.model import OrderBook, Ticker
+from backbone.routing.stream import Stream
+from backbone.routing.wire import LiveRecord
+from tests.benchmarks.wire import TICKER, book
+
+GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+class Level(msgspec.Struct, gc=False):
+    ask_price: float
+    ask_size: float
+    bid_price: float
+    bid_size: float
+
+
+class TickerFrame(msgspec.Struct, tag_field="type", tag="ticker", gc=False):
+    code: str
+    trade_timestamp: int
+    trade_price: float
+    opening_price: float
+    high_price: float
+    low_price: float
+    prev_closing_price: float
+    signed_change_price: float
+    signed_change_rate: float
+    acc_trade_volume: float
+    acc_trade_price: float
+    acc_trade_volume_24h: float
+    acc_trade_price_24h: float
+    timestamp: int
+
+
+class BookFrame(msgspec.Struct, tag_field="type", tag="orderbook", gc=False):
+    code: str
+    timestamp: int
+    orderbook_units: list[Level]
+
+
+def frames(kind: str) -> list[bytes]:
+    """A hundred frames of one kind, each of another market."""
+    made = []
+    for i in range(100):
+        row: dict[str, Any] = TICKER if kind == "ticker" else book("")
+        content = {"type": kind, "code": f"KRW-{i:04d}"} | row | {"stream_type": "REALTIME"}
+        content.pop("market", None)
+        payload = json.dumps(content, separators=(",", ":")).encode()
+        made.append(b"\x82\x7e" + struct.pack(">H", len(payload)) + payload)
+    return made
+
+
+def serve(pipe: Any) -> None:
+    """Send what the pipe orders, (kind, count, messages a second or 0 for a flood), once per connection."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    pipe.send(listener.getsockname()[1])
+    while order := pipe.recv():
+        kind, count, rate = order
+        sock, _ = listener.accept()
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += sock.recv(4096)
+        (key,) = (line[19:] for line in head.split(b"\r\n") if line.startswith(b"Sec-WebSocket-Key: "))
+        accept = base64.b64encode(hashlib.sha1(key + GUID).digest())
+        sock.sendall(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+        )
+        sock.recv(4096)
+        _send(sock, frames(kind), count, rate)
+        pipe.send("sent")
+        sock.recv(4096)
+        sock.close()
+
+
+def _send(sock: socket.socket, made: list[bytes], count: int, rate: float) -> None:
+    if not rate:
+        blob = b"".join(made)
+        for _ in range(count // len(made)):
+            sock.sendall(blob)
+        return
+    started = time.monotonic()
+    for i in range(count):
+        due = started + i / rate
+        while (left_s := due - time.monotonic()) > 0:
+            time.sleep(left_s)
+        stamp = b'"trade_timestamp":%d' % (time.monotonic_ns() // 1000)  # the instant of sending
+        frame = made[i % len(made)].replace(b'"trade_timestamp":1785397260652', stamp)
+        frame = b"\x82\x7e" + struct.pack(">H", len(frame) - 4) + frame[4:]
+        sock.sendall(frame)
+
+
+def bare(port: int, count: int) -> float:
+    """Messages a second of the loop that a user would write."""
+    import websocket
+
+    connection = websocket.create_connection(f"ws://127.0.0.1:{port}", suppress_origin=True, skip_utf8_validation=True)
+    decode = msgspec.json.Decoder(TickerFrame | BookFrame).decode
+    latest = {}
+    connection.send("[]")
+    started = time.perf_counter()
+    for _ in range(count):
+        record = decode(connection.recv())
+        latest[record.code] = record
+    took = time.perf_counter() - started
+    connection.close()
+    return count / took
+
+
+def ours(port: int, count: int) -> float:
+    """Messages a second of the stream into a dict of the latest."""
+    latest: dict[str, LiveRecord] = {}
+    seen = 0
+    started = 0.0
+    done = threading.Event()
+
+    def sink(record: LiveRecord, received_s: float, is_snapshot: bool) -> None:
+        nonlocal seen, started
+        if not seen:
+            started = time.perf_counter()
+        seen += 1
+        latest[record.market] = record
+        if seen == count:
+            done.set()
+
+    stream = Stream(f"ws://127.0.0.1:{port}", clock=SystemClock(), sink=sink)
+    stream.subscribe("benchmark", "ticker", ["KRW-0000"])
+    done.wait(300)
+    took = time.perf_counter() - started
+    stream.close()
+    return count / took
+
+
+def latency_ms(port: int, count: int) -> list[float]:
+    """From just before the send to the sink, per message."""
+    delays: list[float] = []
+    done = threading.Event()
+
+    def sink(record: LiveRecord, received_s: float, is_snapshot: bool) -> None:
+        assert isinstance(record, Ticker | OrderBook)
+        delays.append((time.monotonic_ns() - record.time_us) / 1e6)
+        if len(delays) == count:
+            done.set()
+
+    stream = Stream(f"ws://127.0.0.1:{port}", clock=SystemClock(), sink=sink)
+    stream.subscribe("benchmark", "ticker", ["KRW-0000"])
+    done.wait(300)
+    stream.close()
+    return sorted(delays)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--messages", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--million", action="store_true", help="also a million messages, watching the memory")
+    options = parser.parse_args()
+    near, far = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve, args=(far,), daemon=True)
+    server.start()
+    port = near.recv()
+    for kind in ("ticker", "orderbook"):
+        rates: dict[str, list[float]] = {"bare": [], "ours": []}
+        for _ in range(options.rounds):
+            for name, run in (("bare", bare), ("ours", ours)):
+                near.send((kind, options.messages, 0))
+                rates[name].append(run(port, options.messages))
+                near.recv()
+        loop, mine = (statistics.median(rates[name]) for name in ("bare", "ours"))
+        print(f"{kind:<10} bare loop {loop:>9,.0f}/s   stream {mine:>9,.0f}/s   {mine / loop:.0%}")
+    near.send(("ticker", 10_000, 2000))
+    delays = latency_ms(port, 10_000)
+    near.recv()
+    print(f"latency at 2,000/s: p50 {delays[5000]:.2f} ms   p99 {delays[9900]:.2f} ms   max {delays[-1]:.2f} ms")
+    if options.million:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        near.send(("ticker", 1_000_000, 0))
+        ours(port, 1_000_000)
+        near.recv()
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(f"memory over a million messages: peak {before / 1024:.1f} MB before, {after / 1024:.1f} MB after")
+    near.send(None)
+    server.join()
+
+
+if __name__ == "__main__":
+    main()
