@@ -1,0 +1,239 @@
+"""The market data adapter of the system that backbone replaces: same names, same answers.
+
+Every call answers a plain dict: ``success data timestamp source response_time_ms``, candles also ``candle_count``.
+Where it failed, ``success`` is False, ``data`` None and ``error`` says why; nothing of the error tree is raised.
+``data`` is in the venue's own field names, newest candle first, the forming one included, as it was; the data of a
+single symbol is unwrapped from its list (candles are always a list). A candle's ``timestamp`` is its opening in
+milliseconds. `use_cache` is accepted and has no effect: what is now is asked for, what is closed does not change.
+
+The adapter was awaited in its old home. Here the answer is there when the call returns, and may be awaited as well:
+``get_ticker("KRW-BTC")`` and ``await get_ticker("KRW-BTC")`` are the same. A program whose event loop must go on
+meanwhile imports `backbone.compat.legacy_async` instead: the same names as coroutines, which work in a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
+
+from backbone.api.candles import parse_count
+from backbone.api.client import Backbone
+from backbone.api.names import parse_markets
+from backbone.api.times import in_zone
+from backbone.clock import SystemClock
+from backbone.compat import door
+from backbone.errors import BackboneError
+from backbone.locks import renew_after_fork
+from backbone.model import Priority
+from backbone.timeframe import MINUTE_US, Timeframe, parse_timeframe
+
+__all__ = [
+    "Answer",
+    "MarketDataAdapter",
+    "cleanup",
+    "get_candles",
+    "get_market_data_adapter",
+    "get_orderbook",
+    "get_performance_summary",
+    "get_ticker",
+    "initialize",
+]
+
+Symbols = str | Iterable[str]
+
+_COUNT = 100
+_KOREA = "Asia/Seoul"
+
+
+class Answer(dict[str, Any]):
+    """A dict that may also be awaited, which gives the dict at once."""
+
+    def __await__(self) -> Generator[Any, Any, Answer]:
+        return _itself(self).__await__()
+
+
+async def _itself(answer: Answer) -> Answer:
+    return answer
+
+
+class MarketDataAdapter:
+    """The calls, and how they went. Safe to share between threads; the lock guards the tallies."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._failures = 0
+        self._total_ms = 0.0
+        self._last_error: str | None = None
+        self._begin()
+        renew_after_fork(self, MarketDataAdapter._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<MarketDataAdapter {self._calls} calls, {self._failures} failed>"
+
+    def initialize(self) -> Answer:
+        """Make the client behind the door, unless there is one."""
+        try:
+            door.get_client()
+        except BackboneError as exc:
+            return Answer(success=False, error=str(exc))
+        return Answer(success=True)
+
+    def cleanup(self) -> Answer:
+        """End the client behind the door."""
+        door.cleanup()
+        return Answer(success=True)
+
+    def get_ticker_data(self, symbols: Symbols, use_cache: bool = True) -> Answer:
+        """The venue's ticker rows of `symbols`."""
+
+        def ask(client: Backbone) -> tuple[Any, str]:
+            codes = _listed(client, symbols)
+            return _unwrapped(client._coordinator().realtime.ticker_rows(codes, Priority.HIGH).rows), "rest"
+
+        return self._answer(ask)
+
+    def get_orderbook_data(self, symbols: Symbols, use_cache: bool = True) -> Answer:
+        """The venue's order books of `symbols`."""
+
+        def ask(client: Backbone) -> tuple[Any, str]:
+            codes = _listed(client, symbols)
+            return _unwrapped(client._coordinator().realtime.book_rows(codes, Priority.HIGH).rows), "rest"
+
+        return self._answer(ask)
+
+    def get_candle_data(
+        self, symbols: Symbols, interval: str = "1m", count: int = _COUNT, use_cache: bool = True
+    ) -> Answer:
+        """The newest `count` candles of each of `symbols`, one symbol after the other, newest first."""
+
+        def ask(client: Backbone) -> tuple[Any, str]:
+            timeframe, wanted = parse_timeframe(interval), parse_count(count) or _COUNT
+            rows: list[dict[str, Any]] = []
+            sources = set()
+            for code in parse_markets(symbols, client._home):
+                frame = client.candles(
+                    code, timeframe.name, count=wanted, include_forming=True, frames="pandas", progress=False
+                )
+                rows += _candle_rows(code, timeframe, frame.iloc[-wanted:])
+                sources.add(frame.attrs["backbone"]["source"])
+            return rows, sources.pop() if len(sources) == 1 else "mixed"
+
+        answer = self._answer(ask)
+        if answer["success"]:
+            answer["candle_count"] = len(answer["data"])
+        return answer
+
+    def get_performance_summary(self) -> Answer:
+        """How the calls of this adapter went; ``success_rate`` from 0 to 1 (1 before the first call)."""
+        with self._lock:
+            calls, failures, total_ms, last = self._calls, self._failures, self._total_ms, self._last_error
+        return Answer(
+            smart_routing_enabled=True,
+            adapter_initialized=True,
+            total_requests=calls,
+            successful_requests=calls - failures,
+            failed_requests=failures,
+            success_rate=(calls - failures) / calls if calls else 1.0,
+            avg_response_time_ms=round(total_ms / calls, 3) if calls else 0.0,
+            last_error=last,
+        )
+
+    def _answer(self, ask: Callable[[Backbone], tuple[Any, str]]) -> Answer:
+        clock = SystemClock()
+        began = clock.monotonic()
+        answer = Answer(success=False, data=None)
+        try:
+            data, source = ask(door.get_client())
+            answer.update(success=True, data=data, source=source)
+        except BackboneError as exc:
+            answer.update(source="none", error=str(exc), error_type=type(exc).__name__)
+        elapsed_ms = (clock.monotonic() - began) * 1000
+        answer["timestamp"] = in_zone(clock.now_us(), _KOREA).isoformat()
+        answer["response_time_ms"] = round(elapsed_ms, 3)
+        with self._lock:
+            self._calls += 1
+            self._total_ms += elapsed_ms
+            if not answer["success"]:
+                self._failures += 1
+                self._last_error = answer["error"]
+        return answer
+
+
+def _listed(client: Backbone, symbols: Symbols) -> list[str]:
+    codes = parse_markets(symbols, client._home)
+    client._coordinator().check_listed(codes, Priority.HIGH)
+    return codes
+
+
+def _unwrapped(rows: list[dict[str, Any]]) -> Any:
+    return rows[0] if len(rows) == 1 else rows
+
+
+def _candle_rows(code: str, timeframe: Timeframe, frame: Any) -> list[dict[str, Any]]:
+    """Candles as the venue spells them, newest first."""
+    utc = frame.index.tz_convert("UTC")
+    korean = frame.index.tz_convert(_KOREA)
+    is_minutes = timeframe.directory.startswith("minute")
+    extra = {"unit": timeframe.step_us // MINUTE_US} if is_minutes else {}
+    rows = [
+        {
+            "market": code,
+            "candle_date_time_utc": utc_open.strftime("%Y-%m-%dT%H:%M:%S"),
+            "candle_date_time_kst": korean_open.strftime("%Y-%m-%dT%H:%M:%S"),
+            "opening_price": row[0],
+            "high_price": row[1],
+            "low_price": row[2],
+            "trade_price": row[3],
+            "timestamp": int(utc_open.timestamp() * 1000),
+            "candle_acc_trade_price": row[5],
+            "candle_acc_trade_volume": row[4],
+            **extra,
+        }
+        for utc_open, korean_open, row in zip(
+            utc, korean, frame[["open", "high", "low", "close", "volume", "value"]].to_numpy().tolist(), strict=True
+        )
+    ]
+    return rows[::-1]
+
+
+_adapter = MarketDataAdapter()
+
+
+def get_market_data_adapter(enable_smart_routing: bool = True) -> MarketDataAdapter:  # noqa: ARG001 - as it was
+    """The one adapter. `enable_smart_routing` is accepted and has no effect: there is nothing to fall back to."""
+    return _adapter
+
+
+def initialize(client: Backbone | None = None, **settings: Any) -> Answer:
+    """Choose the client behind the door: yours, or a new one of `settings`; see `backbone.compat.initialize`."""
+    door.initialize(client, **settings)
+    return Answer(success=True)
+
+
+def cleanup() -> Answer:
+    """End the client behind the door."""
+    return _adapter.cleanup()
+
+
+def get_ticker(symbols: Symbols) -> Answer:
+    """See `MarketDataAdapter.get_ticker_data`."""
+    return _adapter.get_ticker_data(symbols)
+
+
+def get_candles(symbols: Symbols, interval: str = "1m", count: int = _COUNT) -> Answer:
+    """See `MarketDataAdapter.get_candle_data`."""
+    return _adapter.get_candle_data(symbols, interval, count)
+
+
+def get_orderbook(symbols: Symbols) -> Answer:
+    """See `MarketDataAdapter.get_orderbook_data`."""
+    return _adapter.get_orderbook_data(symbols)
+
+
+def get_performance_summary() -> Answer:
+    """See `MarketDataAdapter.get_performance_summary`."""
+    return _adapter.get_performance_summary()

@@ -1,0 +1,260 @@
+"""pyupbit's quotation functions, served by backbone: ``import backbone.compat.pyupbit as pyupbit``.
+
+Same names, arguments, columns and Korean naive index. What pyupbit gets wrong is right here, and said once
+(`DifferenceWarning`):
+
+- an interval that does not exist is an `InputError`, not silently days;
+- a failure raises (`backbone.errors`), instead of answering None; a market without candles is an empty frame;
+- naive times mean Korean time, as the index does, so that ``to=df.index[0]`` goes on where `df` begins; pyupbit has
+  them read as UTC, nine hours later;
+- `get_ohlcv_from` answers from `fromDatetime` to `to`, both in Korean time;
+- `get_daily_ohlcv_from_base` works on every pandas, and its first day is whole.
+
+`period`, a pause between pages, is accepted and not needed: pages are paced by the venue's quota. Orders are not here:
+keep pyupbit for ``Upbit(...)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from backbone.api.names import parse_market, parse_markets
+from backbone.api.times import TimeLike, in_zone, parse_time
+from backbone.compat.door import DifferenceWarning, cleanup, get_client, initialize, say_once
+from backbone.errors import InputError, RejectedError
+from backbone.model import Priority
+from backbone.timeframe import parse_timeframe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "DifferenceWarning",
+    "cleanup",
+    "get_current_price",
+    "get_daily_ohlcv_from_base",
+    "get_ohlcv",
+    "get_ohlcv_from",
+    "get_orderbook",
+    "get_tickers",
+    "initialize",
+]
+
+_COLUMNS = ["open", "high", "low", "close", "volume", "value"]
+_KOREA = "Asia/Seoul"
+_FIRST = "2000-01-01"
+_MINUTE_QUOTA = 600
+"""What the venue has sent as ``min`` ever since it stopped counting minutes."""
+
+
+# -- candles -----------------------------------------------------------------------------------------------------
+
+
+def get_ohlcv(
+    ticker: str = "KRW-BTC",
+    interval: str = "day",
+    count: int = 200,
+    to: TimeLike | None = None,
+    period: float = 0.1,  # noqa: ARG001 - pyupbit's pause
+) -> pd.DataFrame:
+    """The newest `count` candles that open before `to` (None: now), the forming one included; oldest first.
+
+    Parameters
+    ----------
+    interval : ``"day"``, ``"minute1"`` … ``"minute240"``, ``"week"``, ``"month"``, or a timeframe such as ``"1h"``.
+    to : excluded; naive means Korean time.
+
+    Returns
+    -------
+    Frame of float64 ``open high low close volume value``, indexed by the candles' open in Korean time, naive.
+
+    Raises
+    ------
+    InputError for an unknown ticker or interval; SourceError when the venue fails.
+    """
+    if to is not None:
+        say_once(
+            "to",
+            "pyupbit drops the zone of `to` and has it read as UTC, nine hours later than the index it answers; here a"
+            " naive `to` is Korean time, as the index is",
+        )
+    return _candles(ticker, interval, None, to, max(1, _parse_count(count)))
+
+
+def get_ohlcv_from(
+    ticker: str = "KRW-BTC",
+    interval: str = "day",
+    fromDatetime: TimeLike | None = None,
+    to: TimeLike | None = None,
+    period: float = 0.1,  # noqa: ARG001 - pyupbit's pause
+) -> pd.DataFrame:
+    """The candles that open in [`fromDatetime`, `to`), both Korean time where naive; see `get_ohlcv`.
+
+    Defaults: from the first candle there is, to now with the forming one included.
+    """
+    if fromDatetime is not None or to is not None:
+        say_once(
+            "from",
+            "pyupbit's get_ohlcv_from pages in UTC and cuts in Korean time, and so answers other hours than were asked"
+            " for; here both ends are Korean time",
+        )
+    return _candles(ticker, interval, _FIRST if fromDatetime is None else fromDatetime, to, None)
+
+
+def get_daily_ohlcv_from_base(ticker: str = "KRW-BTC", base: float = 0) -> pd.DataFrame:
+    """Days that begin at `base` o'clock Korean time, folded from hours: ``open high low close volume``, some nine days.
+
+    The last one is still forming.
+    """
+    if isinstance(base, bool) or not isinstance(base, int | float) or not abs(base) < float("inf"):
+        raise InputError("base", base, "an hour of the day, such as 9")
+    say_once(
+        "base",
+        "pyupbit's get_daily_ohlcv_from_base begins its first day in the middle (and answers None since pandas 2); here"
+        " every day but the last is whole",
+    )
+    hours = _candles(ticker, "1h", None, None, 200)
+    if len(hours):
+        import pandas as pd
+
+        shift = pd.Timedelta(hours=base % 24)
+        first_day = (hours.index[0] - shift).floor("D") + shift
+        if first_day < hours.index[0]:
+            hours = pd.concat([_candles(ticker, "1h", first_day, hours.index[0], None), hours])
+    days = hours.resample("24h", offset=f"{base % 24 * 3600:.0f}s")
+    folded: pd.DataFrame = days.agg({"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum"})
+    return folded
+
+
+def _candles(
+    ticker: str, interval: str, start: TimeLike | None, end: TimeLike | None, count: int | None
+) -> pd.DataFrame:
+    client = get_client()
+    frame: pd.DataFrame = client.candles(
+        parse_market(ticker, client._home),
+        _parse_interval(interval),
+        _parse_korean("fromDatetime", start),
+        _parse_korean("to", end),
+        count=count,
+        include_forming=True,
+        frames="pandas",
+        progress=False,
+    )
+    frame = frame[_COLUMNS]
+    if count is not None:
+        frame = frame.iloc[-count:]
+    frame.index = frame.index.tz_convert(_KOREA).tz_localize(None).rename(None)  # type: ignore[attr-defined]
+    return frame
+
+
+def _parse_interval(interval: object) -> str:
+    try:
+        return parse_timeframe(interval).name
+    except InputError as exc:
+        allowed = "day, minute1 minute3 minute5 minute10 minute15 minute30 minute60 minute240, week, month"
+        raise InputError("interval", interval, f"{allowed} (pyupbit would have answered days)") from exc
+
+
+def _parse_count(count: Any) -> int:
+    if isinstance(count, bool) or not hasattr(count, "__index__"):
+        raise InputError("count", count, "a whole number")
+    return int(count)
+
+
+def _parse_korean(argument: str, value: TimeLike | None) -> TimeLike | None:
+    """`value` as an aware time; naive ones are Korean. Text may be in any form that pandas reads, as in pyupbit."""
+    if value is None:
+        return None
+    now_us = get_client()._now_us
+    try:
+        time_us = parse_time(argument, value, _KOREA, now_us)
+    except InputError:
+        if not isinstance(value, str):
+            raise
+        import pandas as pd
+
+        stamp = pd.to_datetime(value, errors="coerce")
+        if stamp is pd.NaT:
+            raise
+        time_us = parse_time(argument, stamp, _KOREA, now_us)
+    return in_zone(time_us, "UTC")
+
+
+# -- now ---------------------------------------------------------------------------------------------------------
+
+
+def get_tickers(fiat: str = "", is_details: bool = False, limit_info: bool = False, verbose: bool = False) -> Any:
+    """The codes of the markets priced in `fiat` (empty: all), in the venue's order.
+
+    With `verbose` each with its names, with `is_details` also its warnings, in the venue's own words. With `limit_info`
+    a pair: the answer, and ``{"group", "min", "sec"}``.
+    """
+    client = get_client()
+    if not (is_details or limit_info or verbose):
+        return [code for code in client.markets(frames="arrow").column("market").to_pylist() if code.startswith(fiat)]
+    told = client._coordinator().realtime.market_rows(Priority.HIGH)
+    rows = [row for row in told.rows if row["market"].startswith(fiat)]
+    tickers: list[Any]
+    if is_details:
+        tickers = rows
+    elif verbose:
+        tickers = [{name: value for name, value in row.items() if name != "market_event"} for row in rows]
+    else:
+        tickers = [row["market"] for row in rows]
+    return (tickers, _limit(told)) if limit_info else tickers
+
+
+def get_current_price(ticker: str | Iterable[str] = "KRW-BTC", limit_info: bool = False, verbose: bool = False) -> Any:
+    """The last price of a ticker, or ``{ticker: price}`` of several.
+
+    With `verbose` the venue's ticker rows (a list), with `limit_info` a pair as in `get_tickers`.
+    """
+    client = get_client()
+    codes = parse_markets(ticker, client._home)
+    if not (limit_info or verbose):
+        frame = client.tickers(codes, frames="arrow")
+        prices: dict[str, float] = dict(
+            zip(frame.column("market").to_pylist(), frame.column("price").to_pylist(), strict=True)
+        )
+        return prices if len(codes) > 1 else prices[codes[0]]
+    told = _tell(client._coordinator().realtime.ticker_rows, codes)
+    if verbose:
+        answer: Any = told.rows
+    else:
+        answer = {row["market"]: row["trade_price"] for row in told.rows}
+        if len(codes) == 1:
+            answer = answer[codes[0]]
+    return (answer, _limit(told)) if limit_info else answer
+
+
+def get_orderbook(ticker: str | Iterable[str] = "KRW-BTC", limit_info: bool = False) -> Any:
+    """The order book of a ticker in the venue's own words, or the list of several; `limit_info` as in `get_tickers`."""
+    client = get_client()
+    codes = parse_markets(ticker, client._home)
+    told = _tell(client._coordinator().realtime.book_rows, codes)
+    books: Any = told.rows if len(codes) > 1 else told.rows[0]
+    return (books, _limit(told)) if limit_info else books
+
+
+def _tell(rows_of: Callable[[list[str], Priority], Any], codes: list[str]) -> Any:
+    """Rows of listed markets; a code that the venue does not know is named."""
+    core = get_client()._coordinator()
+    core.check_listed(codes, Priority.HIGH)
+    try:
+        return rows_of(codes, Priority.HIGH)
+    except RejectedError as exc:
+        if exc.status == 404:  # delisted since: the new list names it
+            core.markets(fresh=True)
+            core.check_listed(codes, Priority.HIGH)
+        raise
+
+
+def _limit(told: Any) -> dict[str, Any]:
+    return {"group": told.group, "min": _MINUTE_QUOTA, "sec": told.remaining}
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}: it reads market data; use pyupbit for the rest"
+    )
