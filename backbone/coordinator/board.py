@@ -245,6 +245,16 @@ class Board:
                     for follower in cell.followers:
                         follower.note_locked(cell, record)
 
+    def confirm(self, cell: Cell, candle: LiveCandle) -> None:
+        """REST's word on a closed candle, if it is still the one that is shown: an update that nothing takes back."""
+        with self.lock:
+            if cell.held is None or cell.held.row.time_us != candle.time_us or cell.held.source == "rest":
+                return
+            cell.held = Held(candle, "rest", self.clock.monotonic())
+            cell.count += 1
+            for follower in cell.followers:
+                follower.note_locked(cell, candle)
+
     # -- cells ---------------------------------------------------------------------------------------------------
 
     def cell(self, kind: str, market: str) -> Cell:
@@ -264,6 +274,11 @@ class Board:
         cells = self._cells.get(kind, {})
         found = ((market, cells.get(market)) for market in markets)
         return {market: cell for market, cell in found if cell is not None and cell.held is not None}
+
+    def wanted(self, kind: str) -> frozenset[str]:
+        """The markets of which somebody wants `kind` told."""
+        with self.lock:
+            return frozenset(market for market, cell in self._cells.get(kind, {}).items() if cell.wants)
 
     def snapshot(self, cells: Sequence[Cell]) -> list[Held[Any]]:
         """The rows of `cells` at one instant; a cell that was never told has none."""
