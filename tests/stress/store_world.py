@@ -39,6 +39,11 @@ def truth(market: str, timeframe: Timeframe, span: Span) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=CANDLE_SCHEMA)
 
 
+def _known(market: str, timeframe: Timeframe, span: Span) -> pa.Table:
+    """The candles of a claim; the venue has none before `START`."""
+    return truth(market, timeframe, Span(max(span.start, START), span.end))
+
+
 def _mixed(times: Any, salt: int) -> Any:
     """A well-mixed 63-bit number for each instant."""
     with np.errstate(over="ignore"):
@@ -57,7 +62,7 @@ class Reply:
     span: Span
 
     def put(self, store: CandleStore) -> None:
-        rows = truth(self.market, self.timeframe, self.span)
+        rows = _known(self.market, self.timeframe, self.span)
         store.put(self.market, self.timeframe, rows, self.span, now_us=self.span.end)
 
 
@@ -112,8 +117,14 @@ def check(root: Path, verdict: Verdict, *, proofs: dict[tuple[str, Timeframe], S
     verdict.problems += [f"{incident.kind} {incident.path}" for incident in store.incidents()]
 
 
+def check_read(store: CandleStore, reply: Reply, verdict: Verdict) -> None:
+    """Hold one answer of a store against the venue: its rows, and what it says is covered, at that moment."""
+    found = store.read(reply.market, reply.timeframe, reply.span)
+    _compare(found.table, found.covered, reply.market, reply.timeframe, verdict)
+
+
 def _compare(table: pa.Table, covered: SpanSet, market: str, timeframe: Timeframe, verdict: Verdict) -> None:
-    wanted = pa.concat_tables([CANDLE_SCHEMA.empty_table(), *(truth(market, timeframe, s) for s in covered)])
+    wanted = pa.concat_tables([CANDLE_SCHEMA.empty_table(), *(_known(market, timeframe, s) for s in covered)])
     held, known = _columns(table), _columns(wanted)
     verdict.rows += len(held[0])
     both, i, j = np.intersect1d(held[0], known[0], assume_unique=False, return_indices=True)

@@ -1,0 +1,177 @@
+"""Several processes read and write the same partitions at once.
+
+``python -m tests.stress.store_crowd --seed 1 --writers 4 --readers 2 --pages 200`` lets writers put
+overlapping pages into one folder while readers read it, and one more process dies holding the lock of each
+series. Checked: no reader ever sees a row that is not the venue's or a claim without its rows, every page of
+every writer is there in the end, no row twice, and nobody waits for the dead. Exits with 1 when anything was
+lost, torn or stuck.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import random
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backbone.model import Span
+from backbone.storage.coverage import SpanSet
+from backbone.storage.layout import Series
+from tests.stress.store_world import MARKETS, TIMEFRAMES, Reply, Verdict, any_reply, check, check_read, open_store
+
+_DEADLINE_S = 120.0
+
+
+def write(root: str, seed: int, pages: int, out: Any) -> None:
+    """Put pages, most of them where other writers put theirs too; say which."""
+    chance = random.Random(seed)
+    store = open_store(Path(root), group_commit_s=0.02)
+    told = []
+    for _ in range(pages):
+        reply = any_reply(chance, slots=20_000)
+        reply.put(store)
+        told.append((reply.market, reply.timeframe.name, *reply.span))
+        if chance.random() < 0.1:
+            store.flush()
+    store.close()
+    out.send((told, [str(incident) for incident in store.incidents()]))
+
+
+def read(root: str, seed: int, done: Any, out: Any) -> None:
+    """Read until the writers are done; every answer must be the truth at some moment."""
+    chance = random.Random(seed)
+    store = open_store(Path(root), memory_bytes=chance.choice([0, 1 << 20, 256 << 20]))
+    verdict, reads = Verdict(), 0
+    while not done.is_set() or reads < 10:
+        reply = any_reply(chance, slots=20_000)
+        check_read(store, Reply(reply.market, reply.timeframe, Span(0, reply.span.end)), verdict)
+        reads += 1
+    verdict.problems += [str(incident) for incident in store.incidents()]
+    out.send((reads, verdict))
+
+
+def die_holding_every_lock(root: str, held: Any) -> None:
+    """Take the lock of every series, say so, and never give them back."""
+    from contextlib import ExitStack
+
+    store = open_store(Path(root))
+    with ExitStack() as stack:
+        for market in MARKETS:
+            for timeframe in TIMEFRAMES:
+                stack.enter_context(store._files.exclusive(Series("upbit", market, timeframe).lock_key))
+        held.send(True)
+        multiprocessing.Event().wait()
+
+
+@dataclass
+class Tally:
+    """What a crowd did and what came of it."""
+
+    writers: int
+    readers: int
+    pages: int = 0
+    reads: int = 0
+    rows_read: int = 0
+    lock_holders_killed: int = 0
+    verdict: Verdict = field(default_factory=Verdict)
+
+    def told(self) -> str:
+        v = self.verdict
+        return (
+            f"writers {self.writers} · readers {self.readers} · lock holders killed {self.lock_holders_killed} · "
+            f"pages put {self.pages} · reads {self.reads} · rows read {self.rows_read} · "
+            f"rows lost {v.lost} · rows invented {v.invented} · rows without a claim {v.uncovered} · "
+            f"problems {len(v.problems)}"
+        )
+
+
+def run(seed: int, *, writers: int = 4, readers: int = 2, pages: int = 200) -> Tally:
+    """One crowd on one folder."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.stress.store_world", "pyarrow.parquet", "pandas"])  # forks are quick
+    chance, tally = random.Random(seed), Tally(writers, readers)
+    root = tempfile.mkdtemp(prefix="backbone-crowd-")
+    done = context.Event()
+    try:
+        _kill_a_lock_holder(context, root, tally)
+        writing = [_start(context, write, root, chance.getrandbits(32), pages) for _ in range(writers)]
+        reading = [_start(context, read, root, chance.getrandbits(32), done) for _ in range(readers)]
+        proofs: dict[Any, SpanSet] = {}
+        for told, incidents in (_result(*started) for started in writing):
+            tally.pages += len(told)
+            tally.verdict.problems += incidents
+            for market, name, start, end in told:
+                place = market, next(t for t in TIMEFRAMES if t.name == name)
+                proofs[place] = proofs.get(place, SpanSet()) | SpanSet([(start, end)])
+        done.set()
+        for reads, verdict in (_result(*started) for started in reading):
+            tally.reads += reads
+            tally.rows_read += verdict.rows
+            _add(tally.verdict, verdict)
+        check(Path(root), tally.verdict, proofs=proofs)
+    finally:
+        done.set()
+        shutil.rmtree(root)
+    return tally
+
+
+def _start(context: Any, target: Any, *args: Any) -> tuple[Any, Any]:
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=target, args=(*args, sender), daemon=True)
+    process.start()
+    sender.close()
+    return process, receiver
+
+
+def _result(process: Any, receiver: Any) -> Any:
+    """What a process sent; one that sends nothing in time is stuck."""
+    if not receiver.poll(_DEADLINE_S):
+        process.kill()
+        raise AssertionError(f"process {process.pid} is stuck")
+    found = receiver.recv()
+    process.join(10)
+    receiver.close()
+    return found
+
+
+def _kill_a_lock_holder(context: Any, root: str, tally: Tally) -> None:
+    process, receiver = _start(context, die_holding_every_lock, root)
+    if not receiver.poll(_DEADLINE_S):
+        raise AssertionError("the lock holder is stuck")
+    process.kill()
+    process.join()
+    receiver.close()
+    tally.lock_holders_killed += 1
+
+
+def _add(total: Verdict, part: Verdict) -> None:
+    total.lost += part.lost
+    total.invented += part.invented
+    total.uncovered += part.uncovered
+    total.problems += part.problems
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--writers", type=int, default=4)
+    parser.add_argument("--readers", type=int, default=2)
+    parser.add_argument("--pages", type=int, default=200)
+    options = parser.parse_args()
+    logging.disable()  # what is survived is counted, not told one by one
+    started_s = time.monotonic()
+    tally = run(options.seed, writers=options.writers, readers=options.readers, pages=options.pages)
+    print(f"store under crowds: {tally.told()} · {time.monotonic() - started_s:.0f} s")
+    for problem in tally.verdict.problems[:20]:
+        print(" ", problem)
+    return 0 if tally.verdict.is_clean else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
