@@ -353,7 +353,7 @@ class SimulatorServer:
         arrived = time.monotonic()
         if request.path.startswith("/websocket/"):
             return await self._handle_socket(request, arrived)
-        query = dict(request.query)
+        query = {name: ",".join(request.query.getall(name)) for name in request.query}  # pyupbit repeats a name
         route = find_route(request.path) if request.method == "GET" else None
         group = route.group if route is not None else ""
         try:
