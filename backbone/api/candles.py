@@ -177,16 +177,17 @@ class CandleCall:
 
     def _with_forming(self, answer: CandleAnswer, table: pa.Table) -> pa.Table:
         core = self.client._coordinator()
-        rows = None
+        rows, source = None, ""
         if not self.offline and answer.span.end >= core.candles.closed_before(self.timeframe) - self.timeframe.step_us:
             wants_now = self.asked.end_us is None or self.asked.end_us > answer.span.end
             if wants_now:
-                rows = core.forming_candles(
+                rows, source = core.forming_candles(
                     answer.market, self.timeframe, answer.span.end, self.asked.end_us, self.priority
                 )
         table = table.append_column("forming", pa.array(np.zeros(table.num_rows, bool)))
         if rows is None or rows.num_rows == 0:
             return table
+        answer.sources[source] = answer.sources.get(source, 0) + rows.num_rows
         if self.fill is not None:
             rows = rows.append_column("synthetic", pa.array(np.zeros(rows.num_rows, bool)))
         closed = core.candles.closed_before(self.timeframe)

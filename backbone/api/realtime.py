@@ -130,7 +130,7 @@ def trades(
     elapsed_s = core.clock.monotonic() - began
     core.metrics.time("call", elapsed_s, group="trades", priority=priority)
     attrs = facts(
-        sources={"rest": len(rows)},
+        sources={"rest" if answer.requests else "stream": len(rows)},
         elapsed_ms=elapsed_s * 1000,
         rows=len(rows),
         priority=priority,

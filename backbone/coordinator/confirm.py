@@ -22,13 +22,13 @@ import pyarrow as pa
 from backbone.clock import Clock, VenueClock
 from backbone.coordinator.board import Board, Cell
 from backbone.coordinator.candles import CandleFetcher, Pending
-from backbone.coordinator.history import CandleTrack
+from backbone.coordinator.history import CandleTrack, live_candles
 from backbone.errors import BackboneError, ClosedError
 from backbone.model import CANDLE_COLUMNS, LiveCandle, Priority, Span
 from backbone.routing.wire import parse_kind
 from backbone.timeframe import TIMEFRAMES, Timeframe
 
-__all__ = ["Confirmer", "LiveEvent", "live_candles"]
+__all__ = ["Confirmer", "LiveEvent"]
 
 MANY = 10
 """Series above which confirmations are bulk work: less often, and behind everybody else's requests."""
@@ -331,13 +331,3 @@ class Confirmer:
 
 def _is_same(ours: LiveCandle, theirs: LiveCandle) -> bool:
     return all(getattr(ours, name) == getattr(theirs, name) for name in CANDLE_COLUMNS)
-
-
-def live_candles(market: str, timeframe: Timeframe, table: pa.Table, stamps_us: Iterable[int]) -> list[LiveCandle]:
-    """A candle table as records; `stamps_us` orders them against the stream's."""
-    columns = (table.column(name).to_pylist() for name in CANDLE_COLUMNS)
-    times = table.column("time").cast(pa.int64()).to_pylist()
-    return [
-        LiveCandle(market, timeframe.name, opens, *numbers, int(stamp))  # type: ignore[call-arg]
-        for opens, stamp, *numbers in zip(times, stamps_us, *columns, strict=True)
-    ]

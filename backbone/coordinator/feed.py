@@ -24,8 +24,8 @@ from typing import Any, Protocol
 from backbone.clock import Clock, VenueClock
 from backbone.coordinator.board import NEVER, Board, Cell, Changes, Held, Tap
 from backbone.coordinator.candles import CandleFetcher
-from backbone.coordinator.confirm import Confirmer, LiveEvent, live_candles
-from backbone.coordinator.history import CandleTrack, TradeTape
+from backbone.coordinator.confirm import Confirmer, LiveEvent
+from backbone.coordinator.history import CandleTrack, TradeTape, live_candles
 from backbone.coordinator.ladder import Asked, Ladder, Rota
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.scheduler import Scheduler
@@ -58,6 +58,9 @@ _FEW = 20
 """Up to so many tickers are polled by name; more by quote currency, which no delisting can spoil."""
 _BOOKS = 30
 _POLLED_TRADES = 100
+_CANDLE_HEARD_S = 1.5
+"""The venue tells a candle's changes once a second."""
+_CANDLE_KINDS = frozenset(f"candle.{name}" for name in ("1s", "1m", "3m", "5m", "10m", "15m", "30m", "1h", "4h"))
 _GROUPS = {"ticker": "ticker", "orderbook": "orderbook", "trade": "crix-trades"}
 
 log = logging.getLogger("backbone.live")
@@ -346,18 +349,23 @@ class Feed:
         with self.board.lock:
             return cell.history.newest(count) if isinstance(cell.history, TradeTape) else None
 
-    def candles(self, market: str, timeframe: Timeframe, after_us: int, oldest_s: float) -> list[LiveCandle] | None:
-        """The candles that open at or after `after_us`, where the stream was heard after `oldest_s` and told them."""
-        cell = self._told(f"candle.{timeframe}", market, oldest_s)
+    def forming(
+        self, market: str, timeframe: Timeframe, after_us: int, priority: Priority
+    ) -> list[LiveCandle] | None:
+        """The candles that open at or after `after_us`, oldest first, where the stream told them all just now."""
+        if f"candle.{timeframe}" not in _CANDLE_KINDS:
+            return None
+        kind = parse_kind(f"candle.{timeframe}")
+        self.asked(kind, [market])
+        limit_s = 0.25 if priority is Priority.CRITICAL else _CANDLE_HEARD_S
+        cell = self._told(kind, market, self.clock.monotonic() - limit_s)
         if cell is None:
             return None
         with self.board.lock:
             return cell.history.since(after_us) if isinstance(cell.history, CandleTrack) else None
 
     def _told(self, kind: str, market: str, oldest_s: float) -> Cell | None:
-        if kind not in _GROUPS and timeframe_of(kind) is None:
-            return None
-        cell = self.board.known(parse_kind(kind), [market]).get(market)
+        cell = self.board.known(kind, [market]).get(market)
         if cell is None:
             return None
         at, is_streamed = self.known_at(cell, self.heard_s())

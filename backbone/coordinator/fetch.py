@@ -18,7 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from backbone.clock import Clock, VenueClock
+from backbone.coordinator.board import Board
 from backbone.coordinator.candles import CandleAnswer, CandleFetcher, times_of
+from backbone.coordinator.feed import Feed
+from backbone.coordinator.history import candle_rows
 from backbone.coordinator.jobs import Jobs
 from backbone.coordinator.ledger import MachineLimiter
 from backbone.coordinator.metrics import Metrics
@@ -62,7 +65,19 @@ class Coordinator:
         self.candles = CandleFetcher(self.scheduler, self.store, self.venue, clock, settings)
         self.ranges = CandleRanges(self.candles, self.venue)
         self.jobs = Jobs(self.candles, clock)
-        self.realtime = Realtime(self.request, clock, self.metrics, self._codes_anew)
+        self.board = Board(clock)
+        self.feed = Feed(
+            settings.ws_url,
+            board=self.board,
+            scheduler=self.scheduler,
+            candles=self.candles,
+            holds=lambda market, timeframe: self.store.oldest(market, timeframe) is not None,
+            venue=self.venue,
+            clock=clock,
+            metrics=self.metrics,
+            grace_s=settings.close_grace_s,
+        )
+        self.realtime = Realtime(self.request, clock, self.metrics, self._codes_anew, self.board, self.feed)
         self._markets_lock = threading.Lock()
         self._markets: tuple[MarketInfo, ...] | None = None
         self._markets_at_s = 0.0
@@ -137,14 +152,20 @@ class Coordinator:
 
     def forming_candles(
         self, market: str, timeframe: Timeframe, after_us: int, before_us: int | None, priority: Priority
-    ) -> pa.Table:
-        """The candles that open at or after `after_us` and are not closed yet; never stored."""
+    ) -> tuple[pa.Table, str]:
+        """The candles that open at or after `after_us` and are not closed yet, and where from; never stored.
+
+        The stream answers where it told them all and was just heard, otherwise REST.
+        """
+        told = self.feed.forming(market, timeframe, after_us, priority)
+        if told is not None:
+            return candle_rows([one for one in told if before_us is None or one.time_us < before_us]), "stream"
         grace_slots = int(self.settings.close_grace_s * 1e6) // timeframe.step_us
         page: CandlePage = self.request(candles_ask(market, timeframe, None, 3 + grace_slots), priority).value
         times = times_of(page.table)
         first = int(np.searchsorted(times, after_us))
         last = len(times) if before_us is None else int(np.searchsorted(times, before_us))
-        return page.table.slice(first, max(0, last - first))
+        return page.table.slice(first, max(0, last - first)), "rest"
 
     def fetch_unstored(self, market: str, timeframe: Timeframe, span: Span, priority: Priority) -> pa.Table:
         """The venue's own candles of `span`, past the store: what an audit compares with."""
@@ -162,7 +183,7 @@ class Coordinator:
 
     def stream_facts(self) -> dict[str, Any]:
         """Where the live stream stands; empty while there is none."""
-        return {}
+        return self.feed.status()
 
     # -- markets -------------------------------------------------------------------------------------------------
 
@@ -212,6 +233,7 @@ class Coordinator:
         if self._closed:
             return
         self._closed = True
+        self.feed.close()
         self.candles.close()
         self.scheduler.close()
         try:

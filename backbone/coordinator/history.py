@@ -7,11 +7,24 @@ restarts a history unless it repeats what is known, and `lost` tears it. Pure; t
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from backbone.model import LiveCandle, Span, Trade
+import pyarrow as pa
 
-__all__ = ["CANDLES", "TAPE", "CandleTrack", "History", "TradeTape", "history_of"]
+from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, LiveCandle, Span, Trade
+from backbone.timeframe import Timeframe
+
+__all__ = [
+    "CANDLES",
+    "TAPE",
+    "CandleTrack",
+    "History",
+    "TradeTape",
+    "candle_rows",
+    "history_of",
+    "live_candles",
+]
 
 TAPE = 500
 """Trades kept of a market that is followed: as many as one REST reply has."""
@@ -119,3 +132,20 @@ class CandleTrack:
         if self._since_us is None or time_us < self._since_us:
             return None
         return [self._states[t] for t in sorted(self._states) if t >= time_us]
+
+
+def candle_rows(candles: Sequence[LiveCandle]) -> pa.Table:
+    """Live candles of one series as a candle table."""
+    columns = [pa.array([c.time_us for c in candles], pa.int64()).cast(CANDLE_SCHEMA.field("time").type)]
+    columns += [pa.array([getattr(c, name) for c in candles], pa.float64()) for name in CANDLE_COLUMNS]
+    return pa.Table.from_arrays(columns, schema=CANDLE_SCHEMA)
+
+
+def live_candles(market: str, timeframe: Timeframe, table: pa.Table, stamps_us: Iterable[int]) -> list[LiveCandle]:
+    """A candle table as records; `stamps_us` orders them against the stream's."""
+    columns = (table.column(name).to_pylist() for name in CANDLE_COLUMNS)
+    times = table.column("time").cast(pa.int64()).to_pylist()
+    return [
+        LiveCandle(market, timeframe.name, opens, *numbers, int(stamp))  # type: ignore[call-arg]
+        for opens, stamp, *numbers in zip(times, stamps_us, *columns, strict=True)
+    ]

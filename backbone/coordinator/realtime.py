@@ -1,24 +1,26 @@
 """Tickers, order books and trades: what is asked, how it is split, and what memory answers.
 
 Tickers and books split by market (as many as the venue takes in one call), trades by count and cursor (`trades`). The
-latest row of each market is held once, in memory only, bounded by the number of markets; `max_age` decides whether it
-may answer. A row never replaces a newer one. One lock guards the tables; requests happen outside it.
+newest row of each market is the board's, whatever channel brought it. It answers while it is known to be young enough:
+a row that the stream vouches for is as old as the last sign of life on its connection, any other as old as its arrival
+(`Word`). The one lock guards what is remembered of instruments and quote currencies; requests happen outside it.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from backbone.clock import Clock
+from backbone.coordinator.board import Board, Cell, Held, grouped
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.trades import DAY_US, TradesAnswer, TradeWalk
 from backbone.errors import BackboneError, IncompleteError, RejectedError, SourceError
-from backbone.model import OrderBook, Priority, Ticker
+from backbone.model import OrderBook, Priority, Ticker, Trade
 from backbone.routing.rest import Reply
 from backbone.routing.wire import (
     Ask,
@@ -30,22 +32,41 @@ from backbone.routing.wire import (
     tickers_ask,
 )
 
-__all__ = ["Answer", "Held", "Latest", "Realtime", "Told"]
+__all__ = ["Answer", "Realtime", "Told", "Word"]
 
 R = TypeVar("R", Ticker, OrderBook)
 
-_DEFAULT_AGE_S = {"ticker": 0.5, "orderbook": 0.1}  # how old a row may be where the caller does not say
+_DEFAULT_AGE_S = {"ticker": 0.5}  # how old a row of REST's may be where the caller does not say
+_BOOK_AGE_S = 0.1
+_HEARD_S = 1.0  # the same for the stream's word: it told all that happened until then, a REST answer does no more
+_HEARD_CRITICAL_S = 0.25
 _MARKETS_A_CALL = 900  # the venue answered all its 855 markets in one call
 _MEMBERS_S = 600.0  # how long a whole answer for a quote currency is believed to name all its markets
 
 
-@dataclass(frozen=True)
-class Held(Generic[R]):
-    """A row with where it came from and when (monotonic seconds)."""
+class Word(Protocol):
+    """What the stream vouches for."""
 
-    row: R
-    source: str
-    received_s: float
+    def heard_s(self) -> float: ...
+    def known_at(self, cell: Cell, heard_s: float) -> tuple[float, bool]: ...
+    def trades(self, market: str, count: int, oldest_s: float) -> list[Trade] | None: ...
+    def asked(self, kind: str, markets: Iterable[str]) -> None: ...
+
+
+class _NoWord:
+    """Where nothing is live."""
+
+    def heard_s(self) -> float:
+        return float("-inf")
+
+    def known_at(self, cell: Cell, heard_s: float) -> tuple[float, bool]:
+        return (float("-inf") if cell.held is None else cell.held.received_s), False
+
+    def trades(self, market: str, count: int, oldest_s: float) -> list[Trade] | None:
+        return None
+
+    def asked(self, kind: str, markets: Iterable[str]) -> None:
+        """Nobody counts."""
 
 
 @dataclass(frozen=True)
@@ -81,21 +102,6 @@ def _verbatim(ask: Ask) -> _Verbatim:
     return _Verbatim(ask.group, ask.path, ask.query, parse, ask.market)
 
 
-@dataclass
-class Latest(Generic[R]):
-    """The newest row of each key. Its owner holds a lock around each call."""
-
-    rows: dict[Any, Held[R]] = field(default_factory=dict)
-
-    def offer(self, key: Any, held: Held[R]) -> bool:
-        """Take `held` unless a newer row is there; says whether it was taken."""
-        known = self.rows.get(key)
-        if known is not None and known.row.stamp_us > held.row.stamp_us:
-            return False
-        self.rows[key] = held
-        return True
-
-
 class Realtime:
     """The coordinator's strategies for what is true now.
 
@@ -108,34 +114,24 @@ class Realtime:
         clock: Clock,
         metrics: Metrics,
         listed: Callable[[Priority], Collection[str]],
+        board: Board | None = None,
+        word: Word | None = None,
     ) -> None:
         self._request = request
         self._listed = listed
         self._clock = clock
         self._metrics = metrics
         self._lock = threading.Lock()
-        self._tickers: Latest[Ticker] = Latest()
-        self._books: Latest[OrderBook] = Latest()
+        self._board = board or Board(clock)
+        self._word: Word = word or _NoWord()
         self._instruments: dict[str, Instrument] = {}
         self._members: dict[tuple[str, ...], tuple[float, tuple[str, ...]]] = {}  # quotes: when told, its markets
-
-    # -- rows from a stream --------------------------------------------------------------------------------------
-
-    def offer_ticker(self, row: Ticker, source: str, received_s: float) -> bool:
-        """A ticker that another channel brought; says whether it was news."""
-        with self._lock:
-            return self._tickers.offer(row.market, Held(row, source, received_s))
-
-    def offer_book(self, row: OrderBook, source: str, received_s: float) -> bool:
-        """A book that another channel brought; says whether it was news."""
-        with self._lock:
-            return self._books.offer((row.market, row.level), Held(row, source, received_s))
 
     # -- tickers -------------------------------------------------------------------------------------------------
 
     def tickers(self, markets: Sequence[str], priority: Priority, max_age_s: float | None) -> Answer[Ticker]:
         """The tickers of `markets`, each from memory where young enough."""
-        return self._by_market(markets, priority, self._age("ticker", priority, max_age_s), self._tickers, tickers_ask)
+        return self._by_market("ticker", markets, priority, max_age_s, tickers_ask)
 
     def tickers_of_quote(
         self, quotes: Sequence[str], markets: Sequence[str], priority: Priority, max_age_s: float | None
@@ -146,13 +142,13 @@ class Realtime:
         """
         key = tuple(quotes)
         members = self._members_of(key) or tuple(markets)
-        known = self._young(self._tickers, members, self._age("ticker", priority, max_age_s))
+        known: dict[str, Held[Ticker]] = self._young("ticker", members, priority, max_age_s)
         if members and len(known) == len(members):
             self._metrics.count("cache.realtime.hits", len(known))
             return Answer(tuple(known[m] for m in members), 0, len(members))
         self._metrics.count("cache.realtime.misses", max(1, len(members)))
         reply = self._request(tickers_all_ask(key), priority)
-        rows = self._take(self._tickers, ((row.market, row) for row in reply.value), reply.received_s)
+        rows: list[Held[Ticker]] = self._take("ticker", reply.value, reply.received_s)
         with self._lock:
             self._members[key] = reply.received_s, tuple(held.row.market for held in rows)
         return Answer(tuple(rows), 1, 0)
@@ -168,15 +164,11 @@ class Realtime:
         self, markets: Sequence[str], level: float, priority: Priority, max_age_s: float | None
     ) -> Answer[OrderBook]:
         """Whole books (30 levels) of `markets` grouped by `level` (0: not grouped)."""
-        keys = [(market, float(level)) for market in markets]
-        age = self._age("orderbook", priority, max_age_s)
 
         def ask(codes: Sequence[str]) -> Ask:
             return orderbooks_ask(codes, level, 30)
 
-        return self._by_market(
-            keys, priority, age, self._books, ask, lambda key: str(key[0]), lambda r: (r.market, float(level))
-        )
+        return self._by_market(grouped(float(level)), markets, priority, max_age_s, ask)
 
     def instruments(self, markets: Sequence[str], priority: Priority) -> dict[str, Instrument]:
         """Tick size and levels of `markets`, asked anew: ticks change with the price band."""
@@ -221,50 +213,50 @@ class Realtime:
 
     # -- what both share -----------------------------------------------------------------------------------------
 
-    def _age(self, kind: str, priority: Priority, max_age_s: float | None) -> float:
-        if max_age_s is not None:
-            return max_age_s
-        return 0.0 if priority is Priority.CRITICAL else _DEFAULT_AGE_S[kind]
+    def _young(
+        self, kind: str, markets: Sequence[str], priority: Priority, max_age_s: float | None
+    ) -> dict[str, Held[Any]]:
+        """The rows that may answer, each with the time at which it was last known to be the latest."""
+        rest_s, heard_s = _ages(kind, priority, max_age_s)
+        now, heard = self._clock.monotonic(), self._word.heard_s()
+        found: dict[str, Held[Any]] = {}
+        for market, cell in self._board.known(kind, markets).items():
+            at, is_vouched = self._word.known_at(cell, heard)
+            held = cell.held
+            if held is not None and at > now - (heard_s if is_vouched else rest_s):
+                found[market] = Held(held.row, "stream", at) if is_vouched else held
+        if max_age_s != 0:
+            self._word.asked(kind, markets)
+        return found
 
-    def _young(self, table: Latest[R], keys: Iterable[Any], age_s: float) -> dict[Any, Held[R]]:
-        oldest = self._clock.monotonic() - age_s
-        with self._lock:
-            found = {key: table.rows.get(key) for key in keys}
-        return {key: held for key, held in found.items() if held is not None and held.received_s > oldest}
-
-    def _take(self, table: Latest[R], rows: Iterable[tuple[Any, R]], received_s: float) -> list[Held[R]]:
-        fresh = [(key, Held(row, "rest", received_s)) for key, row in rows]
-        with self._lock:
-            for key, held in fresh:
-                table.offer(key, held)
-        return [held for _, held in fresh]
+    def _take(self, kind: str, rows: Sequence[Any], received_s: float) -> list[Held[Any]]:
+        self._board.offer(kind, rows, received_s)
+        return [Held(row, "rest", received_s) for row in rows]
 
     def _by_market(
         self,
-        keys: Sequence[Any],
+        kind: str,
+        markets: Sequence[str],
         priority: Priority,
-        age_s: float,
-        table: Latest[R],
+        max_age_s: float | None,
         ask: Callable[[Sequence[str]], Ask],
-        code_of: Callable[[Any], str] = str,
-        key_of: Callable[[R], Any] = lambda row: row.market,
-    ) -> Answer[R]:
-        known = self._young(table, keys, age_s)
+    ) -> Answer[Any]:
+        known = self._young(kind, markets, priority, max_age_s)
         self._metrics.count("cache.realtime.hits", len(known))
-        self._metrics.count("cache.realtime.misses", len(keys) - len(known))
-        wanted = [key for key in keys if key not in known]
+        self._metrics.count("cache.realtime.misses", len(markets) - len(known))
+        wanted = [market for market in markets if market not in known]
         requests, lost, causes = 0, [], []
         for part in _chunks(wanted, _MARKETS_A_CALL):
-            found, asked, gone, why = self._ask_some([code_of(key) for key in part], priority, ask)
+            found, asked, gone, why = self._ask_some(part, priority, ask)
             requests += asked
             lost += gone
             causes += why
-            for held in self._take(table, ((key_of(row), row) for row in found[0]), found[1]):
-                known[key_of(held.row)] = held
+            for held in self._take(kind, found[0], found[1]):
+                known[held.row.market] = held
         return Answer(
-            tuple(known[key] for key in keys if key in known),
+            tuple(known[market] for market in markets if market in known),
             requests,
-            len(keys) - len(wanted),
+            len(markets) - len(wanted),
             tuple(lost),
             tuple(causes),
         )
@@ -316,6 +308,12 @@ class Realtime:
 
         A venue that fails before anything arrived raises its error.
         """
+        if count is not None and start_us is None and end_us is None:
+            oldest_s = self._clock.monotonic() - _ages("trade", priority, None)[1]
+            told = self._word.trades(market, count, oldest_s)
+            self._word.asked("trade", [market])
+            if told is not None:
+                return TradesAnswer(tuple(told), 0)
         walk = TradeWalk(market, count, start_us, end_us, today_us // DAY_US)
         while not walk.is_done:
             try:
@@ -326,6 +324,18 @@ class Realtime:
                     raise
                 return TradesAnswer(walk.rows, walk.requests, (walk.missing,), (exc,))
         return TradesAnswer(walk.rows, walk.requests)
+
+
+def _ages(kind: str, priority: Priority, max_age_s: float | None) -> tuple[float, float]:
+    """How old a row may be, in seconds: one that came from REST, and one that the stream vouches for.
+
+    Critical calls take what is there at once where the stream was heard this instant, and ask otherwise.
+    """
+    if max_age_s is not None:
+        return max_age_s, max_age_s
+    if priority is Priority.CRITICAL:
+        return 0.0, _HEARD_CRITICAL_S
+    return _DEFAULT_AGE_S.get(kind, _BOOK_AGE_S), _HEARD_S
 
 
 def _chunks(items: list[Any], size: int) -> list[list[Any]]:
