@@ -178,7 +178,8 @@ class CandleCall:
     def _with_forming(self, answer: CandleAnswer, table: pa.Table) -> pa.Table:
         core = self.client._coordinator()
         rows, source = None, ""
-        if not self.offline and answer.span.end >= core.candles.closed_before(self.timeframe) - self.timeframe.step_us:
+        is_recent = answer.span.end >= core.candles.closed_before(self.timeframe) - self.timeframe.step_us
+        if is_recent and not self.offline and not answer.causes:  # where the rest failed, that is what is told
             wants_now = self.asked.end_us is None or self.asked.end_us > answer.span.end
             if wants_now:
                 rows, source = core.forming_candles(
