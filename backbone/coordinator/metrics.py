@@ -107,7 +107,7 @@ class Metrics:
             histogram = self._times.get(key)
             if histogram is None:
                 if len(self._times) >= _MOST_NAMES:
-                    key = (kind, _REST, _REST)
+                    key = (_REST, "", "")
                 histogram = self._times.setdefault(key, Histogram())
             histogram.add(seconds)
 

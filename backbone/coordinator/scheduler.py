@@ -56,6 +56,7 @@ _LATE_S = 0.001  # a permit used later than this is moved to the time of its use
 _SLICE_S = 0.5  # waits are cut into slices, so that an interrupt is seen on every system
 _MOST_REFUSALS = 8  # 429s one ticket lives through
 _PAYLOAD_TRIES = 2
+_DIRECT_TRIES = 2
 _BACKOFF_S = (0.25, 8.0)  # first and longest
 _LONG_S = 1.5  # a wait for a permit longer than this has a reason: look for a ban
 _RANKS = tuple(Priority)
@@ -129,6 +130,7 @@ class Ticket:
         "group",
         "is_delayed",
         "is_permit",
+        "lies",
         "priority",
         "refusals",
         "since",
@@ -155,6 +157,7 @@ class Ticket:
         self.ask: Ask | None = None
         self.attempts = 0
         self.refusals = 0
+        self.lies = 0
         self.state = _State.QUEUED
         self._number = next(_numbers)
 
@@ -187,6 +190,13 @@ class _Row:
         while heap and (heap[0][2].state is not _State.QUEUED or heap[0][2].priority is not priority):
             heapq.heappop(heap)
         return heap[0][2] if heap else None
+
+    def pop(self, priority: Priority) -> Ticket | None:
+        ticket = self.head(priority)
+        if ticket is not None:
+            heapq.heappop(self._heap)  # at once: a ticket that is queued again must not be there twice
+            self.depth -= 1
+        return ticket
 
     def since(self, ticket: Ticket) -> float:
         """Since when the row waits for its next turn: as a row it is as young as its last grant."""
@@ -353,7 +363,7 @@ decided.
             except SourceError as error:
                 self._learn(ask.group, granted, error)
                 error.attempts = attempts
-                if attempts > 2 or not (_is_dropped(error) or _is_refusal(error)):
+                if attempts >= _DIRECT_TRIES or not (_is_dropped(error) or _is_refusal(error)):
                     self._metrics.count("failed")
                     raise
                 self._metrics.count("retries")
@@ -626,10 +636,9 @@ decided.
     def _pop_locked(self, group: str, priority: Priority, now: float) -> Ticket | None:
         for urgent in _RANKS[: priority.rank + 1]:
             row = self._row_locked(group, urgent)
-            ticket = row.head(urgent)
+            ticket = row.pop(urgent)
             if ticket is not None:
                 ticket.state = _State.SENT
-                row.depth -= 1
                 row.last_grant = now
                 self._row_locked(group, priority).try_at = 0.0
                 return ticket
@@ -762,7 +771,8 @@ decided.
             delay_s = self._backoff_s(ticket.attempts)
         elif isinstance(error, PayloadError):
             ticket.attempts += 1
-            final = ticket.attempts >= min(_PAYLOAD_TRIES, self._max_attempts)
+            ticket.lies += 1
+            final = ticket.lies >= _PAYLOAD_TRIES or ticket.attempts >= self._max_attempts
         else:
             ticket.attempts += 1
             final = True
