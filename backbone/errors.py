@@ -224,5 +224,3 @@ class StreamClosedError(BackboneError):
     def __init__(self, message: str, *, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason
-
-

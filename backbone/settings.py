@@ -17,7 +17,12 @@ __all__ = ["FRAMES", "Settings", "resolve"]
 
 FRAMES = ("pandas", "polars", "arrow")
 
-_VENUES = {"upbit": "api.upbit.com", "upbit-sg": "sg-api.upbit.com", "upbit-id": "id-api.upbit.com", "upbit-th": "th-api.upbit.com"}  # fmt: skip
+_VENUES = {
+    "upbit": "api.upbit.com",
+    "upbit-sg": "sg-api.upbit.com",
+    "upbit-id": "id-api.upbit.com",
+    "upbit-th": "th-api.upbit.com",
+}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The command line over `Backbone`: output formats and exit codes, nothing that a client does not offer.
 
-Exit codes: 0 done, 2 a wrong argument, 3 the answer is incomplete (what arrived is kept), 4 the venue failed, 5 the disk
-failed, 130 interrupted.
+Exit codes: 0 done, 2 a wrong argument, 3 the answer is incomplete (what arrived is kept), 4 the venue failed,
+5 the disk failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ first steps:
   backbone fetch KRW-BTC 1h --start 2024-01 --end 2024-02 --out january.csv
   backbone explain KRW-BTC 1m --start 2024-01                what that would take, asking nobody
   backbone coverage KRW-BTC 1m                               what is held, what is quiet, what is unknown
+  backbone size --markets KRW --timeframe 1m --since 2017    rows, gigabytes, requests and hours of that
 
 where data goes: --data-dir, or $BACKBONE_DATA_DIR, or data/ of a checkout, or your user data folder.
 another venue or the embedded exchange: --rest-url / --ws-url, or $BACKBONE_REST_URL / $BACKBONE_WS_URL.
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add.explain()
     add.coverage()
     add.markets()
+    add.size()
     commands.add_parser("simulator", help="run the embedded exchange (see: backbone simulator --help)", add_help=False)
     return parser
 
@@ -115,7 +117,9 @@ class _Commands:
         parser.add_argument("--days", type=int, default=2, help="days of 1-minute candles to fetch (2)")
 
     def fetch(self) -> None:
-        parser = self._add("fetch", _fetch, "fetch candles into the store, and write or show them", _fetch.__doc__ or "")
+        parser = self._add(
+            "fetch", _fetch, "fetch candles into the store, and write or show them", _fetch.__doc__ or ""
+        )
         self._range(parser)
         parser.add_argument("--count", type=int, help="the newest that many closed candles instead of a start")
         parser.add_argument("--out", type=Path, help="write them to a .parquet or .csv file")
@@ -138,6 +142,17 @@ class _Commands:
     def markets(self) -> None:
         parser = self._add("markets", _markets, "the venue's markets")
         parser.add_argument("quote", nargs="?", help="one quote currency, such as KRW")
+        self._client(parser)
+
+
+    def size(self) -> None:
+        parser = self._add("size", _size, "rows, bytes, requests and hours, before they are spent", _size.__doc__ or "")
+        parser.add_argument("--markets", nargs="+", default=["KRW"], help="a quote currency (KRW), or markets")
+        parser.add_argument("--timeframe", default="1m")
+        parser.add_argument("--since", default="2017", help="2017, 2024-01, … (2017)")
+        parser.add_argument("--until", help="default: now")
+        parser.add_argument("--probe", action="store_true", help="ask where each market begins, one request each")
+        parser.add_argument("--addresses", type=int, nargs="+", default=[1, 2, 4, 8], help="how many hosts (1 2 4 8)")
         self._client(parser)
 
 
@@ -184,7 +199,9 @@ def _write(frame: Any, path: Path) -> None:
         else:
             frame.to_parquet(path)
     except OSError as exc:
-        raise StoreError(f"cannot write {path}: {exc.strerror or exc}; the candles are in the store", path=path) from exc
+        raise StoreError(
+            f"cannot write {path}: {exc.strerror or exc}; the candles are in the store", path=path
+        ) from exc
     print(f"wrote {len(frame)} rows to {path}")
 
 
@@ -233,6 +250,26 @@ def _markets(options: argparse.Namespace) -> int:
     return 0
 
 
+def _size(options: argparse.Namespace) -> int:
+    """What it takes to hold many markets' candles. Bytes a candle and the traded share are measured on the store where
+    it has some of them; what is assumed instead is said. Asks the venue for its market list, and with --probe for the
+    beginning of each market's history.
+    """
+    markets = options.markets[0] if len(options.markets) == 1 else options.markets
+    with _open(options) as client:
+        print(
+            client.size(
+                markets,
+                options.timeframe,
+                options.since,
+                options.until,
+                probe=options.probe,
+                addresses=options.addresses,
+            )
+        )
+    return 0
+
+
 def _demo(options: argparse.Namespace) -> int:
     """Starts the embedded exchange on loopback, fetches candles from it, stores them, reads them back, and says what
     happened. Needs no network and leaves nothing behind.
@@ -258,7 +295,8 @@ def _demo(options: argparse.Namespace) -> int:
         print(f"6. tickers of all {len(tickers)} KRW markets in {tickers.attrs['backbone']['elapsed_ms']:.0f} ms")
         files = sorted(client.data_dir.rglob("*.parquet"))
         size = sum(f.stat().st_size for f in files)
-        print(f"7. on disk: {size / 1000:.0f} kB in {len(files)} plain Parquet files, {size / len(first):.1f} bytes a minute\n")
+        each = size / len(first)
+        print(f"7. on disk: {size / 1000:.0f} kB in {len(files)} plain Parquet files, {each:.1f} bytes a minute\n")
         _show(first)
     return 0
 

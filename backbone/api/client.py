@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     import polars as pl
 
     from backbone.api.envelope import BackboneRequest, BackboneResponse
+    from backbone.api.jobs import Job
+    from backbone.api.live import LiveTable
+    from backbone.api.size import Sizing
+    from backbone.api.store import StoreView
+    from backbone.api.watching import Health
     from backbone.coordinator.fetch import Coordinator
 
 __all__ = ["Backbone"]
@@ -65,9 +70,7 @@ class Backbone:
         tz: str | None = None,
         frames: str = "pandas",
     ) -> None:
-        self._settings = resolve(
-            exchange, data_dir=data_dir, rest_url=rest_url, ws_url=ws_url, tz=tz, frames=frames
-        )
+        self._settings = resolve(exchange, data_dir=data_dir, rest_url=rest_url, ws_url=ws_url, tz=tz, frames=frames)
         self._start()
 
     def _start(self) -> None:
@@ -77,6 +80,7 @@ class Backbone:
         self._core: Coordinator | None = None
         self._core_pid = 0
         self._closed = False
+        self._tables: list[LiveTable] = []  # what is live
         self._with_me: list[Callable[[], None]] = []  # what ends with this client (the demo's exchange)
 
     @classmethod
@@ -188,7 +192,80 @@ class Backbone:
 
         return coverage(self, parse_market(market, self._home), timeframe, self._frames(frames))
 
+    def backfill(
+        self,
+        markets: str | Iterable[str],
+        timeframe: str,
+        start: TimeLike,
+        end: TimeLike | None = None,
+        *,
+        priority: str | Priority = "low",
+        frames: str | None = None,
+    ) -> Job:
+        """Fetch a long range in the background, oldest first, at the venue's full legal rate.
+
+        Returns a `Job` at once: ``progress``, ``sections()`` (finished frames in time order while later pages still
+        download), ``wait()``, ``cancel()``, ``result()``. The job yields to every more urgent call, outlasts an outage
+        of some minutes, and keeps each page it gets; the same call while it runs joins it, and later fetches only what
+        is missing.
+
+        Examples
+        --------
+        >>> job = client.backfill("KRW-BTC", "1h", "2025-08-01", "2025-08-11")
+        >>> sum(len(section) for section in job.sections())
+        240
+        """
+        from backbone.api.jobs import start_job
+
+        return start_job(
+            self,
+            parse_markets(markets, self._home),
+            timeframe,
+            start,
+            end,
+            parse_priority(priority),
+            many=not isinstance(markets, str),
+            frames=self._frames(frames),
+        )
+
+    @property
+    def store(self) -> StoreView:
+        """What is on disk: ``verify() repair() revisions() incidents() size()``."""
+        from backbone.api.store import StoreView
+
+        return StoreView(self)
+
     # -- now -----------------------------------------------------------------------------------------------------
+
+    def live(self, markets: str | Iterable[str], kinds: str | Iterable[str] = ("ticker",)) -> LiveTable:
+        """Live data in the background: a table that is kept up to date over the venue's socket.
+
+        Returns once the first rows came (or after three seconds without). The socket's thread comes back by itself
+        after an outage; meanwhile REST feeds the table, and candles that were missed are fetched.
+
+        Parameters
+        ----------
+        markets : a quote currency (``"KRW"``), one market, or a list.
+        kinds : some of ``ticker trade orderbook candle.1s candle.1m candle.3m candle.5m candle.10m candle.15m
+            candle.30m candle.1h candle.4h``. Live candles are stored once closed and confirmed by REST.
+
+        Returns
+        -------
+        `LiveTable`: ``frame() received state missed events on_update() wait() updates() stop()``; use it with ``with``.
+
+        Raises
+        ------
+        InputError at once for an unknown kind or market; SourceError where the market list cannot be had.
+
+        Examples
+        --------
+        >>> with client.live("KRW-BTC", ("ticker", "candle.1m")) as table:
+        ...     table.frame("candle.1m").market.tolist()
+        ['KRW-BTC']
+        """
+        from backbone.api.live import start_live
+
+        return start_live(self, markets, kinds)
 
     def tickers(
         self,
@@ -366,12 +443,65 @@ class Backbone:
         *,
         partial: bool = False,
     ) -> list[str]:
-        """The files behind `scan`, for another engine (DuckDB, Dask, Spark): plain hive-partitioned Parquet, ``time`` in
-        UTC. A file holds a whole period, so its ends may reach beyond `start` and `end`. Raises as `scan` does.
+        """The files behind `scan`, for another engine (DuckDB, Dask, Spark): plain hive-partitioned Parquet.
+
+        ``time`` is in UTC; a file holds a whole period, so it may reach beyond `start` and `end`. Raises as `scan`.
         """
         from backbone.api.scan import files
 
         return files(self, markets, timeframe, start, end, partial=partial)
+
+    def size(
+        self,
+        markets: str | Iterable[str] = "KRW",
+        timeframe: str = "1m",
+        since: TimeLike = "2017",
+        until: TimeLike | None = None,
+        *,
+        probe: bool = False,
+        addresses: Sequence[int] = (1, 2, 4, 8),
+    ) -> Sizing:
+        """What it takes to hold all that: rows, gigabytes, requests, and hours by source and number of addresses.
+
+        Bytes a candle and the traded share come from the store's own files where it has some, otherwise from recorded
+        data (``.assumed`` says which). `probe` asks where each market's history begins, one request a market; without
+        it every market counts from `since`, which is an upper bound.
+
+        Examples
+        --------
+        >>> client.size(["KRW-BTC"], "1m", "2025-01-01", "2025-02-01").requests
+        225
+        """
+        from backbone.api.size import size
+
+        return size(self, markets, timeframe, since, until, probe=probe, addresses=addresses)
+
+    # -- how it goes ---------------------------------------------------------------------------------------------
+
+    def status(self, *, frames: str | None = None) -> Any:
+        """Now, a row a wire group: ``limit used left`` of the running second, permits ``kept_for_critical``, tickets
+        ``queued_critical`` … ``queued_low``, ``refused`` so far, ``stopped_s``. ``attrs`` has counters, memory, jobs,
+        the stream and the clock's offset. Asks nobody.
+        """
+        from backbone.api.watching import status
+
+        return status(self, self._frames(frames))
+
+    def metrics(self, *, frames: str | None = None) -> Any:
+        """So far: ``kind group priority count mean_s p50_s p95_s p99_s max_s``.
+
+        ``kind`` is ``waited`` (for a permit), ``answered`` (request to reply) or ``call`` (a whole data call); an empty
+        ``group`` or ``priority`` means all. ``attrs`` has the counters.
+        """
+        from backbone.api.watching import metrics
+
+        return metrics(self, self._frames(frames))
+
+    def health(self) -> Health:
+        """A verdict (``ok``, ``degraded``, ``down``; true when ok) and its ``reasons``. Asks nobody."""
+        from backbone.api.watching import health
+
+        return health(self)
 
     # -- as plain data -------------------------------------------------------------------------------------------
 
@@ -418,9 +548,12 @@ class Backbone:
         with self._lock:
             self._closed = True
             core, self._core = self._core, None
+            tables, self._tables = self._tables, []
             ending, self._with_me = self._with_me, []
         try:
             if core is not None and self._core_pid == os.getpid():
+                for table in tables:
+                    table.stop()
                 core.close()
         finally:
             for end in ending:
@@ -473,6 +606,19 @@ class Backbone:
                 self._core = Coordinator(self._settings, self._clock, self._venue)
                 self._core_pid = os.getpid()
             return self._core
+
+    def _remember_table(self, table: LiveTable) -> None:
+        with self._lock:
+            if not self._closed:
+                self._tables.append(table)
+                return
+        table.stop()
+        raise ClosedError("the client is closed; make a new one")
+
+    def _forget_table(self, table: LiveTable) -> None:
+        with self._lock:
+            if table in self._tables:
+                self._tables.remove(table)
 
     def _now_us(self) -> int:
         """Now on the venue's clock; the venue is asked (for its markets) if it was never heard."""

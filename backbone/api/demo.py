@@ -54,4 +54,3 @@ class _OwnClock(VenueClock):
 
     def now_us(self) -> int:
         return self._now_us()
-

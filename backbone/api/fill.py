@@ -21,7 +21,7 @@ __all__ = ["fill_quiet", "parse_fill"]
 def parse_fill(value: object) -> str | None:
     """``None``, ``"ffill"`` or ``"nan"``."""
     if value is None or value in ("ffill", "nan"):
-        return value  # type: ignore[return-value]
+        return value
     raise InputError("fill", value, '"ffill" (the last close, no volume), "nan", or None')
 
 

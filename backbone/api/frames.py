@@ -20,7 +20,16 @@ from backbone.model import MarketInfo, OrderBook, Ticker, Trade
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["attrs_of", "candles_table", "deliver", "markets_table", "orderbooks_table", "records", "tickers_table", "trades_table"]  # fmt: skip
+__all__ = [
+    "attrs_of",
+    "candles_table",
+    "deliver",
+    "markets_table",
+    "orderbooks_table",
+    "records",
+    "tickers_table",
+    "trades_table",
+]
 
 _TIME = pa.timestamp("us", tz="UTC")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-
 from backbone.errors import InputError
 from backbone.model import Priority
 
@@ -40,9 +39,9 @@ def parse_markets(value: str | Iterable[str], home: str) -> list[str]:
     try:
         items = list(value)
     except TypeError as exc:
-        raise InputError("markets", value, _ALLOWED + ", or a list of them") from exc
+        raise InputError("market", value, _ALLOWED + ", or a list of them") from exc
     if not items:
-        raise InputError("markets", value, "at least one market")
+        raise InputError("market", value, "at least one market")
     return list(dict.fromkeys(parse_market(item, home) for item in items))
 
 

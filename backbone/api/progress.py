@@ -59,9 +59,7 @@ class Bar:
         if self._bar is None:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(
-                total=now.total_slots, desc=self._label, unit=" candles", unit_scale=True, leave=False
-            )
+            self._bar = tqdm(total=now.total_slots, desc=self._label, unit=" candles", unit_scale=True, leave=False)
         self._bar.total = now.total_slots
         self._bar.n = now.done_slots
         self._bar.set_postfix_str(

@@ -153,8 +153,9 @@ def markets(client: Backbone, quote: object, frames: str) -> Any:
     """See `Backbone.markets`."""
     core = client._coordinator()
     began = core.clock.monotonic()
-    known = core.known_markets() is not None
+    held = core.known_markets()
     listed = core.markets()
+    known = listed is held
     if quote is not None:
         if not isinstance(quote, str):
             raise InputError("quote", quote, "a quote currency such as KRW")

@@ -35,7 +35,7 @@ from backbone.model import Priority, Span
 from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
 from backbone.settings import Settings
-from backbone.storage.candles import CandleStore
+from backbone.storage.candles import CandleStore, Stored
 from backbone.storage.coverage import SpanSet
 from backbone.storage.fold import fold
 from backbone.timeframe import TIMEFRAMES, Timeframe
@@ -45,11 +45,14 @@ __all__ = ["CandleAnswer", "CandleFetcher", "CandlePlan", "Pending", "Progress"]
 GROUP = "candles"
 _WINDOW = {Priority.LOW: 3}  # tickets of one want in the queue; low work is paced one by one anyway
 _BURST = 10
-_FIRST_BURST = 5  # before the first reply the density is a guess: enough for 1,000 candles, little lost on a thin market
+_FIRST_BURST = (
+    5  # before the first reply the density is a guess: enough for 1,000 candles, little lost on a thin market
+)
 _FAILURES = 3  # final failures after which a want stops asking: the venue is down, not a page
 _PATIENCE = 200  # the same for a job: the scheduler tries each for some seconds, so a quarter of an hour's outage
 _MINUTE = TIMEFRAMES["1m"]
 _FOREVER = 1 << 62
+_NOTHING = SpanSet()
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,16 @@ class Stretch:
     rows: int
 
 
+@dataclass(frozen=True)
+class _Look:
+    """A span as the store had it: what was read, and how the span divides."""
+
+    stored: Stored
+    have: SpanSet
+    derived: SpanSet
+    gaps: SpanSet
+
+
 @dataclass
 class _Series:
     market: str
@@ -120,10 +133,12 @@ class Pending:
     span: Span
     priority: Priority
     want: Want
-    derived: SpanSet
+    look: _Look
     fetched: SpanSet
     total_slots: int
     patient: bool = False
+    enough: int | None = None
+    closed_us: int = _FOREVER  # candles that open at or after this turned out not to be closed on the venue's clock
     rows: int = 0
     failures: int = 0
     store_error: StoreError | None = None
@@ -195,20 +210,22 @@ class CandleFetcher:
 
     def explain(self, market: str, timeframe: Timeframe, span: Span, rate: float) -> CandlePlan:
         """The plan for `span`, without asking the venue; `rate` is requests a second."""
-        have, derived, gaps = self._split(market, timeframe, span)
+        look = self._look(market, timeframe, span)
         with self._series_of(market, timeframe) as series:
             density = series.plan.density
-        pages = pages_needed(timeframe, gaps, PAGE, density)
-        return CandlePlan(market, timeframe, span, tuple(have), tuple(derived), tuple(gaps), pages, pages / rate)
+        pages = pages_needed(timeframe, look.gaps, PAGE, density)
+        return CandlePlan(
+            market, timeframe, span, look.have.spans, look.derived.spans, look.gaps.spans, pages, pages / rate
+        )
 
-    def _split(self, market: str, timeframe: Timeframe, span: Span) -> tuple[SpanSet, SpanSet, SpanSet]:
-        """`span` as (held, foldable from stored minutes, to be fetched)."""
+    def _look(self, market: str, timeframe: Timeframe, span: Span) -> _Look:
+        """What of `span` is held, what can be folded from stored minutes, and what is to be fetched."""
         whole = SpanSet([span]) if span.start < span.end else SpanSet()
-        have = self._store.coverage(market, timeframe, span) if whole else SpanSet()
-        due = self._store.due(market, timeframe, span, self._venue.now_us()) if have else SpanSet()
-        gaps = (whole - have) | due
+        stored = self._store.read(market, timeframe, span)
+        due = self._store.due(market, timeframe, span, self._venue.now_us()) if stored.covered else SpanSet()
+        gaps = (whole - stored.covered) | due
         derived = self._foldable(market, timeframe, gaps)
-        return have - due, derived, gaps - derived
+        return _Look(stored, stored.covered - due, derived, gaps - derived)
 
     def _foldable(self, market: str, timeframe: Timeframe, gaps: SpanSet) -> SpanSet:
         """The whole candles inside `gaps` whose minutes are all stored."""
@@ -223,6 +240,10 @@ class CandleFetcher:
                     found.append(Span(start, end))
         return SpanSet(found)
 
+    def is_foldable(self, market: str, timeframe: Timeframe, span: Span) -> bool:
+        """Whether every candle of `span` can be folded from stored minutes."""
+        return not SpanSet([span]) - self._foldable(market, timeframe, SpanSet([span]))
+
     # -- fetching ------------------------------------------------------------------------------------------------
 
     def begin(
@@ -234,15 +255,28 @@ class CandleFetcher:
         *,
         ascending: bool = False,
         patient: bool = False,
+        enough: int | None = None,
         on_done: Callable[[Pending], None] | None = None,
     ) -> Pending:
-        """Start fetching what is unknown in `span`; returns at once. A `patient` fetch outlasts an outage."""
-        _, derived, gaps = self._split(market, timeframe, span)
-        gaps, lost = self._within_retention(timeframe, gaps)
+        """Start fetching what is unknown in `span`; returns at once.
+
+        A `patient` fetch outlasts an outage; one with `enough` ends when that many rows have arrived.
+        """
+        look = self._look(market, timeframe, span)
+        gaps, lost = self._within_retention(timeframe, look.gaps)
         with self._series_of(market, timeframe) as series:
             want = series.plan.want(gaps, rank=priority.rank, ascending=ascending)
             pending = Pending(
-                series, span, priority, want, derived, gaps, timeframe.count(span), patient=patient, on_done=on_done
+                series,
+                span,
+                priority,
+                want,
+                look,
+                gaps,
+                timeframe.count(span),
+                patient=patient,
+                enough=enough,
+                on_done=on_done,
             )
             if lost:
                 want.missing = want.missing | lost
@@ -311,58 +345,56 @@ class CandleFetcher:
             self._store.flush(market, timeframe)
 
     def answer(self, pending: Pending, span: Span | None = None) -> CandleAnswer:
-        """What the store now has of `pending`'s span (or the part `span` of it), and what could not be had."""
+        """What the store now has of `pending`'s span (or of `span`), as far as it is closed, and what it lacks."""
         series, span = pending.series, pending.span if span is None else span
+        span = Span(span.start, max(span.start, min(span.end, pending.closed_us)))
         with series.changed:
             lost, causes = pending.want.failed | pending.want.missing, tuple(pending.want.causes)
-            lost = lost & SpanSet([span]) if span.start < span.end else SpanSet()
             pages = pending.want.pages
-        return self._assemble(
-            series.market, series.timeframe, span, pending.derived, pending.fetched, lost, pages, causes
-        )
+        if not pages and not lost and not pending.look.derived and span == pending.span:
+            return self._told(series, span, pending.look.stored, SpanSet(), pages)
+        stored = self._store.read(series.market, series.timeframe, span)
+        lost = lost.clip(span) - stored.covered  # a second ask that failed takes nothing from what is held
+        before = pending.look.stored.tiers if span == pending.span else None
+        return self._told(series, span, stored, lost, pages, pending.look.derived, pending.fetched, causes, before)
 
     def recall(
         self, market: str, timeframe: Timeframe, span: Span, fetched: Sequence[Span] = (), pages: int = 0
     ) -> CandleAnswer:
         """What is held of `span`; asks nobody. `fetched` and `pages` are what it took to hold it."""
-        have, derived, gaps = self._split(market, timeframe, span)
-        if gaps:
-            gaps = gaps - self._store.coverage(market, timeframe, span)  # an overdue second ask is no hole
-        return self._assemble(market, timeframe, span, derived - have, SpanSet(fetched), gaps, pages, ())
+        look = self._look(market, timeframe, span)
+        lost = look.gaps - look.stored.covered  # an overdue second ask is no hole
+        with self._series_of(market, timeframe) as series:
+            known = series
+        return self._told(known, span, look.stored, lost, pages, look.derived, SpanSet(fetched))
 
-    def _assemble(
+    def _told(
         self,
-        market: str,
-        timeframe: Timeframe,
+        series: _Series,
         span: Span,
-        derived: SpanSet,
-        fetched: SpanSet,
+        stored: Stored,
         lost: SpanSet,
         pages: int,
-        causes: tuple[BaseException, ...],
+        derived: SpanSet = _NOTHING,
+        fetched: SpanSet = _NOTHING,
+        causes: tuple[BaseException, ...] = (),
+        before: dict[str, int] | None = None,
     ) -> CandleAnswer:
-        table, sources = self._read(market, timeframe, span, derived)
+        """The answer for `span`: stored rows and folded ones, counted by where they came from."""
+        timeframe, table = series.timeframe, stored.table
         fresh = count_inside(table, fetched)
-        if fresh:
-            sources = _take_from(sources, fresh)
-            sources["rest"] = fresh
-        unknown = sum(timeframe.count(s) for s in lost)
-        quiet = max(0, timeframe.count(span) - unknown - table.num_rows)
-        return CandleAnswer(
-            market, span, table, quiet, unknown, pages, {k: v for k, v in sources.items() if v}, tuple(lost), causes
-        )
-
-    def _read(
-        self, market: str, timeframe: Timeframe, span: Span, derived: SpanSet
-    ) -> tuple[pa.Table, dict[str, int]]:
-        """The rows of `span`: stored ones, and those folded from minutes; with their counts by source."""
-        stored = self._store.read(market, timeframe, span)
-        table, sources = stored.table, dict(stored.tiers)
-        parts = [fold(self._store.read(market, _MINUTE, s).table, timeframe) for s in derived & SpanSet([span])]
+        sources = _tiers(stored.tiers, fresh, before)
+        parts = [
+            fold(self._store.read(series.market, _MINUTE, s).table, timeframe)
+            for s in derived.clip(span) - stored.covered
+        ]
         if parts:
             sources["derived:1m"] = sum(part.num_rows for part in parts)
             table = pa.concat_tables([table, *parts]).sort_by("time")
-        return table, sources
+        unknown = sum(timeframe.count(s) for s in lost)
+        quiet = max(0, timeframe.count(span) - unknown - table.num_rows)
+        found = {name: rows for name, rows in sources.items() if rows}
+        return CandleAnswer(series.market, span, table, quiet, unknown, pages, found, tuple(lost), causes)
 
     def ledger(self, market: str, timeframe: Timeframe) -> list[Stretch]:
         """What is vouched for, oldest first: runs of candles, quiet stretches, and the unknown between them."""
@@ -423,6 +455,8 @@ class CandleFetcher:
             if isinstance(outcome, BackboneError):
                 self._refuse_locked(series, pending, page, outcome)
             pending.rows += rows
+            if pending.enough is not None and pending.rows >= pending.enough:
+                series.plan.forget(pending.want, [Span(EARLIEST_US, _FOREVER)])
             finished = [p for p in series.pending.values() if p.want.is_done]
             series.changed.notify_all()
         for done in finished:
@@ -457,9 +491,10 @@ class CandleFetcher:
         except StoreError as exc:  # the rows are kept in memory; whoever waits is told
             error = exc
         with series.changed:
-            series.plan.settle(page, verdict, reply.rows)
+            series.plan.settle(page, Verdict(proof, verdict.edge_us), table.num_rows)
             for want, waiting in series.pending.items():
                 series.plan.forget(want, [Span(boundary, _FOREVER)])
+                waiting.closed_us = min(waiting.closed_us, boundary)
                 waiting.store_error = waiting.store_error or error
         return table.num_rows
 
@@ -478,9 +513,7 @@ class CandleFetcher:
             )
 
     def _refuse_locked(self, series: _Series, pending: Pending, page: Page, cause: BackboneError) -> None:
-        fatal = isinstance(cause, RejectedError | ClosedError) or (
-            isinstance(cause, RateLimitedError) and cause.banned
-        )
+        fatal = isinstance(cause, RejectedError | ClosedError) or (isinstance(cause, RateLimitedError) and cause.banned)
         pending.failures += 1
         if pending.patient and isinstance(cause, UnreachableError) and pending.failures < _PATIENCE:
             series.plan.retract(page)  # an outage: the page is asked again, by whoever is next
@@ -508,10 +541,13 @@ class CandleFetcher:
         window = max(1, count)
         while True:
             start = max(listed, timeframe.next(timeframe.floor(end_us), -window))
-            have, derived, _ = self._split(market, timeframe, Span(start, end_us))
-            spans = list(have | derived)
+            look = self._look(market, timeframe, Span(start, end_us))
+            spans = list(look.have | look.derived)
             known = spans[-1] if spans and spans[-1].end >= end_us else Span(end_us, end_us)
-            times = times_of(self._read(market, timeframe, known, derived)[0])
+            with self._series_of(market, timeframe) as series:
+                table = self._told(series, known, look.stored, SpanSet(), 0, look.derived).table
+            times = times_of(table)
+            times = times[np.searchsorted(times, known.start) :]
             if len(times) >= count:
                 return Span(int(times[len(times) - count]), end_us), None
             if known.start > start:
@@ -571,7 +607,7 @@ def count_inside(table: pa.Table, spans: SpanSet) -> int:
     if not spans or table.num_rows == 0:
         return 0
     times = times_of(table)
-    return int(sum(np.searchsorted(times, s.end) - np.searchsorted(times, s.start) for s in spans))
+    return sum(int(np.searchsorted(times, s.end)) - int(np.searchsorted(times, s.start)) for s in spans)
 
 
 def _runs(times: Any, timeframe: Timeframe, held: Span) -> list[Stretch]:
@@ -594,14 +630,18 @@ def _runs(times: Any, timeframe: Timeframe, held: Span) -> list[Stretch]:
     return found
 
 
-def _take_from(tiers: dict[str, int], rows: int) -> dict[str, int]:
-    """`tiers` less `rows`, memory first: rows just fetched are read back from memory."""
-    left = dict(tiers)
+def _tiers(now: dict[str, int], fresh: int, before: dict[str, int] | None) -> dict[str, int]:
+    """Row counts by source: `fresh` rows came from the venue (and are read back from memory), the others from where
+    they were `before` that, if it is known."""
+    if before is not None and sum(now.values()) - fresh == sum(before.values()):
+        return {**before, "rest": fresh}
+    left = dict(now)
+    rows = fresh
     for name in ("memory", "disk"):
         taken = min(rows, left.get(name, 0))
         left[name] = left.get(name, 0) - taken
         rows -= taken
-    return left
+    return {**left, "rest": fresh}
 
 
 def _hull(spans: SpanSet) -> Span:
@@ -625,4 +665,3 @@ def incomplete(answers: Sequence[CandleAnswer], timeframe: Timeframe) -> Incompl
         gaps=gaps,
         causes=causes,
     )
-

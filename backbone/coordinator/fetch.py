@@ -28,10 +28,10 @@ from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.ranges import CandleRanges, Range
 from backbone.coordinator.realtime import Realtime
 from backbone.coordinator.scheduler import Scheduler
-from backbone.errors import ClosedError, InputError
+from backbone.errors import BackboneError, ClosedError, InputError
 from backbone.model import MarketInfo, Priority, Span, empty_candles
 from backbone.routing.rest import Reply, RestClient
-from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask, markets_ask
+from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask, instruments_ask, markets_ask
 from backbone.settings import Settings
 from backbone.storage.candles import CandleStore
 from backbone.timeframe import Timeframe
@@ -180,6 +180,20 @@ class Coordinator:
             to_us = page.oldest_us
         table = pa.concat_tables([empty_candles(), *tables[::-1]])
         return table.slice(int(np.searchsorted(times_of(table), span.start)))
+
+    def learn_ticks(self, markets: Sequence[str]) -> None:
+        """Ask for the price steps of `markets` that were never heard of, without waiting: they only adorn a table."""
+        unknown = [market for market in markets if self.realtime.known_tick(market) is None]
+        if not unknown:
+            return
+
+        def done(_: Ask | None, outcome: Reply | BackboneError) -> None:
+            if isinstance(outcome, BackboneError):
+                _log.info("ticks.unknown why=%s", outcome)
+            else:
+                self.realtime.note_instruments(outcome.value)
+
+        self.scheduler.submit("orderbook", Priority.NORMAL, lambda: instruments_ask(unknown), done)
 
     def stream_facts(self) -> dict[str, Any]:
         """Where the live stream stands; empty while there is none."""

@@ -367,9 +367,7 @@ class Jobs:
             known = self._jobs.get(key)
             if known is not None and known.state == "running":
                 return known
-            job = CandleJob(
-                self._fetcher, self._clock, markets, timeframe, Span(min(start, end), end), priority
-            )
+            job = CandleJob(self._fetcher, self._clock, markets, timeframe, Span(min(start, end), end), priority)
             self._jobs = {k: j for k, j in self._jobs.items() if j.state == "running"}
             self._jobs[key] = job
         job.advance()

@@ -55,7 +55,12 @@ class CandleRanges:
         self._venue = venue
 
     def collect(
-        self, markets: Sequence[str], timeframe: Timeframe, asked: Range, priority: Priority, watcher: Watcher = unwatched
+        self,
+        markets: Sequence[str],
+        timeframe: Timeframe,
+        asked: Range,
+        priority: Priority,
+        watcher: Watcher = unwatched,
     ) -> list[CandleAnswer]:
         """The candles of each market; what could not be had is in each answer's ``gaps``."""
         heard = self._venue.is_known
@@ -109,17 +114,22 @@ class CandleRanges:
     ) -> list[CandleAnswer]:
         span = Span(min(span.start, span.end), span.end)
         pendings = self._fetch([(market, span) for market in markets], timeframe, priority, watcher)
-        end = max(span.start, min(span.end, self._fetcher.closed_before(timeframe)))
-        return [self._fetcher.answer(pending, Span(span.start, end)) for pending in pendings]
+        return [self._fetcher.answer(pending) for pending in pendings]
 
     def _fetch(
-        self, wanted: Sequence[tuple[str, Span]], timeframe: Timeframe, priority: Priority, watcher: Watcher
+        self,
+        wanted: Sequence[tuple[str, Span]],
+        timeframe: Timeframe,
+        priority: Priority,
+        watcher: Watcher,
+        *,
+        enough: int | None = None,
     ) -> list[Pending]:
         """Fetch several spans at once and wait for all; flushed, so that what is answered is durable."""
         pendings: list[Pending] = []
         try:
             for market, span in wanted:
-                pendings.append(self._fetcher.begin(market, timeframe, span, priority))
+                pendings.append(self._fetcher.begin(market, timeframe, span, priority, enough=enough))
             with watcher(lambda: _together(pendings)) as watch:
                 for pending in pendings:
                     self._fetcher.wait(pending, watch.update)
@@ -135,26 +145,36 @@ class CandleRanges:
     # -- the newest so many --------------------------------------------------------------------------------------
 
     def _newest(
-        self, markets: Sequence[str], timeframe: Timeframe, end_us: int, count: int, priority: Priority, watcher: Watcher
+        self,
+        markets: Sequence[str],
+        timeframe: Timeframe,
+        end_us: int,
+        count: int,
+        priority: Priority,
+        watcher: Watcher,
     ) -> list[CandleAnswer]:
         answers: dict[str, CandleAnswer] = {}
         pages = dict.fromkeys(markets, 0)
         fetched: dict[str, list[Span]] = {market: [] for market in markets}
+        ends = dict.fromkeys(markets, end_us)
         open_markets = list(markets)
-        while open_markets:
+        while True:
             wanted: list[tuple[str, Span]] = []
             for market in open_markets:
-                end = min(end_us, self._fetcher.closed_before(timeframe))
+                end = ends[market]
                 known, further = self._fetcher.reach_back(market, timeframe, end, count)
                 if further is None:
                     answers[market] = self._fetcher.recall(market, timeframe, known, fetched[market], pages[market])
                 else:
                     wanted.append((market, further))
+            if not wanted:
+                break
             open_markets = []
-            for pending in self._fetch(wanted, timeframe, priority, watcher):
+            for pending in self._fetch(wanted, timeframe, priority, watcher, enough=count):
                 market = pending.series.market
                 pages[market] += pending.want.pages
                 fetched[market] += list(pending.fetched)
+                ends[market] = min(ends[market], pending.closed_us)
                 if pending.want.failed:
                     answers[market] = self._fetcher.answer(pending, Span(pending.span.start, end_us))
                 else:
@@ -167,20 +187,23 @@ class CandleRanges:
         self, market: str, timeframe: Timeframe, start_us: int, count: int, priority: Priority, watcher: Watcher
     ) -> CandleAnswer:
         slots, pages, end = count, 0, start_us
+        closed = self._fetcher.closed_before(timeframe)
         fetched: list[Span] = []
         while True:
-            closed = self._fetcher.closed_before(timeframe)
-            end = min(closed, timeframe.next(end, slots)) if end < closed else max(closed, start_us)
+            end = max(start_us, min(closed, timeframe.next(end, slots)))
             (pending,) = self._fetch([(market, Span(start_us, end))], timeframe, priority, watcher)
             pages += pending.want.pages
             fetched += list(pending.fetched)
+            closed = min(closed, pending.closed_us)
             if pending.want.failed:
                 return self._fetcher.answer(pending)
+            end = max(start_us, min(end, closed))
             answer = self._fetcher.recall(market, timeframe, Span(start_us, end), fetched, pages)
             short = count - answer.table.num_rows
             if short <= 0 or end >= closed:
                 return _first_rows(answer, timeframe, count)
-            slots = self._fetcher.slots_for(market, timeframe, short)
+            seen = timeframe.count(Span(start_us, end))
+            slots = min(self._fetcher.slots_for(market, timeframe, short), 4 * max(seen, count))
 
 
 def _together(pendings: Sequence[Pending]) -> Progress:

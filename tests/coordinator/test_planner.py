@@ -57,7 +57,7 @@ def run(plan: SeriesPlan, wants: list[Want], venue: Venue, rng: random.Random, f
     raise AssertionError("the plan never ended")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_plan_any_wants_any_order_ends_with_everything_proven(data: st.DataObject) -> None:
     """Whatever is wanted, in whatever order replies come, every want ends whole and no proof hides a candle."""
@@ -78,7 +78,7 @@ def test_plan_any_wants_any_order_ends_with_everything_proven(data: st.DataObjec
     assert plan.is_idle
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 1 << 30), st.floats(0.03, 1.0))
 def test_plan_thin_market_asks_at_most_two_and_a_half_times_the_rows(seed: int, density: float) -> None:
     """A market that seldom trades costs requests by its rows, not by the minutes of silence."""

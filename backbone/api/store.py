@@ -1,0 +1,151 @@
+"""``client.store``: what is on disk, proven, mended, and what the venue restated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from backbone.api import frames as shaping
+from backbone.api.names import parse_market
+from backbone.api.times import TimeLike
+from backbone.coordinator.candles import times_of
+from backbone.coordinator.ranges import Range
+from backbone.errors import InputError
+from backbone.model import CANDLE_COLUMNS, Priority, Span
+from backbone.storage.audit import Problem
+from backbone.storage.fold import fold
+from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
+
+if TYPE_CHECKING:
+    from backbone.api.client import Backbone
+
+__all__ = ["StoreView"]
+
+_RELATIVE = 1e-9  # sums of floats in another order
+
+
+class StoreView:
+    """The candle store of a client. Frames are of the client's type; times in its zone."""
+
+    def __init__(self, client: Backbone) -> None:
+        self._client = client
+
+    def verify(
+        self,
+        market: str | None = None,
+        timeframe: str | None = None,
+        *,
+        against: str | None = None,
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
+        frames: str | None = None,
+    ) -> Any:
+        """Prove the store from its files alone: one row a problem (``market timeframe path kind detail``), none where
+        all is well.
+
+        With ``against="venue"`` also compares stored candles, and those folded from minutes, with the venue's own
+        for the range (default: the newest 200 of each): open, high, low, close to the last digit, volume and value
+        to 1e-9 relative; a difference is a problem of kind ``differs``.
+        """
+        if against not in (None, "venue"):
+            raise InputError("against", against, '"venue" or None')
+        core = self._client._coordinator()
+        tf = None if timeframe is None else parse_timeframe(timeframe)
+        name = None if market is None else parse_market(market, self._client._home)
+        core.store.flush()
+        problems: list[Problem] = []
+        if against is None or tf is None or (name, tf) in core.store.series():
+            problems += core.store.verify(name, tf)
+        if against == "venue":
+            wanted = [(name, tf)] if name and tf else core.store.series()
+            for one, each in wanted:
+                if name in (None, one) and tf in (None, each):
+                    problems += self._against_venue(str(one), each, start, end)
+        return self._frame(problems, frames)
+
+    def repair(self, *, frames: str | None = None) -> Any:
+        """Mend what `verify` finds and say what was done, one row each. Damaged files are set aside, never deleted;
+        what they vouched for is unknown again and asked for at the next call."""
+        return self._frame(self._client._coordinator().store.repair(), frames)
+
+    def revisions(self, market: str | None = None, timeframe: str | None = None, *, frames: str | None = None) -> Any:
+        """What the venue restated of candles already stored: old and new values, and when it was seen."""
+        core = self._client._coordinator()
+        name = None if market is None else parse_market(market, self._client._home)
+        table = core.store.revisions(name, None if timeframe is None else parse_timeframe(timeframe))
+        return shaping.deliver(table, self._client._frames(frames), index=None, zone=self._client.tz, attrs={})
+
+    def incidents(self, *, frames: str | None = None) -> Any:
+        """Damaged files set aside and writes that failed, since this client was opened: ``at kind path detail``."""
+        rows = self._client._coordinator().store.incidents()
+        table = pa.table(
+            {
+                "at": pa.array([r.at_us for r in rows], pa.int64()).cast(pa.timestamp("us", tz="UTC")),
+                "kind": pa.array([r.kind for r in rows], pa.string()),
+                "path": pa.array([str(r.path) for r in rows], pa.string()),
+                "detail": pa.array([r.detail for r in rows], pa.string()),
+            }
+        )
+        return shaping.deliver(table, self._client._frames(frames), index=None, zone=self._client.tz, attrs={})
+
+    def size(self) -> dict[str, int]:
+        """``files bytes markets pending_rows``."""
+        return dict(self._client._coordinator().store.size())
+
+    def _frame(self, problems: Sequence[Problem], frames: str | None) -> Any:
+        columns = ("market", "timeframe", "path", "kind", "detail")
+        table = pa.table({c: pa.array([str(getattr(p, c)) for p in problems], pa.string()) for c in columns})
+        return shaping.deliver(table, self._client._frames(frames), index=None, zone=self._client.tz, attrs={})
+
+    def _against_venue(
+        self, market: str, timeframe: Timeframe, start: TimeLike | None, end: TimeLike | None
+    ) -> list[Problem]:
+        client, core = self._client, self._client._coordinator()
+        begin = None if start is None else client._time("start", start)
+        stop = None if end is None else client._time("end", end)
+        asked = Range(begin, stop, 200 if begin is None else None)
+        held = core.ranges.recall([market], timeframe, asked)[0]
+        if held.table.num_rows == 0:
+            return []
+        span = Span(int(times_of(held.table)[0]), held.span.end)
+        theirs = core.fetch_unstored(market, timeframe, span, Priority.LOW)
+        mine = {"stored": held.table}
+        minutes = core.store.read(market, TIMEFRAMES["1m"], span).table
+        if timeframe.step_us > TIMEFRAMES["1m"].step_us and core.candles.is_foldable(market, timeframe, span):
+            mine["folded from 1m"] = fold(minutes, timeframe)
+        path = str(client.data_dir)
+        return [
+            Problem(market, timeframe.name, path, "differs", f"{what}: {detail}")
+            for what, table in mine.items()
+            for detail in differences(table, theirs, _RELATIVE)
+        ]
+
+    def __repr__(self) -> str:
+        return f"<Store {self._client.data_dir}>"
+
+    def __dir__(self) -> list[str]:
+        return ["incidents", "repair", "revisions", "size", "verify"]
+
+
+def differences(mine: pa.Table, theirs: pa.Table, relative: float) -> list[str]:
+    """How two candle tables differ: prices exactly, volume and value to `relative`; a line for each kind."""
+    found = []
+    a, b = times_of(mine), times_of(theirs)
+    for name, only in (("are ours only", np.setdiff1d(a, b)), ("are the venue's only", np.setdiff1d(b, a))):
+        if len(only):
+            found.append(f"{len(only)} candles {name}, the first at {_shown(only[0])}")
+    both, left, right = np.intersect1d(a, b, return_indices=True)
+    for column in CANDLE_COLUMNS:
+        x, y = (t.column(column).to_numpy()[i] for t, i in ((mine, left), (theirs, right)))
+        off = ~np.isclose(x, y, rtol=relative, atol=0) if column in ("volume", "value") else x != y
+        if off.any():
+            at = int(np.flatnonzero(off)[0])
+            found.append(f"{column} of {int(off.sum())} candles, the first at {_shown(both[at])}: {x[at]} and {y[at]}")
+    return found
+
+
+def _shown(time_us: Any) -> str:
+    return f"{np.datetime64(int(time_us), 'us').astype('datetime64[s]')}Z"

@@ -1,0 +1,139 @@
+"""What is going on: `status` (now), `metrics` (distributions so far), `health` (a verdict and its reasons)."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from backbone.api import frames as shaping
+
+if TYPE_CHECKING:
+    from backbone.api.client import Backbone
+
+__all__ = ["Health", "health", "metrics", "status", "status_facts"]
+
+_GROUPS = {
+    "market": "markets",
+    "candles": "candles",
+    "crix-trades": "trades",
+    "ticker": "tickers",
+    "orderbook": "books",
+}
+_PRIORITIES = ("critical", "high", "normal", "low")
+_TIMES = ("count", "mean_s", "p50_s", "p95_s", "p99_s", "max_s")
+
+
+@dataclass(frozen=True)
+class Health:
+    """``verdict`` is ``"ok"``, ``"degraded"`` (works, with a reason to look) or ``"down"``; ``reasons`` say why."""
+
+    verdict: str
+    reasons: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return self.verdict == "ok"
+
+    def __repr__(self) -> str:
+        return f"<Health {self.verdict}{': ' + '; '.join(self.reasons) if self.reasons else ''}>"
+
+    def _repr_html_(self) -> str:
+        colour = {"ok": "#2e7d32", "degraded": "#b26a00", "down": "#b71c1c"}[self.verdict]
+        reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.reasons)
+        return f"<div><b style='color:{colour}'>{self.verdict}</b><ul>{reasons}</ul></div>"
+
+
+def status_facts(client: Backbone) -> dict[str, Any]:
+    """Everything `status` shows and more, as one plain dict (what the dashboard and the metrics server pull)."""
+    core = client._coordinator()
+    now = core.scheduler.status()
+    counters = core.metrics.snapshot()["counters"]
+    memory = core.store.memory_stats()
+    return {
+        "exchange": client.exchange,
+        "rest_url": client._settings.rest_url,
+        "queued": now["queued"],
+        "in_flight": now["in_flight"],
+        "quota": now["quota"],
+        "banned_s": now["banned_s"],
+        "last_error": now["last_error"],
+        "threads": now["threads"],
+        "counters": counters,
+        "memory": {
+            "bytes": memory.bytes,
+            "limit_bytes": memory.limit_bytes,
+            "hits": memory.hits,
+            "misses": memory.misses,
+        },
+        "pending_rows": core.store.pending_rows(),
+        "jobs": [f"{', '.join(j.markets[:3])} {j.timeframe}: {j.progress.state}" for j in core.jobs.running()],
+        "clock_offset_s": core.venue.offset_s(),
+        "stream": core.stream_facts(),
+    }
+
+
+def status(client: Backbone, frames: str) -> Any:
+    """Now: one row a wire group, with the budget, the queue by priority, and refusals. See `Backbone.status`."""
+    found = status_facts(client)
+    names = sorted({*_GROUPS, *found["quota"], *found["queued"]})
+    quota = [found["quota"].get(name, {}) for name in names]
+    columns: dict[str, Any] = {
+        "group": names,
+        "limit": [int(q.get("limit", 10)) for q in quota],
+        "used": [int(q.get("used", 0)) for q in quota],
+        "left": [int(q.get("free", q.get("limit", 10))) for q in quota],
+        "kept_for_critical": [int(q.get("share", 0)) for q in quota],
+    }
+    for priority in _PRIORITIES:
+        columns[f"queued_{priority}"] = [int(found["queued"].get(name, {}).get(priority, 0)) for name in names]
+    columns["refused"] = [int(q.get("refused", 0)) for q in quota]
+    columns["stopped_s"] = [float(q.get("stopped_s", 0.0)) for q in quota]
+    attrs = {key: value for key, value in found.items() if key not in ("quota", "queued")}
+    return shaping.deliver(pa.table(columns), frames, index="group", zone=client.tz, attrs=attrs)
+
+
+def metrics(client: Backbone, frames: str) -> Any:
+    """So far: times waited and answered by group and priority. See `Backbone.metrics`."""
+    found = client._coordinator().metrics.snapshot()
+    rows = found["times"]
+    columns: dict[str, Any] = {
+        name: pa.array([r[name] for r in rows], pa.string()) for name in ("kind", "group", "priority")
+    }
+    for name in _TIMES:
+        kind = pa.int64() if name == "count" else pa.float64()
+        columns[name] = pa.array([r[name] for r in rows], kind)
+    attrs = {"counters": found["counters"], "gauges": found["gauges"]}
+    return shaping.deliver(pa.table(columns), frames, index=None, zone=client.tz, attrs=attrs)
+
+
+def health(client: Backbone) -> Health:
+    """A verdict and its reasons. See `Backbone.health`."""
+    core = client._coordinator()
+    found = status_facts(client)
+    counters = found["counters"]
+    reasons: list[str] = []
+    is_down = found["banned_s"] > 0
+    if is_down:
+        reasons.append(f"the venue blocks this address for another {found['banned_s']:.0f} s; nothing is sent before")
+    refused = sum(int(q.get("refused", 0)) for q in found["quota"].values())
+    if refused:
+        reasons.append(f"{refused} requests were refused for the rate (429)")
+    sent, failed = counters.get("requests", 0), counters.get("failed", 0)
+    if failed > 0.001 * sent:
+        reasons.append(f"{failed} of {sent} requests failed in the end")
+        is_down = is_down or failed == sent
+    if found["last_error"]:
+        reasons.append(f"last internal error: {found['last_error']}")
+    if not core.limiter.is_shared:
+        reasons.append("the quota is kept for this process alone: the machine's ledger cannot be used")
+    for incident in core.store.incidents():
+        reasons.append(f"{incident.kind}: {incident.path} ({incident.detail})")
+    offset = found["clock_offset_s"]
+    if offset is not None and abs(offset) > 5:
+        reasons.append(f"this machine's clock is {-offset:+.0f} s off the venue's; the venue's is used")
+    stream = found["stream"]
+    if stream and stream.get("state") not in (None, "streaming", "stopped", "idle"):
+        reasons.append(f"the live stream is {stream['state']}")
+    return Health("down" if is_down else "degraded" if reasons else "ok", tuple(reasons))

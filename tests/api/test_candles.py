@@ -1,0 +1,478 @@
+"""The candle call, the whole path over loopback: words, exactness, the second call, faults, time."""
+
+from __future__ import annotations
+
+import datetime as dt
+import pickle
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from backbone import Backbone
+from backbone.api.frames import attrs_of
+from backbone.errors import ClosedError, IncompleteError, InputError, RateLimitedError, UnreachableError
+from backbone.simulator import SimulatorServer
+from backbone.timeframe import TIMEFRAMES
+
+START, END = "2025-08-22T00:00:00Z", "2025-08-22T08:30:00Z"
+COLUMNS = ["open", "high", "low", "close", "volume", "value"]
+
+
+def facts(frame: Any) -> dict[str, Any]:
+    return attrs_of(frame)
+
+
+def truth(venue: SimulatorServer, market: str, timeframe: str, start: str, end: str) -> pd.DataFrame:
+    """The exchange's own candles, asked of the market itself, not through its dialect."""
+    first, last = (int(pd.Timestamp(t).value // 1000) for t in (start, end))
+    table = venue.exchange.candle_table(market, TIMEFRAMES[timeframe], first, last, venue.clock.now_us())
+    return table.to_pandas().set_index("time")
+
+
+def same(frame: pd.DataFrame, expected: pd.DataFrame) -> None:
+    assert (frame.index.tz_convert("UTC") == expected.index).all()
+    for column in COLUMNS:
+        assert (frame[column].to_numpy() == expected[column].to_numpy()).all(), column
+
+
+@pytest.mark.parametrize("timeframe", [name for name in TIMEFRAMES if name not in ("1s",)])
+def test_candles_every_timeframe_equals_the_exchange(client: Backbone, venue: SimulatorServer, timeframe: str) -> None:
+    """Every timeframe comes back exactly as the exchange has it, and from the store the second time."""
+    frame = client.candles("KRW-BTC", timeframe, count=30)
+    step = TIMEFRAMES[timeframe]
+    start = step.floor(int(frame.index[0].value // 1000) if frame.index.unit == "ns" else _us(frame.index[0]))
+    end = venue.clock.now_us()
+    expected = venue.exchange.candle_table("KRW-BTC", step, start, end, end).to_pandas().set_index("time")
+    expected = expected[expected.index < pd.Timestamp(step.floor(end - 3_000_000), unit="us", tz="UTC")]
+    same(frame, expected)
+    again = client.candles("KRW-BTC", timeframe, count=30)
+    pd.testing.assert_frame_equal(frame, again)
+    assert facts(again)["requests"] == 0
+
+
+def _us(stamp: pd.Timestamp) -> int:
+    return int(stamp.tz_convert("UTC").to_datetime64().astype("datetime64[us]").astype(np.int64))
+
+
+def test_candles_frame_has_the_promised_shape(client: Backbone) -> None:
+    """Index, dtypes, order and facts are what the contract says."""
+    frame = client.candles("KRW-BTC", "1m", START, END)
+    assert frame.index.name == "time"
+    assert str(frame.index.dtype) == "datetime64[us, Asia/Seoul]"
+    assert frame.index.is_unique
+    assert frame.index.is_monotonic_increasing
+    assert list(frame.columns) == COLUMNS
+    assert (frame.dtypes == "float64").all()
+    said = facts(frame)
+    assert {"request_id", "source", "cache_hit", "elapsed_ms", "data_count", "priority"} <= set(said)
+    assert said["requests"] == said["pages"] == 3
+    assert said["quiet"] + said["data_count"] == 510
+    assert said["unknown"] == 0
+    assert said["sources"] == {"rest": len(frame)}
+
+
+def test_candles_empty_frame_is_typed(client: Backbone) -> None:
+    """Before listing there is nothing, in the same columns and types."""
+    frame = client.candles("KRW-BTC", "1m", "2010-01-01", "2010-01-02")
+    assert len(frame) == 0
+    assert list(frame.columns) == COLUMNS
+    assert (frame.dtypes == "float64").all()
+    assert str(frame.index.dtype) == "datetime64[us, Asia/Seoul]"
+    again = client.candles("KRW-BTC", "1m", "2009-01-01", "2009-02-01")
+    assert facts(again)["requests"] == 0
+
+
+def test_candles_second_call_makes_no_request(client: Backbone, venue: SimulatorServer) -> None:
+    """What is held is not asked again, in this client or the next one."""
+    first = client.candles("KRW-BTC", "1m", START, END)
+    client.close()
+    venue.reset_log()
+    with Backbone(data_dir=client.data_dir, rest_url=venue.rest_url) as later:
+        second = later.candles("KRW-BTC", "1m", START, END)
+        pd.testing.assert_frame_equal(first, second)
+        assert facts(second)["sources"] == {"disk": len(second)}
+    assert venue.counts() == {}
+
+
+def test_candles_only_gaps_are_asked(client: Backbone, venue: SimulatorServer) -> None:
+    """Both ends and an inner hole: only what is unknown costs a request."""
+    client.candles("KRW-BTC", "1m", "2025-08-22T02:00:00Z", "2025-08-22T03:00:00Z")
+    client.candles("KRW-BTC", "1m", "2025-08-22T04:00:00Z", "2025-08-22T05:00:00Z")
+    venue.reset_log()
+    whole = client.candles("KRW-BTC", "1m", "2025-08-22T01:00:00Z", "2025-08-22T06:00:00Z")
+    assert facts(whole)["requests"] == 3
+    same(whole, truth(venue, "KRW-BTC", "1m", "2025-08-22T01:00:00Z", "2025-08-22T06:00:00Z"))
+
+
+def test_candles_thousand_are_five_requests(client: Backbone) -> None:
+    """1,000 candles of a busy market are split in 5 requests."""
+    frame = client.candles("KRW-BTC", "1m", count=1000)
+    assert len(frame) == 1000
+    assert facts(frame)["requests"] in (5, 6)  # the sixth where a minute was quiet
+
+
+@pytest.mark.parametrize("count", [1, 7, 200, 201, 450])
+def test_candles_count_is_the_newest_existing_ones(client: Backbone, venue: SimulatorServer, count: int) -> None:
+    """`count` counts candles that exist, on a market where most minutes are quiet."""
+    market = thin_market(venue)
+    end = "2025-08-20T00:00:00Z"
+    frame = client.candles(market, "1m", end=end, count=count)
+    expected = truth(venue, market, "1m", "2025-08-01T00:00:00Z", end).iloc[-count:]
+    same(frame, expected)
+
+
+def thin_market(venue: SimulatorServer) -> str:
+    """A market that trades in some 7 % of its minutes."""
+    now = venue.clock.now_us()
+    day = 86_400_000_000
+    for info in venue.exchange.markets(now):
+        code = info["market"] if isinstance(info, dict) else info.market
+        if code.startswith("KRW-"):
+            rows = venue.exchange.candle_table(code, TIMEFRAMES["1m"], now - day, now, now).num_rows
+            if 70 <= rows <= 140:
+                return str(code)
+    raise AssertionError("the exchange has no thin market")
+
+
+def test_candles_thin_market_costs_requests_by_its_rows(client: Backbone, venue: SimulatorServer) -> None:
+    """A month of a market where 7 % of minutes trade is not one request per 200 minutes."""
+    market = thin_market(venue)
+    frame = client.candles(market, "1m", "2025-08-01T00:00:00Z", "2025-08-16T00:00:00Z")
+    same(frame, truth(venue, market, "1m", "2025-08-01T00:00:00Z", "2025-08-16T00:00:00Z"))
+    assert facts(frame)["requests"] <= 2.5 * len(frame) / 200 + 1
+
+
+def test_candles_start_and_count_are_the_first_ones(client: Backbone, venue: SimulatorServer) -> None:
+    """With a start and no end, `count` means the first that many."""
+    frame = client.candles("KRW-BTC", "1m", START, count=250)
+    same(frame, truth(venue, "KRW-BTC", "1m", START, "2025-08-22T08:00:00Z").iloc[:250])
+
+
+@pytest.mark.parametrize("zone", ["Asia/Seoul", "UTC", "America/New_York"])
+def test_candles_index_round_trips_as_start(venue: SimulatorServer, tmp_path: Path, zone: str) -> None:
+    """`start=df.index[0]` asks for exactly that candle, in every zone; naive input is in the client's zone."""
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url, tz=zone) as client:
+        frame = client.candles("KRW-BTC", "1m", "2025-08-22T01:00:00Z", "2025-08-22T02:00:00Z")
+        again = client.candles("KRW-BTC", "1m", frame.index[0], frame.index[-1] + pd.Timedelta("1min"))
+        pd.testing.assert_frame_equal(frame, again)
+        naive = client.candles("KRW-BTC", "1m", frame.index[0].tz_localize(None), frame.index[-1].tz_localize(None))
+        assert naive.index[0] == frame.index[0]
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (dt.date(2025, 8, 20), dt.date(2025, 8, 21)),
+        (dt.datetime(2025, 8, 20), dt.datetime(2025, 8, 21)),
+        (pd.Timestamp("2025-08-20", tz="Asia/Seoul"), np.datetime64("2025-08-21")),
+        ("2025-08-20", "2025-08-21T00:00:00+09:00"),
+    ],
+)
+def test_candles_any_spelling_of_time_means_the_same(client: Backbone, start: object, end: object) -> None:
+    """Dates, datetimes, timestamps and texts are read alike, naive ones in the client's zone."""
+    frame = client.candles("KRW-BTC", "1h", start, end)
+    assert [str(frame.index[0]), str(frame.index[-1])] == ["2025-08-20 00:00:00+09:00", "2025-08-20 23:00:00+09:00"]
+
+
+def test_candles_relative_start_counts_back_on_the_venues_clock(venue: SimulatorServer, tmp_path: Path) -> None:
+    """"3h" is three hours before the venue's now, however this machine's clock stands."""
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client:
+        frame = client.candles("KRW-BTC", "1m", "3h")
+    three_hours_before = pd.Timestamp("2025-08-22T06:00:00Z")
+    assert three_hours_before <= frame.index[0] <= three_hours_before + pd.Timedelta("1min")
+
+
+@pytest.mark.parametrize("frames", ["polars", "arrow"])
+def test_candles_other_frames_hold_the_same(client: Backbone, frames: str) -> None:
+    """Polars and Arrow frames have the same columns, rows and facts."""
+    pandas = client.candles("KRW-BTC", "1m", START, END)
+    other = client.candles("KRW-BTC", "1m", START, END, frames=frames)
+    assert isinstance(other, pl.DataFrame if frames == "polars" else pa.Table)
+    table = other.to_arrow() if frames == "polars" else other
+    assert table.column_names == ["time", *COLUMNS]
+    assert table.column("close").to_pylist() == pandas["close"].tolist()
+    assert facts(other)["data_count"] == len(pandas)
+
+
+def test_candles_many_markets_are_one_long_frame(client: Backbone) -> None:
+    """Several markets come in one frame with `market` first."""
+    frame = client.candles(["KRW-BTC", "eth"], "1h", "2025-08-21", "2025-08-22")
+    assert list(frame.columns) == ["market", *COLUMNS]
+    assert frame.groupby("market", sort=False).size().to_dict() == {"KRW-BTC": 24, "KRW-ETH": 24}
+
+
+def test_candles_forming_one_is_marked_and_never_stored(client: Backbone, venue: SimulatorServer) -> None:
+    """The forming candle is shown on request, and asked again as long as it is not closed."""
+    venue.clock.set(venue.clock.now_us() + 30_000_000)
+    frame = client.candles("KRW-BTC", "1m", count=5, include_forming=True)
+    assert frame["forming"].tolist()[:5] == [False] * 5
+    assert frame["forming"].iloc[-1]
+    assert str(frame.index[-1].tz_convert("UTC")) == "2025-08-22 09:00:00+00:00"
+    held = client.candles("KRW-BTC", "1m", "2025-08-22T08:50:00Z", offline=False)
+    assert held.index[-1] < frame.index[-1]
+
+
+def test_candles_newly_closed_ones_are_fetched_as_time_goes_on(client: Backbone, venue: SimulatorServer) -> None:
+    """A minute becomes part of the answer a few seconds after its end on the venue's clock."""
+    before = client.candles("KRW-BTC", "1m", "2025-08-22T08:50:00Z")
+    venue.clock.set(venue.clock.now_us() + 61_000_000)
+    with Backbone(data_dir=client.data_dir, rest_url=venue.rest_url) as later:
+        after = later.candles("KRW-BTC", "1m", "2025-08-22T08:50:00Z")
+    assert len(after) == len(before) + 1  # 08:59 has closed; 09:00 has not, by the grace
+    same(after, truth(venue, "KRW-BTC", "1m", "2025-08-22T08:50:00Z", "2025-08-22T09:00:00Z"))
+
+
+def test_candles_fill_marks_quiet_slots(client: Backbone, venue: SimulatorServer) -> None:
+    """Quiet slots are filled on request, marked, with the last close and no volume."""
+    market = thin_market(venue)
+    plain = client.candles(market, "1m", "2025-08-20T00:00:00Z", "2025-08-20T06:00:00Z")
+    filled = client.candles(market, "1m", "2025-08-20T00:00:00Z", "2025-08-20T06:00:00Z", fill="ffill")
+    assert len(filled) == 360
+    assert filled["synthetic"].sum() == 360 - len(plain)
+    pd.testing.assert_frame_equal(filled.loc[~filled["synthetic"], COLUMNS], plain, check_freq=False)
+    made = filled[filled["synthetic"]]
+    assert (made["volume"] == 0).all()
+    assert made[["open", "high", "low"]].eq(made["close"], axis=0).all(axis=None)
+    assert not filled["close"].isna().any()
+    nan = client.candles(market, "1m", "2025-08-20T00:00:00Z", "2025-08-20T06:00:00Z", fill="nan")
+    assert nan.loc[nan["synthetic"], "close"].isna().all()
+
+
+def test_candles_hours_are_folded_from_stored_minutes(client: Backbone, venue: SimulatorServer) -> None:
+    """With the minutes stored, longer candles of the span need no request and equal the exchange's own."""
+    client.candles("KRW-BTC", "1m", "2025-08-21T00:00:00Z", "2025-08-22T00:00:00Z")
+    venue.reset_log()
+    for timeframe in ("3m", "5m", "15m", "1h", "4h", "1d"):
+        frame = client.candles("KRW-BTC", timeframe, "2025-08-21T00:00:00Z", "2025-08-22T00:00:00Z")
+        expected = truth(venue, "KRW-BTC", timeframe, "2025-08-21T00:00:00Z", "2025-08-22T00:00:00Z")
+        for column in ("open", "high", "low", "close"):
+            assert (frame[column].to_numpy() == expected[column].to_numpy()).all()
+        for column in ("volume", "value"):
+            np.testing.assert_allclose(frame[column], expected[column], rtol=1e-9)
+        assert facts(frame)["sources"] == {"derived:1m": len(frame)}
+    assert venue.counts() == {}
+    assert client.store.verify("KRW-BTC", "1h", against="venue", start="2025-08-21T00:00:00Z", end=START).empty
+
+
+@pytest.mark.parametrize(
+    ("words", "argument"),
+    [
+        ({"market": "data/../etc"}, "market"),
+        ({"market": ["KRW-BTC", ""]}, "market"),
+        ({"market": []}, "market"),
+        ({"market": 5}, "market"),
+        ({"timeframe": "7m"}, "timeframe"),
+        ({"timeframe": None}, "timeframe"),
+        ({"count": 0}, "count"),
+        ({"count": -3}, "count"),
+        ({"count": 2.5}, "count"),
+        ({"count": True}, "count"),
+        ({"start": "2025-08-02", "end": "2025-08-01"}, "start"),
+        ({"start": "2025-08-01", "end": "2025-08-02", "count": 3}, "count"),
+        ({"start": "yesterday"}, "start"),
+        ({"start": "2025-13"}, "start"),
+        ({"start": 1.5}, "start"),
+        ({"start": pd.NaT}, "start"),
+        ({"priority": "urgent"}, "priority"),
+        ({"fill": "zero"}, "fill"),
+        ({"frames": "dask"}, "frames"),
+        ({"progress": "yes"}, "progress"),
+    ],
+)
+def test_candles_wrong_word_is_refused_before_any_request(
+    client: Backbone, venue: SimulatorServer, words: dict[str, Any], argument: str
+) -> None:
+    """Every wrong argument is an `InputError` that names it, before anything is sent."""
+    with pytest.raises(InputError) as caught:
+        client.candles(**{"market": "KRW-BTC", "timeframe": "1m", **words})
+    assert caught.value.argument == argument
+    assert caught.value.allowed
+    assert isinstance(caught.value, ValueError)
+    assert venue.counts() == {}
+
+
+def test_candles_unknown_market_names_the_nearest(client: Backbone) -> None:
+    """A market that does not exist is an `InputError` with the nearest ones, first contact or not."""
+    for _ in range(2):
+        with pytest.raises(InputError, match="KRW-BTC") as caught:
+            client.candles("KRW-BTCC", "1m", count=3)
+        assert caught.value.argument == "market"
+
+
+def test_candles_future_start_is_refused(client: Backbone) -> None:
+    """A range that begins after now is a mistake, not an empty frame."""
+    with pytest.raises(InputError) as caught:
+        client.candles("KRW-BTC", "1m", "2031-01-01")
+    assert caught.value.argument == "start"
+
+
+@pytest.mark.parametrize("kind", ["429", "500", "502-html", "reset", "cut", "garbage", "empty", "short"])
+def test_candles_passing_fault_is_healed(client: Backbone, venue: SimulatorServer, kind: str) -> None:
+    """A venue that stumbles once costs time, never a row."""
+    venue.faults.add(kind, match="/v1/candles", times=1)
+    frame = client.candles("KRW-BTC", "1m", START, END)
+    same(frame, truth(venue, "KRW-BTC", "1m", START, END))
+    assert client.store.verify().empty
+
+
+@pytest.mark.parametrize("kind", ["duplicate", "disorder", "wrong-market", "off-grid", "bad-ohlc", "beyond", "garbage"])
+def test_candles_lying_reply_is_refused_and_its_span_stays_unknown(
+    client: Backbone, venue: SimulatorServer, kind: str
+) -> None:
+    """A reply that lies is not believed: what else arrived is kept, the rest is unknown and healed later."""
+    venue.faults.add(kind, match="/v1/candles", times=2)
+    with pytest.raises(IncompleteError) as caught:
+        client.candles("KRW-BTC", "1m", "2025-08-22T00:00:00Z", "2025-08-22T03:20:00Z")
+    assert caught.value.gaps
+    assert caught.value.causes
+    assert facts(caught.value.frame)["unknown"] == 200
+    frame = client.candles("KRW-BTC", "1m", "2025-08-22T00:00:00Z", "2025-08-22T03:20:00Z")
+    same(frame, truth(venue, "KRW-BTC", "1m", "2025-08-22T00:00:00Z", "2025-08-22T03:20:00Z"))
+
+
+def test_candles_ban_is_one_clear_error_and_nothing_is_sent_before_its_end(tmp_path: Path) -> None:
+    """A 418 names the time it ends, and no request goes out before."""
+    with (
+        SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True) as venue,  # a ban outlives the test
+        Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client,
+    ):
+        ban(client, venue)
+
+
+def ban(client: Backbone, venue: SimulatorServer) -> None:
+    venue.faults.add("418", match="/v1/candles", times=1, seconds=30)
+    with pytest.raises(IncompleteError) as caught:
+        client.candles("KRW-BTC", "1m", count=3)
+    banned = [cause for cause in caught.value.causes if isinstance(cause, RateLimitedError)]
+    assert banned
+    assert 25 <= banned[0].retry_after_s <= 31
+    sent = len(venue.requests)
+    with pytest.raises(RateLimitedError):
+        client.tickers("KRW-BTC", max_age=0)
+    assert len(venue.requests) == sent
+    assert client.health().verdict == "down"
+
+
+def test_candles_unreachable_venue_tells_what_is_missing(tmp_path: Path) -> None:
+    """No venue at all: an error with the cause, in seconds, and an honest gap."""
+    with Backbone(data_dir=tmp_path, rest_url="http://127.0.0.1:9") as client:
+        with pytest.raises(IncompleteError) as caught:
+            client.candles("KRW-BTC", "1m", "2025-08-22T00:00:00Z", "2025-08-22T01:00:00Z")
+        assert isinstance(caught.value.causes[0], UnreachableError)
+        assert len(caught.value.frame) == 0
+        with pytest.raises(IncompleteError):
+            client.candles("KRW-BTC", "1m", "2025-08-22T00:00:00Z", "2025-08-22T01:00:00Z", offline=True)
+
+
+def test_candles_offline_answers_from_the_store_alone(client: Backbone, venue: SimulatorServer) -> None:
+    """`offline` asks nobody: what is held comes back, what is unknown is an error with the part."""
+    held = client.candles("KRW-BTC", "1m", START, END)
+    venue.reset_log()
+    pd.testing.assert_frame_equal(client.candles("KRW-BTC", "1m", START, END, offline=True), held)
+    with pytest.raises(IncompleteError) as caught:
+        client.candles("KRW-BTC", "1m", "2025-08-21T23:00:00Z", END, offline=True)
+    assert len(caught.value.frame) == len(held)
+    assert venue.counts() == {}
+
+
+def test_candles_delisted_market_keeps_its_history(client: Backbone, venue: SimulatorServer) -> None:
+    """A market that vanished stays readable, online for what is held and offline."""
+    held = client.candles("KRW-XRP", "1m", START, END)
+    venue.faults.add("delist", market="KRW-XRP")
+    client.markets()
+    pd.testing.assert_frame_equal(client.candles("KRW-XRP", "1m", START, END), held)
+    pd.testing.assert_frame_equal(client.candles("KRW-XRP", "1m", START, END, offline=True), held)
+    with pytest.raises(IncompleteError):
+        client.candles("KRW-XRP", "1m", "2025-08-21T00:00:00Z", END)
+
+
+def test_candles_same_ask_from_many_threads_is_one_ask(client: Backbone, venue: SimulatorServer) -> None:
+    """Identical requests in flight are shared, across threads."""
+    frames: list[pd.DataFrame] = []
+
+    def ask() -> None:
+        frames.append(client.candles("KRW-BTC", "1m", START, END))
+
+    threads = [threading.Thread(target=ask) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(frames) == 20
+    for frame in frames:
+        pd.testing.assert_frame_equal(frame, frames[0])
+    assert sum(venue.counts()["candles"].values()) == 3
+
+
+def test_candles_critical_goes_past_the_store(client: Backbone, venue: SimulatorServer) -> None:
+    """A critical ask is answered by the venue directly, exact, and leaves nothing half-known in the store."""
+    frame = client.candles("KRW-BTC", "1m", count=300, priority="critical")
+    same(frame, truth(venue, "KRW-BTC", "1m", "2025-08-22T00:00:00Z", "2025-08-22T08:59:00Z").iloc[-300:])
+    assert client.coverage("KRW-BTC", "1m").empty
+
+
+def test_candles_progress_function_gets_every_step(client: Backbone) -> None:
+    """A function given as `progress` is told how far it is, up to the end."""
+    seen: list[Any] = []
+    client.candles("KRW-BTC", "1m", START, END, progress=seen.append)
+    assert seen
+    assert seen[-1].done_slots == seen[-1].total_slots
+
+
+def test_explain_asks_nothing_and_counts_pages(client: Backbone, venue: SimulatorServer) -> None:
+    """The plan of a range tells held, foldable, gaps, pages and time, without a request."""
+    plan = client.explain("KRW-BTC", "1m", START, END)
+    assert (plan.pages, len(plan.gaps), len(plan.cached)) == (3, 1, 0)
+    assert venue.counts() == {}
+    client.candles("KRW-BTC", "1m", START, END)
+    plan = client.explain("KRW-BTC", "1m", START, END)
+    assert (plan.pages, len(plan.gaps), len(plan.cached)) == (0, 0, 1)
+    assert len(client.explain("KRW-BTC", "1h", START, "2025-08-22T08:00:00Z").derived) == 1
+
+
+def test_coverage_tells_data_quiet_and_unknown(client: Backbone, venue: SimulatorServer) -> None:
+    """The coverage frame has the three states, and its rows add up."""
+    market = thin_market(venue)
+    first = client.candles(market, "1m", "2025-08-20T00:00:00Z", "2025-08-20T01:00:00Z")
+    second = client.candles(market, "1m", "2025-08-20T05:00:00Z", "2025-08-20T06:00:00Z")
+    frame = client.coverage(market, "1m")
+    assert list(frame.columns) == ["start", "end", "state", "rows"]
+    assert set(frame["state"]) <= {"data", "quiet", "unknown"}
+    assert (frame["start"].iloc[1:].to_numpy() == frame["end"].iloc[:-1].to_numpy()).all()
+    assert frame["rows"].sum() >= len(first) + len(second)
+
+
+def test_client_is_cheap_to_make_and_ends_cleanly(tmp_path: Path) -> None:
+    """Constructing starts nothing; a closed client says so; closing twice is fine."""
+    before = threading.active_count()
+    client = Backbone(data_dir=tmp_path / "none")
+    assert threading.active_count() == before
+    assert not (tmp_path / "none").exists()
+    client.close()
+    client.close()
+    with pytest.raises(ClosedError):
+        client.candles("KRW-BTC", "1m", count=1)
+
+
+def test_client_pickles_to_its_settings(client: Backbone) -> None:
+    """A pickled client is the same client elsewhere, with nothing open."""
+    client.candles("KRW-BTC", "1m", START, END)
+    with pickle.loads(pickle.dumps(client)) as twin:
+        assert (twin.data_dir, twin.tz, twin.exchange) == (client.data_dir, client.tz, client.exchange)
+        assert facts(twin.candles("KRW-BTC", "1m", START, END))["requests"] == 0
+
+
+def test_client_of_another_host_never_mixes_its_candles(client: Backbone, venue: SimulatorServer) -> None:
+    """Candles of an overridden host are kept apart from the exchange's own, and the repr names it."""
+    client.candles("KRW-BTC", "1m", START, END)
+    assert venue.rest_url in repr(client)
+    folders = {path.name for path in (client.data_dir / "candles").iterdir()}
+    assert all(name.startswith("exchange=upbit-at-127.0.0.1-") for name in folders)
+    with Backbone(data_dir=client.data_dir) as own, pytest.raises(IncompleteError):
+        own.candles("KRW-BTC", "1m", START, END, offline=True)

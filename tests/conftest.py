@@ -1,0 +1,83 @@
+"""What every test runs under: no network but loopback, no thread left behind."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backbone import Backbone
+from backbone.clock import SystemClock
+from backbone.simulator import SimulatorServer
+
+NOW = "2025-08-22T09:00:00Z"
+_LOOPBACK = ("127.", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """A test that reaches for another machine fails at once."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(_LOOPBACK):
+            raise AssertionError(f"a test reached for the network: {address}")
+        return connect(self, address)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket.socket, "connect", guarded)
+    yield
+    patch.undo()
+
+
+def _assert_ended(threads: set[threading.Thread]) -> None:
+    clock = SystemClock()
+    deadline = clock.monotonic() + 5
+    for thread in threads:
+        thread.join(max(0.0, deadline - clock.monotonic()))
+        assert not thread.is_alive(), f"{thread.name} was left running"
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left_behind() -> Iterator[None]:
+    """Whatever a test starts, it ends. (An exchange may serve a whole module; it is looked at in the end.)"""
+    before = set(threading.enumerate())
+    yield
+    ours = {t for t in threading.enumerate() if t.name.startswith("backbone-")}
+    _assert_ended({t for t in ours - before if not t.name.startswith("backbone-simulator")})
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_exchange_left_behind() -> Iterator[None]:
+    """In the end no thread of ours is left at all."""
+    yield
+    _assert_ended({t for t in threading.enumerate() if t.name.startswith("backbone-")})
+
+
+@pytest.fixture(scope="module")
+def shared_venue() -> Iterator[SimulatorServer]:
+    """An embedded exchange for the whole module, its clock standing still; tests clear its faults and log."""
+    with SimulatorServer(seed=7, now=NOW, frozen=True) as server:
+        yield server
+
+
+@pytest.fixture
+def venue(shared_venue: SimulatorServer) -> Iterator[SimulatorServer]:
+    """The module's exchange, with no fault, no log, and its clock put back."""
+    start = shared_venue.clock.now_us()
+    shared_venue.faults.clear()
+    shared_venue.reset_log()
+    yield shared_venue
+    shared_venue.faults.clear()
+    shared_venue.clock.set(start)
+
+
+@pytest.fixture
+def client(venue: SimulatorServer, tmp_path: Path) -> Iterator[Backbone]:
+    """A client of `venue` with a store of its own."""
+    with Backbone(data_dir=tmp_path / "data", rest_url=venue.rest_url, ws_url=venue.ws_url) as made:
+        yield made
