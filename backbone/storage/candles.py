@@ -43,7 +43,7 @@ from backbone.storage.partition import (
     decode_partition,
     encode_ledger,
     encode_partition,
-    peek_ledger,
+    peek_footer,
 )
 from backbone.timeframe import DAY_US, Timeframe, period_name, period_of, periods_in
 
@@ -251,9 +251,10 @@ class CandleStore:
                 kept = self._pending.get(series, _Pending()).rows
                 self._retry_s = self._clock.monotonic() + self._group_commit_s
             self._record("flush-failed", str(exc.path), str(exc))
-            kind = StoreBusyError if isinstance(exc, StoreBusyError) else StoreError
             message = f"{exc}. {kept} rows of {series} stay in memory and are tried again at the next write"
-            raise kind(message, path=exc.path) from exc
+            if isinstance(exc, StoreBusyError):
+                raise StoreBusyError(message, path=exc.path, holder=exc.holder) from exc
+            raise StoreError(message, path=exc.path) from exc
 
     def _drop(self, series: Series, count: int) -> None:
         """Forget the oldest `count` pages, which are on disk. For the holder of the series lock."""
@@ -282,10 +283,15 @@ class CandleStore:
             self._files.replace(series.quiet_key, encode_ledger(silence, series))
 
     def _write_partition(self, series: Series, period: Span, pages: Sequence[Page], quiet: Ledger) -> None:
+        key = series.key(period)
+        self._bad.pop(key, None)  # a damaged file that could not be moved: try again
         entry, _ = self._current(series, period, pages, quiet)
         if entry.version is not None and not entry.is_changed:
             return
-        key, partition = series.key(period), entry.partition
+        partition = entry.partition
+        if entry.version is None and self._files.stat(key) is not None:  # writing would be deleting
+            path = self._files.path(key)
+            raise StoreError(f"{path} is damaged and cannot be set aside", path=path)
         version = self._files.replace(key, encode_partition(partition, series, period_name(series.timeframe, period)))
         self._commits += 1
         self._keep(key, version, partition)
@@ -336,9 +342,23 @@ class CandleStore:
             if known is not None and known[0] == self._files.stat(key):
                 ledgers.append(known[1])
             else:
-                claimed = peek_ledger(self._files.tail(key, TAIL_BYTES) or b"")
-                ledgers.append(self._file_ledger(series, period, quiet) if claimed is None else claimed)
+                claimed = peek_footer(self._files.tail(key, TAIL_BYTES) or b"")
+                ledgers.append(self._file_ledger(series, period, quiet) if claimed is None else claimed[1])
         return _vouched(Ledger.joined(ledgers), [], timeframe, span)
+
+    def weigh(self, market: str, timeframe: Timeframe, most: int) -> tuple[int, int, int]:
+        """Rows, bytes and candle slots vouched for of the newest `most` files of a series, by what their ends
+        say.
+        """
+        series = self._series(market, timeframe)
+        rows = size = slots = 0
+        for period in self._file_periods(series, EVER)[-most:]:
+            key = series.key(period)
+            found = peek_footer(self._files.tail(key, TAIL_BYTES) or b"")
+            if found is not None:
+                rows, size = rows + found[0], size + self._files.size(key)
+                slots += sum(timeframe.count(span) for span in found[1].covered)
+        return rows, size, slots
 
     def due(self, market: str, timeframe: Timeframe, span: Span, now_us: int) -> SpanSet:
         """The part of `span` that is held provisionally and whose second ask is due at `now_us`."""

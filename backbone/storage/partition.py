@@ -36,7 +36,7 @@ __all__ = [
     "decode_partition",
     "encode_ledger",
     "encode_partition",
-    "peek_ledger",
+    "peek_footer",
 ]
 
 FORMAT = 1
@@ -172,8 +172,8 @@ TAIL_BYTES = 64 << 10
 """Enough of a file's end for its footer, unless it holds very many revisions."""
 
 
-def peek_ledger(tail: bytes) -> Ledger | None:
-    """What a partition claims, from its last bytes alone: its rows are not looked at, its seal is not checked.
+def peek_footer(tail: bytes) -> tuple[int, Ledger] | None:
+    """A partition's number of rows and what it claims, from its last bytes alone; its seal is not checked.
 
     None where those bytes do not tell: a long footer, damage, a newer version. The whole file has to be read then.
     """
@@ -185,7 +185,7 @@ def peek_ledger(tail: bytes) -> Ledger | None:
         footer = msgspec.json.decode(tail[start:end] + b"}", type=_Footer)
     except msgspec.MsgspecError:
         return None
-    return _ledger_of(footer.covered, footer.fresh) if footer.format <= FORMAT else None
+    return (footer.rows, _ledger_of(footer.covered, footer.fresh)) if footer.format <= FORMAT else None
 
 
 def _read_parquet(data: bytes | bytearray) -> tuple[pa.Table, bytes]:

@@ -516,6 +516,34 @@ def test_stale_sidecar_does_not_speak_for_a_damaged_partition(tmp_path: Path) ->
     assert open_store(tmp_path).coverage(BTC, MINUTE, EVER) == SpanSet([Span(0, MAY)])
 
 
+def test_damaged_partition_that_cannot_be_set_aside_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the damaged file cannot be moved, it stays, reads tell it once, and new pages wait in memory."""
+    store = open_store(tmp_path)
+    store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
+    store.flush()
+    (path,) = partitions_in(tmp_path)
+    spoil(path)
+    spoilt = path.read_bytes()
+    again = open_store(tmp_path)
+
+    def refuse(key: str, now_us: int) -> Path:
+        raise StoreError(f"cannot set aside {key}", path=key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(again._files, "set_aside", refuse)
+        again.put(BTC, MINUTE, minutes(9, 12), span(9, 12), now_us=MAY)
+        for _ in range(2):
+            assert again.read(BTC, MINUTE, EVER).covered == SpanSet([span(9, 12)])
+        with pytest.raises(StoreError, match="cannot be set aside"):
+            again.flush()
+        assert path.read_bytes() == spoilt
+        assert [incident.kind for incident in again.incidents()] == ["damaged", "damaged", "flush-failed"]
+    again.flush()
+    assert open_store(tmp_path).coverage(BTC, MINUTE, EVER) == SpanSet([span(9, 12)])
+
+
 def test_partition_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     """A store does not set aside, or write over, what a newer backbone has written."""
     from tests.storage.test_partition import reseal
