@@ -9,6 +9,7 @@ subscribed. A session sends through its own task, so a slow reader holds up nobo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -40,6 +41,7 @@ _MAX_BUFFER = 64 * 2**20
 _LIVE_FAULTS = frozenset({"ws-drop", "ws-stall", "ws-garbage", "ws-slow"})
 _JUMP_US = 3_600_000_000  # after a longer jump, only the last hour is told
 _UP = b'{"status":"UP"}'
+_DROP = b"drop"  # queued instead of a frame: the socket ends here
 
 
 class Session:
@@ -62,6 +64,7 @@ class Session:
         self._second = Window(5, 1.0, False)
         self._minute = Window(100, 60.0, False)
         self._up: asyncio.Task[None] | None = None
+        self._dropping = False
 
     # -- sending ---------------------------------------------------------------------------------------------
 
@@ -75,12 +78,13 @@ class Session:
         delay_s = 0.0
         for fault in self.hub.faults.take(self.target, websocket=True, only=_LIVE_FAULTS):
             delay_s += self._suffer(fault)
-        if time.monotonic() >= self.stalled_until_s:
+        if time.monotonic() >= self.stalled_until_s and not self._dropping:
             self.send(payload, delay_s)
 
     def _suffer(self, fault: Fault) -> float:
         if fault.kind == "ws-drop":
-            asyncio.get_running_loop().call_later(fault.number("seconds", 0.0), self.transport.abort)
+            self.send(_DROP, fault.number("seconds", 0.0))
+            self._dropping = True
         elif fault.kind == "ws-stall":
             self.stalled_until_s = time.monotonic() + fault.number("seconds", 60.0)
         elif fault.kind == "ws-garbage":
@@ -98,6 +102,9 @@ class Session:
                 if wait > 0:
                     await asyncio.sleep(wait)
                 self._queue.popleft()
+                if payload is _DROP:
+                    self.transport.abort()
+                    return
                 try:
                     await self.socket.send_bytes(payload)
                 except (ConnectionError, RuntimeError):  # the socket is gone: nobody is left to tell
@@ -281,10 +288,9 @@ class Hub:
                 await self._wait_for_jump(_TICK_S)
 
     async def _wait_for_jump(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._jumped.wait(), seconds)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):  # not wait_for: that of 3.11 can swallow a cancellation
+                await self._jumped.wait()
         self._jumped.clear()
 
     def publish(self) -> None:

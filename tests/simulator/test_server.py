@@ -310,3 +310,11 @@ def test_replay_starts_at_the_end_of_its_record(recordings: Path) -> None:
         rows = requests.get(server.rest_url + CANDLES, params={"market": "KRW-DOGE", "count": 2}, timeout=5).json()
         assert rows[0]["candle_date_time_utc"] == "2021-05-11T09:58:00"
         assert requests.get(server.rest_url + CANDLES, params={"market": "KRW-ADA"}, timeout=5).status_code == 404
+
+
+def test_close_right_after_a_jump_of_the_clock_ends_at_once() -> None:
+    """The stream's task is cancelled just as it is woken; neither gets lost."""
+    for _ in range(20):
+        server = SimulatorServer(now=NOW, frozen=True).start()
+        server.clock.advance(1)
+        server.close()
