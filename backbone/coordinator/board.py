@@ -221,8 +221,8 @@ class Board:
                 cell.held = Held(record, "stream", received_s)
             if cell.history is not None:
                 cell.history.note(record, is_snapshot, "stream")
+            cell.count += 1
             if not is_repeated:
-                cell.count += 1
                 for follower in cell.followers:
                     follower.note_locked(cell, record)
 

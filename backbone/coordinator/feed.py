@@ -34,6 +34,7 @@ from backbone.model import LiveCandle, Priority, Span, Trade
 from backbone.routing.rest import Reply
 from backbone.routing.stream import Stream, StreamState
 from backbone.routing.wire import (
+    KINDS,
     Ask,
     LiveRecord,
     candles_ask,
@@ -45,7 +46,7 @@ from backbone.routing.wire import (
 )
 from backbone.timeframe import TIMEFRAMES, Timeframe
 
-__all__ = ["Feed", "Subscription"]
+__all__ = ["KINDS", "Feed", "Subscription", "parse_kind", "timeframe_of"]
 
 _ASKED = "asked"
 _OFF_S = 300.0

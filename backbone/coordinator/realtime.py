@@ -175,9 +175,13 @@ class Realtime:
         found: dict[str, Instrument] = {}
         for codes in _chunks(list(markets), _MARKETS_A_CALL):
             found.update(self._request(instruments_ask(codes), priority).value)
+        self.note_instruments(found)
+        return found
+
+    def note_instruments(self, found: dict[str, Instrument]) -> None:
+        """Remember what was heard of some markets."""
         with self._lock:
             self._instruments.update(found)
-        return found
 
     def known_instrument(self, market: str) -> Instrument | None:
         """What was last heard of `market`; asks nothing."""
