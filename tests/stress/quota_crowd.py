@@ -1,0 +1,145 @@
+"""Many processes and threads on one ledger, some killed in the middle: ``python -m tests.stress.quota_crowd``.
+
+Every process sends through a scheduler of its own as fast as it is let; the time of each sending is written to a file
+before it happens. Counted in the end: the most in any second (never above the limit), the rate, each process's share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import struct
+import tempfile
+import threading
+from bisect import bisect_left
+from dataclasses import dataclass
+from pathlib import Path
+
+from backbone.clock import SystemClock
+from backbone.coordinator.ledger import MachineLimiter
+from backbone.coordinator.metrics import Metrics
+from backbone.coordinator.scheduler import Scheduler
+from backbone.errors import ClosedError
+from backbone.model import Priority
+from backbone.routing.rest import Reply
+from backbone.routing.wire import Ask
+
+LIMIT = 10
+URL = "http://127.0.0.1:9"  # a name for the ledger; nothing is connected to
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was sent: by process, the monotonic times of sending."""
+
+    stamps: dict[int, list[float]]
+    killed: frozenset[int]
+
+    @property
+    def all_stamps(self) -> list[float]:
+        return sorted(stamp for stamps in self.stamps.values() for stamp in stamps)
+
+    @property
+    def most_in_a_second(self) -> int:
+        stamps = self.all_stamps
+        return max((bisect_left(stamps, t + 1.0) - bisect_left(stamps, t) for t in stamps), default=0)
+
+    @property
+    def rate(self) -> float:
+        """Sent a second, from the first to the last, the first windowful (which comes at once) left out."""
+        stamps = self.all_stamps[LIMIT:]
+        return (len(stamps) - 1) / (stamps[-1] - stamps[0]) if len(stamps) > 1 else 0.0
+
+    def shares(self, after: float) -> list[int]:
+        """Sent by each surviving process later than `after` seconds from the first."""
+        begin = self.all_stamps[0] + after
+        return [
+            sum(1 for stamp in stamps if stamp >= begin)
+            for process, stamps in self.stamps.items()
+            if process not in self.killed
+        ]
+
+
+def _send_all(folder: str, process: int, threads: int, seconds: float, priority: Priority) -> None:
+    clock = SystemClock()
+    chance = random.Random(process)
+    journal = os.open(Path(folder) / f"{process}.stamps", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    network = threading.Condition()
+
+    def send(ask: Ask) -> Reply:
+        sent_s = clock.monotonic()
+        os.write(journal, struct.pack("d", sent_s))
+        with network:
+            clock.wait(network, 0.02 + 0.02 * chance.random())
+        return Reply(None, None, None, None, sent_s, clock.monotonic(), 0)
+
+    limiter = MachineLimiter(URL, clock, folder=Path(folder))
+    scheduler = Scheduler(limiter, send, clock=clock, metrics=Metrics())
+    numbers = itertools.count()
+
+    def work() -> None:
+        try:
+            while True:
+                scheduler.request(Ask("candles", f"/{process}/{next(numbers)}", (), bytes), priority)
+        except ClosedError:
+            return
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    with network:
+        network.wait_for(lambda: False, seconds)
+    scheduler.close()
+    for worker in workers:
+        worker.join()
+
+
+def run(
+    *,
+    processes: int = 4,
+    threads: int = 3,
+    seconds: float = 3.0,
+    kills: int = 0,
+    priorities: tuple[Priority, ...] = (Priority.LOW,),
+) -> Outcome:
+    """Let them all send for `seconds`; kill `kills` of them half-way."""
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="backbone-quota-") as folder:
+        running = []
+        for process in range(processes):
+            priority = priorities[process % len(priorities)]
+            args = (folder, process, threads, seconds, priority)
+            running.append(spawn.Process(target=_send_all, args=args, daemon=True))
+            running[-1].start()
+        for process in range(kills):
+            running[process].join(seconds / 2 + 0.5 * processes / 4)
+            os.kill(running[process].pid or 0, signal.SIGKILL)
+        for each in running:
+            each.join(seconds + 30)
+        stamps = {
+            process: [stamp for (stamp,) in struct.iter_unpack("d", path.read_bytes())]
+            for process in range(processes)
+            if (path := Path(folder) / f"{process}.stamps").exists()
+        }
+    return Outcome(stamps, frozenset(range(kills)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--kills", type=int, default=1)
+    args = parser.parse_args()
+    outcome = run(processes=args.processes, threads=args.threads, seconds=args.seconds, kills=args.kills)
+    print(f"processes {args.processes}, threads {args.threads} each, killed {args.kills}")
+    print(f"sent {len(outcome.all_stamps)}, most in a second {outcome.most_in_a_second} (limit {LIMIT})")
+    print(f"rate {outcome.rate:.2f} a second, shares of the survivors {outcome.shares(2.0)}")
+
+
+if __name__ == "__main__":
+    main()
