@@ -14,7 +14,7 @@ from backbone.errors import IncompleteError, InputError
 from backbone.model import Span, empty_candles
 from backbone.simulator import SimulatorServer
 from backbone.storage.candles import CandleStore
-from backbone.storage.partition import TAIL_BYTES, peek_ledger
+from backbone.storage.partition import TAIL_BYTES, peek_footer
 from backbone.timeframe import Timeframe, parse_timeframe
 
 START, END = "2025-07-30", "2025-08-02"  # over a month's end, so that there are two files a market
@@ -105,10 +105,10 @@ def test_scan_claims_equal_the_proven_coverage(filled: Backbone) -> None:
     fresh = CandleStore(Path(filled.data_dir), filled._settings.store_exchange, clock=filled._clock)
     assert fresh.claims("KRW-BTC", tf, span) == proven
     data = Path(filled.files("KRW-BTC")[0]).read_bytes()
-    assert peek_ledger(data[-TAIL_BYTES:]) is not None
-    assert peek_ledger(data[-20:]) is None
-    assert peek_ledger(data.replace(b'"covered"', b'"c0vered"')) is None
-    assert peek_ledger(data.replace(b'"format":1', b'"format":9')) is None
+    assert peek_footer(data[-TAIL_BYTES:]) is not None
+    assert peek_footer(data[-20:]) is None
+    assert peek_footer(data.replace(b'"covered"', b'"c0vered"')) is None
+    assert peek_footer(data.replace(b'"format":1', b'"format":9')) is None
 
 
 def test_scan_wrong_words_are_input_errors(filled: Backbone) -> None:
