@@ -49,6 +49,9 @@ _KOREA = "Asia/Seoul"
 class Answer(dict[str, Any]):
     """A dict that may also be awaited, which gives the dict at once."""
 
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)  # asyncio.gather remembers what it was given by it
+
     def __await__(self) -> Generator[Any, Any, Answer]:
         return _itself(self).__await__()
 

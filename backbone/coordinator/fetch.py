@@ -260,7 +260,8 @@ class Coordinator:
 
 def unknown_market(market: str, codes: set[str]) -> InputError:
     """The `InputError` for a market that is not listed."""
-    nearest = difflib.get_close_matches(market, sorted(codes), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(market, sorted(codes), n=8, cutoff=0.5)
+    nearest = sorted(close, key=lambda code: not code.startswith(market[:-1]))[:3]  # the last letter is soonest wrong
     base = market.partition("-")[2]
     same_base = sorted(code for code in codes if code.partition("-")[2] == base)
     hints = list(dict.fromkeys(same_base[:3] + nearest))[:4]

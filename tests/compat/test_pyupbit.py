@@ -1,0 +1,264 @@
+"""pyupbit's door against pyupbit itself, answer by answer, and the places where the door knows better."""
+
+from __future__ import annotations
+
+import datetime as dt
+import inspect
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from backbone import Backbone
+from backbone.compat import DifferenceWarning
+from backbone.compat import pyupbit as door
+from backbone.errors import InputError, PayloadError, UnreachableError
+from backbone.simulator import SimulatorServer
+
+INTERVALS = ["day", "days", "week", "month", "minute1", "minutes3", "minute5", "minute10"]
+INTERVALS += ["minute15", "minute30", "minute60", "minutes60", "minute240"]
+NINE_HOURS = pd.Timedelta(hours=9)
+
+
+@pytest.mark.parametrize("interval", INTERVALS)
+@pytest.mark.parametrize("market", ["KRW-BTC", "KRW-NEO"])
+def test_ohlcv_every_interval_equals_pyupbit(opened: Backbone, real: Any, interval: str, market: str) -> None:
+    """Columns, dtypes, index and every number are pyupbit's, the forming candle counted as one."""
+    theirs = real.get_ohlcv(market, interval, count=7)
+    pd.testing.assert_frame_equal(door.get_ohlcv(market, interval, count=7), theirs)
+    assert len(theirs) == 7
+
+
+@pytest.mark.parametrize("count", [1, 0, 200, 201, 433])
+def test_ohlcv_any_count_equals_pyupbit(opened: Backbone, real: Any, count: int) -> None:
+    """A count is the newest that many, across pages; nought and less are one."""
+    theirs = real.get_ohlcv("KRW-ETH", "minute1", count=count, period=0)
+    ours = door.get_ohlcv("KRW-ETH", "minute1", count=count, period=0)
+    pd.testing.assert_frame_equal(ours, theirs)
+    assert len(ours) == max(1, count)
+
+
+def test_ohlcv_defaults_equal_pyupbit(opened: Backbone, real: Any) -> None:
+    """Called with nothing, both answer 200 days of bitcoin."""
+    pd.testing.assert_frame_equal(door.get_ohlcv(), real.get_ohlcv())
+
+
+def test_ohlcv_signature_is_pyupbits(real: Any) -> None:
+    """Arguments have pyupbit's names, order and defaults."""
+    for name in ("get_ohlcv", "get_ohlcv_from", "get_daily_ohlcv_from_base"):
+        ours, theirs = (inspect.signature(getattr(each, name)) for each in (door, real))
+        assert [(p.name, p.default) for p in ours.parameters.values()] == [
+            (p.name, p.default) for p in theirs.parameters.values()
+        ]
+    for name in ("get_tickers", "get_current_price", "get_orderbook"):
+        ours, theirs = (inspect.signature(getattr(each, name)) for each in (door, real))
+        assert list(ours.parameters) == list(theirs.parameters)
+
+
+@pytest.mark.parametrize(
+    "to",
+    ["2025-08-01 00:00:00", "20250801", "2025/08/01 10:30", dt.date(2025, 8, 1), pd.Timestamp("2025-08-01")],
+)
+def test_ohlcv_with_naive_to_is_korean_time(opened: Backbone, real: Any, silent: None, to: Any) -> None:
+    """A naive `to` in any of pyupbit's forms means Korean time; pyupbit answers the same for it nine hours earlier."""
+    theirs = real.get_ohlcv("KRW-BTC", "minute30", count=5, to=pd.Timestamp(to) - NINE_HOURS)
+    ours = door.get_ohlcv("KRW-BTC", "minute30", count=5, to=to)
+    pd.testing.assert_frame_equal(ours, theirs)
+    assert ours.index[-1] < pd.Timestamp(to)
+
+
+def test_ohlcv_with_aware_to_is_that_instant(opened: Backbone, silent: None) -> None:
+    """An aware `to` keeps its zone, which pyupbit drops."""
+    naive = door.get_ohlcv("KRW-BTC", "minute1", count=3, to="2025-08-01 09:00")
+    aware = door.get_ohlcv("KRW-BTC", "minute1", count=3, to="2025-08-01T00:00:00Z")
+    pd.testing.assert_frame_equal(naive, aware)
+
+
+def test_ohlcv_with_to_from_its_own_index_goes_on_where_it_began(opened: Backbone, real: Any, silent: None) -> None:
+    """``to=df.index[0]`` answers the candles right before `df`; pyupbit jumps nine hours."""
+    newer = door.get_ohlcv("KRW-BTC", "minute1", count=30)
+    older = door.get_ohlcv("KRW-BTC", "minute1", count=30, to=newer.index[0])
+    whole = door.get_ohlcv("KRW-BTC", "minute1", count=60)
+    pd.testing.assert_frame_equal(pd.concat([older, newer]), whole)
+    theirs = real.get_ohlcv("KRW-BTC", "minute1", count=30, to=newer.index[0])
+    assert theirs.index[-1] > newer.index[0]
+
+
+def test_ohlcv_with_unknown_interval_is_refused_not_days(opened: Backbone, real: Any) -> None:
+    """pyupbit answers days for an interval that does not exist; the door says what there is."""
+    assert real.get_ohlcv("KRW-BTC", "minute7", count=2).index.equals(real.get_ohlcv("KRW-BTC", count=2).index)
+    with pytest.raises(InputError, match=r"minute240.*pyupbit would have answered days") as caught:
+        door.get_ohlcv("KRW-BTC", "minute7")
+    assert caught.value.argument == "interval"
+
+
+@pytest.mark.parametrize("call", ["get_ohlcv", "get_current_price", "get_orderbook", "get_ohlcv_from"])
+def test_unknown_market_is_refused_by_name(opened: Backbone, call: str) -> None:
+    """An unknown ticker raises, naming the nearest ones."""
+    with pytest.raises(InputError, match=r"KRW-BTX.*the nearest: .*KRW-BT"):
+        getattr(door, call)("KRW-BTX")
+
+
+def test_failure_of_the_venue_raises_where_pyupbit_answers_none(
+    opened: Backbone, exchange: SimulatorServer, real: Any
+) -> None:
+    """A refused question is an error, never None."""
+    exchange.faults.add("garbage", match="/v1/candles/days", times=None)
+    assert real.get_ohlcv("KRW-BTC") is None
+    with pytest.raises((PayloadError, UnreachableError)) as caught:
+        _raise_cause(lambda: door.get_ohlcv("KRW-BTC", count=3))
+    assert caught.value.market == "KRW-BTC"
+
+
+def _raise_cause(call: Any) -> None:
+    """An incomplete answer tells why in its causes."""
+    from backbone.errors import IncompleteError
+
+    try:
+        call()
+    except IncompleteError as exc:
+        raise exc.causes[0] from exc
+
+
+def test_ohlcv_before_listing_is_empty_not_none(opened: Backbone, real: Any, silent: None) -> None:
+    """A market that had no candle yet has an empty frame of the usual form."""
+    ours = door.get_ohlcv("KRW-BTC", "day", to="2015-01-01")
+    assert real.get_ohlcv("KRW-BTC", "day", to="2015-01-01") is None
+    assert len(ours) == 0
+    assert list(ours.columns) == ["open", "high", "low", "close", "volume", "value"]
+    assert set(map(str, ours.dtypes)) == {"float64"}
+    assert ours.index.tz is None
+
+
+def test_ohlcv_from_answers_the_hours_asked_for(opened: Backbone, real: Any, silent: None) -> None:
+    """Both ends are Korean time, the start included, the end not; pyupbit answers nine hours too many."""
+    start, end = "2025-08-20 10:00:00", "2025-08-20 15:00:00"
+    ours = door.get_ohlcv_from("KRW-BTC", "minute60", start, end)
+    assert ours.index[0] == pd.Timestamp(start)
+    assert ours.index[-1] == pd.Timestamp(end) - pd.Timedelta(hours=1)
+    exact = real.get_ohlcv("KRW-BTC", "minute60", count=5, to=pd.Timestamp(end) - NINE_HOURS)
+    pd.testing.assert_frame_equal(ours, exact)
+    theirs = real.get_ohlcv_from("KRW-BTC", "minute60", start, end, period=0)
+    assert theirs.index[-1] == ours.index[-1] + NINE_HOURS
+
+
+def test_ohlcv_from_without_end_includes_the_forming_candle(opened: Backbone, real: Any, silent: None) -> None:
+    """Up to now means up to now."""
+    ours = door.get_ohlcv_from("KRW-BTC", "minute60", "2025-08-22 09:00")
+    pd.testing.assert_frame_equal(ours, real.get_ohlcv("KRW-BTC", "minute60", count=10))
+
+
+def test_ohlcv_from_without_start_begins_with_the_listing(opened: Backbone) -> None:
+    """With neither start nor end, every month there is."""
+    months = door.get_ohlcv_from("KRW-BTC", "month")
+    assert months.index[0] == pd.Timestamp("2017-09-01 09:00")
+    assert months.index[-1] == pd.Timestamp("2025-08-01 09:00")
+
+
+@pytest.mark.parametrize("base", [0, 9, 15])
+def test_daily_from_base_folds_whole_korean_days(opened: Backbone, silent: None, base: int) -> None:
+    """Days begin at the given hour, the first one whole; at nine they are the venue's own days."""
+    days = door.get_daily_ohlcv_from_base("KRW-BTC", base)
+    assert list(days.columns) == ["open", "high", "low", "close", "volume"]
+    assert (days.index.hour == base).all()
+    first = door.get_ohlcv_from("KRW-BTC", "minute60", days.index[0], days.index[1])
+    assert len(first) == 24
+    assert days["open"].iloc[0] == first["open"].iloc[0]
+    assert days["high"].iloc[0] == first["high"].max()
+    if base == 9:
+        own = door.get_ohlcv("KRW-BTC", "day", count=len(days))[list(days.columns)]
+        pd.testing.assert_frame_equal(days, own, check_freq=False)
+
+
+def test_tickers_equal_pyupbit(opened: Backbone, real: Any) -> None:
+    """Lists of codes, with names, with details, by currency, in the venue's order."""
+    assert door.get_tickers() == real.get_tickers()
+    for fiat in ("KRW", "BTC", "USDT", "EUR"):
+        assert door.get_tickers(fiat) == real.get_tickers(fiat)
+    assert door.get_tickers("KRW", verbose=True) == real.get_tickers("KRW", verbose=True)
+    assert door.get_tickers("KRW", is_details=True) == real.get_tickers("KRW", is_details=True)
+
+
+@pytest.mark.parametrize("ticker", ["KRW-BTC", ["KRW-BTC"], ["KRW-ETH", "KRW-BTC", "BTC-ETH"]])
+def test_current_price_equals_pyupbit(opened: Backbone, real: Any, ticker: Any) -> None:
+    """A price for one, a dict for several, the venue's rows with `verbose`."""
+    assert door.get_current_price(ticker) == real.get_current_price(ticker)
+    assert door.get_current_price(ticker, verbose=True) == real.get_current_price(ticker, verbose=True)
+
+
+@pytest.mark.parametrize("ticker", ["KRW-BTC", ["KRW-BTC"], ["KRW-ETH", "KRW-BTC", "BTC-ETH"]])
+def test_orderbook_equals_pyupbit(opened: Backbone, real: Any, ticker: Any) -> None:
+    """A book for one, a list for several, zero padding and all."""
+    assert door.get_orderbook(ticker) == real.get_orderbook(ticker)
+
+
+def test_current_price_of_every_market_equals_pyupbit(opened: Backbone, real: Any) -> None:
+    """More markets than pyupbit asks for at a time."""
+    codes = real.get_tickers()
+    assert len(codes) > 200
+    assert door.get_current_price(codes) == real.get_current_price(codes)
+
+
+def test_limit_info_has_pyupbits_form(opened: Backbone, real: Any) -> None:
+    """With `limit_info` each answer is a pair with the venue's words on the rate."""
+    for call, arguments in (("get_tickers", ("KRW",)), ("get_current_price", ("KRW-BTC",)), ("get_orderbook", ())):
+        ours, told = getattr(door, call)(*arguments, limit_info=True)
+        theirs, expected = getattr(real, call)(*arguments, limit_info=True)
+        assert ours == theirs
+        assert told["group"] == expected["group"]
+        assert told.keys() == expected.keys()
+        assert isinstance(told["sec"], int)
+
+
+def test_second_call_is_served_from_the_store(opened: Backbone, exchange: SimulatorServer) -> None:
+    """Candles that are closed are asked for once; only the forming one is asked for again."""
+    first = door.get_ohlcv("KRW-BTC", "minute60", count=300)
+    exchange.reset_log()
+    again = door.get_ohlcv("KRW-BTC", "minute60", count=300)
+    pd.testing.assert_frame_equal(first, again)
+    assert exchange.counts()["candles"] == {200: 1}
+
+
+def test_differences_are_said_once(opened: Backbone, unsaid: None, recwarn: pytest.WarningsRecorder) -> None:
+    """Each thing that the door does otherwise is said the first time, to the caller, and not again."""
+    for _ in range(2):
+        door.get_ohlcv("KRW-BTC", "minute60", count=2, to="2025-08-01")
+        door.get_ohlcv_from("KRW-BTC", "minute60", "2025-08-01", "2025-08-01 03:00")
+        door.get_daily_ohlcv_from_base("KRW-BTC", 9)
+    said = [w for w in recwarn if issubclass(w.category, DifferenceWarning)]
+    assert [w.filename for w in said] == [__file__] * 3
+    assert ["`to`" in str(said[0].message), "get_ohlcv_from" in str(said[1].message)] == [True, True]
+
+
+def test_plain_call_says_nothing(opened: Backbone, unsaid: None) -> None:
+    """Where both do the same, nobody is told anything."""
+    door.get_ohlcv("KRW-BTC", count=2)
+    door.get_current_price("KRW-BTC")
+    door.get_tickers()
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda: door.get_ohlcv("KRW-BTC", count="7"), "count"),
+        (lambda: door.get_ohlcv("KRW-BTC", count=True), "count"),
+        (lambda: door.get_ohlcv("KRW-BTC", to="yesterday-ish"), "to"),
+        (lambda: door.get_ohlcv("KRW-BTC", to=3.5), "to"),
+        (lambda: door.get_ohlcv(["KRW-BTC"]), "market"),
+        (lambda: door.get_ohlcv("KRW-BTC", interval=5), "interval"),
+        (lambda: door.get_daily_ohlcv_from_base("KRW-BTC", base="9"), "base"),
+        (lambda: door.get_daily_ohlcv_from_base("KRW-BTC", base=float("nan")), "base"),
+        (lambda: door.get_current_price([]), "market"),
+    ],
+)
+def test_wrong_words_are_refused(opened: Backbone, silent: None, call: Any, argument: str) -> None:
+    """What pyupbit answers with None is an `InputError` that names the argument."""
+    with pytest.raises(InputError) as caught:
+        call()
+    assert caught.value.argument == argument
+
+
+def test_what_is_not_market_data_is_not_here() -> None:
+    """A name that the door has not says where it is."""
+    with pytest.raises(AttributeError, match="use pyupbit for the rest"):
+        _ = door.Upbit
