@@ -27,7 +27,6 @@ first steps:
   backbone explain KRW-BTC 1m --start 2024-01                what that would take, asking nobody
   backbone coverage KRW-BTC 1m                               what is held, what is quiet, what is unknown
   backbone size --markets KRW --timeframe 1m --since 2017    rows, gigabytes, requests and hours of that
-  backbone size --markets KRW --timeframe 1m --since 2017    rows, gigabytes, requests and hours of that
 
 where data goes: --data-dir, or $BACKBONE_DATA_DIR, or data/ of a checkout, or your user data folder.
 another venue or the embedded exchange: --rest-url / --ws-url, or $BACKBONE_REST_URL / $BACKBONE_WS_URL.
@@ -77,7 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     add.explain()
     add.coverage()
     add.markets()
-    add.size()
     add.size()
     commands.add_parser("simulator", help="run the embedded exchange (see: backbone simulator --help)", add_help=False)
     return parser
@@ -144,17 +142,6 @@ class _Commands:
     def markets(self) -> None:
         parser = self._add("markets", _markets, "the venue's markets")
         parser.add_argument("quote", nargs="?", help="one quote currency, such as KRW")
-        self._client(parser)
-
-
-    def size(self) -> None:
-        parser = self._add("size", _size, "rows, bytes, requests and hours, before they are spent", _size.__doc__ or "")
-        parser.add_argument("--markets", nargs="+", default=["KRW"], help="a quote currency (KRW), or markets")
-        parser.add_argument("--timeframe", default="1m")
-        parser.add_argument("--since", default="2017", help="2017, 2024-01, … (2017)")
-        parser.add_argument("--until", help="default: now")
-        parser.add_argument("--probe", action="store_true", help="ask where each market begins, one request each")
-        parser.add_argument("--addresses", type=int, nargs="+", default=[1, 2, 4, 8], help="how many hosts (1 2 4 8)")
         self._client(parser)
 
 
@@ -260,26 +247,6 @@ def _markets(options: argparse.Namespace) -> int:
     with _open(options) as client:
         frame = client.markets(options.quote)
     print(frame.to_string())
-    return 0
-
-
-def _size(options: argparse.Namespace) -> int:
-    """What it takes to hold many markets' candles. Bytes a candle and the traded share are measured on the store where
-    it has some of them; what is assumed instead is said. Asks the venue for its market list, and with --probe for the
-    beginning of each market's history.
-    """
-    markets = options.markets[0] if len(options.markets) == 1 else options.markets
-    with _open(options) as client:
-        print(
-            client.size(
-                markets,
-                options.timeframe,
-                options.since,
-                options.until,
-                probe=options.probe,
-                addresses=options.addresses,
-            )
-        )
     return 0
 
 

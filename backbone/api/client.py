@@ -25,8 +25,6 @@ from backbone.settings import FRAMES, Settings, resolve
 if TYPE_CHECKING:
     import polars as pl
 
-    from backbone.api.size import Sizing
-    from backbone.api.size import Sizing
     from backbone.api.envelope import BackboneRequest, BackboneResponse
     from backbone.api.jobs import Job
     from backbone.api.live import LiveTable
@@ -452,31 +450,6 @@ class Backbone:
         from backbone.api.scan import files
 
         return files(self, markets, timeframe, start, end, partial=partial)
-
-    def size(
-        self,
-        markets: str | Iterable[str] = "KRW",
-        timeframe: str = "1m",
-        since: TimeLike = "2017",
-        until: TimeLike | None = None,
-        *,
-        probe: bool = False,
-        addresses: Sequence[int] = (1, 2, 4, 8),
-    ) -> Sizing:
-        """What it takes to hold all that: rows, gigabytes, requests, and hours by source and number of addresses.
-
-        Bytes a candle and the traded share come from the store's own files where it has some, otherwise from recorded
-        data (``.assumed`` says which). `probe` asks where each market's history begins, one request a market; without
-        it every market counts from `since`, which is an upper bound.
-
-        Examples
-        --------
-        >>> client.size(["KRW-BTC"], "1m", "2025-01-01", "2025-02-01").requests
-        225
-        """
-        from backbone.api.size import size
-
-        return size(self, markets, timeframe, since, until, probe=probe, addresses=addresses)
 
     def size(
         self,

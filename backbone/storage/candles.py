@@ -360,18 +360,6 @@ class CandleStore:
                 slots += sum(timeframe.count(span) for span in found[1].covered)
         return rows, size, slots
 
-    def weigh(self, market: str, timeframe: Timeframe, most: int) -> tuple[int, int, int]:
-        """Rows, bytes and candle slots vouched for of the newest `most` files of a series, by what their ends say."""
-        series = self._series(market, timeframe)
-        rows = size = slots = 0
-        for period in self._file_periods(series, _EVER)[-most:]:
-            key = series.key(period)
-            found = peek_footer(self._files.tail(key, TAIL_BYTES) or b"")
-            if found is not None:
-                rows, size = rows + found[0], size + self._files.size(key)
-                slots += sum(timeframe.count(span) for span in found[1].covered)
-        return rows, size, slots
-
     def due(self, market: str, timeframe: Timeframe, span: Span, now_us: int) -> SpanSet:
         """The part of `span` that is held provisionally and whose second ask is due at `now_us`."""
         series = self._series(market, timeframe)
