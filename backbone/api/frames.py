@@ -31,6 +31,10 @@ __all__ = [
     "trades_table",
 ]
 
+TICKER_NUMBERS = (
+    "price", "open", "high", "low", "prev_close", "change", "change_rate", "volume", "value", "volume_24h", "value_24h",
+)  # fmt: skip
+"""The float columns of a ticker frame, in order."""
 _TIME = pa.timestamp("us", tz="UTC")
 
 
@@ -92,8 +96,7 @@ def tickers_table(rows: Sequence[Ticker], sources: Sequence[str], ages_s: Sequen
         "market": pa.array([r.market for r in rows], pa.string()),
         "time": pa.array([r.time_us for r in rows], pa.int64()).cast(_TIME),
     }
-    names = ("price", "open", "high", "low", "prev_close", "change", "change_rate", "volume", "value")
-    for name in (*names, "volume_24h", "value_24h"):
+    for name in TICKER_NUMBERS:
         columns[name] = _floats([getattr(r, name) for r in rows])
     columns["source"] = pa.array(list(sources), pa.string())
     columns["age"] = _floats(list(ages_s))
