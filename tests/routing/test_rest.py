@@ -391,6 +391,18 @@ def test_drip_within_the_read_timeout_ends_at_the_total_deadline(venue: Venue) -
     client.close()
 
 
+def test_silence_within_the_read_timeout_ends_at_the_total_deadline(venue: Venue) -> None:
+    """A read may not wait longer than what is left of the whole."""
+    quiet = threading.Event()
+    venue.script = lambda head: lambda sock: (sock.sendall(b"HTTP/1.1 200 OK\r\n"), quiet.wait(5))[0]
+    client = RestClient(venue.url, clock=SystemClock(), timeout_s=(1.0, 5.0), total_s=0.3)
+    started = time.monotonic()
+    assert isinstance(failure(client), UnreachableError)
+    assert time.monotonic() - started < 2.0
+    quiet.set()
+    client.close()
+
+
 def test_nobody_listening_is_unreachable_and_says_why() -> None:
     """The reason is the operating system's, without the wrapping."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -541,6 +553,16 @@ def test_proxy_is_not_used_for_hosts_that_the_environment_excludes(
     client = RestClient(venue.url, clock=SystemClock())
     assert client.send(ASK).value == [1]
     client.close()
+
+
+def test_credentials_of_the_machine_are_not_sent(venue: Venue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ``.netrc`` is none of the venue's business."""
+    (tmp_path / "netrc").write_text("machine localhost login me password secret\n", encoding="ascii")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    client = RestClient(venue.url, clock=SystemClock())
+    client.send(ASK)
+    client.close()
+    assert "authorization" not in venue.requests[0][1].lower()
 
 
 @pytest.fixture
