@@ -247,8 +247,12 @@ class LocalFiles:
 
     def walk(self, folder: str) -> Iterator[str]:
         """Keys of all files below a folder, sorted."""
-        base = self._full(folder)
-        for parent, folders, names in os.walk(base):
+
+        def refused(exc: OSError) -> None:
+            if not isinstance(exc, FileNotFoundError):  # gone meanwhile, or never there
+                raise self._failed("list", folder, exc) from exc
+
+        for parent, folders, names in os.walk(self._full(folder), onerror=refused):
             folders.sort()
             for name in sorted(names):
                 yield os.path.relpath(os.path.join(parent, name), self._root).replace(os.sep, "/")

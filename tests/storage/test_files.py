@@ -118,6 +118,25 @@ def test_failure_of_any_call_is_a_store_error(tmp_path: Path, monkeypatch: pytes
     assert str(caught.value.path) == str(tmp_path / KEY)
 
 
+def test_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit that may not look into a folder says so; a folder that is not there has nothing to say."""
+    files = local(tmp_path)
+    assert list(files.walk("candles")) == []
+    files.replace(KEY, b"x")
+    assert list(files.walk("candles")) == [KEY]
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("/a"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "scandir", refuse)
+        with pytest.raises(StoreError, match="cannot list"):
+            list(files.walk("candles"))
+
+
 def test_vanished_root_is_not_made_anew(tmp_path: Path) -> None:
     """A folder that was there and is gone is an error, not an invitation to fill what lies below its mount."""
     root = tmp_path / "disk"
