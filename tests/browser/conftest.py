@@ -1,4 +1,5 @@
-"""A notebook server and a browser for the tests of this folder; they are skipped, with a reason, where there is none."""
+"""A notebook server and a browser for the tests here, which are skipped, with a reason, where there is
+none."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A JupyterLab on loopback and a headless Chromium in it: open a notebook, run it, look.
 
-Everything is temporary: settings, kernel connection files, the browser's profile. `Lab` owns the server's process,
-`open_browser` the browser; both end with their ``with``.
+Everything is temporary: settings, kernel connection files, the browser's profile. `Lab` owns the server's
+process, `open_browser` the browser; both end with their ``with``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Lab:
         self._write_settings()
         command = [
             sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={self._port}",
-            "--ServerApp.port_retries=0", f"--IdentityProvider.token={self._token}", f"--ServerApp.root_dir={self.root}",
+            "--ServerApp.port_retries=0", f"--IdentityProvider.token={self._token}",
+            f"--ServerApp.root_dir={self.root}",
             "--LabApp.expose_app_in_browser=True", "--ServerApp.terminals_enabled=False", "--allow-root",
         ]  # fmt: skip
         with self._log.open("wb") as log:
@@ -168,10 +169,24 @@ class Page:
         self.page.goto(url, wait_until="domcontentloaded", timeout=60_000)
         self.page.wait_for_function(_READY, timeout=90_000)
 
+    def reload(self) -> None:
+        """Load the page again and wait until the notebook has its kernel back."""
+        self.page.reload(wait_until="domcontentloaded", timeout=60_000)
+        self.page.wait_for_function(_READY, timeout=90_000)
+
     def run_all(self, timeout_s: float = 60.0) -> None:
         """Run every cell and wait until the last one is done."""
-        self.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        self.page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
         self.page.wait_for_function(_DONE, timeout=timeout_s * 1000)
+
+    def ask(self, code: str) -> str:
+        """Run `code` in the notebook's kernel, outside its cells, and return what it printed."""
+        printed: str = self.page.evaluate(_ASK, code)
+        return printed.strip()
+
+    def command(self, name: str) -> None:
+        """One of JupyterLab's own commands, by its id."""
+        self.page.evaluate("name => window.jupyterapp.commands.execute(name)", name)
 
     def failures(self) -> list[str]:
         """What the notebook shows as an error, and what the page threw."""
@@ -201,9 +216,11 @@ class Page:
         return found
 
     def wait_for_change(self, selector: str, timeout_s: float = 15.0) -> None:
-        """Wait until the text of some matching element differs from what it is now."""
+        """Wait until the text of some matching element differs from what it is now, with the first one in
+        sight."""
         self.page.wait_for_function(
             """([selector, before]) => {
+                document.querySelector(selector)?.scrollIntoView({ block: 'center' });
                 const now = [...document.querySelectorAll(selector)].map(node => node.textContent);
                 return JSON.stringify(now) !== before;
             }""",
@@ -228,11 +245,22 @@ class Page:
 
 _READY = """() => {
     const current = window.jupyterapp?.shell?.currentWidget;
-    return current?.sessionContext?.session?.kernel?.status === 'idle' && current.content?.widgets?.length > 0;
+    return current?.sessionContext?.session?.kernel?.status === 'idle' && current.content?.widgets?.length >
+    0;
 }"""
 
 _DONE = """() => {
-    const content = window.jupyterapp.shell.currentWidget.content;
-    const cells = content.widgets.filter(cell => cell.model.type === 'code' && cell.model.sharedModel.source.trim());
-    return cells.every(cell => cell.model.executionCount !== null && cell.inputArea.promptNode.textContent.match(/\\[\\d+\\]/));
+    const widgets = window.jupyterapp.shell.currentWidget.content.widgets;
+    const cells = widgets.filter(cell => cell.model.type === 'code' && cell.model.sharedModel.source.trim());
+    const isDone = cell => cell.inputArea.promptNode.textContent.match(/\\[\\d+\\]/);
+    return cells.every(cell => cell.model.executionCount !== null && isDone(cell));
+}"""
+
+_ASK = """async (code) => {
+    const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+    const future = kernel.requestExecute({ code, silent: false, store_history: false });
+    let printed = '';
+    future.onIOPub = (message) => { printed += message.content.text ?? message.content.evalue ?? ''; };
+    await future.done;
+    return printed;
 }"""

@@ -18,6 +18,7 @@ import asyncio
 import logging
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -182,6 +183,7 @@ class Refresher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._failures = 0
+        self._costs: deque[float] = deque(maxlen=5)  # the least of them: a busy machine makes any one look dear
 
     def start(self) -> bool:
         """Start on the running loop; False where there is none: then whoever shows the view refreshes it."""
@@ -214,7 +216,8 @@ class Refresher:
         began = self._clock.monotonic()
         if is_watched and not self._refresh(view):
             return
-        cost = self._clock.monotonic() - began
+        self._costs.append(self._clock.monotonic() - began)
+        cost = min(self._costs)
         backed_off = view.period_s * 2**self._failures if self._failures else view.period_s
         delay = min(max(backed_off, cost / _SHARE), _SLOWEST_S)
         self._handle = self._loop.call_later(delay, self._tick, view if is_watched else None)

@@ -19,49 +19,88 @@ function element(tag, name, parent) {
 
 function render({ model, el }) {
   const root = element("div", "bb-table", el);
-  const line = element("div", "bb-line", root);
-  const dot = element("span", "bb-dot", line);
-  const stateText = element("span", "bb-state", line);
-  const noteText = element("span", "bb-note", line);
-  const filter = element("input", "bb-filter", line);
+  const top = element("div", "bb-line", root);
+  const dot = element("span", "bb-dot", top);
+  const stateText = element("span", "bb-state", top);
+  const noteText = element("span", "bb-note", top);
+  const filter = element("input", "bb-filter", top);
   filter.type = "search";
   filter.placeholder = "filter";
   filter.setAttribute("aria-label", "filter markets");
   const scroll = element("div", "bb-scroll", root);
   const table = element("table", "", scroll);
 
-  let rows = []; // {tr, cells, numbers, label, seen}
+  let rows = []; // {tr, cells, texts, numbers, label, seen, isVisible, flash, turn}
+  let byElement = new Map();
   let columns = [];
   let heads = [];
   let sort = null; // {column, down}
   let stale = 30;
-  let ageAt = -1;
+  let [priceAt, changeAt, ageAt] = [-1, -1, -1];
+  let line = null;
+  const dirty = new Set();
+  let frame = 0;
 
-  function showLine([state, level, note]) {
-    dot.dataset.level = level;
-    stateText.textContent = state;
-    noteText.textContent = note;
-    root.dataset.level = level;
+  // Only rows within sight are painted, once a frame at most: a busy market must not busy the browser.
+  const sight = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      const row = byElement.get(entry.target);
+      if (!row) continue;
+      row.isVisible = entry.isIntersecting;
+      if (row.isVisible) dirty.add(row);
+    }
+    paintSoon();
+  });
+
+  function paintSoon() {
+    if (!frame) frame = requestAnimationFrame(paint);
   }
 
-  function tone(row) {
-    const change = row.numbers[columns.findIndex((c) => c[0] === "change")];
-    row.tr.dataset.tone = change > 0 ? "up" : change < 0 ? "down" : "flat";
+  function paint() {
+    frame = 0;
+    const now = performance.now();
+    for (const row of dirty) if (row.isVisible) paintRow(row, now);
+    dirty.clear();
+    if (line) {
+      const [state, level, note] = line;
+      dot.dataset.level = root.dataset.level = level;
+      stateText.textContent = state;
+      noteText.textContent = note;
+      line = null;
+    }
+  }
+
+  function paintRow(row, now) {
+    row.texts.forEach((text, j) => put(row.cells[j], text));
+    const change = row.numbers[changeAt];
+    mark(row.tr, "tone", change > 0 ? "up" : change < 0 ? "down" : "flat");
+    if (row.flash) {
+      row.turn = 1 - row.turn; // another name of the same animation starts it afresh, without a layout in between
+      row.cells[priceAt].className = `number bb-price bb-${row.flash > 0 ? "rose" : "fell"}${row.turn}`;
+      row.flash = 0;
+    }
+    showAge(row, now);
+  }
+
+  function put(cell, text) {
+    const node = cell.firstChild;
+    if (node.data !== text) node.data = text;
+  }
+
+  function mark(tr, name, value) {
+    if (tr.dataset[name] !== value) tr.dataset[name] = value;
   }
 
   function showAge(row, now) {
     const seconds = row.seen === null ? null : (now - row.seen) / 1000;
-    const text = ageText(seconds);
-    const cell = row.cells[ageAt];
-    if (cell && cell.textContent !== text) cell.textContent = text;
-    const isStale = seconds !== null && seconds > stale ? "yes" : "";
-    if (row.tr.dataset.stale !== isStale) row.tr.dataset.stale = isStale;
+    if (ageAt >= 0) put(row.cells[ageAt], ageText(seconds));
+    mark(row.tr, "stale", seconds !== null && seconds > stale ? "yes" : "");
   }
 
   function order() {
     if (!sort) return;
     const at = sort.column;
-    const value = (row) => (at === ageAt ? -row.seen : row.numbers[at] ?? row.cells[at].textContent);
+    const value = (row) => (at === ageAt ? -row.seen : row.numbers[at] ?? row.texts[at]);
     const sorted = rows.slice().sort((a, b) => {
       const [x, y] = [value(a), value(b)];
       const by = x < y ? -1 : x > y ? 1 : 0;
@@ -79,21 +118,22 @@ function render({ model, el }) {
   }
 
   function setSort(column) {
-    sort = sort && sort.column === column ? { column, down: !sort.down } : { column, down: columns[column][2] === "number" };
-    heads.forEach((head, i) => head.setAttribute("aria-sort", i !== column ? "none" : sort.down ? "descending" : "ascending"));
+    const isNumber = columns[column][2] === "number";
+    sort = sort && sort.column === column ? { column, down: !sort.down } : { column, down: isNumber };
+    showSort();
+  }
+
+  function showSort() {
+    const says = (i) => (i !== sort.column ? "none" : sort.down ? "descending" : "ascending");
+    heads.forEach((head, i) => head.setAttribute("aria-sort", says(i)));
     order();
   }
 
-  function build() {
-    const state = model.get("state");
-    columns = state.columns || [];
-    stale = state.stale ?? 30;
-    ageAt = columns.findIndex((c) => c[0] === AGE_COLUMN);
-    root.dataset.colours = state.colours || "korean";
-    scroll.style.maxHeight = state.height || "";
-    table.replaceChildren();
+  function buildHead() {
+    const group = element("colgroup", "", table);
     const headRow = element("tr", "", element("thead", "", table));
-    heads = columns.map(([, label, kind], i) => {
+    heads = columns.map(([key, label, kind], i) => {
+      element("col", `bb-col-${key}`, group);
       const head = element("th", kind, headRow);
       head.scope = "col";
       head.setAttribute("aria-sort", "none");
@@ -103,36 +143,49 @@ function render({ model, el }) {
       button.addEventListener("click", () => setSort(i));
       return head;
     });
-    const body = element("tbody", "", table);
-    const now = performance.now();
-    rows = (state.rows || []).map((texts, i) => {
-      const tr = element("tr", "", body);
-      const cells = texts.map((text, j) => {
-        const cell = element("td", `${columns[j][2]} bb-${columns[j][0]}`, tr);
-        cell.textContent = text;
-        return cell;
-      });
-      const name = (state.names || [])[i];
-      if (name) element("span", "bb-name", cells[0]).textContent = name;
-      const age = state.ages[i];
-      const row = {
-        tr, cells, numbers: state.numbers[i], label: `${texts[0]} ${name || ""}`.toLowerCase(),
-        seen: age === null ? null : now - age * 1000,
-      };
-      tone(row);
-      showAge(row, now);
-      return row;
-    });
-    filter.hidden = rows.length < 12;
-    showLine(state.line || ["", "off", ""]);
-    showFilter();
-    if (sort) order();
   }
 
-  function flash(cell, up) {
-    cell.classList.remove("bb-rose", "bb-fell");
-    void cell.offsetWidth; // restart the animation
-    cell.classList.add(up ? "bb-rose" : "bb-fell");
+  function buildRow(state, i, body, now) {
+    const texts = state.rows[i].slice(0, ageAt);
+    const name = (state.names || [])[i] || "";
+    const tr = element("tr", "", body);
+    const cells = columns.map(([key, , kind], j) => {
+      const cell = element("td", `${kind} bb-${key}`, tr);
+      cell.appendChild(document.createTextNode(texts[j] ?? ""));
+      return cell;
+    });
+    if (name) element("span", "bb-name", cells[0]).textContent = name;
+    const age = state.ages[i];
+    const row = {
+      tr, cells, texts, numbers: state.numbers[i].slice(), label: `${texts[0]} ${name}`.toLowerCase(),
+      seen: age === null ? null : now - age * 1000, isVisible: true, flash: 0, turn: 0,
+    };
+    byElement.set(tr, row);
+    paintRow(row, now);
+    sight.observe(tr);
+    return row;
+  }
+
+  function build() {
+    const state = model.get("state");
+    columns = state.columns || [];
+    stale = state.stale ?? 30;
+    [priceAt, changeAt, ageAt] = ["price", "change", AGE_COLUMN].map((key) => columns.findIndex((c) => c[0] === key));
+    root.dataset.colours = state.colours || "korean";
+    scroll.style.maxHeight = state.height || "";
+    sight.disconnect();
+    dirty.clear();
+    byElement = new Map();
+    table.replaceChildren();
+    buildHead();
+    const body = element("tbody", "", table);
+    const now = performance.now();
+    rows = (state.rows || []).map((_, i) => buildRow(state, i, body, now));
+    filter.hidden = rows.length < 12;
+    line = state.line || ["", "off", ""];
+    showFilter();
+    if (sort) showSort();
+    paint();
   }
 
   function apply(delta) {
@@ -141,23 +194,24 @@ function render({ model, el }) {
       const row = rows[i];
       if (!row) continue;
       const before = row.numbers[j];
-      row.cells[j].textContent = text;
+      if (j === priceAt && before !== null && number !== null && number !== before) row.flash = number - before;
+      row.texts[j] = text;
       row.numbers[j] = number;
-      if (columns[j][0] === "price" && before !== null && number !== before) flash(row.cells[j], number > before);
-      if (columns[j][0] === "change") tone(row);
+      dirty.add(row);
     }
     for (const [i, age] of delta.a || []) {
       if (!rows[i]) continue;
       rows[i].seen = age === null ? null : now - age * 1000;
-      showAge(rows[i], now);
+      dirty.add(rows[i]);
     }
-    if (delta.s) showLine(delta.s);
+    if (delta.s) line = delta.s;
+    paintSoon();
   }
 
   const onMessage = (message) => message.t === "d" && apply(message);
   const everySecond = setInterval(() => {
     const now = performance.now();
-    for (const row of rows) showAge(row, now);
+    for (const row of rows) if (row.isVisible) showAge(row, now);
     order();
   }, 1000);
   filter.addEventListener("input", showFilter);
@@ -167,6 +221,8 @@ function render({ model, el }) {
   const leave = announce(model);
   return () => {
     clearInterval(everySecond);
+    cancelAnimationFrame(frame);
+    sight.disconnect();
     model.off("change:state", build);
     model.off("msg:custom", onMessage);
     leave();
