@@ -25,7 +25,8 @@ from urllib.parse import quote, urlencode
 from backbone.clock import Clock
 from backbone.errors import ClosedError, PayloadError, SourceError, UnreachableError
 from backbone.locks import renew_after_fork
-from backbone.routing.wire import Ask, parse_date, parse_remaining, refusal
+from backbone.routing.refusals import parse_date, parse_remaining, refusal
+from backbone.routing.wire import Ask
 
 if TYPE_CHECKING:
     import requests

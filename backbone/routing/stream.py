@@ -37,6 +37,7 @@ from backbone.errors import (
 )
 from backbone.locks import renew_after_fork
 from backbone.model import Span
+from backbone.routing.refusals import refusal
 from backbone.routing.wire import (
     FORMATS,
     LiveRecord,
@@ -45,7 +46,6 @@ from backbone.routing.wire import (
     kind_of,
     parse_frame,
     parse_kind,
-    refusal,
     subscribe_frame,
 )
 

@@ -28,8 +28,9 @@ from backbone.errors import (
     UnreachableError,
 )
 from backbone.routing import rest
+from backbone.routing.refusals import BLOCK_S
 from backbone.routing.rest import ReplyFacts, RestClient
-from backbone.routing.wire import BLOCK_S, Ask, candles_ask, tickers_ask
+from backbone.routing.wire import Ask, candles_ask, tickers_ask
 from backbone.timeframe import TIMEFRAMES
 
 ASK = Ask("candles", "/x", (), json.loads, "KRW-BTC")
