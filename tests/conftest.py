@@ -13,6 +13,7 @@ import pytest
 from backbone import Backbone
 from backbone.clock import SystemClock
 from backbone.simulator import SimulatorServer
+from tests.recordings import recordings as recordings
 
 NOW = "2025-08-22T09:00:00Z"
 _LOOPBACK = ("127.", "::1", "localhost")

@@ -64,7 +64,7 @@ class Replay(Venue):
         super().__init__({code: self._describe(code) for code in found})
         self.seed = seed
         ends = [TIMEFRAMES[name].next(int(bars.time_us[-1])) for (_, name), bars in self._recorded.items()]
-        self.end_us = max(ends) + 1_000_000
+        self.end_us = max(ends) + 5_000_000  # clients give a candle some seconds before they call it closed
         self._closed: tuple[Span, ...] = ()
         self._fold_lock = threading.Lock()
         self._folded: dict[tuple[str, str], Bars] = {}
