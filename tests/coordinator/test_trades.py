@@ -81,7 +81,7 @@ ends = st.one_of(st.none(), moments)
 
 
 @given(trades=executions, count=st.one_of(st.none(), st.integers(1, 50)), start_us=ends, end_us=ends)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 def test_walk_any_range_equals_the_whole_list(
     trades: list[Trade], count: int | None, start_us: int | None, end_us: int | None
 ) -> None:
@@ -103,7 +103,7 @@ def test_walk_any_range_equals_the_whole_list(
     count=st.one_of(st.none(), st.integers(1, 30)),
     after=st.integers(0, 12),
 )
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 def test_walk_over_a_turning_day_loses_nothing(
     trades: list[Trade], later: list[int], count: int | None, after: int
 ) -> None:
@@ -204,3 +204,10 @@ def test_walk_begins_just_after_its_end(end: int, to: str | None, days_ago: str 
     """The venue takes whole seconds and leaves that second out, so the next one is asked for."""
     query: dict[str, Any] = dict(TradeWalk("KRW-BTC", 5, None, end, TODAY).next_ask().query)
     assert (query.get("to"), query.get("days_ago")) == (to, days_ago)
+
+
+def test_walk_asks_no_day_before_its_start() -> None:
+    """A range inside today costs no request for yesterday."""
+    walk = TradeWalk("KRW-BTC", None, now_us - 3600 * SECOND_US, None, TODAY)
+    walked(walk, Venue([trade(now_us - i * SECOND_US, i) for i in range(7)], now_us))
+    assert walk.requests == 1
