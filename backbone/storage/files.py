@@ -219,10 +219,10 @@ class LocalFiles:
             mine.threads.release()
 
     def _lock_file(self, lock_key: str, path: str, timeout_s: float) -> filelock.BaseFileLock:
-        lock = filelock.FileLock(path, timeout_s, thread_local=False, poll_interval=_POLL_S)
+        lock = filelock.FileLock(path, timeout_s, thread_local=False)
         try:
             self._make_folder(os.path.dirname(path))
-            lock.acquire()
+            lock.acquire(poll_interval=_POLL_S)
             _sign(path)
             return lock
         except filelock.Timeout as exc:
