@@ -12,17 +12,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from backbone.errors import InputError
+from backbone.venues import VENUES, parse_exchange
 
 __all__ = ["FRAMES", "Settings", "resolve"]
 
 FRAMES = ("pandas", "polars", "arrow")
-
-_VENUES = {
-    "upbit": "api.upbit.com",
-    "upbit-sg": "sg-api.upbit.com",
-    "upbit-id": "id-api.upbit.com",
-    "upbit-th": "th-api.upbit.com",
-}
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ class Settings:
     @property
     def is_overridden(self) -> bool:
         """Whether another host than the exchange's own answers (an embedded exchange, a proxy, a recording)."""
-        return urlsplit(self.rest_url).hostname != _VENUES[self.exchange]
+        return self.rest_url != VENUES[self.exchange].rest_url
 
     @property
     def store_exchange(self) -> str:
@@ -87,16 +81,14 @@ def resolve(
 ) -> Settings:
     """Settings from arguments, then the environment, then defaults. Raises `InputError`; opens nothing."""
     env = os.environ if environ is None else environ
-    if exchange not in _VENUES:
-        raise InputError("exchange", exchange, "one of " + ", ".join(_VENUES))
+    venue = parse_exchange(exchange)
     if frames not in FRAMES:
         raise InputError("frames", frames, "one of " + ", ".join(FRAMES))
-    host = _VENUES[exchange]
-    rest = _url("rest_url", rest_url or env.get("BACKBONE_REST_URL") or f"https://{host}", ("http", "https"))
+    rest = _url("rest_url", rest_url or env.get("BACKBONE_REST_URL") or venue.rest_url, ("http", "https"))
     rest = rest.removesuffix("/v1")
     ws = ws_url or env.get("BACKBONE_WS_URL") or _socket_beside(rest)
     return Settings(
-        exchange=exchange,
+        exchange=venue.exchange,
         data_dir=str(data_dir) if data_dir is not None else env.get("BACKBONE_DATA_DIR") or str(_default_folder()),
         rest_url=rest,
         ws_url=_url("ws_url", ws, ("ws", "wss")),

@@ -496,7 +496,7 @@ class CandleFetcher:
                 series.plan.forget(want, [Span(boundary, _FOREVER)])
                 waiting.closed_us = min(waiting.closed_us, boundary)
                 waiting.store_error = waiting.store_error or error
-        return table.num_rows
+        return int(table.num_rows)
 
     def _disbelieve(self, series: _Series, page: Page, verdict: Verdict, reply: CandlePage) -> None:
         """A reply that says "nothing before" is not believed against rows already held."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backbone.errors import InputError
-from backbone.routing.venues import VENUES, parse_exchange
+from backbone.venues import VENUES, parse_exchange
 
 
 def test_each_exchange_has_its_own_addresses() -> None:
