@@ -71,7 +71,7 @@ def _fault_help() -> str:
 
     width = max(len(kind) for kind in KINDS)
     lines = [f"  {kind:<{width}}  {text}" for kind, text in KINDS.items()]
-    common = "\nfaults (all take match=TEXT of path and query, times=N or times=all, after=N):\n"
+    common = "\nfaults (all take match=TEXT of path and query [/v1/candles], times=N or times=all, after=N):\n"
     return common + "\n".join(lines) + "\n"
 
 
@@ -90,7 +90,7 @@ def parse_fault(text: str) -> Fault:
         options[name] = value
     times = options.pop("times", "1")
     after = options.pop("after", "0")
-    default = "/websocket/v1" if kind.startswith("ws-") else "/v1/"
+    default = "/websocket/v1" if kind.startswith("ws-") else "/v1/candles"
     try:
         counts = (None if times == "all" else int(times)), int(after)
     except ValueError as exc:

@@ -55,8 +55,9 @@ _STRIDE_US = {
     "1h": 8 * DAY_US, "4h": 32 * DAY_US, "1d": 32 * DAY_US,
     "1w": 224 * DAY_US, "1M": 256 * DAY_US, "1y": 1024 * DAY_US,
 }  # fmt: skip
-_CHUNK_US = 16 * DAY_US  # generation in pieces that fit the processor's cache
+_CHUNK_US = 4 * DAY_US  # generation in pieces that fit the processor's cache
 _MINUTES = 1440
+_BATCH = 16  # markets at once
 
 
 def _us(text: str) -> int:
@@ -339,7 +340,10 @@ class _Board:
     def _fill_locked(self, which: I64, first: int, last: int) -> None:
         if self._ring is None:
             self._ring = np.zeros((ROWS, len(self._tape.markets), _MINUTES), dtype=np.int64)
-        ring = self._ring
+        for start in range(0, len(which), _BATCH):  # in batches that fit the processor's cache
+            self._fill_some_locked(self._ring, which[start : start + _BATCH], first, last)
+
+    def _fill_some_locked(self, ring: I64, which: I64, first: int, last: int) -> None:
         ring[:, which[:, None], np.arange(first, last)[None, :] % _MINUTES] = 0
         cells = self._tape.cells(first * 4, last * 4, [int(i) for i in which])
         if not len(cells):

@@ -10,6 +10,7 @@ under it.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,7 @@ class Fault:
     """One scripted fault; ``options`` are its keywords."""
 
     kind: str
-    match: str = "/v1/"
+    match: str = "/v1/candles"
     times: int | None = 1
     after: int = 0
     options: dict[str, Any] = field(default_factory=dict)
@@ -90,7 +91,7 @@ class Faults:
         self._lock = threading.Lock()
         self._waiting: list[Fault] = list(scripted)
         self._apply: Callable[[Fault], None] | None = None
-        self._log: list[tuple[str, str]] = []
+        self._log: deque[tuple[str, str]] = deque(maxlen=10_000)
 
     def __repr__(self) -> str:
         with self._lock:
@@ -102,7 +103,7 @@ class Faults:
         """Script one fault; `KINDS` lists what there is. Returns it, to watch ``used``."""
         if kind not in KINDS:
             raise InputError("kind", kind, "one of " + " ".join(KINDS))
-        default = "/websocket/v1" if kind.startswith("ws-") else "/v1/"
+        default = "/websocket/v1" if kind.startswith("ws-") else "/v1/candles"
         fault = Fault(kind, default if match is None else match, times, after, options)
         with self._lock:
             apply = self._apply
@@ -152,6 +153,6 @@ class Faults:
 
     @property
     def log(self) -> list[tuple[str, str]]:
-        """What was applied: (kind, path and query)."""
+        """What was applied: (kind, path and query), the newest 10,000."""
         with self._lock:
             return list(self._log)

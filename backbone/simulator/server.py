@@ -52,7 +52,7 @@ __all__ = ["Logged", "SimulatorServer"]
 _logger = logging.getLogger("backbone.simulator")
 _SERVER = "backbone-simulator"
 _JSON = "application/json;charset=UTF-8"
-_LOG_SIZE = 200_000
+_LOG_SIZE = 50_000
 _START_TIMEOUT_S = 20.0
 
 
@@ -245,7 +245,7 @@ class SimulatorServer:
 
     @property
     def requests(self) -> list[Logged]:
-        """The requests so far (the newest 200,000), oldest first; a copy."""
+        """The requests so far (the newest 50,000), oldest first; a copy."""
         with self._log_lock:
             return list(self._log)
 

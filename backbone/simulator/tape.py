@@ -192,10 +192,9 @@ class Tape:
             return self._describe(chosen, first, last, none, none, none)
         if not (self._chance[chosen] >= 1.0).all():
             draw = mix(self._active_key[chosen][:, None], np.broadcast_to(counter, (len(chosen), len(grid))))
-            low = (draw & np.uint64(0xFFFF)).astype(np.int64) * 16
-            active &= (
-                low < self._threshold[chosen][:, None] * np.where(self._chance[chosen] < 1.0, 1, 64)[:, None] * hours
-            )
+            draw &= np.uint64(0xFFFF)
+            bound = self._threshold[chosen] * np.where(self._chance[chosen] < 1.0, 1, 64)
+            active &= draw < ((bound[:, None] * hours[None, :] + 15) >> 4).astype(np.uint64)
         for span in self._closed:
             if span.start < last * CELL_US and span.end > first * CELL_US:
                 active &= ((grid + 1) * CELL_US <= span.start) | (grid * CELL_US >= span.end)
@@ -205,23 +204,23 @@ class Tape:
     def _describe(self, chosen: I64, first: int, last: int, row: I64, cell: I64, hours: I64) -> Cells:
         """What happened in the given active cells (row: position in `chosen`)."""
         market = chosen[row]
-        key = self._cell_key[market] if len(chosen) != 1 else self._cell_key[chosen[0]]
-        draw = mix(key, cell.astype(np.uint64))
+        of = market if len(chosen) != 1 else chosen[0]  # a single market's traits need no gathering
+        draw = mix(self._cell_key[of], cell.astype(np.uint64))
         a = (draw & np.uint64(0xFFFF)).astype(np.float64) / 65536.0
         b = ((draw >> np.uint64(16)) & np.uint64(0xFFFF)).astype(np.float64) / 65536.0
         c = ((draw >> np.uint64(32)) & np.uint64(0xFFFF)).astype(np.int64)
         d = ((draw >> np.uint64(48)) & np.uint64(0xFFFF)).astype(np.int64)
-        count = (1.0 + (self._mean[market] - 1.0) * 3.0 * a * a * hours / 16.0 + 0.5).astype(np.int64)
+        count = (1.0 + (self._mean[of] - 1.0) * 3.0 * a * a * hours / 16.0 + 0.5).astype(np.int64)
         np.clip(count, 1, 400, out=count)
         if not len(cell):
             nothing = np.zeros(0, dtype=np.int64)
             return Cells(market, cell, draw, *(nothing,) * 7)
         price = self._level(chosen, first, last, row, cell)
         band = np.searchsorted(self._band_floor, price, side="right") - 1
-        tick = self._tick[market, band]
-        bid = np.maximum((price * self._price_unit[market]).astype(np.int64) // tick, 1) * tick
-        turnover = count * self._trade_value[market] * (0.02 + 3.9 * b * b * b)
-        volume = (turnover / price * self._volume_unit[market]).astype(np.int64)
+        tick = self._tick[of, band]
+        bid = np.maximum((price * self._price_unit[of]).astype(np.int64) // tick, 1) * tick
+        turnover = count * self._trade_value[of] * (0.02 + 3.9 * b * b * b)
+        volume = (turnover / price * self._volume_unit[of]).astype(np.int64)
         np.maximum(volume, count, out=volume)
         buys = (count + 1) * c >> 16
         return Cells(market, cell, draw, count, buys, d % count, bid, tick, volume, volume * buys // count)
@@ -319,7 +318,7 @@ class Tape:
         out[VOLUME] = cells.volume
         value = cells.bid * cells.volume + cells.tick * cells.bought
         out[VALUE] = value // _LIMB
-        out[VALUE_LOW] = value % _LIMB
+        out[VALUE_LOW] = value - out[VALUE] * _LIMB
         out[BOUGHT] = cells.bought
         out[STAMP] = np.arange(n)
         folded = out if labels_us is None else fold(out, labels + (cells.market << 56))

@@ -69,10 +69,10 @@ def test_tickers_books_and_trades(upbit: Any, exchange: Exchange) -> None:
 
 def test_errors_are_recognised(upbit: Any, server: SimulatorServer) -> None:
     """A refusal for the rate and a server error map to ccxt's own."""
-    server.faults.add("429")
+    server.faults.add("429", match="/v1/")
     with pytest.raises((ccxt.RateLimitExceeded, ccxt.DDoSProtection)):
         upbit.fetch_ticker("BTC/KRW")
-    server.faults.add("500")
+    server.faults.add("500", match="/v1/")
     with pytest.raises(ccxt.ExchangeError):
         upbit.fetch_ticker("BTC/KRW")
 

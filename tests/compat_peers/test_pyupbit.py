@@ -67,10 +67,10 @@ def test_current_prices_and_books(pyupbit: ModuleType, exchange: Exchange) -> No
 
 def test_plain_text_refusal_breaks_its_decoder(pyupbit: ModuleType, server: SimulatorServer) -> None:
     """A known defect of its own: it reads JSON before it compares the text. Candles are then simply None."""
-    server.faults.add("429")
+    server.faults.add("429", match="/v1/")
     with pytest.raises(ValueError, match="Expecting value"):
         pyupbit.get_current_price("KRW-BTC")
-    server.faults.add("429")
+    server.faults.add("429", match="/v1/")
     assert pyupbit.get_ohlcv("KRW-BTC", interval="minute1", count=1) is None
 
 

@@ -68,10 +68,10 @@ def test_errors_are_its_own(upbit: Any, server: SimulatorServer) -> None:
     with pytest.raises(sdk.BadRequestError):
         upbit.candles.list_minutes(unit=7, market="KRW-BTC")
     calm = upbit.with_options(max_retries=0)
-    server.faults.add("429")
+    server.faults.add("429", match="/v1/")
     with pytest.raises(sdk.RateLimitError):
         calm.trading_pairs.list()
-    server.faults.add("418", seconds=30)
+    server.faults.add("418", match="/v1/", seconds=30)
     with pytest.raises(sdk.APIStatusError) as caught:
         calm.trading_pairs.list()
     assert caught.value.status_code == 418

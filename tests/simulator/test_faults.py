@@ -21,7 +21,7 @@ def test_fault_waits_for_its_path_lets_some_pass_and_is_then_gone() -> None:
 
 def test_fault_without_times_stays_until_cleared() -> None:
     """`times=None` is for ever."""
-    faults = Faults(Fault("slow", times=None))
+    faults = Faults(Fault("slow", match="/v1/", times=None))
     assert all(faults.take("/v1/ticker") for _ in range(5))
     faults.clear()
     assert faults.take("/v1/ticker") == []
@@ -61,7 +61,7 @@ def test_option_that_is_no_number_is_an_input_error() -> None:
 
 def test_each_use_is_handed_out_once_however_many_threads_ask() -> None:
     """Taking marks as taken in the same locked step."""
-    faults = Faults(Fault("500", times=50))
+    faults = Faults(Fault("500", match="/v1/", times=50))
     taken: list[int] = []
     threads = [
         threading.Thread(target=lambda: taken.extend(len(faults.take("/v1/x")) for _ in range(100))) for _ in range(4)
