@@ -37,6 +37,9 @@ class MetricsServer:
     def __repr__(self) -> str:
         return f"MetricsServer({'closed' if self._is_closed else self.url})"
 
+    def _repr_html_(self) -> str:
+        return f'Metrics: <a href="{self.url}">{self.url}</a>{" (closed)" if self._is_closed else ""}'
+
     def close(self) -> None:
         """Stop serving and join the thread. Calling it twice is fine."""
         if self._is_closed:

@@ -125,6 +125,16 @@ def test_failed_job_keeps_where_it_stopped() -> None:
     box.close()
 
 
+@pytest.mark.parametrize("state", ["done", "incomplete", "failed", "cancelled"])
+def test_every_end_of_a_job_is_an_end(state: str) -> None:
+    """Whatever way a job ended, nothing more is pulled."""
+    job = Job()
+    job.view = view(state=state)
+    progress = JobProgress(job)
+    progress.refresh()
+    assert progress.is_closed
+
+
 def test_running_job_is_kept_alive_seen_or_not() -> None:
     """A job's view is refreshed to its end, whoever looks."""
     assert JobProgress(Job()).is_watched(10**9)

@@ -18,7 +18,7 @@ from backbone.clock import Clock
 
 __all__ = ["JobProgress", "ProgressView", "duration_text", "progress_html", "progress_text"]
 
-_ENDS: Final = {"done": "success", "failed": "danger", "cancelled": "warning"}
+_ENDS: Final = {"done": "success", "incomplete": "warning", "failed": "danger", "cancelled": "warning"}
 _WIDTH = 28  # of the text's bar
 
 
@@ -26,8 +26,8 @@ class ProgressView(NamedTuple):
     """A job at an instant.
 
     ``done`` of ``total`` is what the bar shows, in any one unit; ``total`` 0 means that it is not known yet.
-    ``state``: ``"queued"``, ``"running"``, ``"done"``, ``"failed"`` or ``"cancelled"``. ``rate``: pages a
-    second; ``eta_s``: seconds to go. NaN where a number is not known.
+    ``state``: ``"queued"``, ``"running"``, ``"done"``, ``"incomplete"``, ``"failed"`` or ``"cancelled"``.
+    ``rate``: pages a second; ``eta_s``: seconds to go. NaN where a number is not known.
     """
 
     label: str

@@ -177,7 +177,7 @@ function render({ model, el }) {
   applyState();
   setData();
   const shown = Math.min(rows.length, state().show ?? 150);
-  chart.timeScale().setVisibleLogicalRange({ from: rows.length - shown, to: rows.length + 3 });
+  chart.timeScale().setVisibleLogicalRange({ from: rows.length - shown - 1, to: rows.length + 3 });
   const leave = announce(model);
   return () => {
     themes.disconnect();
