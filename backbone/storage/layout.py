@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -49,6 +50,10 @@ def is_exchange_name(text: str) -> bool:
     return _EXCHANGE.fullmatch(text) is not None and not text.endswith(".")
 
 
+name_of_period = lru_cache(maxsize=4096)(period_name)
+"""`period_name`, remembered: the same few hundred periods are named over and over."""
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
     """One market's candles of one timeframe on one exchange: the unit of locking."""
@@ -83,12 +88,13 @@ class Series:
 
     def key(self, period: Span) -> str:
         """The partition file of one period."""
-        return f"{CANDLES}/{self.name}/period={period_name(self.timeframe, period)}/{FILE_NAME}"
+        return f"{CANDLES}/{self.name}/period={name_of_period(self.timeframe, period)}/{FILE_NAME}"
 
     def __str__(self) -> str:
         return f"{self.market} {self.timeframe.name}"
 
 
+@lru_cache(maxsize=4096)
 def parse_period(timeframe: Timeframe, name: str) -> Span | None:
     """The period that a directory's value names; None where it names none of this timeframe."""
     if timeframe.period == "all":

@@ -171,13 +171,13 @@ def bench_audit(root: Path) -> None:
     line(f"verify a year of minutes ({minutes:,} rows)", ours, None, "< 3,000 ms")
 
 
-def bench_many(root: Path, markets: int, months: int) -> None:
+def bench_many(root: Path, markets: int, months: int, minutes: int) -> None:
     """The first row of a large store, and a scan of all of it."""
     import polars as pl
 
     folder = root / "many"
-    fill(folder, 1, 1440 * 3)
-    (source,) = open_store(folder).paths("KRW-BTC", _MINUTE, slots(0, 1440 * 3))
+    fill(folder, 1, minutes)
+    (source,) = open_store(folder).paths("KRW-BTC", _MINUTE, slots(0, minutes))
     for n in range(markets):
         for month in range(months):
             name = f"market={_name(n)}/timeframe=minute1/period=month-{2020 + month // 12}-{month % 12 + 1:02}"
@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--markets", type=int, default=40)
     parser.add_argument("--months", type=int, default=12)
+    parser.add_argument("--minutes", type=int, default=4320, help="rows a file of the store of many markets")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="backbone-bench-") as folder:
         root = Path(folder)
@@ -223,7 +224,7 @@ def main() -> None:
         bench_reads(root, options.rounds)
         bench_memo(root, options.rounds)
         bench_audit(root)
-        bench_many(root, options.markets, options.months)
+        bench_many(root, options.markets, options.months, options.minutes)
 
 
 if __name__ == "__main__":
