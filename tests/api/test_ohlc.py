@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.api.ohlc import (
@@ -24,14 +24,10 @@ from backbone.api.ohlc import (
 )
 from backbone.errors import InputError
 
-ATTRS = {
-    "backbone": {"request_id": "r1", "source": "store", "quiet": [["2024-01-01T00:00:00Z", 3]], "pages": 2}
-}
+ATTRS = {"backbone": {"request_id": "r1", "source": "store", "quiet": [["2024-01-01T00:00:00Z", 3]], "pages": 2}}
 
 
-def candles(
-    start: str = "2024-01-01", count: int = 3, freq: str = "1min", tz: str = "Asia/Seoul"
-) -> pd.DataFrame:
+def candles(start: str = "2024-01-01", count: int = 3, freq: str = "1min", tz: str = "Asia/Seoul") -> pd.DataFrame:
     index = pd.date_range(start, periods=count, freq=freq, tz=tz, name="time").as_unit("us")
     n = np.arange(count, dtype="float64")
     frame = pd.DataFrame(
@@ -275,6 +271,7 @@ def test_trading_day_refuses_other_rules_and_hours(arguments: dict) -> None:
         resample_trading_day(candles(), **arguments)
 
 
+@settings(deadline=None)
 @given(
     start=st.integers(0, 40_000),
     gaps=st.lists(st.integers(1, 500), min_size=1, max_size=60),
@@ -284,9 +281,7 @@ def test_trading_day_equals_a_day_by_day_loop(start: int, gaps: list[int], hour:
     """Any minutes with any gaps give the same days as a loop over the rows would."""
     minutes = start + np.cumsum(gaps)
     index = pd.DatetimeIndex((minutes * 60_000_000).view("datetime64[us]"), tz="UTC", name="time")
-    frame = pd.DataFrame(
-        {name: minutes.astype("float64") for name in ("open", "high", "low", "close")}, index=index
-    )
+    frame = pd.DataFrame({name: minutes.astype("float64") for name in ("open", "high", "low", "close")}, index=index)
     frame["volume"], frame["value"] = 1.0, 2.0
     frame.attrs = {"backbone": {"timeframe": "1m"}}
     days: dict[int, int] = {}
@@ -329,6 +324,7 @@ def test_tick_size_follows_the_venue_s_tables(market: str, price: float, tick: f
     assert tick_size(market, price) == tick
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**15), st.sampled_from([1000.0, 1.0, 0.5, 0.1, 0.01, 0.001, 1e-8]))
 def test_format_price_never_hides_a_digit(hundred_millionths: int, tick: float) -> None:
     """Whatever the tick, the text reads back as the very price the venue said."""

@@ -131,7 +131,7 @@ def test_chart_that_runs_on_lets_old_candles_go() -> None:
     assert chart.rows[-1] == candle(39)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 3)), max_size=40))
 def test_chart_deltas_and_wholes_add_up_to_the_last_state_of_every_candle(told: list[tuple[int, int]]) -> None:
     """Whatever order candles arrive in, the browser ends with the last state of each, in order of time."""

@@ -54,7 +54,7 @@ snapshots = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(snapshots)
 def test_deltas_bring_the_browser_to_what_a_fresh_one_would_see(history: list[tuple[list[TableRow], str]]) -> None:
     """After any history of deltas, cells, sort keys and state line equal those of the whole state."""
