@@ -226,7 +226,7 @@ class Board:
                 for follower in cell.followers:
                     follower.note_locked(cell, record)
 
-    def offer(self, kind: str, records: Iterable[LiveRecord], received_s: float) -> None:
+    def offer(self, kind: str, records: Sequence[LiveRecord], received_s: float) -> None:
         """Records from REST, of one kind; each is taken unless the cell has a newer one."""
         with self.lock:
             for record in records:
@@ -285,7 +285,7 @@ class Board:
         with self.lock:
             return [cell.held for cell in cells if cell.held is not None]
 
-    def want(self, cells: Iterable[Cell]) -> None:
+    def want(self, cells: Sequence[Cell]) -> None:
         """One more subscription wants `cells`; what the stream said before it was wanted counts no more."""
         with self.lock:
             for cell in cells:
@@ -294,7 +294,7 @@ class Board:
                     cell.history = history_of(cell.kind)
                 cell.wants += 1
 
-    def unwant(self, cells: Iterable[Cell]) -> None:
+    def unwant(self, cells: Sequence[Cell]) -> None:
         """One subscription less; a history that nobody wants any more is dropped."""
         with self.lock:
             for cell in cells:

@@ -388,7 +388,7 @@ class Feed:
             if earned and is_first:
                 self._ladder.begin(now)
         if earned:
-            self.board.want(self.board.cell(kind, market) for kind, market in earned)
+            self.board.want([self.board.cell(kind, market) for kind, market in earned])
             log.info("live.adopted kind=%s markets=%d", kind, len(earned))
             self._tell_asked()
 
@@ -449,7 +449,7 @@ class Feed:
         for group in polls:
             self._poll(group)
         if gone:
-            self.board.unwant(self.board.cell(kind, market) for kind, market in gone)
+            self.board.unwant([self.board.cell(kind, market) for kind, market in gone])
             self._tell_asked()
         confirm_s = self.confirmer.run(now)
         if confirm_s is not None and not is_idle:

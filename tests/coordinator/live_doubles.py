@@ -1,0 +1,259 @@
+"""Doubles for the feed: a clock moved by hand, a stream that says what a test says, a queue that runs when told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from backbone.clock import VenueClock
+from backbone.coordinator.board import Board
+from backbone.coordinator.feed import Feed
+from backbone.coordinator.history import candle_rows
+from backbone.coordinator.metrics import Metrics
+from backbone.errors import BackboneError
+from backbone.model import LiveCandle, OrderBook, Priority, Span, Ticker, Trade
+from backbone.routing.rest import Reply
+from backbone.routing.stream import StreamState
+from backbone.routing.wire import Ask
+from backbone.timeframe import Timeframe
+
+START_US = 1_755_853_200_000_000  # 2025-08-22T09:00:00Z
+MINUTE_US = 60_000_000
+GRACE_S = 3.0
+
+
+class HandClock:
+    """Time that moves when a test says so, and by the time-out of every wait."""
+
+    def __init__(self) -> None:
+        self.s = 1000.0
+
+    def now_us(self) -> int:
+        return START_US + int((self.s - 1000.0) * 1e6)
+
+    def monotonic(self) -> float:
+        return self.s
+
+    def wait(self, condition: threading.Condition, timeout_s: float | None) -> bool:
+        self.s += timeout_s or 0.0
+        return False
+
+
+def ticker(market: str = "KRW-BTC", price: float = 100.0, stamp_s: float = 0.0) -> Ticker:
+    stamp = START_US + int(stamp_s * 1e6)
+    change = price - 95.0
+    return Ticker(market, stamp, price, 90.0, 110.0, 80.0, 95.0, change, change / 95, 1.0, 2.0, 3.0, 4.0, stamp)
+
+
+def trade(number: int, market: str = "KRW-BTC", stamp_s: float | None = None) -> Trade:
+    at = START_US + int((number if stamp_s is None else stamp_s) * 1e6)
+    return Trade(market, at, 100.0 + number, 1.0, "buy", 10_000 + number)
+
+
+def book(market: str = "KRW-BTC", stamp_s: float = 0.0, level: float = 0.0) -> OrderBook:
+    return OrderBook(market, START_US + int(stamp_s * 1e6), level, ((101.0, 1.0),), ((100.0, 2.0),))
+
+
+def candle(minute: int, close: float = 100.0, market: str = "KRW-BTC", stamp_s: float | None = None) -> LiveCandle:
+    """The 1-minute candle `minute` minutes after the start."""
+    opens = START_US + minute * MINUTE_US
+    stamp = opens + 1_000_000 if stamp_s is None else START_US + int(stamp_s * 1e6)
+    return LiveCandle(market, "1m", opens, 100.0, max(close, 110.0), min(close, 90.0), close, 1.0, 2.0, stamp)
+
+
+def reply(value: Any, clock: HandClock) -> Reply:
+    return Reply(value, None, None, None, clock.monotonic(), clock.monotonic(), 0)
+
+
+class SaidStream:
+    """A stream that does what a test says."""
+
+    def __init__(self, url: str, *, clock: HandClock, sink: Any, on_state: Callable[[StreamState], None]) -> None:
+        self.clock = clock
+        self.sink = sink
+        self.on_state = on_state
+        self.wanted: dict[object, dict[str, tuple[str, ...]]] = {}
+        self.is_closed = False
+        self.state = StreamState("stopped", 0, None, 0, 0, 0, None)
+
+    def subscribe(self, key: object, kind: str, markets: Iterable[str]) -> None:
+        self.wanted.setdefault(key, {})[kind] = tuple(markets)
+
+    def unsubscribe(self, key: object, kind: str | None = None) -> None:
+        if kind is None:
+            self.wanted.pop(key, None)
+            return
+        self.wanted.get(key, {}).pop(kind, None)
+        if not self.wanted.get(key):
+            self.wanted.pop(key, None)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def enter(self, phase: Any, *, gap: Span | None = None, silent: tuple[tuple[str, str], ...] = ()) -> None:
+        heard = self.clock.monotonic() if phase == "streaming" else self.state.last_frame_s
+        self.state = replace(self.state, phase=phase, last_frame_s=heard, silent=silent)
+        self.on_state(replace(self.state, gap=gap))
+
+    def connect(self, *records: Any, gap: Span | None = None) -> None:
+        """Connect and tell a snapshot of each record."""
+        self.enter("connecting")
+        self.enter("streaming", gap=gap)
+        for record in records:
+            self.sink(record, self.clock.monotonic(), True)
+
+    def say(self, *records: Any) -> None:
+        """Changes."""
+        self.state = replace(self.state, last_frame_s=self.clock.monotonic())
+        for record in records:
+            self.sink(record, self.clock.monotonic(), False)
+
+    def pong(self) -> None:
+        self.state = replace(self.state, last_frame_s=self.clock.monotonic())
+
+
+@dataclass
+class Queued:
+    group: str
+    priority: Priority
+    bind: Callable[[], Ask | None]
+    done: Callable[[Ask | None, Any], None]
+
+
+class HandScheduler:
+    """Runs timers when their time has come and a test says so; keeps what was submitted."""
+
+    def __init__(self, clock: HandClock) -> None:
+        self.clock = clock
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.queued: list[Queued] = []
+
+    def call_later(self, delay_s: float, job: Callable[[], None]) -> None:
+        self.timers.append((self.clock.monotonic() + delay_s, job))
+
+    def submit(self, group: str, priority: Priority, bind: Any, done: Any) -> None:
+        self.queued.append(Queued(group, priority, bind, done))
+
+    def run(self) -> None:
+        """Everything that is due, until nothing is."""
+        while True:
+            due = [timer for timer in self.timers if timer[0] <= self.clock.monotonic() + 1e-9]
+            if not due:
+                return
+            self.timers = [timer for timer in self.timers if timer not in due]
+            for _, job in due:
+                job()
+
+    def advance(self, seconds: float, step_s: float = 0.05) -> None:
+        """Let time pass, running what becomes due."""
+        end = self.clock.s + seconds
+        while self.clock.s < end - 1e-9:
+            self.clock.s = min(end, self.clock.s + step_s)
+            self.run()
+
+    def asks(self) -> list[tuple[Ask, Queued]]:
+        """Bind what is queued; what has nothing to ask is dropped."""
+        taken, self.queued = self.queued, []
+        return [(ask, one) for one in taken if (ask := one.bind()) is not None]
+
+
+@dataclass
+class Fetch:
+    market: str
+    timeframe: Timeframe
+    span: Span
+    priority: Priority
+    on_done: Callable[[Any], None]
+    store_error: BackboneError | None = None
+
+
+@dataclass
+class FakeAnswer:
+    table: pa.Table
+    gaps: tuple[Span, ...] = ()
+
+
+@dataclass
+class _Causes:
+    causes: list[BaseException] = field(default_factory=list)
+
+
+@dataclass
+class FakePending:
+    store_error: BackboneError | None = None
+    want: _Causes = field(default_factory=_Causes)
+
+
+class HandFetcher:
+    """Candle fetches that end when a test says so; `rows` is what REST has."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, int], LiveCandle] = {}
+        self.asked: list[Fetch] = []
+        self.failing: BackboneError | None = None
+        self.flushed = 0
+
+    def has(self, *candles: LiveCandle) -> None:
+        self.rows.update({(one.market, one.time_us): one for one in candles})
+
+    def begin(
+        self, market: str, timeframe: Timeframe, span: Span, priority: Priority, *, on_done: Any, **_: Any
+    ) -> Any:
+        self.asked.append(Fetch(market, timeframe, span, priority, on_done))
+        return None
+
+    def release(self, pending: Any) -> None:
+        """Nothing is kept."""
+
+    def flush(self, markets: Any, timeframe: Timeframe) -> None:
+        self.flushed += 1
+
+    def recall(self, market: str, timeframe: Timeframe, span: Span) -> FakeAnswer:
+        rows = [c for (m, t), c in sorted(self.rows.items()) if m == market and span.start <= t < span.end]
+        return FakeAnswer(candle_rows(rows), (span,) if self.failing else ())
+
+    def finish(self) -> list[Fetch]:
+        """End all that is being fetched."""
+        ended, self.asked = self.asked, []
+        for one in ended:
+            pending = FakePending()
+            if self.failing:
+                pending.want.causes.append(self.failing)
+            one.on_done(pending)
+        return ended
+
+
+class Rig:
+    """A feed with doubles all round."""
+
+    def __init__(self, held: Iterable[str] = ()) -> None:
+        self.clock = HandClock()
+        self.scheduler = HandScheduler(self.clock)
+        self.fetcher = HandFetcher()
+        self.board = Board(self.clock)
+        self.streams: list[SaidStream] = []
+        kept = set(held)
+        self.feed = Feed(
+            "ws://nowhere",
+            board=self.board,
+            scheduler=self.scheduler,  # type: ignore[arg-type]
+            candles=self.fetcher,  # type: ignore[arg-type]
+            holds=lambda market, _: market in kept,
+            venue=VenueClock(self.clock),
+            clock=self.clock,
+            metrics=Metrics(),
+            grace_s=GRACE_S,
+            source=self._source,
+        )
+
+    def _source(self, url: str, **options: Any) -> SaidStream:
+        self.streams.append(SaidStream(url, **options))
+        return self.streams[-1]
+
+    @property
+    def stream(self) -> SaidStream:
+        return self.streams[-1]
