@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from backbone.clock import Clock, SystemClock
 from backbone.errors import InputError
 
 __all__ = ["ExchangeClock", "parse_instant"]
@@ -39,18 +39,22 @@ class ExchangeClock:
     now : where it starts; None is the machine's time.
     frozen : it moves by `advance` and `set` only.
     speed : exchange seconds a real second.
+    machine : the real time it runs on.
     """
 
-    def __init__(self, now: object = None, *, frozen: bool = False, speed: float = 1.0) -> None:
+    def __init__(
+        self, now: object = None, *, frozen: bool = False, speed: float = 1.0, machine: Clock | None = None
+    ) -> None:
         if not speed > 0:
             raise InputError("speed", speed, "a number above 0")
+        self._machine = machine or SystemClock()
         self._lock = threading.Lock()
         self._frozen = frozen
         self._speed = speed
         self._listeners: list[Callable[[], None]] = []
         start = parse_instant(now)
-        self._anchor_us = time.time_ns() // 1000 if start is None else start
-        self._anchor_s = time.monotonic()
+        self._anchor_us = self._machine.now_us() if start is None else start
+        self._anchor_s = self._machine.monotonic()
 
     def __repr__(self) -> str:
         stamp = datetime.fromtimestamp(self.now_us() / 1e6, UTC).isoformat(timespec="milliseconds")
@@ -73,7 +77,7 @@ class ExchangeClock:
     def _now_locked(self) -> int:
         if self._frozen:
             return self._anchor_us
-        return self._anchor_us + int((time.monotonic() - self._anchor_s) * 1e6 * self._speed)
+        return self._anchor_us + int((self._machine.monotonic() - self._anchor_s) * 1e6 * self._speed)
 
     def set(self, now: object) -> None:
         """Jump to an instant (microseconds, datetime or ISO text)."""
@@ -89,12 +93,12 @@ class ExchangeClock:
     def freeze(self, frozen: bool = True) -> None:
         """Stop the clock where it stands, or let it run on from there."""
         with self._lock:
-            self._anchor_us, self._anchor_s = self._now_locked(), time.monotonic()
+            self._anchor_us, self._anchor_s = self._now_locked(), self._machine.monotonic()
             self._frozen = frozen
 
     def _move(self, target: Callable[[int], int]) -> None:
         with self._lock:
-            self._anchor_us, self._anchor_s = target(self._now_locked()), time.monotonic()
+            self._anchor_us, self._anchor_s = target(self._now_locked()), self._machine.monotonic()
             listeners = list(self._listeners)
         for listener in listeners:
             listener()

@@ -20,7 +20,6 @@ import random
 import socket
 import struct
 import threading
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
 
+from backbone.clock import SystemClock
 from backbone.errors import InputError
 from backbone.model import Span
 from backbone.simulator.clock import ExchangeClock, parse_instant
@@ -350,7 +350,7 @@ class SimulatorServer:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         await self._travel(request)
-        arrived = time.monotonic()
+        arrived = _MACHINE.monotonic()
         if request.path.startswith("/websocket/"):
             return await self._handle_socket(request, arrived)
         query = {name: ",".join(request.query.getall(name)) for name in request.query}  # pyupbit repeats a name
@@ -386,7 +386,7 @@ class SimulatorServer:
             await self._delay(fault)
         if route is None:
             return self._respond(request, 404, NOT_FOUND, None)
-        verdict = self._limits.ask(route.group, time.monotonic() + _WALL, origin="Origin" in request.headers)
+        verdict = self._limits.ask(route.group, _MACHINE.monotonic() + _WALL, origin="Origin" in request.headers)
         refused = self._refused(request, verdict, faults)
         if refused is not None:
             return refused
@@ -429,7 +429,7 @@ class SimulatorServer:
             if fault.kind == "429":
                 return self._too_many(request, verdict, fault.text("body", self._refusal))
             if fault.kind == "418":
-                verdict = self._limits.block(time.monotonic() + _WALL, fault.number("seconds", 5.0))
+                verdict = self._limits.block(_MACHINE.monotonic() + _WALL, fault.number("seconds", 5.0))
             if fault.kind == "500":
                 return self._respond(request, 500, error_body(500, "server error"), verdict)
             if fault.kind == "502-html":
@@ -522,7 +522,10 @@ class SimulatorServer:
 
 
 _SOCKETS = ("/websocket/v1", "/websocket/v1/private", "/websocket/v1/info")
-_WALL = time.time() - time.monotonic()  # rate windows follow the machine's whole seconds, and never step
+_MACHINE = SystemClock()
+_WALL = (
+    _MACHINE.now_us() / 1e6 - _MACHINE.monotonic()
+)  # rate windows follow the machine's whole seconds, and never step
 
 
 def _required(fault: Fault, name: str) -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from backbone.clock import SystemClock
 from backbone.simulator.clock import ExchangeClock
 from backbone.simulator.faults import Fault, Faults
 from backbone.simulator.feed import Channel, Event, Feed
@@ -34,12 +34,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Hub", "Session"]
 
+_now_s = SystemClock().monotonic
 _TICK_S = 0.02
 _UP_S = 10.0
 _CLOSE_AFTER_S = 0.15
 _MAX_BUFFER = 64 * 2**20
 _LIVE_FAULTS = frozenset({"ws-drop", "ws-stall", "ws-garbage", "ws-slow"})
 _JUMP_US = 3_600_000_000  # after a longer jump, only the last hour is told
+_BATCH = 256
+_FLOOD_BUFFER = 512 * 1024
 _UP = b'{"status":"UP"}'
 _DROP = b"drop"  # queued instead of a frame: the socket ends here
 
@@ -56,7 +59,7 @@ class Session:
         self.form = "DEFAULT"
         self.wants: tuple[Want, ...] = ()
         self.since_us = 0
-        self.active_s = time.monotonic()
+        self.active_s = _now_s()
         self.stalled_until_s = 0.0
         self.flood: list[tuple[bytes, bytes]] = []
         self._queue: deque[tuple[float, bytes]] = deque()
@@ -70,7 +73,7 @@ class Session:
 
     def send(self, payload: bytes, delay_s: float = 0.0) -> None:
         """Queue one frame."""
-        self._queue.append((time.monotonic() + self.hub.one_way_s + delay_s, payload))
+        self._queue.append((_now_s() + self.hub.one_way_s + delay_s, payload))
         self._queued.set()
 
     def publish(self, payload: bytes) -> None:
@@ -78,7 +81,7 @@ class Session:
         delay_s = 0.0
         for fault in self.hub.faults.take(self.target, websocket=True, only=_LIVE_FAULTS):
             delay_s += self._suffer(fault)
-        if time.monotonic() >= self.stalled_until_s and not self._dropping:
+        if _now_s() >= self.stalled_until_s and not self._dropping:
             self.send(payload, delay_s)
 
     def _suffer(self, fault: Fault) -> float:
@@ -86,7 +89,7 @@ class Session:
             self.send(_DROP, fault.number("seconds", 0.0))
             self._dropping = True
         elif fault.kind == "ws-stall":
-            self.stalled_until_s = time.monotonic() + fault.number("seconds", 60.0)
+            self.stalled_until_s = _now_s() + fault.number("seconds", 60.0)
         elif fault.kind == "ws-garbage":
             self.send(b'{"type":"ticker","code":')
         else:
@@ -98,7 +101,7 @@ class Session:
         while True:
             while self._queue:
                 due, payload = self._queue[0]
-                wait = due - time.monotonic()
+                wait = due - _now_s()
                 if wait > 0:
                     await asyncio.sleep(wait)
                 self._queue.popleft()
@@ -109,7 +112,7 @@ class Session:
                     await self.socket.send_bytes(payload)
                 except (ConnectionError, RuntimeError):  # the socket is gone: nobody is left to tell
                     return
-                self.active_s = time.monotonic()
+                self.active_s = _now_s()
             self._queued.clear()
             await self._queued.wait()
 
@@ -123,9 +126,9 @@ class Session:
             message = await self.socket.receive()
             if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
                 return
-            if time.monotonic() < self.stalled_until_s:
+            if _now_s() < self.stalled_until_s:
                 continue
-            self.active_s = time.monotonic()
+            self.active_s = _now_s()
             if message.type == WSMsgType.PING:
                 await self.socket.pong(message.data)
             elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
@@ -144,7 +147,7 @@ class Session:
 
     def _obey(self, data: str | bytes) -> None:
         text = data if isinstance(data, str) else data.decode("utf-8", "replace")
-        now_s = time.monotonic() + self.hub.wall
+        now_s = _now_s() + self.hub.wall
         if not (self._second.take(now_s) and self._minute.take(now_s)):
             raise StreamError("Too Many Requests", "요청 수 제한을 초과했습니다.")
         if text.strip() == "PING":
@@ -324,7 +327,7 @@ class Hub:
                 session.publish(rendered[key].encode())
 
     def _cut_idle(self) -> None:
-        now_s = time.monotonic()
+        now_s = _now_s()
         for session in list(self._sessions):
             silent = now_s - session.active_s > self._idle_s and now_s >= session.stalled_until_s
             if silent or session.transport.get_write_buffer_size() > _MAX_BUFFER:
@@ -340,21 +343,21 @@ class Hub:
             session.flood = self._flood_frames(session, self.clock.now_us())
 
     async def run_flood(self) -> None:
-        """The flood itself: batches written straight to the transport, within what the reader takes."""
-        owed, last = 0.0, time.monotonic()
+        """The flood itself: small batches written straight to the transport, within what the reader takes."""
+        owed, last = 0.0, _now_s()
         while True:
-            await asyncio.sleep(0.002 if self._flood_rate else 0.05)
-            now = time.monotonic()
-            owed = min(owed + (now - last) * self._flood_rate, 20_000.0) if self._flood_rate else 0.0
+            await asyncio.sleep(0.05 if not self._flood_rate else 0.0 if owed >= _BATCH else 0.001)
+            now = _now_s()
+            owed = min(owed + (now - last) * self._flood_rate, 0.2 * self._flood_rate) if self._flood_rate else 0.0
             last = now
-            batch = int(owed)
+            batch = min(int(owed), _BATCH)
             owed -= batch
             for session in list(self._sessions):
                 if batch and session.flood and now >= session.stalled_until_s:
                     self._pour(session, batch)
 
     def _pour(self, session: Session, batch: int) -> None:
-        if session.transport.is_closing() or session.transport.get_write_buffer_size() > 2**20:
+        if session.transport.is_closing() or session.transport.get_write_buffer_size() > _FLOOD_BUFFER:
             return
         frames = session.flood
         stamp = str(self.clock.now_us() // 1000).encode()
@@ -363,7 +366,7 @@ class Hub:
             b"".join(head + stamp + tail for head, tail in (frames[(start + i) % len(frames)] for i in range(batch)))
         )
         self.flooded += batch
-        session.active_s = time.monotonic()
+        session.active_s = _now_s()
 
     def _flood_frames(self, session: Session, now_us: int) -> list[tuple[bytes, bytes]]:
         """Ready-made frames around a hole for the ``timestamp``, a few prices each."""

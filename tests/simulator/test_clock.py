@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from backbone.clock import SystemClock
 from backbone.errors import InputError
 from backbone.simulator.clock import ExchangeClock, parse_instant, parse_to
 
@@ -22,26 +23,33 @@ def test_frozen_clock_moves_by_advance_and_set_only() -> None:
     assert clock.now_us() == NOW_US - 7
 
 
-def test_running_clock_runs_as_fast_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One real second is `speed` exchange seconds."""
+class Machine(SystemClock):
+    """A machine whose time stands until it is told."""
+
     mono = 100.0
-    monkeypatch.setattr("backbone.simulator.clock.time.monotonic", lambda: mono)
-    clock = ExchangeClock(NOW_US, speed=60)
-    mono = 102.0
+
+    def monotonic(self) -> float:
+        return self.mono
+
+
+def test_running_clock_runs_as_fast_as_asked() -> None:
+    """One real second is `speed` exchange seconds."""
+    machine = Machine()
+    clock = ExchangeClock(NOW_US, speed=60, machine=machine)
+    machine.mono = 102.0
     assert clock.now_us() == NOW_US + 120_000_000
 
 
-def test_clock_stopped_and_let_go_runs_on_from_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_stopped_and_let_go_runs_on_from_where_it_stood() -> None:
     """Freezing loses no time and invents none."""
-    mono = 100.0
-    monkeypatch.setattr("backbone.simulator.clock.time.monotonic", lambda: mono)
-    clock = ExchangeClock(NOW_US)
-    mono = 101.0
+    machine = Machine()
+    clock = ExchangeClock(NOW_US, machine=machine)
+    machine.mono = 101.0
     clock.freeze()
-    mono = 105.0
+    machine.mono = 105.0
     assert clock.now_us() == NOW_US + 1_000_000
     clock.freeze(False)
-    mono = 106.0
+    machine.mono = 106.0
     assert clock.now_us() == NOW_US + 2_000_000
 
 
