@@ -54,6 +54,9 @@ class Settings:
     markets_fresh_s: float = 600.0
     """The market list is asked again after this time; listings are rare, and a refusal refreshes it at once."""
 
+    quota: str | None = None
+    """Address, without a password, of the Redis that keeps one quota for several hosts; None: this machine's ledger."""
+
     @property
     def is_overridden(self) -> bool:
         """Whether another host than the exchange's own answers (an embedded exchange, a proxy, a recording)."""
@@ -77,6 +80,7 @@ def resolve(
     ws_url: str | None,
     tz: str | None,
     frames: str,
+    quota: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
     """Settings from arguments, then the environment, then defaults. Raises `InputError`; opens nothing."""
@@ -94,7 +98,21 @@ def resolve(
         ws_url=_url("ws_url", ws, ("ws", "wss")),
         tz=_zone(tz or env.get("BACKBONE_TZ") or "Asia/Seoul"),
         frames=frames,
+        quota=_quota(quota or env.get("BACKBONE_QUOTA") or None),
     )
+
+
+def _quota(value: str | None) -> str | None:
+    """A Redis address without credentials: those would be pickled, shown and logged with it."""
+    if value is None:
+        return None
+    parts = urlsplit(value)
+    allowed = "redis://host:port/0, rediss://… or unix://…"
+    if "@" in parts.netloc or "password=" in parts.query:
+        raise InputError("quota", "(not shown)", f"{allowed} without credentials: put them in $BACKBONE_QUOTA_PASSWORD")
+    if parts.scheme not in ("redis", "rediss", "unix") or not (parts.hostname or parts.path):
+        raise InputError("quota", value, allowed)
+    return value
 
 
 def _url(argument: str, value: str, schemes: tuple[str, ...]) -> str:

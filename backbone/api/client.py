@@ -52,6 +52,9 @@ class Backbone:
     rest_url, ws_url : argument → ``$BACKBONE_REST_URL`` / ``$BACKBONE_WS_URL`` → the exchange's own.
     tz : zone of every index and of naive input (argument → ``$BACKBONE_TZ`` → Asia/Seoul); storage is UTC always.
     frames : ``"pandas"``, ``"polars"`` or ``"arrow"``; every data call also takes ``frames=``.
+    quota : ``"redis://host:port/0"`` shares one quota among all hosts behind one address (argument →
+        ``$BACKBONE_QUOTA``; a password only in ``$BACKBONE_QUOTA_PASSWORD``); None: this machine has an address of its
+        own.
 
     Examples
     --------
@@ -69,8 +72,11 @@ class Backbone:
         ws_url: str | None = None,
         tz: str | None = None,
         frames: str = "pandas",
+        quota: str | None = None,
     ) -> None:
-        self._settings = resolve(exchange, data_dir=data_dir, rest_url=rest_url, ws_url=ws_url, tz=tz, frames=frames)
+        self._settings = resolve(
+            exchange, data_dir=data_dir, rest_url=rest_url, ws_url=ws_url, tz=tz, frames=frames, quota=quota
+        )
         self._start()
 
     def _start(self) -> None:

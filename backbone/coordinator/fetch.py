@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,9 @@ from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask, instrument
 from backbone.settings import Settings
 from backbone.storage.candles import CandleStore
 from backbone.timeframe import Timeframe
+
+if TYPE_CHECKING:
+    from backbone.coordinator.redis_ledger import RedisLimiter
 
 __all__ = ["Coordinator"]
 
@@ -60,7 +63,7 @@ class Coordinator:
         )
         self.rest = RestClient(settings.rest_url, clock=clock)
         self._critical = self.rest.critical()
-        self.limiter = MachineLimiter(settings.rest_url, clock)
+        self.limiter = _open_limiter(settings, clock)
         self.scheduler = Scheduler(self.limiter, self._send, clock=clock, metrics=self.metrics)
         self.candles = CandleFetcher(self.scheduler, self.store, self.venue, clock, settings)
         self.ranges = CandleRanges(self.candles, self.venue)
@@ -256,6 +259,21 @@ class Coordinator:
             self._critical.close()
             self.rest.close()
             self.limiter.close()
+
+
+def _open_limiter(settings: Settings, clock: Clock) -> MachineLimiter | RedisLimiter:
+    """The machine's quota, or the one it shares with other hosts; that one is looked for before work starts."""
+    if settings.quota is None:
+        return MachineLimiter(settings.rest_url, clock)
+    from backbone.coordinator.redis_ledger import RedisLimiter
+
+    limiter = RedisLimiter(settings.quota, settings.rest_url, clock)
+    try:
+        limiter.open()
+    except BackboneError:
+        limiter.close()
+        raise
+    return limiter
 
 
 def unknown_market(market: str, codes: set[str]) -> InputError:

@@ -143,7 +143,7 @@ def _measure(name: str, folder: str) -> None:
     import pandas  # noqa: F401 - loaded before the clock starts, as is Polars
     import polars  # noqa: F401
 
-    import backbone.api.client  # noqa: F401
+    import backbone.api.client
     import backbone.coordinator.fetch  # noqa: F401
 
     began = time.perf_counter()
