@@ -8,8 +8,8 @@ environment.
 Invariants, for any calls whose times do not step back:
 
 - an exact sliding log: never more than `Rules.limit` stamps in any `Rules.window_s` seconds. A stamp is the
-  time of a grant, moved later once it is known that the request left later (`move`) or was late on its way
-  (`settle`);
+  latest time at which the venue may have counted the request: well after the grant (`Rules.unheard_s`) until
+  the answer tells better (`settle`), and later if the request left later (`move`);
 - who waits with a better key goes first. A key is the time since when one waits plus an allowance by priority
   (`waiting_key`): urgent classes first, first come first served within one, and by age everybody's turn
   comes;
@@ -84,6 +84,7 @@ _FAR_S: Final = 60.0  # nothing but a ban or an ease reaches further ahead: the 
 _AHEAD_S: Final = 5.0  # another thread's time may be a little ahead of one's own, no more
 LONGEST_BAN_S: Final = 7 * 86400.0
 _LOWEST_LEVEL: Final = 4
+_MOST: Final = 1e15
 _CROWD: Final = 100  # a queue longer than this makes no difference to when those behind it come back
 
 
@@ -97,6 +98,8 @@ moves the stamp instead.
 
     limit: int = 10
     window_s: float = 1.015
+    unheard_s: float = 1.0
+    """How much longer a slot is kept while no answer proves that its request was counted in time."""
     pace: float = 0.98
     """Paced grants are this part of an even share apart: a little under it, so that a late wake-up is made up
     for.
@@ -162,23 +165,29 @@ class GroupState:
 
 
 class Delay:
-    """Estimates when the venue counted a request, from when it left and when the answer came.
+    """Estimates when the venue counted a request at the latest, from when it left and when the answer came.
 
-The way out and back takes at least the shortest time lately seen, so what exceeds it may have been spent
-before the count: a connection that had to be opened first, a lost packet, a busy machine. At most `CAP_S` of
-it is believed, since a reply that took long to compute was counted when the request arrived.
+    The way out and back takes at least the shortest time lately seen, so what exceeds it may have been spent before
+    the count: a connection that had to be opened first, a lost packet, a busy machine. Until there is some
+    experience the whole time is taken for that. At most `CAP_S` of it is believed, since a reply that took long to
+    compute was counted when the request arrived.
     """
 
-    CAP_S = 0.1
+    CAP_S = 0.25
+    EXPERIENCE = 16
 
     def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=64)
+        self._recent: deque[float] = deque(maxlen=256)
 
     def counted(self, sent: float, received: float) -> float:
-        """The latest time at which the venue may have counted it, on the clock of `sent` and `received`."""
+        """The latest time at which the venue may have counted it, on the clock of `sent` and `received`.
+
+        Two requests are at least as far apart at the venue as the second's sending is from this.
+        """
         took = max(0.0, received - sent)
         self._recent.append(took)
-        return sent + min(self.CAP_S, took - min(self._recent))
+        least = min(self._recent) if len(self._recent) >= self.EXPERIENCE else 0.0
+        return sent + min(self.CAP_S, took - least)
 
 
 def waiting_key(rank: int, since: float) -> float:
@@ -200,7 +209,7 @@ def take(cells: Cells, rules: Rules, owner: float, rank: int, key: float, now: f
         ring = cell[_HEAD:]
         ordered = sorted(ring)
         if ordered[-rules.limit] + rules.window_s <= now and (rank != _LOW or cell[_CHAIN] <= now):
-            cells[_HEAD + ring.index(ordered[0])] = now
+            cells[_HEAD + ring.index(ordered[0])] = now + rules.unheard_s
             cells[_GRANTED + rank] = cell[_GRANTED + rank] + 1.0
             if rank == _LOW:
                 step = rules.pace * rules.window_s / rules.limit
@@ -326,7 +335,7 @@ def _grant(cells: Cells, rules: Rules, cell: tuple[float, ...], rank: int, now: 
         if rank == _LOW or cell[_SPACED] > now:
             step = rules.pace * rules.window_s / _limit(cell, rules, now)
             cells[_CHAIN] = max(cell[_CHAIN], now - step / 2) + step
-    cells[start + ring.index(min(ring))] = now
+    cells[start + ring.index(min(ring))] = now + rules.unheard_s
     cells[_GRANTED + rank] = cell[_GRANTED + rank] + 1.0
 
 
@@ -415,7 +424,7 @@ def leave(cells: Cells, rules: Rules, owner: float, rank: int | None = None) -> 
 
 def _stamp_index(cell: tuple[float, ...], rules: Rules, granted: float) -> int | None:
     try:
-        return cell.index(granted, _HEAD, rules.first_row)
+        return cell.index(granted + rules.unheard_s, _HEAD, rules.first_row)
     except ValueError:
         return None
 
@@ -438,7 +447,7 @@ def move(cells: Cells, rules: Rules, granted: float, now: float) -> bool:
     index = _stamp_index(rules.unpack(cells), rules, granted)
     if index is None or now >= granted + rules.window_s:
         return False
-    cells[index] = now
+    cells[index] = now + rules.unheard_s
     return True
 
 
@@ -454,7 +463,7 @@ def settle(
     cell = rules.unpack(cells)
     index = _stamp_index(cell, rules, granted)
     counted = min(counted, now)
-    if index is not None and counted > granted:
+    if index is not None:
         cells[index] = counted
     if remaining is None or not 0 <= remaining < rules.limit:
         return 0
@@ -521,8 +530,8 @@ def describe(cells: Cells, rules: Rules, now: float) -> GroupState:
         waiting=waiting,
         stopped_s=max(0.0, cell[_STOP] - now),
         banned_s=max(0.0, cell[_BAN] - now),
-        level=int(cell[_LEVEL]) if cell[_EASE] > now else 0,
-        granted={name: int(cell[_GRANTED + rank]) for rank, name in enumerate(names)},
-        refused=int(cell[_REFUSED]),
-        foreign=int(cell[_FOREIGN]) if cell[_HEED] > now else 0,
+        level=int(_within(cell[_LEVEL], _LOWEST_LEVEL)) if cell[_EASE] > now else 0,
+        granted={name: int(_within(cell[_GRANTED + rank], _MOST)) for rank, name in enumerate(names)},
+        refused=int(_within(cell[_REFUSED], _MOST)),
+        foreign=int(_within(cell[_FOREIGN], rules.limit)) if cell[_HEED] > now else 0,
     )

@@ -23,7 +23,7 @@ from backbone.errors import ClosedError
 from backbone.model import Priority
 
 CRITICAL, HIGH, NORMAL, LOW = Priority
-RULES = Rules()
+RULES = Rules(unheard_s=0.0)  # answers come at once
 WALL_US = 1_755_853_200_000_000
 posix = pytest.mark.skipif(sys.platform == "win32", reason="permissions and fork are POSIX")
 
@@ -67,11 +67,11 @@ def pair(request, clock, path):
     """Two limiters that share one quota, as two processes would."""
     if request.param == "memory":
         book: dict = {}
-        limiters = [MemoryLimiter(clock, book=book) for _ in range(2)]
+        limiters = [MemoryLimiter(clock, RULES, book=book) for _ in range(2)]
     elif request.param == "file":
-        limiters = [FileLimiter(path, clock) for _ in range(2)]
+        limiters = [FileLimiter(path, clock, RULES) for _ in range(2)]
     else:
-        limiters = [MachineLimiter("http://127.0.0.1:8000", clock, folder=path.parent) for _ in range(2)]
+        limiters = [MachineLimiter("http://127.0.0.1:8000", clock, folder=path.parent, rules=RULES) for _ in range(2)]
     yield limiters
     for limiter in limiters:
         limiter.close()
@@ -155,7 +155,7 @@ def test_unused_and_late_permits_are_settled_in_the_shared_state(pair, clock):
 
 def test_ledger_constructed_opens_nothing(clock, path):
     """Making a limiter touches no file; the first permit does."""
-    limiter = FileLimiter(path, clock)
+    limiter = FileLimiter(path, clock, RULES)
     assert not path.parent.exists()
     assert "idle" in repr(limiter)
     limiter.take("candles", NORMAL, 0.0, 1000.0)
@@ -167,7 +167,7 @@ def test_ledger_constructed_opens_nothing(clock, path):
 
 def test_closed_ledger_raises(clock, path):
     """After `close` there are no permits, and closing twice is fine."""
-    limiter = FileLimiter(path, clock)
+    limiter = FileLimiter(path, clock, RULES)
     limiter.take("candles", NORMAL, 0.0, 1000.0)
     limiter.close()
     limiter.close()
@@ -177,7 +177,7 @@ def test_closed_ledger_raises(clock, path):
 
 def test_closing_leaves_no_waiter_behind(clock, path):
     """A closed limiter's place in the queue is free at once."""
-    first, second = FileLimiter(path, clock), FileLimiter(path, clock)
+    first, second = FileLimiter(path, clock, RULES), FileLimiter(path, clock, RULES)
     drain(first, "candles", 1000.0, HIGH)
     first.close()
     assert second.take("candles", LOW, 1000.0, 1000.0 + RULES.window_s) == 0.0
@@ -189,7 +189,7 @@ def test_ledger_is_open_to_all_users_of_the_machine(clock, path):
     """Other users have the same address: folder and file are theirs too, whatever the umask."""
     before = os.umask(0o077)
     try:
-        limiter = FileLimiter(path, clock)
+        limiter = FileLimiter(path, clock, RULES)
         limiter.take("candles", NORMAL, 0.0, 1000.0)
     finally:
         os.umask(before)
@@ -203,26 +203,26 @@ def test_foreign_content_is_cleared(clock, path, content):
     """An empty, cut or foreign file becomes a fresh ledger."""
     path.parent.mkdir()
     path.write_bytes(content)
-    limiter = FileLimiter(path, clock)
+    limiter = FileLimiter(path, clock, RULES)
     assert drain(limiter, "candles", 1000.0) == 10
     limiter.close()
 
 
 def test_ledger_of_another_boot_is_cleared_but_for_its_ban(clock, path, monkeypatch):
     """After a reboot stamps mean nothing, but a ban ends when the venue said."""
-    limiter = FileLimiter(path, clock)
+    limiter = FileLimiter(path, clock, RULES)
     drain(limiter, "candles", 1000.0)
     limiter.banned(WALL_US + 60_000_000, 1000.0)
     limiter.close()
     monkeypatch.setattr(ledgers, "_boot", lambda: b"another boot".ljust(36, b"\0"))
     clock.now = 1020.0
-    rebooted = FileLimiter(path, clock)
+    rebooted = FileLimiter(path, clock, RULES)
     assert rebooted.ban_left(1020.0) == pytest.approx(40.0)
     assert rebooted.take("candles", HIGH, 1020.0, 1020.0) == pytest.approx(1060.0)
     rebooted.close()
     clock.now = 2000.0
     monkeypatch.setattr(ledgers, "_boot", lambda: b"a third boot".ljust(36, b"\0"))
-    again = FileLimiter(path, clock)
+    again = FileLimiter(path, clock, RULES)
     assert again.ban_left(2000.0) == 0.0
     assert drain(again, "candles", 2000.0) == 10
     again.close()
@@ -230,7 +230,7 @@ def test_ledger_of_another_boot_is_cleared_but_for_its_ban(clock, path, monkeypa
 
 def test_file_removed_or_replaced_is_noticed(clock, path):
     """When the file was cleaned away, both processes meet again in the new one within seconds."""
-    first, second = FileLimiter(path, clock), FileLimiter(path, clock)
+    first, second = FileLimiter(path, clock, RULES), FileLimiter(path, clock, RULES)
     first.take("candles", NORMAL, 0.0, 1000.0)
     path.unlink()
     second.take("candles", NORMAL, 0.0, 1000.0)
@@ -243,7 +243,7 @@ def test_file_removed_or_replaced_is_noticed(clock, path):
 
 def test_damage_while_open_is_mended_within_seconds(clock, path):
     """Garbage written into an open ledger blocks nobody for longer than the next look."""
-    limiter = FileLimiter(path, clock)
+    limiter = FileLimiter(path, clock, RULES)
     limiter.take("candles", NORMAL, 0.0, 1000.0)
     with path.open("r+b") as file:
         file.seek(4096)
@@ -257,7 +257,7 @@ def test_damage_while_open_is_mended_within_seconds(clock, path):
 
 def test_more_groups_than_places_share_a_quota(clock, path):
     """A venue with dozens of groups is served too: some groups count together, which is safe."""
-    limiter = FileLimiter(path, clock)
+    limiter = FileLimiter(path, clock, RULES)
     for index in range(40):
         assert drain(limiter, f"group-{index}-{'x' * 40}", 1000.0) <= 10
     assert len(limiter.snapshot(1000.0)) == 15
@@ -266,7 +266,7 @@ def test_more_groups_than_places_share_a_quota(clock, path):
 
 def test_stopped_holder_of_the_lock_does_not_hang_others(clock, path):
     """While somebody holds the file lock, an asker is told to come back soon, and no permit is given."""
-    limiter = FileLimiter(path, clock)
+    limiter = FileLimiter(path, clock, RULES)
     limiter.take("candles", NORMAL, 0.0, 1000.0)
     with path.open("r+b") as other:
         assert ledgers._try_lock(other.fileno())
@@ -284,7 +284,7 @@ def test_stale_ledgers_are_removed_by_whoever_opens_another(clock, path):
     for file in (old, young):
         file.touch()
     os.utime(old, (0, 0))
-    limiter = FileLimiter(path, clock)
+    limiter = FileLimiter(path, clock, RULES)
     limiter.take("candles", NORMAL, 0.0, 1000.0)
     assert not old.exists()
     assert young.exists()
@@ -294,7 +294,7 @@ def test_stale_ledgers_are_removed_by_whoever_opens_another(clock, path):
 def test_threads_of_one_process_share_the_limit(path):
     """Eight threads on two limiters of one file take ten permits in all."""
     clock = SystemClock()
-    limiters = [FileLimiter(path, clock) for _ in range(2)]
+    limiters = [FileLimiter(path, clock, RULES) for _ in range(2)]
     granted: list[float] = []
 
     def work(index: int) -> None:
@@ -319,7 +319,7 @@ def test_threads_of_one_process_share_the_limit(path):
 def test_forked_child_opens_the_ledger_anew(path):
     """A child's lock is its own, so parent and child exclude each other and share the quota."""
     clock = SystemClock()
-    limiter = FileLimiter(path, clock)
+    limiter = FileLimiter(path, clock, RULES)
     now = clock.monotonic()
     assert limiter.take("candles", NORMAL, now, now) == 0.0
     inherited = limiter._fd
@@ -349,9 +349,10 @@ def test_killed_process_holds_nothing(path):
         from pathlib import Path
         from backbone.clock import SystemClock
         from backbone.coordinator.ledger import FileLimiter, _try_lock
+        from backbone.coordinator.ratelimit import Rules
         from backbone.model import Priority
         clock = SystemClock()
-        limiter = FileLimiter(Path({str(path)!r}), clock)
+        limiter = FileLimiter(Path({str(path)!r}), clock, Rules(unheard_s=0.0))
         while True:
             now = clock.monotonic()
             if limiter.take("candles", Priority.HIGH, 0.0, now):
@@ -367,7 +368,7 @@ def test_killed_process_holds_nothing(path):
     assert child.stdout is not None
     assert child.stdout.readline() == "waiting\n"
     clock = SystemClock()
-    limiter = FileLimiter(path, clock)
+    limiter = FileLimiter(path, clock, RULES)
     with pytest.raises(OSError, match="does not move"):
         limiter.take("candles", NORMAL, 0.0, clock.monotonic())
     child.send_signal(signal.SIGKILL)
@@ -418,7 +419,7 @@ def test_symlink_in_place_of_the_ledger_is_not_followed(clock, path, tmp_path):
     path.parent.mkdir()
     path.symlink_to(victim)
     with pytest.raises(OSError, match=r"."):
-        FileLimiter(path, clock).take("candles", NORMAL, 0.0, 1000.0)
+        FileLimiter(path, clock, RULES).take("candles", NORMAL, 0.0, 1000.0)
     assert victim.read_bytes() == b"precious"
 
 
