@@ -45,6 +45,7 @@ class Peer:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.at = time.monotonic()
         self.head: list[str] = []
         self.asked: list[Any] = []  # subscription frames, decoded
         self.asked_at: list[float] = []

@@ -383,9 +383,10 @@ def test_connects_are_a_second_apart(venue: SocketVenue) -> None:
     venue.on_ask = lambda peer, asked: peer.hang_up()
     listener = Listener(venue.url)
     listener.stream.subscribe("k", "ticker", ["KRW-BTC"])
-    time.sleep(2.3)
+    eventually(lambda: len(venue.peers) == 2)
     listener.stream.close()
-    assert 2 <= len(venue.peers) <= 3
+    first, second = venue.peers
+    assert second.at - first.at > stream_module.CONNECT_S - 0.1
 
 
 def test_socket_without_frame_or_pong_is_dead_after_thirty_seconds(venue: SocketVenue, listener: Listener) -> None:
@@ -492,7 +493,7 @@ def test_refused_handshake_is_an_error_of_the_tree_and_waited_out(
     venue: SocketVenue, listener: Listener, status: int, body: bytes, kind: type[BackboneError], wait_s: float
 ) -> None:
     """A block is kept to the second; nothing follows a redirect; then it is tried again."""
-    location = f"http://localhost:{venue.port}/".encode()
+    location = venue.url.encode()
     head = b"HTTP/1.1 %d No\r\nLocation: %s\r\nContent-Length: %d\r\n\r\n" % (status, location, len(body))
     venue.refusal = head + body
     listener.stream.subscribe("k", "ticker", ["KRW-BTC"])
@@ -506,6 +507,27 @@ def test_refused_handshake_is_an_error_of_the_tree_and_waited_out(
     again = next(each for each in listener.states[listener.states.index(state) :] if each.phase == "connecting")
     assert wait_s * 0.98 <= (again.since_us - state.since_us) / 1e6 <= wait_s * 1.2 + 1
     eventually(lambda: listener.records)
+
+
+def test_connection_that_was_good_resets_the_backoff(venue: SocketVenue, listener: Listener) -> None:
+    """After some failures the waits are long; after a while of good service the next one is short again."""
+    refused = frame(b"\x03\xf4try later", 8)
+    venue.on_ask = lambda peer, asked: peer.send_bytes(refused)
+    listener.stream.subscribe("k", "ticker", ["KRW-BTC"])
+    while listener.phases().count("backing-off") < 4:
+        listener.skip(0.5)
+        time.sleep(0.005)
+    venue.on_ask = tell_all
+    while not listener.records:
+        listener.skip(0.5)
+        time.sleep(0.005)
+    listener.skip(stream_module.STABLE_S)
+    connects = len(venue.peers)
+    venue.peers[-1].send_bytes(refused)
+    eventually(lambda: listener.stream.state.phase == "backing-off" or len(venue.peers) > connects)
+    started = time.monotonic()
+    eventually(lambda: len(venue.peers) > connects)
+    assert time.monotonic() - started < 2.0
 
 
 def test_foreign_server_is_unreachable(listener: Listener, venue: SocketVenue) -> None:
@@ -556,6 +578,21 @@ def test_code_without_a_snapshot_is_reported_until_it_speaks(venue: SocketVenue,
     listener.stream.subscribe("k", "ticker", ["KRW-BTC", "KRW-LATE"])
     eventually(lambda: listener.stream.state.silent == ())
     assert len(venue.peers) == 1
+
+
+def test_code_that_has_spoken_is_not_called_silent_after_a_change(venue: SocketVenue, listener: Listener) -> None:
+    """Adding a code does not make the venue repeat the others, and they need not."""
+    venue.on_ask = lambda peer, asked: peer.send(ticker(asked[1]["codes"][-1], "SNAPSHOT"))
+    listener.stream.subscribe("k", "ticker", ["KRW-BTC"])
+    eventually(lambda: "KRW-BTC" in listener.markets())
+    listener.skip(stream_module.MESSAGE_S)
+    listener.stream.subscribe("k", "ticker", ["KRW-BTC", "KRW-ETH"])
+    eventually(lambda: "KRW-ETH" in listener.markets())
+    listener.stream.subscribe("k", "ticker", ["KRW-BTC", "KRW-NOPE", "KRW-ETH"])
+    listener.skip(stream_module.MESSAGE_S)
+    eventually(lambda: len(venue.peers[0].asked) == 3)
+    listener.skip(stream_module.SNAPSHOT_S)
+    assert eventually(lambda: listener.stream.state.silent) == (("ticker", "KRW-NOPE"),)
 
 
 def test_subscription_that_nothing_answers_is_sent_again(venue: SocketVenue, listener: Listener) -> None:
