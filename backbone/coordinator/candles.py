@@ -491,12 +491,13 @@ class CandleFetcher:
         except StoreError as exc:  # the rows are kept in memory; whoever waits is told
             error = exc
         with series.changed:
+            news = count_inside(table, pending.want.missing & proof)
             series.plan.settle(page, Verdict(proof, verdict.edge_us), table.num_rows)
             for want, waiting in series.pending.items():
                 series.plan.forget(want, [Span(boundary, _FOREVER)])
                 waiting.closed_us = min(waiting.closed_us, boundary)
                 waiting.store_error = waiting.store_error or error
-        return int(table.num_rows)
+        return news
 
     def _disbelieve(self, series: _Series, page: Page, verdict: Verdict, reply: CandlePage) -> None:
         """A reply that says "nothing before" is not believed against rows already held."""

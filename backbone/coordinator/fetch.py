@@ -251,6 +251,7 @@ class Coordinator:
             return
         self._closed = True
         self.feed.close()
+        self.jobs.close()
         self.candles.close()
         self.scheduler.close()
         try:

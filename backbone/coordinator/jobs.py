@@ -336,6 +336,10 @@ class CandleJob:
             found.append(replace(answer, causes=causes))
         return found
 
+    def end(self, error: BackboneError) -> None:
+        """Start nothing more and tell whoever waits why."""
+        self._fail(error)
+
     def cancel(self) -> None:
         """Ask nothing more; pages in flight and rows already here are kept."""
         with self.changed:
@@ -372,6 +376,11 @@ class Jobs:
             self._jobs[key] = job
         job.advance()
         return job
+
+    def close(self) -> None:
+        """End every job with `ClosedError`; what arrived is kept."""
+        for job in self.running():
+            job.end(ClosedError("the client was closed while the job was running"))
 
     def running(self) -> list[CandleJob]:
         """The jobs that have not ended."""
