@@ -212,10 +212,10 @@ def _parse_moment(argument: str, value: Any) -> str | None:
         return value
     if type(value).__module__ == "numpy" and hasattr(value, "astype"):
         value = value.astype("datetime64[us]").item()
-    if hasattr(value, "floor"):  # pandas.Timestamp, which knows nanoseconds
-        value = value.floor("us")
     if isinstance(value, dt.date) and value == value:  # not NaT
-        return value.isoformat()
+        value = value.to_pydatetime(warn=False) if hasattr(value, "to_pydatetime") else value  # drops nanoseconds
+        text: str = value.isoformat()
+        return text
     raise InputError(argument, value, "a date or time such as 2024-03-01T09:00:00Z, a datetime, or 3d (that long ago)")
 
 

@@ -31,7 +31,8 @@ def fill_quiet(
     """`table` with a row for every slot of `span` outside `gaps`, and a bool column ``synthetic``.
 
     ``ffill``: prices are the last close (`before` is the one before the span, None where there is none), volume and
-    value zero. ``nan``: prices NaN, volume and value zero.
+    value zero; after a gap nobody knows the last close, so prices are NaN until the next candle. ``nan``: prices NaN,
+    volume and value zero.
     """
     grid = _grid(timeframe, span, gaps)
     times = times_of(table)
@@ -42,7 +43,7 @@ def fill_quiet(
         column[real] = table.column(name).to_numpy()
         columns[name] = column
     if how == "ffill":
-        _carry_close(columns, real, before)
+        _carry_close(columns, real, before, np.searchsorted(grid, [gap.end for gap in gaps]))
     arrays = [pa.array(grid).cast(CANDLE_SCHEMA.field("time").type)]
     arrays += [pa.array(columns[name]) for name in CANDLE_COLUMNS]
     filled = pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
@@ -60,10 +61,16 @@ def _grid(timeframe: Timeframe, span: Span, gaps: Sequence[Span]) -> np.ndarray:
     return grid
 
 
-def _carry_close(columns: dict[str, np.ndarray], real: np.ndarray, before: float | None) -> None:
-    last = np.where(real, np.arange(len(real)), -1)
+def _carry_close(columns: dict[str, np.ndarray], real: np.ndarray, before: float | None, broken: np.ndarray) -> None:
+    """Fill prices with the last close; at the places `broken` it is not known any more."""
+    places = np.arange(len(real))
+    last = np.where(real, places, -1)
     np.maximum.accumulate(last, out=last)
     close = columns["close"]
     carried = np.where(last >= 0, close[np.maximum(last, 0)], np.nan if before is None else before)
+    since = np.full(len(real), -1)
+    since[broken[broken < len(real)]] = broken[broken < len(real)]
+    np.maximum.accumulate(since, out=since)
+    carried[last < since] = np.nan
     for name in ("open", "high", "low", "close"):
         columns[name] = np.where(real, columns[name], carried)

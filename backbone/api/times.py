@@ -51,7 +51,7 @@ def _moment(argument: str, value: Any, now_us: Callable[[], int]) -> dt.datetime
     if hasattr(value, "to_pydatetime"):  # pandas.Timestamp, which is a datetime that knows nanoseconds
         if value != value:  # NaT
             raise InputError(argument, value, _ALLOWED)
-        moment: dt.datetime = value.floor("us").to_pydatetime()
+        moment: dt.datetime = value.to_pydatetime(warn=False)
         return moment
     if isinstance(value, dt.datetime):
         return value
@@ -68,11 +68,11 @@ def _from_text(argument: str, text: str, now_us: Callable[[], int]) -> dt.dateti
     text = text.strip()
     if text == "now":
         return now_us()
-    if match := _AGO.fullmatch(text):
-        return now_us() - int(float(match.group(1)) * _AGO_S[match.group(2)] * 1_000_000)
     try:
+        if match := _AGO.fullmatch(text):
+            return now_us() - int(float(match.group(1)) * _AGO_S[match.group(2)] * 1_000_000)
         if match := _PARTIAL.fullmatch(text):
             return dt.datetime(int(match.group(1)), int(match.group(2) or 1), 1)  # noqa: DTZ001 - see above
         return dt.datetime.fromisoformat(text)
-    except ValueError as exc:
+    except (ValueError, OverflowError) as exc:
         raise InputError(argument, text, _ALLOWED) from exc

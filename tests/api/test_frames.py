@@ -1,0 +1,112 @@
+"""Rows into frames: types that do not depend on the rows, facts that ride along, plain records."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from backbone.api import frames as shaping
+from backbone.model import CANDLE_COLUMNS, MarketInfo, OrderBook, Ticker, Trade, empty_candles
+
+AT = 1_785_397_260_660_000  # 2026-07-30T07:41:00.660Z
+FACTS = {"request_id": "a1", "source": "rest"}
+
+TICKER = Ticker("KRW-BTC", AT, *(float(i) for i in range(1, 12)), AT)
+BOOK = OrderBook("KRW-BTC", AT, 0.0, ((101.0, 1.0), (102.0, 2.0)), ((100.0, 3.0),))
+TRADES = [Trade("KRW-BTC", AT, 91_200_000.0, 0.1, "buy", 17_853_972_606_600_000 + i) for i in range(2)]
+MARKET = MarketInfo("KRW-BTC", "비트코인", "Bitcoin", False, ("PRICE_FLUCTUATIONS", "GLOBAL_PRICE_DIFFERENCES"))
+
+TABLES: dict[str, tuple[Any, Any, str | None]] = {
+    "tickers": (lambda rows: shaping.tickers_table(rows, ["rest"] * len(rows), [0.5] * len(rows)), [TICKER], "market"),
+    "orderbooks": (lambda rows: shaping.orderbooks_table(rows, 30), [BOOK], None),
+    "trades": (shaping.trades_table, TRADES, "time"),
+    "markets": (shaping.markets_table, [MARKET], "market"),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_types_do_not_depend_on_the_rows(kind: str) -> None:
+    """A frame of zero rows has the columns and types of a full one, in every frame type."""
+    make, rows, index = TABLES[kind]
+    full, empty = make(rows), make([])
+    assert empty.num_rows == 0
+    assert full.schema == empty.schema
+    frames = [shaping.deliver(t, "pandas", index=index, zone="Asia/Seoul", attrs=FACTS) for t in (full, empty)]
+    assert (frames[0].dtypes == frames[1].dtypes).all()
+    assert frames[0].index.dtype == frames[1].index.dtype
+    assert list(frames[0].columns) == list(frames[1].columns)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Seoul", "America/New_York"])
+@pytest.mark.parametrize("frames", ["pandas", "polars", "arrow"])
+def test_times_are_microseconds_in_the_zone(zone: str, frames: str) -> None:
+    """One instant, shown in the client's zone, whatever the frame."""
+    frame = shaping.deliver(shaping.trades_table(TRADES), frames, index="time", zone=zone, attrs=FACTS)
+    if frames == "pandas":
+        assert str(frame.index.dtype) == f"datetime64[us, {zone}]"
+        shown = frame.index[0]
+    elif frames == "polars":
+        assert frame.schema["time"] == pl.Datetime("us", zone)
+        shown = pd.Timestamp(frame["time"][0])
+    else:
+        assert frame.schema.field("time").type == pa.timestamp("us", tz=zone)
+        shown = pd.Timestamp(frame.column("time")[0].as_py())
+    assert shown == pd.Timestamp("2026-07-30T07:41:00.660Z")
+
+
+@pytest.mark.parametrize("frames", ["pandas", "polars", "arrow"])
+def test_facts_ride_along_in_every_frame(frames: str) -> None:
+    """`attrs_of` finds them; a frame that is not ours has none."""
+    frame = shaping.deliver(shaping.trades_table(TRADES), frames, index="time", zone="UTC", attrs=FACTS)
+    assert shaping.attrs_of(frame) == FACTS
+    for foreign in (pd.DataFrame(), pl.DataFrame(), pa.table({"a": [1]})):
+        assert shaping.attrs_of(foreign) == {}
+
+
+def test_orderbook_rows_pair_levels_and_pad_with_nan() -> None:
+    """Level by level, best first; the thinner side is NaN from where it ends; depth cuts."""
+    rows = shaping.orderbooks_table([BOOK, BOOK], 30).to_pylist()
+    assert [(r["level"], r["ask_price"]) for r in rows] == [(1, 101.0), (2, 102.0)] * 2
+    assert rows[1]["bid_price"] != rows[1]["bid_price"]
+    assert rows[1]["bid_size"] != rows[1]["bid_size"]
+    assert shaping.orderbooks_table([BOOK], 1).num_rows == 1
+    assert shaping.orderbooks_table([OrderBook("KRW-X", AT, 0.0, (), ())], 5).num_rows == 0
+
+
+def test_trade_ids_never_pass_through_a_float() -> None:
+    """Seventeen digits stay seventeen digits."""
+    ids = [trade.sequential_id for trade in TRADES]
+    for frames in ("pandas", "polars"):
+        frame = shaping.deliver(shaping.trades_table(TRADES), frames, index="time", zone="UTC", attrs=FACTS)
+        assert str(frame["sequential_id"].dtype).lower() == "int64"
+        assert list(frame["sequential_id"]) == ids
+    assert shaping.trades_table(TRADES).column("sequential_id").to_pylist() == ids
+
+
+def test_candles_of_several_markets_are_one_long_table() -> None:
+    """`market` comes first, also where a market has nothing."""
+    table = shaping.candles_table([("KRW-BTC", empty_candles()), ("KRW-ETH", empty_candles())], many=True)
+    assert table.schema.names == ["market", "time", *CANDLE_COLUMNS]
+    assert table.schema.field("market").type == pa.string()
+    assert shaping.candles_table([("KRW-BTC", empty_candles())], many=False).schema.names == ["time", *CANDLE_COLUMNS]
+
+
+def test_records_are_plain_json() -> None:
+    """Times as ISO text in the zone, NaN as None, integers as integers."""
+    records = shaping.records(shaping.orderbooks_table([BOOK], 30), "Asia/Seoul")
+    assert json.loads(json.dumps(records, allow_nan=False)) == records
+    assert records[1]["bid_price"] is None
+    assert records[0]["time"] == "2026-07-30T16:41:00.660000+09:00"
+    assert shaping.records(shaping.trades_table(TRADES), "UTC")[1]["sequential_id"] == 17_853_972_606_600_001
+
+
+def test_markets_table_lists_raised_cautions() -> None:
+    """The flags that are raised, by name."""
+    (row,) = shaping.markets_table([MARKET]).to_pylist()
+    assert row["cautions"] == "PRICE_FLUCTUATIONS,GLOBAL_PRICE_DIFFERENCES"
+    assert row["korean_name"] == "비트코인"
