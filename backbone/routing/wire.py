@@ -74,6 +74,8 @@ _LAST_SECOND_US = 253_402_300_799_000_000  # 9999-12-31T23:59:59Z, the last inst
 
 _Millis = Annotated[int, msgspec.Meta(ge=0, le=9_000_000_000_000_000)]  # its microseconds fit in 64 bits
 _Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Price = Annotated[float, msgspec.Meta(gt=0)]
+_Amount = Annotated[float, msgspec.Meta(ge=0)]  # an infinite number is no JSON
 _Side = Literal["BID", "ASK"]
 _TAKERS = {"BID": "buy", "ASK": "sell"}
 _BROKEN = (ValueError, RecursionError)  # all that decoding hostile bytes can raise
@@ -193,17 +195,17 @@ _FLAG = ("stream", str, ("stream_type", "stream_type", "st"), "REALTIME")
 _TICKER: tuple[tuple[Any, ...], ...] = (
     ("market", str, ("market", "code", "cd")),
     ("time", _Millis, ("trade_timestamp", "trade_timestamp", "ttms")),
-    ("price", float, ("trade_price", "trade_price", "tp")),
-    ("open", float, ("opening_price", "opening_price", "op")),
-    ("high", float, ("high_price", "high_price", "hp")),
-    ("low", float, ("low_price", "low_price", "lp")),
-    ("prev_close", float, ("prev_closing_price", "prev_closing_price", "pcp")),
+    ("price", _Price, ("trade_price", "trade_price", "tp")),
+    ("open", _Price, ("opening_price", "opening_price", "op")),
+    ("high", _Price, ("high_price", "high_price", "hp")),
+    ("low", _Price, ("low_price", "low_price", "lp")),
+    ("prev_close", _Price, ("prev_closing_price", "prev_closing_price", "pcp")),
     ("change", float, ("signed_change_price", "signed_change_price", "scp")),
     ("change_rate", float, ("signed_change_rate", "signed_change_rate", "scr")),
-    ("volume", float, ("acc_trade_volume", "acc_trade_volume", "atv")),
-    ("value", float, ("acc_trade_price", "acc_trade_price", "atp")),
-    ("volume_24h", float, ("acc_trade_volume_24h", "acc_trade_volume_24h", "atv24h")),
-    ("value_24h", float, ("acc_trade_price_24h", "acc_trade_price_24h", "atp24h")),
+    ("volume", _Amount, ("acc_trade_volume", "acc_trade_volume", "atv")),
+    ("value", _Amount, ("acc_trade_price", "acc_trade_price", "atp")),
+    ("volume_24h", _Amount, ("acc_trade_volume_24h", "acc_trade_volume_24h", "atv24h")),
+    ("value_24h", _Amount, ("acc_trade_price_24h", "acc_trade_price_24h", "atp24h")),
     ("stamp", _Millis, ("timestamp", "timestamp", "tms")),
     _FLAG,
 )
@@ -211,29 +213,29 @@ _TICKER: tuple[tuple[Any, ...], ...] = (
 _TRADE: tuple[tuple[Any, ...], ...] = (
     ("market", str, ("market", "code", "cd")),
     ("time", _Millis, ("timestamp", "trade_timestamp", "ttms")),  # a frame's timestamp is when it was sent
-    ("price", float, ("trade_price", "trade_price", "tp")),
-    ("volume", float, ("trade_volume", "trade_volume", "tv")),
+    ("price", _Price, ("trade_price", "trade_price", "tp")),
+    ("volume", _Price, ("trade_volume", "trade_volume", "tv")),
     ("side", _Side, ("ask_bid", "ask_bid", "ab")),
     ("id", _Id, ("sequential_id", "sequential_id", "sid")),
     _FLAG,
 )
 
 _UNIT: tuple[tuple[Any, ...], ...] = (
-    ("ask_price", float, ("ask_price", "ask_price", "ap")),
-    ("ask_size", float, ("ask_size", "ask_size", "as")),
-    ("bid_price", float, ("bid_price", "bid_price", "bp")),
-    ("bid_size", float, ("bid_size", "bid_size", "bs")),
+    ("ask_price", _Amount, ("ask_price", "ask_price", "ap")),
+    ("ask_size", _Amount, ("ask_size", "ask_size", "as")),
+    ("bid_price", _Amount, ("bid_price", "bid_price", "bp")),
+    ("bid_size", _Amount, ("bid_size", "bid_size", "bs")),
 )
 
 _LIVE_CANDLE: tuple[tuple[Any, ...], ...] = (
     ("market", str, ("market", "code", "cd")),
     ("time", str, ("candle_date_time_utc", "candle_date_time_utc", "cdttmu")),
-    ("open", float, ("opening_price", "opening_price", "op")),
-    ("high", float, ("high_price", "high_price", "hp")),
-    ("low", float, ("low_price", "low_price", "lp")),
-    ("close", float, ("trade_price", "trade_price", "tp")),
-    ("volume", float, ("candle_acc_trade_volume", "candle_acc_trade_volume", "catv")),
-    ("value", float, ("candle_acc_trade_price", "candle_acc_trade_price", "catp")),
+    ("open", _Price, ("opening_price", "opening_price", "op")),
+    ("high", _Price, ("high_price", "high_price", "hp")),
+    ("low", _Price, ("low_price", "low_price", "lp")),
+    ("close", _Price, ("trade_price", "trade_price", "tp")),
+    ("volume", _Amount, ("candle_acc_trade_volume", "candle_acc_trade_volume", "catv")),
+    ("value", _Amount, ("candle_acc_trade_price", "candle_acc_trade_price", "catp")),
     ("stamp", _Millis, ("timestamp", "timestamp", "tms")),
     _FLAG,
 )
@@ -281,10 +283,6 @@ _KINDS_BY_TYPE: dict[type, str] = {Ticker: "ticker", Trade: "trade", OrderBook: 
 
 
 def _ticker(row: Any) -> Ticker:
-    if not (row.price > 0 and row.open > 0 and row.high > 0 and row.low > 0 and row.prev_close > 0):
-        raise _Lie(f"a price of {row.market} is not positive")
-    if row.volume < 0 or row.value < 0 or row.volume_24h < 0 or row.value_24h < 0:
-        raise _Lie(f"a volume of {row.market} is negative")
     return Ticker(
         row.market,
         row.time * 1000,
@@ -304,27 +302,30 @@ def _ticker(row: Any) -> Ticker:
 
 
 def _trade(row: Any) -> Trade:
-    if not (row.price > 0 and row.volume > 0):
-        raise _Lie(f"trade {row.id} of {row.market} has no price or no volume")
     return Trade(row.market, row.time * 1000, row.price, row.volume, _TAKERS[row.side], row.id)
 
 
 def _orderbook(row: Any) -> OrderBook:
-    asks = []
-    bids = []
+    asks: list[tuple[float, float]] = []
+    bids: list[tuple[float, float]] = []
     last_ask, last_bid = 0.0, float("inf")
     for unit in row.units:
-        price = unit.ask_price
-        if price > last_ask and unit.ask_size >= 0:
-            asks.append((price, unit.ask_size))
-            last_ask = price
-        elif price or unit.ask_size:  # the venue pads the thinner side with zero price and size
+        ask, bid = unit.ask_price, unit.bid_price
+        if last_ask < ask and 0 < bid < last_bid:  # nearly always
+            asks.append((ask, unit.ask_size))
+            bids.append((bid, unit.bid_size))
+            last_ask, last_bid = ask, bid
+            continue
+        # the venue pads the thinner side with zero price and size
+        if ask > last_ask:
+            asks.append((ask, unit.ask_size))
+            last_ask = ask
+        elif ask or unit.ask_size:
             raise _Lie(f"the asks of {row.market} do not ascend")
-        price = unit.bid_price
-        if 0 < price < last_bid and unit.bid_size >= 0:
-            bids.append((price, unit.bid_size))
-            last_bid = price
-        elif price or unit.bid_size:
+        if 0 < bid < last_bid:
+            bids.append((bid, unit.bid_size))
+            last_bid = bid
+        elif bid or unit.bid_size:
             raise _Lie(f"the bids of {row.market} do not descend")
     return OrderBook(row.market, row.time * 1000, row.level, tuple(asks), tuple(bids))
 
@@ -341,10 +342,8 @@ def _live_candle(row: Any, timeframe: Timeframe) -> LiveCandle:
     time_us = _open_us(row.time)
     if timeframe.floor(time_us) != time_us:
         raise _Lie(f"{row.time} is not where a {timeframe} candle opens")
-    if not 0 < row.low <= min(row.open, row.close) <= max(row.open, row.close) <= row.high:
+    if not row.low <= min(row.open, row.close) <= max(row.open, row.close) <= row.high:
         raise _Lie(f"the prices of the candle {row.time} of {row.market} contradict each other")
-    if row.volume < 0 or row.value < 0:
-        raise _Lie(f"the volume of the candle {row.time} of {row.market} is negative")
     return LiveCandle(
         row.market,
         timeframe.name,
@@ -365,12 +364,12 @@ def _live_candle(row: Any, timeframe: Timeframe) -> LiveCandle:
 class _CandleRow(msgspec.Struct, gc=False):
     market: str
     candle_date_time_utc: str
-    opening_price: float
-    high_price: float
-    low_price: float
-    trade_price: float
-    candle_acc_trade_volume: float
-    candle_acc_trade_price: float
+    opening_price: _Price
+    high_price: _Price
+    low_price: _Price
+    trade_price: _Price
+    candle_acc_trade_volume: _Amount
+    candle_acc_trade_price: _Price
     timestamp: _Millis
 
 
@@ -404,12 +403,8 @@ def _check_times(times: np.ndarray[Any, np.dtype[np.int64]], timeframe: Timefram
 def _check_prices(columns: np.ndarray[Any, np.dtype[np.float64]]) -> None:
     """`columns` are rows of open, high, low, close, volume, value."""
     low, high = columns[2], columns[1]
-    if not (low > 0).all():
-        raise _Lie("a low is not positive")
     if (columns[:4] < low).any() or (columns[:4] > high).any():
         raise _Lie("a price is outside its candle's low and high")
-    if (columns[4:] < 0).any():
-        raise _Lie("a volume is negative")
 
 
 def _read_candles(body: bytes, market: str, timeframe: Timeframe, to_us: int | None, count: int) -> CandlePage:

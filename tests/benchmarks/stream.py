@@ -80,6 +80,7 @@ def serve(pipe: Any) -> None:
     while order := pipe.recv():
         kind, count, rate = order
         sock, _ = listener.accept()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         head = b""
         while b"\r\n\r\n" not in head:
             head += sock.recv(4096)
