@@ -25,12 +25,15 @@ from backbone.settings import FRAMES, Settings, resolve
 if TYPE_CHECKING:
     import polars as pl
 
+    from backbone.api.chart import LiveChart
     from backbone.api.envelope import BackboneRequest, BackboneResponse
     from backbone.api.jobs import Job
     from backbone.api.live import LiveTable
+    from backbone.api.prometheus import MetricsServer
     from backbone.api.size import Sizing
     from backbone.api.store import StoreView
     from backbone.api.watching import Health
+    from backbone.api.widgets.dashboard import Dashboard
     from backbone.coordinator.fetch import Coordinator
 
 __all__ = ["Backbone"]
@@ -88,17 +91,20 @@ class Backbone:
         self._closed = False
         self._tables: list[LiveTable] = []  # what is live
         self._with_me: list[Callable[[], None]] = []  # what ends with this client (the demo's exchange)
+        self._pid = os.getpid()  # and is not a forked child's to end
 
     @classmethod
-    def demo(cls, seed: int = 7, now: str | None = None, **settings: Any) -> Backbone:
+    def demo(cls, seed: int = 7, now: str | None = None, *, server: Any = None, **settings: Any) -> Backbone:
         """A client of an embedded exchange on loopback: fixed clock, temporary store, the same data everywhere.
 
-        `seed` chooses the market's history, `now` the exchange's clock (default: 2025-08-22T09:00:00Z). Further
-        keywords go to `Backbone`. `close()` ends the exchange and removes the store.
+        `seed` chooses the market's history, `now` the exchange's clock (default: 2025-08-22T09:00:00Z). `server` is a
+        `backbone.simulator.SimulatorServer` of your own instead: to script its faults, or to let its clock run; it is
+        started where it was not, and you close it. Further keywords go to `Backbone`. `close()` ends the demo's own
+        exchange and removes the temporary store.
         """
         from backbone.api.demo import start_demo
 
-        return start_demo(cls, seed, now, settings)
+        return start_demo(cls, seed, now, server, settings)
 
     # -- candles -------------------------------------------------------------------------------------------------
 
@@ -399,6 +405,63 @@ class Backbone:
 
         return markets(self, quote, self._frames(frames))
 
+    # -- to look at ----------------------------------------------------------------------------------------------
+
+    def chart(
+        self,
+        market: str,
+        timeframe: str = "1m",
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
+        *,
+        count: int | None = None,
+        live: bool | None = None,
+        colours: str = "korean",
+        height: int = 420,
+    ) -> LiveChart:
+        """Candles and volume as a chart that follows the live candle; as a cell's last line it shows itself.
+
+        The range is that of `candles` (default: the newest 200), the candle that is still forming included. In a
+        notebook it updates in place; on GitHub and in a terminal it is a picture and a line of text.
+
+        Parameters
+        ----------
+        live : follow the market; default: where no `end` is given.
+        colours : ``"korean"`` (rise red, fall blue) or ``"western"`` (rise green, fall red).
+        height : in pixels.
+
+        Returns
+        -------
+        The chart: ``rows text() svg() html() widget close()``. It follows until `close`, until the client is closed, or
+        until nobody holds it or sees it.
+
+        Raises
+        ------
+        InputError for a wrong word; what `candles` raises.
+
+        Examples
+        --------
+        >>> client.chart("KRW-BTC", "1h", count=48)
+        CandleChart(KRW-BTC 1h, 49 candles, still)
+        """
+        from backbone.api.chart import open_chart
+
+        style = {"colours": colours, "height": height}
+        return open_chart(self, market, timeframe, start, end, count, live, style)
+
+    def dashboard(self) -> Dashboard:
+        """What this client is doing, updating in place: budget of each wire group, queue by priority, latencies, cache
+        tiers, the live socket, the store. Elsewhere than in a notebook: ``text()`` or ``html()``. Asks nobody.
+
+        Examples
+        --------
+        >>> client.dashboard()
+        Dashboard(ok)
+        """
+        from backbone.api.watching import dashboard
+
+        return dashboard(self)
+
     # -- bigger than memory, and beyond one machine --------------------------------------------------------------
 
     def scan(
@@ -509,6 +572,35 @@ class Backbone:
 
         return health(self)
 
+    def serve_metrics(self, port: int = 0) -> MetricsServer:
+        """Serve `metrics` as Prometheus text on loopback until this client, or what is returned, is closed.
+
+        Parameters
+        ----------
+        port : 0 takes any free one.
+
+        Returns
+        -------
+        `MetricsServer`: ``url port close()``; use it with ``with`` if it shall end before the client.
+
+        Raises
+        ------
+        InputError   a port that is none, or that is taken.
+        ImportError  prometheus-client is missing: ``pip install 'backbone[metrics]'``.
+
+        Examples
+        --------
+        >>> with client.serve_metrics() as server:
+        ...     server.url.endswith("/metrics")
+        True
+        """
+        from backbone.api.prometheus import serve_metrics
+
+        self._coordinator()  # a closed client has nothing to serve
+        server = serve_metrics(port, lambda: self._coordinator().metrics.snapshot())
+        self._end_with_me(server.close)
+        return server
+
     # -- as plain data -------------------------------------------------------------------------------------------
 
     def request(self, request: BackboneRequest) -> BackboneResponse:
@@ -562,8 +654,9 @@ class Backbone:
                     table.stop()
                 core.close()
         finally:
-            for end in ending:
-                end()
+            if self._pid == os.getpid():
+                for end in ending:
+                    end()
 
     def __enter__(self) -> Backbone:
         return self
@@ -612,6 +705,15 @@ class Backbone:
                 self._core = Coordinator(self._settings, self._clock, self._venue)
                 self._core_pid = os.getpid()
             return self._core
+
+    def _end_with_me(self, end: Callable[[], None]) -> None:
+        """Call `end` when this client is closed; at once if it is."""
+        with self._lock:
+            if not self._closed:
+                self._with_me.append(end)
+                return
+        end()
+        raise ClosedError("the client is closed; make a new one")
 
     def _remember_table(self, table: LiveTable) -> None:
         with self._lock:

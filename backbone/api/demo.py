@@ -9,36 +9,57 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from backbone.api.times import parse_time
 from backbone.clock import SystemClock, VenueClock
+from backbone.errors import InputError
 
 if TYPE_CHECKING:
     from backbone.api.client import Backbone
+    from backbone.simulator import SimulatorServer
 
-__all__ = ["DEMO_NOW", "start_demo"]
+__all__ = ["DEMO_NOW", "DEMO_SEED", "start_demo"]
 
+DEMO_SEED = 7
 DEMO_NOW = "2025-08-22T09:00:00Z"
 C = TypeVar("C", bound="Backbone")
 
 
-def start_demo(cls: type[C], seed: int, now: str | None, settings: dict[str, Any]) -> C:
+def start_demo(cls: type[C], seed: int, now: str | None, server: SimulatorServer | None, settings: dict[str, Any]) -> C:
     """See `Backbone.demo`."""
-    from backbone.simulator import SimulatorServer
-
-    frozen_us = parse_time("now", now or DEMO_NOW, "UTC", SystemClock().now_us)
-    server = SimulatorServer(seed=seed, now=frozen_us, frozen=True).start()
-    folder = None
+    ending: list[Callable[[], None]] = []
+    if server is None:
+        server = _start_server(seed, now)
+        ending.append(server.close)
+    else:
+        _check_own(seed, now, server)
+        server.start()
     try:
         if settings.get("data_dir") is None:
             folder = tempfile.mkdtemp(prefix="backbone-demo-")
+            ending.append(lambda: shutil.rmtree(folder, ignore_errors=True))
             settings = {**settings, "data_dir": folder}
         client = cls(**{"rest_url": server.rest_url, "ws_url": server.ws_url, **settings})
     except BaseException:
-        server.close()
+        for end in ending:
+            end()
         raise
-    client._with_me.append(server.close)
-    if folder is not None:
-        client._with_me.append(lambda: shutil.rmtree(folder, ignore_errors=True))
+    client._with_me.extend(ending)
     client._venue = _OwnClock(server.clock.now_us)
     return client
+
+
+def _start_server(seed: int, now: str | None) -> SimulatorServer:
+    from backbone.simulator import SimulatorServer
+
+    frozen_us = parse_time("now", now or DEMO_NOW, "UTC", SystemClock().now_us)
+    return SimulatorServer(seed=seed, now=frozen_us, frozen=True).start()
+
+
+def _check_own(seed: int, now: str | None, server: object) -> None:
+    from backbone.simulator import SimulatorServer
+
+    if not isinstance(server, SimulatorServer):
+        raise InputError("server", server, "a backbone.simulator.SimulatorServer")
+    if seed != DEMO_SEED or now is not None:
+        raise InputError("server", server, "a server of your own, which has a seed and a clock, or seed and now")
 
 
 class _OwnClock(VenueClock):
@@ -54,3 +75,7 @@ class _OwnClock(VenueClock):
 
     def now_us(self) -> int:
         return self._now_us()
+
+    def offset_s(self) -> float | None:
+        """None: it is not this machine's time, and should not be."""
+        return None

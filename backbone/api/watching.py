@@ -1,4 +1,7 @@
-"""What is going on: `status` (now), `metrics` (distributions so far), `health` (a verdict and its reasons)."""
+"""What is going on: `status` (now), `metrics` (so far), `health` (a verdict, and why); the dashboard of them all.
+
+All of it is read from what is in memory, but for the store's size, which the dashboard asks for every ten seconds.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from backbone.api import frames as shaping
 
 if TYPE_CHECKING:
     from backbone.api.client import Backbone
+    from backbone.api.widgets.dashboard import Dashboard
 
-__all__ = ["Health", "health", "metrics", "status", "status_facts"]
+__all__ = ["Health", "dashboard", "health", "metrics", "status", "status_facts"]
 
 _GROUPS = {
     "market": "markets",
@@ -23,6 +27,8 @@ _GROUPS = {
     "orderbook": "books",
 }
 _PRIORITIES = ("critical", "high", "normal", "low")
+_STORE_LOOK_S = 10.0  # the store's size is a walk over its files
+_SOCKET = ("state", "age_s", "tables", "markets", "received", "reconnects", "polls")
 _TIMES = ("count", "mean_s", "p50_s", "p95_s", "p99_s", "max_s")
 
 
@@ -45,11 +51,12 @@ class Health:
         return f"<div><b style='color:{colour}'>{self.verdict}</b><ul>{reasons}</ul></div>"
 
 
-def status_facts(client: Backbone) -> dict[str, Any]:
-    """Everything `status` shows and more, as one plain dict (what the dashboard and the metrics server pull)."""
+def status_facts(client: Backbone, counters: dict[str, int] | None = None) -> dict[str, Any]:
+    """Everything `status` shows and more, as one plain dict. `counters`: those of a snapshot that is at hand."""
     core = client._coordinator()
     now = core.scheduler.status()
-    counters = core.metrics.snapshot()["counters"]
+    if counters is None:
+        counters = core.metrics.snapshot()["counters"]
     memory = core.store.memory_stats()
     return {
         "exchange": client.exchange,
@@ -108,10 +115,10 @@ def metrics(client: Backbone, frames: str) -> Any:
     return shaping.deliver(pa.table(columns), frames, index=None, zone=client.tz, attrs=attrs)
 
 
-def health(client: Backbone) -> Health:
-    """A verdict and its reasons. See `Backbone.health`."""
+def health(client: Backbone, found: dict[str, Any] | None = None) -> Health:
+    """A verdict and its reasons. See `Backbone.health`. `found`: status facts that are at hand."""
     core = client._coordinator()
-    found = status_facts(client)
+    found = found or status_facts(client)
     counters = found["counters"]
     reasons: list[str] = []
     is_down = found["banned_s"] > 0
@@ -137,3 +144,60 @@ def health(client: Backbone) -> Health:
     if stream and stream.get("state") not in (None, "streaming", "stopped", "idle"):
         reasons.append(f"the live stream is {stream['state']}")
     return Health("down" if is_down else "degraded" if reasons else "ok", tuple(reasons))
+
+
+def dashboard(client: Backbone) -> Dashboard:
+    """The client's dashboard. See `Backbone.dashboard`."""
+    from backbone.api.widgets.dashboard import Dashboard
+
+    view = Dashboard(_Panel(client), clock=client._coordinator().clock)
+    view.refresh()
+    return view
+
+
+class _Panel:
+    """What the dashboard pulls: `status_facts`, `metrics` and `health` in its words."""
+
+    def __init__(self, client: Backbone) -> None:
+        self._client = client
+        self._store: dict[str, Any] = {}
+        self._store_at_s = float("-inf")
+
+    def __call__(self) -> dict[str, Any]:
+        core = self._client._coordinator()
+        snapshot = core.metrics.snapshot()
+        found = status_facts(self._client, snapshot["counters"])
+        verdict = health(self._client, found)
+        stream = found["stream"]
+        return {
+            "title": repr(self._client).strip("<>").removesuffix(", open"),
+            "state": {
+                "level": {"ok": "ok", "degraded": "warn", "down": "bad"}[verdict.verdict],
+                "text": "; ".join([verdict.verdict, *verdict.reasons]),
+            },
+            "quota": found["quota"],
+            "queued": {group: depths for group, depths in found["queued"].items() if any(depths.values())},
+            "in_flight": found["in_flight"],
+            "times": snapshot["times"],
+            "caches": _tiers(found),
+            "socket": {name: stream[name] for name in _SOCKET if name in stream},
+            "store": self._store_facts(found["pending_rows"]),
+            "banned_s": found["banned_s"],
+        }
+
+    def _store_facts(self, pending_rows: int) -> dict[str, Any]:
+        core = self._client._coordinator()
+        now = core.clock.monotonic()
+        if now - self._store_at_s >= _STORE_LOOK_S:
+            self._store, self._store_at_s = core.store.size(), now
+        return {name: self._store[name] for name in ("markets", "files", "bytes")} | {"pending rows": pending_rows}
+
+
+def _tiers(found: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Decoded candle files in memory, and what is counted as ``cache.<tier>.hits`` and ``.misses``."""
+    tiers: dict[str, dict[str, int]] = {"candle files": found["memory"]}
+    for name, count in found["counters"].items():
+        head, _, outcome = name.rpartition(".")
+        if head.startswith("cache.") and outcome in ("hits", "misses"):
+            tiers.setdefault(head.removeprefix("cache."), {})[outcome] = count
+    return tiers
