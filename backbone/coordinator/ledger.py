@@ -240,7 +240,7 @@ class FileLimiter(_CellLimiter):
     # -- the file
 
     def _seize(self, now: float) -> bool:
-        if now >= self._check_at or self._map is None:
+        if now >= self._check_at:
             self._check(now)
         return _try_lock(self._fd) or any(_try_lock(self._fd) for _ in range(_SPINS))
 
@@ -294,6 +294,7 @@ class FileLimiter(_CellLimiter):
             with contextlib.suppress(BufferError):  # a fork in the middle of a decision: the map goes with its views
                 self._map.close()
         self._map = None
+        self._check_at = 0.0
         if self._fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(self._fd)

@@ -57,23 +57,25 @@ __all__ = [
     "waiting_key",
 ]
 
-# The scalars at the start of the cells. Cell 0 is the caller's own mark, never touched here. While the times of
-# the first six are past, nothing but the log itself holds anybody back: `take` has a short way for that.
-_STOP: Final = 1  # nothing is granted before this time: a 429
-_BAN: Final = 2  # nor before this one: a 418
-_EASE: Final = 3  # until when the pace is lowered
-_SPACED: Final = 4  # until when interactive work is paced too
-_ATTEND: Final = 5  # until when a share is kept for critical
-_HEED: Final = 6  # until when a share is left to other software on this address
-_CHAIN: Final = 7  # when the next paced grant is due
-_WAITING: Final = 8  # used rows of the waiting table
-_LEVEL: Final = 9  # how far the pace is lowered, in steps of a fifth of the limit
-_PEAK: Final = 10  # most critical requests lately seen in one window
-_PEAK_AT: Final = 11
-_FOREIGN: Final = 12  # most requests of other software lately seen in one window
-_REFUSED: Final = 13  # for the record: 429s
-_GRANTED: Final = 14  # for the record: grants by rank, four cells
-_HEAD: Final = 18
+# The cells. Cell 0 is the caller's own mark, never touched here. Up to the common stamps comes what every permit looks
+# at; once `_CALM` is past, nothing but the log itself holds anybody back, and `take` has a short way.
+_CALM: Final = 1  # the latest of the next six, or later
+_STOP: Final = 2  # nothing is granted before this time: a 429
+_BAN: Final = 3  # nor before this one: a 418
+_EASE: Final = 4  # until when the pace is lowered
+_SPACED: Final = 5  # until when interactive work is paced too
+_ATTEND: Final = 6  # until when a share is kept for critical
+_HEED: Final = 7  # until when a share is left to other software on this address
+_CHAIN: Final = 8  # when the next paced grant is due
+_WAITING: Final = 9  # used rows of the waiting table
+_STAMPS: Final = 10  # stamps of all but critical grants, then those of critical ones, then:
+_COLD: Final = 9  # so many scalars, from `Rules.cold` on
+_LEVEL: Final = 0  # how far the pace is lowered, in steps of a fifth of the limit
+_PEAK: Final = 1  # most critical requests lately seen in one window
+_PEAK_AT: Final = 2
+_FOREIGN: Final = 3  # most requests of other software lately seen in one window
+_REFUSED: Final = 4  # for the record: 429s
+_GRANTED: Final = 5  # for the record: grants by rank, four cells
 
 _CRITICAL: Final = Priority.CRITICAL.rank
 _LOW: Final = Priority.LOW.rank
@@ -97,7 +99,7 @@ moves the stamp instead.
     """
 
     limit: int = 10
-    window_s: float = 1.015
+    window_s: float = 1.01
     unheard_s: float = 1.0
     """How much longer a slot is kept while no answer proves that its request was counted in time."""
     pace: float = 0.98
@@ -123,23 +125,28 @@ moves the stamp instead.
     waiters: int = 32
     """Rows of the waiting table: one for each process and priority that waits."""
 
-    first_critical: int = field(init=False, repr=False)
-    first_row: int = field(init=False, repr=False)
+    critical: int = field(init=False, repr=False)
+    cold: int = field(init=False, repr=False)
+    rows: int = field(init=False, repr=False)
     size: int = field(init=False, repr=False)
+    step_s: float = field(init=False, repr=False)
     unpack: Callable[..., tuple[float, ...]] = field(init=False, repr=False, compare=False)
     unpack_short: Callable[..., tuple[float, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.limit <= 1000 or not 0 < self.window_s <= self.attention_s:
             raise ValueError(f"limit={self.limit}, window_s={self.window_s}: not a rate that can be kept")
-        first_critical = _HEAD + self.limit + 6  # a few more stamps than the window holds: `settle` looks further back
-        first_row = first_critical + self.limit
+        critical = _STAMPS + self.limit + 3  # a few more than the window holds: `settle` looks further back
+        cold = critical + self.limit
+        rows = cold + _COLD
         keep = object.__setattr__
-        keep(self, "first_critical", first_critical)
-        keep(self, "first_row", first_row)
-        keep(self, "size", first_row + _ROW_CELLS * self.waiters)
-        keep(self, "unpack", struct.Struct(f"{first_row}d").unpack_from)
-        keep(self, "unpack_short", struct.Struct(f"{first_critical}d").unpack_from)
+        keep(self, "critical", critical)
+        keep(self, "cold", cold)
+        keep(self, "rows", rows)
+        keep(self, "size", rows + _ROW_CELLS * self.waiters)
+        keep(self, "step_s", self.pace * self.window_s / self.limit)
+        keep(self, "unpack", struct.Struct(f"{rows}d").unpack_from)
+        keep(self, "unpack_short", struct.Struct(f"{critical}d").unpack_from)
 
 
 @dataclass(frozen=True)
@@ -204,17 +211,17 @@ def take(cells: Cells, rules: Rules, owner: float, rank: int, key: float, now: f
 
     The k-th waiter is told the time of the k-th slot, so nobody polls and nobody is overtaken by a worse key.
     """
-    cell = rules.unpack_short(cells)
-    if rank != _CRITICAL and not cell[_WAITING] and max(cell[_STOP:_CHAIN]) <= now:
-        ring = cell[_HEAD:]
-        ordered = sorted(ring)
-        if ordered[-rules.limit] + rules.window_s <= now and (rank != _LOW or cell[_CHAIN] <= now):
-            cells[_HEAD + ring.index(ordered[0])] = now + rules.unheard_s
-            cells[_GRANTED + rank] = cell[_GRANTED + rank] + 1.0
-            if rank == _LOW:
-                step = rules.pace * rules.window_s / rules.limit
-                cells[_CHAIN] = max(cell[_CHAIN], now - step / 2) + step
-            return 0.0
+    if rank != _CRITICAL:
+        cell = rules.unpack_short(cells)
+        if cell[_CALM] <= now and not cell[_WAITING]:
+            ring = cell[_STAMPS:]
+            ordered = sorted(ring)
+            if ordered[-rules.limit] + rules.window_s <= now and (rank != _LOW or cell[_CHAIN] <= now):
+                cells[_STAMPS + ring.index(ordered[0])] = now + rules.unheard_s
+                cells[rules.cold + _GRANTED + rank] += 1.0
+                if rank == _LOW:
+                    cells[_CHAIN] = _next_due(cell[_CHAIN], rules.step_s, now)
+                return 0.0
     return _take_among(cells, rules, owner, rank, key, now, depth)
 
 
@@ -239,7 +246,7 @@ def _take_among(
     opens = min(opens, now + rules.window_s)  # whoever stands before it may leave: look again
     _enlist(cells, rules, rows, (owner, float(rank), key, opens + rules.grace_s, float(depth)), now)
     if _CRITICAL < rank < _LOW and _used(cell, rules, now) >= _limit(cell, rules, now) - 1:
-        cells[_SPACED] = now + rules.spread_s
+        _keep_until(cells, _SPACED, now + rules.spread_s)
     return opens
 
 
@@ -247,9 +254,9 @@ def _limit(cell: tuple[float, ...], rules: Rules, now: float) -> int:
     """The limit as it is now: lower after refusals, and by what other software on this address uses."""
     limit = rules.limit
     if cell[_EASE] > now:
-        limit -= int(_within(cell[_LEVEL], _LOWEST_LEVEL)) * max(1, rules.limit // 5)
+        limit -= int(_within(cell[rules.cold + _LEVEL], _LOWEST_LEVEL)) * max(1, rules.limit // 5)
     if cell[_HEED] > now:
-        limit = min(limit, rules.limit - 1 - int(_within(cell[_FOREIGN], rules.limit)))
+        limit = min(limit, rules.limit - 1 - int(_within(cell[rules.cold + _FOREIGN], rules.limit)))
     return max(1, rules.limit // 5, limit)
 
 
@@ -263,12 +270,12 @@ def _share(cell: tuple[float, ...], rules: Rules, limit: int, now: float) -> int
     """
     if cell[_ATTEND] <= now:
         return 0
-    return min(limit // 2, int(_within(cell[_PEAK], rules.limit)) + 1)
+    return min(limit // 2, int(_within(cell[rules.cold + _PEAK], rules.limit)) + 1)
 
 
 def _used(cell: tuple[float, ...], rules: Rules, now: float) -> int:
     edge = now - rules.window_s
-    return sum(1 for stamp in cell[_HEAD : rules.first_row] if stamp > edge)
+    return sum(1 for stamp in cell[_STAMPS : rules.cold] if stamp > edge)
 
 
 def _opening(
@@ -300,15 +307,15 @@ def _opening(
             ahead_other += count
         if row_paced:
             ahead_paced += count
-    opens = _free_at(sorted(cell[_HEAD : rules.first_row]), limit, ahead, rules)
+    opens = _free_at(sorted(cell[_STAMPS : rules.cold]), limit, ahead, rules)
     if rank == _CRITICAL:
         return opens
     share = _share(cell, rules, limit, now)
     if share:
-        others = sorted(cell[_HEAD : rules.first_critical])
+        others = sorted(cell[_STAMPS : rules.critical])
         opens = max(opens, _free_at(others, limit - share, ahead_other, rules))
     if is_paced:
-        opens = max(opens, chain + ahead_paced * rules.pace * rules.window_s / limit)
+        opens = max(opens, chain + ahead_paced * rules.step_s * rules.limit / limit)
     return opens
 
 
@@ -323,25 +330,36 @@ def _free_at(stamps: list[float], limit: int, ahead: int, rules: Rules) -> float
 
 def _grant(cells: Cells, rules: Rules, cell: tuple[float, ...], rank: int, now: float) -> None:
     if rank == _CRITICAL:
-        start, ring = rules.first_critical, cell[rules.first_critical : rules.first_row]
+        start, ring = rules.critical, cell[rules.critical : rules.cold]
         edge = now - rules.window_s
-        cells[_ATTEND] = now + rules.attention_s
+        _keep_until(cells, _ATTEND, now + rules.attention_s)
         busy = 1 + sum(1 for stamp in ring if stamp > edge)
-        if busy >= cell[_PEAK] or cell[_PEAK_AT] <= now - rules.attention_s:
-            cells[_PEAK] = min(busy, rules.limit)
-            cells[_PEAK_AT] = now
+        if busy >= cell[rules.cold + _PEAK] or cell[rules.cold + _PEAK_AT] <= now - rules.attention_s:
+            cells[rules.cold + _PEAK] = min(busy, rules.limit)
+            cells[rules.cold + _PEAK_AT] = now
     else:
-        start, ring = _HEAD, cell[_HEAD : rules.first_critical]
+        start, ring = _STAMPS, cell[_STAMPS : rules.critical]
         if rank == _LOW or cell[_SPACED] > now:
-            step = rules.pace * rules.window_s / _limit(cell, rules, now)
-            cells[_CHAIN] = max(cell[_CHAIN], now - step / 2) + step
+            step = rules.step_s * rules.limit / _limit(cell, rules, now)
+            cells[_CHAIN] = _next_due(cell[_CHAIN], step, now)
     cells[start + ring.index(min(ring))] = now + rules.unheard_s
-    cells[_GRANTED + rank] = cell[_GRANTED + rank] + 1.0
+    cells[rules.cold + _GRANTED + rank] = cell[rules.cold + _GRANTED + rank] + 1.0
+
+
+def _next_due(due: float, step: float, now: float) -> float:
+    """When the next paced grant is due, one step after this one was; up to half a step of lateness is made up for."""
+    return (due if due > now - step / 2 else now - step / 2) + step
+
+
+def _keep_until(cells: Cells, index: int, until: float) -> None:
+    if until > cells[_CALM]:
+        cells[_CALM] = until
+    cells[index] = until
 
 
 def _rows(cells: Cells, rules: Rules, count: float) -> list[tuple[float, ...]]:
     used = int(count) if 0 < count <= rules.waiters else 0
-    table = memoryview(cells)[rules.first_row : rules.first_row + _ROW_CELLS * used]
+    table = memoryview(cells)[rules.rows : rules.rows + _ROW_CELLS * used]
     return list(_ROW.iter_unpack(table))
 
 
@@ -363,7 +381,7 @@ def _enlist(cells: Cells, rules: Rules, rows: list[tuple[float, ...]], row: tupl
         if rows[worst][2] <= row[2]:
             return  # a crowd: not put down, but told a time all the same
         place = worst
-    at = rules.first_row + _ROW_CELLS * place
+    at = rules.rows + _ROW_CELLS * place
     for offset, value in enumerate(row):
         cells[at + offset] = value
     if place >= len(rows):
@@ -375,7 +393,7 @@ def _strike(cells: Cells, rules: Rules, rows: list[tuple[float, ...]], owner: fl
     left = [row for row in rows if row[0] != owner or (rank is not None and row[1] != rank)]
     if len(left) == len(rows):
         return
-    at = rules.first_row
+    at = rules.rows
     for row in left:
         for value in row:
             cells[at] = value
@@ -392,22 +410,25 @@ def _is_sane(cell: tuple[float, ...], rules: Rules, now: float) -> bool:
         (_SPACED, _FAR_S),
         (_ATTEND, _FAR_S + rules.attention_s),
         (_HEED, _FAR_S),
-        (_PEAK_AT, _FAR_S),
+        (rules.cold + _PEAK_AT, _FAR_S),
     )
     return (
         all(0.0 <= cell[index] <= now + far for index, far in limits)
-        and all(0.0 <= stamp <= now + _AHEAD_S for stamp in cell[_HEAD : rules.first_row])
-        and 0.0 <= cell[_LEVEL] <= _LOWEST_LEVEL
-        and 0.0 <= cell[_PEAK] <= rules.limit
-        and 0.0 <= cell[_FOREIGN] <= rules.limit
+        and all(0.0 <= stamp <= now + _AHEAD_S for stamp in cell[_STAMPS : rules.cold])
+        and 0.0 <= cell[rules.cold + _LEVEL] <= _LOWEST_LEVEL
+        and 0.0 <= cell[rules.cold + _PEAK] <= rules.limit
+        and 0.0 <= cell[rules.cold + _FOREIGN] <= rules.limit
         and 0.0 <= cell[_WAITING] <= rules.waiters
     )
 
 
 def mend(cells: Cells, rules: Rules, now: float) -> None:
     """Clear cells that cannot be true."""
-    if not _is_sane(rules.unpack(cells), rules, now):
+    cell = rules.unpack(cells)
+    if not _is_sane(cell, rules, now):
         _clear(cells, rules)
+    elif not cell[_CALM] >= max(cell[_STOP:_CHAIN]):
+        cells[_CALM] = max(cell[_STOP:_CHAIN])
 
 
 def _clear(cells: Cells, rules: Rules) -> None:
@@ -424,7 +445,7 @@ def leave(cells: Cells, rules: Rules, owner: float, rank: int | None = None) -> 
 
 def _stamp_index(cell: tuple[float, ...], rules: Rules, granted: float) -> int | None:
     try:
-        return cell.index(granted + rules.unheard_s, _HEAD, rules.first_row)
+        return cell.index(granted + rules.unheard_s, _STAMPS, rules.cold)
     except ValueError:
         return None
 
@@ -468,13 +489,13 @@ def settle(
     if remaining is None or not 0 <= remaining < rules.limit:
         return 0
     edge = granted - rules.window_s - rules.slack_s
-    own = sum(1 for stamp in cell[_HEAD : rules.first_row] if stamp > edge)
+    own = sum(1 for stamp in cell[_STAMPS : rules.cold] if stamp > edge)
     foreign = rules.limit - remaining - own
     if foreign <= 0:
         return 0
-    if foreign >= cell[_FOREIGN] or cell[_HEED] <= now:
-        cells[_FOREIGN] = float(foreign)
-        cells[_HEED] = now + rules.heed_s
+    if foreign >= cell[rules.cold + _FOREIGN] or cell[_HEED] <= now:
+        cells[rules.cold + _FOREIGN] = float(foreign)
+        _keep_until(cells, _HEED, now + rules.heed_s)
     return foreign
 
 
@@ -485,25 +506,25 @@ def refuse(cells: Cells, rules: Rules, now: float, retry_after_s: float | None) 
     The refusals of one burst arrive together and count as one.
     """
     cell = rules.unpack(cells)
-    cells[_REFUSED] = cell[_REFUSED] + 1.0
+    cells[rules.cold + _REFUSED] = cell[rules.cold + _REFUSED] + 1.0
     until = now + max(rules.stop_s, min(retry_after_s or 0.0, 5 * _FAR_S))
     if cell[_STOP] > now:
-        cells[_STOP] = max(cell[_STOP], until if retry_after_s else 0.0)
+        _keep_until(cells, _STOP, max(cell[_STOP], until if retry_after_s else 0.0))
         return
     lately = cell[_EASE] > now - 2 * rules.ease_s
-    level = min(_LOWEST_LEVEL, (cell[_LEVEL] if lately else 0.0) + 1.0)
-    cells[_STOP] = until
-    cells[_LEVEL] = level
-    cells[_EASE] = until + rules.ease_s * level
+    level = min(_LOWEST_LEVEL, (cell[rules.cold + _LEVEL] if lately else 0.0) + 1.0)
+    _keep_until(cells, _STOP, until)
+    cells[rules.cold + _LEVEL] = level
+    _keep_until(cells, _EASE, until + rules.ease_s * level)
 
 
 def ban(cells: Cells, rules: Rules, until: float, now: float) -> None:
     """A 418: nothing before `until`, and slowly after it."""
     known = rules.unpack(cells)[_BAN]
     until = min(until, now + LONGEST_BAN_S)
-    cells[_BAN] = max(until, known if known <= now + LONGEST_BAN_S else 0.0)
-    cells[_LEVEL] = float(_LOWEST_LEVEL // 2)
-    cells[_EASE] = cells[_BAN] + rules.ease_s * cells[_LEVEL]
+    _keep_until(cells, _BAN, max(until, known if known <= now + LONGEST_BAN_S else 0.0))
+    cells[rules.cold + _LEVEL] = float(_LOWEST_LEVEL // 2)
+    _keep_until(cells, _EASE, cells[_BAN] + rules.ease_s * cells[rules.cold + _LEVEL])
 
 
 def ban_until(cells: Cells, rules: Rules, now: float) -> float:
@@ -530,8 +551,8 @@ def describe(cells: Cells, rules: Rules, now: float) -> GroupState:
         waiting=waiting,
         stopped_s=max(0.0, cell[_STOP] - now),
         banned_s=max(0.0, cell[_BAN] - now),
-        level=int(_within(cell[_LEVEL], _LOWEST_LEVEL)) if cell[_EASE] > now else 0,
-        granted={name: int(_within(cell[_GRANTED + rank], _MOST)) for rank, name in enumerate(names)},
-        refused=int(_within(cell[_REFUSED], _MOST)),
-        foreign=int(_within(cell[_FOREIGN], rules.limit)) if cell[_HEED] > now else 0,
+        level=int(_within(cell[rules.cold + _LEVEL], _LOWEST_LEVEL)) if cell[_EASE] > now else 0,
+        granted={name: int(_within(cell[rules.cold + _GRANTED + rank], _MOST)) for rank, name in enumerate(names)},
+        refused=int(_within(cell[rules.cold + _REFUSED], _MOST)),
+        foreign=int(_within(cell[rules.cold + _FOREIGN], rules.limit)) if cell[_HEED] > now else 0,
     )

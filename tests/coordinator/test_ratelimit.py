@@ -328,7 +328,7 @@ def test_waiter_of_a_dead_process_yields_its_turn_at_its_expiry():
     assert again == pytest.approx(told + 0.01)
     assert rates.take(cells, RULES, 2.0, HIGH, 5.3, told) > told, "its turn is kept for it"
     assert rates.take(cells, RULES, 2.0, HIGH, 5.3, told + 0.005) > told
-    cells[RULES.first_critical - 7 : RULES.first_critical - 6] = array("d", [told])  # a slot fewer: one opens
+    cells[RULES.critical - 4 : RULES.critical - 3] = array("d", [told])  # a slot fewer: one opens
     assert rates.take(cells, RULES, 2.0, HIGH, 5.3, told + RULES.grace_s + 0.001) == 0.0
 
 
