@@ -85,7 +85,8 @@ def test_public_names_are_the_contract() -> None:
     assert dir(backbone) == sorted(backbone.__all__)
     for name in backbone.__all__:
         assert getattr(backbone, name) is not None
-    assert {"Backbone", "Priority", "DataType", "errors", "BackboneRequest", "BackboneResponse"} <= set(backbone.__all__)
+    promised = {"Backbone", "Priority", "DataType", "errors", "BackboneRequest", "BackboneResponse"}
+    assert promised <= set(backbone.__all__)
 
 
 def test_error_tree_is_as_printed() -> None:

@@ -36,7 +36,9 @@ def unhurried_quota(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in LONG)])
-def test_replay_gives_every_recorded_row_back(name: str, recordings: Path, tmp_path: Path, unhurried_quota: None) -> None:
+def test_replay_gives_every_recorded_row_back(
+    name: str, recordings: Path, tmp_path: Path, unhurried_quota: None
+) -> None:
     """Fetched, stored and read again, each recorded value is the same float64, and silence is known as quiet."""
     path = recordings / "candles" / f"{name}.parquet"
     recorded = pq.read_table(path).to_pandas()

@@ -135,11 +135,13 @@ def _bare_trips(url: str, _: float) -> dict[str, float]:
 
 def _backfill_backbone(url: str, seconds: float) -> dict[str, float]:
     from backbone import Backbone
+    from backbone.api.jobs import Job
 
     with tempfile.TemporaryDirectory() as folder, Backbone(data_dir=folder, rest_url=url) as client:
         client.markets()
         cpu, begun = time.process_time(), time.perf_counter()
         job = client.backfill("KRW-BTC", "1m", START)
+        assert isinstance(job, Job)
         with contextlib.suppress(TimeoutError):
             job.wait(seconds, progress=False)
         pages, took = job.progress.pages, time.perf_counter() - begun
@@ -225,7 +227,8 @@ def _bot_backbone(url: str, seconds: float) -> dict[str, float]:
 
 def _paced(work: Callable[[], Any], seconds: float) -> dict[str, float]:
     """The spread of `work`'s time, asked about twice a second; the first two asks are the warming up."""
-    pause, found = threading.Event(), []
+    pause = threading.Event()
+    found: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(found) < 6:
         begun = time.perf_counter()

@@ -139,7 +139,7 @@ def test_job_many_markets_are_one_long_frame(quick: tuple[Backbone, SimulatorSer
     """Several markets in one job: one frame with `market` first, each complete."""
     client, _ = quick
     frame = client.backfill(["KRW-BTC", "KRW-ETH"], "1h", "2025-08-01", "2025-08-11").result()
-    assert list(frame.columns)[0] == "market"
+    assert frame.columns[0] == "market"
     assert frame.groupby("market").size().to_dict() == {"KRW-BTC": 240, "KRW-ETH": 240}
 
 
