@@ -258,7 +258,8 @@ def _known(markets: Mapping[str, Market], code: str) -> Market:
 
 
 def _last_trade(tape: Tape, index: int, before_us: int, listed_us: int) -> Trades:
-    end, width = -(-before_us // CELL_US), 8
+    often = tape.markets[index].trades_per_minute
+    end, width = -(-before_us // CELL_US), int(min(5760, max(8, 12 / often)))  # some three trades
     floor = listed_us // CELL_US
     while True:
         start = max(floor, end - width)

@@ -1,7 +1,8 @@
 """Recorded candles served as if live: a `Venue` whose history is that of the files.
 
 Rows go out exactly as recorded, to the last bit of each float64. What a file does not hold is filled by rule:
-a missing open or high is the close, a missing volume 0, a missing value volume times close. Later files
+a missing open or high is the close, a missing volume the smallest there is (the venue has no candle without
+any), a missing value volume times close. Later files
 override earlier ones, but a row that misses columns never overrides one that misses fewer. A timeframe that
 no file has for a market is folded: weeks, months and years from recorded days where there are any, the rest
 from the finest recorded timeframe that divides it.
@@ -37,6 +38,7 @@ I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
 _NEEDED = ("market", "timestamp", "close")
+_LEAST = 1e-8
 _SHARES = np.array([0.4, 0.3, 0.2])  # of a candle's volume, for its first trades; the close takes the rest
 
 
@@ -357,7 +359,7 @@ def _merge(timeframe: Timeframe, parts: Sequence[dict[str, Any]]) -> Bars:
     opens = np.where(np.isnan(kept["open"]), close, kept["open"])
     highs = np.where(np.isnan(kept["high"]), np.maximum(opens, close), kept["high"])
     lows = np.where(np.isnan(kept["low"]), np.minimum(opens, close), kept["low"])
-    volume = np.where(np.isnan(kept["volume"]), 0.0, kept["volume"])
+    volume = np.where(np.isnan(kept["volume"]), _LEAST, kept["volume"])
     value = np.where(np.isnan(kept["value"]), volume * close, kept["value"])
     end_ms = timeframe.step_us // 1000
     stamp = kept["time"] // 1000 + end_ms - 1 - kept["time"] // 1_000_000 % min(900, end_ms // 2)

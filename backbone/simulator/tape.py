@@ -283,8 +283,14 @@ class Tape:
         for octave, spacing in enumerate(_SPACINGS):
             if spacing * CELL_US < 7_200_000_000:
                 continue
-            node = (days >> (3 * octave)).astype(np.uint64) + np.uint64(octave << 56)
-            left, right = _height(mix(keys, node)), _height(mix(keys, node + np.uint64(1)))
+            start = int(days.min()) >> 3 * octave
+            nodes = np.arange(start, (int(days.max()) >> 3 * octave) + 2, dtype=np.int64) + (octave << 56)
+            at = (days >> 3 * octave) - start
+            if nodes.size < days.size:  # wide lattices have few nodes: draw each once
+                height = _height(mix(keys, nodes.astype(np.uint64)[None, :]))
+                left, right = (np.take_along_axis(height, at + step, axis=1) for step in (0, 1))
+            else:
+                left, right = (_height(mix(keys, nodes[at + step].astype(np.uint64))) for step in (0, 1))
             right -= left
             right *= (days & (spacing - 1)) * (1.0 / spacing)
             left += right

@@ -69,7 +69,7 @@ def test_clock_should_start_just_after_the_last_row(tmp_path: Path) -> None:
 
 
 def test_missing_columns_are_filled_by_rule(tmp_path: Path) -> None:
-    """Open and high are the close, the value is volume times close, the volume nothing."""
+    """Open and high are the close, the value is volume times close, the volume the least there is."""
     replay = Replay(
         [
             _write(
@@ -80,7 +80,7 @@ def test_missing_columns_are_filled_by_rule(tmp_path: Path) -> None:
     )
     first, second = _bars(replay, "1m")
     assert first[6] == first[5] * first[4]
-    assert second[1:] == (102.0, 102.0, 99.0, 102.0, 0.0, 0.0)
+    assert second[1:] == (102.0, 102.0, 99.0, 102.0, 1e-8, 1e-8 * 102.0)
 
 
 def test_later_files_override_but_never_with_less(tmp_path: Path) -> None:
