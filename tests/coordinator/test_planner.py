@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 
 import pytest
 from hypothesis import given, settings
@@ -32,8 +33,9 @@ class Venue:
 
     def answer(self, page: Page) -> tuple[int | None, int]:
         self.asked += 1
-        before = [t for t in self.opens if t < page.to_us][-page.count :]
-        return (before[0] if before else None), len(before)
+        end = bisect_left(self.opens, page.to_us)
+        rows = min(page.count, end)
+        return (self.opens[end - rows] if rows else None), rows
 
 
 def run(plan: SeriesPlan, wants: list[Want], venue: Venue, rng: random.Random, flight: int) -> list[SpanSet]:
