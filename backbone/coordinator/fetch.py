@@ -7,10 +7,11 @@ connection kept warm for them, sent on the calling thread.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.ranges import CandleRanges, Range
 from backbone.coordinator.realtime import Realtime
 from backbone.coordinator.scheduler import Scheduler
-from backbone.errors import BackboneError, ClosedError, InputError
+from backbone.errors import BackboneError, ClosedError, InputError, UnreachableError
 from backbone.model import MarketInfo, Priority, Span, empty_candles
 from backbone.routing.rest import Reply, RestClient
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask, instruments_ask, markets_ask
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 __all__ = ["Coordinator"]
 
 _log = logging.getLogger("backbone.fetch")
+
+_WARM_EVERY_S = 20.0  # well within the time after which an idle connection is not trusted
+_ATTENTION_S = 600.0  # how long after a critical request the next one finds a warm connection
 
 _LACKS_S = 10.0  # a market may have been listed since: after this, an unknown code is worth one request
 
@@ -81,9 +85,12 @@ class Coordinator:
             grace_s=settings.close_grace_s,
         )
         self.realtime = Realtime(self.request, clock, self.metrics, self._codes_anew, self.board, self.feed)
+        self._warm_lock = threading.Lock()
+        self._warm_until_s: float | None = None  # None: nobody keeps the critical connection warm
         self._markets_lock = threading.Lock()
         self._markets: tuple[MarketInfo, ...] | None = None
         self._markets_at_s = 0.0
+        self._codes = _Codes(())
         self._closed = False
 
     # -- the ways to the venue -----------------------------------------------------------------------------------
@@ -103,9 +110,32 @@ class Coordinator:
         """One request in its lane; identical ones in flight are shared. Raises the error tree."""
         if self._closed:
             raise ClosedError("the client is closed; make a new one")
-        if priority is Priority.CRITICAL:
+        if priority is not Priority.CRITICAL:
+            return self.scheduler.request(ask, priority)
+        try:
             return self.scheduler.direct(ask, self._send_critical)
-        return self.scheduler.request(ask, priority)
+        finally:
+            self._expect_more()
+
+    def _expect_more(self) -> None:
+        """After a critical request: keep its connection warm for the next, as long as they keep coming."""
+        with self._warm_lock:
+            idle, self._warm_until_s = self._warm_until_s is None, self.clock.monotonic() + _ATTENTION_S
+        if idle and not self._closed:
+            self.scheduler.call_later(_WARM_EVERY_S, self._keep_warm)
+
+    def _keep_warm(self) -> None:
+        with self._warm_lock:
+            if self._warm_until_s is None or self.clock.monotonic() > self._warm_until_s:
+                self._warm_until_s = None
+                return
+        try:
+            self._critical.warm()
+        except UnreachableError as exc:
+            _log.info("critical.cold why=%s", exc)
+        if not self._closed:
+            with contextlib.suppress(ClosedError):
+                self.scheduler.call_later(_WARM_EVERY_S, self._keep_warm)
 
     # -- candles that storage has no part in ---------------------------------------------------------------------
 
@@ -221,8 +251,22 @@ class Coordinator:
         with self._markets_lock:
             return self._markets
 
-    def _codes_anew(self, priority: Priority) -> set[str]:
-        return {info.market for info in self.markets(fresh=True, priority=priority)}
+    def _known_codes_locked(self) -> _Codes:
+        """The codes of the list at hand; ordered once a list, because nearly every call asks."""
+        listed = self._markets or ()
+        if self._codes.listed is not listed:
+            self._codes = _Codes(listed)
+        return self._codes
+
+    def known_codes(self, quote: str) -> tuple[str, ...]:
+        """The markets priced in `quote`, in the venue's order, of the list if it was ever asked for."""
+        with self._markets_lock:
+            return self._known_codes_locked().by_quote.get(quote, ())
+
+    def _codes_anew(self, priority: Priority) -> frozenset[str]:
+        self.markets(fresh=True, priority=priority)
+        with self._markets_lock:
+            return self._known_codes_locked().all
 
     def check_listed(self, markets: Sequence[str], priority: Priority = Priority.HIGH) -> None:
         """Raise `InputError`, naming the nearest ones, for a market that the venue does not list.
@@ -231,9 +275,11 @@ class Coordinator:
         it is very young.
         """
         with self._markets_lock:
-            known, age_s = self._markets, self.clock.monotonic() - self._markets_at_s
-        codes = {info.market for info in known or ()}
-        if known is None or (not set(markets) <= codes and age_s > _LACKS_S):
+            is_known, age_s = self._markets is not None, self.clock.monotonic() - self._markets_at_s
+            codes = self._known_codes_locked().all
+        if codes.issuperset(markets):
+            return
+        if not is_known or age_s > _LACKS_S:
             codes = self._codes_anew(priority)
         for market in markets:
             if market not in codes:
@@ -277,7 +323,19 @@ def _open_limiter(settings: Settings, clock: Clock) -> MachineLimiter | RedisLim
     return limiter
 
 
-def unknown_market(market: str, codes: set[str]) -> InputError:
+class _Codes:
+    """What a market list holds: all its codes, and those of each quote currency in the venue's order."""
+
+    def __init__(self, listed: tuple[MarketInfo, ...]) -> None:
+        self.listed = listed
+        self.all = frozenset(info.market for info in listed)
+        by_quote: dict[str, list[str]] = {}
+        for info in listed:
+            by_quote.setdefault(info.market.partition("-")[0], []).append(info.market)
+        self.by_quote = {quote: tuple(codes) for quote, codes in by_quote.items()}
+
+
+def unknown_market(market: str, codes: Collection[str]) -> InputError:
     """The `InputError` for a market that is not listed."""
     close = difflib.get_close_matches(market, sorted(codes), n=8, cutoff=0.5)
     nearest = sorted(close, key=lambda code: not code.startswith(market[:-1]))[:3]  # the last letter is soonest wrong

@@ -1,0 +1,40 @@
+"""The join: the critical connection stays warm, and a closed one is not reopened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backbone import Backbone
+from backbone.coordinator import fetch
+from backbone.simulator import SimulatorServer
+
+
+def test_critical_connection_is_kept_warm_between_requests(
+    client: Backbone, venue: SimulatorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a critical request its connection is looked after, so that the next one need not connect."""
+    import threading
+
+    monkeypatch.setattr(fetch, "_WARM_EVERY_S", 0.05)
+    core = client._coordinator()
+    warmed, warm = threading.Event(), core._critical.warm
+
+    def seen() -> None:
+        warm()
+        warmed.set()
+
+    monkeypatch.setattr(core._critical, "warm", seen)
+    client.tickers("KRW-BTC", priority="critical")
+    assert warmed.wait(5)
+    assert venue.counts()["ticker"] == {200: 1}  # warming spends no request
+
+
+def test_critical_connection_is_left_alone_without_critical_requests(
+    client: Backbone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who never asks critically pays for no second connection."""
+    core = client._coordinator()
+    client.tickers("KRW-BTC")
+    assert core._warm_until_s is None
