@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,7 @@ TICKER_NUMBERS = (
     "price", "open", "high", "low", "prev_close", "change", "change_rate", "volume", "value", "volume_24h", "value_24h",
 )  # fmt: skip
 """The float columns of a ticker frame, in order."""
+_ticker_numbers = attrgetter(*TICKER_NUMBERS)
 _TIME = pa.timestamp("us", tz="UTC")
 
 
@@ -63,14 +65,22 @@ def attrs_of(frame: Any) -> dict[str, Any]:
 def _in_zone(table: pa.Table, zone: str) -> pa.Table:
     if zone == "UTC":
         return table
-    fields = [f.with_type(pa.timestamp("us", tz=zone)) if pa.types.is_timestamp(f.type) else f for f in table.schema]
-    return table.cast(pa.schema(fields))
+    shown = pa.timestamp("us", tz=zone)
+    for i, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type):
+            table = table.set_column(i, field.with_type(shown), table.column(i).cast(shown))
+    return table
 
 
 def _to_pandas(table: pa.Table, index: str | None, attrs: dict[str, Any]) -> pd.DataFrame:
-    frame: pd.DataFrame = table.to_pandas(split_blocks=False)
-    if index is not None:
-        frame = frame.set_index(index)
+    frame: pd.DataFrame
+    if index is None:
+        frame = table.to_pandas(split_blocks=False)
+    else:  # set_index would copy all of it
+        import pandas as pd
+
+        frame = table.drop_columns([index]).to_pandas(split_blocks=False)
+        frame.index = pd.Index(table.column(index).to_pandas(), name=index)
     frame.attrs["backbone"] = attrs
     return frame
 
@@ -90,16 +100,16 @@ def _floats(values: Iterable[float]) -> pa.Array:
     return pa.array(values, type=pa.float64())
 
 
-def tickers_table(rows: Sequence[Ticker], sources: Sequence[str], ages_s: Sequence[float]) -> pa.Table:
+def tickers_table(rows: Sequence[Ticker], sources: Sequence[str], ages_s: Sequence[float] | np.ndarray) -> pa.Table:
     """The ticker frame's columns; ``source`` and ``age`` (seconds since the row was received) per row."""
+    numbers = np.array([_ticker_numbers(r) for r in rows], dtype=np.float64).reshape(-1, len(TICKER_NUMBERS))
     columns: dict[str, Any] = {
         "market": pa.array([r.market for r in rows], pa.string()),
         "time": pa.array([r.time_us for r in rows], pa.int64()).cast(_TIME),
+        **dict(zip(TICKER_NUMBERS, map(_floats, np.ascontiguousarray(numbers.T)), strict=True)),
+        "source": pa.array(list(sources), pa.string()),
+        "age": _floats(ages_s),
     }
-    for name in TICKER_NUMBERS:
-        columns[name] = _floats([getattr(r, name) for r in rows])
-    columns["source"] = pa.array(list(sources), pa.string())
-    columns["age"] = _floats(list(ages_s))
     return pa.table(columns)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from backbone.api import frames as shaping
 from backbone.api.candles import DEFAULT_COUNT, facts, parse_count
 from backbone.api.names import parse_markets, parse_quote
@@ -31,11 +33,11 @@ def tickers(
     began = core.clock.monotonic()
     quote = parse_quote(asked, client._home)
     if quote is not None:
-        listed = core.known_markets() if quote == client._home else core.markets(priority=priority)
-        codes = [info.market for info in listed or () if info.market.startswith(quote + "-")]
-        if listed is not None and not codes:
-            raise InputError("markets", asked, "a quote currency that the venue has markets in, such as KRW")
-        answer = core.realtime.tickers_of_quote([quote], codes, priority, max_age)
+        if quote != client._home:  # its own is not worth a request: the venue has markets in it
+            core.markets(priority=priority)
+            if not core.known_codes(quote):
+                raise InputError("markets", asked, "a quote currency that the venue has markets in, such as KRW")
+        answer = core.realtime.tickers_of_quote([quote], core.known_codes(quote), priority, max_age)
     else:
         codes = parse_markets(asked, client._home)
         core.check_listed(codes, priority)
@@ -44,7 +46,7 @@ def tickers(
     table = shaping.tickers_table(
         [held.row for held in answer.held],
         [held.source for held in answer.held],
-        [max(0.0, now - held.received_s) for held in answer.held],
+        np.maximum(now - np.array([held.received_s for held in answer.held], dtype=np.float64), 0.0),
     )
     return _deliver(client, core, "tickers", table, frames, "market", priority, began, answer)
 
