@@ -121,8 +121,9 @@ class Coordinator:
         """After a critical request: keep its connection warm for the next, as long as they keep coming."""
         with self._warm_lock:
             idle, self._warm_until_s = self._warm_until_s is None, self.clock.monotonic() + _ATTENTION_S
-        if idle and not self._closed:
-            self.scheduler.call_later(_WARM_EVERY_S, self._keep_warm)
+        if idle:
+            with contextlib.suppress(ClosedError):
+                self.scheduler.call_later(_WARM_EVERY_S, self._keep_warm)
 
     def _keep_warm(self) -> None:
         with self._warm_lock:
@@ -133,9 +134,8 @@ class Coordinator:
             self._critical.warm()
         except UnreachableError as exc:
             _log.info("critical.cold why=%s", exc)
-        if not self._closed:
-            with contextlib.suppress(ClosedError):
-                self.scheduler.call_later(_WARM_EVERY_S, self._keep_warm)
+        with contextlib.suppress(ClosedError):
+            self.scheduler.call_later(_WARM_EVERY_S, self._keep_warm)
 
     # -- candles that storage has no part in ---------------------------------------------------------------------
 
