@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from backbone.api.envelope import BackboneResponse as BackboneResponse
     from backbone.api.ohlc import naive as naive
     from backbone.api.ohlc import resample_trading_day as resample_trading_day
+    from backbone.api.ohlc import to_display as to_display
     from backbone.api.ohlc import to_ohlc as to_ohlc
     from backbone.model import DataType as DataType
     from backbone.model import Priority as Priority
@@ -38,6 +39,7 @@ _HOMES = {
     "Priority": "backbone.model",
     "naive": "backbone.api.ohlc",
     "resample_trading_day": "backbone.api.ohlc",
+    "to_display": "backbone.api.ohlc",
     "to_ohlc": "backbone.api.ohlc",
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "errors",
     "naive",
     "resample_trading_day",
+    "to_display",
     "to_ohlc",
 ]
 

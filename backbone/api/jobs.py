@@ -1,8 +1,12 @@
-"""`Job`: a long fetch in the background, with its progress, its finished sections and its end."""
+"""`Job`: a long fetch in the background, with its progress, its finished sections and its end.
+
+In a notebook a job shows itself as a bar that fills by itself. While a cell waits the kernel's own loop stands still,
+so `Job.wait` refreshes that bar between its waits, and shows no other.
+"""
 
 from __future__ import annotations
 
-import html
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +24,8 @@ from backbone.timeframe import parse_timeframe
 
 if TYPE_CHECKING:
     from backbone.api.client import Backbone
+    from backbone.api.widgets.progress import JobProgress as JobWidget
+    from backbone.api.widgets.progress import ProgressView
 
 __all__ = ["Job", "JobView", "start_job"]
 
@@ -59,6 +65,7 @@ class Job:
         self._job = job
         self._many = many
         self._frames = frames
+        self._view: JobWidget | None = None
 
     @property
     def state(self) -> str:
@@ -92,15 +99,24 @@ class Job:
         """
         if on_interrupt not in ("keep", "cancel"):
             raise InputError("on_interrupt", on_interrupt, '"keep" or "cancel"')
+        view = self._view
+        show = False if progress is None and view is not None else progress
+        bar = Bar(show, label=self._label, zone=self._client.tz, clock=self._client._clock, read=self._read)
+
+        def watch() -> None:
+            bar.update()
+            if view is not None:
+                view.refresh()
+
         try:
-            with Bar(
-                progress, label=self._label, zone=self._client.tz, clock=self._client._clock, read=self._read
-            ) as bar:
-                ended = self._job.wait(bar.update, timeout)
+            with bar:
+                ended = self._job.wait(watch, timeout)
         except KeyboardInterrupt:
             if on_interrupt == "cancel":
                 self.cancel()
             raise
+        if ended and view is not None:
+            view.refresh(force=True)
         if not ended:
             raise TimeoutError(f"{self!r} has not ended after {timeout} s; it goes on")
         return self
@@ -154,15 +170,40 @@ class Job:
     def __repr__(self) -> str:
         return f"<Job {self._label}: {self.progress}>"
 
-    def _repr_html_(self) -> str:
-        now = self.progress
-        return (
-            f"<div><b>{html.escape(self._label)}</b> <progress value='{now.fraction:.4f}' max='1'></progress> "
-            f"{html.escape(str(now))}</div>"
+    def view(self) -> JobWidget:
+        """The bar as a widget, with a button that cancels; the same one every time."""
+        from backbone.api.widgets.progress import JobProgress as JobWidget
+
+        if self._view is None:
+            self._view = JobWidget(self._snapshot, cancel=self.cancel, zone=self._client.tz, clock=self._client._clock)
+        return self._view
+
+    def _snapshot(self) -> ProgressView:
+        from backbone.api.widgets.progress import ProgressView
+
+        now: JobProgress = self._job.progress
+        return ProgressView(
+            self._label,
+            now.state,
+            now.done_slots,
+            now.total_slots,
+            pages=now.pages,
+            rows=now.rows,
+            reached_us=now.reached_us,
+            rate=now.pages_per_s,
+            eta_s=math.nan if now.eta_s is None else now.eta_s,
         )
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **more: Any) -> Any:
+        return self.view()._repr_mimebundle_(include, exclude, **more)
+
+    def _repr_html_(self) -> str:
+        view = self.view()
+        view.refresh(force=True)
+        return view.html()
+
     def __dir__(self) -> list[str]:
-        return ["cancel", "progress", "result", "sections", "state", "wait"]
+        return ["cancel", "progress", "result", "sections", "state", "view", "wait"]
 
 
 def start_job(

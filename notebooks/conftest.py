@@ -1,0 +1,21 @@
+"""The tutorials are tests: each runs in a fresh kernel of this checkout and has to print what it shows here.
+
+nbval compares every output; `sanitize.cfg` names the little that truly varies. Nothing has to be said on the command
+line: ``pytest`` runs them with the rest, ``pytest notebooks/01_first_candles.ipynb`` one of them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "nbval"):  # absent where the plugin is switched off
+        config.option.nbval = config.option.nbval or not config.option.nbval_lax
+        config.option.nbval_sanitize_with = config.option.nbval_sanitize_with or str(HERE / "sanitize.cfg")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
