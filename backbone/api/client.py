@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from backbone.api.names import HOME_QUOTES, parse_market, parse_markets, parse_priority
 from backbone.api.times import TimeLike, parse_time
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from backbone.api.chart import LiveChart
     from backbone.api.envelope import BackboneRequest, BackboneResponse
+    from backbone.api.fanout import SpreadJob
     from backbone.api.jobs import Job
     from backbone.api.live import LiveTable
     from backbone.api.prometheus import MetricsServer
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from backbone.coordinator.fetch import Coordinator
 
 __all__ = ["Backbone"]
+
+T = TypeVar("T")
 
 DEFAULT_COUNT = 200
 
@@ -213,7 +216,7 @@ class Backbone:
         *,
         priority: str | Priority = "low",
         frames: str | None = None,
-    ) -> Job:
+    ) -> Job | SpreadJob:
         """Fetch a long range in the background, oldest first, at the venue's full legal rate.
 
         Returns a `Job` at once: ``progress``, ``sections()`` (finished frames in time order while later pages still
@@ -221,17 +224,26 @@ class Backbone:
         of some minutes, and keeps each page it gets; the same call while it runs joins it, and later fetches only what
         is missing.
 
+        Several markets inside ``joblib.parallel_config("dask")`` (or with ``n_jobs``) are spread over its workers, a
+        whole market to one worker with a client of its own; a `SpreadJob` then has the same methods.
+
         Examples
         --------
         >>> job = client.backfill("KRW-BTC", "1h", "2025-08-01", "2025-08-11")
         >>> sum(len(section) for section in job.sections())
         240
         """
+        from backbone.api.fanout import is_spread, spread_backfill
         from backbone.api.jobs import start_job
 
+        codes = parse_markets(markets, self._home)
+        if is_spread(codes):
+            return spread_backfill(
+                self, codes, timeframe, start, end, parse_priority(priority), frames=self._frames(frames)
+            )
         return start_job(
             self,
-            parse_markets(markets, self._home),
+            codes,
             timeframe,
             start,
             end,
@@ -520,6 +532,44 @@ class Backbone:
 
         return files(self, markets, timeframe, start, end, partial=partial)
 
+    def map(
+        self,
+        fn: Callable[[Any], T],
+        markets: str | Iterable[str],
+        timeframe: str,
+        start: TimeLike,
+        end: TimeLike | None = None,
+        *,
+        priority: str | Priority = "low",
+        n_jobs: int | None = None,
+    ) -> Iterator[tuple[str, T]]:
+        """``(market, fn(frame))`` of each market's candles, as they finish, computed where they are fetched.
+
+        Runs on `joblib.Parallel`: a process for each core here, or the hosts of a Dask cluster inside
+        ``joblib.parallel_config("dask")`` (extra ``[dask]``). A whole market goes to one worker, which has a client of
+        its own and so its own address's quota; a lost worker's markets are done again by another. Work begins at once,
+        not with the first result taken.
+
+        Parameters
+        ----------
+        fn : called with the candle frame (the client's frame type) in the worker; what it returns must pickle.
+        markets : several, or a quote currency (``"KRW"``).
+        n_jobs : workers here; None is what `joblib.parallel_config` says, else one a core; 1 is this process.
+
+        Raises
+        ------
+        InputError  before any work: a wrong word, a cluster without workers or without the package.
+        What `fn` or a fetch raised is raised after the last result, with a note which market it was.
+
+        Examples
+        --------
+        >>> dict(client.map(len, ["KRW-BTC", "KRW-ETH"], "1h", "2025-08-20", "2025-08-21", n_jobs=1))
+        {'KRW-BTC': 24, 'KRW-ETH': 24}
+        """
+        from backbone.api.fanout import map_markets
+
+        return map_markets(self, fn, markets, timeframe, start, end, priority=priority, n_jobs=n_jobs)
+
     def size(
         self,
         markets: str | Iterable[str] = "KRW",
@@ -673,6 +723,13 @@ class Backbone:
 
     def __dir__(self) -> list[str]:
         return sorted(name for name in object.__dir__(self) if not name.startswith("_"))
+
+    @classmethod
+    def _from_settings(cls, settings: Settings) -> Backbone:
+        """A client of exactly these settings, as unpickling makes it."""
+        made = cls.__new__(cls)
+        made.__setstate__(settings)
+        return made
 
     def __getstate__(self) -> Settings:
         return self._settings
