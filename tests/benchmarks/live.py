@@ -1,0 +1,203 @@
+"""What a live table must reach. Run: ``python -m tests.benchmarks.live`` (``--outages`` adds two minutes).
+
+Messages a second from a flood on loopback into a table, against the bare loop of `tests.benchmarks.stream`; the time
+from sending to the table at 2,000 messages a second; memory over a million messages; a frame of 290 markets, still and
+under the flood. With ``--outages``: how soon a dead socket is noticed, how soon a table is fed again after the venue's
+return, and a minute without the venue, after which no candle may be missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from backbone import Backbone
+from backbone.api.live import LiveTable
+from backbone.coordinator.feed import Subscription
+from backbone.model import Ticker
+from backbone.routing.stream import Stream
+from backbone.simulator import SimulatorServer
+from tests.benchmarks.stream import Speed, bare, serve
+
+CODES = [f"KRW-{i:04d}" for i in range(290)]
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+@contextlib.contextmanager
+def away_from_rest(ws_url: str) -> Iterator[Backbone]:
+    """A client of a socket, where nothing answers REST."""
+    with tempfile.TemporaryDirectory() as folder:
+        with Backbone(data_dir=folder, rest_url="http://127.0.0.1:9", ws_url=ws_url) as client:
+            yield client
+
+
+def open_table(client: Backbone, kind: str) -> Subscription:
+    """A table of the flood's markets, without asking whether they are listed."""
+    return client._coordinator().feed.open([kind], CODES[:100])
+
+
+def ours(port: int, count: int, kind: str, watch: Callable[[], None] | None = None) -> Speed:
+    """The flood into a table."""
+    with away_from_rest(f"ws://127.0.0.1:{port}") as client:
+        table = open_table(client, kind)
+        changes = table.follow()
+        changes.wait_for(1, 30)
+        first, started, cpu = changes.arrived, time.perf_counter(), time.process_time()
+        if watch is not None:
+            while changes.arrived < count:
+                watch()
+        changes.wait_for(count, 600)
+        took, used = time.perf_counter() - started, time.process_time() - cpu
+        changes.end()
+        assert table.received == count
+        return Speed((count - first) / took, (count - first) / used)
+
+
+def latency_ms(port: int, count: int) -> list[float]:
+    """From just before the send until the row is in the table, per message."""
+    delays: list[float] = []
+    done = threading.Event()
+    with away_from_rest(f"ws://127.0.0.1:{port}") as client:
+        feed = client._coordinator().feed
+
+        def timed(url: str, *, sink: Callable[..., None], **options: Any) -> Stream:
+            def note(record: Any, received_s: float, is_snapshot: bool) -> None:
+                sink(record, received_s, is_snapshot)
+                delays.append((time.monotonic_ns() - record.time_us) / 1e6)
+                if len(delays) == count:
+                    done.set()
+
+            return Stream(url, sink=note, **options)
+
+        feed._source_of = timed
+        open_table(client, "ticker")
+        done.wait(300)
+    return sorted(delays)
+
+
+def frame_ms(rounds: int) -> tuple[float, float]:
+    """Best and median time of a pandas frame of 290 markets."""
+    with away_from_rest("ws://127.0.0.1:9") as client:
+        core = client._coordinator()
+        table = LiveTable(client, core, core.feed.open(["ticker"], CODES))
+        for i, code in enumerate(CODES):
+            row = Ticker(code, 1_755_853_200_000_000 + i, *(float(i + j + 1) for j in range(11)), 1_755_853_200_000_000)
+            core.board.take(row, core.clock.monotonic(), True)
+        table.frame()
+        times = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            assert len(table.frame()) == 290
+            times.append((time.perf_counter() - started) * 1e3)
+        return min(times), statistics.median(times)
+
+
+def until(holds: Callable[[], bool], timeout_s: float) -> float:
+    """Seconds until `holds`."""
+    started = time.monotonic()
+    while not holds():
+        if time.monotonic() - started > timeout_s:
+            raise SystemExit(f"not within {timeout_s:g} s")
+        time.sleep(0.01)
+    return time.monotonic() - started
+
+
+def outages() -> None:
+    """A socket that dies without a word, and a venue that is away for a minute."""
+    markets = ["KRW-BTC", "KRW-ETH", "KRW-XRP"]
+    with (
+        SimulatorServer(seed=7, markets=markets) as server,
+        tempfile.TemporaryDirectory() as folder,
+        Backbone(data_dir=folder, rest_url=server.rest_url, ws_url=server.ws_url) as client,
+    ):
+        client.candles(markets, "1m", count=5)
+        with client.live(markets, ("ticker", "candle.1m")) as table:
+            table.wait(10)
+            reconnects = client.status().attrs["backbone"]["stream"]["reconnects"]
+            server.faults.add("ws-stall", seconds=120)
+            until(lambda: table.state != "streaming", 60)
+            noticed = until(lambda: client.status().attrs["backbone"]["stream"]["reconnects"] > reconnects, 60)
+            print(f"dead socket: not relied on any more, and replaced {noticed:.1f} s later (35 s allowed in all)")
+            until(lambda: table.state == "streaming", 60)
+            table.wait(10)
+            server.pause()
+            states = [table.state]
+            away = time.monotonic() + 60
+            while time.monotonic() < away:
+                if table.state != states[-1]:
+                    states.append(table.state)
+                time.sleep(0.05)
+            server.resume()
+            back = until(lambda: table.state == "streaming", 60)
+            print(f"a minute without the venue: {' → '.join(states)}")
+            print(f"fed again {back:.2f} s after its return (5 s allowed)")
+            until(lambda: [e.filled for e in table.events if e.kind == "gap"][-1], 90)
+            gap = [e for e in table.events if e.kind == "gap"][-1]
+            for market in markets:
+                frame = client.candles(market, "1m", gap.gap_start, gap.gap_end, offline=True)
+                facts = frame.attrs["backbone"]
+                print(f"  {market}: {len(frame)} candles of the gap stored, {facts['unknown']} missing")
+            for event in table.events:
+                print("  ", event.kind, event.market, event.gap_start, event.gap_end, event.filled, event.detail)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--messages", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--million", action="store_true", help="also a million messages, watching the memory")
+    parser.add_argument("--outages", action="store_true", help="also a dead socket and a minute without the venue")
+    options = parser.parse_args()
+    best, median = frame_ms(300)
+    print(f"frame() of 290 markets: best {best:.2f} ms, median {median:.2f} ms (2 ms allowed)")
+    near, far = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve, args=(far,), daemon=True)
+    server.start()
+    port = near.recv()
+    for kind in ("ticker", "orderbook"):
+        rates: dict[str, list[Speed]] = {"bare": [], "ours": []}
+        for _ in range(options.rounds):
+            for name, run in (("bare", bare), ("ours", ours)):
+                near.send((kind, options.messages, 0))
+                rates[name].append(run(port, options.messages, kind))
+                near.recv()
+        loop, mine = ([statistics.median(each) for each in zip(*rates[n], strict=True)] for n in rates)
+        for how, theirs, own in zip(("clock", "CPU"), loop, mine, strict=True):
+            ratio = f"{own / theirs:.0%} (90 % required)"
+            print(f"{kind:<10} by {how:<6} bare loop {theirs:>9,.0f}/s   table {own:>9,.0f}/s   {ratio}")
+    near.send(("ticker", 10_000, 2000))
+    delays = latency_ms(port, 10_000)
+    near.recv()
+    print(f"send to table at 2,000/s: p50 {delays[5000]:.2f} ms   p99 {delays[9900]:.2f} ms (5 ms allowed)")
+    if options.million:
+        sizes: list[float] = []
+
+        def watch() -> None:
+            sizes.append(resident_mb())
+            time.sleep(0.2)
+
+        near.send(("ticker", 1_000_000, 0))
+        ours(port, 1_000_000, "ticker", watch)
+        near.recv()
+        print(f"memory over a million messages: {sizes[1]:.1f} MB at the start, {sizes[-1]:.1f} MB at the end")
+    near.send(None)
+    server.join()
+    if options.outages:
+        outages()
+
+
+if __name__ == "__main__":
+    main()
