@@ -26,7 +26,6 @@ Cells that cannot be true (far futures, NaN) are cleared on sight.
 from __future__ import annotations
 
 import struct
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -57,25 +56,24 @@ __all__ = [
     "waiting_key",
 ]
 
-# The cells. Cell 0 is the caller's own mark, never touched here. Up to the common stamps comes what every permit looks
-# at; once `_CALM` is past, nothing but the log itself holds anybody back, and `take` has a short way.
-_CALM: Final = 1  # the latest of the next six, or later
-_STOP: Final = 2  # nothing is granted before this time: a 429
-_BAN: Final = 3  # nor before this one: a 418
-_EASE: Final = 4  # until when the pace is lowered
-_SPACED: Final = 5  # until when interactive work is paced too
-_ATTEND: Final = 6  # until when a share is kept for critical
-_HEED: Final = 7  # until when a share is left to other software on this address
+# The scalars at the start of the cells. Cell 0 is the caller's own mark, never touched here. Once `_CALM` is past,
+# nothing but the log itself holds anybody back, and `take` has a short way.
+_STOP: Final = 1  # nothing is granted before this time: a 429
+_BAN: Final = 2  # nor before this one: a 418
+_EASE: Final = 3  # until when the pace is lowered
+_SPACED: Final = 4  # until when interactive work is paced too
+_ATTEND: Final = 5  # until when a share is kept for critical
+_HEED: Final = 6  # until when a share is left to other software on this address
+_CALM: Final = 7  # the latest of these six, or later
 _CHAIN: Final = 8  # when the next paced grant is due
 _WAITING: Final = 9  # used rows of the waiting table
-_STAMPS: Final = 10  # stamps of all but critical grants, then those of critical ones, then:
-_COLD: Final = 9  # so many scalars, from `Rules.cold` on
-_LEVEL: Final = 0  # how far the pace is lowered, in steps of a fifth of the limit
-_PEAK: Final = 1  # most critical requests lately seen in one window
-_PEAK_AT: Final = 2
-_FOREIGN: Final = 3  # most requests of other software lately seen in one window
-_REFUSED: Final = 4  # for the record: 429s
-_GRANTED: Final = 5  # for the record: grants by rank, four cells
+_LEVEL: Final = 10  # how far the pace is lowered, in steps of a fifth of the limit
+_PEAK: Final = 11  # most critical requests lately seen in one window
+_PEAK_AT: Final = 12
+_FOREIGN: Final = 13  # most requests of other software lately seen in one window
+_REFUSED: Final = 14  # for the record: 429s
+_GRANTED: Final = 15  # for the record: grants by rank, four cells
+_HEAD: Final = 19  # the stamps of all but critical grants, then those of critical ones, then the waiting table
 
 _CRITICAL: Final = Priority.CRITICAL.rank
 _LOW: Final = Priority.LOW.rank
@@ -125,9 +123,8 @@ moves the stamp instead.
     waiters: int = 32
     """Rows of the waiting table: one for each process and priority that waits."""
 
-    critical: int = field(init=False, repr=False)
-    cold: int = field(init=False, repr=False)
-    rows: int = field(init=False, repr=False)
+    first_critical: int = field(init=False, repr=False)
+    first_row: int = field(init=False, repr=False)
     size: int = field(init=False, repr=False)
     step_s: float = field(init=False, repr=False)
     unpack: Callable[..., tuple[float, ...]] = field(init=False, repr=False, compare=False)
@@ -136,17 +133,15 @@ moves the stamp instead.
     def __post_init__(self) -> None:
         if not 1 <= self.limit <= 1000 or not 0 < self.window_s <= self.attention_s:
             raise ValueError(f"limit={self.limit}, window_s={self.window_s}: not a rate that can be kept")
-        critical = _STAMPS + self.limit + 3  # a few more than the window holds: `settle` looks further back
-        cold = critical + self.limit
-        rows = cold + _COLD
+        first_critical = _HEAD + self.limit + 3  # a few more than the window holds: `settle` looks further back
+        first_row = first_critical + self.limit
         keep = object.__setattr__
-        keep(self, "critical", critical)
-        keep(self, "cold", cold)
-        keep(self, "rows", rows)
-        keep(self, "size", rows + _ROW_CELLS * self.waiters)
+        keep(self, "first_critical", first_critical)
+        keep(self, "first_row", first_row)
+        keep(self, "size", first_row + _ROW_CELLS * self.waiters)
         keep(self, "step_s", self.pace * self.window_s / self.limit)
-        keep(self, "unpack", struct.Struct(f"{rows}d").unpack_from)
-        keep(self, "unpack_short", struct.Struct(f"{critical}d").unpack_from)
+        keep(self, "unpack", struct.Struct(f"{first_row}d").unpack_from)
+        keep(self, "unpack_short", struct.Struct(f"{first_critical}d").unpack_from)
 
 
 @dataclass(frozen=True)
@@ -175,26 +170,32 @@ class Delay:
     """Estimates when the venue counted a request at the latest, from when it left and when the answer came.
 
     The way out and back takes at least the shortest time lately seen, so what exceeds it may have been spent before
-    the count: a connection that had to be opened first, a lost packet, a busy machine. Until there is some
-    experience the whole time is taken for that. At most `CAP_S` of it is believed, since a reply that took long to
-    compute was counted when the request arrived.
+    the count: a connection that had to be opened first, a lost packet, a busy machine. Two requests are then as far
+    apart at the venue as the second's sending is from this, at least. Until there is some experience the whole time
+    is taken for lateness. At most `CAP_S` of it is believed: what takes longer is the venue's thinking.
     """
 
-    CAP_S = 0.25
+    CAP_S = 1.0
     EXPERIENCE = 16
+    STRETCH_S = 300.0
 
     def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=256)
+        self._since = float("-inf")
+        self._quick = self._quick_before = 0.0
+        self._heard = 0
 
     def counted(self, sent: float, received: float) -> float:
-        """The latest time at which the venue may have counted it, on the clock of `sent` and `received`.
-
-        Two requests are at least as far apart at the venue as the second's sending is from this.
-        """
+        """The latest time at which the venue may have counted it, on the clock of `sent` and `received`."""
         took = max(0.0, received - sent)
-        self._recent.append(took)
-        least = min(self._recent) if len(self._recent) >= self.EXPERIENCE else 0.0
-        return sent + min(self.CAP_S, took - least)
+        if received - self._since >= self.STRETCH_S:  # a way that has become longer is believed after two stretches
+            self._quick_before = self._quick if self._heard >= self.EXPERIENCE else 0.0
+            self._since, self._heard, self._quick = received, 0, took
+        self._heard += 1
+        self._quick = min(self._quick, took)
+        quick = min(self._quick, self._quick_before) if self._quick_before else self._quick
+        if not self._quick_before and self._heard < self.EXPERIENCE:
+            quick = 0.0
+        return sent + min(self.CAP_S, took - quick)
 
 
 def waiting_key(rank: int, since: float) -> float:
@@ -214,11 +215,11 @@ def take(cells: Cells, rules: Rules, owner: float, rank: int, key: float, now: f
     if rank != _CRITICAL:
         cell = rules.unpack_short(cells)
         if cell[_CALM] <= now and not cell[_WAITING]:
-            ring = cell[_STAMPS:]
+            ring = cell[_HEAD:]
             ordered = sorted(ring)
             if ordered[-rules.limit] + rules.window_s <= now and (rank != _LOW or cell[_CHAIN] <= now):
-                cells[_STAMPS + ring.index(ordered[0])] = now + rules.unheard_s
-                cells[rules.cold + _GRANTED + rank] += 1.0
+                cells[_HEAD + ring.index(ordered[0])] = now + rules.unheard_s
+                cells[_GRANTED + rank] = cell[_GRANTED + rank] + 1.0
                 if rank == _LOW:
                     cells[_CHAIN] = _next_due(cell[_CHAIN], rules.step_s, now)
                 return 0.0
@@ -254,9 +255,9 @@ def _limit(cell: tuple[float, ...], rules: Rules, now: float) -> int:
     """The limit as it is now: lower after refusals, and by what other software on this address uses."""
     limit = rules.limit
     if cell[_EASE] > now:
-        limit -= int(_within(cell[rules.cold + _LEVEL], _LOWEST_LEVEL)) * max(1, rules.limit // 5)
+        limit -= int(_within(cell[_LEVEL], _LOWEST_LEVEL)) * max(1, rules.limit // 5)
     if cell[_HEED] > now:
-        limit = min(limit, rules.limit - 1 - int(_within(cell[rules.cold + _FOREIGN], rules.limit)))
+        limit = min(limit, rules.limit - 1 - int(_within(cell[_FOREIGN], rules.limit)))
     return max(1, rules.limit // 5, limit)
 
 
@@ -270,12 +271,12 @@ def _share(cell: tuple[float, ...], rules: Rules, limit: int, now: float) -> int
     """
     if cell[_ATTEND] <= now:
         return 0
-    return min(limit // 2, int(_within(cell[rules.cold + _PEAK], rules.limit)) + 1)
+    return min(limit // 2, int(_within(cell[_PEAK], rules.limit)) + 1)
 
 
 def _used(cell: tuple[float, ...], rules: Rules, now: float) -> int:
     edge = now - rules.window_s
-    return sum(1 for stamp in cell[_STAMPS : rules.cold] if stamp > edge)
+    return sum(1 for stamp in cell[_HEAD : rules.first_row] if stamp > edge)
 
 
 def _opening(
@@ -307,12 +308,12 @@ def _opening(
             ahead_other += count
         if row_paced:
             ahead_paced += count
-    opens = _free_at(sorted(cell[_STAMPS : rules.cold]), limit, ahead, rules)
+    opens = _free_at(sorted(cell[_HEAD : rules.first_row]), limit, ahead, rules)
     if rank == _CRITICAL:
         return opens
     share = _share(cell, rules, limit, now)
     if share:
-        others = sorted(cell[_STAMPS : rules.critical])
+        others = sorted(cell[_HEAD : rules.first_critical])
         opens = max(opens, _free_at(others, limit - share, ahead_other, rules))
     if is_paced:
         opens = max(opens, chain + ahead_paced * rules.step_s * rules.limit / limit)
@@ -330,20 +331,20 @@ def _free_at(stamps: list[float], limit: int, ahead: int, rules: Rules) -> float
 
 def _grant(cells: Cells, rules: Rules, cell: tuple[float, ...], rank: int, now: float) -> None:
     if rank == _CRITICAL:
-        start, ring = rules.critical, cell[rules.critical : rules.cold]
+        start, ring = rules.first_critical, cell[rules.first_critical : rules.first_row]
         edge = now - rules.window_s
         _keep_until(cells, _ATTEND, now + rules.attention_s)
         busy = 1 + sum(1 for stamp in ring if stamp > edge)
-        if busy >= cell[rules.cold + _PEAK] or cell[rules.cold + _PEAK_AT] <= now - rules.attention_s:
-            cells[rules.cold + _PEAK] = min(busy, rules.limit)
-            cells[rules.cold + _PEAK_AT] = now
+        if busy >= cell[_PEAK] or cell[_PEAK_AT] <= now - rules.attention_s:
+            cells[_PEAK] = min(busy, rules.limit)
+            cells[_PEAK_AT] = now
     else:
-        start, ring = _STAMPS, cell[_STAMPS : rules.critical]
+        start, ring = _HEAD, cell[_HEAD : rules.first_critical]
         if rank == _LOW or cell[_SPACED] > now:
             step = rules.step_s * rules.limit / _limit(cell, rules, now)
             cells[_CHAIN] = _next_due(cell[_CHAIN], step, now)
     cells[start + ring.index(min(ring))] = now + rules.unheard_s
-    cells[rules.cold + _GRANTED + rank] = cell[rules.cold + _GRANTED + rank] + 1.0
+    cells[_GRANTED + rank] = cell[_GRANTED + rank] + 1.0
 
 
 def _next_due(due: float, step: float, now: float) -> float:
@@ -359,7 +360,7 @@ def _keep_until(cells: Cells, index: int, until: float) -> None:
 
 def _rows(cells: Cells, rules: Rules, count: float) -> list[tuple[float, ...]]:
     used = int(count) if 0 < count <= rules.waiters else 0
-    table = memoryview(cells)[rules.rows : rules.rows + _ROW_CELLS * used]
+    table = memoryview(cells)[rules.first_row : rules.first_row + _ROW_CELLS * used]
     return list(_ROW.iter_unpack(table))
 
 
@@ -381,7 +382,7 @@ def _enlist(cells: Cells, rules: Rules, rows: list[tuple[float, ...]], row: tupl
         if rows[worst][2] <= row[2]:
             return  # a crowd: not put down, but told a time all the same
         place = worst
-    at = rules.rows + _ROW_CELLS * place
+    at = rules.first_row + _ROW_CELLS * place
     for offset, value in enumerate(row):
         cells[at + offset] = value
     if place >= len(rows):
@@ -393,7 +394,7 @@ def _strike(cells: Cells, rules: Rules, rows: list[tuple[float, ...]], owner: fl
     left = [row for row in rows if row[0] != owner or (rank is not None and row[1] != rank)]
     if len(left) == len(rows):
         return
-    at = rules.rows
+    at = rules.first_row
     for row in left:
         for value in row:
             cells[at] = value
@@ -410,14 +411,14 @@ def _is_sane(cell: tuple[float, ...], rules: Rules, now: float) -> bool:
         (_SPACED, _FAR_S),
         (_ATTEND, _FAR_S + rules.attention_s),
         (_HEED, _FAR_S),
-        (rules.cold + _PEAK_AT, _FAR_S),
+        (_PEAK_AT, _FAR_S),
     )
     return (
         all(0.0 <= cell[index] <= now + far for index, far in limits)
-        and all(0.0 <= stamp <= now + _AHEAD_S for stamp in cell[_STAMPS : rules.cold])
-        and 0.0 <= cell[rules.cold + _LEVEL] <= _LOWEST_LEVEL
-        and 0.0 <= cell[rules.cold + _PEAK] <= rules.limit
-        and 0.0 <= cell[rules.cold + _FOREIGN] <= rules.limit
+        and all(0.0 <= stamp <= now + _AHEAD_S for stamp in cell[_HEAD : rules.first_row])
+        and 0.0 <= cell[_LEVEL] <= _LOWEST_LEVEL
+        and 0.0 <= cell[_PEAK] <= rules.limit
+        and 0.0 <= cell[_FOREIGN] <= rules.limit
         and 0.0 <= cell[_WAITING] <= rules.waiters
     )
 
@@ -427,8 +428,8 @@ def mend(cells: Cells, rules: Rules, now: float) -> None:
     cell = rules.unpack(cells)
     if not _is_sane(cell, rules, now):
         _clear(cells, rules)
-    elif not cell[_CALM] >= max(cell[_STOP:_CHAIN]):
-        cells[_CALM] = max(cell[_STOP:_CHAIN])
+    elif not cell[_CALM] >= max(cell[_STOP:_CALM]):
+        cells[_CALM] = max(cell[_STOP:_CALM])
 
 
 def _clear(cells: Cells, rules: Rules) -> None:
@@ -445,7 +446,7 @@ def leave(cells: Cells, rules: Rules, owner: float, rank: int | None = None) -> 
 
 def _stamp_index(cell: tuple[float, ...], rules: Rules, granted: float) -> int | None:
     try:
-        return cell.index(granted + rules.unheard_s, _STAMPS, rules.cold)
+        return cell.index(granted + rules.unheard_s, _HEAD, rules.first_row)
     except ValueError:
         return None
 
@@ -489,12 +490,12 @@ def settle(
     if remaining is None or not 0 <= remaining < rules.limit:
         return 0
     edge = granted - rules.window_s - rules.slack_s
-    own = sum(1 for stamp in cell[_STAMPS : rules.cold] if stamp > edge)
+    own = sum(1 for stamp in cell[_HEAD : rules.first_row] if stamp > edge)
     foreign = rules.limit - remaining - own
     if foreign <= 0:
         return 0
-    if foreign >= cell[rules.cold + _FOREIGN] or cell[_HEED] <= now:
-        cells[rules.cold + _FOREIGN] = float(foreign)
+    if foreign >= cell[_FOREIGN] or cell[_HEED] <= now:
+        cells[_FOREIGN] = float(foreign)
         _keep_until(cells, _HEED, now + rules.heed_s)
     return foreign
 
@@ -506,15 +507,15 @@ def refuse(cells: Cells, rules: Rules, now: float, retry_after_s: float | None) 
     The refusals of one burst arrive together and count as one.
     """
     cell = rules.unpack(cells)
-    cells[rules.cold + _REFUSED] = cell[rules.cold + _REFUSED] + 1.0
+    cells[_REFUSED] = cell[_REFUSED] + 1.0
     until = now + max(rules.stop_s, min(retry_after_s or 0.0, 5 * _FAR_S))
     if cell[_STOP] > now:
         _keep_until(cells, _STOP, max(cell[_STOP], until if retry_after_s else 0.0))
         return
     lately = cell[_EASE] > now - 2 * rules.ease_s
-    level = min(_LOWEST_LEVEL, (cell[rules.cold + _LEVEL] if lately else 0.0) + 1.0)
+    level = min(_LOWEST_LEVEL, (cell[_LEVEL] if lately else 0.0) + 1.0)
     _keep_until(cells, _STOP, until)
-    cells[rules.cold + _LEVEL] = level
+    cells[_LEVEL] = level
     _keep_until(cells, _EASE, until + rules.ease_s * level)
 
 
@@ -523,8 +524,8 @@ def ban(cells: Cells, rules: Rules, until: float, now: float) -> None:
     known = rules.unpack(cells)[_BAN]
     until = min(until, now + LONGEST_BAN_S)
     _keep_until(cells, _BAN, max(until, known if known <= now + LONGEST_BAN_S else 0.0))
-    cells[rules.cold + _LEVEL] = float(_LOWEST_LEVEL // 2)
-    _keep_until(cells, _EASE, cells[_BAN] + rules.ease_s * cells[rules.cold + _LEVEL])
+    cells[_LEVEL] = float(_LOWEST_LEVEL // 2)
+    _keep_until(cells, _EASE, cells[_BAN] + rules.ease_s * cells[_LEVEL])
 
 
 def ban_until(cells: Cells, rules: Rules, now: float) -> float:
@@ -551,8 +552,8 @@ def describe(cells: Cells, rules: Rules, now: float) -> GroupState:
         waiting=waiting,
         stopped_s=max(0.0, cell[_STOP] - now),
         banned_s=max(0.0, cell[_BAN] - now),
-        level=int(_within(cell[rules.cold + _LEVEL], _LOWEST_LEVEL)) if cell[_EASE] > now else 0,
-        granted={name: int(_within(cell[rules.cold + _GRANTED + rank], _MOST)) for rank, name in enumerate(names)},
-        refused=int(_within(cell[rules.cold + _REFUSED], _MOST)),
-        foreign=int(_within(cell[rules.cold + _FOREIGN], rules.limit)) if cell[_HEED] > now else 0,
+        level=int(_within(cell[_LEVEL], _LOWEST_LEVEL)) if cell[_EASE] > now else 0,
+        granted={name: int(_within(cell[_GRANTED + rank], _MOST)) for rank, name in enumerate(names)},
+        refused=int(_within(cell[_REFUSED], _MOST)),
+        foreign=int(_within(cell[_FOREIGN], rules.limit)) if cell[_HEED] > now else 0,
     )
