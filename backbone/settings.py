@@ -49,7 +49,10 @@ class Settings:
     """Below this, reading Parquet is faster than loading a memoised frame."""
 
     seconds_kept_days: int = 92
-    """The venue serves 1-second candles for three months only."""
+    """The venue serves 1-second candles for three months only: older ones are not asked for."""
+
+    seconds_sure_days: int = 89
+    """The shortest three months: silence before it may be the venue's forgetting, and proves nothing."""
 
     markets_fresh_s: float = 600.0
     """The market list is asked again after this time; listings are rare, and a refusal refreshes it at once."""

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from backbone.clock import Clock, VenueClock
-from backbone.coordinator.planner import EARLIEST_US, Page, SeriesPlan, Verdict, Want, pages_needed
+from backbone.coordinator.planner import EARLIEST_US, FOREVER_US, Page, SeriesPlan, Verdict, Want, pages_needed
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import (
     BackboneError,
@@ -51,7 +51,6 @@ _FIRST_BURST = (
 _FAILURES = 3  # final failures after which a want stops asking: the venue is down, not a page
 _PATIENCE = 200  # the same for a job: the scheduler tries each for some seconds, so a quarter of an hour's outage
 _MINUTE = TIMEFRAMES["1m"]
-_FOREVER = 1 << 62
 _NOTHING = SpanSet()
 
 
@@ -138,7 +137,7 @@ class Pending:
     total_slots: int
     patient: bool = False
     enough: int | None = None
-    closed_us: int = _FOREVER  # candles that open at or after this turned out not to be closed on the venue's clock
+    closed_us: int = FOREVER_US  # candles that open at or after this turned out not to be closed on the venue's clock
     rows: int = 0
     failures: int = 0
     store_error: StoreError | None = None
@@ -178,7 +177,8 @@ class _Ticket:
             self._page = series.plan.next_page(want)
         if self._page is None:
             return None
-        return candles_ask(series.market, series.timeframe, self._page.to_us, self._page.count)
+        to_us = None if self._page.seeks else self._page.to_us
+        return candles_ask(series.market, series.timeframe, to_us, self._page.count)
 
     def done(self, ask: Ask | None, outcome: Reply | BackboneError) -> None:
         if self._page is not None:  # a ticket whose turn never came has nothing to tell
@@ -280,8 +280,7 @@ class CandleFetcher:
             )
             if lost:
                 want.missing = want.missing | lost
-                cause = InputError("start", span.start, "1-second candles exist for the last three months only")
-                series.plan.give_up(want, cause, lost)
+                series.plan.give_up(want, _out_of_reach(span.start), lost)
             series.pending[want] = pending
             finished = want.is_done
         if finished:
@@ -444,19 +443,19 @@ class CandleFetcher:
     def _arrived(self, pending: Pending, page: Page, outcome: Reply | BackboneError) -> None:
         """A page's outcome, on a worker: into the store, out of the plan, and whoever waits is woken."""
         series = pending.series
-        rows = 0
+        rows, is_disbelieved = 0, False
         if not isinstance(outcome, BackboneError):
             try:
                 rows = self._accept(series, pending, page, outcome.value)
             except PayloadError as exc:
-                outcome = exc
+                outcome, is_disbelieved = exc, True
         finished: list[Pending] = []
         with series.changed:
             if isinstance(outcome, BackboneError):
-                self._refuse_locked(series, pending, page, outcome)
+                self._refuse_locked(series, pending, page, outcome, is_disbelieved)
             pending.rows += rows
             if pending.enough is not None and pending.rows >= pending.enough:
-                series.plan.forget(pending.want, [Span(EARLIEST_US, _FOREVER)])
+                series.plan.forget(pending.want, [Span(EARLIEST_US, FOREVER_US)])
             finished = [p for p in series.pending.values() if p.want.is_done]
             series.changed.notify_all()
         for done in finished:
@@ -464,60 +463,102 @@ class CandleFetcher:
         self._top_up(series)
 
     def _accept(self, series: _Series, pending: Pending, page: Page, reply: CandlePage) -> int:
+        """Store what a reply proves and settle its page; how many of its rows `pending` had waited for.
+
+        Raises `PayloadError` for a reply that contradicts what is held: nothing of it is believed.
+        """
         timeframe = series.timeframe
+        times = times_of(reply.table)
         with series.changed:
             verdict = series.plan.judge(page, reply.oldest_us, reply.rows)
-        self._disbelieve(series, page, verdict, reply)
+            is_contradicted = series.plan.is_contradicted(page, int(times[-1]) if len(times) else None)
+        held = self._believe(series, page, verdict, reply, is_contradicted)
         boundary = self.closed_before(timeframe)
-        proof = verdict.proof - SpanSet([Span(boundary, _FOREVER)])
+        proof = verdict.proof - SpanSet([Span(boundary, FOREVER_US)])
+        proof, lost = self._provable(timeframe, proof)
         table = reply.table
         if page.to_us > boundary:
-            keep = int(np.searchsorted(times_of(table), boundary))
-            table = table.slice(0, keep)
-        now = self._venue.now_us()
-        settled = timeframe.floor(now - int(self._settings.settle_s * 1e6) - timeframe.step_us)
-        fresh = proof & SpanSet([Span(settled, _FOREVER)])
-        error: StoreError | None = None
-        try:
-            self._store.put(
-                series.market,
-                timeframe,
-                table,
-                proof,
-                fresh=(_hull(fresh), now + int(self._settings.settle_after_s * 1e6)) if fresh else None,
-                source="rest",
-                now_us=now,
-            )
-        except StoreError as exc:  # the rows are kept in memory; whoever waits is told
-            error = exc
+            table = table.slice(0, int(np.searchsorted(times, boundary)))
+        error = self._keep(series, table, proof)
+        anchor = None if verdict.edge_us is None else self._first_after(series, verdict.edge_us)
         with series.changed:
             news = count_inside(table, pending.want.missing & proof)
-            series.plan.settle(page, Verdict(proof, verdict.edge_us), table.num_rows)
+            is_known = held is not None or reply.rows > 0
+            settled = Verdict(proof, verdict.edge_us)
+            series.plan.settle(page, settled, table.num_rows, anchor_us=anchor, has_rows=is_known)
             for want, waiting in series.pending.items():
-                series.plan.forget(want, [Span(boundary, _FOREVER)])
+                series.plan.forget(want, [Span(boundary, FOREVER_US)])
+                if lost:
+                    series.plan.give_up(want, _out_of_reach(lost.spans[0].start), lost)
                 waiting.closed_us = min(waiting.closed_us, boundary)
                 waiting.store_error = waiting.store_error or error
         return news
 
-    def _disbelieve(self, series: _Series, page: Page, verdict: Verdict, reply: CandlePage) -> None:
-        """A reply that says "nothing before" is not believed against rows already held."""
-        edge = page.to_us if page.confirms and reply.rows == 0 else verdict.edge_us
-        if edge is None:
-            return
-        held = self._store.oldest(series.market, series.timeframe)
-        if held is not None and held < edge:
-            raise PayloadError(
-                f"{series.market} {series.timeframe}: the venue says there is nothing before a time from before which "
-                "rows are stored; not believed, the span stays unknown",
-                market=series.market,
-                sample=f"{reply.rows} rows for to={page.to_us}",
-            )
+    def _keep(self, series: _Series, table: pa.Table, proof: SpanSet) -> StoreError | None:
+        """Give the store what a reply proved; what has only just closed is to be asked once more.
 
-    def _refuse_locked(self, series: _Series, pending: Pending, page: Page, cause: BackboneError) -> None:
+        An error of the disk's is for whoever waits: the rows are kept in memory.
+        """
+        now = self._venue.now_us()
+        settled = series.timeframe.ceil(now - int(self._settings.settle_s * 1e6) - series.timeframe.step_us)
+        fresh = (proof & SpanSet([Span(settled, FOREVER_US)])).bounds
+        due_us = now + int(self._settings.settle_after_s * 1e6)
+        try:
+            self._store.put(
+                series.market,
+                series.timeframe,
+                table,
+                proof,
+                fresh=None if fresh is None else (fresh, due_us),
+                source="rest",
+                now_us=now,
+            )
+        except StoreError as exc:
+            return exc
+        return None
+
+    def _believe(
+        self, series: _Series, page: Page, verdict: Verdict, reply: CandlePage, is_contradicted: bool
+    ) -> int | None:
+        """The oldest candle held; raises `PayloadError` for silence that cannot be: a known candle is missing in the
+        reply, candles are held from before it, or nobody ever saw one."""
+        is_silent = verdict.edge_us is not None or verdict.proof.holds(EARLIEST_US)
+        edge = page.claim.end if verdict.edge_us is None else verdict.edge_us
+        held = self._store.oldest(series.market, series.timeframe) if is_silent else None
+        if is_contradicted:
+            why = "its answer lacks a candle that is known to be there, or any candle at all"
+        elif held is not None and held < edge:
+            why = "it says there is nothing before a time from before which rows are stored"
+        else:
+            return held
+        raise PayloadError(
+            f"{series.market} {series.timeframe}: the venue was not believed, {why}; the span stays unknown",
+            market=series.market,
+            sample=f"{reply.rows} rows for to={page.to_us}",
+        )
+
+    def _first_after(self, series: _Series, edge_us: int) -> int | None:
+        """The open of the first candle held in the page of slots behind `edge_us`."""
+        behind = Span(edge_us, series.timeframe.next(series.timeframe.ceil(edge_us), PAGE))
+        times = times_of(self._store.read(series.market, series.timeframe, behind).table)
+        return int(times[0]) if len(times) else None
+
+    def _provable(self, timeframe: Timeframe, proof: SpanSet) -> tuple[SpanSet, SpanSet]:
+        """What silence proves: all of `proof`, except where the venue keeps no history that long."""
+        if timeframe.name != "1s" or not proof.holds(EARLIEST_US):
+            return proof, _NOTHING
+        kept_us = self._settings.seconds_sure_days * 86_400_000_000
+        lost = proof & SpanSet([Span(EARLIEST_US, timeframe.ceil(self._venue.now_us() - kept_us))])
+        return proof - lost, lost
+
+    def _refuse_locked(
+        self, series: _Series, pending: Pending, page: Page, cause: BackboneError, is_disbelieved: bool
+    ) -> None:
         fatal = isinstance(cause, RejectedError | ClosedError) or (isinstance(cause, RateLimitedError) and cause.banned)
         pending.failures += 1
-        if pending.patient and isinstance(cause, UnreachableError) and pending.failures < _PATIENCE:
-            series.plan.retract(page)  # an outage: the page is asked again, by whoever is next
+        is_outage = pending.patient and isinstance(cause, UnreachableError) and pending.failures < _PATIENCE
+        if is_outage or (is_disbelieved and pending.failures < _FAILURES):
+            series.plan.retract(page)  # asked again, by whoever is next
             return
         series.plan.fail(page, cause)
         for want, waiting in series.pending.items():
@@ -582,6 +623,10 @@ class CandleFetcher:
                 self._finish(pending)
 
 
+def _out_of_reach(start_us: int) -> InputError:
+    return InputError("start", start_us, "1-second candles exist for the last three months only")
+
+
 class _Locked:
     """``with``: a series with its condition held."""
 
@@ -643,11 +688,6 @@ def _tiers(now: dict[str, int], fresh: int, before: dict[str, int] | None) -> di
         left[name] = left.get(name, 0) - taken
         rows -= taken
     return {**left, "rest": fresh}
-
-
-def _hull(spans: SpanSet) -> Span:
-    found = list(spans)
-    return Span(found[0].start, found[-1].end)
 
 
 def incomplete(answers: Sequence[CandleAnswer], timeframe: Timeframe) -> IncompleteError | None:

@@ -2,7 +2,9 @@
 
 The venue answers "the newest `count` candles that opened before `to`", and gives no row to a candle that nobody traded
 in. So a reply proves more, or less, than the stretch it was asked for: all from its oldest row up to `to`; and, when it
-is short, that nothing lies before, which is believed only once a second ask has said the same.
+is short, that nothing lies before, which is believed only once a second ask has said the same. Where a row is known at
+or soon after the silence, the second ask includes that row (its *anchor*), so that an empty reply by mistake betrays
+itself; where no row of the series is known at all, the newest candle is sought first, for the same reason.
 
 `SeriesPlan` is pure: it is told what is wanted and what was answered, and says what to ask next. It decides as late as
 possible (`next_page` is called when a permit has opened), so a page is always chosen with all that is known by then: on
@@ -23,10 +25,13 @@ from backbone.model import Span
 from backbone.storage.coverage import SpanSet
 from backbone.timeframe import Timeframe
 
-__all__ = ["EARLIEST_US", "Page", "SeriesPlan", "Verdict", "Want", "pages_needed"]
+__all__ = ["EARLIEST_US", "FOREVER_US", "Page", "SeriesPlan", "Verdict", "Want", "pages_needed"]
 
 EARLIEST_US = 0
 """Nothing lies before the epoch: a proven beginning of history is quiet from here on."""
+
+FOREVER_US = 1 << 62
+"""The bound of a page that asks for the newest candles."""
 
 _DENSE = 0.98  # above this share of traded slots, a page is planned to hold exactly its slots
 _TELLING = 20  # rows below which a reply says too little about the density
@@ -35,12 +40,18 @@ _UNDERSHOOT = 0.85  # planning a thin page a little short is cheaper than anothe
 
 @dataclass(frozen=True)
 class Page:
-    """One request: the newest `count` candles before `to_us`; `claim` is the stretch it is asked for."""
+    """One request: the newest `count` candles before `to_us`; `claim` is the stretch it is asked for.
+
+    ``confirms``: the second ask behind a short reply, whose newest row must be ``anchor_us`` where that is known.
+    ``seeks``: asks whether the series has any candle, the forming one included.
+    """
 
     to_us: int
     count: int
     claim: Span
-    confirms: bool = False  # the second ask behind a short reply: nothing is claimed twice
+    confirms: bool = False
+    anchor_us: int | None = None
+    seeks: bool = False
 
 
 @dataclass(eq=False)
@@ -80,7 +91,8 @@ class SeriesPlan:
         self.has_learned = False
         self._wants: list[Want] = []
         self._claims: list[Page] = []
-        self._doubts: list[int] = []  # edges of short replies that wait for their second ask
+        self.has_rows = False  # whether any candle of this series was ever seen
+        self._doubts: dict[int, int | None] = {}  # edges of short replies that wait for their second ask → anchor
 
     # -- what is wanted ------------------------------------------------------------------------------------------
 
@@ -129,8 +141,14 @@ class SeriesPlan:
         edge = max(self._doubts, default=EARLIEST_US)
         if not want.missing or next(iter(want.missing)).start >= edge:
             return None
+        claim = Span(EARLIEST_US, edge)
+        if not self.has_rows:
+            is_sought = any(page.seeks for page in self._claims)
+            return None if is_sought else Page(FOREVER_US, 1, claim, seeks=True)
+        anchor = self._doubts[edge] if self.page_size > 1 else None
         self._doubts.clear()  # a lower edge follows from the highest, or is asked about again
-        return Page(edge, self.page_size, Span(EARLIEST_US, edge), confirms=True)
+        to_us = edge if anchor is None else self.timeframe.next(anchor)
+        return Page(to_us, self.page_size, claim, confirms=True, anchor_us=anchor)
 
     def _next_stretch(self, want: Want) -> Page | None:
         spans = list(self.claimable(want))
@@ -151,25 +169,37 @@ class SeriesPlan:
 
     # -- what was answered ---------------------------------------------------------------------------------------
 
-    def judge(self, page: Page, oldest_us: int | None, rows: int) -> Verdict:
-        """What a reply with `rows` candles, the oldest at `oldest_us`, proves. Changes nothing."""
-        proven = SpanSet([Span(oldest_us, page.to_us)]) if oldest_us is not None else SpanSet()
-        if rows >= page.count and rows > 0:
-            return Verdict(proven)
-        edge = oldest_us if oldest_us is not None else page.to_us
-        if page.confirms and rows == 0:
-            return Verdict(SpanSet([Span(EARLIEST_US, page.to_us)]))
-        return Verdict(proven, edge)
+    def is_contradicted(self, page: Page, newest_us: int | None) -> bool:
+        """Whether a reply, whose newest candle is `newest_us`, lacks what is known to be there: a mistake, no proof."""
+        return (page.anchor_us is not None and newest_us != page.anchor_us) or (page.seeks and newest_us is None)
 
-    def settle(self, page: Page, verdict: Verdict, rows: int) -> None:
-        """Take a judged reply into the plan, once its rows are in the store."""
+    def judge(self, page: Page, oldest_us: int | None, rows: int) -> Verdict:
+        """What a reply that is not contradicted, with `rows` candles, the oldest at `oldest_us`, proves.
+
+        Changes nothing.
+        """
+        proven = SpanSet([Span(oldest_us, page.to_us)]) if oldest_us is not None else SpanSet()
+        edge = oldest_us if oldest_us is not None else page.to_us
+        if rows < page.count and page.confirms and edge >= page.claim.end:
+            return Verdict(SpanSet([Span(EARLIEST_US, page.to_us)]))
+        return Verdict(proven) if rows >= page.count or page.seeks else Verdict(proven, edge)
+
+    def settle(
+        self, page: Page, verdict: Verdict, rows: int, *, anchor_us: int | None = None, has_rows: bool = False
+    ) -> None:
+        """Take a judged reply into the plan, once its rows are in the store.
+
+        `anchor_us`: the open of a candle that is held at most a page behind the edge in doubt, where there is one;
+        `has_rows`: a candle of this series is known, be it one that is still forming.
+        """
         self._release(page)
+        self.has_rows = self.has_rows or has_rows or rows > 0
         for want in self._wants:
             if want.missing & SpanSet([page.claim]) or want.missing & verdict.proof:
                 want.pages += 1
             want.missing = want.missing - verdict.proof
-        if verdict.edge_us is not None and verdict.edge_us > EARLIEST_US and verdict.edge_us not in self._doubts:
-            self._doubts.append(verdict.edge_us)
+        if verdict.edge_us is not None and verdict.edge_us > EARLIEST_US:
+            self._doubts[verdict.edge_us] = anchor_us
         self._learn(page, verdict, rows)
 
     def _learn(self, page: Page, verdict: Verdict, rows: int) -> None:
@@ -194,8 +224,8 @@ class SeriesPlan:
     def retract(self, page: Page) -> None:
         """The page was not answered and may be asked again."""
         self._release(page)
-        if page.confirms and page.to_us not in self._doubts:
-            self._doubts.append(page.to_us)
+        if page.confirms:
+            self._doubts.setdefault(page.claim.end, page.anchor_us)
 
     def give_up(self, want: Want, cause: BaseException, within: SpanSet | None = None) -> None:
         """What `want` still misses (`within` a set, or all) will not be had."""

@@ -6,11 +6,11 @@ import random
 from bisect import bisect_left
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from backbone.coordinator.planner import EARLIEST_US, Page, SeriesPlan, Want, pages_needed
-from backbone.errors import UnreachableError
+from backbone.errors import PayloadError, UnreachableError
 from backbone.model import Span
 from backbone.storage.coverage import SpanSet
 from backbone.timeframe import TIMEFRAMES
@@ -31,17 +31,17 @@ class Venue:
         self.opens = sorted(at(s) for s in slots)
         self.asked = 0
 
-    def answer(self, page: Page) -> tuple[int | None, int]:
+    def answer(self, page: Page) -> list[int]:
         self.asked += 1
         end = bisect_left(self.opens, page.to_us)
-        rows = min(page.count, end)
-        return (self.opens[end - rows] if rows else None), rows
+        return self.opens[max(0, end - page.count) : end]
 
 
 def run(plan: SeriesPlan, wants: list[Want], venue: Venue, rng: random.Random, flight: int) -> list[SpanSet]:
     """Answer pages in random order, `flight` at a time; returns every proof that was settled."""
     flying: list[Page] = []
     proofs: list[SpanSet] = []
+    held: set[int] = set()
     for _ in range(10_000):
         open_wants = [w for w in wants if not w.is_done]
         if not open_wants and not flying:
@@ -52,18 +52,28 @@ def run(plan: SeriesPlan, wants: list[Want], venue: Venue, rng: random.Random, f
                 break
             flying.append(page)
         page = flying.pop(rng.randrange(len(flying)))
-        oldest, rows = venue.answer(page)
-        verdict = plan.judge(page, oldest, rows)
-        proofs.append(verdict.proof)
-        plan.settle(page, verdict, rows)
+        proofs.append(take(plan, page, venue.answer(page), held))
     raise AssertionError("the plan never ended")
 
 
-@settings(max_examples=100, deadline=None)
+def take(plan: SeriesPlan, page: Page, opens: list[int], held: set[int]) -> SpanSet:
+    """Settle one reply as its owner does, who holds the candles that came; returns what was proven."""
+    if plan.is_contradicted(page, opens[-1] if opens else None):
+        plan.fail(page, PayloadError("there was never any candle"))
+        return SpanSet()
+    verdict = plan.judge(page, opens[0] if opens else None, len(opens))
+    held.update(opens)
+    edge = verdict.edge_us
+    anchor = None if edge is None else min((t for t in held if edge <= t < edge + 200 * STEP), default=None)
+    plan.settle(page, verdict, len(opens), anchor_us=anchor)
+    return verdict.proof
+
+
+@settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.target])
 @given(st.data())
 def test_plan_any_wants_any_order_ends_with_everything_proven(data: st.DataObject) -> None:
     """Whatever is wanted, in whatever order replies come, every want ends whole and no proof hides a candle."""
-    slots = data.draw(st.sets(st.integers(0, 400), max_size=120))
+    slots = data.draw(st.sets(st.integers(0, 400), min_size=1, max_size=120))
     spans = data.draw(
         st.lists(st.tuples(st.integers(-50, 420), st.integers(1, 300), st.booleans()), min_size=1, max_size=4)
     )
@@ -130,45 +140,79 @@ def test_plan_page_in_flight_is_not_asked_again_for_another_want() -> None:
     assert quick.is_done
 
 
-def test_plan_short_reply_is_not_believed_before_its_second_ask() -> None:
-    """Silence before a short reply becomes the beginning of history only when a second ask says the same."""
-    plan = SeriesPlan(MINUTE, page_size=200)
-    want = plan.want(SpanSet([Span(at(0), at(200))]), rank=2)
+def short_of_history(plan: SeriesPlan, want: Want) -> Page:
+    """A page of 200 that came with 50 rows, the oldest held; the next page asked."""
     page = plan.next_page(want)
     assert page is not None
     verdict = plan.judge(page, at(150), 50)
     assert verdict.proof == SpanSet([Span(at(150), at(200))])
-    plan.settle(page, verdict, 50)
+    plan.settle(page, verdict, 50, anchor_us=at(150))
     again = plan.next_page(want)
     assert again is not None
+    return again
+
+
+def test_plan_short_reply_is_not_believed_before_its_second_ask() -> None:
+    """Silence before a short reply becomes the beginning of history only when a second ask says the same."""
+    plan = SeriesPlan(MINUTE, page_size=200)
+    want = plan.want(SpanSet([Span(at(0), at(200))]), rank=2)
+    again = short_of_history(plan, want)
     assert again.confirms
-    assert again.to_us == at(150)
-    plan.settle(again, plan.judge(again, None, 0), 0)
+    assert (again.to_us, again.anchor_us) == (at(151), at(150)), "the second ask includes a candle that is known"
+    verdict = plan.judge(again, at(150), 1)
+    assert verdict.proof == SpanSet([Span(EARLIEST_US, at(151))])
+    plan.settle(again, verdict, 1)
     assert want.is_done
+
+
+def test_plan_second_ask_that_lacks_the_known_candle_is_contradicted() -> None:
+    """An empty body by mistake, twice, is not taken for the beginning of history."""
+    plan = SeriesPlan(MINUTE, page_size=200)
+    want = plan.want(SpanSet([Span(at(0), at(200))]), rank=2)
+    again = short_of_history(plan, want)
+    assert plan.is_contradicted(again, None)
+    assert plan.is_contradicted(again, at(149))
+    assert not plan.is_contradicted(again, at(150))
+    plan.retract(again)
+    assert plan.next_page(want) == again
 
 
 def test_plan_short_reply_that_was_a_fault_is_healed_by_the_second_ask() -> None:
     """Rows that a faulty reply left out are found, not taken for silence."""
-    plan = SeriesPlan(MINUTE, page_size=200)
+    plan, held = SeriesPlan(MINUTE, page_size=200), set[int]()
+    venue = Venue(set(range(250)))
     want = plan.want(SpanSet([Span(at(0), at(200))]), rank=2)
     page = plan.next_page(want)
     assert page is not None
-    plan.settle(page, plan.judge(page, None, 0), 0)  # an empty body, by mistake
+    take(plan, page, [], held)  # an empty body, by mistake
+    seeking = plan.next_page(want)
+    assert seeking is not None
+    assert seeking.seeks, "is there any candle at all?"
+    assert plan.next_page(want) is None, "while that is not known, nothing else is asked"
+    take(plan, seeking, venue.answer(seeking), held)
     again = plan.next_page(want)
     assert again is not None
-    verdict = plan.judge(again, at(0), 200)
-    assert verdict.proof == SpanSet([Span(at(0), at(200))])
-    plan.settle(again, verdict, 200)
+    assert again.confirms
+    take(plan, again, venue.answer(again), held)
     assert want.is_done
+    assert not want.failed
 
 
-def test_plan_empty_history_is_proven_to_the_beginning() -> None:
+def test_plan_before_listing_is_proven_to_the_beginning() -> None:
     """Before listing there is nothing, and once confirmed that holds for all time before."""
-    plan, venue = SeriesPlan(MINUTE, page_size=200), Venue(set())
+    plan, venue = SeriesPlan(MINUTE, page_size=200), Venue({200_000})
     want = plan.want(SpanSet([Span(at(0), at(100_000))]), rank=2)
     proofs = run(plan, [want], venue, random.Random(0), flight=1)
-    assert venue.asked == 2
+    assert venue.asked == 3
     assert proofs[-1] == SpanSet([Span(EARLIEST_US, at(100_000))])
+
+
+def test_plan_series_without_any_candle_is_never_believed() -> None:
+    """A venue that has nothing at all of a market may be at fault: nothing is proven, the want fails."""
+    plan, venue = SeriesPlan(MINUTE, page_size=200), Venue(set())
+    want = plan.want(SpanSet([Span(at(0), at(100_000))]), rank=2)
+    assert not any(run(plan, [want], venue, random.Random(0), flight=1))
+    assert want.failed == SpanSet([Span(at(0), at(100_000))])
 
 
 def test_plan_failed_page_leaves_its_span_failed_for_all_who_waited() -> None:
