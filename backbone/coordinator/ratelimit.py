@@ -56,24 +56,23 @@ __all__ = [
     "waiting_key",
 ]
 
-# The scalars at the start of the cells. Cell 0 is the caller's own mark, never touched here. Once `_CALM` is past,
-# nothing but the log itself holds anybody back, and `take` has a short way.
+# The scalars at the start of the cells. Cell 0 is the caller's own mark, never touched here. While the times of the
+# first six are past, nothing but the log itself holds anybody back, and `take` has a short way.
 _STOP: Final = 1  # nothing is granted before this time: a 429
 _BAN: Final = 2  # nor before this one: a 418
 _EASE: Final = 3  # until when the pace is lowered
 _SPACED: Final = 4  # until when interactive work is paced too
 _ATTEND: Final = 5  # until when a share is kept for critical
 _HEED: Final = 6  # until when a share is left to other software on this address
-_CALM: Final = 7  # the latest of these six, or later
-_CHAIN: Final = 8  # when the next paced grant is due
-_WAITING: Final = 9  # used rows of the waiting table
-_LEVEL: Final = 10  # how far the pace is lowered, in steps of a fifth of the limit
-_PEAK: Final = 11  # most critical requests lately seen in one window
-_PEAK_AT: Final = 12
-_FOREIGN: Final = 13  # most requests of other software lately seen in one window
-_REFUSED: Final = 14  # for the record: 429s
-_GRANTED: Final = 15  # for the record: grants by rank, four cells
-_HEAD: Final = 19  # the stamps of all but critical grants, then those of critical ones, then the waiting table
+_CHAIN: Final = 7  # when the next paced grant is due
+_WAITING: Final = 8  # used rows of the waiting table
+_LEVEL: Final = 9  # how far the pace is lowered, in steps of a fifth of the limit
+_PEAK: Final = 10  # most critical requests lately seen in one window
+_PEAK_AT: Final = 11
+_FOREIGN: Final = 12  # most requests of other software lately seen in one window
+_REFUSED: Final = 13  # for the record: 429s
+_GRANTED: Final = 14  # for the record: grants by rank, four cells
+_HEAD: Final = 18  # the stamps of all but critical grants, then those of critical ones, then the waiting table
 
 _CRITICAL: Final = Priority.CRITICAL.rank
 _LOW: Final = Priority.LOW.rank
@@ -214,7 +213,7 @@ def take(cells: Cells, rules: Rules, owner: float, rank: int, key: float, now: f
     """
     if rank != _CRITICAL:
         cell = rules.unpack_short(cells)
-        if cell[_CALM] <= now and not cell[_WAITING]:
+        if not cell[_WAITING] and max(cell[_STOP:_CHAIN]) <= now:
             ring = cell[_HEAD:]
             ordered = sorted(ring)
             if ordered[-rules.limit] + rules.window_s <= now and (rank != _LOW or cell[_CHAIN] <= now):
@@ -247,7 +246,7 @@ def _take_among(
     opens = min(opens, now + rules.window_s)  # whoever stands before it may leave: look again
     _enlist(cells, rules, rows, (owner, float(rank), key, opens + rules.grace_s, float(depth)), now)
     if _CRITICAL < rank < _LOW and _used(cell, rules, now) >= _limit(cell, rules, now) - 1:
-        _keep_until(cells, _SPACED, now + rules.spread_s)
+        cells[_SPACED] = now + rules.spread_s
     return opens
 
 
@@ -333,7 +332,7 @@ def _grant(cells: Cells, rules: Rules, cell: tuple[float, ...], rank: int, now: 
     if rank == _CRITICAL:
         start, ring = rules.first_critical, cell[rules.first_critical : rules.first_row]
         edge = now - rules.window_s
-        _keep_until(cells, _ATTEND, now + rules.attention_s)
+        cells[_ATTEND] = now + rules.attention_s
         busy = 1 + sum(1 for stamp in ring if stamp > edge)
         if busy >= cell[_PEAK] or cell[_PEAK_AT] <= now - rules.attention_s:
             cells[_PEAK] = min(busy, rules.limit)
@@ -350,12 +349,6 @@ def _grant(cells: Cells, rules: Rules, cell: tuple[float, ...], rank: int, now: 
 def _next_due(due: float, step: float, now: float) -> float:
     """When the next paced grant is due, one step after this one was; up to half a step of lateness is made up for."""
     return (due if due > now - step / 2 else now - step / 2) + step
-
-
-def _keep_until(cells: Cells, index: int, until: float) -> None:
-    if until > cells[_CALM]:
-        cells[_CALM] = until
-    cells[index] = until
 
 
 def _rows(cells: Cells, rules: Rules, count: float) -> list[tuple[float, ...]]:
@@ -425,11 +418,8 @@ def _is_sane(cell: tuple[float, ...], rules: Rules, now: float) -> bool:
 
 def mend(cells: Cells, rules: Rules, now: float) -> None:
     """Clear cells that cannot be true."""
-    cell = rules.unpack(cells)
-    if not _is_sane(cell, rules, now):
+    if not _is_sane(rules.unpack(cells), rules, now):
         _clear(cells, rules)
-    elif not cell[_CALM] >= max(cell[_STOP:_CALM]):
-        cells[_CALM] = max(cell[_STOP:_CALM])
 
 
 def _clear(cells: Cells, rules: Rules) -> None:
@@ -496,7 +486,7 @@ def settle(
         return 0
     if foreign >= cell[_FOREIGN] or cell[_HEED] <= now:
         cells[_FOREIGN] = float(foreign)
-        _keep_until(cells, _HEED, now + rules.heed_s)
+        cells[_HEED] = now + rules.heed_s
     return foreign
 
 
@@ -510,22 +500,22 @@ def refuse(cells: Cells, rules: Rules, now: float, retry_after_s: float | None) 
     cells[_REFUSED] = cell[_REFUSED] + 1.0
     until = now + max(rules.stop_s, min(retry_after_s or 0.0, 5 * _FAR_S))
     if cell[_STOP] > now:
-        _keep_until(cells, _STOP, max(cell[_STOP], until if retry_after_s else 0.0))
+        cells[_STOP] = max(cell[_STOP], until if retry_after_s else 0.0)
         return
     lately = cell[_EASE] > now - 2 * rules.ease_s
     level = min(_LOWEST_LEVEL, (cell[_LEVEL] if lately else 0.0) + 1.0)
-    _keep_until(cells, _STOP, until)
+    cells[_STOP] = until
     cells[_LEVEL] = level
-    _keep_until(cells, _EASE, until + rules.ease_s * level)
+    cells[_EASE] = until + rules.ease_s * level
 
 
 def ban(cells: Cells, rules: Rules, until: float, now: float) -> None:
     """A 418: nothing before `until`, and slowly after it."""
     known = rules.unpack(cells)[_BAN]
     until = min(until, now + LONGEST_BAN_S)
-    _keep_until(cells, _BAN, max(until, known if known <= now + LONGEST_BAN_S else 0.0))
+    cells[_BAN] = max(until, known if known <= now + LONGEST_BAN_S else 0.0)
     cells[_LEVEL] = float(_LOWEST_LEVEL // 2)
-    _keep_until(cells, _EASE, cells[_BAN] + rules.ease_s * cells[_LEVEL])
+    cells[_EASE] = cells[_BAN] + rules.ease_s * cells[_LEVEL]
 
 
 def ban_until(cells: Cells, rules: Rules, now: float) -> float:
