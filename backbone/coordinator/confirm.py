@@ -34,6 +34,8 @@ MANY = 10
 """Series above which confirmations are bulk work: less often, and behind everybody else's requests."""
 _EVERY_US = (10_000_000, 300_000_000)  # least time between two confirmations of a series: few series, many
 _RETRY_S = 5.0
+_LAST_FRAME_US = 1_500_000  # a candle's last frame may come this long after its end: changes are told once a second
+_SIGN_US = 12_000_000  # how long a sign of life is waited for, so that the stream's word on a candle is its last
 _AT_ONCE = 20
 _EVENTS = 1000
 
@@ -99,6 +101,7 @@ class Confirmer:
         clock: Clock,
         grace_us: int,
         wake: Callable[[], None],
+        heard: Callable[[], float],
     ) -> None:
         self._board = board
         self._candles = candles
@@ -107,6 +110,7 @@ class Confirmer:
         self._clock = clock
         self._grace_us = grace_us
         self._wake = wake
+        self._heard = heard  # when anything was last heard on the stream, monotonic seconds
         self._lock = threading.Lock()
         self._series: dict[tuple[str, str], _Series] = {}
         self._gaps: list[_Gap] = []
@@ -176,8 +180,9 @@ class Confirmer:
     def run(self, now: float) -> float | None:
         """Start what is due; says when to call again (monotonic seconds), None where nothing is to be done."""
         self._open_gaps()
+        heard_us = self._heard_us()
         with self._lock:
-            due, wake = self._due_locked(now)
+            due, wake = self._due_locked(now, heard_us)
             is_bulk = len(self._series) > MANY
             for series, _ in due:
                 series.is_asking = True
@@ -218,7 +223,11 @@ class Confirmer:
                 if event.number == gap.number:
                     self._events[i] = replace(event, filled=True)
 
-    def _due_locked(self, now: float) -> tuple[list[tuple[_Series, Span]], float | None]:
+    def _heard_us(self) -> float:
+        """Up to when, on the venue's clock, the stream has told everything."""
+        return self._venue.now_us() - (self._clock.monotonic() - self._heard()) * 1e6
+
+    def _due_locked(self, now: float, heard_us: float) -> tuple[list[tuple[_Series, Span]], float | None]:
         venue_now = self._venue.now_us()
         every = _EVERY_US[len(self._series) > MANY]
         asking = sum(series.is_asking for series in self._series.values())
@@ -234,9 +243,12 @@ class Confirmer:
                 next_us = max(next_us, step.ceil(series.edge_us + every))
             at = max(series.retry_s, now + (next_us + self._grace_us - venue_now) / 1e6)
             if end >= next_us and at <= now:
-                if asking + len(due) < _AT_ONCE:
-                    due.append((series, Span(series.edge_us, end)))
-                continue
+                if not series.is_urgent and heard_us < end + _LAST_FRAME_US and venue_now < next_us + _SIGN_US:
+                    at = now + 1.0
+                else:
+                    if asking + len(due) < _AT_ONCE:
+                        due.append((series, Span(series.edge_us, end)))
+                    continue
             wake = at if wake is None else min(wake, at)
         return due, wake
 
@@ -294,12 +306,18 @@ class Confirmer:
         cell = self._board.cell(parse_kind(f"candle.{series.timeframe}"), series.market)
         ends = (series.timeframe.next(opens) for opens in table.column("time").cast(pa.int64()).to_pylist())
         rows = {candle.time_us: candle for candle in live_candles(series.market, series.timeframe, table, ends)}
+        over_us = self._heard_us() - _LAST_FRAME_US
+        is_over = {opens for opens in rows if series.timeframe.next(opens) <= over_us}
         with self._board.lock:
             track = cell.history
             if not isinstance(track, CandleTrack):
                 return []
-            told = track.told(span)
-            expected = {opens for opens in rows if track.was_whole(opens)}
+            told = {
+                opens: state
+                for opens, state in track.told(span).items()
+                if series.timeframe.next(opens) <= over_us or opens < track.newest_us
+            }
+            expected = {opens for opens in is_over if track.was_whole(opens)}
             track.forget_before(span.end)
         if cell.held is not None and cell.held.row.time_us in rows:
             self._board.confirm(cell, rows[cell.held.row.time_us])

@@ -9,8 +9,9 @@ How old a row is: a row that the stream told is known to be the latest for as lo
 counts from the last frame or pong of the connection on which it was told, not from when it last changed; one that came
 from REST ages from its arrival. So a quiet market on a healthy socket stays fresh, and one on a silent socket does not.
 
-`Feed._lock` guards the subscriptions, the ladder, the rotas and the timer. The stream, the scheduler, the board and the
-store are called outside it; `_asked_lock` alone is held while the stream is told what the asks have earned.
+`Feed._lock` guards the subscriptions, the ladder, the rotas and the timer. The stream (but for a look at its state),
+the scheduler, the board and the store are called outside it; `_asked_lock` alone is held while the stream is told what
+the asks have earned.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ class Feed:
         self._venue = venue
         self._metrics = metrics
         self._source_of = source
-        self.confirmer = Confirmer(board, candles, holds, venue, clock, int(grace_s * 1e6), self._wake)
+        self.confirmer = Confirmer(board, candles, holds, venue, clock, int(grace_s * 1e6), self._wake, self._alive_s)
         self._lock = threading.Lock()
         self._asked_lock = threading.Lock()
         self._source: Source | None = None
@@ -209,6 +210,7 @@ class Feed:
             source = self._begin(subscription)
             for kind in kinds:
                 source.subscribe(subscription, kind, markets)
+            self._join_in(source)
         except BaseException:
             self.close_subscription(subscription)
             raise
@@ -229,6 +231,13 @@ class Feed:
             if subscription is not None:
                 self._subscriptions.append(subscription)
             return self._source
+
+    def _join_in(self, source: Source) -> None:
+        """A stream that went on while nothing was wanted for a moment has nothing new to say of itself."""
+        with self._lock:
+            was_told = self._state is not None and self._state.phase == "streaming"
+            if was_told and source.state.phase == "streaming":
+                self._ladder.streaming()
 
     def close_subscription(self, subscription: Subscription) -> None:
         """See `Subscription.close`."""
@@ -333,6 +342,13 @@ class Feed:
         heard = source.state.last_frame_s if source is not None else None
         return NEVER if heard is None else heard
 
+    def _alive_s(self) -> float:
+        """When anything was last heard on the stream, also where it has been lost since."""
+        with self._lock:
+            source = self._source
+        heard = source.state.last_frame_s if source is not None else None
+        return NEVER if heard is None else heard
+
     def known_at(self, cell: Cell, heard_s: float) -> tuple[float, bool]:
         """When the cell's row was last known to be the latest, and whether that is the stream's word."""
         held = cell.held
@@ -406,6 +422,7 @@ class Feed:
                 for kind in self._asked_kinds - wanted.keys():
                     source.unsubscribe(_ASKED, kind)
                 self._asked_kinds = set(wanted)
+                self._join_in(source)
             except ClosedError:
                 return
         self._end_if_idle()

@@ -86,7 +86,7 @@ class CandleTrack:
 
     def __init__(self) -> None:
         self._states: dict[int, LiveCandle] = {}
-        self._newest_us = -1
+        self.newest_us = -1
         self._since_us: int | None = None
         self._cut_us: set[int] = set()
         self.late = 0  # states that came after a later candle's
@@ -97,9 +97,9 @@ class CandleTrack:
         opens = record.time_us
         if self._since_us is None:
             self._since_us = opens
-        if opens < self._newest_us:
+        if opens < self.newest_us:
             self.late += 1
-        self._newest_us = max(self._newest_us, opens)
+        self.newest_us = max(self.newest_us, opens)
         self._cut_us.discard(opens)
         self._states[opens] = record
         while len(self._states) > CANDLES:
@@ -107,8 +107,8 @@ class CandleTrack:
 
     def lost(self) -> None:
         self._since_us = None
-        if self._newest_us in self._states:
-            self._cut_us.add(self._newest_us)
+        if self.newest_us in self._states:
+            self._cut_us.add(self.newest_us)
 
     def _forget(self, opens: int) -> None:
         del self._states[opens]
@@ -116,7 +116,7 @@ class CandleTrack:
 
     def forget_before(self, time_us: int) -> None:
         """Candles that open before this are confirmed."""
-        for opens in [opens for opens in self._states if opens < time_us and opens != self._newest_us]:
+        for opens in [opens for opens in self._states if opens < time_us and opens != self.newest_us]:
             self._forget(opens)
 
     def told(self, span: Span) -> dict[int, LiveCandle]:

@@ -39,9 +39,11 @@ def resident_mb() -> float:
 @contextlib.contextmanager
 def away_from_rest(ws_url: str) -> Iterator[Backbone]:
     """A client of a socket, where nothing answers REST."""
-    with tempfile.TemporaryDirectory() as folder:
-        with Backbone(data_dir=folder, rest_url="http://127.0.0.1:9", ws_url=ws_url) as client:
-            yield client
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Backbone(data_dir=folder, rest_url="http://127.0.0.1:9", ws_url=ws_url) as client,
+    ):
+        yield client
 
 
 def open_table(client: Backbone, kind: str) -> Subscription:
@@ -147,7 +149,8 @@ def outages() -> None:
             until(lambda: [e.filled for e in table.events if e.kind == "gap"][-1], 90)
             gap = [e for e in table.events if e.kind == "gap"][-1]
             for market in markets:
-                frame = client.candles(market, "1m", gap.gap_start, gap.gap_end, offline=True)
+                start, end = (stamp.replace(second=0, microsecond=0) for stamp in (gap.gap_start, gap.gap_end))
+                frame = client.candles(market, "1m", start, end, offline=True)
                 facts = frame.attrs["backbone"]
                 print(f"  {market}: {len(frame)} candles of the gap stored, {facts['unknown']} missing")
             for event in table.events:

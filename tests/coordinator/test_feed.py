@@ -52,6 +52,16 @@ def test_feed_tables_share_one_stream_and_the_last_one_ends_it(rig: Rig) -> None
     assert first.rung == "stopped"
 
 
+def test_feed_table_opened_on_a_stream_that_never_stopped_knows_it(rig: Rig) -> None:
+    """Where one table follows the last so closely that the socket stays, the new one is streaming at once."""
+    first = streaming(rig)
+    unsubscribe, rig.stream.unsubscribe = rig.stream.unsubscribe, lambda *_: None  # type: ignore[method-assign]
+    first.close()
+    second = rig.feed.open(["ticker"], [BTC])
+    unsubscribe(first)
+    assert second.rung == "streaming"
+
+
 def test_feed_counts_what_each_table_received(rig: Rig) -> None:
     """A table counts the records that came since it was opened, and keeps the count when it is closed."""
     first = streaming(rig)
