@@ -47,7 +47,9 @@ class SystemClock:
 class VenueClock:
     """The venue's wall clock, estimated from ``Date`` headers; falls back to the machine's until one was seen.
 
-    `now_us` never runs ahead of what the headers prove. The lock guards the offset interval.
+    `now_us` never runs ahead of what the headers prove. A machine that slept counted fewer monotonic seconds than
+    passed; its two clocks then disagree about the time since the last reply, and the venue counts as not heard. The
+    lock guards the offset interval.
     """
 
     DRIFT = 200e-6  # crystal drift of a bad laptop: the interval widens so that it can follow
@@ -59,12 +61,15 @@ class VenueClock:
         self._low_us: float | None = None  # bounds of (venue wall time - monotonic time)
         self._high_us = 0.0
         self._seen_s = 0.0
+        self._apart_us = 0.0  # (this machine's wall time - monotonic time) when the venue was last heard
 
     def observe(self, date_us: int, sent_s: float, received_s: float) -> None:
         """Take a reply's ``Date`` header with the monotonic times at which it was asked for and received."""
         low = date_us - received_s * 1e6
         high = date_us + 1_000_000 - sent_s * 1e6
+        apart = self._apart_now_us()
         with self._lock:
+            self._apart_us = apart
             if self._low_us is None:
                 self._low_us, self._high_us, self._seen_s = low, high, received_s
                 return
@@ -79,11 +84,15 @@ class VenueClock:
                 new_low, new_high = low, high
             self._low_us, self._high_us = new_low, new_high
 
+    def _apart_now_us(self) -> float:
+        return self._clock.now_us() - self._clock.monotonic() * 1e6
+
     @property
     def is_known(self) -> bool:
-        """Whether the venue was heard at all."""
+        """Whether the venue was heard since this machine last slept or had its clock set."""
+        apart = self._apart_now_us()
         with self._lock:
-            return self._low_us is not None
+            return self._low_us is not None and abs(apart - self._apart_us) <= self.STEP_US
 
     def now_us(self) -> int:
         """A time the venue's clock has certainly reached (the machine's own time while nothing was heard)."""
@@ -95,4 +104,6 @@ class VenueClock:
 
     def offset_s(self) -> float | None:
         """How far the venue is ahead of this machine's wall clock, seconds; None before the first reply."""
-        return None if not self.is_known else (self.now_us() - self._clock.now_us()) / 1e6
+        with self._lock:
+            is_heard = self._low_us is not None
+        return (self.now_us() - self._clock.now_us()) / 1e6 if is_heard else None

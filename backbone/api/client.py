@@ -788,8 +788,7 @@ class Backbone:
     def _now_us(self) -> int:
         """Now on the venue's clock; the venue is asked (for its markets) if it was never heard."""
         core = self._coordinator()
-        if not core.venue.is_known:
-            core.markets()
+        core.hear()
         return core.venue.now_us()
 
     def _time(self, argument: str, value: TimeLike) -> int:

@@ -225,8 +225,7 @@ def start_job(
     if priority is Priority.CRITICAL:
         raise InputError("priority", priority.value, "low, normal or high: a backfill is no critical request")
     core = client._coordinator()
-    if not core.venue.is_known:
-        core.markets(priority=priority)
+    core.hear()
     listed = core.known_markets()
     if listed is not None:
         held = [m for m in markets if core.store.oldest(m, tf) is None]

@@ -475,7 +475,7 @@ class CandleFetcher:
         held = self._believe(series, page, verdict, reply, is_contradicted)
         boundary = self.closed_before(timeframe)
         proof = verdict.proof - SpanSet([Span(boundary, FOREVER_US)])
-        proof, lost = self._provable(timeframe, proof)
+        proof, lost = self._provable(timeframe, proof, reply.oldest_us)
         table = reply.table
         if page.to_us > boundary:
             table = table.slice(0, int(np.searchsorted(times, boundary)))
@@ -543,12 +543,12 @@ class CandleFetcher:
         times = times_of(self._store.read(series.market, series.timeframe, behind).table)
         return int(times[0]) if len(times) else None
 
-    def _provable(self, timeframe: Timeframe, proof: SpanSet) -> tuple[SpanSet, SpanSet]:
-        """What silence proves: all of `proof`, except where the venue keeps no history that long."""
+    def _provable(self, timeframe: Timeframe, proof: SpanSet, oldest_us: int | None) -> tuple[SpanSet, SpanSet]:
+        """What a reply's silence proves, and what it does not: there the venue may have forgotten its candles."""
         if timeframe.name != "1s" or not proof.holds(EARLIEST_US):
             return proof, _NOTHING
-        kept_us = self._settings.seconds_sure_days * 86_400_000_000
-        lost = proof & SpanSet([Span(EARLIEST_US, timeframe.ceil(self._venue.now_us() - kept_us))])
+        sure_us = timeframe.ceil(self._venue.now_us() - self._settings.seconds_sure_days * 86_400_000_000)
+        lost = proof & SpanSet([Span(EARLIEST_US, sure_us if oldest_us is None else min(sure_us, oldest_us))])
         return proof - lost, lost
 
     def _refuse_locked(

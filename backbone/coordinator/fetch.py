@@ -70,7 +70,7 @@ class Coordinator:
         self.limiter = _open_limiter(settings, clock)
         self.scheduler = Scheduler(self.limiter, self._send, clock=clock, metrics=self.metrics)
         self.candles = CandleFetcher(self.scheduler, self.store, self.venue, clock, settings)
-        self.ranges = CandleRanges(self.candles, self.venue)
+        self.ranges = CandleRanges(self.candles, self.venue, self.hear)
         self.jobs = Jobs(self.candles, clock)
         self.board = Board(clock)
         self.feed = Feed(
@@ -245,6 +245,11 @@ class Coordinator:
         with self._markets_lock:
             self._markets, self._markets_at_s = listed, self.clock.monotonic()
         return listed
+
+    def hear(self) -> None:
+        """Make sure that the venue's clock is known: the market list is the most useful reply to learn it from."""
+        if not self.venue.is_known:
+            self.markets(fresh=True)
 
     def known_markets(self) -> tuple[MarketInfo, ...] | None:
         """The market list if it was ever asked for; asks nothing."""

@@ -1,7 +1,8 @@
 """The three ways to say which candles: a span, the newest so many, the first so many. Several markets at once.
 
-A span's end is cut to what is closed on the venue's clock. Before the first reply that clock is not known, only the
-machine's, which may be minutes off; so a range that ends now is looked at once more after the first pages.
+A span's end is cut to what is closed on the venue's clock. While that clock is not known (before the first reply, and
+after this machine slept), only the machine's is, which may be hours off; so a range that ends now is looked at once
+more when the venue was heard, be it by the pages that were asked or, where nothing was missing, by asking the time.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ def unwatched(_: Callable[[], Progress]) -> AbstractContextManager[Watch]:
 class CandleRanges:
     """Answers ranges with the fetcher's spans."""
 
-    def __init__(self, fetcher: CandleFetcher, venue: VenueClock) -> None:
+    def __init__(self, fetcher: CandleFetcher, venue: VenueClock, hear: Callable[[], object]) -> None:
         self._fetcher = fetcher
         self._venue = venue
+        self._hear = hear  # any request will do: each reply tells the time
 
     def collect(
         self,
@@ -67,6 +69,8 @@ class CandleRanges:
         answers = self._collect(markets, timeframe, asked, priority, watcher)
         ends_now = asked.end_us is None or asked.end_us > self._fetcher.closed_before(timeframe)
         if not heard and ends_now and not any(a.gaps for a in answers):
+            if not self._venue.is_known:
+                self._hear()
             again = self._collect(markets, timeframe, asked, priority, watcher)
             return [_joined(first, second) for first, second in zip(answers, again, strict=True)]
         return answers
