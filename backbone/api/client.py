@@ -304,13 +304,15 @@ class Backbone:
         Parameters
         ----------
         markets : a quote currency (``"KRW"``, ``"BTC-*"``), one market, or a list. A bare ``"BTC"`` is KRW-BTC.
-        max_age : seconds a row may be old to be answered from memory; 0 asks the venue.
+        max_age : seconds a row may be old to be answered from memory; 0 asks the venue. A market that is live (`live`, or
+            asked for again and again) is answered from the stream while that was heard within so many seconds: until
+            then it had nothing newer, however long ago the market last traded.
 
         Returns
         -------
         Frame indexed by ``market``: ``time`` (last trade), ``price open high low prev_close`` (since 00:00 UTC),
         ``change change_rate`` (signed), ``volume value`` (since 00:00 UTC), ``volume_24h value_24h``, ``source``,
-        ``age`` (seconds since the row was received).
+        ``age`` (seconds since it was known to be the latest: since its arrival, or since the stream was heard).
 
         Raises
         ------
