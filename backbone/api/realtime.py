@@ -140,6 +140,8 @@ def trades(
         pages=answer.requests,
         unknown=len(answer.gaps),
     )
+    heard_s = core.clock.monotonic() - core.feed.heard_s()
+    attrs["age_s"] = 0.0 if answer.requests else round(min(1.0, max(0.0, heard_s)), 3)
     frame = shaping.deliver(shaping.trades_table(rows), frames, index="time", zone=client.tz, attrs=attrs)
     if answer.gaps:
         raise IncompleteError(
@@ -208,6 +210,8 @@ def _deliver(
         pages=answer.requests,
         unknown=len(answer.missing),
     )
+    now = core.clock.monotonic()
+    attrs["age_s"] = round(max((max(0.0, now - held.received_s) for held in answer.held), default=0.0), 3)
     frame = shaping.deliver(table, frames, index=index, zone=client.tz, attrs=attrs)
     if answer.missing:
         error = missing_error(answer, kind)
