@@ -304,9 +304,9 @@ class Backbone:
         Parameters
         ----------
         markets : a quote currency (``"KRW"``, ``"BTC-*"``), one market, or a list. A bare ``"BTC"`` is KRW-BTC.
-        max_age : seconds a row may be old to be answered from memory; 0 asks the venue. A market that is live (`live`, or
-            asked for again and again) is answered from the stream while that was heard within so many seconds: until
-            then it had nothing newer, however long ago the market last traded.
+        max_age : seconds a row may be old to be answered from memory; 0 asks the venue. A market that is live (by
+            `live`, or asked for again and again) is answered from the stream while that was heard within so many
+            seconds: until then it had nothing newer, however long ago the market last traded.
 
         Returns
         -------
