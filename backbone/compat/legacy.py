@@ -19,13 +19,16 @@ from typing import Any
 
 from backbone.api.candles import parse_count
 from backbone.api.client import Backbone
+from backbone.api.frames import attrs_of
 from backbone.api.names import parse_markets
 from backbone.api.times import in_zone
 from backbone.clock import SystemClock
 from backbone.compat import door
+from backbone.compat.spelling import KOREA, candle_row
+from backbone.coordinator.candles import times_of
 from backbone.errors import BackboneError
 from backbone.locks import renew_after_fork
-from backbone.model import Priority
+from backbone.model import CANDLE_COLUMNS, Priority
 from backbone.timeframe import MINUTE_US, Timeframe, parse_timeframe
 
 __all__ = [
@@ -43,7 +46,6 @@ __all__ = [
 Symbols = str | Iterable[str]
 
 _COUNT = 100
-_KOREA = "Asia/Seoul"
 
 
 class Answer(dict[str, Any]):
@@ -118,11 +120,11 @@ class MarketDataAdapter:
             rows: list[dict[str, Any]] = []
             sources = set()
             for code in parse_markets(symbols, client._home):
-                frame = client.candles(
-                    code, timeframe.name, count=wanted, include_forming=True, frames="pandas", progress=False
+                table = client.candles(
+                    code, timeframe.name, count=wanted, include_forming=True, frames="arrow", progress=False
                 )
-                rows += _candle_rows(code, timeframe, frame.iloc[-wanted:])
-                sources.add(frame.attrs["backbone"]["source"])
+                rows += _candle_rows(code, timeframe, table.slice(max(0, table.num_rows - wanted)))
+                sources.add(attrs_of(table)["source"])
             return rows, sources.pop() if len(sources) == 1 else "mixed"
 
         answer = self._answer(ask)
@@ -155,7 +157,7 @@ class MarketDataAdapter:
         except BackboneError as exc:
             answer.update(source="none", error=str(exc), error_type=type(exc).__name__)
         elapsed_ms = (clock.monotonic() - began) * 1000
-        answer["timestamp"] = in_zone(clock.now_us(), _KOREA).isoformat()
+        answer["timestamp"] = in_zone(clock.now_us(), KOREA).isoformat()
         answer["response_time_ms"] = round(elapsed_ms, 3)
         with self._lock:
             self._calls += 1
@@ -176,31 +178,12 @@ def _unwrapped(rows: list[dict[str, Any]]) -> Any:
     return rows[0] if len(rows) == 1 else rows
 
 
-def _candle_rows(code: str, timeframe: Timeframe, frame: Any) -> list[dict[str, Any]]:
+def _candle_rows(code: str, timeframe: Timeframe, table: Any) -> list[dict[str, Any]]:
     """Candles as the venue spells them, newest first."""
-    utc = frame.index.tz_convert("UTC")
-    korean = frame.index.tz_convert(_KOREA)
-    is_minutes = timeframe.directory.startswith("minute")
-    extra = {"unit": timeframe.step_us // MINUTE_US} if is_minutes else {}
-    rows = [
-        {
-            "market": code,
-            "candle_date_time_utc": utc_open.strftime("%Y-%m-%dT%H:%M:%S"),
-            "candle_date_time_kst": korean_open.strftime("%Y-%m-%dT%H:%M:%S"),
-            "opening_price": row[0],
-            "high_price": row[1],
-            "low_price": row[2],
-            "trade_price": row[3],
-            "timestamp": int(utc_open.timestamp() * 1000),
-            "candle_acc_trade_price": row[5],
-            "candle_acc_trade_volume": row[4],
-            **extra,
-        }
-        for utc_open, korean_open, row in zip(
-            utc, korean, frame[["open", "high", "low", "close", "volume", "value"]].to_numpy().tolist(), strict=True
-        )
-    ]
-    return rows[::-1]
+    unit = {"unit": timeframe.step_us // MINUTE_US} if timeframe.directory.startswith("minute") else {}
+    columns = [table.column(name).to_pylist() for name in CANDLE_COLUMNS]
+    rows = zip(times_of(table).tolist(), *columns, strict=True)
+    return [{**candle_row(code, time_us, tuple(values)), **unit} for time_us, *values in rows][::-1]
 
 
 _adapter = MarketDataAdapter()

@@ -8,7 +8,9 @@ Same names, arguments, columns and Korean naive index. What pyupbit gets wrong i
 - naive times mean Korean time, as the index does, so that ``to=df.index[0]`` goes on where `df` begins; pyupbit has
   them read as UTC, nine hours later;
 - `get_ohlcv_from` answers from `fromDatetime` to `to`, both in Korean time;
-- `get_daily_ohlcv_from_base` works on every pandas, and its first day is whole.
+- `get_daily_ohlcv_from_base` works on every pandas, and its first day is whole;
+- `WebSocketManager` needs no process and no main guard, shares one socket with all others, and comes back by itself:
+  no ``"ConnectionClosedError"`` among the data.
 
 `period`, a pause between pages, is accepted and not needed: pages are paced by the venue's quota. Orders are not here:
 keep pyupbit for ``Upbit(...)``.
@@ -16,21 +18,27 @@ keep pyupbit for ``Upbit(...)``.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from backbone.api.names import parse_market, parse_markets
 from backbone.api.times import TimeLike, in_zone, parse_time
 from backbone.compat.door import DifferenceWarning, cleanup, get_client, initialize, say_once
-from backbone.errors import InputError, RejectedError
+from backbone.compat.spelling import KOREA, frame_of
+from backbone.errors import InputError, RejectedError, StreamClosedError
 from backbone.model import Priority
 from backbone.timeframe import parse_timeframe
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from backbone.api.live import LiveTable
+    from backbone.coordinator.board import Tap
+
 __all__ = [
     "DifferenceWarning",
+    "WebSocketManager",
     "cleanup",
     "get_current_price",
     "get_daily_ohlcv_from_base",
@@ -42,7 +50,6 @@ __all__ = [
 ]
 
 _COLUMNS = ["open", "high", "low", "close", "volume", "value"]
-_KOREA = "Asia/Seoul"
 _FIRST = "2000-01-01"
 _MINUTE_QUOTA = 600
 """What the venue has sent as ``min`` ever since it stopped counting minutes."""
@@ -144,7 +151,7 @@ def _candles(
     frame = frame[_COLUMNS]
     if count is not None:
         frame = frame.iloc[-count:]
-    frame.index = frame.index.tz_convert(_KOREA).tz_localize(None).rename(None)  # type: ignore[attr-defined]
+    frame.index = frame.index.tz_convert(KOREA).tz_localize(None).rename(None)  # type: ignore[attr-defined]
     return frame
 
 
@@ -168,7 +175,7 @@ def _parse_korean(argument: str, value: TimeLike | None) -> TimeLike | None:
         return None
     now_us = get_client()._now_us
     try:
-        time_us = parse_time(argument, value, _KOREA, now_us)
+        time_us = parse_time(argument, value, KOREA, now_us)
     except InputError:
         if not isinstance(value, str):
             raise
@@ -177,7 +184,7 @@ def _parse_korean(argument: str, value: TimeLike | None) -> TimeLike | None:
         stamp = pd.to_datetime(value, errors="coerce")
         if stamp is pd.NaT:
             raise
-        time_us = parse_time(argument, stamp, _KOREA, now_us)
+        time_us = parse_time(argument, stamp, KOREA, now_us)
     return in_zone(time_us, "UTC")
 
 
@@ -252,6 +259,62 @@ def _tell(rows_of: Callable[[list[str], Priority], Any], codes: list[str]) -> An
 
 def _limit(told: Any) -> dict[str, Any]:
     return {"group": told.group, "min": _MINUTE_QUOTA, "sec": told.remaining}
+
+
+# -- live --------------------------------------------------------------------------------------------------------
+
+
+class WebSocketManager:
+    """Live data as a queue: ``WebSocketManager("ticker", ["KRW-BTC"])``, then `get` again and again, then `terminate`.
+
+    Parameters
+    ----------
+    type : ``"ticker"``, ``"trade"``, ``"orderbook"``, or a candle such as ``"candle.1m"``.
+    codes : markets.
+    qsize : messages kept while nobody takes them; the oldest are dropped (pyupbit stops reading instead).
+
+    Messages tell what happens from the start on, in the venue's words, with the fields that backbone keeps. Safe to
+    share between threads; the lock guards the start.
+    """
+
+    def __init__(self, type: str, codes: list[str], qsize: int = 1000) -> None:
+        if isinstance(qsize, bool) or not isinstance(qsize, int) or qsize < 1:
+            raise InputError("qsize", qsize, "a whole number, 1 or more")
+        self.type = type
+        self.codes = codes
+        self.alive = False
+        self._qsize = qsize
+        self._lock = threading.Lock()
+        self._table: LiveTable | None = None
+        self._tap: Tap | None = None
+
+    def __repr__(self) -> str:
+        return f"<WebSocketManager {self.type} {self.codes} {'alive' if self.alive else 'not started'}>"
+
+    def start(self) -> None:
+        """Subscribe, unless that was done. Raises `InputError` for an unknown type or code."""
+        with self._lock:
+            if self._table is None:
+                self._table = get_client().live(self.codes, self.type)
+                self._tap = self._table.records(self._qsize)
+                self.alive = True
+
+    def get(self) -> dict[str, Any]:
+        """The next message, waiting for it; the first call subscribes. Raises `StreamClosedError` after the end."""
+        if self._tap is None:
+            self.start()
+        assert self._tap is not None
+        record = self._tap.get()
+        if record is None:
+            raise StreamClosedError("this WebSocketManager was terminated; make a new one", reason="terminated")
+        return frame_of(record)
+
+    def terminate(self) -> None:
+        """End it; whoever waits in `get` hears so. May be called twice."""
+        with self._lock:
+            table, self.alive = self._table, False
+        if table is not None:
+            table.stop()
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -99,6 +100,7 @@ class Subscription:
         self._counted = sum(cell.count for cell in self.all_cells)
         self._first_event = feed.confirmer.last_number
         self._last_received = 0
+        self._followers: weakref.WeakSet[Changes | Tap] = weakref.WeakSet()  # the feed's lock guards it
         self.is_closed = False
 
     def __repr__(self) -> str:
@@ -139,12 +141,23 @@ class Subscription:
         return [event for event in events if not event.market or event.market in markets]
 
     def follow(self) -> Changes:
-        """Collect its changes from now on, conflated; `end` it."""
-        return self._board.follow(self.all_cells)
+        """Collect its changes from now on, conflated; `end` it. It ends with the subscription at the latest."""
+        changes = self._board.follow(self.all_cells)
+        self._keep(changes)
+        return changes
 
     def tap(self, size: int) -> Tap:
-        """Queue its records from now on, the newest `size`; `end` it."""
-        return self._board.tap(self.all_cells, size)
+        """Queue its records from now on, the newest `size`; `end` it. It ends with the subscription at the latest."""
+        tap = self._board.tap(self.all_cells, size)
+        self._keep(tap)
+        return tap
+
+    def _keep(self, follower: Changes | Tap) -> None:
+        with self._feed._lock:
+            self._followers.add(follower)
+            is_late = self.is_closed
+        if is_late:
+            follower.end()
 
     def close(self) -> None:
         """Stop. With the last one the stream's thread ends. May be called twice."""
@@ -250,6 +263,9 @@ class Feed:
             if subscription in self._subscriptions:
                 self._subscriptions.remove(subscription)
             source = self._source
+            followers = list(subscription._followers)
+        for follower in followers:
+            follower.end()
         if source is not None:
             source.unsubscribe(subscription)
         for kind, cells in subscription._cells.items():
