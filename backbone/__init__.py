@@ -13,6 +13,7 @@ thread, opens no file, reads no environment, and loads nothing heavy: names are 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ __all__ = [
     "to_display",
     "to_ohlc",
 ]
+
+# What is logged from threads must not land in whatever notebook cell runs: it goes where the application sends it.
+logging.getLogger("backbone").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Run the tutorials and keep their outputs, but for what says nothing to a reader: ``python -m tests.refresh_notebooks``.
+"""Run the tutorials and keep their outputs, but for what says nothing to a reader: `python -m tests.refresh_notebooks`.
 
 Names of notebooks may follow, all is the default. Live widgets exist only while a kernel runs: what is kept of them is
 their static face, which GitHub, VS Code and a notebook that is opened without a kernel show.
@@ -40,10 +40,23 @@ def clean(book: Any) -> None:
         if cell.cell_type != "code":
             continue
         cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k == "tags"})
+        cell.outputs = joined(cell.outputs)
         for output in cell.outputs:
             output.get("data", {}).pop(LIVE, None)
             if "metadata" in output:
                 output["metadata"] = {}
+
+
+def joined(outputs: list[Any]) -> list[Any]:
+    """Outputs with what was printed in several pieces in one: where it was cut depends on the moment."""
+    found: list[Any] = []
+    for output in outputs:
+        last = found[-1] if found else None
+        if last is not None and output.output_type == last.output_type == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import logging
-import math
 import operator
 import threading
 from collections import Counter
@@ -26,6 +25,7 @@ import pyarrow as pa
 from backbone.api import frames as shaping
 from backbone.api.candles import facts
 from backbone.api.names import parse_markets, parse_quote
+from backbone.api.ohlc import tick_size
 from backbone.api.times import in_zone
 from backbone.coordinator.board import Changes, Held, Tap
 from backbone.coordinator.confirm import LiveEvent
@@ -459,12 +459,12 @@ def _shown(row: Record, known_tick: float | None) -> tuple[float, float, float, 
 
 
 def _likely_tick(row: Record) -> float:
-    """A price step of six significant digits, until the venue has told the market's own."""
+    """The price step of the quote currency's band, until the venue has told the market's own."""
     if isinstance(row, OrderBook):
         price = (row.asks or row.bids or ((1.0, 0.0),))[0][0]
     else:
         price = row.close if isinstance(row, LiveCandle) else row.price
-    return float(10.0 ** (math.floor(math.log10(price)) - 5))
+    return tick_size(row.market, price)
 
 
 def _books(rows: Sequence[OrderBook], sources: Sequence[str], ages: Sequence[float]) -> pa.Table:
