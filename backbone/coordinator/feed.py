@@ -465,7 +465,7 @@ class Feed:
             if self._is_closed or planned_s != self._timer_s:
                 return  # another timer took its place
             self._timer_s = float("inf")
-        due_s = None
+        due_s: float | None = self.clock.monotonic() + _LOOK_S  # should the tick fail, it is tried again
         try:
             due_s = self._tick(self.clock.monotonic())
         finally:
