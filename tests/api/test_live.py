@@ -511,3 +511,41 @@ def test_live_table_is_a_context_that_ends_on_errors(client: Backbone) -> None:
     with pytest.raises(RuntimeError), table:
         raise RuntimeError
     assert table.state == "stopped"
+
+
+def test_live_crowd_opening_and_stopping_tables_leaves_nothing(trader: Backbone, moving: SimulatorServer) -> None:
+    """Threads that open, read and stop tables at once, over a busy socket and an outage, leave one table as it was."""
+    clock = SystemClock()
+    failures: list[BaseException] = []
+    with trader.live(MARKETS, ("ticker", "trade")) as kept:
+        moving.flood(1000)
+        end = clock.monotonic() + 3
+
+        def crowd(number: int) -> None:
+            kinds = ("ticker", "orderbook", "candle.1s", "trade")[number % 4]
+            try:
+                while clock.monotonic() < end:
+                    with trader.live(MARKETS[: 1 + number % 3], kinds) as table:
+                        table.on_update(lambda update: update.frame())
+                        table.wait(5, 0.2)
+                        table.frame()
+                        trader.tickers(MARKETS)
+            except BaseException as exc:
+                failures.append(exc)
+                raise
+
+        threads = [threading.Thread(target=crowd, args=(n,)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        moving.pause()
+        moving.resume()
+        for thread in threads:
+            thread.join(30)
+        assert failures == []
+        eventually(lambda: kept.state == "streaming", 15)
+        assert kept.wait(10)
+        board = trader._coordinator().board
+        assert all(cell.followers == () for cells in board._cells.values() for cell in cells.values())
+        wanted = {kind for kind, cells in board._cells.items() for cell in cells.values() if cell.wants}
+        assert wanted == {"ticker", "trade"}
+    assert socket_threads() == []
