@@ -35,6 +35,15 @@ def no_network() -> Iterator[None]:
     patch.undo()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_ledgers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An exchange of an earlier test may have had the same port; its quota, or its ban, is none of this one's."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("BACKBONE_LEDGER_DIR", str(tmp_path_factory.mktemp("quota")))
+    yield
+    patch.undo()
+
+
 def _assert_ended(threads: set[threading.Thread]) -> None:
     clock = SystemClock()
     deadline = clock.monotonic() + 5

@@ -64,6 +64,7 @@ _BUSY_S = 0.001  # when to come back where the file lock is held
 _SPINS = 60
 _CHECK_S = 5.0  # how often to see whether the file is still the one that others open
 _STALE_S = 86400.0  # a ledger unused for so long is removed by whoever opens another
+_STALE_LOCAL_S = 3600.0  # one of a port of this machine, which another exchange may get
 
 
 def _owner() -> float:
@@ -567,7 +568,8 @@ pace does not depend on the moment.
 def ledger_path(rest_url: str, folder: Path | None = None, rules: Rules | None = None) -> Path:
     """The ledger of the host behind `rest_url`: the same for every process that would be counted together.
 
-    `folder` defaults to one in the system's temporary folder that all users of the machine share.
+    `folder` defaults to ``$BACKBONE_LEDGER_DIR``, else to one in the system's temporary folder that all users of the
+    machine share.
     """
     parts = urlsplit(rest_url)
     host = (parts.hostname or "").lower()
@@ -576,7 +578,9 @@ def ledger_path(rest_url: str, folder: Path | None = None, rules: Rules | None =
     kin = f"{host}:{port} {rules.limit} {rules.size} {_time_namespace()}"
     readable = "".join(c if c.isalnum() or c in ".-" else "-" for c in host)[:60]
     digest = hashlib.blake2b(kin.encode(), digest_size=6).hexdigest()
-    return (folder or Path(tempfile.gettempdir()) / "backbone-quota") / f"{readable}-{port}-{digest}.quota"
+    if folder is None:
+        folder = Path(os.environ.get("BACKBONE_LEDGER_DIR") or Path(tempfile.gettempdir()) / "backbone-quota")
+    return folder / f"{readable}-{port}-{digest}.quota"
 
 
 # ------------------------------------------------------------------------------------------------ the system
@@ -623,11 +627,12 @@ def _open_file(path: Path) -> int:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove ledgers nobody used for a day. Whoever still has one open notices before using it again."""
+    """Remove ledgers nobody used for long. Whoever still has one open notices before using it again."""
     newest = path.stat().st_mtime
     for other in path.parent.glob("*.quota"):
+        kept_s = _STALE_LOCAL_S if other.name.startswith("127.") else _STALE_S
         with contextlib.suppress(OSError):
-            if other != path and other.stat().st_mtime < newest - _STALE_S:
+            if other != path and other.stat().st_mtime < newest - kept_s:
                 other.unlink()
 
 

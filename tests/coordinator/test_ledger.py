@@ -280,14 +280,15 @@ def test_stopped_holder_of_the_lock_does_not_hang_others(clock, path):
 def test_stale_ledgers_are_removed_by_whoever_opens_another(clock, path):
     """Ledgers of ports that are long gone do not pile up."""
     path.parent.mkdir()
-    old, young = path.parent / "old.quota", path.parent / "young.quota"
-    for file in (old, young):
-        file.touch()
-    os.utime(old, (0, 0))
+    now = SystemClock().now_us() / 1e6
+    ages_h = {"api.upbit.com.quota": 25, "sg-api.upbit.com.quota": 23, "127.0.0.1-9.quota": 2, "127.0.0.1-8.quota": 0}
+    for name, age_h in ages_h.items():
+        (path.parent / name).touch()
+        os.utime(path.parent / name, (now - 3600 * age_h,) * 2)
     limiter = FileLimiter(path, clock, RULES)
     limiter.take("candles", NORMAL, 0.0, 1000.0)
-    assert not old.exists()
-    assert young.exists()
+    left = {file.name for file in path.parent.iterdir()}
+    assert left == {"sg-api.upbit.com.quota", "127.0.0.1-8.quota", path.name}
     limiter.close()
 
 
@@ -475,3 +476,11 @@ def test_ledger_path_is_one_for_a_host_whatever_the_path_of_the_url(tmp_path):
     assert len(others | {base}) == 6
     assert base.parent == tmp_path
     assert base.name.startswith("api.upbit.com-443-")
+
+
+def test_ledger_folder_comes_from_the_environment(tmp_path, monkeypatch):
+    """``$BACKBONE_LEDGER_DIR`` names the folder; without it all users share one in the temporary folder."""
+    monkeypatch.setenv("BACKBONE_LEDGER_DIR", str(tmp_path / "mine"))
+    assert ledger_path("https://api.upbit.com").parent == tmp_path / "mine"
+    monkeypatch.delenv("BACKBONE_LEDGER_DIR")
+    assert ledger_path("https://api.upbit.com").parent.name == "backbone-quota"
