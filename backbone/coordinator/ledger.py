@@ -62,6 +62,7 @@ _GROUPS = 16  # the venue has five wire groups, and `origin`
 _HOST = ""  # the name of the cells that hold what concerns every group: the ban
 _BUSY_S = 0.001  # when to come back where the file lock is held
 _SPINS = 60
+_STUCK_S = 5.0  # it is held for microseconds: a holder of so long is stopped, and may stay so
 _CHECK_S = 5.0  # how often to see whether the file is still the one that others open
 _STALE_S = 86400.0  # a ledger unused for so long is removed by whoever opens another
 _STALE_LOCAL_S = 3600.0  # one of a port of this machine, which another exchange may get
@@ -225,6 +226,7 @@ class FileLimiter(_CellLimiter):
         self._table: memoryview[float] | None = None
         self._views: dict[str, tuple[float, memoryview[float]]] = {}
         self._check_at = 0.0
+        self._busy_since: float | None = None
         self._is_closed = False
         super().__init__(clock, rules)
         renew_after_fork(self, FileLimiter._forget)
@@ -243,7 +245,14 @@ class FileLimiter(_CellLimiter):
     def _seize(self, now: float) -> bool:
         if now >= self._check_at:
             self._check(now)
-        return _try_lock(self._fd) or any(_try_lock(self._fd) for _ in range(_SPINS))
+        if _try_lock(self._fd) or any(_try_lock(self._fd) for _ in range(_SPINS)):
+            self._busy_since = None
+            return True
+        if self._busy_since is None:
+            self._busy_since = now
+        elif now - self._busy_since > _STUCK_S:
+            raise OSError(f"the ledger {self._path} is held by a process that does not move")
+        return False
 
     def _release(self) -> None:
         _unlock(self._fd)

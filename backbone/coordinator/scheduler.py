@@ -10,7 +10,7 @@ with an answer, an error or its cancellation, also when the scheduler is closed;
 and the venue are never called under the lock; identical questions of `request` are in flight once.
 
 `Scheduler._lock` guards the queues, the flights, the jobs for the workers and the counts of threads; `_wake`
-(for the dispatcher), `_has_job` (for the workers) and `_landed` (for those who wait for an answer) are
+(for the dispatcher), `_has_job` (for the workers) and `_landed` (for those who wait for a permit) are
 conditions on it. Threads are daemons, started by the first ticket, joined by `close`; a forked child starts
 with an empty queue and none.
 """
@@ -209,9 +209,10 @@ class _Row:
 class _Flight:
     """One question of `request` and all who wait for its answer."""
 
-    __slots__ = ("askers", "outcome", "ticket")
+    __slots__ = ("askers", "landed", "outcome", "ticket")
 
-    def __init__(self) -> None:
+    def __init__(self, lock: threading.Lock) -> None:
+        self.landed = threading.Condition(lock)  # its own, so that a landing wakes only those who wait for it
         self.askers = 0
         self.outcome: Reply | BackboneError | None = None
         self.ticket: Ticket | None = None
@@ -338,7 +339,7 @@ decided.
             flight.askers += 1
             try:
                 while flight.outcome is None:
-                    self._clock.wait(self._landed, _SLICE_S)
+                    self._clock.wait(flight.landed, _SLICE_S)
             finally:
                 flight.askers -= 1
                 if flight.outcome is None and not flight.askers:
@@ -418,6 +419,7 @@ decided.
                 self._drop_locked(ticket)
             for flight in self._flights.values():
                 flight.outcome = _closed()
+                flight.landed.notify_all()
             self._flights = {}
             threads = list(self._threads)
             self._wake.notify_all()
@@ -479,7 +481,7 @@ decided.
         return queued + [ticket for _, _, ticket in self._delayed if ticket.state is _State.QUEUED]
 
     def _launch_locked(self, ask: Ask, priority: Priority) -> _Flight:
-        flight = self._flights[ask] = _Flight()
+        flight = self._flights[ask] = _Flight(self._lock)
 
         def land(_: Ask | None, outcome: Reply | BackboneError) -> None:
             with self._lock:
@@ -487,7 +489,7 @@ decided.
                     flight.outcome = outcome
                 if self._flights.get(ask) is flight:
                     del self._flights[ask]
-                self._landed.notify_all()
+                flight.landed.notify_all()
 
         flight.ticket = Ticket(ask.group, priority, self._clock.monotonic(), lambda: ask, land)
         self._queue_locked(flight.ticket)

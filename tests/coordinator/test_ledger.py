@@ -277,6 +277,22 @@ def test_stopped_holder_of_the_lock_does_not_hang_others(clock, path):
     limiter.close()
 
 
+def test_holder_that_stays_stopped_makes_the_ledger_unusable(clock, path, caplog):
+    """A lock held for seconds is given up, with the warning of every other ledger that cannot be had."""
+    limiter = MachineLimiter("http://127.0.0.1:1", clock, folder=path.parent, rules=RULES)
+    limiter.take("candles", NORMAL, 0.0, 1000.0)
+    with limiter.path.open("r+b") as other, caplog.at_level(logging.WARNING, "backbone.quota"):
+        assert ledgers._try_lock(other.fileno())
+        assert limiter.take("candles", NORMAL, 0.0, 1001.0) > 1001.0
+        assert limiter.take("candles", NORMAL, 0.0, 1004.0) > 1004.0
+        assert limiter.is_shared
+        assert limiter.take("candles", NORMAL, 0.0, 1006.1) == 0.0
+        ledgers._unlock(other.fileno())
+    assert not limiter.is_shared
+    assert len(caplog.records) == 1
+    limiter.close()
+
+
 def test_stale_ledgers_are_removed_by_whoever_opens_another(clock, path):
     """Ledgers of ports that are long gone do not pile up."""
     path.parent.mkdir()
