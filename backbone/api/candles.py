@@ -312,14 +312,14 @@ def coverage(client: Backbone, market: str, timeframe: str, frames: str) -> Any:
     time = pa.timestamp("us", tz="UTC")
     table = pa.table(
         {
-            "start": pa.array([r.span.start for r in rows], pa.int64()).cast(time),
-            "end": pa.array([r.span.end for r in rows], pa.int64()).cast(time),
+            "start": pa.array([r.start for r in rows], pa.int64()).cast(time),
+            "end": pa.array([r.end for r in rows], pa.int64()).cast(time),
             "state": pa.array([r.state for r in rows], pa.string()),
-            "rows": pa.array([r.rows for r in rows], pa.int64()),
+            "rows": pa.array([r.slots if r.state == "data" else 0 for r in rows], pa.int64()),
         }
     )
-    quiet = sum(tf.count(r.span) for r in rows if r.state == "quiet" and r.span.start > 0)
-    unknown = sum(tf.count(r.span) for r in rows if r.state == "unknown")
+    quiet = sum(r.slots for r in rows if r.state == "quiet")
+    unknown = sum(r.slots for r in rows if r.state == "unknown")
     attrs = facts(
         sources={"store": len(rows)}, elapsed_ms=0.0, rows=len(rows), priority=Priority.NORMAL, requests=0, pages=0,
         quiet=quiet, unknown=unknown,

@@ -36,9 +36,10 @@ from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
 from backbone.settings import Settings
 from backbone.storage.candles import CandleStore, Stored
+from backbone.storage.continuity import Outage, Stretch, outages, stretches
 from backbone.storage.coverage import SpanSet
 from backbone.storage.fold import fold
-from backbone.timeframe import TIMEFRAMES, Timeframe
+from backbone.timeframe import TIMEFRAMES, Timeframe, periods_in
 
 __all__ = ["CandleAnswer", "CandleFetcher", "CandlePlan", "Pending", "Progress"]
 
@@ -93,15 +94,6 @@ class CandlePlan:
     gaps: tuple[Span, ...]
     pages: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """One line of the coverage report: a span that is ``data``, ``quiet`` or ``unknown``, and its rows."""
-
-    span: Span
-    state: str
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -397,19 +389,32 @@ class CandleFetcher:
 
     def ledger(self, market: str, timeframe: Timeframe) -> list[Stretch]:
         """What is vouched for, oldest first: runs of candles, quiet stretches, and the unknown between them."""
-        oldest = self._store.oldest(market, timeframe)
         listed = self._store.quiet_before(market, timeframe)
+        found = [Stretch(EARLIEST_US, listed, "quiet", 0)] if listed > EARLIEST_US else []
         now = timeframe.next(self.closed_before(timeframe), 1)
-        found = [Stretch(Span(EARLIEST_US, listed), "quiet", 0)] if listed > EARLIEST_US else []
-        first = min(oldest if oldest is not None else now, listed or now)
-        span = Span(max(first, listed), max(now, first))
-        previous: int | None = listed or None
-        for held in self._store.coverage(market, timeframe, span):
-            if previous is not None and previous < held.start:
-                found.append(Stretch(Span(previous, held.start), "unknown", 0))
-            found += _runs(times_of(self._store.read(market, timeframe, held).table), timeframe, held)
-            previous = held.end
+        bounds = self._store.coverage(market, timeframe, Span(listed, max(listed, now))).bounds
+        if bounds is None:
+            return found
+        begin = listed if found else bounds.start
+        for period in periods_in(timeframe, Span(begin, bounds.end)):  # one partition in memory at a time
+            part = Span(max(begin, period.start), min(bounds.end, period.end))
+            held = self._store.read(market, timeframe, part)
+            for stretch in stretches(times_of(held.table), held.covered, part, timeframe):
+                if found and found[-1].state == stretch.state and found[-1].start > EARLIEST_US:
+                    last = found.pop()
+                    stretch = Stretch(last.start, stretch.end, last.state, last.slots + stretch.slots)
+                found.append(stretch)
         return found
+
+    def outages(self, markets: Sequence[str], timeframe: Timeframe, span: Span) -> list[Outage]:
+        """Where none of `markets` traded, though as many of them as vouch for that time would have; asks nobody."""
+        heard = []
+        for market in markets:
+            listed = self._store.quiet_before(market, timeframe)  # before its listing a market's silence says nothing
+            part = Span(max(span.start, listed), max(span.end, listed))
+            held = self._store.read(market, timeframe, part)
+            heard.append((times_of(held.table), held.covered))
+        return outages(heard, timeframe)
 
     # -- pages ---------------------------------------------------------------------------------------------------
 
@@ -654,26 +659,6 @@ def count_inside(table: pa.Table, spans: SpanSet) -> int:
         return 0
     times = times_of(table)
     return sum(int(np.searchsorted(times, s.end)) - int(np.searchsorted(times, s.start)) for s in spans)
-
-
-def _runs(times: Any, timeframe: Timeframe, held: Span) -> list[Stretch]:
-    """`held` as runs of consecutive candles and the quiet stretches between them."""
-    if len(times) == 0:
-        return [Stretch(held, "quiet", 0)]
-    following = times + timeframe.step_us
-    if timeframe.is_calendar:
-        following = np.array([timeframe.next(int(t)) for t in times], dtype=np.int64)
-    breaks = np.flatnonzero(times[1:] != following[:-1]) + 1
-    found, at = [], held.start
-    for run in np.split(np.arange(len(times)), breaks):
-        start, end = int(times[run[0]]), min(int(following[run[-1]]), held.end)
-        if at < start:
-            found.append(Stretch(Span(at, start), "quiet", 0))
-        found.append(Stretch(Span(start, end), "data", len(run)))
-        at = end
-    if at < held.end:
-        found.append(Stretch(Span(at, held.end), "quiet", 0))
-    return found
 
 
 def _tiers(now: dict[str, int], fresh: int, before: dict[str, int] | None) -> dict[str, int]:

@@ -1,10 +1,12 @@
-"""A span of candles in three states: data, quiet (asked, nobody traded) and unknown (never asked, or lost).
-Pure.
+"""A span of candles in three states: data, quiet (asked, nobody traded) and unknown (never asked, or lost); and where
+the whole exchange stood still. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +15,19 @@ from backbone.model import Span
 from backbone.storage.coverage import SpanSet, on_grid
 from backbone.timeframe import Timeframe
 
-__all__ = ["Stretch", "common_quiet", "quiet_spans", "stretches"]
+__all__ = ["Outage", "Stretch", "outages", "stretches"]
+
+_SURE = 6.0  # one in a million: the chance that the silence of a slot is an accident, as a power of ten
+_MOST_SURE = 0.999  # share of traded slots above which a market's word weighs no more
+
+
+class Outage(NamedTuple):
+    """A run of slots in which no market traded though it would have; ``markets`` vouch for all of it."""
+
+    start: int
+    end: int
+    slots: int
+    markets: int
 
 
 class Stretch(NamedTuple):
@@ -45,20 +59,52 @@ def stretches(times: Any, covered: SpanSet, span: Span, timeframe: Timeframe) ->
     return sorted(found)
 
 
-def quiet_spans(times: Any, covered: SpanSet, timeframe: Timeframe) -> SpanSet:
-    """Where silence is vouched for: `covered` without the candles that exist."""
-    return on_grid(covered, timeframe) - _runs(times, timeframe)
+def outages(heard: Iterable[tuple[Any, SpanSet]], timeframe: Timeframe) -> list[Outage]:
+    """Where none of the markets has a candle, and that is no accident, in time order.
+
+    `heard` are each market's opens and what is vouched for. A market that trades in a share `d` of its slots is silent
+    in one with chance ``1 - d``; a slot counts where the chances of all markets that vouch for it, multiplied, are
+    below one in a million. Two busy markets with a day of minutes are enough for that, a hundred thin ones may not be.
+    Shares are taken over the slots in which anybody traded, so that a long outage does not make a market look thin.
+    """
+    markets = [_Market(on_grid(covered, timeframe), _runs(times, timeframe), len(times)) for times, covered in heard]
+    silence = SpanSet(span for span, _ in _still(markets, [0.0] * len(markets)))
+    weights = []
+    for market in markets:
+        slots = sum(timeframe.count(span) for span in market.covered - silence)
+        share = (market.candles + 1) / (slots + 2)
+        weights.append(-math.log10(1 - min(_MOST_SURE, share)) if market.candles else 0.0)
+    found: list[Outage] = []
+    for span, vouching in _still(markets, weights, _SURE):
+        if found and found[-1].end == span.start:
+            last = found.pop()
+            span, vouching = Span(last.start, span.end), min(last.markets, vouching)
+        found.append(Outage(*span, timeframe.count(span), vouching))
+    return found
 
 
-def common_quiet(quiet: Iterable[SpanSet]) -> SpanSet:
-    """Where every one of several markets is quiet: with enough markets, an outage of the exchange."""
-    sets = list(quiet)
-    if not sets:
-        return SpanSet()
-    common = sets[0]
-    for other in sets[1:]:
-        common = common & other
-    return common
+class _Market(NamedTuple):
+    covered: SpanSet
+    traded: SpanSet
+    candles: int
+
+
+def _still(
+    markets: Sequence[_Market], weights: Sequence[float], least: float = 0.0
+) -> Iterator[tuple[Span, int]]:
+    """Where nobody trades and the weights of the markets that vouch add up to `least`, with their number."""
+    edges: list[tuple[int, float, int, int]] = []  # time; the change of weight, of vouching and of trading markets
+    for market, weight in zip(markets, weights, strict=True):
+        for start, end in market.covered:
+            edges += [(start, weight, 1, 0), (end, -weight, -1, 0)]
+        for start, end in market.traded:
+            edges += [(start, 0.0, 0, 1), (end, 0.0, 0, -1)]
+    edges.sort()
+    total, vouching, trading = 0.0, 0, 0
+    for (time, weight, voices, candles), (until, *_) in pairwise(edges):
+        total, vouching, trading = total + weight, vouching + voices, trading + candles
+        if until > time and vouching and not trading and total > least - 1e-9:
+            yield Span(time, until), vouching
 
 
 def _runs(times: Any, timeframe: Timeframe) -> SpanSet:

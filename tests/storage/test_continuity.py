@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import random
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backbone.model import Span
-from backbone.storage.continuity import common_quiet, quiet_spans, stretches
+from backbone.storage.continuity import Outage, outages, stretches
 from backbone.storage.coverage import SpanSet
 from backbone.timeframe import parse_timeframe
 from tests.storage.helpers import MAY, MINUTE, MINUTE_US, span
@@ -45,15 +48,59 @@ def test_stretches_of_months_follow_the_calendar() -> None:
     assert [(part.state, part.slots) for part in found] == [("data", 2), ("quiet", 1), ("data", 1), ("unknown", 1)]
 
 
-def test_outage_is_where_every_market_is_quiet() -> None:
-    """Silence common to all markets is the exchange's; that of one alone is not."""
-    covered = SpanSet([span(0, 100)])
+def market(holes: set[int], first: int = 0, last: int = 1000) -> tuple[Any, SpanSet]:
+    """A market that trades every minute but in its holes, asked from `first` to `last`."""
+    times = [MAY + n * MINUTE_US for n in range(first, last) if n not in holes]
+    return np.array(times, dtype=np.int64), SpanSet([span(first, last)])
 
-    def quiet(holes: set[int]) -> SpanSet:
-        times = np.array([MAY + n * MINUTE_US for n in range(100) if n not in holes], dtype=np.int64)
-        return quiet_spans(times, covered, MINUTE)
 
+def test_outage_is_where_busy_markets_are_quiet_together() -> None:
+    """Silence common to markets that always trade is the exchange's; that of one alone is not."""
     outage = set(range(40, 55))
-    assert common_quiet([quiet(outage | {3}), quiet(outage), quiet(outage | {70})]) == SpanSet([span(40, 55)])
-    assert common_quiet([]) == SpanSet()
-    assert quiet(set()) == SpanSet()
+    found = outages([market(outage | {3}), market(outage), market(outage | {70})], MINUTE)
+    assert found == [Outage(*span(40, 55), 15, 3)]
+    assert outages([market(outage)], MINUTE) == []
+    assert outages([], MINUTE) == []
+
+
+def thin_market(chance: random.Random, holes: set[int]) -> tuple[Any, SpanSet]:
+    """A market that trades in one minute of twenty."""
+    return market(holes | {n for n in range(1000) if chance.random() > 0.05})
+
+
+def test_outage_of_thin_markets_needs_many_of_them() -> None:
+    """A few markets that seldom trade are silent together by accident; hundreds are not."""
+    chance, outage = random.Random(7), set(range(300, 400))
+    assert outages([thin_market(chance, outage) for _ in range(20)], MINUTE) == []
+    assert outages([thin_market(chance, outage) for _ in range(400)], MINUTE) == [Outage(*span(300, 400), 100, 400)]
+
+
+def test_outage_of_half_the_day_is_not_taken_for_thinness() -> None:
+    """Shares of traded slots are counted where anybody traded."""
+    outage = set(range(300, 800))
+    assert outages([market(outage | {n}) for n in range(4)], MINUTE) == [Outage(*span(300, 800), 500, 4)]
+
+
+def test_outage_counts_only_markets_that_were_asked() -> None:
+    """Where too few markets vouch for the silence, it is not called an outage."""
+    outage = set(range(1490, 1510))
+    heard = [market(outage, 0, 1500), market(outage, 0, 3000)]
+    assert outages(heard, MINUTE) == [Outage(*span(1490, 1500), 10, 2)]
+
+
+@given(st.lists(st.tuples(slots, slots), max_size=8))
+def test_outages_agree_with_a_slot_by_slot_count(worlds: list[tuple[set[int], set[int]]]) -> None:
+    """Each slot is in an outage exactly if nobody trades and the chance of that is below one in a million."""
+    anybody = {n for traded, _ in worlds for n in traded}
+    heard, evidence = [], [0.0] * 26
+    for traded, silent in worlds:
+        times = np.array([MAY + n * MINUTE_US for n in sorted(traded)], dtype=np.int64)
+        heard.append((times, SpanSet(span(n, n + 1) for n in traded | silent)))
+        share = (len(traded) + 1) / (len((traded | silent) & anybody) + 2)
+        for n in traded | silent if traded else ():
+            evidence[n] -= math.log10(1 - min(0.999, share))
+    found = outages(heard, MINUTE)
+    expected = {n for n in range(26) if evidence[n] > 6 - 1e-9 and n not in anybody}
+    assert {(t - MAY) // MINUTE_US for one in found for t in range(one.start, one.end, MINUTE_US)} == expected
+    assert all(a.end < b.start for a, b in pairwise(found))
+    assert all(one.slots == (one.end - one.start) // MINUTE_US for one in found)
