@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 from backbone.errors import InputError
 from backbone.venues import VENUES, parse_exchange
 
-__all__ = ["FRAMES", "Settings", "resolve"]
+__all__ = ["FRAMES", "Settings", "parse_place", "resolve"]
 
 FRAMES = ("pandas", "polars", "arrow")
 
@@ -57,8 +58,16 @@ class Settings:
     markets_fresh_s: float = 600.0
     """The market list is asked again after this time; listings are rare, and a refusal refreshes it at once."""
 
+    object_cache_bytes: int = 4 << 30
+    """Bound of the local copies of objects that were read from an object store."""
+
     quota: str | None = None
     """Address, without a password, of the Redis that keeps one quota for several hosts; None: this machine's ledger."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the candles are kept on object storage and not in a folder."""
+        return "://" in self.data_dir
 
     @property
     def is_overridden(self) -> bool:
@@ -96,13 +105,26 @@ def resolve(
     ws = ws_url or env.get("BACKBONE_WS_URL") or _socket_beside(rest)
     return Settings(
         exchange=venue.exchange,
-        data_dir=str(data_dir) if data_dir is not None else env.get("BACKBONE_DATA_DIR") or str(_default_folder()),
+        data_dir=parse_place(str(env.get("BACKBONE_DATA_DIR") or _default_folder() if data_dir is None else data_dir)),
         rest_url=rest,
         ws_url=_url("ws_url", ws, ("ws", "wss")),
         tz=_zone(tz or env.get("BACKBONE_TZ") or "Asia/Seoul"),
         frames=frames,
         quota=_quota(quota or env.get("BACKBONE_QUOTA") or None),
     )
+
+
+def parse_place(value: str) -> str:
+    """A folder, or the address of an object store, which holds no credentials and was not taken for a path."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", value) is None:
+        return value
+    allowed = "a folder, or the text s3://bucket/prefix"
+    parts = urlsplit(value)
+    if "@" in parts.netloc or parts.query:
+        raise InputError("data_dir", "(not shown)", f"{allowed} without credentials: those go into the environment")
+    if parts.scheme != "s3" or not parts.hostname:
+        raise InputError("data_dir", value, allowed)
+    return value.rstrip("/")
 
 
 def _quota(value: str | None) -> str | None:

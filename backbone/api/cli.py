@@ -307,7 +307,7 @@ def _demo(options: argparse.Namespace) -> int:
         _say(hours, "5. hours of the same span")
         tickers = client.tickers("KRW")
         print(f"6. tickers of all {len(tickers)} KRW markets in {tickers.attrs['backbone']['elapsed_ms']:.0f} ms")
-        files = sorted(client.data_dir.rglob("*.parquet"))
+        files = sorted(Path(client.data_dir).rglob("*.parquet"))
         size = sum(f.stat().st_size for f in files)
         each = size / len(first)
         print(f"7. on disk: {size / 1000:.0f} kB in {len(files)} plain Parquet files, {each:.1f} bytes a minute\n")

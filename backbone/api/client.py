@@ -55,6 +55,8 @@ class Backbone:
     ----------
     exchange : ``"upbit"``, ``"upbit-sg"``, ``"upbit-id"`` or ``"upbit-th"``.
     data_dir : where candles are kept: argument → ``$BACKBONE_DATA_DIR`` → ``data/`` of the checkout → user data folder.
+        ``"s3://bucket/prefix"`` keeps them on object storage (extra ``[s3]``; endpoint and credentials from the
+        standard ``AWS_…`` environment).
     rest_url, ws_url : argument → ``$BACKBONE_REST_URL`` / ``$BACKBONE_WS_URL`` → the exchange's own.
     tz : zone of every index and of naive input (argument → ``$BACKBONE_TZ`` → Asia/Seoul); storage is UTC always.
     frames : ``"pandas"``, ``"polars"`` or ``"arrow"``; every data call also takes ``frames=``.
@@ -679,9 +681,9 @@ class Backbone:
     # -- what a client is ----------------------------------------------------------------------------------------
 
     @property
-    def data_dir(self) -> Path:
-        """Where candles are kept."""
-        return Path(self._settings.data_dir)
+    def data_dir(self) -> Path | str:
+        """Where candles are kept: a folder, or the address of an object store."""
+        return self._settings.data_dir if self._settings.is_remote else Path(self._settings.data_dir)
 
     @property
     def tz(self) -> str:

@@ -63,7 +63,7 @@ def scan(
     import polars as pl
 
     found = _select(client, markets, timeframe, start, end)
-    lazy = _lazy(found.paths)
+    lazy = _lazy(found.paths, client._settings.data_dir)
     if found.span.start > _EVER.start:
         lazy = lazy.filter(pl.col("time") >= _instant(found.span.start))
     if found.span.end < _EVER.end:
@@ -94,13 +94,21 @@ def _instant(time_us: int) -> Any:
     return pl.lit(time_us).cast(pl.Datetime("us", "UTC"))
 
 
-def _lazy(paths: Sequence[str]) -> pl.LazyFrame:
+def _lazy(paths: Sequence[str], data_dir: str) -> pl.LazyFrame:
     import polars as pl
+
+    from backbone.storage.objects import scan_options
 
     if not paths:
         schema: dict[str, Any] = {"market": pl.String, "time": pl.Datetime("us", "UTC")}
         return pl.LazyFrame(schema=schema | dict.fromkeys(CANDLE_COLUMNS, pl.Float64))
-    lazy = pl.scan_parquet(list(paths), hive_partitioning=True, try_parse_hive_dates=False, glob=False)
+    lazy = pl.scan_parquet(
+        list(paths),
+        hive_partitioning=True,
+        try_parse_hive_dates=False,
+        glob=False,
+        storage_options=scan_options(data_dir),
+    )
     return lazy.select(COLUMNS)
 
 

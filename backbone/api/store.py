@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from backbone.api import frames as shaping
-from backbone.api.names import parse_market
+from backbone.api.names import parse_market, parse_markets
 from backbone.api.times import TimeLike
 from backbone.coordinator.candles import times_of
 from backbone.coordinator.ranges import Range
@@ -21,10 +22,12 @@ from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
     from backbone.api.client import Backbone
+    from backbone.storage.copies import Copied
 
 __all__ = ["StoreView"]
 
 _RELATIVE = 1e-9  # sums of floats in another order
+_STAMP = pa.timestamp("us", tz="UTC")
 
 
 class StoreView:
@@ -83,13 +86,50 @@ class StoreView:
         rows = self._client._coordinator().store.incidents()
         table = pa.table(
             {
-                "at": pa.array([r.at_us for r in rows], pa.int64()).cast(pa.timestamp("us", tz="UTC")),
+                "at": pa.array([r.at_us for r in rows], pa.int64()).cast(_STAMP),
                 "kind": pa.array([r.kind for r in rows], pa.string()),
                 "path": pa.array([str(r.path) for r in rows], pa.string()),
                 "detail": pa.array([r.detail for r in rows], pa.string()),
             }
         )
         return shaping.deliver(table, self._client._frames(frames), index=None, zone=self._client.tz, attrs={})
+
+    def outages(
+        self,
+        timeframe: str = "1m",
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
+        *,
+        markets: Iterable[str] | None = None,
+        frames: str | None = None,
+    ) -> Any:
+        """When the whole exchange stood still, going by what is stored: ``start end slots markets``. Asks nobody.
+
+        A slot counts where none of the markets traded and the chance of that, given how often each trades, is below one
+        in a million; so a thin market's silence is none, and one market alone never tells. Half-open, in the client's
+        zone; ``markets`` is how many vouch for it.
+
+        Parameters
+        ----------
+        markets : default: all that are stored in this timeframe.
+        start, end : default: from the first candle that is held to the last.
+        """
+        client = self._client
+        core, tf = client._coordinator(), parse_timeframe(timeframe)
+        if markets is None:
+            names = [market for market, each in core.store.series() if each == tf]
+        else:
+            names = parse_markets(markets, client._home)
+        begin = 0 if start is None else client._time("start", start)
+        last = core.candles.closed_before(tf) if end is None else client._time("end", end)
+        found = core.candles.outages(names, tf, Span(begin, max(begin, last)))
+        columns = {
+            "start": pa.array([one.start for one in found], pa.int64()).cast(_STAMP),
+            "end": pa.array([one.end for one in found], pa.int64()).cast(_STAMP),
+            "slots": pa.array([one.slots for one in found], pa.int64()),
+            "markets": pa.array([one.markets for one in found], pa.int64()),
+        }
+        return shaping.deliver(pa.table(columns), client._frames(frames), index=None, zone=client.tz, attrs={})
 
     def size(self) -> dict[str, int]:
         """``files bytes markets pending_rows``."""
@@ -123,11 +163,32 @@ class StoreView:
             for detail in differences(table, theirs, _RELATIVE)
         ]
 
+    def copy_to(self, target: str | os.PathLike[str]) -> Copied:
+        """Copy the whole store to a folder or ``"s3://bucket/prefix"`` and prove it there; the source stays.
+
+        Either way, and between two buckets. Pages of this process are written first. What the target already holds must
+        be the same to the byte, else nothing is copied.
+
+        Returns
+        -------
+        ``files`` and ``bytes`` written, ``same`` that were there already, ``problems`` of the proof: none where all is
+        well.
+
+        Raises
+        ------
+        InputError for a wrong address; StoreError where the target refuses or holds something else.
+        """
+        from backbone.settings import parse_place
+        from backbone.storage.objects import open_files
+
+        core = self._client._coordinator()
+        return core.store.copy_to(open_files(parse_place(str(target)), core.clock))
+
     def __repr__(self) -> str:
         return f"<Store {self._client.data_dir}>"
 
     def __dir__(self) -> list[str]:
-        return ["incidents", "repair", "revisions", "size", "verify"]
+        return ["copy_to", "incidents", "outages", "repair", "revisions", "size", "verify"]
 
 
 def differences(mine: pa.Table, theirs: pa.Table, relative: float) -> list[str]:

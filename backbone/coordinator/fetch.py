@@ -39,6 +39,7 @@ from backbone.timeframe import Timeframe
 
 if TYPE_CHECKING:
     from backbone.coordinator.redis_ledger import RedisLimiter
+    from backbone.storage.files import Files
 
 __all__ = ["Coordinator"]
 
@@ -59,7 +60,7 @@ class Coordinator:
         self.metrics = Metrics()
         self.venue = venue or VenueClock(clock)
         self.store = CandleStore(
-            Path(settings.data_dir),
+            _open_root(settings, clock),
             settings.store_exchange,
             clock=clock,
             memory_bytes=settings.memory_bytes,
@@ -311,6 +312,15 @@ class Coordinator:
             self._critical.close()
             self.rest.close()
             self.limiter.close()
+
+
+def _open_root(settings: Settings, clock: Clock) -> Path | Files:
+    """The data folder, or the object store, which is looked for before work starts."""
+    if not settings.is_remote:
+        return Path(settings.data_dir)
+    from backbone.storage.objects import open_files
+
+    return open_files(settings.data_dir, clock, cache_bytes=settings.object_cache_bytes)
 
 
 def _open_limiter(settings: Settings, clock: Clock) -> MachineLimiter | RedisLimiter:

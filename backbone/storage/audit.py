@@ -17,7 +17,7 @@ import numpy as np
 from backbone.errors import CorruptPartitionError, StoreBusyError, StoreError
 from backbone.model import Span
 from backbone.storage.coverage import SpanSet
-from backbone.storage.files import LocalFiles
+from backbone.storage.files import Files
 from backbone.storage.layout import CANDLES, QUIET, TMP, Series, parse_partition_key, parse_quiet_key
 from backbone.storage.partition import Partition, decode_ledger, decode_partition, encode_ledger
 from backbone.timeframe import Timeframe, period_name
@@ -53,25 +53,25 @@ class _Found:
     kind: str
     detail: str
 
-    def told(self, files: LocalFiles, done: str = "") -> Problem:
+    def told(self, files: Files, done: str = "") -> Problem:
         market = self.series.market if self.series else ""
         timeframe = self.series.timeframe.name if self.series else ""
         return Problem(market, timeframe, str(files.path(self.key)), self.kind, self.detail + done)
 
 
 def verify(
-    files: LocalFiles, exchange: str, market: str | None = None, timeframe: Timeframe | None = None
+    files: Files, exchange: str, market: str | None = None, timeframe: Timeframe | None = None
 ) -> list[Problem]:
     """The problems of one exchange's files, in path order."""
     return [found.told(files) for found in _problems(files, exchange, market, timeframe)]
 
 
-def repair(files: LocalFiles, exchange: str, now_us: int) -> list[Problem]:
+def repair(files: Files, exchange: str, now_us: int) -> list[Problem]:
     """Mend every problem that can be mended, and tell what was done about each."""
     return [_mend(files, found, now_us) for found in list(_problems(files, exchange, None, None))]
 
 
-def series_in(files: LocalFiles, exchange: str) -> set[Series]:
+def series_in(files: Files, exchange: str) -> set[Series]:
     """The series that have a partition or a sidecar."""
     found: set[Series] = set()
     for market_folder in files.list(f"{CANDLES}/exchange={exchange}"):
@@ -87,7 +87,7 @@ def series_in(files: LocalFiles, exchange: str) -> set[Series]:
     return found
 
 
-def _problems(files: LocalFiles, exchange: str, market: str | None, timeframe: Timeframe | None) -> Iterator[_Found]:
+def _problems(files: Files, exchange: str, market: str | None, timeframe: Timeframe | None) -> Iterator[_Found]:
     def is_wanted(series: Series) -> bool:
         return market in (None, series.market) and timeframe in (None, series.timeframe)
 
@@ -110,7 +110,7 @@ def _problems(files: LocalFiles, exchange: str, market: str | None, timeframe: T
         yield from _leftovers(files, exchange)
 
 
-def _readable(files: LocalFiles, key: str, series: Series, period: Span | None) -> Iterator[_Found]:
+def _readable(files: Files, key: str, series: Series, period: Span | None) -> Iterator[_Found]:
     try:
         if period is None:
             yield from _quiet_problems(files, key, series)
@@ -120,7 +120,7 @@ def _readable(files: LocalFiles, key: str, series: Series, period: Span | None) 
         yield _Found(key, series, period, "unreadable", str(exc))
 
 
-def _partition_problems(files: LocalFiles, key: str, series: Series, period: Span) -> Iterator[_Found]:
+def _partition_problems(files: Files, key: str, series: Series, period: Span) -> Iterator[_Found]:
     blob = files.read(key)
     if blob is None:
         return
@@ -160,7 +160,7 @@ def _impossible(partition: Partition) -> Any:
     return ~(possible & (np.isnan(value) | ((value >= 0) & np.isfinite(value))))
 
 
-def _quiet_problems(files: LocalFiles, key: str, series: Series) -> Iterator[_Found]:
+def _quiet_problems(files: Files, key: str, series: Series) -> Iterator[_Found]:
     blob = files.read(key)
     if blob is None:
         return
@@ -172,7 +172,7 @@ def _quiet_problems(files: LocalFiles, key: str, series: Series) -> Iterator[_Fo
         yield _Found(key, series, None, "newer", str(exc))
 
 
-def _leftovers(files: LocalFiles, exchange: str) -> Iterator[_Found]:
+def _leftovers(files: Files, exchange: str) -> Iterator[_Found]:
     """Unfinished writes of series that nobody is writing."""
     for name in files.list(TMP):
         key = f"{TMP}/{name}"
@@ -189,7 +189,7 @@ def _series_of_tmp(name: str) -> Series | None:
     return place[0] if place is not None else parse_quiet_key(target)
 
 
-def _is_at_work(files: LocalFiles, series: Series, key: str) -> bool:
+def _is_at_work(files: Files, series: Series, key: str) -> bool:
     """Whether the unfinished write is somebody's: its series is locked, or it is gone by the time that we
     hold it.
     """
@@ -202,7 +202,7 @@ def _is_at_work(files: LocalFiles, series: Series, key: str) -> bool:
         return False
 
 
-def _mend(files: LocalFiles, found: _Found, now_us: int) -> Problem:
+def _mend(files: Files, found: _Found, now_us: int) -> Problem:
     if found.kind in ("newer", "unreadable"):
         return found.told(files, "; left where it is")
     lock_key = found.series.lock_key if found.series is not None else f"{TMP}.lock"
@@ -218,7 +218,7 @@ def _mend(files: LocalFiles, found: _Found, now_us: int) -> Problem:
     return found.told(files, f"; moved to {moved}")
 
 
-def _forget_silence(files: LocalFiles, series: Series, period: Span) -> None:
+def _forget_silence(files: Files, series: Series, period: Span) -> None:
     """What the sidecar says of a period that has a file is older than the file: it must not come back to
     life.
     """

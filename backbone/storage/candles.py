@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import logging
 import os
+import random
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -30,8 +31,9 @@ from backbone.locks import renew_after_fork
 from backbone.model import CANDLE_SCHEMA, Span, empty_candles
 from backbone.storage import audit
 from backbone.storage.audit import Problem
+from backbone.storage.copies import Copied, copy_store
 from backbone.storage.coverage import EVER, Fresh, Ledger, SpanSet, on_grid
-from backbone.storage.files import LocalFiles, Version
+from backbone.storage.files import Files, LocalFiles, OvertakenError, Version
 from backbone.storage.layout import CANDLES, Series, parse_period
 from backbone.storage.memory import MemoryCache, MemoryStats
 from backbone.storage.merge import Page, merge_pages
@@ -54,6 +56,7 @@ _log = logging.getLogger(__name__)
 _MAX_PENDING_ROWS = 20_000
 _MANY_PERIODS = 64  # beyond this, one listing of the series folder is cheaper than asking for each period
 _LEDGER_BYTES = 16 << 20
+_LOOKS = 100  # how often a write that others overtake is done again
 _PERIOD_US = {"day": DAY_US, "month": 28 * DAY_US, "year": 365 * DAY_US, "all": 1 << 62}
 
 
@@ -112,7 +115,7 @@ class CandleStore:
 
     def __init__(
         self,
-        root: Path,
+        root: Path | Files,
         exchange: str,
         *,
         clock: Clock,
@@ -122,7 +125,7 @@ class CandleStore:
         self._exchange = exchange
         self._clock = clock
         self._group_commit_s = group_commit_s
-        self._files = LocalFiles(root, clock)
+        self._files: Files = LocalFiles(root, clock) if isinstance(root, Path) else root
         self._memory: MemoryCache[_Entry] = MemoryCache(memory_bytes, clock)
         self._ledgers: MemoryCache[tuple[Version, Ledger]] = MemoryCache(_LEDGER_BYTES, clock)
         self._ids = itertools.count(1)
@@ -137,6 +140,7 @@ class CandleStore:
         """A forked child starts without the parent's unfinished pages: they are the parent's to write."""
         self._lock = threading.Lock()
         self._pending: dict[Series, _Pending] = {}
+        self._overtaken = threading.Condition()
         self._retry_s = 0.0
 
     def _series(self, market: str, timeframe: Timeframe) -> Series:
@@ -241,11 +245,7 @@ class CandleStore:
 
     def _flush(self, series: Series) -> None:
         try:
-            with self._files.exclusive(series.lock_key):
-                pages = self._pages(series, EVER)
-                if pages:
-                    self._write(series, pages)
-                    self._drop(series, len(pages))
+            self._flush_pages(series)
         except StoreError as exc:
             with self._lock:
                 kept = self._pending.get(series, _Pending()).rows
@@ -255,6 +255,21 @@ class CandleStore:
             if isinstance(exc, StoreBusyError):
                 raise StoreBusyError(message, path=exc.path, holder=exc.holder) from exc
             raise StoreError(message, path=exc.path) from exc
+
+    def _flush_pages(self, series: Series) -> None:
+        for attempt in itertools.count(1):
+            try:
+                with self._files.exclusive(series.lock_key):
+                    pages = self._pages(series, EVER)
+                    if pages:
+                        self._write(series, pages)
+                        self._drop(series, len(pages))
+                return
+            except OvertakenError:  # somebody else got on, so this ends; what was written before stays and is right
+                if attempt >= _LOOKS:
+                    raise
+                with self._overtaken:
+                    self._clock.wait(self._overtaken, random.uniform(0, min(0.5, 0.01 * 2**attempt)))
 
     def _drop(self, series: Series, count: int) -> None:
         """Forget the oldest `count` pages, which are on disk. For the holder of the series lock."""
@@ -522,7 +537,7 @@ class CandleStore:
 
     # -- about the store
 
-    def paths(self, market: str, timeframe: Timeframe, span: Span) -> list[Path]:
+    def paths(self, market: str, timeframe: Timeframe, span: Span) -> list[Path | str]:
         """The partition files that hold `span`, oldest first. What is not flushed is in none."""
         series = self._series(market, timeframe)
         return [self._files.path(series.key(period)) for period in self._file_periods(series, span)]
@@ -588,6 +603,11 @@ class CandleStore:
             if problem.kind != "leftover":
                 self._record("set-aside", problem.path, problem.detail)
         return done
+
+    def copy_to(self, target: Files) -> Copied:
+        """Copy everything of every exchange to `target` and prove it there; see `backbone.storage.copies`."""
+        self.flush()
+        return copy_store(self._files, target)
 
     def size(self) -> dict[str, int]:
         """Files, bytes and markets of this exchange on disk, and rows in memory only. It walks the folder."""

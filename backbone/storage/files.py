@@ -18,10 +18,10 @@ import errno
 import itertools
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import filelock
 
@@ -30,7 +30,7 @@ from backbone.errors import StoreBusyError, StoreError
 from backbone.locks import renew_after_fork
 from backbone.storage.layout import SET_ASIDE, TMP
 
-__all__ = ["Blob", "LocalFiles", "Version"]
+__all__ = ["Blob", "Files", "LocalFiles", "OvertakenError", "Version"]
 
 Version = tuple[int, int, int]
 """(inode, modification time in ns, size). The time is set to rise with every replacement."""
@@ -45,6 +45,29 @@ class Blob(NamedTuple):
 
     data: bytes
     version: Version
+
+
+class OvertakenError(StoreBusyError):
+    """Another writer changed the file between this one's look and its write; nothing was changed: look again.
+
+    Only where nothing can be locked; it stays inside the store.
+    """
+
+
+class Files(Protocol):
+    """Any kind of disk under a store; `LocalFiles` says what each method promises."""
+
+    def path(self, key: str) -> Path | str: ...
+    def stat(self, key: str) -> Version | None: ...
+    def read(self, key: str) -> Blob | None: ...
+    def tail(self, key: str, size: int) -> bytes | None: ...
+    def replace(self, key: str, data: bytes | bytearray) -> Version: ...
+    def exclusive(self, lock_key: str, timeout_s: float | None = None) -> AbstractContextManager[None]: ...
+    def list(self, folder: str) -> Sequence[str]: ...
+    def walk(self, folder: str) -> Iterator[str]: ...
+    def set_aside(self, key: str, now_us: int) -> Path | str: ...
+    def remove(self, key: str) -> None: ...
+    def size(self, key: str) -> int: ...
 
 
 class _SeriesLock:

@@ -1,0 +1,104 @@
+"""A whole store copied to another place, a folder or an object store, and proven there.
+
+Nothing is overwritten: a file that is already at the target must be the same to the byte, and if one is not, nothing at
+all is copied. Files are copied as they are, so every promise of the store goes with them. The proof reads the target
+back: each file equal to its source, and each sound by its own seal. Files that change at the source meanwhile are
+copied again, until a pass finds none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from backbone.errors import StoreError
+from backbone.storage import audit
+from backbone.storage.audit import Problem
+from backbone.storage.files import Files
+from backbone.storage.layout import CANDLES, QUIET, Series, parse_partition_key, parse_quiet_key
+
+__all__ = ["Copied", "copy_store"]
+
+_PASSES = 5  # over a source that is being written to
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What a copy did: ``files`` and ``bytes`` written, ``same`` that were there already, ``problems`` of the proof."""
+
+    files: int
+    bytes: int
+    same: int
+    problems: tuple[Problem, ...]
+
+
+def copy_store(source: Files, target: Files) -> Copied:
+    """Copy every candle and every claim of `source` to `target`, then prove the target.
+
+    Raises `StoreError` where the target holds something else under one of the names (before anything is copied), or
+    where the source does not stop changing.
+    """
+    differing = [key for key in _keys(source) if _differs(source, target, key)]
+    if differing:
+        shown = ", ".join(differing[:3]) + ("…" if len(differing) > 3 else "")
+        raise StoreError(
+            f"{target!r} holds other candles in {len(differing)} files ({shown}): nothing was copied. Copy into an "
+            "empty place, or fetch there and let the store merge",
+            path=str(target.path(differing[0])),
+        )
+    files = size = same = 0
+    ours: set[str] = set()
+    for _ in range(_PASSES):
+        wrote = 0
+        for key in _keys(source):
+            written = _copy(source, target, key, is_ours=key in ours)
+            if written is None:
+                same += key not in ours
+            else:
+                wrote, files, size = wrote + 1, files + (key not in ours), size + written
+            ours.add(key)
+        if not wrote:
+            return Copied(files, size, same, tuple(_proof(target)))
+    raise StoreError(f"{source!r} is being written to faster than it can be copied; copy it when it rests")
+
+
+def _keys(files: Files) -> Iterator[str]:
+    for key in (*files.walk(CANDLES), *files.walk(QUIET)):
+        if _series_of(key) is not None:
+            yield key
+
+
+def _series_of(key: str) -> Series | None:
+    place = parse_partition_key(key)
+    return place[0] if place is not None else parse_quiet_key(key)
+
+
+def _differs(source: Files, target: Files, key: str) -> bool:
+    if target.stat(key) is None:
+        return False
+    mine, theirs = source.read(key), target.read(key)
+    return mine is not None and theirs is not None and mine.data != theirs.data
+
+
+def _copy(source: Files, target: Files, key: str, *, is_ours: bool) -> int | None:
+    """Bytes written; None where the target has them already."""
+    series = _series_of(key)
+    assert series is not None
+    blob = source.read(key)
+    if blob is None:
+        return None
+    with target.exclusive(series.lock_key):
+        held = target.read(key)
+        if held is not None and held.data == blob.data:
+            return None
+        if held is not None and not is_ours:
+            path = str(target.path(key))
+            raise StoreError(f"{path} was written by somebody else during the copy", path=path)
+        target.replace(key, blob.data)
+    return len(blob.data)
+
+
+def _proof(target: Files) -> Iterator[Problem]:
+    """The last pass has just found every file equal to its source; the seals tell damage that both sides share."""
+    for folder in target.list(CANDLES):
+        yield from audit.verify(target, folder.removeprefix("exchange="))

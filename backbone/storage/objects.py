@@ -1,0 +1,493 @@
+"""The store on object storage (``s3://bucket/prefix``): the same keys and bytes, safe for writers on many hosts.
+
+There is no lock that dies with its holder, so there is none: every write says what it was made from. `exclusive` opens
+a *look*: the first stat or read of a key pins the state that the caller works from, and `replace` puts only if the
+object is still in that state (create-if-absent, or compare-and-swap on the etag). Whoever was overtaken gets
+`OvertakenError`, with nothing changed, and does it again from a new look. A put is atomic, so a killed writer leaves
+nothing behind, and a claim and its rows are still one object.
+
+Outside a look, a listing of the series' folder answers `stat` for a second, and objects read lately come from a bounded
+local cache, by etag, each proven by a checksum before it is believed. Reads may thus be a second old; writes never are.
+
+The address comes from the settings, endpoint and credentials from the standard environment (``AWS_…``, or the role of
+the host); they are neither kept nor shown here. `_lock` guards the listings and the series locks of this process's
+threads; no request is made while it is held.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from backbone.clock import Clock
+from backbone.errors import InputError, StoreBusyError, StoreError
+from backbone.locks import renew_after_fork
+from backbone.settings import parse_place
+from backbone.storage.coverage import Ledger
+from backbone.storage.files import Blob, Files, LocalFiles, OvertakenError, Version
+from backbone.storage.layout import CANDLES, QUIET, SET_ASIDE, parse_partition_key, parse_quiet_key
+from backbone.storage.partition import Partition, encode_ledger, encode_partition
+from backbone.timeframe import period_name
+
+__all__ = ["LocalCache", "ObjectFiles", "is_remote", "open_files", "scan_options"]
+
+_FRESH_S = 1.0  # how old a listing may be that answers a reader
+_TIMEOUT_S = 30.0
+_RETRIES = 3
+_State = tuple[str, Version]
+
+
+def is_remote(data_dir: str) -> bool:
+    """Whether `data_dir` is an address and not a folder."""
+    return "://" in data_dir
+
+
+def open_files(data_dir: str, clock: Clock, *, cache_bytes: int = 4 << 30) -> Files:
+    """The files at `data_dir`, a folder or ``s3://bucket/prefix``.
+
+    Raises `InputError` without the extra, and `StoreError` for a bucket that is not there or refuses.
+    """
+    if not is_remote(data_dir):
+        return LocalFiles(Path(data_dir), clock)
+    files = ObjectFiles(data_dir, clock, LocalCache(_cache_folder(data_dir), cache_bytes))
+    files.check()
+    return files
+
+
+def scan_options(data_dir: str) -> dict[str, str] | None:
+    """What another engine must be told to read `data_dir` as we do (never credentials); None for a folder."""
+    if not is_remote(data_dir):
+        return None
+    endpoint = _endpoint()
+    if endpoint is None:
+        return {}
+    return {"aws_endpoint_url": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
+
+
+def _endpoint() -> str | None:
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
+
+
+def _cache_folder(data_dir: str) -> Path:
+    import platformdirs
+
+    root = os.environ.get("BACKBONE_CACHE_DIR") or platformdirs.user_cache_dir("backbone", appauthor=False)
+    place = f"{_endpoint() or ''} {data_dir.rstrip('/')}"
+    return Path(root) / "objects" / hashlib.blake2b(place.encode(), digest_size=10).hexdigest()
+
+
+class LocalCache:
+    """Whole objects on the local disk, by key and etag; bounded, oldest use first out. Losing it costs requests.
+
+    Processes may share it: a file is written under another name and renamed. What is read back is checked, since the
+    disk is not the store's. A disk that refuses is done without.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self._folder = folder
+        self._limit = limit_bytes
+        self._added = limit_bytes // 8  # what earlier processes left is counted at the first put
+        self.hits = 0
+        self.misses = 0
+
+    def get(self, key: str, etag: str) -> bytes | None:
+        """The object's bytes; None where they are not here, or not what was put."""
+        path = self._path(key, etag)
+        try:
+            data = path.read_bytes()
+            if len(data) < 4 or zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
+                path.unlink(missing_ok=True)
+                raise FileNotFoundError
+            os.utime(path)
+        except OSError:
+            self.misses += 1
+            return None
+        self.hits += 1
+        return data[4:]
+
+    def put(self, key: str, etag: str, data: bytes | bytearray) -> None:
+        """Keep an object."""
+        path = self._path(key, etag)
+        tmp = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        with suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            tmp.write_bytes(zlib.crc32(data).to_bytes(4, "big") + data)
+            tmp.replace(path)
+            self._trim(len(data))
+
+    def _path(self, key: str, etag: str) -> Path:
+        return self._folder / hashlib.blake2b(f"{key} {etag}".encode(), digest_size=16).hexdigest()
+
+    def _trim(self, added: int) -> None:
+        self._added += added
+        if self._added < self._limit // 8:
+            return
+        self._added = 0
+        found = []
+        for path in self._folder.iterdir():
+            with suppress(OSError):
+                facts = path.stat()
+                found.append((facts.st_mtime_ns, facts.st_size, path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= self._limit * 7 // 8:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+
+    def __repr__(self) -> str:
+        return f"LocalCache({self.hits} hits, {self.misses} misses)"
+
+
+class _Look:
+    """What one holder of a series works from: the state of each key it looked at, pinned. ``depth`` is its nesting."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.folders: set[str] = set()
+        self.pinned: dict[str, _State | None] = {}
+
+
+class _Listing:
+    """The objects of one folder at one time."""
+
+    def __init__(self, states: dict[str, _State], at_s: float) -> None:
+        self.states = states
+        self.at_s = at_s
+
+
+class ObjectFiles:
+    """Files under one address. Constructing connects to nothing; `check` says whether it can be used."""
+
+    def __init__(self, url: str, clock: Clock, cache: LocalCache, *, lock_timeout_s: float = 30.0) -> None:
+        self._url = parse_place(url)
+        self._clock = clock
+        self._cache = cache
+        self._lock_timeout_s = lock_timeout_s
+        self._store: Any = None
+        self._pid = os.getpid()
+        self._renew()
+        renew_after_fork(self, ObjectFiles._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+        self._listings: dict[str, _Listing] = {}
+        self._series_locks: dict[str, Any] = {}
+        self._looks = threading.local()
+
+    def _open(self) -> Any:
+        if self._store is not None and self._pid != os.getpid():
+            raise StoreError(
+                f"{self._url} was opened before this process was forked, and its connections do not cross a fork: "
+                'start workers with "spawn", or make the client in them',
+                path=self._url,
+            )
+        if self._store is None:
+            store = _obstore()
+            endpoint = _endpoint()
+            limit = timedelta(seconds=_TIMEOUT_S)
+            options: dict[str, Any] = {"timeout": limit, "connect_timeout": timedelta(seconds=5)}
+            where: dict[str, Any] = {}
+            if endpoint is not None:
+                where["endpoint"] = endpoint
+                options["allow_http"] = endpoint.startswith("http://")
+            self._store = store.from_url(
+                self._url,
+                client_options=options,
+                retry_config={"max_retries": _RETRIES, "retry_timeout": limit},
+                **where,
+            )
+            self._pid = os.getpid()
+        return self._store
+
+    def check(self) -> None:
+        """See that the bucket is there and lets us list; raises one `StoreError` that says which is wrong."""
+        import obstore
+
+        store = self._open()
+        with self._told("use", ""):
+            obstore.list_with_delimiter(store, prefix=CANDLES)
+
+    @contextmanager
+    def _told(self, verb: str, key: str) -> Iterator[None]:
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, OSError, ValueError) as exc:
+            raise StoreError(f"cannot {verb} {self.path(key)}: {_reason(exc)}", path=str(self.path(key))) from exc
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def path(self, key: str) -> str:
+        """Where `key` lies, as an address that other engines read."""
+        return f"{self._url}/{key}" if key else self._url
+
+    def stat(self, key: str) -> Version | None:
+        """The version of an object; None where there is none. Inside `exclusive` it is pinned."""
+        state = self._state(key)
+        return None if state is None else state[1]
+
+    def _state(self, key: str) -> _State | None:
+        look = self._look()
+        if look is None:
+            return self._listing(_folder_of(key)).states.get(key)
+        if key not in look.pinned:
+            folder = _folder_of(key)
+            if folder not in look.folders:
+                for listed, state in self._listing(folder, max_age_s=-1.0).states.items():
+                    look.pinned.setdefault(listed, state)
+                look.folders.add(folder)
+            look.pinned.setdefault(key, None)
+        return look.pinned[key]
+
+    def _listing(self, folder: str, max_age_s: float = _FRESH_S) -> _Listing:
+        now = self._clock.monotonic()
+        with self._lock:
+            known = self._listings.get(folder)
+        if known is not None and now - known.at_s <= max_age_s:
+            return known
+        import obstore
+
+        states: dict[str, _State] = {}
+        store = self._open()
+        with self._told("list", folder):
+            for batch in obstore.list(store, prefix=folder):
+                for found in batch:
+                    etag = str(found["e_tag"])
+                    states[str(found["path"])] = (etag, _version(etag, int(found["size"])))
+        fresh = _Listing(states, now)
+        with self._lock:
+            self._listings[folder] = fresh
+        return fresh
+
+    def read(self, key: str) -> Blob | None:
+        """An object's whole bytes with the version they belong to; None where there is none."""
+        state = self._state(key)
+        if state is None:
+            return None
+        cached = self._cache.get(key, state[0])
+        if cached is not None:
+            return Blob(cached, state[1])
+        return self._fetch(key)
+
+    def _fetch(self, key: str) -> Blob | None:
+        import obstore
+
+        store = self._open()
+        try:
+            with self._told("read", key):
+                answer = obstore.get(store, key)
+                etag, data = str(answer.meta["e_tag"]), answer.bytes().to_bytes()
+        except StoreError as exc:
+            if not isinstance(exc.__cause__, FileNotFoundError):
+                raise
+            self._remember(key, None)
+            return None
+        version = _version(etag, len(data))
+        self._cache.put(key, etag, data)
+        self._remember(key, (etag, version))
+        return Blob(data, version)
+
+    def tail(self, key: str, size: int) -> bytes | None:
+        """The last `size` bytes of an object (all of a shorter one); None where there is none."""
+        import obstore
+
+        state = self._state(key)
+        if state is None:
+            return None
+        cached = self._cache.get(key, state[0])
+        if cached is not None:
+            return cached[-size:]
+        store = self._open()
+        try:
+            with self._told("read", key):
+                options: Any = {"range": {"suffix": min(size, state[1][2])}}
+                return obstore.get(store, key, options=options).bytes().to_bytes()
+        except StoreError as exc:
+            if isinstance(exc.__cause__, FileNotFoundError):
+                return None
+            raise
+
+    def list(self, folder: str) -> list[str]:
+        """Names in a folder, sorted; empty where there is none."""
+        import obstore
+
+        if _folder_of(f"{folder}/x") == folder:
+            depth = len(folder) + 1
+            return sorted({key[depth:].split("/")[0] for key in self._listing(folder).states})
+        store = self._open()
+        with self._told("list", folder):
+            found: Any = obstore.list_with_delimiter(store, prefix=folder)
+        names = [str(path) for path in found["common_prefixes"]] + [str(item["path"]) for item in found["objects"]]
+        return sorted(name.rsplit("/", 1)[-1] for name in names)
+
+    def walk(self, folder: str) -> Iterator[str]:
+        """Keys of all objects below a folder, sorted."""
+        import obstore
+
+        store = self._open()
+        with self._told("list", folder):
+            keys = sorted(str(found["path"]) for batch in obstore.list(store, prefix=folder) for found in batch)
+        yield from keys
+
+    def size(self, key: str) -> int:
+        """Bytes of an object, 0 where there is none."""
+        version = self.stat(key)
+        return 0 if version is None else version[2]
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    def replace(self, key: str, data: bytes | bytearray) -> Version:
+        """Make `data` the object's content, if it is still as it was looked at. Call it inside `exclusive`.
+
+        Raises `OvertakenError` where another writer was faster, and `StoreError`; nothing is changed then.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        state = self._state(key)
+        mode: Any = "create" if state is None else {"e_tag": state[0]}
+        content = bytes(data)
+        store = self._open()
+        with self._told("write", key):
+            try:
+                done = obstore.put(store, key, content, mode=mode, use_multipart=False)
+            except (AlreadyExistsError, PreconditionError, FileNotFoundError) as exc:
+                self._forget(key)
+                raise OvertakenError(
+                    f"{self.path(key)} was changed by another writer meanwhile",
+                    path=self.path(key),
+                    holder="another host or process",
+                ) from exc
+        etag = str(done["e_tag"])
+        version = _version(etag, len(content))
+        self._cache.put(key, etag, content)
+        self._remember(key, (etag, version))
+        return version
+
+    def _remember(self, key: str, state: _State | None) -> None:
+        """What is now known of a key, for readers of this process and for the look that is open."""
+        look = self._look()
+        if look is not None:
+            look.pinned[key] = state
+        with self._lock:
+            listing = self._listings.get(_folder_of(key))
+            if listing is not None and state is not None:
+                listing.states[key] = state
+            elif listing is not None:
+                listing.states.pop(key, None)
+
+    def _forget(self, key: str) -> None:
+        with self._lock:
+            self._listings.pop(_folder_of(key), None)
+
+    @contextmanager
+    def exclusive(self, lock_key: str, timeout_s: float | None = None) -> Iterator[None]:
+        """A look at a series: one thread of this process at a time; other processes are noticed when writing."""
+        timeout_s = self._lock_timeout_s if timeout_s is None else timeout_s
+        with self._lock:
+            mine = self._series_locks.setdefault(lock_key, threading.RLock())
+        if not mine.acquire(timeout=timeout_s):
+            path = self.path(lock_key)
+            raise StoreBusyError(f"{path} is held by another thread", path=path, holder=f"process {os.getpid()}")
+        look = self._look() or _Look()
+        self._looks.now = look
+        look.depth += 1
+        try:
+            yield
+        finally:
+            look.depth -= 1
+            if look.depth == 0:
+                self._looks.now = None
+            mine.release()
+
+    def _look(self) -> _Look | None:
+        look: _Look | None = getattr(self._looks, "now", None)
+        return look
+
+    def set_aside(self, key: str, now_us: int) -> str:
+        """Copy an object out of the data and leave one there that claims nothing: removing could hit a newer one.
+
+        Call it inside `exclusive`. What is not ours is removed.
+        """
+        import obstore
+
+        target = f"{SET_ASIDE}/{key}.{now_us}"
+        store = self._open()
+        with self._told("set aside", key):
+            obstore.copy(store, key, target)
+        blank = _blank(key)
+        if blank is None:
+            self.remove(key)
+        else:
+            self.replace(key, blank)
+        return self.path(target)
+
+    def remove(self, key: str) -> None:
+        """Delete an object that is not part of the data."""
+        import obstore
+
+        store = self._open()
+        with self._told("remove", key), suppress(FileNotFoundError):
+            obstore.delete(store, key)
+        self._remember(key, None)
+
+    def __repr__(self) -> str:
+        return f"ObjectFiles({self._url!r})"
+
+
+def _obstore() -> Any:
+    try:
+        import obstore.store
+    except ImportError as exc:
+        raise InputError("data_dir", "s3://…", "available only with the extra: pip install 'backbone[s3]'") from exc
+    return obstore.store
+
+
+def _version(etag: str, size: int) -> Version:
+    return int.from_bytes(hashlib.blake2b(etag.encode(), digest_size=7).digest(), "big"), 0, size
+
+
+def _folder_of(key: str) -> str:
+    """The folder that is listed to answer for `key`: a whole series, or the key's own."""
+    parts = key.split("/")
+    depth = 4 if parts[0] == CANDLES and len(parts) > 4 else 3 if parts[0] == QUIET and len(parts) > 3 else -1
+    return "/".join(parts[:depth])
+
+
+def _blank(key: str) -> bytes | None:
+    """An object that takes a key's place and claims nothing; None for a key that is not ours."""
+    place = parse_partition_key(key)
+    if place is not None:
+        series, period = place
+        return bytes(encode_partition(Partition.empty(), series, period_name(series.timeframe, period)))
+    quiet = parse_quiet_key(key)
+    return None if quiet is None else encode_ledger(Ledger(), quiet)
+
+
+def _reason(exc: BaseException) -> str:
+    """What is wrong, in one line, from what the server or the connection said."""
+    text = str(exc)
+    for sign, meaning in (
+        ("NoSuchBucket", "the bucket does not exist"),
+        ("InvalidAccessKeyId", "the credentials are refused (unknown access key)"),
+        ("SignatureDoesNotMatch", "the credentials are refused (wrong secret key)"),
+        ("ExpiredToken", "the credentials have expired"),
+        ("AccessDenied", "the credentials are not allowed to"),
+        ("401", "the credentials are refused"),
+        ("403", "the credentials are refused, or not allowed to"),
+        ("error trying to connect", "the endpoint does not answer"),
+        ("HTTP error", "the endpoint does not answer"),
+    ):
+        if sign in text:
+            return meaning
+    return text.split("\n", 1)[0][:300]

@@ -1,0 +1,90 @@
+"""A client whose store is a bucket: the same answers, nothing fetched twice by two hosts, scans, copies, refusals."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from backbone import Backbone
+from backbone.api import cli
+from backbone.errors import InputError, StoreError
+from backbone.simulator import SimulatorServer
+from tests.storage.s3 import BUCKET, place, s3_server  # noqa: F401
+
+# ruff: noqa: F811 - fixtures
+
+START, END = "2025-07-30T00:00Z", "2025-08-02T00:00Z"
+MARKETS = ["KRW-BTC", "KRW-ETH"]
+
+
+def client_of(venue: SimulatorServer, where: str | Path) -> Backbone:
+    return Backbone(data_dir=where, rest_url=venue.rest_url, ws_url=venue.ws_url)
+
+
+def test_candles_in_a_bucket_are_fetched_once_for_all_hosts(venue: SimulatorServer, place: str) -> None:
+    """What one client fetched, another with the same bucket reads without a request, equal to the last bit."""
+    with client_of(venue, place) as one:
+        first = one.candles(MARKETS, "1m", START, END)
+        assert one.data_dir == place
+        assert place in repr(one)
+    venue.reset_log()
+    with client_of(venue, place) as two:
+        assert two.candles(MARKETS, "1m", START, END).equals(first)
+        assert len(two.store.verify()) == 0
+    assert venue.requests == []
+
+
+def test_scan_of_a_bucket_reads_it_in_place(venue: SimulatorServer, place: str) -> None:
+    """Polars scans the bucket itself; the files are addresses that other engines take."""
+    with client_of(venue, place) as client:
+        asked = client.candles(MARKETS, "1m", START, END, frames="polars")
+        found = client.scan(MARKETS, "1m", START, END).collect()
+        assert found.equals(asked.select(found.columns))
+        assert client.scan("KRW", "1m").select("market").unique().collect().height == 2
+        assert all(path.startswith(f"{place}/candles/exchange=") for path in client.files(MARKETS, "1m", START, END))
+
+
+def test_store_moves_between_a_folder_and_a_bucket(venue: SimulatorServer, place: str, tmp_path: Path) -> None:
+    """A store copied to the bucket and back answers the same, with no request."""
+    with client_of(venue, tmp_path / "here") as client:
+        asked = client.candles("KRW-BTC", "1h", START, END)
+        done = client.store.copy_to(place)
+        assert (done.files, done.problems) == (1, ())
+    venue.reset_log()
+    with client_of(venue, place) as client:
+        assert client.candles("KRW-BTC", "1h", START, END).equals(asked)
+        assert client.store.copy_to(tmp_path / "back").files == 1
+    with client_of(venue, tmp_path / "back") as client:
+        assert client.candles("KRW-BTC", "1h", START, END).equals(asked)
+    assert venue.requests == []
+
+
+def test_client_of_a_bucket_pickles_without_credentials(venue: SimulatorServer, place: str) -> None:
+    """A pickled client has the address and no secret, and works where the environment has them."""
+    with client_of(venue, place) as client:
+        client.candles("KRW-BTC", "1d", START, END)
+        data = pickle.dumps(client)
+    assert b"very-secret" not in data
+    with pickle.loads(data) as other:
+        assert len(other.candles("KRW-BTC", "1d", START, END, offline=True)) == 3
+
+
+def test_bucket_that_is_not_there_is_one_error_before_any_request(
+    venue: SimulatorServer, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing bucket ends a call, and a command, before the venue is asked."""
+    with client_of(venue, "s3://not-there-at-all/x") as client, pytest.raises(StoreError, match="does not exist"):
+        client.candles("KRW-BTC", "1h", START, END)
+    argv = ["fetch", "KRW-BTC", "1h", "--data-dir", "s3://not-there-at-all/x", "--rest-url", venue.rest_url]
+    assert cli.main(argv) == cli.EXIT_STORE
+    assert "does not exist" in capsys.readouterr().err
+    assert venue.requests == []
+
+
+def test_address_of_another_kind_is_an_input_error(venue: SimulatorServer) -> None:
+    """Only a folder or an s3 address is taken; a Path of an address is told apart from a folder."""
+    for wrong in ("ftp://x/y", Path("s3://bucket/x"), f"s3://user:word@{BUCKET}"):
+        with pytest.raises(InputError, match="data_dir"):
+            client_of(venue, wrong)
