@@ -18,6 +18,7 @@ keep pyupbit for ``Upbit(...)``.
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -151,8 +152,17 @@ def _candles(
     frame = frame[_COLUMNS]
     if count is not None:
         frame = frame.iloc[-count:]
-    frame.index = frame.index.tz_convert(KOREA).tz_localize(None).rename(None)  # type: ignore[attr-defined]
+    frame.index = _as_pyupbit(frame.index)
     return frame
+
+
+def _as_pyupbit(index: Any) -> pd.Index:
+    """Korean, naive, nameless, and of the unit that this pandas gives a list of datetimes: so pyupbit makes it."""
+    import pandas as pd
+
+    unit = pd.DatetimeIndex([dt.datetime(2000, 1, 1)]).unit  # noqa: DTZ001 - only its unit is looked at
+    naive: pd.Index = index.tz_convert(KOREA).tz_localize(None).rename(None).as_unit(unit)
+    return naive
 
 
 def _parse_interval(interval: object) -> str:

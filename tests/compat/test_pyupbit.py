@@ -50,7 +50,7 @@ def test_ohlcv_signature_is_pyupbits(real: Any) -> None:
         assert [(p.name, p.default) for p in ours.parameters.values()] == [
             (p.name, p.default) for p in theirs.parameters.values()
         ]
-    for name in ("get_tickers", "get_current_price", "get_orderbook"):
+    for name in ("get_tickers", "get_current_price", "get_orderbook", "WebSocketManager"):
         ours, theirs = (inspect.signature(getattr(each, name)) for each in (door, real))
         assert list(ours.parameters) == list(theirs.parameters)
 
