@@ -1,5 +1,4 @@
-"""Where the quota's state lives: one small file for all processes of the machine, or the memory of one
-process.
+"""Where the quota's state lives: one small file for all processes of the machine, or the memory of one process.
 
 The venue counts per address, so every process here that talks to the same host shares one *ledger*: a file
 mapped into memory whose cells `ratelimit` decides on, guarded by a lock that the kernel releases when its
@@ -74,9 +73,7 @@ def _owner() -> float:
 
 
 class _CellLimiter:
-    """The `Limiter` over cells. Subclasses say where a group's cells are and how other processes are shut
-    out.
-    """
+    """The `Limiter` over cells. Subclasses say where a group's cells are and how other processes are shut out."""
 
     def __init__(self, clock: Clock, rules: Rules | None) -> None:
         self.rules = rules or Rules()
@@ -215,8 +212,7 @@ class MemoryLimiter(_CellLimiter):
 
 
 class FileLimiter(_CellLimiter):
-    """The quota of the machine, in the ledger at `path`. Opens it at the first use; raises `OSError` where it
-    cannot.
+    """The quota of the machine, in the ledger at `path`. Opens it at the first use; raises `OSError` where it cannot.
     """
 
     def __init__(self, path: Path, clock: Clock, rules: Rules | None = None) -> None:
@@ -258,9 +254,7 @@ class FileLimiter(_CellLimiter):
         _unlock(self._fd)
 
     def _check(self, now: float) -> None:
-        """See that the file is there, is the one that others would open, and has its size; else open it
-        (anew).
-        """
+        """See that the file is there, is the one that others would open, and has its size; else open it (anew)."""
         if self._is_closed:
             raise ClosedError("this client is closed; make a new one")
         self._check_at = now + _CHECK_S
@@ -311,9 +305,7 @@ class FileLimiter(_CellLimiter):
         self._fd = -1
 
     def _check_header(self, now: float) -> None:
-        """Clear a file that is new, damaged, of another version or of another boot; of the last, keep its
-        ban.
-        """
+        """Clear a file that is new, damaged, of another version or of another boot; of the last, keep its ban."""
         assert self._map is not None
         magic, size, boot, ban_wall_us = _HEADER.unpack_from(self._map)
         is_ours = magic == _MAGIC and size == self.rules.size
@@ -341,9 +333,7 @@ class FileLimiter(_CellLimiter):
         return self._locate(group)
 
     def _locate(self, group: str) -> Cells:
-        """Find a group's cells by name, or give it some; cells without the group's mark are not its own:
-        cleared.
-        """
+        """Find a group's cells by name, or give it some; cells without the group's mark are not its own: cleared."""
         assert self._table is not None
         place = self._place(_name(group))
         owner = hashlib.blake2b(self._names()[place], digest_size=6).digest()
@@ -501,8 +491,8 @@ class PacedLimiter:
 class MachineLimiter:
     """The limiter of a client: the machine's ledger, or, where it cannot be used, this process's own pace.
 
-Which of the two is found out at the first use and told once as a warning; it never goes back, so that the
-pace does not depend on the moment.
+    Which of the two is found out at the first use and told once as a warning; it never goes back, so that the
+    pace does not depend on the moment.
     """
 
     def __init__(self, rest_url: str, clock: Clock, *, folder: Path | None = None, rules: Rules | None = None) -> None:
@@ -596,9 +586,7 @@ def ledger_path(rest_url: str, folder: Path | None = None, rules: Rules | None =
 
 
 def _make_folder(folder: Path) -> None:
-    """Make the folder, open to all users like the temporary folder around it; refuse one that another user
-    rules.
-    """
+    """Make the folder, open to all users like the temporary folder around it; refuse one that another user rules."""
     try:
         folder.mkdir(parents=True)
         folder.chmod(0o1777)
@@ -612,9 +600,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _open_file(path: Path) -> int:
-    """Open the ledger, making it if need be. Made exclusively, opened without: see
-    ``fs.protected_regular``.
-    """
+    """Open the ledger, making it if need be. Made exclusively, opened without: see ``fs.protected_regular``."""
     flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     for _ in range(3):
         try:
@@ -646,8 +632,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def _boot() -> bytes:
-    """Which boot of the machine this is; empty where the system does not tell (stale times are then found
-    impossible).
+    """Which boot of the machine this is; empty where the system does not tell (stale times are then found impossible).
     """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()[:36].ljust(36, b"\0")

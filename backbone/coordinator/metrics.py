@@ -76,9 +76,7 @@ class Histogram:
 
 
 class Metrics:
-    """The counters and distributions of one client. Safe to share between threads; a forked child starts at
-    zero.
-    """
+    """The counters and distributions of one client. Safe to share between threads; a forked child starts at zero."""
 
     def __init__(self) -> None:
         self._begin()

@@ -1,5 +1,4 @@
-"""Who may send now: the rate decisions of one wire group, as functions of a few numbers and the time they are
-told.
+"""Who may send now: the rate decisions of one wire group, as functions of a few numbers and the time they are told.
 
 The state of a group is a flat row of floats, its *cells*, so that the very same functions decide on an array
 in memory and on a file that all processes of a machine share. Nothing here reads a clock, a file or the
@@ -91,8 +90,8 @@ _CROWD: Final = 100  # a queue longer than this makes no difference to when thos
 class Rules:
     """The venue's limit and how it is kept. Processes share a state only if their rules agree on `limit`.
 
-``window_s`` exceeds the venue's second by what may go unnoticed between grant and count; what is noticed
-moves the stamp instead.
+    ``window_s`` exceeds the venue's second by what may go unnoticed between grant and count; what is noticed
+    moves the stamp instead.
     """
 
     limit: int = 10
@@ -100,9 +99,7 @@ moves the stamp instead.
     unheard_s: float = 1.0
     """How much longer a slot is kept while no answer proves that its request was counted in time."""
     pace: float = 0.98
-    """Paced grants are this part of an even share apart: a little under it, so that a late wake-up is made up
-    for.
-    """
+    """Paced grants are this part of an even share apart: a little under it, so that a late wake-up is made up for."""
     attention_s: float = 60.0
     """How long after a critical request a share is kept free for the next."""
     spread_s: float = 2.0
@@ -110,9 +107,7 @@ moves the stamp instead.
     grace_s: float = 0.1
     """How late a waiter may wake and still find its turn kept."""
     slack_s: float = 0.1
-    """Foreign requests are believed in only where our own of this much before the window cannot explain the
-    count.
-    """
+    """Foreign requests are believed in only where our own of this much before the window cannot explain the count."""
     stop_s: float = 1.05
     """A 429 stops the group for so long: into the venue's next second, however its clock stands to ours."""
     ease_s: float = 30.0
@@ -200,8 +195,8 @@ class Delay:
 def waiting_key(rank: int, since: float) -> float:
     """The order in which waiters are served, lowest first.
 
-`since` is when the wait for *this* slot began: for work that comes in rows, the last grant of the row, so
-that a row as a whole does not grow old and pass everybody who came later.
+    `since` is when the wait for *this* slot began: for work that comes in rows, the last grant of the row, so
+    that a row as a whole does not grow old and pass everybody who came later.
     """
     return since + _ALLOWANCE[rank]
 
@@ -265,9 +260,7 @@ def _within(value: float, most: float) -> float:
 
 
 def _share(cell: tuple[float, ...], rules: Rules, limit: int, now: float) -> int:
-    """Permits of a window that are left to critical alone: one more than it lately used, none when it
-    rests.
-    """
+    """Permits of a window that are left to critical alone: one more than it lately used, none when it rests."""
     if cell[_ATTEND] <= now:
         return 0
     return min(limit // 2, int(_within(cell[_PEAK], rules.limit)) + 1)
@@ -358,9 +351,7 @@ def _rows(cells: Cells, rules: Rules, count: float) -> list[tuple[float, ...]]:
 
 
 def _enlist(cells: Cells, rules: Rules, rows: list[tuple[float, ...]], row: tuple[float, ...], now: float) -> None:
-    """Put `row` into the table: its own old place, else a dead one's, else a new one, else the worst
-    one's.
-    """
+    """Put `row` into the table: its own old place, else a dead one's, else a new one, else the worst one's."""
     place = None
     for index, old in enumerate(rows):
         if old[0] == row[0] and old[1] == row[1]:
@@ -449,8 +440,7 @@ def undo(cells: Cells, rules: Rules, granted: float) -> None:
 
 
 def move(cells: Cells, rules: Rules, granted: float, now: float) -> bool:
-    """Before sending late: the permit granted at `granted` is used only `now`. False: it has lapsed, take
-    another.
+    """Before sending late: the permit granted at `granted` is used only `now`. False: it has lapsed, take another.
 
     While its stamp is in the window it is one of the limit's, so it may stand later in it as well.
     """
@@ -491,8 +481,7 @@ def settle(
 
 
 def refuse(cells: Cells, rules: Rules, now: float, retry_after_s: float | None) -> None:
-    """A 429: stop until the venue's next second, then go slower for a while; refusals that repeat go slower
-    for longer.
+    """A 429: stop until the venue's next second, then go slower for a while; refusals that repeat go slower for longer.
 
     The refusals of one burst arrive together and count as one.
     """

@@ -169,9 +169,7 @@ _numbers = itertools.count()
 
 
 class _Row:
-    """The tickets of one group and priority, first come first served. Cancelled and lifted ones are
-    skipped.
-    """
+    """The tickets of one group and priority, first come first served. Cancelled and lifted ones are skipped."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Ticket]] = []
@@ -184,10 +182,17 @@ class _Row:
             self.try_at = 0.0
         heapq.heappush(self._heap, (ticket.since, ticket._number, ticket))
         self.depth += 1
+        if len(self._heap) > 2 * self.depth + 64:  # what was cancelled or lifted behind the head
+            self._heap = [entry for entry in self._heap if self._is_here(entry[2], ticket.priority)]
+            heapq.heapify(self._heap)
+
+    @staticmethod
+    def _is_here(ticket: Ticket, priority: Priority) -> bool:
+        return ticket.state is _State.QUEUED and ticket.priority is priority
 
     def head(self, priority: Priority) -> Ticket | None:
         heap = self._heap
-        while heap and (heap[0][2].state is not _State.QUEUED or heap[0][2].priority is not priority):
+        while heap and not self._is_here(heap[0][2], priority):
             heapq.heappop(heap)
         return heap[0][2] if heap else None
 
@@ -203,7 +208,7 @@ class _Row:
         return max(ticket.since, self.last_grant)
 
     def tickets(self, priority: Priority) -> Iterator[Ticket]:
-        return (t for _, _, t in self._heap if t.state is _State.QUEUED and t.priority is priority)
+        return (ticket for _, _, ticket in self._heap if self._is_here(ticket, priority))
 
 
 class _Flight:
@@ -264,6 +269,7 @@ class Scheduler:
         self._jobs: deque[tuple[Ticket | None, Callable[[], None]]] = deque()
         self._threads: list[threading.Thread] = []
         self._idle = 0
+        self._is_dispatched = False  # closed, and the dispatcher has handed out its last job
         self._in_flight = [0] * len(_RANKS)
         self._delays: dict[str, Delay] = {}
         self._gates: dict[str, Callable[[], None]] = {}
@@ -287,10 +293,9 @@ class Scheduler:
     ) -> Ticket:
         """Queue a question that is decided when its turn comes.
 
-`bind` runs on the dispatcher when a permit has opened: quick, without waiting. None from it means that there
-is nothing left to ask: the ticket vanishes, `done` is not called, the permit goes to the next. `done` runs
-once, on a worker (on the closing thread if the scheduler is closed first), with None for a question never
-decided.
+        `bind` runs on the dispatcher when a permit has opened: quick, without waiting. None from it means that there
+        is nothing left to ask: the ticket vanishes, `done` is not called, the permit goes to the next. `done` runs
+        once, on a worker, with None for a question never decided.
         """
         ticket = Ticket(group, priority, self._clock.monotonic(), bind, done)
         with self._lock:
@@ -312,9 +317,7 @@ decided.
             self._lift_locked(ticket, priority)
 
     def cancel(self, ticket: Ticket) -> bool:
-        """Take a ticket out of the queue; False when it is too late (sent or ended), and `done` has the last
-        word.
-        """
+        """Take a ticket out of the queue; False when it is too late (sent or ended), and `done` has the last word."""
         with self._lock:
             if ticket.state is not _State.QUEUED:
                 return False
@@ -405,8 +408,7 @@ decided.
         }
 
     def close(self, *, wait: bool = True) -> None:
-        """End everything: whoever waits gets a `ClosedError`, what is in flight ends first (unless `wait` is
-        False).
+        """End everything: whoever waits gets a `ClosedError`, what is in flight ends first (unless `wait` is False).
 
         Calling it twice is fine.
         """
@@ -414,24 +416,31 @@ decided.
             if self._is_closed:
                 return
             self._is_closed = True
-            tickets = self._all_tickets_locked()
-            for ticket in tickets:
+            for ticket in self._all_tickets_locked():
                 self._drop_locked(ticket)
+                self._job_locked(ticket, _finishing(ticket, _closed()))
             for flight in self._flights.values():
                 flight.outcome = _closed()
                 flight.landed.notify_all()
             self._flights = {}
-            threads = list(self._threads)
             self._wake.notify_all()
-            self._has_job.notify_all()
             self._landed.notify_all()
-        for ticket in tickets:
-            ticket.done(ticket.ask, _closed())
         if wait:
+            self._join()
+        self._limiter.close()
+
+    def _join(self) -> None:
+        """Wait for the threads to end; the dispatcher's end, which is first, also ends the starting of others."""
+        joined = 0
+        while True:
+            with self._lock:
+                threads = self._threads[joined:]
+            if not threads:
+                return
             for thread in threads:
                 if thread is not threading.current_thread():
                     thread.join()
-        self._limiter.close()
+            joined += len(threads)
 
     # ---------------------------------------------------------------------------------------------- the queue
 
@@ -517,12 +526,15 @@ decided.
         while True:
             try:
                 if not self._dispatch_one():
-                    return
+                    break
             except Exception as exc:  # noqa: BLE001 - the thread must live: it alone hands out work
                 self._record(exc)
                 ticket, self._binding = self._binding, None
                 if ticket is not None:
                     self._fail([ticket], exc if isinstance(exc, BackboneError) else _internal(exc))
+        with self._lock:
+            self._is_dispatched = True
+            self._has_job.notify_all()
 
     def _record(self, exc: BaseException) -> None:
         with self._lock:
@@ -670,7 +682,7 @@ decided.
         while True:
             with self._lock:
                 self._idle += 1
-                while not self._jobs and not self._is_closed:
+                while not self._jobs and not self._is_dispatched:
                     self._clock.wait(self._has_job, None)
                 self._idle -= 1
                 if not self._jobs:
@@ -879,9 +891,8 @@ decided.
                 self._limiter.undo(group, ticket.since)  # interrupted in the moment of the grant
         if granted is None:
             _raise(failure[0] if failure else _closed())
-        if not self._pass_gate(group):
-            return self._queue_for_permit(group, since)
-        return granted
+        stamp = self._stamp(group, granted)
+        return self._queue_for_permit(group, since) if stamp is None else stamp
 
 
 def _finishing(ticket: Ticket, outcome: Reply | BackboneError) -> Callable[[], None]:
@@ -912,9 +923,7 @@ def _is_refusal(error: SourceError) -> bool:
 
 
 def _is_dropped(error: SourceError) -> bool:
-    """Whether the connection was gone before anything came back: normal for one kept open, and safe to
-    repeat.
-    """
+    """Whether the connection was gone before anything came back: normal for one kept open, and safe to repeat."""
     causes: list[Any] = [error.__cause__]
     while causes and isinstance(error, UnreachableError):
         cause = causes.pop()

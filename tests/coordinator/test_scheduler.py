@@ -728,6 +728,37 @@ def test_close_tells_queued_tickets_and_lets_sent_ones_land(bench):
     assert len(bench.ended) == 2
 
 
+def test_close_at_any_moment_ends_every_ticket_once():
+    """However the end falls between submitting, dispatching and sending: each ticket ends once, no thread is left."""
+    clock = FastClock()
+    for turn in range(60):
+        venue, ended = Venue(clock), []
+        scheduler = Scheduler(ScriptedLimiter(clock, permits=30), venue.send, clock=clock, metrics=Metrics())
+        closing = threading.Thread(target=scheduler.close)
+        submitted = 0
+        for index in range(20):
+            if index == turn % 20:
+                closing.start()
+            try:
+                scheduler.submit("candles", NORMAL, lambda i=index: Ask(f"{i}"), lambda *a, ended=ended: ended.append(a))
+            except ClosedError:
+                break
+            submitted += 1
+        closing.join(DEADLINE_S)
+        scheduler.close()
+        assert len(ended) == submitted
+        assert not [t for t in threading.enumerate() if t.name.startswith("backbone-")]
+
+
+def test_cancelled_tickets_do_not_pile_up_behind_a_stopped_head(bench):
+    """Submitting and cancelling for ever, while nothing moves, takes no memory."""
+    bench.submit("head", LOW)
+    for index in range(3000):
+        bench.scheduler.cancel(bench.submit(f"{index}", LOW))
+    assert len(bench.scheduler._rows["candles"][LOW.rank]._heap) < 100
+    assert bench.scheduler.depths()["candles"]["low"] == 1
+
+
 def test_failing_request_in_flight_at_close_is_not_retried(bench):
     """After `close` a failure is final."""
     bench.venue.gate.clear()
