@@ -740,7 +740,9 @@ def test_close_at_any_moment_ends_every_ticket_once():
             if index == turn % 20:
                 closing.start()
             try:
-                scheduler.submit("candles", NORMAL, lambda i=index: Ask(f"{i}"), lambda *a, ended=ended: ended.append(a))
+                scheduler.submit(
+                    "candles", NORMAL, lambda i=index: Ask(f"{i}"), lambda *a, ended=ended: ended.append(a)
+                )
             except ClosedError:
                 break
             submitted += 1
