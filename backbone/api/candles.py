@@ -112,7 +112,7 @@ class CandleCall:
             return
         codes = {info.market for info in listed}
         for market in self.markets:
-            if market not in codes and core.store.oldest(market, self.timeframe) is None:
+            if market not in codes and not core.candles.is_held(market, self.timeframe):
                 core.check_listed([market], self.priority)
 
     def run(self, *, many: bool) -> Any:

@@ -15,9 +15,9 @@ from backbone.api.times import TimeLike
 from backbone.coordinator.candles import times_of
 from backbone.coordinator.ranges import Range
 from backbone.errors import InputError
-from backbone.model import CANDLE_COLUMNS, Priority, Span
+from backbone.model import CANDLE_COLUMNS, Priority, Span, empty_candles
 from backbone.storage.audit import Problem
-from backbone.storage.fold import fold
+from backbone.storage.coverage import SpanSet
 from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
@@ -63,10 +63,8 @@ class StoreView:
         if against is None or tf is None or (name, tf) in core.store.series():
             problems += core.store.verify(name, tf)
         if against == "venue":
-            wanted = [(name, tf)] if name and tf else core.store.series()
-            for one, each in wanted:
-                if name in (None, one) and tf in (None, each):
-                    problems += self._against_venue(str(one), each, start, end)
+            for one, each in self._comparable(name, tf):
+                problems += self._against_venue(one, each, start, end)
         return self._frame(problems, frames)
 
     def repair(self, *, frames: str | None = None) -> Any:
@@ -140,6 +138,16 @@ class StoreView:
         table = pa.table({c: pa.array([str(getattr(p, c)) for p in problems], pa.string()) for c in columns})
         return shaping.deliver(table, self._client._frames(frames), index=None, zone=self._client.tz, attrs={})
 
+    def _comparable(self, market: str | None, timeframe: Timeframe | None) -> list[tuple[str, Timeframe]]:
+        """What to compare with the venue: what was named, or what is stored, and an hour folded from stored minutes."""
+        if market is not None and timeframe is not None:
+            return [(market, timeframe)]
+        stored = self._client._coordinator().store.series()
+        minutes, hours = TIMEFRAMES["1m"], TIMEFRAMES["1h"]
+        folded = [(one, hours) for one, each in stored if each == minutes and (one, hours) not in stored]
+        chosen = [(one, each) for one, each in stored + folded if market in (None, one) and timeframe in (None, each)]
+        return sorted(chosen, key=lambda pair: (pair[0], pair[1].step_us))
+
     def _against_venue(
         self, market: str, timeframe: Timeframe, start: TimeLike | None, end: TimeLike | None
     ) -> list[Problem]:
@@ -152,15 +160,13 @@ class StoreView:
             return []
         span = Span(int(times_of(held.table)[0]), held.span.end)
         theirs = core.fetch_unstored(market, timeframe, span, Priority.LOW)
-        mine = {"stored": held.table}
-        minutes = core.store.read(market, TIMEFRAMES["1m"], span).table
-        if timeframe.step_us > TIMEFRAMES["1m"].step_us and core.candles.is_foldable(market, timeframe, span):
-            mine["folded from 1m"] = fold(minutes, timeframe)
+        stored = core.store.read(market, timeframe, span)
+        folded, foldable = core.candles.fold_minutes(market, timeframe, span)
         path = str(client.data_dir)
         return [
             Problem(market, timeframe.name, path, "differs", f"{what}: {detail}")
-            for what, table in mine.items()
-            for detail in differences(table, theirs, _RELATIVE)
+            for what, mine, known in (("stored", stored.table, stored.covered), ("folded from 1m", folded, foldable))
+            for detail in differences(mine, rows_inside(theirs, known), _RELATIVE)
         ]
 
     def copy_to(self, target: str | os.PathLike[str]) -> Copied:
@@ -189,6 +195,13 @@ class StoreView:
 
     def __dir__(self) -> list[str]:
         return ["copy_to", "incidents", "outages", "repair", "revisions", "size", "verify"]
+
+
+def rows_inside(table: pa.Table, spans: SpanSet) -> pa.Table:
+    """The rows of a sorted candle table that open in `spans`."""
+    times = times_of(table)
+    parts = [table.slice(int(low), int(high - low)) for low, high in (np.searchsorted(times, span) for span in spans)]
+    return pa.concat_tables([empty_candles(), *parts])
 
 
 def differences(mine: pa.Table, theirs: pa.Table, relative: float) -> list[str]:

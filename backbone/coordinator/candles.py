@@ -31,7 +31,7 @@ from backbone.errors import (
     StoreError,
     UnreachableError,
 )
-from backbone.model import Priority, Span
+from backbone.model import Priority, Span, empty_candles
 from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
 from backbone.settings import Settings
@@ -232,9 +232,14 @@ class CandleFetcher:
                     found.append(Span(start, end))
         return SpanSet(found)
 
-    def is_foldable(self, market: str, timeframe: Timeframe, span: Span) -> bool:
-        """Whether every candle of `span` can be folded from stored minutes."""
-        return not SpanSet([span]) - self._foldable(market, timeframe, SpanSet([span]))
+    def fold_minutes(self, market: str, timeframe: Timeframe, span: Span) -> tuple[pa.Table, SpanSet]:
+        """The candles of `span` that can be folded from stored minutes, and the spans that they are all of."""
+        foldable = self._foldable(market, timeframe, SpanSet([span]))
+        return self._folded(market, timeframe, foldable), foldable
+
+    def _folded(self, market: str, timeframe: Timeframe, spans: SpanSet) -> pa.Table:
+        parts = [fold(self._store.read(market, _MINUTE, span).table, timeframe) for span in spans]
+        return pa.concat_tables([empty_candles(), *parts])
 
     # -- fetching ------------------------------------------------------------------------------------------------
 
@@ -322,6 +327,11 @@ class CandleFetcher:
         oldest = self._store.oldest(market, timeframe)
         return self._store.quiet_before(market, timeframe) <= start_us and (oldest is None or oldest > start_us)
 
+    def is_held(self, market: str, timeframe: Timeframe) -> bool:
+        """Whether any candle is stored that an answer could be made of: of this timeframe, or minutes to fold."""
+        held = self._store.oldest(market, timeframe)
+        return held is not None or self._store.oldest(market, _MINUTE) is not None
+
     def listed_from(self, market: str, timeframe: Timeframe) -> int | None:
         """Before this there was nothing, where the beginning of its history is proven."""
         proven = self._store.quiet_before(market, timeframe)
@@ -375,13 +385,10 @@ class CandleFetcher:
         timeframe, table = series.timeframe, stored.table
         fresh = count_inside(table, fetched)
         sources = _tiers(stored.tiers, fresh, before)
-        parts = [
-            fold(self._store.read(series.market, _MINUTE, s).table, timeframe)
-            for s in derived.clip(span) - stored.covered
-        ]
-        if parts:
-            sources["derived:1m"] = sum(part.num_rows for part in parts)
-            table = pa.concat_tables([table, *parts]).sort_by("time")
+        if spans := derived.clip(span) - stored.covered:
+            folded = self._folded(series.market, timeframe, spans)
+            sources["derived:1m"] = folded.num_rows
+            table = pa.concat_tables([table, folded]).sort_by("time")
         unknown = sum(timeframe.count(s) for s in lost)
         quiet = max(0, timeframe.count(span) - unknown - table.num_rows)
         found = {name: rows for name, rows in sources.items() if rows}
