@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -332,6 +333,13 @@ def test_threads_of_one_process_share_the_limit(path):
         limiter.close()
 
 
+def fork() -> int:
+    """`os.fork`, of which newer Pythons warn where there are threads: that is just what is tested."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 @posix
 def test_forked_child_opens_the_ledger_anew(path):
     """A child's lock is its own, so parent and child exclude each other and share the quota."""
@@ -341,7 +349,7 @@ def test_forked_child_opens_the_ledger_anew(path):
     assert limiter.take("candles", NORMAL, now, now) == 0.0
     inherited = limiter._fd
     read, write = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if not pid:
         try:
             now = clock.monotonic()

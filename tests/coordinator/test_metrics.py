@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import threading
+import warnings
 
 import pytest
 from hypothesis import given
@@ -103,13 +104,20 @@ def test_threads_lose_no_count():
     assert metrics.snapshot()["times"][0]["count"] == 20_000
 
 
+def fork() -> int:
+    """`os.fork`, of which newer Pythons warn where there are threads: that is just what is tested."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="fork is POSIX")
 def test_forked_child_counts_from_zero():
     """What the parent did is not the child's doing, and its lock is free."""
     metrics = Metrics()
     metrics.count("n")
     with metrics._lock:  # as if another thread held it at the fork
-        pid = os.fork()
+        pid = fork()
         if not pid:
             code = 1
             try:
