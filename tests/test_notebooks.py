@@ -76,7 +76,7 @@ def test_tutorial_is_read_in_five_minutes(book: Any) -> None:
 @every
 def test_tutorial_waits_for_data_not_for_time(book: Any) -> None:
     """No sleep, no star import, no absolute path, no date relative to today, no machine's own names."""
-    source = "\n".join(cell.source for cell in book.cells)
+    source = "\n".join(cell.source for cell in code(book))
     for wrong in ("sleep(", "import *", "today()", "now()", "/home/", "/root/", "/tmp/", "C:\\"):
         assert wrong not in source, wrong
 
@@ -91,7 +91,7 @@ def test_tutorial_is_committed_as_it_ran(book: Any) -> None:
             assert output.output_type != "error", cell.source
             assert output.get("name") != "stderr", output
     seen = outputs(book)
-    for wrong in ("/home/", "/root/", "/tmp/", "127.0.0.1:", "Traceback"):
+    for wrong in ("/home/", "/root/", "/tmp/", "Traceback"):
         assert wrong not in seen, wrong
 
 
