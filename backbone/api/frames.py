@@ -38,6 +38,7 @@ TICKER_NUMBERS = (
 """The float columns of a ticker frame, in order."""
 _ticker_numbers = attrgetter(*TICKER_NUMBERS)
 _TIME = pa.timestamp("us", tz="UTC")
+_MANY = 50_000  # rows from which waking Arrow's threads costs less than it saves
 
 
 def deliver(table: pa.Table, frames: str, *, index: str | None, zone: str, attrs: dict[str, Any]) -> Any:
@@ -75,11 +76,11 @@ def _in_zone(table: pa.Table, zone: str) -> pa.Table:
 def _to_pandas(table: pa.Table, index: str | None, attrs: dict[str, Any]) -> pd.DataFrame:
     frame: pd.DataFrame
     if index is None:
-        frame = table.to_pandas(split_blocks=False)
+        frame = table.to_pandas(split_blocks=False, use_threads=table.num_rows > _MANY)
     else:  # set_index would copy all of it
         import pandas as pd
 
-        frame = table.drop_columns([index]).to_pandas(split_blocks=False)
+        frame = table.drop_columns([index]).to_pandas(split_blocks=False, use_threads=table.num_rows > _MANY)
         frame.index = pd.Index(table.column(index).to_pandas(), name=index)
     frame.attrs["backbone"] = attrs
     return frame

@@ -285,7 +285,6 @@ class FileLimiter(_CellLimiter):
             self._check_header(now)
         finally:
             _unlock(self._fd)
-        _remove_stale(self._path)
 
     def _unmap(self) -> None:
         for _, view in self._views.values():
@@ -375,6 +374,7 @@ class FileLimiter(_CellLimiter):
         with contextlib.suppress(OSError, ClosedError):
             if self._map is not None:
                 super().close()
+                _remove_stale(self._path)  # now, not while somebody waits for a first permit
         with self._lock:
             self._is_closed = True
             self._unmap()

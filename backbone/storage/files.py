@@ -155,7 +155,7 @@ class LocalFiles:
         tmp = f"{self._root}/{TMP}/{key.replace('/', '+')}.{os.getpid()}-{next(self._counter)}"
         try:
             self._make_folder(os.path.dirname(target))
-            self._make_folder(os.path.dirname(tmp))
+            self._make_folder(os.path.dirname(tmp), is_durable=False)
             before = self.stat(key)
             version = self._write(tmp, data, before)
             try:
@@ -199,8 +199,8 @@ class LocalFiles:
             with self._pause:
                 self._clock.wait(self._pause, 0.01)
 
-    def _make_folder(self, folder: str) -> None:
-        """Make a folder and those above it, each synced into its parent."""
+    def _make_folder(self, folder: str, *, is_durable: bool = True) -> None:
+        """Make a folder and those above it, each synced into its parent where what it will hold must last."""
         if folder in self._known_folders and os.path.isdir(folder):
             return
         if self._seen_root and not os.path.isdir(self._root):
@@ -212,7 +212,8 @@ class LocalFiles:
         for path in reversed(missing):
             with suppress(FileExistsError):
                 os.mkdir(path)
-            _sync_folder(os.path.dirname(path))
+            if is_durable:
+                _sync_folder(os.path.dirname(path))
         self._seen_root = True
         self._known_folders.update(missing)
 
@@ -244,7 +245,7 @@ class LocalFiles:
     def _lock_file(self, lock_key: str, path: str, timeout_s: float) -> filelock.BaseFileLock:
         lock = filelock.FileLock(path, timeout_s, thread_local=False)
         try:
-            self._make_folder(os.path.dirname(path))
+            self._make_folder(os.path.dirname(path), is_durable=False)
             lock.acquire(poll_interval=_POLL_S)
             _sign(path)
             return lock

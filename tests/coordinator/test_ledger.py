@@ -294,7 +294,7 @@ def test_holder_that_stays_stopped_makes_the_ledger_unusable(clock, path, caplog
     limiter.close()
 
 
-def test_stale_ledgers_are_removed_by_whoever_opens_another(clock, path):
+def test_stale_ledgers_are_removed_by_whoever_closes_another(clock, path):
     """Ledgers of ports that are long gone do not pile up."""
     path.parent.mkdir()
     now = SystemClock().now_us() / 1e6
@@ -304,9 +304,9 @@ def test_stale_ledgers_are_removed_by_whoever_opens_another(clock, path):
         os.utime(path.parent / name, (now - 3600 * age_h,) * 2)
     limiter = FileLimiter(path, clock, RULES)
     limiter.take("candles", NORMAL, 0.0, 1000.0)
+    limiter.close()
     left = {file.name for file in path.parent.iterdir()}
     assert left == {"sg-api.upbit.com.quota", "127.0.0.1-8.quota", path.name}
-    limiter.close()
 
 
 def test_threads_of_one_process_share_the_limit(path):
