@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,10 @@ from backbone.storage.continuity import Outage, Stretch, outages, stretches
 from backbone.storage.coverage import SpanSet
 from backbone.storage.fold import fold
 from backbone.timeframe import TIMEFRAMES, Timeframe, periods_in
+
+if TYPE_CHECKING:
+    from backbone.coordinator.archive import Archive
+    from backbone.routing.archive import ArchiveFile
 
 __all__ = ["CandleAnswer", "CandleFetcher", "CandlePlan", "Pending", "Progress"]
 
@@ -114,6 +118,7 @@ class _Series:
     changed: threading.Condition = field(default_factory=threading.Condition)
     queued: dict[Want, int] = field(default_factory=dict)
     pending: dict[Want, Pending] = field(default_factory=dict)
+    archived: SpanSet = field(default_factory=SpanSet)  # what came from the archive rather than from pages
 
 
 @dataclass(eq=False)
@@ -191,6 +196,8 @@ class CandleFetcher:
         self._lock = threading.Lock()  # guards _series and _closed
         self._series: dict[tuple[str, str], _Series] = {}
         self._closed = False
+        self.archive: Archive | None = None
+        """Another source for whole closed months and days, where the user opened it."""
 
     # -- time ----------------------------------------------------------------------------------------------------
 
@@ -205,7 +212,9 @@ class CandleFetcher:
         look = self._look(market, timeframe, span)
         with self._series_of(market, timeframe) as series:
             density = series.plan.density
-        pages = pages_needed(timeframe, look.gaps, PAGE, density)
+        files = [] if self.archive is None else self.archive.files(market, timeframe, look.gaps)
+        pages = 3 * len(files)  # a checksum, the file, a page to compare it with
+        pages += pages_needed(timeframe, look.gaps - SpanSet(file.span for file in files), PAGE, density)
         return CandlePlan(
             market, timeframe, span, look.have.spans, look.derived.spans, look.gaps.spans, pages, pages / rate
         )
@@ -260,7 +269,10 @@ class CandleFetcher:
         A `patient` fetch outlasts an outage; one with `enough` ends when that many rows have arrived.
         """
         look = self._look(market, timeframe, span)
+        files = [] if self.archive is None else self.archive.files(market, timeframe, look.gaps)
         gaps, lost = self._within_retention(timeframe, look.gaps)
+        there = look.gaps & SpanSet(file.span for file in files)
+        gaps, lost = gaps | there, lost - there
         with self._series_of(market, timeframe) as series:
             want = series.plan.want(gaps, rank=priority.rank, ascending=ascending)
             pending = Pending(
@@ -280,11 +292,52 @@ class CandleFetcher:
                 series.plan.give_up(want, _out_of_reach(span.start), lost)
             series.pending[want] = pending
             finished = want.is_done
+            claims = [(file, series.plan.claim(file.span)) for file in files]
+        for file, claim in claims:
+            if claim is not None:
+                self._take_file(pending, file, claim)
         if finished:
             self._finish(pending)
         else:
             self._top_up(series)
         return pending
+
+    def _take_file(self, pending: Pending, file: ArchiveFile, claim: Page) -> None:
+        assert self.archive is not None
+        self.archive.fetch(file, pending.priority, lambda outcome: self._taken(pending, file, claim, outcome))
+
+    def _taken(self, pending: Pending, file: ArchiveFile, claim: Page, outcome: pa.Table | BackboneError) -> None:
+        """A file of the archive: its candles into the store, its claim out of the plan; without it, pages are asked."""
+        series, rows = pending.series, 0
+        proof = pending.fetched.clip(file.span)
+        if not isinstance(outcome, BackboneError):
+            table = rows_inside(outcome, proof)
+            rows = table.num_rows
+            error = self._keep(series, table, proof, source="archive")
+        finished: list[Pending] = []
+        with series.changed:
+            if isinstance(outcome, BackboneError):
+                self._untake_locked(series, claim, outcome)
+            else:
+                series.archived = series.archived | proof
+                series.plan.settle(claim, Verdict(proof), rows)
+                pending.rows += rows
+                pending.store_error = pending.store_error or error
+            finished = [p for p in series.pending.values() if p.want.is_done]
+            series.changed.notify_all()
+        for done in finished:
+            self._finish(done)
+        self._top_up(series)
+
+    def _untake_locked(self, series: _Series, claim: Page, cause: BackboneError) -> None:
+        """The file is not to be had: its span is asked of REST, as far as REST has it."""
+        _, lost = self._within_retention(series.timeframe, SpanSet([claim.claim]))
+        series.plan.retract(claim)
+        for want in series.plan.wants:
+            if isinstance(cause, ClosedError):
+                series.plan.give_up(want, cause)
+            elif lost:
+                series.plan.give_up(want, _out_of_reach(claim.claim.start), lost)
 
     def _within_retention(self, timeframe: Timeframe, gaps: SpanSet) -> tuple[SpanSet, SpanSet]:
         if timeframe.name != "1s":
@@ -385,6 +438,8 @@ class CandleFetcher:
         timeframe, table = series.timeframe, stored.table
         fresh = count_inside(table, fetched)
         sources = _tiers(stored.tiers, fresh, before)
+        if archived := count_inside(table, fetched & series.archived):
+            sources = {**sources, "rest": sources.get("rest", 0) - archived, "archive": archived}
         if spans := derived.clip(span) - stored.covered:
             folded = self._folded(series.market, timeframe, spans)
             sources["derived:1m"] = folded.num_rows
@@ -484,7 +539,7 @@ class CandleFetcher:
         with series.changed:
             verdict = series.plan.judge(page, reply.oldest_us, reply.rows)
             is_contradicted = series.plan.is_contradicted(page, int(times[-1]) if len(times) else None)
-        held = self._believe(series, page, verdict, reply, is_contradicted)
+        self._believe(series, page, verdict, reply, is_contradicted)
         boundary = self.closed_before(timeframe)
         proof = verdict.proof - SpanSet([Span(boundary, FOREVER_US)])
         proof, lost = self._provable(timeframe, proof, reply.oldest_us)
@@ -495,9 +550,7 @@ class CandleFetcher:
         anchor = None if verdict.edge_us is None else self._first_after(series, verdict.edge_us)
         with series.changed:
             news = count_inside(table, pending.want.missing & proof)
-            is_known = held is not None or reply.rows > 0
-            settled = Verdict(proof, verdict.edge_us)
-            series.plan.settle(page, settled, table.num_rows, anchor_us=anchor, has_rows=is_known)
+            series.plan.settle(page, Verdict(proof, verdict.edge_us), table.num_rows, anchor_us=anchor)
             for want, waiting in series.pending.items():
                 series.plan.forget(want, [Span(boundary, FOREVER_US)])
                 if lost:
@@ -506,7 +559,9 @@ class CandleFetcher:
                 waiting.store_error = waiting.store_error or error
         return news
 
-    def _keep(self, series: _Series, table: pa.Table, proof: SpanSet) -> StoreError | None:
+    def _keep(
+        self, series: _Series, table: pa.Table, proof: SpanSet, *, source: str = "rest"
+    ) -> StoreError | None:
         """Give the store what a reply proved; what has only just closed is to be asked once more.
 
         An error of the disk's is for whoever waits: the rows are kept in memory.
@@ -522,7 +577,7 @@ class CandleFetcher:
                 table,
                 proof,
                 fresh=None if fresh is None else (fresh, due_us),
-                source="rest",
+                source=source,
                 now_us=now,
             )
         except StoreError as exc:
@@ -531,9 +586,9 @@ class CandleFetcher:
 
     def _believe(
         self, series: _Series, page: Page, verdict: Verdict, reply: CandlePage, is_contradicted: bool
-    ) -> int | None:
-        """The oldest candle held; raises `PayloadError` for silence that cannot be: a known candle is missing in the
-        reply, candles are held from before it, or nobody ever saw one."""
+    ) -> None:
+        """Raise `PayloadError` for silence that cannot be: a known candle is missing in the reply, candles are held
+        from before it, or there is not even a newest one."""
         is_silent = verdict.edge_us is not None or verdict.proof.holds(EARLIEST_US)
         edge = page.claim.end if verdict.edge_us is None else verdict.edge_us
         held = self._store.oldest(series.market, series.timeframe) if is_silent else None
@@ -542,7 +597,7 @@ class CandleFetcher:
         elif held is not None and held < edge:
             why = "it says there is nothing before a time from before which rows are stored"
         else:
-            return held
+            return
         raise PayloadError(
             f"{series.market} {series.timeframe}: the venue was not believed, {why}; the span stays unknown",
             market=series.market,
@@ -615,6 +670,10 @@ class CandleFetcher:
         slots = self.slots_for(market, timeframe, rows)
         return Span(max(listed, timeframe.next(timeframe.floor(end_us), -slots)), end_us)
 
+    def section_end(self, market: str, timeframe: Timeframe, span: Span, end_us: int) -> int:
+        """Where a section of a long job that begins at `span`'s start should end: `end_us`, or the end of a file."""
+        return end_us if self.archive is None else self.archive.section_end(market, timeframe, span, end_us)
+
     def slots_for(self, market: str, timeframe: Timeframe, rows: int) -> int:
         """How many slots should hold `rows` candles, going by the density seen so far."""
         with self._series_of(market, timeframe) as series:
@@ -666,6 +725,13 @@ def count_inside(table: pa.Table, spans: SpanSet) -> int:
         return 0
     times = times_of(table)
     return sum(int(np.searchsorted(times, s.end)) - int(np.searchsorted(times, s.start)) for s in spans)
+
+
+def rows_inside(table: pa.Table, spans: SpanSet) -> pa.Table:
+    """The rows of `table` that open inside `spans`."""
+    times = times_of(table)
+    bounds = [np.searchsorted(times, span) for span in spans]
+    return pa.concat_tables([table.slice(0, 0), *(table.slice(int(a), int(b - a)) for a, b in bounds)])
 
 
 def _tiers(now: dict[str, int], fresh: int, before: dict[str, int] | None) -> dict[str, int]:

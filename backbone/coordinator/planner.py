@@ -4,7 +4,7 @@ The venue answers "the newest `count` candles that opened before `to`", and give
 in. So a reply proves more, or less, than the stretch it was asked for: all from its oldest row up to `to`; and, when it
 is short, that nothing lies before, which is believed only once a second ask has said the same. Where a row is known at
 or soon after the silence, the second ask includes that row (its *anchor*), so that an empty reply by mistake betrays
-itself; where no row of the series is known at all, the newest candle is sought first, for the same reason.
+itself; where none is, the newest candle is sought before: a venue that has none is not believed about silence either.
 
 `SeriesPlan` is pure: it is told what is wanted and what was answered, and says what to ask next. It decides as late as
 possible (`next_page` is called when a permit has opened), so a page is always chosen with all that is known by then: on
@@ -91,8 +91,8 @@ class SeriesPlan:
         self.has_learned = False
         self._wants: list[Want] = []
         self._claims: list[Page] = []
-        self.has_rows = False  # whether any candle of this series was ever seen
         self._doubts: dict[int, int | None] = {}  # edges of short replies that wait for their second ask → anchor
+        self._sought: set[int] = set()  # those since which the newest candle was found
 
     # -- what is wanted ------------------------------------------------------------------------------------------
 
@@ -137,16 +137,25 @@ class SeriesPlan:
             self._claims.append(page)
         return page
 
+    def claim(self, span: Span) -> Page | None:
+        """A claim on `span` for another source than pages; None where somebody is at it."""
+        if any(page.claim.start < span.end and span.start < page.claim.end for page in self._claims):
+            return None
+        page = Page(span.end, 1, span)
+        self._claims.append(page)
+        return page
+
     def _confirmation(self, want: Want) -> Page | None:
         edge = max(self._doubts, default=EARLIEST_US)
         if not want.missing or next(iter(want.missing)).start >= edge:
             return None
         claim = Span(EARLIEST_US, edge)
-        if not self.has_rows:
+        anchor = self._doubts[edge] if self.page_size > 1 else None
+        if anchor is None and edge not in self._sought:
             is_sought = any(page.seeks for page in self._claims)
             return None if is_sought else Page(FOREVER_US, 1, claim, seeks=True)
-        anchor = self._doubts[edge] if self.page_size > 1 else None
         self._doubts.clear()  # a lower edge follows from the highest, or is asked about again
+        self._sought.clear()
         to_us = edge if anchor is None else self.timeframe.next(anchor)
         return Page(to_us, self.page_size, claim, confirms=True, anchor_us=anchor)
 
@@ -184,16 +193,14 @@ class SeriesPlan:
             return Verdict(SpanSet([Span(EARLIEST_US, page.to_us)]))
         return Verdict(proven) if rows >= page.count or page.seeks else Verdict(proven, edge)
 
-    def settle(
-        self, page: Page, verdict: Verdict, rows: int, *, anchor_us: int | None = None, has_rows: bool = False
-    ) -> None:
+    def settle(self, page: Page, verdict: Verdict, rows: int, *, anchor_us: int | None = None) -> None:
         """Take a judged reply into the plan, once its rows are in the store.
 
-        `anchor_us`: the open of a candle that is held at most a page behind the edge in doubt, where there is one;
-        `has_rows`: a candle of this series is known, be it one that is still forming.
+        `anchor_us`: the open of a candle that is held at most a page behind the edge in doubt, where there is one.
         """
         self._release(page)
-        self.has_rows = self.has_rows or has_rows or rows > 0
+        if page.seeks:
+            self._sought.update(self._doubts)
         for want in self._wants:
             if want.missing & SpanSet([page.claim]) or want.missing & verdict.proof:
                 want.pages += 1
