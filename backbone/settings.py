@@ -13,11 +13,23 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from backbone.errors import InputError
-from backbone.venues import VENUES, parse_exchange
+from backbone.venues import VENUES, Venue, parse_exchange
 
 __all__ = ["FRAMES", "Settings", "parse_place", "resolve"]
 
+ARCHIVE_WORD = "accept-terms"
+ARCHIVE_TERMS = "https://www.upbit.com/historical_data/main"
+_ARCHIVE_FILES, _ARCHIVE_LIST = "https://crix-data.upbit.com", "https://crix-data-api.upbit.com"
+
 FRAMES = ("pandas", "polars", "arrow")
+
+
+@dataclass(frozen=True)
+class ArchivePlace:
+    """Where the bulk archive's files are, and where they are listed."""
+
+    file_url: str
+    list_url: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,9 @@ class Settings:
     quota: str | None = None
     """Address, without a password, of the Redis that keeps one quota for several hosts; None: this machine's ledger."""
 
+    archive: ArchivePlace | None = None
+    """The venue's bulk archive, where the user accepted its terms."""
+
     @property
     def is_remote(self) -> bool:
         """Whether the candles are kept on object storage and not in a folder."""
@@ -93,6 +108,8 @@ def resolve(
     tz: str | None,
     frames: str,
     quota: str | None = None,
+    archive: str | None = None,
+    archive_url: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
     """Settings from arguments, then the environment, then defaults. Raises `InputError`; opens nothing."""
@@ -111,7 +128,25 @@ def resolve(
         tz=_zone(tz or env.get("BACKBONE_TZ") or "Asia/Seoul"),
         frames=frames,
         quota=_quota(quota or env.get("BACKBONE_QUOTA") or None),
+        archive=_archive(archive or env.get("BACKBONE_ARCHIVE") or None, archive_url, venue, rest, env),
     )
+
+
+def _archive(
+    word: str | None, url: str | None, venue: Venue, rest_url: str, env: Mapping[str, str]
+) -> ArchivePlace | None:
+    """The archive's hosts, once its terms are accepted; beside another host than the venue's own, that host's."""
+    if word is None:
+        return None
+    if word != ARCHIVE_WORD:
+        raise InputError("archive", word, f'"{ARCHIVE_WORD}", which says that you read the terms at {ARCHIVE_TERMS}')
+    is_own = urlsplit(rest_url).hostname == urlsplit(venue.rest_url).hostname
+    if is_own and venue.exchange != "upbit":
+        raise InputError("archive", word, f"None for {venue.exchange}: only the Korean exchange has an archive")
+    files = url or env.get("BACKBONE_ARCHIVE_URL") or (_ARCHIVE_FILES if is_own else rest_url)
+    lists = env.get("BACKBONE_ARCHIVE_LIST_URL") or url or env.get("BACKBONE_ARCHIVE_URL")
+    lists = lists or (_ARCHIVE_LIST if is_own else rest_url)
+    return ArchivePlace(_url("archive_url", files, ("http", "https")), _url("archive_url", lists, ("http", "https")))
 
 
 def parse_place(value: str) -> str:

@@ -63,6 +63,10 @@ class Backbone:
     quota : ``"redis://host:port/0"`` shares one quota among all hosts behind one address (argument →
         ``$BACKBONE_QUOTA``; a password only in ``$BACKBONE_QUOTA_PASSWORD``); None: this machine has an address of its
         own.
+    archive : ``"accept-terms"`` takes whole closed months and days from the venue's bulk archive, many times faster
+        than the quota allows (argument → ``$BACKBONE_ARCHIVE``). Its terms, which you accept by that, allow personal,
+        non-commercial use only: https://www.upbit.com/historical_data/main
+    archive_url : another host for the archive (argument → ``$BACKBONE_ARCHIVE_URL`` → the exchange's own).
 
     Examples
     --------
@@ -81,9 +85,19 @@ class Backbone:
         tz: str | None = None,
         frames: str = "pandas",
         quota: str | None = None,
+        archive: str | None = None,
+        archive_url: str | None = None,
     ) -> None:
         self._settings = resolve(
-            exchange, data_dir=data_dir, rest_url=rest_url, ws_url=ws_url, tz=tz, frames=frames, quota=quota
+            exchange,
+            data_dir=data_dir,
+            rest_url=rest_url,
+            ws_url=ws_url,
+            tz=tz,
+            frames=frames,
+            quota=quota,
+            archive=archive,
+            archive_url=archive_url,
         )
         self._start()
 

@@ -169,6 +169,32 @@ class StoreView:
             for detail in differences(mine, rows_inside(theirs, known), _RELATIVE)
         ]
 
+    def recheck(
+        self, market: str | None = None, timeframe: str | None = None, *, frames: str | None = None
+    ) -> Any:
+        """Ask the bulk archive whether files that candles were taken from were issued again: one row a file.
+
+        ``file market timeframe state detail``; ``state`` is ``same``, ``changed`` (the new file was checked and stored,
+        and what it changes is in `revisions`) or ``refused`` (it could not be had, or was not believed; nothing was
+        changed). A request a file.
+        """
+        core = self._client._coordinator()
+        if core.candles.archive is None:
+            raise InputError("archive", None, 'a client with archive="accept-terms"')
+        tf = None if timeframe is None else parse_timeframe(timeframe)
+        name = None if market is None else parse_market(market, self._client._home)
+        found = [
+            row
+            for held, held_tf in core.store.series()
+            if name in (None, held) and tf in (None, held_tf)
+            for row in core.candles.archive.recheck(
+                held, held_tf, Span(0, core.venue.now_us()), lambda ask: core.request(ask, Priority.LOW).value
+            )
+        ]
+        columns = ("file", "market", "timeframe", "state", "detail")
+        table = pa.table({c: pa.array([getattr(row, c) for row in found], pa.string()) for c in columns})
+        return shaping.deliver(table, self._client._frames(frames), index=None, zone=self._client.tz, attrs={})
+
     def copy_to(self, target: str | os.PathLike[str]) -> Copied:
         """Copy the whole store to a folder or ``"s3://bucket/prefix"`` and prove it there; the source stays.
 
@@ -194,7 +220,7 @@ class StoreView:
         return f"<Store {self._client.data_dir}>"
 
     def __dir__(self) -> list[str]:
-        return ["copy_to", "incidents", "outages", "repair", "revisions", "size", "verify"]
+        return ["copy_to", "incidents", "outages", "recheck", "repair", "revisions", "size", "verify"]
 
 
 def rows_inside(table: pa.Table, spans: SpanSet) -> pa.Table:

@@ -674,6 +674,10 @@ class CandleFetcher:
         """Where a section of a long job that begins at `span`'s start should end: `end_us`, or the end of a file."""
         return end_us if self.archive is None else self.archive.section_end(market, timeframe, span, end_us)
 
+    def section_end(self, market: str, timeframe: Timeframe, span: Span, end_us: int) -> int:
+        """Where a section of a long job that begins at `span`'s start should end: at `end_us`, or with a file's period."""
+        return end_us if self.archive is None else self.archive.section_end(market, timeframe, span, end_us)
+
     def slots_for(self, market: str, timeframe: Timeframe, rows: int) -> int:
         """How many slots should hold `rows` candles, going by the density seen so far."""
         with self._series_of(market, timeframe) as series:

@@ -31,6 +31,7 @@ from backbone.coordinator.realtime import Realtime
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import BackboneError, ClosedError, InputError, UnreachableError
 from backbone.model import MarketInfo, Priority, Span, empty_candles
+from backbone.routing.archive import ARCHIVE_GROUP, ArchiveClient
 from backbone.routing.rest import Reply, RestClient
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask, instruments_ask, markets_ask
 from backbone.settings import Settings
@@ -71,6 +72,8 @@ class Coordinator:
         self.limiter = _open_limiter(settings, clock)
         self.scheduler = Scheduler(self.limiter, self._send, clock=clock, metrics=self.metrics)
         self.candles = CandleFetcher(self.scheduler, self.store, self.venue, clock, settings)
+        self._archive_line: ArchiveClient | None = None
+        self._open_archive()
         self.ranges = CandleRanges(self.candles, self.venue, self.hear)
         self.jobs = Jobs(self.candles, clock)
         self.board = Board(clock)
@@ -94,9 +97,23 @@ class Coordinator:
         self._codes = _Codes(())
         self._closed = False
 
+    def _open_archive(self) -> None:
+        """Where the user accepted its terms, the venue's bulk archive is one more source of candles."""
+        where = self.settings.archive
+        if where is None:
+            return
+        from backbone.coordinator.archive import Archive, show_terms
+
+        show_terms()
+        self._archive_line = ArchiveClient(where.file_url, where.list_url, clock=self.clock)
+        kept_days = self.settings.seconds_kept_days
+        self.candles.archive = Archive(self.scheduler, self.store, self.venue, self.clock, kept_days=kept_days)
+
     # -- the ways to the venue -----------------------------------------------------------------------------------
 
     def _send(self, ask: Ask) -> Reply:
+        if self._archive_line is not None and ask.group == ARCHIVE_GROUP:
+            return self._archive_line.send(ask)  # another host: its clock and its refusals are no word of the venue's
         return self._heard(self.rest.send(ask))
 
     def _send_critical(self, ask: Ask) -> Reply:
@@ -311,6 +328,8 @@ class Coordinator:
         finally:
             self._critical.close()
             self.rest.close()
+            if self._archive_line is not None:
+                self._archive_line.close()
             self.limiter.close()
 
 

@@ -148,6 +148,7 @@ class CandleJob:
     def _cut(self, course: _Course) -> _Section:
         slots = self._fetcher.slots_for(course.market, self.timeframe, SECTION_ROWS)
         end = min(self.span.end, self.timeframe.next(course.next_us, slots))
+        end = self._fetcher.section_end(course.market, self.timeframe, Span(course.next_us, self.span.end), end)
         section = _Section(course.market, Span(course.next_us, end))
         course.next_us = end
         return section

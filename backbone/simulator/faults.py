@@ -44,6 +44,11 @@ KINDS: Mapping[str, str] = {
     "delist": "a market vanishes: market=",
     "rename": "a market moves to another code: market=, to=",
     "restate": "opens are corrected: market=, start=, end=, shift=0.0005",
+    "archive-missing": "the archive has no such file",
+    "archive-checksum": "the archive's checksum does not agree with its file",
+    "archive-columns": "a file of the archive has other columns",
+    "archive-values": "a file of the archive has prices that REST does not confirm",
+    "archive-layout": "the archive's listing has another shape",
     "ws-drop": "socket closed without a close frame: seconds=0 after the subscription",
     "ws-stall": "socket open, nothing sent, no pong: seconds=60",
     "ws-garbage": "a frame that is not JSON among the others",
@@ -104,6 +109,8 @@ class Faults:
         if kind not in KINDS:
             raise InputError("kind", kind, "one of " + " ".join(KINDS))
         default = "/websocket/v1" if kind.startswith("ws-") else "/v1/candles"
+        if kind.startswith("archive-"):
+            default = "/market-data/listing" if kind == "archive-layout" else "/candle/"
         fault = Fault(kind, default if match is None else match, times, after, options)
         with self._lock:
             apply = self._apply

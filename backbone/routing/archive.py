@@ -1,0 +1,252 @@
+"""The venue's bulk archive of candles: which file holds what, how one is asked for, and what is believed of it.
+
+Monthly and daily zip files, one CSV each, with a SHA-256 beside it, in a tree ``candle/{market}/{monthly|daily}/
+{interval}/{year}/``, and a listing of it as JSON. None of this is promised by the venue's documentation; it is what
+several users reported in 2026, so whatever differs from it is a `PayloadError`, and nothing of that file is used. Files
+are cut at UTC midnights; a candle that nobody traded in has no row; a period is published the next day, at the latest
+at 14:00 KST; files may be replaced without notice; delisted markets are absent.
+
+The archive has hosts of its own. Its refusals say nothing about the quota of the venue's REST interface, so they are
+told as failures of this source alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from backbone.clock import Clock
+from backbone.errors import PayloadError, RateLimitedError, UnreachableError
+from backbone.model import CANDLE_SCHEMA, Span, empty_candles
+from backbone.routing.rest import Reply, RestClient
+from backbone.routing.wire import Ask
+from backbone.timeframe import TIMEFRAMES, Timeframe
+
+__all__ = [
+    "ARCHIVE_GROUP",
+    "ArchiveClient",
+    "ArchiveFile",
+    "Download",
+    "checksum_ask",
+    "file_ask",
+    "files_of",
+    "listing_ask",
+]
+
+ARCHIVE_GROUP = "archive"
+"""The queue's name for requests to the archive; the venue has no such group."""
+
+_INTERVALS = {name: name for name in ("1s", "1m", "3m", "5m", "10m", "15m", "30m")} | {"1h": "60m", "4h": "240m"}
+_FIRST_US = {"1s": 1_688_169_600_000_000}  # 2023-07-01
+_FIRST_EVER_US = 1_508_803_200_000_000  # 2017-10-24
+_PUBLISHED_US = 5 * 3_600_000_000  # 14:00 KST
+_DAY, _MONTH = TIMEFRAMES["1d"], TIMEFRAMES["1M"]
+_COLUMNS = ("date_time_utc", "open", "high", "low", "close", "acc_trade_price", "acc_trade_volume")
+_LARGEST = 512 << 20  # of a CSV, unpacked; a month of seconds has some 200 MB
+_FILE_S = 120.0
+
+
+@dataclass(frozen=True)
+class ArchiveFile:
+    """One file: a month's or a day's candles of one market and timeframe."""
+
+    market: str
+    timeframe: Timeframe
+    span: Span
+    is_month: bool
+
+    @property
+    def folder(self) -> str:
+        """The prefix that the listing is asked for."""
+        kind = "monthly" if self.is_month else "daily"
+        return f"candle/{self.market}/{kind}/{_INTERVALS[self.timeframe.name]}/{self._stamp[:4]}"
+
+    @property
+    def key(self) -> str:
+        return f"{self.folder}/{self.market}_candle-{_INTERVALS[self.timeframe.name]}_{self._stamp}.zip"
+
+    @property
+    def _stamp(self) -> str:
+        day = str(np.datetime64(self.span.start, "us").astype("datetime64[D]"))
+        return (day[:7] if self.is_month else day).replace("-", "")
+
+    def is_published(self, now_us: int) -> bool:
+        """Whether it should be there by now."""
+        return now_us >= self.span.end + _PUBLISHED_US
+
+    def __str__(self) -> str:
+        return self.key.rsplit("/", 1)[-1]
+
+
+def files_of(market: str, timeframe: Timeframe, span: Span, *, months: bool) -> list[ArchiveFile]:
+    """The files of the whole months (days) that `span` touches, oldest first; none before the archive begins."""
+    if timeframe.name not in _INTERVALS:
+        return []
+    unit = _MONTH if months else _DAY
+    first = max(span.start, _FIRST_US.get(timeframe.name, _FIRST_EVER_US))
+    at = unit.floor(first)
+    found = []
+    while at < span.end:
+        after = unit.next(at)
+        found.append(ArchiveFile(market, timeframe, Span(at, after), months))
+        at = after
+    return found
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file's candles, and the SHA-256 of its bytes."""
+
+    table: pa.Table
+    sha256: str
+
+
+# -- questions -------------------------------------------------------------------------------------------------------
+
+
+def listing_ask(folder: str) -> Ask:
+    """Which files a folder has: a frozenset of keys."""
+    return Ask(ARCHIVE_GROUP, "/api/v1/market-data/listing", (("prefix", folder),), _reading(_read_listing))
+
+
+def checksum_ask(file: ArchiveFile) -> Ask:
+    """The SHA-256 that the archive states for a file."""
+    return Ask(ARCHIVE_GROUP, f"/{file.key}.checksum", (), _reading(_read_checksum), file.market)
+
+
+def file_ask(file: ArchiveFile) -> Ask:
+    """The file itself: a `Download`."""
+
+    def read(body: bytes) -> Download:
+        return Download(_read_file(body, file), hashlib.sha256(body).hexdigest())
+
+    return Ask(ARCHIVE_GROUP, f"/{file.key}", (), _reading(read), file.market)
+
+
+class ArchiveClient(RestClient):
+    """Asks the archive's two hosts: the one that lists, and the one that has the files."""
+
+    def __init__(self, file_url: str, list_url: str, *, clock: Clock) -> None:
+        super().__init__(file_url, clock=clock, timeout_s=(3.05, 30.0), total_s=_FILE_S, pool=16)
+        self._list_url = list_url.rstrip("/")
+
+    def _url(self, ask: Ask) -> str:
+        if ask.query:
+            return f"{self._list_url}{ask.path}?{urlencode(ask.query, safe='/', quote_via=quote)}"
+        return f"{self.base_url}{ask.path}"
+
+    def send(self, ask: Ask) -> Reply:
+        """As `RestClient.send`; a refusal for the rate is this host's own and no word about the venue's quota."""
+        try:
+            return super().send(ask)
+        except RateLimitedError as exc:
+            raise UnreachableError(f"the archive refuses for the rate: {exc}", market=ask.market, url=exc.url) from exc
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+class _Entry(msgspec.Struct):
+    key: str
+    type: str
+
+
+_BROKEN = (
+    ValueError,
+    KeyError,
+    IndexError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    pa.ArrowException,
+    msgspec.MsgspecError,
+)
+
+
+def _reading(read: Any) -> Any:
+    def parse(body: bytes) -> Any:
+        try:
+            return read(body)
+        except _BROKEN as exc:
+            raise PayloadError(f"the archive is not laid out as known: {exc}", sample=_sample(body)) from exc
+
+    return parse
+
+
+def _sample(body: bytes) -> str:
+    return body[:80].decode("utf-8", "replace")
+
+
+def _read_listing(body: bytes) -> frozenset[str]:
+    return frozenset(entry.key for entry in msgspec.json.decode(body, type=list[_Entry]) if entry.type == "FILE")
+
+
+def _read_checksum(body: bytes) -> str:
+    found = re.match(rb"\s*([0-9a-fA-F]{64})(\s|$)", body)
+    if found is None:
+        raise ValueError("the checksum is no SHA-256")
+    return found.group(1).decode().lower()
+
+
+def _read_file(body: bytes, file: ArchiveFile) -> pa.Table:
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        names = [info for info in archive.infolist() if info.filename.endswith(".csv")]
+        if len(names) != 1:
+            raise ValueError(f"{len(names)} CSV files in one archive")
+        if names[0].file_size > _LARGEST:
+            raise ValueError("a CSV that is too large")
+        text = archive.read(names[0])
+    return _read_csv(text, file)
+
+
+def _read_csv(text: bytes, file: ArchiveFile) -> pa.Table:
+    from pyarrow import csv
+
+    header = text[: text.find(b"\n") + 1 or len(text)].decode("utf-8-sig").strip().split(",")
+    if sorted(header) != sorted(_COLUMNS):
+        raise ValueError(f"the columns are {header}")
+    if text.count(b"\n", 0, 4096) < 2 and not text[text.find(b"\n") + 1 :].strip():
+        return empty_candles()
+    types: dict[str, pa.DataType] = dict.fromkeys(_COLUMNS[1:], pa.float64())
+    types["date_time_utc"] = pa.timestamp("us")
+    options = csv.ConvertOptions(column_types=types, strings_can_be_null=False, null_values=[])
+    rows = csv.read_csv(pa.BufferReader(text), convert_options=options).combine_chunks()
+    time = rows.column("date_time_utc").to_numpy().astype("datetime64[us]").astype(np.int64)
+    if len(time) > 1 and time[0] > time[-1]:
+        rows, time = rows.take(np.arange(len(time))[::-1]), time[::-1]
+    columns = [pa.array(time).view(CANDLE_SCHEMA.field("time").type)]
+    for name in ("open", "high", "low", "close", "acc_trade_volume", "acc_trade_price"):
+        columns.append(rows.column(name).combine_chunks())
+    table = pa.Table.from_arrays(columns, schema=CANDLE_SCHEMA)
+    _check_rows(table, time, file)
+    return table
+
+
+def _check_rows(table: pa.Table, time: Any, file: ArchiveFile) -> None:
+    """Each candle possible, once, in order, on the grid and inside the file's period; else `ValueError`."""
+    if not len(time):
+        return
+    if not bool((time[1:] > time[:-1]).all()):
+        raise ValueError("rows are out of order, or doubled")
+    if time[0] < file.span.start or time[-1] >= file.span.end:
+        raise ValueError("rows lie outside the file's period")
+    if bool((file.timeframe.floor_array(time) != time).any()):
+        raise ValueError("rows do not open on the timeframe's grid")
+    opened, high, low, close, volume, value = (table.column(i).to_numpy() for i in range(1, 7))
+    possible = (low > 0) & (low <= opened) & (opened <= high) & (low <= close) & (close <= high) & np.isfinite(high)
+    possible &= (volume > 0) & np.isfinite(volume) & (value > 0) & np.isfinite(value)
+    if not bool(possible.all()):
+        at = int(np.flatnonzero(~possible)[0])
+        raise ValueError(f"row {at + 1} is not a candle that was traded in")
