@@ -160,6 +160,8 @@ class _Panel:
 
     def __init__(self, client: Backbone) -> None:
         self._client = client
+        settings = client._settings
+        self._title = client.exchange + (f" at {settings.rest_url}" if settings.is_overridden else "")
         self._store: dict[str, Any] = {}
         self._store_at_s = float("-inf")
 
@@ -170,7 +172,7 @@ class _Panel:
         verdict = health(self._client, found)
         stream = found["stream"]
         return {
-            "title": repr(self._client).strip("<>").removesuffix(", open"),
+            "title": self._title,
             "state": {
                 "level": {"ok": "ok", "degraded": "warn", "down": "bad"}[verdict.verdict],
                 "text": "; ".join([verdict.verdict, *verdict.reasons]),
