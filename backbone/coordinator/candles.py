@@ -9,6 +9,7 @@ A series' condition guards its plan and the counters beside it; storage, schedul
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from backbone.routing.archive import ArchiveFile
 
 __all__ = ["CandleAnswer", "CandleFetcher", "CandlePlan", "Pending", "Progress"]
+
+_log = logging.getLogger("backbone.candles")
 
 GROUP = "candles"
 _WINDOW = {Priority.LOW: 3}  # tickets of one want in the queue; low work is paced one by one anyway
@@ -118,6 +121,7 @@ class _Series:
     changed: threading.Condition = field(default_factory=threading.Condition)
     queued: dict[Want, int] = field(default_factory=dict)
     pending: dict[Want, Pending] = field(default_factory=dict)
+    is_committing: bool = False  # a flush is on its way
     archived: SpanSet = field(default_factory=SpanSet)  # what came from the archive rather than from pages
 
 
@@ -514,8 +518,8 @@ class CandleFetcher:
         if not isinstance(outcome, BackboneError):
             try:
                 rows = self._accept(series, pending, page, outcome.value)
-            except PayloadError as exc:
-                outcome, is_disbelieved = exc, True
+            except BackboneError as exc:
+                outcome, is_disbelieved = exc, isinstance(exc, PayloadError)
         finished: list[Pending] = []
         with series.changed:
             if isinstance(outcome, BackboneError):
@@ -582,7 +586,29 @@ class CandleFetcher:
             )
         except StoreError as exc:
             return exc
+        self._commit_soon(series)
         return None
+
+    def _commit_soon(self, series: _Series) -> None:
+        """See that a page reaches the disk although no other follows it: the venue may be silent for minutes."""
+        with series.changed:
+            if series.is_committing:
+                return
+            series.is_committing = True
+        try:
+            self._scheduler.call_later(self._settings.group_commit_s, lambda: self._commit(series))
+        except ClosedError:  # whoever closes flushes
+            _log.debug("commit.left_to_close market=%s timeframe=%s", series.market, series.timeframe)
+
+    def _commit(self, series: _Series) -> None:
+        with series.changed:
+            series.is_committing = False
+        try:
+            self._store.flush(series.market, series.timeframe)
+        except StoreError as exc:
+            with series.changed:
+                for waiting in series.pending.values():
+                    waiting.store_error = waiting.store_error or exc
 
     def _believe(
         self, series: _Series, page: Page, verdict: Verdict, reply: CandlePage, is_contradicted: bool
@@ -672,10 +698,6 @@ class CandleFetcher:
 
     def section_end(self, market: str, timeframe: Timeframe, span: Span, end_us: int) -> int:
         """Where a section of a long job that begins at `span`'s start should end: `end_us`, or the end of a file."""
-        return end_us if self.archive is None else self.archive.section_end(market, timeframe, span, end_us)
-
-    def section_end(self, market: str, timeframe: Timeframe, span: Span, end_us: int) -> int:
-        """Where a section of a long job that begins at `span`'s start should end: at `end_us`, or with a file's period."""
         return end_us if self.archive is None else self.archive.section_end(market, timeframe, span, end_us)
 
     def slots_for(self, market: str, timeframe: Timeframe, rows: int) -> int:
