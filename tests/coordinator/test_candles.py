@@ -14,7 +14,7 @@ import pytest
 from backbone.clock import VenueClock
 from backbone.coordinator.candles import CandleAnswer, CandleFetcher
 from backbone.coordinator.ranges import CandleRanges, Range
-from backbone.errors import BackboneError, PayloadError, UnreachableError
+from backbone.errors import BackboneError, PayloadError, StoreError, UnreachableError
 from backbone.model import Priority, Span
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask
@@ -100,6 +100,7 @@ class Desk:
         self._venue, self._estimate = venue, estimate
         self._tickets: deque[tuple[Any, Any]] = deque()
         self._busy = False
+        self.later: list[tuple[float, Callable[[], None]]] = []
 
     def submit(self, group: str, priority: Priority, bind: Any, done: Any) -> None:
         self._tickets.append((bind, done))
@@ -119,6 +120,10 @@ class Desk:
             self._busy = False
 
 
+    def call_later(self, delay_s: float, job: Callable[[], None]) -> None:
+        self.later.append((delay_s, job))
+
+
 class World:
     """A venue, and a machine whose wall clock is `ahead` of the venue's."""
 
@@ -134,7 +139,8 @@ class World:
         settings = resolve("upbit", data_dir=self.folder, rest_url=None, ws_url=None, tz=None, frames="pandas")
         self.estimate = VenueClock(self.clock)
         self.store = CandleStore(self.folder, "upbit", clock=self.clock)
-        desk: Any = Desk(self.venue, self.estimate)
+        self.desk = Desk(self.venue, self.estimate)
+        desk: Any = self.desk
         self.fetcher = CandleFetcher(desk, self.store, self.estimate, self.clock, settings)
         self.ranges = CandleRanges(self.fetcher, self.estimate, self._hear)
 
@@ -385,3 +391,31 @@ def test_seconds_that_the_venue_forgot_are_unknown_not_quiet(tmp_path: Path) -> 
     assert answer.quiet == 0
     assert "three months" in str(answer.causes[0])
     assert not world.stored(SECOND).covered.touches(Span(0, SECOND.ceil(edge)))
+
+
+def test_candles_page_reaches_the_disk_though_none_follows(tmp_path: Path) -> None:
+    """A page is written half a second after it came, also while the venue says nothing more."""
+    world = World(tmp_path)
+    pending = world.fetcher.begin(MARKET, MINUTE, Span(NOW - HOUR_US, MINUTE.floor(NOW)), Priority.LOW)
+    assert pending.is_done
+    assert world.store.pending_rows() == 60
+    ((delay_s, job),) = world.desk.later
+    assert delay_s <= 0.5
+    job()
+    assert world.store.pending_rows() == 0
+    assert world.store.commits == 1
+
+
+def test_candles_disk_that_cannot_be_read_is_an_error_not_a_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails while a reply is taken in, whoever waits is told."""
+    world = World(tmp_path, listed_us=NOW - 2 * HOUR_US)
+
+    def refuse(*_: object) -> int:
+        raise StoreError("cannot read")
+
+    monkeypatch.setattr(world.store, "oldest", refuse)
+    answer = world.candles(NOW - 6 * HOUR_US, MINUTE.floor(NOW))
+    assert answer.gaps
+    assert any(isinstance(cause, StoreError) for cause in answer.causes)
