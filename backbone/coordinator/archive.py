@@ -92,12 +92,20 @@ class Archive:
     """Files of the archive for the candle fetcher. Safe to share between threads."""
 
     def __init__(
-        self, scheduler: Scheduler, store: CandleStore, venue: VenueClock, clock: Clock, *, kept_days: int = 92
+        self,
+        scheduler: Scheduler,
+        store: CandleStore,
+        venue: VenueClock,
+        clock: Clock,
+        *,
+        hear: Callable[[], object],
+        kept_days: int = 92,
     ) -> None:
         self._scheduler = scheduler
         self._store = store
         self._venue = venue
         self._clock = clock
+        self._hear = hear
         self._kept_us = kept_days * _DAY_US
         self._lock = threading.Lock()
         self._folders: dict[str, _Folder] = {}
@@ -109,10 +117,19 @@ class Archive:
 
     # -- what to take --------------------------------------------------------------------------------------------
 
-    def files(self, market: str, timeframe: Timeframe, gaps: SpanSet) -> list[ArchiveFile]:
-        """The files worth taking for `gaps`, oldest first: months, and days where there is no month's file yet."""
-        if not gaps or self._clock.monotonic() < self._off_until_s:
+    def files(self, market: str, timeframe: Timeframe, gaps: SpanSet, *, may_ask: bool = True) -> list[ArchiveFile]:
+        """The files worth taking for `gaps`, oldest first: months, and days where there is no month's file yet.
+
+        What is published is a matter of the venue's clock, so the venue is asked for anything if it was never heard.
+        """
+        if self._clock.monotonic() < self._off_until_s or sum(timeframe.count(gap) for gap in gaps) < _WORTH:
             return []
+        if may_ask:
+            try:
+                self._hear()
+            except BackboneError as exc:
+                log.info("archive.left market=%s %s", market, exc)
+                return []
         now = self._venue.now_us()
         found: list[ArchiveFile] = []
         for gap in gaps:
@@ -279,7 +296,8 @@ class _Taking:
         if isinstance(found, BackboneError):
             self._failed("its listing", found)
         elif self._file.key not in found:
-            self._refuse("the archive has no such file")
+            missing = RejectedError(f"{self._file} is not there", status=404, market=self._file.market)
+            self._refuse("the archive has no such file", missing)
         else:
             self._ask_checksum()
 
@@ -315,7 +333,7 @@ class _Taking:
             return
         difference = self._sample.difference(page)
         if difference is not None:
-            self._refuse(f"a file differs from REST ({difference})")
+            self._refuse("a file differs from REST", PayloadError(difference, market=self._file.market))
             return
         try:
             self._archive.believe(self._file, self._download)

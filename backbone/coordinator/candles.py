@@ -9,6 +9,7 @@ A series' condition guards its plan and the counters beside it; storage, schedul
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -216,7 +217,7 @@ class CandleFetcher:
         look = self._look(market, timeframe, span)
         with self._series_of(market, timeframe) as series:
             density = series.plan.density
-        files = [] if self.archive is None else self.archive.files(market, timeframe, look.gaps)
+        files = [] if self.archive is None else self.archive.files(market, timeframe, look.gaps, may_ask=False)
         pages = 3 * len(files)  # a checksum, the file, a page to compare it with
         pages += pages_needed(timeframe, look.gaps - SpanSet(file.span for file in files), PAGE, density)
         return CandlePlan(
@@ -296,19 +297,21 @@ class CandleFetcher:
                 series.plan.give_up(want, _out_of_reach(span.start), lost)
             series.pending[want] = pending
             finished = want.is_done
-            claims = [(file, series.plan.claim(file.span)) for file in files]
-        for file, claim in claims:
-            if claim is not None:
-                self._take_file(pending, file, claim)
+        self._take_files(pending, files)
         if finished:
             self._finish(pending)
         else:
             self._top_up(series)
         return pending
 
-    def _take_file(self, pending: Pending, file: ArchiveFile, claim: Page) -> None:
-        assert self.archive is not None
-        self.archive.fetch(file, pending.priority, lambda outcome: self._taken(pending, file, claim, outcome))
+    def _take_files(self, pending: Pending, files: Sequence[ArchiveFile]) -> None:
+        """Ask the archive for `files`, unless somebody is at their spans."""
+        for file in files:
+            with pending.series.changed:
+                claim = pending.series.plan.claim(file.span)
+            if claim is not None and self.archive is not None:
+                told = functools.partial(self._taken, pending, file, claim)
+                self.archive.fetch(file, pending.priority, told)
 
     def _taken(self, pending: Pending, file: ArchiveFile, claim: Page, outcome: pa.Table | BackboneError) -> None:
         """A file of the archive: its candles into the store, its claim out of the plan; without it, pages are asked."""
@@ -331,6 +334,9 @@ class CandleFetcher:
             series.changed.notify_all()
         for done in finished:
             self._finish(done)
+        if file.is_month and isinstance(outcome, RejectedError) and self.archive is not None:
+            days = self.archive.files(series.market, series.timeframe, pending.want.missing.clip(file.span))
+            self._take_files(pending, days)
         self._top_up(series)
 
     def _untake_locked(self, series: _Series, claim: Page, cause: BackboneError) -> None:

@@ -107,7 +107,9 @@ class Coordinator:
         show_terms()
         self._archive_line = ArchiveClient(where.file_url, where.list_url, clock=self.clock)
         kept_days = self.settings.seconds_kept_days
-        self.candles.archive = Archive(self.scheduler, self.store, self.venue, self.clock, kept_days=kept_days)
+        self.candles.archive = Archive(
+            self.scheduler, self.store, self.venue, self.clock, hear=self.hear, kept_days=kept_days
+        )
 
     # -- the ways to the venue -----------------------------------------------------------------------------------
 

@@ -382,7 +382,7 @@ class SimulatorServer:
             if "500" not in kinds:
                 words = (request.path, query["prefix"], self.clock.now_us(), kinds)
                 found = await self._loop.run_in_executor(self._worker, self._archive.answer, *words)
-            body = b"<<" + found.body[:100] if "garbage" in kinds else found.body
+            body = b"<<" + found.body[:100] if "garbage" in kinds else b"[]" if "empty" in kinds else found.body
             cut = next((fault for fault in faults if fault.kind == "cut"), None)
             where = found.content_type
             reply = self._respond(request, found.status, body, None, content_type=where, zipped=False, cut=cut)

@@ -1,0 +1,240 @@
+"""The bulk archive as a source: what is taken, what has to be true before it is believed, and how REST steps in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backbone import Backbone
+from backbone.coordinator import archive as archives
+from backbone.errors import InputError
+from backbone.settings import resolve
+from backbone.simulator import SimulatorServer
+
+YEAR = ("2024-06-01T00:00Z", "2025-06-01T00:00Z")
+WEEKS = ("2025-06-01T00:00Z", "2025-07-15T00:00Z")  # a whole month and the half of one
+
+
+@pytest.fixture(autouse=True)
+def terms_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "_shown", set())
+
+
+def opened(venue: SimulatorServer, folder: Path, **words: str | None) -> Backbone:
+    urls = {"rest_url": venue.rest_url, "ws_url": venue.ws_url}
+    return Backbone(data_dir=folder, **{"archive": "accept-terms", **urls, **words})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def client(venue: SimulatorServer, tmp_path: Path) -> Iterator[Backbone]:
+    with opened(venue, tmp_path / "data") as made:
+        yield made
+
+
+def rest_only(venue: SimulatorServer, market: str, timeframe: str, start: str, end: str):  # type: ignore[no-untyped-def]
+    """The truth, from the exchange itself."""
+    import numpy as np
+    import polars as pl
+
+    bounds = [int(np.datetime64(time.removesuffix("Z"), "us").astype(np.int64)) for time in (start, end)]
+    return pl.from_arrow(venue.exchange.candle_table(market, timeframe, *bounds))
+
+
+def requests_of(venue: SimulatorServer, group: str) -> int:
+    return sum(1 for one in venue.requests if one.group == group)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "backbone.archive" and "unused" in r.getMessage()]
+
+
+def test_archive_is_never_used_unasked(venue: SimulatorServer, tmp_path: Path) -> None:
+    """Without the user's word no request goes to the archive."""
+    with opened(venue, tmp_path, archive=None) as client:
+        client.candles("KRW-BTC", "1m", "2025-08-10T00:00Z", "2025-08-12T00:00Z")
+    assert requests_of(venue, "archive") == 0
+
+
+def test_archive_terms_are_shown_once(venue: SimulatorServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The address of the terms is said at the first use in a process, and not again."""
+    for name in "ab":
+        with opened(venue, tmp_path / name) as client:
+            client.candles("KRW-BTC", "1d", count=3)
+    shown = [r.getMessage() for r in caplog.records if "archive.terms" in r.getMessage()]
+    assert len(shown) == 1
+    assert "https://www.upbit.com/historical_data/main" in shown[0]
+
+
+def test_archive_answers_whole_months_and_days_rest_the_tail(client: Backbone, venue: SimulatorServer) -> None:
+    """One frame from both sources, equal to the exchange's own candles to the last bit, with the sources counted."""
+    start, end = "2025-06-01T00:00Z", "2025-08-22T08:00Z"
+    frame = client.candles("KRW-BTC", "1m", start, end, frames="polars")
+    truth = rest_only(venue, "KRW-BTC", "1m", start, end)
+    assert frame.with_columns(time=frame["time"].dt.convert_time_zone("UTC")).equals(truth)
+    sources = frame.attrs["backbone"]["sources"]
+    assert sources["archive"] + sources["rest"] == frame.height
+    assert 0 < sources["rest"] <= 480, "the day that is not over"
+    names = [one.path for one in venue.requests if one.group == "archive" and one.path.endswith(".zip")]
+    assert sum("monthly" in name for name in names) == 2
+    assert sum("daily" in name for name in names) == 21
+    venue.reset_log()
+    assert client.candles("KRW-BTC", "1m", start, end, frames="polars").equals(frame)
+    assert venue.requests == []
+    assert len(client.store.verify()) == 0
+
+
+def test_archive_year_is_ten_times_faster_than_the_quota(venue: SimulatorServer, tmp_path: Path) -> None:
+    """A year of minutes from an exchange 30 ms away takes less than a tenth of what its quota would: 263 s."""
+    from backbone.clock import SystemClock
+
+    clock = SystemClock()
+    with (
+        SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True, latency_s=0.03) as far,
+        opened(far, tmp_path) as client,
+    ):
+        began = clock.monotonic()
+        rows = len(client.candles("KRW-BTC", "1m", *YEAR, progress=False))
+        took = clock.monotonic() - began
+        assert rows > 520_000
+        assert requests_of(far, "candles") <= 13
+    assert took < 26.3
+
+
+def test_archive_serves_a_job_by_its_months(client: Backbone, venue: SimulatorServer) -> None:
+    """A backfill is cut where the files are, so that it too takes whole months."""
+    job = client.backfill("KRW-ETH", "1m", *WEEKS)
+    rows = sum(len(section) for section in job.sections())
+    truth = rest_only(venue, "KRW-ETH", "1m", *WEEKS)
+    assert rows == truth.height
+    assert requests_of(venue, "candles") <= 20
+    sources = job.result().attrs["backbone"]["sources"]
+    assert sources == {"archive": rows}
+
+
+def test_archive_leaves_short_and_unpublished_spans_to_rest(client: Backbone, venue: SimulatorServer) -> None:
+    """A span that costs fewer pages than a file, and a day that is not published yet, are asked of REST."""
+    venue.clock.set("2025-08-22T03:00:00Z")  # the 21st is published at 05:00 UTC at the latest
+    client.candles("KRW-BTC", "1m", "2025-08-10T00:00Z", "2025-08-10T06:00Z")
+    client.candles("KRW-XRP", "1m", "2025-08-21T00:00Z", "2025-08-22T00:00Z")
+    assert requests_of(venue, "archive") == 0
+
+
+def test_archive_month_that_is_late_is_taken_by_its_days(
+    client: Backbone, venue: SimulatorServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A month whose file is not listed although it should be is taken from the files of its days."""
+    venue.faults.add("empty", match="monthly", times=1)
+    frame = client.candles("KRW-ADA", "1m", "2025-07-01T00:00Z", "2025-07-04T00:00Z")
+    assert frame.attrs["backbone"]["sources"] == {"archive": len(frame)}
+    assert "no such file" in warnings_of(caplog)[0]
+
+
+def test_archive_explain_counts_files(client: Backbone) -> None:
+    """The plan of a range counts three requests for a file and none of its pages."""
+    plan = client.explain("KRW-BTC", "1m", "2025-05-01T00:00Z", "2025-06-01T00:00Z")
+    assert plan.pages == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "match", "said"),
+    [
+        ("archive-missing", ".checksum", "refuses a checksum"),
+        ("archive-checksum", ".checksum", "does not agree"),
+        ("archive-columns", ".zip", "not as known"),
+        ("archive-values", ".zip", "differs from REST"),
+        ("archive-layout", "/listing", "listing is not as known"),
+        ("garbage", "/listing", "listing is not as known"),
+        ("garbage", ".zip", "not as known"),
+    ],
+)
+def test_archive_that_is_not_as_known_falls_back_to_rest(
+    client: Backbone, venue: SimulatorServer, caplog: pytest.LogCaptureFixture, fault: str, match: str, said: str
+) -> None:
+    """Whatever is wrong with the archive costs one warning and no candle: REST is asked."""
+    venue.faults.add(fault, match=match, times=None)
+    start, end = "2025-08-19T00:00Z", "2025-08-21T00:00Z"
+    frame = client.candles("KRW-BTC", "1m", start, end, frames="polars")
+    assert frame.attrs["backbone"]["sources"] == {"rest": frame.height}
+    assert frame.height == rest_only(venue, "KRW-BTC", "1m", start, end).height
+    told = warnings_of(caplog)
+    assert len(told) == 1
+    assert said in told[0]
+    assert "asked of REST instead" in told[0]
+
+
+def test_archive_that_does_not_answer_is_left_alone_for_a_while(
+    venue: SimulatorServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A host that is not there costs some retries once; the calls after it go to REST at once."""
+    nobody = "http://127.0.0.1:9"
+    with opened(venue, tmp_path, archive_url=nobody) as client:
+        first = client.candles("KRW-BTC", "1m", "2025-08-19T00:00Z", "2025-08-20T00:00Z")
+        second = client.candles("KRW-BTC", "1m", "2025-08-20T00:00Z", "2025-08-21T00:00Z")
+        assert client._coordinator().candles.archive.fallbacks == 1  # type: ignore[union-attr]
+    assert first.attrs["backbone"]["sources"] == {"rest": len(first)}
+    assert second.attrs["backbone"]["sources"] == {"rest": len(second)}
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_archive_file_issued_again_goes_through_revisions(client: Backbone, venue: SimulatorServer) -> None:
+    """A restated file is found by its checksum, checked, stored, and what it changed is on record."""
+    span = ("2025-06-01T00:00Z", "2025-07-01T00:00Z")
+    market = "KRW-SOL"
+    before = client.candles(market, "1m", *span, frames="polars")
+    assert client.store.recheck()["state"].tolist() == ["same"]
+    venue.faults.add("restate", market=market, start="2025-06-10T00:00:00Z", end="2025-06-10T02:00:00Z", shift=0.001)
+    found = client.store.recheck()
+    assert found["state"].tolist() == ["changed"]
+    assert "candles revised" in found["detail"][0]
+    after = client.candles(market, "1m", *span, frames="polars")
+    moved = int((before["open"] != after["open"]).sum())
+    assert moved > 0
+    revisions = client.store.revisions()
+    assert len(revisions) == moved
+    assert set(revisions["source"]) == {"archive"}
+    assert client.store.recheck()["state"].tolist() == ["same"]
+    assert after.with_columns(time=after["time"].dt.convert_time_zone("UTC")).equals(
+        rest_only(venue, market, "1m", *span)
+    )
+
+
+def test_archive_recheck_believes_no_wrong_file(client: Backbone, venue: SimulatorServer) -> None:
+    """A file that was issued again with prices that REST does not confirm changes nothing."""
+    span = ("2025-06-01T00:00Z", "2025-07-01T00:00Z")
+    before = client.candles("KRW-DOGE", "1m", *span)
+    venue.faults.add("archive-values", match="/candle/", times=None)
+    assert client.store.recheck("KRW-DOGE")["state"].tolist() == ["refused"]
+    assert client.candles("KRW-DOGE", "1m", *span).equals(before)
+    assert len(client.store.revisions()) == 0
+
+
+def test_archive_reaches_seconds_that_rest_no_longer_has(client: Backbone, venue: SimulatorServer) -> None:
+    """Seconds older than the venue's three months come from the archive, compared with REST's minutes."""
+    span = ("2025-01-10T00:00Z", "2025-01-11T00:00Z")
+    frame = client.candles("KRW-BTC", "1s", *span, frames="polars")
+    assert frame.attrs["backbone"]["sources"] == {"archive": frame.height}
+    assert frame.height == rest_only(venue, "KRW-BTC", "1s", *span).height
+
+
+def test_archive_outage_of_the_store_of_many_markets(client: Backbone, venue: SimulatorServer) -> None:
+    """Several markets at once share the queue, and a market without files is fetched all the same."""
+    frame = client.candles(["KRW-BTC", "KRW-ETH"], "1m", "2025-07-01T00:00Z", "2025-08-01T00:00Z")
+    assert frame.attrs["backbone"]["sources"] == {"archive": len(frame)}
+    assert requests_of(venue, "candles") == 2
+
+
+def test_archive_words_are_checked_before_anything_is_asked() -> None:
+    """Another word, and an exchange without an archive, are refused with the address of the terms."""
+    words = {"data_dir": "x", "rest_url": None, "ws_url": None, "tz": None, "frames": "pandas"}
+    with pytest.raises(InputError, match=r"accept-terms.*https://www\.upbit\.com/historical_data"):
+        resolve("upbit", **words, archive="yes", environ={})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="only the Korean exchange"):
+        resolve("upbit-sg", **words, archive="accept-terms", environ={})  # type: ignore[arg-type]
+    own = resolve("upbit", **words, archive="accept-terms", environ={}).archive  # type: ignore[arg-type]
+    assert (own.file_url, own.list_url) == ("https://crix-data.upbit.com", "https://crix-data-api.upbit.com")  # type: ignore[union-attr]
+    other = resolve("upbit", **words | {"rest_url": "http://127.0.0.1:1"}, archive="accept-terms", environ={})  # type: ignore[arg-type]
+    assert other.archive.file_url == "http://127.0.0.1:1", "the venue's own data never mixes with another host's"  # type: ignore[union-attr]
+    logging.getLogger("backbone.archive")
