@@ -350,7 +350,7 @@ class CandleFetcher:
                 series.plan.give_up(want, _out_of_reach(claim.claim.start), lost)
 
     def _within_retention(self, timeframe: Timeframe, gaps: SpanSet) -> tuple[SpanSet, SpanSet]:
-        if timeframe.name != "1s":
+        if timeframe.name != "1s" or not self._venue.is_known:  # this machine's clock is no judge of that
             return gaps, SpanSet()
         kept_us = self._settings.seconds_kept_days * 86_400_000_000
         lost = gaps & SpanSet([Span(EARLIEST_US, max(1, timeframe.ceil(self._venue.now_us() - kept_us)))])

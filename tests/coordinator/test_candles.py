@@ -419,3 +419,10 @@ def test_candles_disk_that_cannot_be_read_is_an_error_not_a_wait(
     answer = world.candles(NOW - 6 * HOUR_US, MINUTE.floor(NOW))
     assert answer.gaps
     assert any(isinstance(cause, StoreError) for cause in answer.causes)
+
+
+def test_seconds_are_not_given_up_on_the_word_of_a_wrong_clock(tmp_path: Path) -> None:
+    """Before the venue was heard, nobody says that its 1-second candles are too old to be had."""
+    world = World(tmp_path, ahead=200 * 86_400)
+    answer = world.candles(NOW - 60_000_000, NOW - 30_000_000, timeframe=SECOND)
+    assert (answer.table.num_rows, answer.gaps) == (30, ())
