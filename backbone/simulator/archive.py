@@ -108,6 +108,8 @@ class ArchiveBranch:
             market = self._venue.market(code, now_us)
         except InputError:
             return []
+        if kind not in ("daily", "monthly") or interval not in _INTERVALS:
+            return []
         unit = _MONTH if kind == "monthly" else _DAY
         at = unit.floor(max(self._venue.first_us(market), _SINCE_US.get(interval, _SINCE_EVER_US)))
         keys = []
