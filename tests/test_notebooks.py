@@ -71,6 +71,7 @@ def test_tutorial_is_read_in_five_minutes(book: Any) -> None:
     words = sum(len(cell.source.split()) for cell in book.cells if cell.cell_type == "markdown")
     assert words <= 900
     assert len(code(book)) <= 15
+    assert max(len(line) for cell in code(book) for line in cell.source.splitlines()) <= 102, "no line is cut off"
 
 
 @every

@@ -279,6 +279,34 @@ class Plan:
             f"{self.pages} pages, about {self.seconds:.1f} s>"
         )
 
+    def __str__(self) -> str:
+        lines = [self._title, *(f"  {what:17} {where}" for what, where in self._stretches), f"  {self._cost}"]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f'<tr><td style="text-align:left">{what}</td><td style="text-align:left">{where}</td></tr>'
+            for what, where in self._stretches
+        )
+        return f"<div><b>{self._title}</b><table>{rows}</table>{self._cost}</div>"
+
+    @property
+    def _title(self) -> str:
+        return f"{self.market} {self.timeframe}, {self.start:%Y-%m-%d %H:%M} to {self.end:%Y-%m-%d %H:%M %Z}"
+
+    @property
+    def _stretches(self) -> list[tuple[str, str]]:
+        parts = (("held", self.cached), ("foldable from 1m", self.derived), ("to fetch", self.gaps))
+        return [
+            (what, f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}") for what, spans in parts for start, end in spans
+        ]
+
+    @property
+    def _cost(self) -> str:
+        if not self.pages:
+            return "nothing to ask for"
+        return f"{self.pages:,} page{'s' if self.pages > 1 else ''}, about {self.seconds:.1f} s at the legal rate"
+
 
 def explain(client: Backbone, market: str, timeframe: str, start: TimeLike | None, end: TimeLike | None) -> Plan:
     """The plan of a range; asks nobody."""

@@ -324,7 +324,8 @@ def to_display(df: pd.DataFrame, tick: float | None = None) -> pd.DataFrame:
     markets = _markets_of(df)
     for name in df.columns:
         if name in _PRICE_COLUMNS:
-            texts = _price_texts(df[name].tolist(), markets, tick)
+            beside = "price" if name == "change" and "price" in df.columns else name  # a change has the price's digits
+            texts = _price_texts(df[name].tolist(), df[beside].tolist(), markets, tick)
         elif name in _AMOUNT_FORMATS and df[name].dtype.kind == "f":
             texts = [_AMOUNT_FORMATS[name](value) for value in df[name].tolist()]
         else:
@@ -365,12 +366,13 @@ _AMOUNT_FORMATS: Final[dict[str, Callable[[float], str]]] = {
 }
 
 
-def _price_texts(prices: list[float], markets: Sequence[str], tick: float | None) -> list[str]:
+def _price_texts(prices: list[float], by: list[float], markets: Sequence[str], tick: float | None) -> list[str]:
+    """Prices as texts, on `tick` or in the band that the prices `by` lie in."""
     if tick is not None:
         return [format_price(price, tick) for price in prices]
     return [
-        format_price(price, tick_size(market, abs(price)))
-        for price, market in zip(prices, markets, strict=True)
+        format_price(price, tick_size(market, abs(beside)))
+        for price, beside, market in zip(prices, by, markets, strict=True)
     ]
 
 

@@ -405,7 +405,7 @@ def _box(x: float, y: float, width: float, height: float) -> str:
 
 def _round_steps(low: float, high: float, tick: float) -> list[float]:
     """Four to nine round prices between two bounds, on the tick grid."""
-    rough = (high - low) / 6
+    rough = (high - low) / 9
     scale = 10.0 ** math.floor(math.log10(rough))
     step = max(next(scale * k for k in (1, 2, 5, 10) if scale * k >= rough), tick)
     return [round(k * step, 8) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
