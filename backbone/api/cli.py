@@ -101,10 +101,12 @@ class _Commands:
     def _client(self, parser: Any) -> None:
         group = parser.add_argument_group("which exchange, which store")
         group.add_argument("--exchange", default="upbit", help="upbit, upbit-sg, upbit-id, upbit-th")
-        group.add_argument("--data-dir", help="where candles are kept")
+        group.add_argument("--data-dir", help="where candles are kept: a folder, or s3://bucket/prefix")
         group.add_argument("--rest-url", help="another host than the exchange's own")
         group.add_argument("--ws-url", help="another socket than the exchange's own")
         group.add_argument("--tz", help="zone of times read and shown (Asia/Seoul)")
+        group.add_argument("--archive", metavar="accept-terms", help="use the bulk archive, by whose terms you abide")
+        group.add_argument("--quota", help="redis://host:port/0: one quota for all hosts behind this address")
 
     def _range(self, parser: Any) -> None:
         parser.add_argument("market", help="KRW-BTC, krw-btc, BTC/KRW or BTC")
@@ -170,6 +172,8 @@ def _open(options: argparse.Namespace) -> Any:
         rest_url=options.rest_url,
         ws_url=options.ws_url,
         tz=options.tz,
+        archive=options.archive,
+        quota=options.quota,
     )
 
 

@@ -62,14 +62,14 @@ def scan(
     """See `Backbone.scan`."""
     import polars as pl
 
-    found = _select(client, markets, timeframe, start, end)
+    found = _select(client, markets, timeframe, start, end, partial=partial)
     lazy = _lazy(found.paths, client._settings.data_dir)
     if found.span.start > _EVER.start:
         lazy = lazy.filter(pl.col("time") >= _instant(found.span.start))
     if found.span.end < _EVER.end:
         lazy = lazy.filter(pl.col("time") < _instant(found.span.end))
     lazy = lazy.with_columns(pl.col("time").dt.convert_time_zone(client.tz))
-    _check(found, lazy, partial=partial)
+    _check(found, lazy)
     return lazy
 
 
@@ -83,8 +83,8 @@ def files(
     partial: bool,
 ) -> list[str]:
     """See `Backbone.files`."""
-    found = _select(client, markets, timeframe, start, end)
-    _check(found, list(found.paths), partial=partial)
+    found = _select(client, markets, timeframe, start, end, partial=partial)
+    _check(found, list(found.paths))
     return found.paths
 
 
@@ -113,7 +113,13 @@ def _lazy(paths: Sequence[str], data_dir: str) -> pl.LazyFrame:
 
 
 def _select(
-    client: Backbone, markets: str | Iterable[str], timeframe: str, start: TimeLike | None, end: TimeLike | None
+    client: Backbone,
+    markets: str | Iterable[str],
+    timeframe: str,
+    start: TimeLike | None,
+    end: TimeLike | None,
+    *,
+    partial: bool,
 ) -> _Selection:
     tf = parse_timeframe(timeframe)
     span = _span(client, tf, start, end)
@@ -122,8 +128,9 @@ def _select(
     gaps: list[tuple[str, Span]] = []
     for market in _markets(client, markets, tf):
         store.flush(market, tf)
-        held = store.claims(market, tf, span)
-        gaps += [(market, gap) for gap in _wanted(span, held) - held]
+        if not partial:  # a read of each file's end, which a bucket of very many files makes slow
+            held = store.claims(market, tf, span)
+            gaps += [(market, gap) for gap in _wanted(span, held) - held]
         paths += [str(path) for path in store.paths(market, tf, span)]
     return _Selection(tf, span, paths, gaps)
 
@@ -153,8 +160,8 @@ def _wanted(span: Span, held: SpanSet) -> SpanSet:
     return SpanSet([Span(start, end)]) if start < end else SpanSet()
 
 
-def _check(found: _Selection, held: Any, *, partial: bool) -> None:
-    if partial or not found.gaps:
+def _check(found: _Selection, held: Any) -> None:
+    if not found.gaps:
         return
     markets = list(dict.fromkeys(market for market, _ in found.gaps))
     shown = ", ".join(markets[:5]) + ("…" if len(markets) > 5 else "")

@@ -134,7 +134,10 @@ def health(client: Backbone, found: dict[str, Any] | None = None) -> Health:
     if found["last_error"]:
         reasons.append(f"last internal error: {found['last_error']}")
     if not core.limiter.is_shared:
-        reasons.append("the quota is kept for this process alone: the machine's ledger cannot be used")
+        if core.settings.quota:
+            reasons.append("the quota is this host's share alone: the Redis that hosts share is lost")
+        else:
+            reasons.append("the quota is kept for this process alone: the machine's ledger cannot be used")
     for incident in core.store.incidents():
         reasons.append(f"{incident.kind}: {incident.path} ({incident.detail})")
     offset = found["clock_offset_s"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -237,4 +236,16 @@ def test_archive_words_are_checked_before_anything_is_asked() -> None:
     assert (own.file_url, own.list_url) == ("https://crix-data.upbit.com", "https://crix-data-api.upbit.com")  # type: ignore[union-attr]
     other = resolve("upbit", **words | {"rest_url": "http://127.0.0.1:1"}, archive="accept-terms", environ={})  # type: ignore[arg-type]
     assert other.archive.file_url == "http://127.0.0.1:1", "the venue's own data never mixes with another host's"  # type: ignore[union-attr]
-    logging.getLogger("backbone.archive")
+
+
+def test_archive_on_the_command_line(
+    venue: SimulatorServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--archive accept-terms` opens it there too; another word is a wrong argument."""
+    from backbone.api import cli
+
+    argv = ["fetch", "KRW-ETH", "1m", "--start", "2025-07-01T00:00Z", "--end", "2025-07-03T00:00Z"]
+    argv += ["--data-dir", str(tmp_path), "--rest-url", venue.rest_url, "--ws-url", venue.ws_url]
+    assert cli.main([*argv, "--archive", "yes"]) == cli.EXIT_INPUT
+    assert cli.main([*argv, "--archive", "accept-terms"]) == 0
+    assert "from archive" in capsys.readouterr().out

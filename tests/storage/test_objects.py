@@ -308,3 +308,17 @@ def test_forked_child_is_told_that_connections_do_not_cross(place: str, tmp_path
         return False
 
     assert in_child(is_refused)
+
+
+def test_copy_takes_the_notes_of_archive_files_along(place: str, tmp_path: Path) -> None:
+    """Which files of the archive were believed is known at the target too."""
+    local = CandleStore(tmp_path / "local", "upbit", clock=SystemClock())
+    put(local, 0, 10)
+    local.note_files("KRW-BTC", MINUTE, {"a.zip": "00"})
+    local.note_files("KRW-BTC", MINUTE, {"b.zip": "11"})
+    local.copy_to(objects(place, tmp_path / "cache"))
+    remote = open_store(place, tmp_path, "b")
+    assert remote.noted_files("KRW-BTC", MINUTE) == {"a.zip": "00", "b.zip": "11"}
+    remote.note_files("KRW-BTC", MINUTE, {"a.zip": "22"})
+    assert remote.noted_files("KRW-BTC", MINUTE) == {"a.zip": "22", "b.zip": "11"}
+    assert remote.verify() == []
