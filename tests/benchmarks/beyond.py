@@ -3,6 +3,8 @@
     python -m tests.benchmarks.beyond                       100 million rows in a temporary folder
     python -m tests.benchmarks.beyond --rows 5_000_000      smaller
     python -m tests.benchmarks.beyond --folder /big/disk    keep the store, and use it again
+    python -m tests.benchmarks.beyond --what archive        a year of minutes from the archive, 30 ms away
+    python -m tests.benchmarks.beyond --what permits        a permit on Redis beside one on the machine's ledger
 
 Each measurement runs in a process of its own, which tells its peak memory; times are wall clock, warm page cache. Only
 ratios travel between machines.
@@ -179,14 +181,64 @@ def run(folder: Path, rows: int) -> None:
         print(f"{name:30} {took:8.2f} s   peak {peak_mb:7.0f} MB   result {result}")
 
 
+def archive() -> None:
+    """A year of minutes from the archive of an exchange 30 ms away; the second time its files are made already."""
+    from backbone import Backbone
+    from backbone.simulator import SimulatorServer
+
+    span = ("2024-06-01T00:00Z", "2025-06-01T00:00Z")
+    with SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True, latency_s=0.03) as server:
+        for what in ("files made meanwhile", "files made before"):
+            server.reset_log()
+            with tempfile.TemporaryDirectory() as folder:
+                urls = {"rest_url": server.rest_url, "ws_url": server.ws_url}
+                with Backbone(data_dir=folder, archive="accept-terms", **urls) as client:
+                    began = time.perf_counter()
+                    rows = len(client.candles("KRW-BTC", "1m", *span, progress=False))
+                    took = time.perf_counter() - began
+            asked = len(server.requests)
+            print(f"{what:22} {rows} rows, {asked} requests, {took:.1f} s: {263 / took:.0f} x the quota's 263 s")
+
+
+def permits(count: int = 3000) -> None:
+    """What one permit costs, taken and settled."""
+    from backbone.coordinator.ledger import FileLimiter
+    from backbone.coordinator.ratelimit import Rules
+    from backbone.coordinator.redis_ledger import RedisLimiter
+    from backbone.model import Priority
+    from tests.coordinator.test_redis_ledger import RedisServer
+
+    clock, rules = SystemClock(), Rules()
+    with tempfile.TemporaryDirectory() as folder:
+        server = RedisServer(Path(folder))
+        venue = "http://127.0.0.1:1"
+        for limiter in (
+            FileLimiter(Path(folder) / "x.quota", clock, rules),
+            RedisLimiter(server.url, venue, clock, rules=rules),
+        ):
+            limiter.take("candles", Priority.NORMAL, 0.0, clock.monotonic())
+            began = time.perf_counter()
+            for _ in range(count):
+                now = clock.monotonic()
+                limiter.take("candles", Priority.NORMAL, now, now)
+            print(f"{type(limiter).__name__:14} {(time.perf_counter() - began) / count * 1e6:7.1f} us an ask")
+            limiter.close()
+        server.kill()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=lambda text: int(text.replace("_", "")), default=100_000_000)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--what", choices=["size", "archive", "permits"], default="size")
     parser.add_argument("--one", choices=list(MEASURED), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
         _measure(options.one, str(options.folder))
+    elif options.what == "archive":
+        archive()
+    elif options.what == "permits":
+        permits()
     elif options.folder is not None:
         run(options.folder, options.rows)
     else:
