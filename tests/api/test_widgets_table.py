@@ -175,7 +175,7 @@ def test_table_that_is_closed_says_so_and_keeps_its_rows(shown: tuple[Venue, Tic
     """Closing leaves the last prices on the screen, marked as no longer live."""
     _, table, messages = shown
     table.close("stopped")
-    assert messages == [{"t": "d", "s": ["streaming", "off", "stopped"]}]
+    assert messages == [{"t": "d", "s": ["stopped", "off", ""]}]
     assert "91,234,000" in table.text()
     assert repr(table) == "TickerTable(2 markets, stopped)"
 

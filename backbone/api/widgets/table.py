@@ -138,8 +138,10 @@ def _json(number: Any) -> float | None:
 
 def _line(view: TableView, problem: str) -> list[str]:
     """The state line: what it says, how it is coloured, and the small print."""
+    if problem in ("stopped", "closed"):
+        return [problem, "off", view.note]
     if problem:
-        level = "off" if view.state in ("stopped", "closed") or problem in ("stopped", "closed") else "bad"
+        level = "off" if view.state in ("stopped", "closed") else "bad"
         return [view.state or "stopped", level, " · ".join(filter(None, (problem, view.note)))]
     return [view.state, _LEVELS.get(view.state.partition(" ")[0], "warn"), view.note]
 

@@ -229,8 +229,10 @@ class Refresher:
         """
         try:
             view.refresh()
-        except (ClosedError, StreamClosedError) as error:
-            view.close(str(error) or "closed")
+        except ClosedError:
+            view.close("closed")
+        except StreamClosedError as error:
+            view.close(str(error) or "stopped")
         except Exception as error:  # noqa: BLE001
             view.problem = f"{type(error).__name__}: {error}"
             view._show_problem()
