@@ -11,6 +11,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -525,7 +526,7 @@ class Backbone:
 
         Examples
         --------
-        >>> client.backfill(["KRW-BTC"], "1h", "2025-08-01", "2025-08-08").wait()
+        >>> job = client.backfill(["KRW-BTC"], "1h", "2025-08-01", "2025-08-08").wait()
         >>> client.scan("KRW", "1h").group_by("market").agg(pl.col("value").sum()).collect().height
         1
         """
@@ -738,6 +739,14 @@ class Backbone:
         at = f" at {self._settings.rest_url}" if self._settings.is_overridden else ""
         state = "closed" if self._closed else "open"
         return f"<Backbone {self.exchange}{at}, data in {self.data_dir}, {self.tz}, {state}>"
+
+    def _repr_html_(self) -> str:
+        at = f" at {self._settings.rest_url}" if self._settings.is_overridden else ""
+        state = "closed" if self._closed else "open"
+        return (
+            f"<div><b>Backbone</b> {escape(self.exchange + at)} · {state}<br>"
+            f"<small>data in {escape(str(self.data_dir))} · {escape(self.tz)}</small></div>"
+        )
 
     def __dir__(self) -> list[str]:
         return sorted(name for name in object.__dir__(self) if not name.startswith("_"))

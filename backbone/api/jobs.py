@@ -47,7 +47,7 @@ class JobView:
     elapsed_s: float
 
     def __str__(self) -> str:
-        eta = "" if self.eta_s is None else f", {_clock(self.eta_s)} to go"
+        eta = "" if self.eta_s is None or self.state != "running" else f", {_clock(self.eta_s)} to go"
         return (
             f"{self.state}, {self.fraction:.0%}, {self.pages} pages, {self.rows} rows, "
             f"reached {self.reached:%Y-%m-%d %H:%M}, {self.rate:.1f} pages/s{eta}"

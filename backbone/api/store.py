@@ -219,6 +219,14 @@ class StoreView:
     def __repr__(self) -> str:
         return f"<Store {self._client.data_dir}>"
 
+    def _repr_html_(self) -> str:
+        size = self.size()
+        return (
+            f"<div><b>Store</b> {escape(str(self._client.data_dir))}<br><small>{size['markets']:,} markets · "
+            f"{size['files']:,} files · {size['bytes'] / 1e6:,.1f} MB · {size['pending_rows']:,} rows not on disk yet"
+            "</small></div>"
+        )
+
     def __dir__(self) -> list[str]:
         return ["copy_to", "incidents", "outages", "recheck", "repair", "revisions", "size", "verify"]
 
