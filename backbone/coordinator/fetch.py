@@ -36,6 +36,7 @@ from backbone.routing.rest import Reply, RestClient
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask, instruments_ask, markets_ask
 from backbone.settings import Settings
 from backbone.storage.candles import CandleStore
+from backbone.storage.memo import FrameMemo
 from backbone.timeframe import Timeframe
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Coordinator:
             memory_bytes=settings.memory_bytes,
             group_commit_s=settings.group_commit_s,
         )
+        self.memo = None if settings.is_remote else FrameMemo(Path(settings.data_dir) / "memo")
         self.rest = RestClient(settings.rest_url, clock=clock)
         self._critical = self.rest.critical()
         self.limiter = _open_limiter(settings, clock)

@@ -385,6 +385,11 @@ class CandleStore:
             ledger = ledger.proved(page.proof, page.fresh)
         return ledger.due(now_us).clip(span)
 
+    def is_settled(self, market: str, timeframe: Timeframe, span: Span) -> bool:
+        """Whether what is held of `span` is on disk and none of it is provisional."""
+        series = self._series(market, timeframe)
+        return not self._pages(series, span) and not self._ledger(series, span).due(EVER.end).touches(span)
+
     def oldest(self, market: str, timeframe: Timeframe) -> int | None:
         """Open of the oldest candle held; None where none is."""
         series = self._series(market, timeframe)

@@ -14,6 +14,8 @@ import logging
 import os
 import pickle
 import stat
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_LATELY = 512  # asks remembered
 _CHECKS = 8  # the folder is trimmed each time an eighth of the limit has been added
 
 
@@ -42,8 +45,39 @@ class FrameMemo:
         self._memory: Any = None
         self._remember: Any = None
         self._added = bytes_limit // _CHECKS  # what earlier processes left is looked at once
+        self._lock = threading.Lock()  # guards what was asked lately
+        self._asked: OrderedDict[tuple[str | int, ...], None] = OrderedDict()
         self.hits = 0
         self.misses = 0
+
+    def find(self, key: tuple[str | int, ...]) -> Any:
+        """The result kept for `key`, or None. A folder that is not there is not made, and nothing heavy loaded."""
+        if not self._folder.exists() or (self._memory is None and not self._open()):
+            return None
+
+        def gone() -> Any:
+            raise LookupError(key)
+
+        full = (*_versions(), *key)
+        try:
+            if not self._remember.check_call_in_cache(full, gone):
+                return None
+            found = self._remember(full, gone)
+        except (OSError, LookupError, ValueError, EOFError, pickle.PickleError) as exc:  # damaged, or trimmed meanwhile
+            _log.info("memo.not_found folder=%s %s", self._folder, exc)
+            return None
+        self.hits += 1
+        return found
+
+    def is_wanted(self, key: tuple[str | int, ...]) -> bool:
+        """Whether `key` was asked before in this process: what is asked once only is not worth keeping."""
+        with self._lock:
+            is_known = key in self._asked
+            self._asked[key] = None
+            self._asked.move_to_end(key)
+            if len(self._asked) > _LATELY:
+                self._asked.popitem(last=False)
+        return is_known
 
     def get(self, key: tuple[str | int, ...], make: Callable[[], T]) -> tuple[T, bool]:
         """The result for `key`, and whether it was loaded. `make` must depend on nothing but `key`."""

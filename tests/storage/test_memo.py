@@ -153,3 +153,27 @@ def test_memo_folder_stays_within_its_bytes(tmp_path: Path) -> None:
     assert size < 600_000
     memo.clear()
     assert memo.get(("KRW-BTC", 59), frame)[1] is False
+
+
+def test_memo_finds_only_what_was_kept(tmp_path: Path) -> None:
+    """Looking makes nothing, not even the folder; what was kept is found by every memo on the folder."""
+    memo = FrameMemo(tmp_path / "memo")
+    assert memo.find(KEY) is None
+    assert not (tmp_path / "memo").exists()
+    memo.get(KEY, frame)
+    again = FrameMemo(tmp_path / "memo")
+    pd.testing.assert_frame_equal(again.find(KEY), frame(), check_freq=False)
+    assert again.find((*KEY, "other")) is None
+    assert (again.hits, again.misses) == (1, 0)
+    (entry,) = (tmp_path / "memo").rglob("output.pkl")
+    entry.write_bytes(b"")
+    assert again.find(KEY) is None
+
+
+def test_memo_wants_what_is_asked_again(tmp_path: Path) -> None:
+    """The first ask is not worth keeping; of very many asks the oldest are forgotten."""
+    memo = FrameMemo(tmp_path / "memo")
+    assert [memo.is_wanted(KEY) for _ in range(3)] == [False, True, True]
+    for number in range(1000):
+        memo.is_wanted((*KEY, number))
+    assert not memo.is_wanted(KEY)
