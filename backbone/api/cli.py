@@ -1,7 +1,7 @@
 """The command line over `Backbone`: output formats and exit codes, nothing that a client does not offer.
 
-Exit codes: 0 done, 2 a wrong argument, 3 the answer is incomplete (what arrived is kept), 4 the venue failed,
-5 the disk failed, 130 interrupted.
+Exit codes: 0 done, 1 `verify` found problems, 2 a wrong argument, 3 the answer is incomplete (what arrived is kept),
+4 the venue failed, 5 the disk failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from backbone.errors import BackboneError, IncompleteError, InputError, StoreErr
 
 __all__ = ["main"]
 
+EXIT_PROBLEMS = 1
 EXIT_INPUT, EXIT_INCOMPLETE, EXIT_SOURCE, EXIT_STORE, EXIT_INTERRUPTED = 2, 3, 4, 5, 130
 
 _EPILOG = """\
@@ -26,6 +27,9 @@ first steps:
   backbone fetch KRW-BTC 1h --start 2024-01 --end 2024-02 --out january.csv
   backbone explain KRW-BTC 1m --start 2024-01                what that would take, asking nobody
   backbone coverage KRW-BTC 1m                               what is held, what is quiet, what is unknown
+  backbone watch KRW-BTC KRW-ETH                             live prices, until Ctrl-C
+  backbone status                                            the quota of this machine, the store, the verdict
+  backbone verify                                            prove every file of the store
   backbone size --markets KRW --timeframe 1m --since 2017    rows, gigabytes, requests and hours of that
 
 where data goes: --data-dir, or $BACKBONE_DATA_DIR, or data/ of a checkout, or your user data folder.
@@ -76,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     add.explain()
     add.coverage()
     add.markets()
+    add.watch()
+    add.status()
+    add.verify()
+    add.repair()
     add.bench()
     add.size()
     commands.add_parser("simulator", help="run the embedded exchange (see: backbone simulator --help)", add_help=False)
@@ -147,6 +155,33 @@ class _Commands:
         parser.add_argument("quote", nargs="?", help="one quote currency, such as KRW")
         self._client(parser)
 
+    def watch(self) -> None:
+        parser = self._add("watch", _watch, "live prices in the terminal, until Ctrl-C", _watch.__doc__ or "")
+        parser.add_argument("markets", nargs="+", help="markets, or one quote currency (KRW)")
+        parser.add_argument("--once", action="store_true", help="show the table once and end")
+        parser.add_argument("--seconds", type=float, help="end after that many seconds")
+        parser.add_argument("--plain", action="store_true", help="no colours")
+        self._client(parser)
+
+    def status(self) -> None:
+        parser = self._add(
+            "status", _status, "the quota of this machine, the store, the verdict", _status.__doc__ or ""
+        )
+        parser.add_argument("--json", action="store_true", help="as JSON, for scripts")
+        self._client(parser)
+
+    def verify(self) -> None:
+        parser = self._add("verify", _verify, "prove the store: a line a problem", _verify.__doc__ or "")
+        parser.add_argument("market", nargs="?", help="one market; default: all")
+        parser.add_argument("timeframe", nargs="?", help="one timeframe; default: all")
+        parser.add_argument("--against-venue", action="store_true", help="compare with the venue's own candles, too")
+        parser.add_argument("--start", help="of that comparison; default: the newest 200 candles of each")
+        parser.add_argument("--end", help="of that comparison")
+        self._client(parser)
+
+    def repair(self) -> None:
+        parser = self._add("repair", _repair, "mend what verify finds; nothing is deleted", _repair.__doc__ or "")
+        self._client(parser)
 
     def size(self) -> None:
         parser = self._add("size", _size, "rows, bytes, requests and hours, before they are spent", _size.__doc__ or "")
@@ -182,16 +217,20 @@ def _fetch(options: argparse.Namespace) -> int:
     if options.out is not None and options.out.suffix not in (".parquet", ".csv"):
         raise InputError("--out", str(options.out), "a file that ends in .parquet or .csv")
     with _open(options) as client:
-        frame = client.candles(
-            options.market,
-            options.timeframe,
-            options.start,
-            options.end,
-            count=options.count,
-            fill=options.fill,
-            priority=options.priority,
-            offline=options.offline,
-        )
+        try:
+            frame = client.candles(
+                options.market,
+                options.timeframe,
+                options.start,
+                options.end,
+                count=options.count,
+                fill=options.fill,
+                priority=options.priority,
+                offline=options.offline,
+            )
+        except KeyboardInterrupt:
+            print(_interrupted(client, options), file=sys.stderr)
+            return EXIT_INTERRUPTED
         _say(frame, f"{options.market} {options.timeframe}")
         if options.out is None:
             _show(frame)
@@ -199,6 +238,16 @@ def _fetch(options: argparse.Namespace) -> int:
             _write(frame, options.out)
         print(f"kept in {client.data_dir}")
     return 0
+
+
+def _interrupted(client: Any, options: argparse.Namespace) -> str:
+    """What was kept, and how to go on."""
+    said = "\ninterrupted: every page that arrived is kept"
+    if options.start is not None and options.count is None:
+        plan = client.explain(options.market, options.timeframe, options.start, options.end)
+        held = [f"  {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}" for start, end in plan.cached]
+        said = "\n".join([f"{said} in {client.data_dir}", *held, f"still to fetch: {plan.pages} pages"])
+    return f"{said}\nthe same command goes on from there"
 
 
 def _write(frame: Any, path: Path) -> None:
@@ -234,11 +283,7 @@ def _show(frame: Any, rows: int = 5) -> None:
 def _explain(options: argparse.Namespace) -> int:
     with _open(options) as client:
         plan = client.explain(options.market, options.timeframe, options.start, options.end)
-    print(f"{plan.market} {plan.timeframe}, {plan.start:%Y-%m-%d %H:%M} to {plan.end:%Y-%m-%d %H:%M %Z}")
-    for name, spans in (("held", plan.cached), ("foldable from 1m", plan.derived), ("to fetch", plan.gaps)):
-        for start, end in spans:
-            print(f"  {name:17} {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}")
-    print(f"  {plan.pages} pages, about {plan.seconds:.1f} s at the legal rate")
+    print(plan)
     return 0
 
 
@@ -257,6 +302,86 @@ def _markets(options: argparse.Namespace) -> int:
         frame = client.markets(options.quote)
     print(frame.to_string())
     return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    """The newest price of each market, redrawn in place as it changes, until Ctrl-C. Rising prices are red, falling
+    ones blue. Where the output is no terminal each change is a line: time, market, price, change, source.
+    """
+    from backbone.api.terminal import watch
+
+    if options.seconds is not None and not options.seconds > 0:
+        raise InputError("--seconds", options.seconds, "more than 0")
+    markets = options.markets[0] if len(options.markets) == 1 else options.markets
+    with _open(options) as client, client.live(markets) as table:
+        if options.once:
+            view = table.view()
+            view.refresh(force=True)
+            print(view.text())
+            return 0
+        try:
+            watch(
+                table,
+                sys.stdout,
+                clock=client._clock,
+                zone=client.tz,
+                seconds=options.seconds,
+                coloured=not options.plain,
+            )
+        except KeyboardInterrupt:
+            return 0  # how one stops looking
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    """What the processes of this machine have used of the running second's quota, what the store holds, and whether all
+    is well. Asks nobody.
+    """
+    with _open(options) as client:
+        if options.json:
+            import json
+
+            from backbone.api.watching import status_facts
+
+            print(json.dumps(status_facts(client) | {"store": client.store.size()}, indent=2, default=str))
+        else:
+            print(client.dashboard().text())
+            print(f"\n{client!r}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    """Reads every file of the store and proves it: seals, order, coverage, candles. With --against-venue the newest
+    candles (or a range) are fetched again and compared to the last digit. Ends with 1 where something is wrong.
+    """
+    with _open(options) as client:
+        against = "venue" if options.against_venue else None
+        found = client.store.verify(
+            options.market, options.timeframe, against=against, start=options.start, end=options.end
+        )
+        size = client.store.size()
+    if len(found):
+        _say_problems(found)
+        print(f"{len(found)} problems; `backbone repair` mends what can be mended", file=sys.stderr)
+        return EXIT_PROBLEMS
+    print(f"all is well: {size['files']} files of {size['markets']} markets, {size['bytes'] / 1e6:.1f} MB")
+    return 0
+
+
+def _repair(options: argparse.Namespace) -> int:
+    """Sets damaged files aside, and drops claims that nothing stands behind. What is lost that way is unknown again and
+    asked for at the next fetch. Nothing is deleted.
+    """
+    with _open(options) as client:
+        done = client.store.repair()
+    _say_problems(done)
+    print(f"{len(done)} mended" if len(done) else "nothing to mend")
+    return 0
+
+
+def _say_problems(found: Any) -> None:
+    for row in found.to_dict("records"):
+        print(f"{row['kind']}: {row['market']} {row['timeframe']}  {row['path']}\n    {row['detail']}")
 
 
 def _size(options: argparse.Namespace) -> int:
