@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from backbone.api.times import in_zone
 from backbone.errors import BackboneError, IncompleteError, InputError, StoreError
 
 __all__ = ["main"]
@@ -216,28 +217,39 @@ def _fetch(options: argparse.Namespace) -> int:
     """Fetch candles. What is held is not asked again; what arrives is kept, also when the rest fails."""
     if options.out is not None and options.out.suffix not in (".parquet", ".csv"):
         raise InputError("--out", str(options.out), "a file that ends in .parquet or .csv")
-    with _open(options) as client:
-        try:
-            frame = client.candles(
-                options.market,
-                options.timeframe,
-                options.start,
-                options.end,
-                count=options.count,
-                fill=options.fill,
-                priority=options.priority,
-                offline=options.offline,
-            )
-        except KeyboardInterrupt:
+    try:
+        with _open(options) as client:
+            frame = _fetched(client, options)
+            _say(frame, f"{options.market} {options.timeframe}")
+            if options.out is None:
+                _show(frame)
+            else:
+                _write(frame, options.out)
+            print(f"kept in {client.data_dir}")
+    except KeyboardInterrupt:
+        with _open(options) as client:  # the one before has stored by now what was still on its way
             print(_interrupted(client, options), file=sys.stderr)
-            return EXIT_INTERRUPTED
-        _say(frame, f"{options.market} {options.timeframe}")
-        if options.out is None:
-            _show(frame)
-        else:
-            _write(frame, options.out)
-        print(f"kept in {client.data_dir}")
+        return EXIT_INTERRUPTED
     return 0
+
+
+def _fetched(client: Any, options: argparse.Namespace) -> Any:
+    try:
+        return client.candles(
+            options.market,
+            options.timeframe,
+            options.start,
+            options.end,
+            count=options.count,
+            fill=options.fill,
+            priority=options.priority,
+            offline=options.offline,
+        )
+    except KeyboardInterrupt:
+        for name in ("start", "end"):  # as absolute times: what 3d meant, nobody need be asked again
+            if getattr(options, name) is not None:
+                setattr(options, name, in_zone(client._time(name, getattr(options, name)), client.tz))
+        raise
 
 
 def _interrupted(client: Any, options: argparse.Namespace) -> str:
