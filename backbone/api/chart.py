@@ -123,7 +123,7 @@ class _Follower:
             table.stop()
             raise
         self._table = table
-        weakref.finalize(self, _let_go, asyncio.get_running_loop(), table).atexit = False
+        _stop_with(self, table)
         return [table.latest(self._market)]
 
     def _rows_of(self, record: object) -> list[CandleRow]:
@@ -164,6 +164,15 @@ class _Follower:
         except IncompleteError as error:
             frame = error.frame
         return _rows(frame)
+
+
+def _stop_with(follower: _Follower, table: LiveTable) -> None:
+    """Have `table` stopped when its chart is collected. Without a loop (a thread shows it) the client ends it."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    weakref.finalize(follower, _let_go, loop, table).atexit = False
 
 
 def _let_go(loop: asyncio.AbstractEventLoop, table: LiveTable) -> None:
