@@ -727,7 +727,8 @@ class CandleFetcher:
 
 
 def _out_of_reach(start_us: int) -> InputError:
-    return InputError("start", start_us, "1-second candles exist for the last three months only")
+    start = f"{np.datetime64(start_us, 'us').astype('datetime64[s]')}Z"
+    return InputError("start", start, "the venue keeps 1-second candles for the last three months only")
 
 
 class _Locked:
