@@ -89,7 +89,16 @@ class Job:
         """
         if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1:
             raise InputError("ahead", ahead, "a whole number, 1 or more")
-        return (self._frame([answer]) for answer in self._job.sections(ahead))
+        return self._sections(ahead)
+
+    def _sections(self, ahead: int) -> Iterator[Any]:
+        for answer in self._job.sections(ahead):
+            frame = self._frame([answer])
+            error = incomplete([answer], self._job.timeframe)
+            if error is not None:
+                error.frame = frame
+                raise error
+            yield frame
 
     def wait(self, timeout: float | None = None, *, on_interrupt: str = "keep", progress: bool | None = None) -> Job:
         """Block until it ended, with a bar where somebody can see it; returns the job.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from backbone.clock import Clock
-from backbone.coordinator.candles import CandleAnswer, CandleFetcher, Pending, incomplete
+from backbone.coordinator.candles import CandleAnswer, CandleFetcher, Pending
 from backbone.errors import BackboneError, ClosedError, StoreError
 from backbone.model import Priority, Span
 from backbone.timeframe import TIMEFRAMES, Timeframe
@@ -294,7 +294,10 @@ class CandleJob:
         return True
 
     def sections(self, ahead: int) -> Iterator[CandleAnswer]:
-        """Each finished section, in time order; the job runs at most `ahead` sections before the one taken last."""
+        """Each finished section, in time order; the job runs at most `ahead` sections before the one taken last.
+
+        What could not be had of a section is in its answer's ``gaps``.
+        """
         with self.changed:
             self._ahead, self._taken = ahead, 0
         try:
@@ -308,7 +311,8 @@ class CandleJob:
                             return
                         self._clock.wait(self.changed, 0.2)
                     section = self._sections[at]
-                yield self._answer(section)
+                assert section.pending is not None
+                yield self._fetcher.answer(section.pending)
                 at += 1
                 with self.changed:
                     self._taken = at
@@ -317,14 +321,6 @@ class CandleJob:
             with self.changed:
                 self._ahead = None
             self.advance()
-
-    def _answer(self, section: _Section) -> CandleAnswer:
-        assert section.pending is not None
-        answer = self._fetcher.answer(section.pending)
-        error = incomplete([answer], self.timeframe)
-        if error is not None:
-            raise error
-        return answer
 
     def answers(self) -> list[CandleAnswer]:
         """What there now is of each market's whole span, with all causes of what is missing."""

@@ -244,3 +244,16 @@ def test_truth_from_a_hundred_threads_is_one_truth(own_venue: SimulatorServer, t
         assert len(asked) == len(set(asked)), "identical pages are asked once"
         assert len(asked) <= 5 * 6
         assert client.store.verify().empty
+
+
+def test_truth_of_a_section_that_is_incomplete_has_its_part(own_venue: SimulatorServer, tmp_path: Path) -> None:
+    """A section that could not be had in full raises with what arrived and what is missing."""
+    with Backbone(data_dir=tmp_path, rest_url=own_venue.rest_url) as client:
+        client.candles("KRW-BTC", "1m", START, "2025-08-22T02:00:00Z")
+        own_venue.faults.add("garbage", match="/v1/candles", times=None)
+        sections = client.backfill("KRW-BTC", "1m", START, END).sections()
+        with pytest.raises(IncompleteError) as caught:
+            next(sections)
+        assert len(caught.value.frame) == 120
+        assert facts(caught.value.frame)["unknown"] == 240
+        assert caught.value.gaps

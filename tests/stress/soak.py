@@ -1,0 +1,551 @@
+"""A day of mixed use in accelerated time, while everything goes wrong now and then.
+
+``python -m tests.stress.soak --minutes 5 --seed 1`` runs the embedded exchange in a process of its own, its clock so
+fast that a day passes, under a script of random faults: refusals, blocks, resets, cut and garbled bodies, lies, delays,
+outages of the network and of the market, socket drops. Two clients on one folder are used by a bot, a screener, a
+chart, backtests, live tables and an auditor. Every answer is compared with the exchange's own history. Counted: answers
+that are right, honest errors (of the error tree, with a part that is right), and everything else, which must stay below
+one in a thousand; memory, threads and descriptors. Exits with 1 where one of them is not as it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing import resource_tracker
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from backbone import Backbone
+from backbone.errors import BackboneError, IncompleteError, InputError
+from backbone.model import CANDLE_COLUMNS, Span
+from backbone.simulator import Exchange, SimulatorServer
+from backbone.storage.coverage import EVER
+from backbone.timeframe import TIMEFRAMES
+
+NOW = "2025-08-22T09:00:00Z"
+DAY_S = 86_400
+MARKETS = ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE", "KRW-THETA", "KRW-CARV", "BTC-ETH"]
+LIMIT = 100  # requests a second of each group: ten times the venue's, so that a minute is worth ten
+CALL_S = 45.0  # no call may take longer
+FLAT = 1.25  # how much larger the process may be at the end than after its first fifth
+
+_ANY, _CANDLES = "/v1/", "/v1/candles"
+FAULTS: list[tuple[str, str, dict[str, Any]]] = [
+    ("429", _ANY, {}),
+    ("429", _ANY, {"body": "json"}),
+    ("500", _ANY, {}),
+    ("502-html", _ANY, {}),
+    ("reset", _ANY, {}),
+    ("cut", _ANY, {}),
+    ("garbage", _ANY, {}),
+    ("slow", _ANY, {"seconds": 0.4}),
+    ("stall", _ANY, {"seconds": 1.5}),
+    ("numbers", _ANY, {}),
+    ("gzip-off", _ANY, {}),
+    ("empty", _CANDLES, {}),
+    ("short", _CANDLES, {}),
+    ("duplicate", _CANDLES, {}),
+    ("disorder", _CANDLES, {}),
+    ("wrong-market", _CANDLES, {}),
+    ("off-grid", _CANDLES, {}),
+    ("bad-ohlc", _CANDLES, {}),
+    ("beyond", _CANDLES, {}),
+    ("ws-drop", "/websocket/v1", {}),
+    ("ws-stall", "/websocket/v1", {"seconds": 2}),
+    ("ws-garbage", "/websocket/v1", {}),
+    ("ws-slow", "/websocket/v1", {"seconds": 0.2}),
+    ("ws-refuse", "/websocket/v1", {"status": 503}),
+]
+"""Kind, what it applies to, options."""
+RARE = ("418", "unplugged", "outage")
+
+
+# ---------------------------------------------------------------------------------------------- the exchange's side
+
+
+def serve(line: Any, seed: int, speed: float, limit: int) -> None:
+    """The exchange, and the judge of what clients say that it said."""
+    judge = Exchange(seed, markets=MARKETS)
+    with SimulatorServer(seed=seed, now=NOW, speed=speed, limit=limit, markets=MARKETS, ban_after=10_000) as venue:
+        line.send((venue.rest_url, venue.ws_url))
+        while True:
+            word, *args = line.recv()
+            if word == "end":
+                line.send(len(venue.requests))
+                return
+            if word == "judge":
+                line.send(_verdict(judge, *args))
+            else:
+                line.send(_change(venue, judge, word, *args))
+
+
+def _change(venue: SimulatorServer, judge: Exchange, word: str, *args: Any) -> int:
+    """Do what the fault script says; returns the exchange's time."""
+    if word == "fault":
+        kind, match, options = args
+        venue.faults.add(kind, match=match, times=1, **options)
+    elif word == "outage":  # in which nobody trades, from a minute of the future on
+        start = TIMEFRAMES["1m"].ceil(venue.clock.now_us() + 120_000_000)
+        venue.faults.add("outage", start=start, end=start + 240_000_000)
+        judge.close_span(Span(start, start + 240_000_000))
+    elif word == "unplug":
+        venue.pause()
+    elif word == "plug":
+        venue.resume()
+    return venue.clock.now_us()
+
+
+def _verdict(judge: Exchange, market: str, timeframe: str, whole: Any, times: Any, columns: dict[str, Any]) -> str:
+    """What is wrong with candles: a row that is not the exchange's, or, of a whole span, one that is missing."""
+    if not len(times) and whole is None:
+        return ""
+    step = TIMEFRAMES[timeframe]
+    start, end = whole if whole is not None else (int(times[0]), step.next(int(times[-1])))
+    table = judge.candle_table(market, timeframe, start, end)
+    known = table.column("time").to_numpy().astype("datetime64[us]").astype(np.int64)
+    if whole is not None and len(known) != len(times):
+        return f"{market} {timeframe}: {len(times)} rows where {len(known)} are"
+    at = np.searchsorted(known, times)
+    if len(times) and (at[-1] >= len(known) or (known[at] != times).any()):
+        return f"{market} {timeframe}: a row that does not exist"
+    for name in CANDLE_COLUMNS:
+        theirs = table.column(name).to_numpy()[at]
+        close = np.isclose(columns[name], theirs, rtol=1e-9, atol=0) if name in ("volume", "value") else None
+        if not (columns[name] == theirs if close is None else close).all():
+            return f"{market} {timeframe}: {name} differs"
+    return ""
+
+
+class Line:
+    """The exchange's process: one question at a time."""
+
+    def __init__(self, seed: int, speed: float, limit: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=serve, args=(there, seed, speed, limit), daemon=True)
+        self._process.start()
+        self.rest_url, self.ws_url = self._here.recv()
+        self._lock = threading.Lock()
+
+    def ask(self, *words: Any) -> Any:
+        with self._lock:
+            self._here.send(words)
+            return self._here.recv()
+
+    def judge(self, frame: pd.DataFrame, market: str, timeframe: str, whole: tuple[int, int] | None = None) -> str:
+        """What is wrong with a candle frame; empty where nothing is."""
+        times = frame.index.tz_convert(None).to_numpy().astype("datetime64[us]").astype(np.int64)
+        columns = {name: frame[name].to_numpy() for name in CANDLE_COLUMNS}
+        return str(self.ask("judge", market, timeframe, whole, times, columns))
+
+    def close(self) -> int:
+        sent = int(self.ask("end"))
+        self._process.join(20)
+        self._process.close()
+        self._here.close()
+        return sent
+
+
+# ---------------------------------------------------------------------------------------------------- the clients' side
+
+
+@dataclass
+class Tally:
+    """What was asked and what came of it. Guarded by its lock while the soak runs."""
+
+    calls: Counter[str] = field(default_factory=Counter)
+    right: int = 0
+    honest: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    requests: int = 0
+    hours: float = 0.0
+    rows: int = 0
+    slowest_s: float = 0.0
+    memory_mb: list[float] = field(default_factory=list)
+    threads: tuple[int, int] = (0, 0)
+    descriptors: tuple[int, int] = (0, 0)
+    live_frames: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def total(self) -> int:
+        return sum(self.calls.values())
+
+    @property
+    def availability(self) -> float:
+        """Share of calls that were answered right or with an honest error."""
+        return 1 - len(self.wrong) / max(1, self.total)
+
+    @property
+    def growth(self) -> float:
+        """Memory at the end against what it was after the first fifth (medians of a tenth)."""
+        tenth = max(1, len(self.memory_mb) // 10)
+        begin = sorted(self.memory_mb[2 * tenth : 3 * tenth] or self.memory_mb)
+        end = sorted(self.memory_mb[-tenth:])
+        return end[len(end) // 2] / begin[len(begin) // 2]
+
+    def problems(self) -> list[str]:
+        found = list(self.wrong)
+        if self.growth > FLAT:
+            found.append(f"memory grew to {self.growth:.2f} times what it was")
+        for name, (before, after) in (("threads", self.threads), ("descriptors", self.descriptors)):
+            if after > before:
+                found.append(f"{after - before} {name} were left")
+        return found
+
+    @property
+    def is_clean(self) -> bool:
+        return self.availability >= 0.999 and not self.problems()[len(self.wrong) :]
+
+    def told(self) -> str:
+        errors = " ".join(f"{name} {number}" for name, number in self.honest.most_common())
+        return (
+            f"{self.hours:.1f} hours of the exchange · calls {self.total} · answered right {self.right} "
+            f"({self.right / max(1, self.total):.2%}) · honest errors {sum(self.honest.values())} ({errors}) · "
+            f"neither {len(self.wrong)} · availability {self.availability:.3%} · faults {sum(self.faults.values())} of "
+            f"{len(self.faults)} kinds · requests {self.requests} · rows compared {self.rows} · "
+            f"live frames {self.live_frames} · slowest call {self.slowest_s:.1f} s · "
+            f"memory {self.memory_mb[0]:.0f} → {self.memory_mb[-1]:.0f} MB (growth {self.growth:.2f}) · "
+            f"threads left {max(0, self.threads[1] - self.threads[0])} · "
+            f"descriptors left {max(0, self.descriptors[1] - self.descriptors[0])}"
+        )
+
+
+class User:
+    """One kind of use: `act` is one call, and returns what is wrong with its answer (empty: nothing)."""
+
+    def __init__(self, name: str, soak: Soak, act: Callable[[User], str], pause_s: float) -> None:
+        self.name, self.soak, self.chance = name, soak, random.Random(f"{soak.seed} {name}")
+        self._act, self._pause_s = act, pause_s
+        self.thread = threading.Thread(target=self._run, name=f"soak-{name}")
+
+    @property
+    def client(self) -> Backbone:
+        return self.chance.choice(self.soak.clients)
+
+    def _run(self) -> None:
+        while not self.soak.over.wait(self._pause_s * self.chance.uniform(0.5, 1.5)):
+            began_s = time.monotonic()
+            wrong, honest = "", ""
+            try:
+                wrong = self._act(self)
+            except InputError as exc:
+                wrong = f"{self.name}: {exc!r}"
+            except IncompleteError as exc:
+                honest, wrong = type(exc.causes[0]).__name__ if exc.causes else "Incomplete", self._part(exc)
+            except BackboneError as exc:
+                honest = type(exc).__name__
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it is counted
+                wrong = f"{self.name}: {exc!r}"
+            took_s = time.monotonic() - began_s
+            if took_s > CALL_S:
+                wrong = wrong or f"{self.name}: took {took_s:.0f} s"
+            self.soak.count(self.name, wrong, honest, took_s)
+
+    def _part(self, exc: IncompleteError) -> str:
+        """An incomplete answer is honest if it says what is missing and its part is right."""
+        if not exc.gaps or exc.frame is None:
+            return f"{self.name}: incomplete, and does not say what is missing"
+        frame, place = exc.frame, getattr(self, "asked", None)
+        if place is None or "close" not in frame or "market" in frame or not len(frame):
+            return ""
+        return self.soak.line.judge(frame.drop(columns=["forming", "synthetic"], errors="ignore"), *place)
+
+
+class Soak:
+    """The whole: an exchange, two clients, their users, and the fault script."""
+
+    def __init__(self, seed: int, seconds: float, hours: float, fault_every_s: float) -> None:
+        self.seed, self._seconds, self._every_s = seed, seconds, fault_every_s
+        self.tally = Tally()
+        self.over = threading.Event()
+        self.clients: list[Backbone] = []
+        self._hours = hours
+
+    def run(self) -> Tally:
+        resource_tracker.ensure_running()  # multiprocessing keeps it
+        before = _threads(), _descriptors()
+        folder = tempfile.mkdtemp(prefix="backbone-soak-")
+        speed = self._hours * 3600 / self._seconds
+        self.line = Line(self.seed, speed, LIMIT)
+        try:
+            self.clients = [self._client(folder, speed) for _ in range(2)]
+            began_us = self.line.ask("now")
+            self._live_through(self._users())
+            self.tally.hours = (self.line.ask("now") - began_us) / 3.6e9
+            self._judge_store()
+            for client in self.clients:
+                client.close()
+        finally:
+            self.over.set()
+            self.tally.requests = self.line.close()
+            shutil.rmtree(folder, ignore_errors=True)
+        gc.collect()
+        after = _settled(before)
+        self.tally.threads, self.tally.descriptors = (before[0], after[0]), (before[1], after[1])
+        return self.tally
+
+    def _client(self, folder: str, speed: float) -> Backbone:
+        """A client whose grace is as long as ever in real time: an answer is not made in an instant."""
+        client = Backbone(data_dir=folder, rest_url=self.line.rest_url, ws_url=self.line.ws_url, tz="UTC")
+        client._settings = replace(client._settings, close_grace_s=max(3.0, 0.5 * speed), memory_bytes=16 << 20)
+        return client
+
+    def _users(self) -> list[User]:
+        kinds: list[tuple[str, Callable[[User], str], float]] = [
+            ("bot", bot, 0.03),
+            ("screener", screener, 0.3),
+            ("chart", chart, 0.1),
+            ("chart-2", chart, 0.1),
+            ("backtest", backtest, 0.1),
+            ("backtest-2", backtest, 0.1),
+            ("reader", reader, 0.02),
+            ("live", live, 0.5),
+            ("auditor", auditor, 2.0),
+        ]
+        return [User(name, self, act, pause_s) for name, act, pause_s in kinds]
+
+    def _live_through(self, users: Sequence[User]) -> None:
+        for user in users:
+            user.thread.start()
+        end_s = time.monotonic() + self._seconds
+        chance = random.Random(self.seed)
+        while time.monotonic() < end_s:
+            self.over.wait(self._every_s * chance.uniform(0.5, 1.5))
+            self._misfortune(chance)
+            self.tally.memory_mb.append(_memory_mb())
+        self.over.set()
+        for user in users:
+            user.thread.join(2 * CALL_S)
+            if user.thread.is_alive():
+                self.count(user.name, f"{user.name} is stuck", "", 0.0)
+
+    def _misfortune(self, chance: random.Random) -> None:
+        if chance.random() > 0.03:
+            kind, match, options = chance.choice(FAULTS)
+            self.line.ask("fault", kind, match, options)
+        else:
+            kind = chance.choice(RARE)
+            if kind == "418":
+                self.line.ask("fault", "418", _ANY, {"seconds": 1})
+            elif kind == "outage":
+                self.line.ask("outage")
+            else:
+                self.line.ask("unplug")
+                time.sleep(chance.uniform(0.2, 1.0))
+                self.line.ask("plug")
+        self.tally.faults[kind] += 1
+
+    def count(self, name: str, wrong: str, honest: str, took_s: float) -> None:
+        tally = self.tally
+        with tally.lock:
+            tally.calls[name] += 1
+            tally.slowest_s = max(tally.slowest_s, took_s)
+            if wrong:
+                tally.wrong.append(wrong)
+            elif honest:
+                tally.honest[honest] += 1
+            else:
+                tally.right += 1
+
+    def judged(self, frame: pd.DataFrame, market: str, timeframe: str, whole: tuple[int, int] | None = None) -> str:
+        with self.tally.lock:
+            self.tally.rows += len(frame)
+        return self.line.judge(frame, market, timeframe, whole)
+
+    def _judge_store(self) -> None:
+        """Whatever happened: the files are sound, and every row in them is the exchange's."""
+        client = self.clients[0]
+        problems = client.store.verify()
+        self.tally.wrong += [f"store: {row.kind} {row.detail}" for row in problems.itertuples()]
+        store = client._coordinator().store
+        for market, timeframe in store.series():
+            held = store.read(market, timeframe, EVER)
+            frame = held.table.to_pandas().set_index("time")
+            for span in held.covered:
+                rows = frame.loc[pd.Timestamp(span.start, unit="us", tz="UTC") : pd.Timestamp(span.end - 1, unit="us", tz="UTC")]
+                if wrong := self.judged(rows, market, timeframe.name, span):
+                    self.tally.wrong.append(f"store: {wrong}")
+
+
+def bot(user: User) -> str:
+    """What a trading bot asks: the present, urgently."""
+    market = user.chance.choice(MARKETS)
+    kind = user.chance.randrange(4)
+    if kind == 0:
+        frame = user.client.tickers(market, priority="critical", max_age=0)
+        return "" if (frame["price"] > 0).all() and frame.index.tolist() == [market] else f"ticker of {market}"
+    if kind == 1:
+        book = user.client.orderbooks(market, depth=5, priority="critical", max_age=0)
+        best = book.iloc[0]
+        return "" if not best.ask_price <= best.bid_price and len(book) <= 5 else f"order book of {market}"
+    if kind == 2:
+        trades = user.client.trades(market, 50, priority="critical")
+        is_right = trades["sequential_id"].is_unique and trades.index.is_monotonic_increasing
+        return "" if is_right and (trades["market"] == market).all() else f"trades of {market}"
+    user.asked = (market, "1m")  # type: ignore[attr-defined]
+    frame = user.client.candles(market, "1m", count=user.chance.randint(1, 50), priority="critical")
+    return user.soak.judged(frame, market, "1m")
+
+
+def screener(user: User) -> str:
+    """All KRW markets at once."""
+    frame = user.client.tickers("KRW", max_age=user.chance.choice([0.0, 1.0]))
+    is_right = (frame["price"] >= frame["low"]).all() and (frame["price"] <= frame["high"]).all()
+    return "" if is_right and len(frame) == len([m for m in MARKETS if m.startswith("KRW")]) else "tickers"
+
+
+def chart(user: User) -> str:
+    """The newest candles, the forming one as well."""
+    market, timeframe = user.chance.choice(MARKETS), user.chance.choice(["1m", "5m", "15m", "1h", "1d"])
+    user.asked = (market, timeframe)  # type: ignore[attr-defined]
+    count = user.chance.choice([20, 200, 400])
+    is_forming = user.chance.random() < 0.5
+    frame = user.client.candles(market, timeframe, count=count, include_forming=is_forming)
+    if is_forming:
+        frame = frame[~frame["forming"]].drop(columns="forming")
+    return user.soak.judged(frame, market, timeframe)
+
+
+def backtest(user: User) -> str:
+    """A stretch of history in the background, section by section."""
+    market, timeframe, start, end = _stretch(user, 3000)
+    sections = list(user.client.backfill(market, timeframe, start, end).sections())
+    return user.soak.judged(pd.concat(sections), market, timeframe, (_us(start), _us(end)))
+
+
+def reader(user: User) -> str:
+    """A range of the past, filled or not."""
+    market, timeframe, start, end = _stretch(user, 600)
+    fill = user.chance.choice([None, None, "ffill", "nan"])
+    frame = user.client.candles(market, timeframe, start, end, fill=fill)
+    if fill:
+        frame = frame[~frame["synthetic"]].drop(columns="synthetic")
+    return user.soak.judged(frame, market, timeframe, (_us(start), _us(end)))
+
+
+def _stretch(user: User, slots: int) -> tuple[str, str, pd.Timestamp, pd.Timestamp]:
+    market, timeframe = user.chance.choice(MARKETS), user.chance.choice(["1m", "1m", "5m", "1h"])
+    user.asked = (market, timeframe)  # type: ignore[attr-defined]
+    step = pd.Timedelta(TIMEFRAMES[timeframe].step_us, unit="us")
+    end = pd.Timestamp(NOW) - step * user.chance.randrange(4 * slots)
+    end = end.floor(step)
+    return market, timeframe, end - step * user.chance.randint(1, slots), end
+
+
+def live(user: User) -> str:
+    """A live table for a moment."""
+    markets = user.chance.sample(MARKETS, 4)
+    with user.client.live(markets, ("ticker", "trade", "candle.1m")) as table:
+        for _ in range(user.chance.randint(1, 20)):
+            if user.soak.over.wait(0.1):
+                break
+            frame = table.frame("ticker")
+            user.soak.tally.live_frames += 1
+            if not set(frame.index) <= set(markets) or not (frame["price"] > 0).all():
+                return "live table"
+    return ""
+
+
+def auditor(user: User) -> str:
+    """The proof of the files, and what the store says of itself."""
+    client = user.client
+    problems = client.store.verify()
+    market = user.chance.choice(MARKETS)
+    coverage = client.coverage(market, "1m")
+    client.store.outages()
+    client.status()
+    client.health()
+    if not (coverage["start"].iloc[1:].to_numpy() == coverage["end"].iloc[:-1].to_numpy()).all():
+        return f"coverage of {market} has holes"
+    return "" if problems.empty else f"store: {problems.to_dict('records')[:3]}"
+
+
+def _us(stamp: pd.Timestamp) -> int:
+    return int(stamp.tz_convert(None).to_datetime64().astype("datetime64[us]").astype(np.int64))
+
+
+def _memory_mb() -> float:
+    """Resident memory of this process."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _threads() -> int:
+    return sum(thread.name.startswith("backbone-") for thread in threading.enumerate())
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
+def _settled(before: tuple[int, int]) -> tuple[int, int]:
+    """Threads and descriptors, once those that are about to end have ended."""
+    deadline = time.monotonic() + 10
+    while True:
+        after = _threads(), _descriptors()
+        if (after[0] <= before[0] and after[1] <= before[1]) or time.monotonic() > deadline:
+            return after
+        time.sleep(0.1)
+
+
+@contextmanager
+def _ten_times_the_rate() -> Iterator[None]:
+    """The machine's ledger, with the limit that this exchange grants."""
+    from backbone.coordinator import fetch, ledger
+    from backbone.coordinator.ratelimit import Rules
+
+    real = fetch.MachineLimiter
+    fetch.MachineLimiter = lambda url, clock: ledger.MachineLimiter(  # type: ignore[assignment,misc]
+        url, clock, rules=Rules(limit=LIMIT)
+    )
+    try:
+        yield
+    finally:
+        fetch.MachineLimiter = real  # type: ignore[misc]
+
+
+def run(seed: int, seconds: float, *, hours: float = 24.0, fault_every_s: float = 0.6) -> Tally:
+    """One soak: `hours` of the exchange in `seconds`."""
+    with _ten_times_the_rate():
+        return Soak(seed, seconds, hours, fault_every_s).run()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--hours", type=float, default=24.0, help="of the exchange, in that time")
+    options = parser.parse_args(argv)
+    logging.disable()
+    tally = run(options.seed, options.minutes * 60, hours=options.hours)
+    print(f"soak: {tally.told()}")
+    for problem in tally.problems()[:20]:
+        print(" ", problem)
+    return 0 if tally.is_clean else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
