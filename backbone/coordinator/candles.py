@@ -183,8 +183,10 @@ class _Ticket:
         return candles_ask(series.market, series.timeframe, to_us, self._page.count)
 
     def done(self, ask: Ask | None, outcome: Reply | BackboneError) -> None:
-        if self._page is not None:  # a ticket whose turn never came has nothing to tell
+        if self._page is not None:
             self._fetcher._arrived(self._pending, self._page, outcome)
+        elif isinstance(outcome, BackboneError):  # its turn never came: a ban or a close ended the whole queue
+            self._fetcher._ended(self._pending, outcome)
 
 
 class CandleFetcher:
@@ -538,6 +540,15 @@ class CandleFetcher:
         for done in finished:
             self._finish(done)
         self._top_up(series)
+
+    def _ended(self, pending: Pending, cause: BackboneError) -> None:
+        """The queue lost a ticket of `pending` before it asked anything: what is still missing will not be had."""
+        series = pending.series
+        with series.changed:
+            series.queued[pending.want] = max(0, series.queued.get(pending.want, 0) - 1)
+            series.plan.give_up(pending.want, cause)
+            series.changed.notify_all()
+        self._finish(pending)
 
     def _accept(self, series: _Series, pending: Pending, page: Page, reply: CandlePage) -> int:
         """Store what a reply proves and settle its page; how many of its rows `pending` had waited for.

@@ -14,7 +14,7 @@ import pytest
 from backbone.clock import VenueClock
 from backbone.coordinator.candles import CandleAnswer, CandleFetcher
 from backbone.coordinator.ranges import CandleRanges, Range
-from backbone.errors import BackboneError, PayloadError, StoreError, UnreachableError
+from backbone.errors import BackboneError, PayloadError, RateLimitedError, StoreError, UnreachableError
 from backbone.model import Priority, Span
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask
@@ -101,8 +101,12 @@ class Desk:
         self._tickets: deque[tuple[Any, Any]] = deque()
         self._busy = False
         self.later: list[tuple[float, Callable[[], None]]] = []
+        self.bans: BackboneError | None = None
 
     def submit(self, group: str, priority: Priority, bind: Any, done: Any) -> None:
+        if self.bans is not None:
+            done(None, self.bans)
+            return
         self._tickets.append((bind, done))
         if self._busy:
             return
@@ -426,3 +430,18 @@ def test_seconds_are_not_given_up_on_the_word_of_a_wrong_clock(tmp_path: Path) -
     world = World(tmp_path, ahead=200 * 86_400)
     answer = world.candles(NOW - 60_000_000, NOW - 30_000_000, timeframe=SECOND)
     assert (answer.table.num_rows, answer.gaps) == (30, ())
+
+
+def test_candles_ban_by_another_request_ends_the_wait(tmp_path: Path) -> None:
+    """Whose pages were still queued when the venue blocked the address is told, and does not wait for ever."""
+    world = World(tmp_path)
+    world.desk.bans = RateLimitedError("blocked", banned=True)
+    ended: list[Any] = []
+    pending = world.fetcher.begin(
+        MARKET, MINUTE, Span(NOW - HOUR_US, MINUTE.floor(NOW)), Priority.NORMAL, on_done=ended.append
+    )
+    assert pending.is_done
+    assert ended == [pending]
+    answer = world.fetcher.answer(pending)
+    assert answer.unknown == 60
+    assert answer.causes == (world.desk.bans,)
