@@ -438,7 +438,7 @@ def test_candles_ban_by_another_request_ends_the_wait(tmp_path: Path) -> None:
     world.desk.bans = RateLimitedError("blocked", banned=True)
     ended: list[Any] = []
     pending = world.fetcher.begin(
-        MARKET, MINUTE, Span(NOW - HOUR_US, MINUTE.floor(NOW)), Priority.NORMAL, on_done=ended.append
+        MARKET, MINUTE, Span(MINUTE.floor(NOW) - HOUR_US, MINUTE.floor(NOW)), Priority.NORMAL, on_done=ended.append
     )
     assert pending.is_done
     assert ended == [pending]
