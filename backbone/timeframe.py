@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,7 @@ DAY_US = 24 * HOUR_US
 WEEK_US = 7 * DAY_US
 _MONDAY_US = 4 * DAY_US  # 1970-01-05, the first Monday
 
-_CALENDAR = {"1M": "M", "1y": "Y"}  # numpy datetime64 units
+_CALENDAR: dict[str, Literal["M", "Y"]] = {"1M": "M", "1y": "Y"}  # numpy datetime64 units
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Timeframe:
         unit = _CALENDAR.get(self.name)
         if unit is None:
             return open_us + n * self.step_us
-        stamp = np.datetime64(open_us, "us").astype(f"datetime64[{unit}]") + n
+        stamp = np.datetime64(open_us, "us").astype(f"datetime64[{unit}]") + np.timedelta64(n, unit)
         return int(stamp.astype("datetime64[us]").astype(np.int64))
 
     def count(self, span: Span) -> int:
@@ -135,17 +135,17 @@ def parse_timeframe(value: object) -> Timeframe:
     return TIMEFRAMES[name]
 
 
-def _period_unit(period: str) -> str:
-    return {"day": "D", "month": "M", "year": "Y"}[period]
+_PERIOD_UNITS: dict[str, Literal["D", "M", "Y"]] = {"day": "D", "month": "M", "year": "Y"}
 
 
 def period_of(timeframe: Timeframe, time_us: int) -> Span:
     """The storage period that `time_us` falls in. For ``"all"`` it is everything the epoch can hold."""
     if timeframe.period == "all":
         return Span(0, 1 << 62)
-    unit = _period_unit(timeframe.period)
+    unit = _PERIOD_UNITS[timeframe.period]
     stamp = np.datetime64(time_us, "us").astype(f"datetime64[{unit}]")
-    start, end = (int(s.astype("datetime64[us]").astype(np.int64)) for s in (stamp, stamp + 1))
+    after = stamp + np.timedelta64(1, unit)
+    start, end = (int(s.astype("datetime64[us]").astype(np.int64)) for s in (stamp, after))
     return Span(start, end)
 
 
@@ -156,7 +156,7 @@ def period_name(timeframe: Timeframe, period: Span) -> str:
     """
     if timeframe.period == "all":
         return "all"
-    stamp = np.datetime64(period.start, "us").astype(f"datetime64[{_period_unit(timeframe.period)}]")
+    stamp = np.datetime64(period.start, "us").astype(f"datetime64[{_PERIOD_UNITS[timeframe.period]}]")
     return f"{timeframe.period}-{stamp}"
 
 
