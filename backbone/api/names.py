@@ -27,7 +27,7 @@ def parse_market(value: object, home: str) -> str:
         text = f"{quote}-{base}"
     elif "-" not in text:
         text = f"{home}-{text}"
-    if not _CODE.fullmatch(text) or not text.rpartition("-")[2].strip("._"):
+    if not _CODE.fullmatch(text) or text.endswith(".") or not text.rpartition("-")[2].strip("._"):
         raise InputError("market", value, _ALLOWED)
     return text
 

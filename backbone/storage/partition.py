@@ -183,7 +183,7 @@ def peek_footer(tail: bytes) -> tuple[int, Ledger] | None:
         return None
     try:
         footer = msgspec.json.decode(tail[start:end] + b"}", type=_Footer)
-    except msgspec.MsgspecError:
+    except (ValueError, msgspec.MsgspecError):  # bytes that are no text, or no footer
         return None
     return (footer.rows, _ledger_of(footer.covered, footer.fresh)) if footer.format <= FORMAT else None
 
