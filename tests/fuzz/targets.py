@@ -315,5 +315,5 @@ SEEDS: dict[str, list[bytes]] = {
     "planner": [bytes(range(60)), bytes(200), bytes([7] * 100)],
     "partition": [b"", b"\0\0\1\0\0\7", b"\3\0\1\0\0", b"\0J" + b"\xc0" * 10 + b"JJJ\1\0\0\0BJJ."],
     "store": [b"\1", b"\1\0\0\1\0\0\7", b"\0\3\0\0\0\0"],
-    "words": [b"KRW-BTC", b"BTC/KRW", b"2024-03", b"3d", b"2024-03-01T00:00:00+09:00", b"../../etc/passwd", b"0220....."],
+    "words": [b"KRW-BTC", b"BTC/KRW", b"2024-03", b"3d", b"2024-03-01T00:00:00+09:00", b"../../x", b"0220....."],
 }
