@@ -46,7 +46,7 @@ def parse_date(header: str | None) -> int | None:
     """The instant of an HTTP date, or None."""
     try:
         moment = parsedate_to_datetime(header or "")
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return (moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH) // _MICROSECOND
 

@@ -310,6 +310,7 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "refusal": [
         b"\x05\x20Wed, 21 Oct 2026 07:28:00 GMT   " + b'{"error":{"name":418,"message":"blocked for 30 seconds"}}',
+        b"\x05\x30Wed, 21 Oct 2026 07:28:0" + b"2" * 40 + b" GMT",
         b"\x06\x30group=candles; min=600; sec=9                    " + b"Too many API requests.",
     ],
     "planner": [bytes(range(60)), bytes(200), bytes([7] * 100)],

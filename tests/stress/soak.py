@@ -82,9 +82,8 @@ RARE = ("418", "unplugged", "outage")
 
 
 def serve(line: Any, seed: int, speed: float, limit: int) -> None:
-    """The exchange, and the judge of what clients say that it said."""
+    """The exchange: does what the fault script says, and tells its time."""
     logging.disable()
-    judge = Exchange(seed, markets=MARKETS)
     with SimulatorServer(seed=seed, now=NOW, speed=speed, limit=limit, markets=MARKETS, ban_after=10_000) as venue:
         line.send((venue.rest_url, venue.ws_url))
         while True:
@@ -92,35 +91,42 @@ def serve(line: Any, seed: int, speed: float, limit: int) -> None:
             if word == "end":
                 line.send(len(venue.requests))
                 return
-            if word == "judge":
-                line.send(_verdict(judge, *args))
-            else:
-                line.send(_change(venue, judge, word, *args))
+            if word == "fault":
+                kind, match, options = args
+                venue.faults.add(kind, match=match, times=1, **options)
+            elif word == "outage":  # in which nobody trades
+                venue.faults.add("outage", start=args[0], end=args[1])
+            elif word == "unplug":
+                venue.pause()
+            elif word == "plug":
+                venue.resume()
+            line.send(venue.clock.now_us())
 
 
-def _change(venue: SimulatorServer, judge: Exchange, word: str, *args: Any) -> int:
-    """Do what the fault script says; returns the exchange's time."""
-    if word == "fault":
-        kind, match, options = args
-        venue.faults.add(kind, match=match, times=1, **options)
-    elif word == "outage":  # in which nobody trades, from a minute of the future on
-        start = TIMEFRAMES["1m"].ceil(venue.clock.now_us() + 120_000_000)
-        venue.faults.add("outage", start=start, end=start + 240_000_000)
-        judge.close_span(Span(start, start + 240_000_000))
-    elif word == "unplug":
-        venue.pause()
-    elif word == "plug":
-        venue.resume()
-    return venue.clock.now_us()
+def judge(line: Any, seed: int) -> None:
+    """The same market history once more: says what is wrong with what clients were told."""
+    logging.disable()
+    exchange = Exchange(seed, markets=MARKETS)
+    line.send("ready")
+    while True:
+        word, *args = line.recv()
+        if word == "outage":
+            exchange.close_span(Span(*args))
+            line.send("")
+        elif word == "end":
+            line.send("")
+            return
+        else:
+            line.send(_verdict(exchange, *args))
 
 
-def _verdict(judge: Exchange, market: str, timeframe: str, whole: Any, times: Any, columns: dict[str, Any]) -> str:
+def _verdict(exchange: Exchange, market: str, timeframe: str, whole: Any, times: Any, columns: dict[str, Any]) -> str:
     """What is wrong with candles: a row that is not the exchange's, or, of a whole span, one that is missing."""
     if not len(times) and whole is None:
         return ""
     step = TIMEFRAMES[timeframe]
     start, end = whole if whole is not None else (int(times[0]), step.next(int(times[-1])))
-    table = judge.candle_table(market, timeframe, start, end)
+    table = exchange.candle_table(market, timeframe, start, end)
     known = table.column("time").to_numpy().astype("datetime64[us]").astype(np.int64)
     if whole is not None and len(known) != len(times):
         return f"{market} {timeframe}: {len(times)} rows where {len(known)} are"
@@ -136,14 +142,14 @@ def _verdict(judge: Exchange, market: str, timeframe: str, whole: Any, times: An
 
 
 class Line:
-    """The exchange's process: one question at a time."""
+    """Another process: one question at a time."""
 
-    def __init__(self, seed: int, speed: float, limit: int) -> None:
+    def __init__(self, target: Callable[..., None], *args: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
-        self._process = context.Process(target=serve, args=(there, seed, speed, limit), daemon=True)
+        self._process = context.Process(target=target, args=(there, *args), daemon=True)
         self._process.start()
-        self.rest_url, self.ws_url = self._here.recv()
+        self.greeting = self._here.recv()
         self._lock = threading.Lock()
 
     def ask(self, *words: Any) -> Any:
@@ -151,18 +157,12 @@ class Line:
             self._here.send(words)
             return self._here.recv()
 
-    def judge(self, frame: pd.DataFrame, market: str, timeframe: str, whole: tuple[int, int] | None = None) -> str:
-        """What is wrong with a candle frame; empty where nothing is."""
-        times = frame.index.tz_convert(None).to_numpy().astype("datetime64[us]").astype(np.int64)
-        columns = {name: frame[name].to_numpy() for name in CANDLE_COLUMNS}
-        return str(self.ask("judge", market, timeframe, whole, times, columns))
-
-    def close(self) -> int:
-        sent = int(self.ask("end"))
+    def close(self) -> Any:
+        last = self.ask("end")
         self._process.join(20)
         self._process.close()
         self._here.close()
-        return sent
+        return last
 
 
 # ---------------------------------------------------------------------------------------------------- the clients' side
@@ -232,10 +232,20 @@ class Tally:
         )
 
 
-class User:
-    """One kind of use: `act` is one call, and returns what is wrong with its answer (empty: nothing)."""
+@dataclass(frozen=True)
+class Said:
+    """Candles that a client gave for an answer; with `whole`, all of that span."""
 
-    def __init__(self, name: str, soak: Soak, act: Callable[[User], str], pause_s: float) -> None:
+    frame: pd.DataFrame
+    market: str
+    timeframe: str
+    whole: tuple[int, int] | None = None
+
+
+class User:
+    """One kind of use: `act` is one call, and returns its candles, or what is wrong with it (empty: nothing)."""
+
+    def __init__(self, name: str, soak: Soak, act: Callable[[User], str | Said], pause_s: float) -> None:
         self.name, self.soak, self.chance = name, soak, random.Random(f"{soak.seed} {name}")
         self._act, self._pause_s = act, pause_s
         self.thread = threading.Thread(target=self._run, name=f"soak-{name}")
@@ -247,30 +257,32 @@ class User:
     def _run(self) -> None:
         while not self.soak.over.wait(self._pause_s * self.chance.uniform(0.5, 1.5)):
             began_s = time.monotonic()
-            wrong, honest = "", ""
+            said: str | Said = ""
+            honest = ""
             try:
-                wrong = self._act(self)
+                said = self._act(self)
             except InputError as exc:
-                wrong = f"{self.name}: {exc!r}"
+                said = f"{self.name}: {exc!r}"
             except IncompleteError as exc:
-                honest, wrong = type(exc.causes[0]).__name__ if exc.causes else "Incomplete", self._part(exc)
+                honest, said = type(exc.causes[0]).__name__ if exc.causes else "Incomplete", self._part(exc)
             except BackboneError as exc:
                 honest = type(exc).__name__
             except Exception as exc:  # noqa: BLE001 - whatever it is, it is counted
-                wrong = f"{self.name}: {exc!r}"
+                said = f"{self.name}: {exc!r}"
             took_s = time.monotonic() - began_s
+            wrong = said if isinstance(said, str) else self.soak.judged(said)
             if took_s > CALL_S:
                 wrong = wrong or f"{self.name}: took {took_s:.0f} s"
             self.soak.count(self.name, wrong, honest, took_s)
 
-    def _part(self, exc: IncompleteError) -> str:
+    def _part(self, exc: IncompleteError) -> str | Said:
         """An incomplete answer is honest if it says what is missing and its part is right."""
         if not exc.gaps or exc.frame is None:
             return f"{self.name}: incomplete, and does not say what is missing"
         frame, place = exc.frame, getattr(self, "asked", None)
         if place is None or "close" not in frame or "market" in frame or not len(frame):
             return ""
-        return self.soak.line.judge(frame.drop(columns=["forming", "synthetic"], errors="ignore"), *place)
+        return Said(frame[~frame["synthetic"]] if "synthetic" in frame else frame, *place)
 
 
 class Soak:
@@ -288,7 +300,8 @@ class Soak:
         before = _threads(), _descriptors()
         folder = tempfile.mkdtemp(prefix="backbone-soak-")
         speed = self._hours * 3600 / self._seconds
-        self.line = Line(self.seed, speed, LIMIT)
+        self.line, self._judge = Line(serve, self.seed, speed, LIMIT), Line(judge, self.seed)
+        self._rest_url, self._ws_url = self.line.greeting
         try:
             self.clients = [self._client(folder, speed) for _ in range(2)]
             began_us = self.line.ask("now")
@@ -300,6 +313,7 @@ class Soak:
         finally:
             self.over.set()
             self.tally.requests = self.line.close()
+            self._judge.close()
             shutil.rmtree(folder, ignore_errors=True)
         gc.collect()
         after = _settled(before)
@@ -308,12 +322,12 @@ class Soak:
 
     def _client(self, folder: str, speed: float) -> Backbone:
         """A client whose grace is as long as ever in real time: an answer is not made in an instant."""
-        client = Backbone(data_dir=folder, rest_url=self.line.rest_url, ws_url=self.line.ws_url, tz="UTC")
+        client = Backbone(data_dir=folder, rest_url=self._rest_url, ws_url=self._ws_url, tz="UTC")
         client._settings = replace(client._settings, close_grace_s=max(3.0, 0.5 * speed), memory_bytes=16 << 20)
         return client
 
     def _users(self) -> list[User]:
-        kinds: list[tuple[str, Callable[[User], str], float]] = [
+        kinds: list[tuple[str, Callable[[User], str | Said], float]] = [
             ("bot", bot, 0.03),
             ("screener", screener, 0.3),
             ("chart", chart, 0.1),
@@ -350,7 +364,9 @@ class Soak:
             if kind == "418":
                 self.line.ask("fault", "418", _ANY, {"seconds": 1})
             elif kind == "outage":
-                self.line.ask("outage")
+                start = TIMEFRAMES["1m"].ceil(self.line.ask("now") + 600_000_000)
+                self._judge.ask("outage", start, start + 240_000_000)
+                self.line.ask("outage", start, start + 240_000_000)
             else:
                 self.line.ask("unplug")
                 time.sleep(chance.uniform(0.2, 1.0))
@@ -369,10 +385,13 @@ class Soak:
             else:
                 tally.right += 1
 
-    def judged(self, frame: pd.DataFrame, market: str, timeframe: str, whole: tuple[int, int] | None = None) -> str:
+    def judged(self, said: Said) -> str:
+        """What is wrong with candles; empty where nothing is."""
         with self.tally.lock:
-            self.tally.rows += len(frame)
-        return self.line.judge(frame, market, timeframe, whole)
+            self.tally.rows += len(said.frame)
+        times = said.frame.index.tz_convert(None).to_numpy().astype("datetime64[us]").astype(np.int64)
+        columns = {name: said.frame[name].to_numpy() for name in CANDLE_COLUMNS}
+        return str(self._judge.ask("judge", said.market, said.timeframe, said.whole, times, columns))
 
     def _judge_store(self) -> None:
         """Whatever happened: the files are sound, and every row in them is the exchange's."""
@@ -386,11 +405,11 @@ class Soak:
             for span in held.covered:
                 first, last = (pd.Timestamp(t, unit="us", tz="UTC") for t in (span.start, span.end - 1))
                 rows = frame.loc[first:last]
-                if wrong := self.judged(rows, market, timeframe.name, span):
+                if wrong := self.judged(Said(rows, market, timeframe.name, span)):
                     self.tally.wrong.append(f"store: {wrong}")
 
 
-def bot(user: User) -> str:
+def bot(user: User) -> str | Said:
     """What a trading bot asks: the present, urgently."""
     market = user.chance.choice(MARKETS)
     kind = user.chance.randrange(4)
@@ -407,43 +426,43 @@ def bot(user: User) -> str:
         return "" if is_right and (trades["market"] == market).all() else f"trades of {market}"
     user.asked = (market, "1m")  # type: ignore[attr-defined]
     frame = user.client.candles(market, "1m", count=user.chance.randint(1, 50), priority="critical")
-    return user.soak.judged(frame, market, "1m")
+    return Said(frame, market, "1m")
 
 
-def screener(user: User) -> str:
+def screener(user: User) -> str | Said:
     """All KRW markets at once."""
     frame = user.client.tickers("KRW", max_age=user.chance.choice([0.0, 1.0]))
     is_right = (frame["price"] >= frame["low"]).all() and (frame["price"] <= frame["high"]).all()
     return "" if is_right and len(frame) == len([m for m in MARKETS if m.startswith("KRW")]) else "tickers"
 
 
-def chart(user: User) -> str:
+def chart(user: User) -> str | Said:
     """The newest candles, the forming one as well."""
     market, timeframe = user.chance.choice(MARKETS), user.chance.choice(["1m", "5m", "15m", "1h", "1d"])
     user.asked = (market, timeframe)  # type: ignore[attr-defined]
-    count = user.chance.choice([20, 200, 400])
+    count = user.chance.choice([20, 200, 400] if timeframe != "1d" else [10, 30])
     is_forming = user.chance.random() < 0.5
     frame = user.client.candles(market, timeframe, count=count, include_forming=is_forming)
     if is_forming:
         frame = frame[~frame["forming"]].drop(columns="forming")
-    return user.soak.judged(frame, market, timeframe)
+    return Said(frame, market, timeframe)
 
 
-def backtest(user: User) -> str:
+def backtest(user: User) -> str | Said:
     """A stretch of history in the background, section by section."""
     market, timeframe, start, end = _stretch(user, 3000)
     sections = list(user.client.backfill(market, timeframe, start, end).sections())
-    return user.soak.judged(pd.concat(sections), market, timeframe, (_us(start), _us(end)))
+    return Said(pd.concat(sections), market, timeframe, (_us(start), _us(end)))
 
 
-def reader(user: User) -> str:
+def reader(user: User) -> str | Said:
     """A range of the past, filled or not."""
     market, timeframe, start, end = _stretch(user, 600)
     fill = user.chance.choice([None, None, "ffill", "nan"])
     frame = user.client.candles(market, timeframe, start, end, fill=fill)
     if fill:
         frame = frame[~frame["synthetic"]].drop(columns="synthetic")
-    return user.soak.judged(frame, market, timeframe, (_us(start), _us(end)))
+    return Said(frame, market, timeframe, (_us(start), _us(end)))
 
 
 def _stretch(user: User, slots: int) -> tuple[str, str, pd.Timestamp, pd.Timestamp]:
@@ -455,7 +474,7 @@ def _stretch(user: User, slots: int) -> tuple[str, str, pd.Timestamp, pd.Timesta
     return market, timeframe, end - step * user.chance.randint(1, slots), end
 
 
-def live(user: User) -> str:
+def live(user: User) -> str | Said:
     """A live table for a moment."""
     markets = user.chance.sample(MARKETS, 4)
     with user.client.live(markets, ("ticker", "trade", "candle.1m")) as table:
@@ -469,7 +488,7 @@ def live(user: User) -> str:
     return ""
 
 
-def auditor(user: User) -> str:
+def auditor(user: User) -> str | Said:
     """The proof of the files, and what the store says of itself."""
     client = user.client
     problems = client.store.verify()
