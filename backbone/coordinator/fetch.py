@@ -342,8 +342,8 @@ class Coordinator:
 def _use_plain_allocator() -> None:
     """Let Arrow take its memory from the system, where its own allocator was measured to do harm.
 
-    mimalloc, Arrow's default, keeps for each thread what was freed in another: with some thirty threads a client grew by
-    60 MB a minute while it held 10 MB, and reading a partition for the first time took three times as long (Linux).
+    mimalloc, Arrow's default, keeps for each thread what was freed in another: with some thirty threads a client grew
+    by 60 MB a minute while it held 10 MB, and reading a partition for the first time took three times as long (Linux).
     Another pool than the default is somebody's choice and stays.
     """
     if sys.platform == "linux" and pa.default_memory_pool().backend_name == "mimalloc":
