@@ -8,7 +8,7 @@ same whatever channel brought them.
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -17,6 +17,7 @@ __all__ = [
     "CANDLE_COLUMNS",
     "CANDLE_SCHEMA",
     "DataType",
+    "Level",
     "LiveCandle",
     "MarketInfo",
     "OrderBook",
@@ -26,6 +27,8 @@ __all__ = [
     "Trade",
     "empty_candles",
 ]
+
+_Amount = Annotated[float, msgspec.Meta(ge=0)]
 
 CANDLE_COLUMNS = ("open", "high", "low", "close", "volume", "value")
 """Prices and ``value`` (turnover) in the quote currency, ``volume`` in base units."""
@@ -108,14 +111,35 @@ class Ticker(msgspec.Struct, frozen=True):
     stamp_us: int
 
 
+class Level(msgspec.Struct, frozen=True, gc=False):
+    """One row of a book as the venue pairs them. On the thinner side, prices and sizes are zero from where it ends."""
+
+    ask_price: _Amount
+    ask_size: _Amount
+    bid_price: _Amount
+    bid_size: _Amount
+
+
 class OrderBook(msgspec.Struct, frozen=True):
-    """One whole book, best first; each side is a tuple of ``(price, size)`` without the venue's zero padding."""
+    """One whole book, best first. `asks` and `bids` are made anew at each look, without the padding.
+
+    Most books of a busy stream are replaced before anybody looks; making both sides at once was half of their cost.
+    """
 
     market: str
     time_us: int
     level: float
-    asks: tuple[tuple[float, float], ...]
-    bids: tuple[tuple[float, float], ...]
+    levels: tuple[Level, ...]
+
+    @property
+    def asks(self) -> tuple[tuple[float, float], ...]:
+        """(price, size), ascending."""
+        return tuple([(row.ask_price, row.ask_size) for row in self.levels if row.ask_price])
+
+    @property
+    def bids(self) -> tuple[tuple[float, float], ...]:
+        """(price, size), descending."""
+        return tuple([(row.bid_price, row.bid_size) for row in self.levels if row.bid_price])
 
     @property
     def stamp_us(self) -> int:

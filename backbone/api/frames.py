@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from backbone.model import MarketInfo, OrderBook, Ticker, Trade
+from backbone.model import Level, MarketInfo, OrderBook, Ticker, Trade
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,7 @@ TICKER_NUMBERS = (
 )  # fmt: skip
 """The float columns of a ticker frame, in order."""
 _ticker_numbers = attrgetter(*TICKER_NUMBERS)
+_level_numbers = attrgetter(*Level.__struct_fields__)
 _TIME = pa.timestamp("us", tz="UTC")
 _MANY = 50_000  # rows from which waking Arrow's threads costs less than it saves
 
@@ -116,30 +118,23 @@ def tickers_table(rows: Sequence[Ticker], sources: Sequence[str], ages_s: Sequen
 
 def orderbooks_table(books: Sequence[OrderBook], depth: int) -> pa.Table:
     """One row a level, best first; a side with fewer orders is NaN there."""
-    market: list[str] = []
-    time: list[int] = []
-    level: list[int] = []
-    sides: list[list[float]] = [[], [], [], []]
-    nothing = (float("nan"), float("nan"))
-    for book in books:
-        rows = min(depth, max(len(book.asks), len(book.bids)))
-        for i in range(rows):
-            ask = book.asks[i] if i < len(book.asks) else nothing
-            bid = book.bids[i] if i < len(book.bids) else nothing
-            market.append(book.market)
-            time.append(book.time_us)
-            level.append(i + 1)
-            for values, value in zip(sides, (*ask, *bid), strict=True):
-                values.append(value)
+    levels = [book.levels[:depth] for book in books]
+    counts = np.array([len(rows) for rows in levels], np.int64)
+    of_book = np.repeat(np.arange(len(books)), counts)
+    flat = chain.from_iterable(map(_level_numbers, chain.from_iterable(levels)))
+    sides = np.fromiter(flat, np.float64, 4 * len(of_book)).reshape(-1, 2)
+    sides[sides[:, 0] == 0] = np.nan  # the venue's padding
+    ask_price, ask_size, bid_price, bid_size = sides.reshape(-1, 4).T.copy()
+    first = np.cumsum(counts) - counts
     return pa.table(
         {
-            "market": pa.array(market, pa.string()),
-            "time": pa.array(time, pa.int64()).cast(_TIME),
-            "level": pa.array(level, pa.int64()),
-            "ask_price": _floats(sides[0]),
-            "ask_size": _floats(sides[1]),
-            "bid_price": _floats(sides[2]),
-            "bid_size": _floats(sides[3]),
+            "market": pa.array([book.market for book in books], pa.string()).take(of_book),
+            "time": pa.array(np.array([book.time_us for book in books], np.int64)[of_book]).cast(_TIME),
+            "level": pa.array(np.arange(1, len(of_book) + 1) - first[of_book], pa.int64()),
+            "ask_price": _floats(ask_price),
+            "ask_size": _floats(ask_size),
+            "bid_price": _floats(bid_price),
+            "bid_size": _floats(bid_size),
         }
     )
 

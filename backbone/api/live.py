@@ -453,9 +453,10 @@ def _shown(row: Record, known_tick: float | None) -> tuple[float, float, float, 
         return row.close, tick, row.close - row.open, row.close / row.open - 1, row.volume, row.value
     if isinstance(row, Trade):
         return row.price, tick, NAN, NAN, row.volume, row.price * row.volume
-    best = row.asks[0][0] if row.asks else NAN
-    spread = best - row.bids[0][0] if row.bids else NAN
-    return best, tick, spread, spread / best, sum(size for _, size in row.asks), NAN
+    asks, bids = row.asks, row.bids
+    best = asks[0][0] if asks else NAN
+    spread = best - bids[0][0] if bids else NAN
+    return best, tick, spread, spread / best, sum(size for _, size in asks), NAN
 
 
 def _likely_tick(row: Record) -> float:
@@ -469,7 +470,7 @@ def _likely_tick(row: Record) -> float:
 
 def _books(rows: Sequence[OrderBook], sources: Sequence[str], ages: Sequence[float]) -> pa.Table:
     table = shaping.orderbooks_table(rows, _DEPTH)
-    levels = [min(_DEPTH, max(len(book.asks), len(book.bids))) for book in rows]
+    levels = [min(_DEPTH, len(book.levels)) for book in rows]
     spread_sources = [source for source, n in zip(sources, levels, strict=True) for _ in range(n)]
     spread_ages = [age for age, n in zip(ages, levels, strict=True) for _ in range(n)]
     table = table.append_column("source", pa.array(spread_sources, pa.string()))

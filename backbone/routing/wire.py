@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from backbone.errors import InputError, PayloadError
-from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, LiveCandle, MarketInfo, OrderBook, Ticker, Trade
+from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Level, LiveCandle, MarketInfo, OrderBook, Ticker, Trade
 from backbone.routing.refusals import sample_of
 from backbone.timeframe import TIMEFRAMES, Timeframe
 
@@ -70,6 +70,7 @@ FORMATS = ("DEFAULT", "SIMPLE", "JSON_LIST", "SIMPLE_LIST")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_INFINITY = float("inf")
 _LAST_SECOND_US = 253_402_300_799_000_000  # 9999-12-31T23:59:59Z, the last instant a four-digit year can name
 
 _Millis = Annotated[int, msgspec.Meta(ge=0, le=9_000_000_000_000_000)]  # its microseconds fit in 64 bits
@@ -220,12 +221,13 @@ _TRADE: tuple[tuple[Any, ...], ...] = (
     _FLAG,
 )
 
-_UNIT: tuple[tuple[Any, ...], ...] = (
+_LEVEL: tuple[tuple[Any, ...], ...] = (
     ("ask_price", _Amount, ("ask_price", "ask_price", "ap")),
     ("ask_size", _Amount, ("ask_size", "ask_size", "as")),
     ("bid_price", _Amount, ("bid_price", "bid_price", "bp")),
     ("bid_size", _Amount, ("bid_size", "bid_size", "bs")),
 )
+_level_values = attrgetter(*Level.__struct_fields__)
 
 _LIVE_CANDLE: tuple[tuple[Any, ...], ...] = (
     ("market", str, ("market", "code", "cd")),
@@ -258,11 +260,11 @@ def _list_of(kind: Any) -> Any:
 
 
 def _book_table(column: int) -> tuple[tuple[Any, ...], ...]:
-    units = _list_of(_struct("Unit", _UNIT, column))
+    level: Any = _struct("SimpleLevel", _LEVEL, column) if column == _SIMPLE else Level
     return (
         ("market", str, ("market", "code", "cd")),
         ("time", _Millis, ("timestamp", "timestamp", "tms")),
-        ("units", units, ("orderbook_units", "orderbook_units", "obu")),
+        ("levels", tuple[level, ...], ("orderbook_units", "orderbook_units", "obu")),
         ("level", float, ("level", "level", "lv"), 0.0),  # absent on regional venues and in older frames
         _FLAG,
     )
@@ -306,28 +308,32 @@ def _trade(row: Any) -> Trade:
 
 
 def _orderbook(row: Any) -> OrderBook:
-    asks: list[tuple[float, float]] = []
-    bids: list[tuple[float, float]] = []
-    last_ask, last_bid = 0.0, float("inf")
-    for unit in row.units:
-        ask, bid = unit.ask_price, unit.bid_price
-        if last_ask < ask and 0 < bid < last_bid:  # nearly always
-            asks.append((ask, unit.ask_size))
-            bids.append((bid, unit.bid_size))
-            last_ask, last_bid = ask, bid
-            continue
-        # the venue pads the thinner side with zero price and size
-        if ask > last_ask:
-            asks.append((ask, unit.ask_size))
-            last_ask = ask
-        elif ask or unit.ask_size:
+    last_ask, last_bid = 0.0, _INFINITY
+    for level in row.levels:
+        ask, bid = level.ask_price, level.bid_price
+        if not (last_ask < ask and 0.0 < bid < last_bid):  # rarely
+            return OrderBook(row.market, row.time * 1000, row.level, _padded_levels(row))
+        last_ask, last_bid = ask, bid
+    return OrderBook(row.market, row.time * 1000, row.level, row.levels)
+
+
+def _padded_levels(row: Any) -> tuple[Level, ...]:
+    """The venue pads the thinner side with zero price and size. A level that is all padding is left out."""
+    last_ask, last_bid = 0.0, _INFINITY
+    for level in row.levels:
+        ask, bid = level.ask_price, level.bid_price
+        if not (last_ask < ask or ask == level.ask_size == 0):
             raise _Lie(f"the asks of {row.market} do not ascend")
-        if 0 < bid < last_bid:
-            bids.append((bid, unit.bid_size))
-            last_bid = bid
-        elif bid or unit.bid_size:
+        if not (0 < bid < last_bid or bid == level.bid_size == 0):
             raise _Lie(f"the bids of {row.market} do not descend")
-    return OrderBook(row.market, row.time * 1000, row.level, tuple(asks), tuple(bids))
+        last_ask, last_bid = ask or _INFINITY, bid
+    return tuple(level for level in row.levels if level.ask_price or level.bid_price)
+
+
+def _simple_orderbook(row: Any) -> OrderBook:
+    """The other dialects spell a level as the record does."""
+    row.levels = tuple(Level(*_level_values(level)) for level in row.levels)
+    return _orderbook(row)
 
 
 def _open_us(text: str) -> int:
@@ -544,7 +550,7 @@ def orderbooks_ask(markets: Iterable[str], level: float = 0, count: int = ORDERB
         for book in books:
             if book.level != level:
                 raise _Lie(f"{book.market} is grouped by {book.level:g}, not {level:g}")
-            if max(len(book.asks), len(book.bids)) > count:
+            if len(book.levels) > count:
                 raise _Lie(f"{book.market} is deeper than the {count} levels asked for")
         return _by_market(books, asked)
 
@@ -662,8 +668,9 @@ def _frame_types(column: int) -> dict[Any, Callable[[Any], LiveRecord]]:
     types: dict[Any, Callable[[Any], LiveRecord]] = {
         _struct("TickerFrame", _TICKER, column, "ticker"): _ticker,
         _struct("TradeFrame", _TRADE, column, "trade"): _trade,
-        _struct("BookFrame", _book_table(column), column, "orderbook"): _orderbook,
     }
+    book = _struct("BookFrame", _book_table(column), column, "orderbook")
+    types[book] = _simple_orderbook if column == _SIMPLE else _orderbook
     for kind, timeframe in _TIMEFRAMES_BY_KIND.items():
         frame = _struct(f"Frame_{kind.replace('.', '_')}", _LIVE_CANDLE, column, kind)
         types[frame] = lambda row, timeframe=timeframe: _live_candle(row, timeframe)  # type: ignore[misc]

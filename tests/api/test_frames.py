@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 
 from backbone.api import frames as shaping
-from backbone.model import CANDLE_COLUMNS, MarketInfo, OrderBook, Ticker, Trade, empty_candles
+from backbone.model import CANDLE_COLUMNS, Level, MarketInfo, OrderBook, Ticker, Trade, empty_candles
 
 AT = 1_785_397_260_660_000  # 2026-07-30T07:41:00.660Z
 FACTS = {"request_id": "a1", "source": "rest"}
 
 TICKER = Ticker("KRW-BTC", AT, *(float(i) for i in range(1, 12)), AT)
-BOOK = OrderBook("KRW-BTC", AT, 0.0, ((101.0, 1.0), (102.0, 2.0)), ((100.0, 3.0),))
+BOOK = OrderBook("KRW-BTC", AT, 0.0, (Level(101.0, 1.0, 100.0, 3.0), Level(102.0, 2.0, 0.0, 0.0)))
 TRADES = [Trade("KRW-BTC", AT, 91_200_000.0, 0.1, "buy", 17_853_972_606_600_000 + i) for i in range(2)]
 MARKET = MarketInfo("KRW-BTC", "비트코인", "Bitcoin", False, ("PRICE_FLUCTUATIONS", "GLOBAL_PRICE_DIFFERENCES"))
 
@@ -75,7 +75,7 @@ def test_orderbook_rows_pair_levels_and_pad_with_nan() -> None:
     assert rows[1]["bid_price"] != rows[1]["bid_price"]
     assert rows[1]["bid_size"] != rows[1]["bid_size"]
     assert shaping.orderbooks_table([BOOK], 1).num_rows == 1
-    assert shaping.orderbooks_table([OrderBook("KRW-X", AT, 0.0, (), ())], 5).num_rows == 0
+    assert shaping.orderbooks_table([OrderBook("KRW-X", AT, 0.0, ())], 5).num_rows == 0
 
 
 def test_trade_ids_never_pass_through_a_float() -> None:

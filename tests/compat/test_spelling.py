@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backbone.compat.spelling import candle_row, frame_of
-from backbone.model import LiveCandle, OrderBook
+from backbone.model import Level, LiveCandle, OrderBook
 from backbone.routing.wire import parse_frame
 from backbone.simulator import SimulatorServer
 
@@ -47,7 +47,7 @@ def test_frame_of_a_record_has_the_venues_words(frames: list[dict[str, Any]], ki
 
 def test_frame_of_a_thin_book_is_padded_with_zeros() -> None:
     """As the venue pads it."""
-    book = OrderBook("KRW-A", 1000, 0.0, ((2.0, 0.1), (3.0, 0.2)), ((1.0, 0.5),))
+    book = OrderBook("KRW-A", 1000, 0.0, (Level(2.0, 0.1, 1.0, 0.5), Level(3.0, 0.2, 0.0, 0.0)))
     frame = frame_of(book)
     assert frame["orderbook_units"][1] == {"ask_price": 3.0, "bid_price": 0.0, "ask_size": 0.2, "bid_size": 0.0}
     assert (frame["total_ask_size"], frame["total_bid_size"]) == (0.3, 0.5)

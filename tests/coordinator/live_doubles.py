@@ -15,7 +15,7 @@ from backbone.coordinator.feed import Feed
 from backbone.coordinator.history import candle_rows
 from backbone.coordinator.metrics import Metrics
 from backbone.errors import BackboneError
-from backbone.model import LiveCandle, OrderBook, Priority, Span, Ticker, Trade
+from backbone.model import Level, LiveCandle, OrderBook, Priority, Span, Ticker, Trade
 from backbone.routing.rest import Reply
 from backbone.routing.stream import StreamState
 from backbone.routing.wire import Ask
@@ -55,7 +55,7 @@ def trade(number: int, market: str = "KRW-BTC", stamp_s: float | None = None) ->
 
 
 def book(market: str = "KRW-BTC", stamp_s: float = 0.0, level: float = 0.0) -> OrderBook:
-    return OrderBook(market, START_US + int(stamp_s * 1e6), level, ((101.0, 1.0),), ((100.0, 2.0),))
+    return OrderBook(market, START_US + int(stamp_s * 1e6), level, (Level(101.0, 1.0, 100.0, 2.0),))
 
 
 def candle(minute: int, close: float = 100.0, market: str = "KRW-BTC", stamp_s: float | None = None) -> LiveCandle:

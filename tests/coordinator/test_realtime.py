@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.realtime import Realtime, missing_error
 from backbone.errors import PayloadError, RejectedError, UnreachableError
-from backbone.model import OrderBook, Priority, Ticker, Trade
+from backbone.model import Level, OrderBook, Priority, Ticker, Trade
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask, Instrument, tickers_ask
 
@@ -72,7 +72,7 @@ class Venue:
             return tuple(Ticker(c, stamp, self.price, *[1.0] * 10, stamp) for c in codes)
         if path == "/orderbook/instruments":
             return {c: Instrument(1000.0, (0.0, 10_000.0)) for c in codes}
-        return tuple(OrderBook(c, stamp, float(query.get("level", 0)), ((101.0, 1.0),), ((100.0, 1.0),)) for c in codes)
+        return tuple(OrderBook(c, stamp, float(query.get("level", 0)), (Level(101.0, 1.0, 100.0, 1.0),)) for c in codes)
 
 
 CODES = [f"KRW-C{i}" for i in range(40)]

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from backbone.errors import InputError, PayloadError
-from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, LiveCandle, OrderBook, Ticker, Trade
+from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Level, LiveCandle, OrderBook, Ticker, Trade
 from backbone.routing import wire
 from backbone.timeframe import TIMEFRAMES, Timeframe
 from tests.recordings import frames_of, rows_of
@@ -488,9 +488,10 @@ def test_orderbook_padding_of_the_thin_side_is_left_out() -> None:
         "BTC-ETH",
         1790134742106000,
         0.0,
-        ((116539000.0, 0.02054761), (116542000.0, 0.0007772)),
-        ((116538000.0, 0.08120946),),
+        (Level(116539000.0, 0.02054761, 116538000.0, 0.08120946), Level(116542000.0, 0.0007772, 0.0, 0.0)),
     )
+    assert book.asks == ((116539000.0, 0.02054761), (116542000.0, 0.0007772))
+    assert book.bids == ((116538000.0, 0.08120946),)
 
 
 def test_orderbook_without_a_level_field_is_not_grouped() -> None:
@@ -521,6 +522,8 @@ def test_orderbook_level_is_sent_without_exponent(level: float, spelling: str) -
         units((2.0, 1.0, -1.0, 1.0)),
         units((0.0, 1.0, 1.0, 1.0)),
         units((2.0, 1.0, 0.0, 1.0)),
+        units((2.0, 1.0, 1.0, 1.0), (0.0, 0.0, 0.5, 1.0), (3.0, 1.0, 0.4, 1.0)),
+        units((2.0, 1.0, 1.0, 1.0), (3.0, 1.0, 0.0, 0.0), (4.0, 1.0, 0.4, 1.0)),
         units(*((float(i + 40), 1.0, float(40 - i), 1.0) for i in range(31))),
         {"orderbook_units": None},
         {"timestamp": None},
