@@ -275,12 +275,20 @@ class CandleFetcher:
 
         A `patient` fetch outlasts an outage; one with `enough` ends when that many rows have arrived.
         """
-        look = self._look(market, timeframe, span)
-        files = [] if self.archive is None else self.archive.files(market, timeframe, look.gaps)
+        with self._series_of(market, timeframe) as series:
+            series.plan.look()
+        try:
+            look = self._look(market, timeframe, span)
+            files = [] if self.archive is None else self.archive.files(market, timeframe, look.gaps)
+        except BaseException:
+            with series.changed:
+                series.plan.looked()
+            raise
         gaps, lost = self._within_retention(timeframe, look.gaps)
         there = look.gaps & SpanSet(file.span for file in files)
         gaps, lost = gaps | there, lost - there
         with self._series_of(market, timeframe) as series:
+            gaps = gaps - series.plan.looked()
             want = series.plan.want(gaps, rank=priority.rank, ascending=ascending)
             pending = Pending(
                 series,
@@ -417,7 +425,7 @@ class CandleFetcher:
         with series.changed:
             lost, causes = pending.want.failed | pending.want.missing, tuple(pending.want.causes)
             pages = pending.want.pages
-        if not pages and not lost and not pending.look.derived and span == pending.span:
+        if not pending.look.gaps and not pending.look.derived and span == pending.span:
             return self._told(series, span, pending.look.stored, SpanSet(), pages)
         stored = self._store.read(series.market, series.timeframe, span)
         lost = lost.clip(span) - stored.covered  # a second ask that failed takes nothing from what is held
@@ -803,7 +811,8 @@ def incomplete(answers: Sequence[CandleAnswer], timeframe: Timeframe) -> Incompl
     markets = ", ".join(a.market for a in answers if a.gaps)
     why = f": {causes[0]}" if causes else ": offline, and never asked"
     return IncompleteError(
-        f"{markets} {timeframe}: {unknown} candles in {len(gaps)} gaps could not be had{why}. The {rows} rows that "
+        f"{markets} {timeframe}: {unknown} candles in {len(gaps)} {'gap' if len(gaps) == 1 else 'gaps'} could not be "
+        f"had{why}. The {rows} rows that "
         "arrived are stored and in .frame; the same call asks only for the gaps (.gaps).",
         gaps=gaps,
         causes=causes,

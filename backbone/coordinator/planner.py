@@ -93,8 +93,22 @@ class SeriesPlan:
         self._claims: list[Page] = []
         self._doubts: dict[int, int | None] = {}  # edges of short replies that wait for their second ask → anchor
         self._sought: set[int] = set()  # those since which the newest candle was found
+        self._lookers = 0
+        self._meanwhile = SpanSet()  # proven since the first of those who look began
 
     # -- what is wanted ------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Somebody begins to look at what is stored, to want the rest. Ends with `looked`."""
+        self._lookers += 1
+
+    def looked(self) -> SpanSet:
+        """What was proven while that lasted, and so need not be wanted although it was not seen."""
+        meanwhile = self._meanwhile
+        self._lookers -= 1
+        if not self._lookers:
+            self._meanwhile = SpanSet()
+        return meanwhile
 
     def want(self, missing: SpanSet, *, rank: int, ascending: bool = False) -> Want:
         """Ask for all of `missing`; `rank` 0 is the most urgent."""
@@ -199,6 +213,8 @@ class SeriesPlan:
         `anchor_us`: the open of a candle that is held at most a page behind the edge in doubt, where there is one.
         """
         self._release(page)
+        if self._lookers:
+            self._meanwhile = self._meanwhile | verdict.proof
         if page.seeks:
             self._sought.update(self._doubts)
         for want in self._wants:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,16 @@ from tests.browser.lab import Page
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 
+SHOWING = ("01", "04")  # a chart, a live table; the others show frames, whose outputs are compared without a browser
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+
+def tutorials() -> list[Any]:
+    """Each tutorial; those with nothing that moves only in the long form."""
+    marks = {path: () if path.name.startswith(SHOWING) else pytest.mark.slow for path in NOTEBOOKS}
+    return [pytest.param(path, id=path.stem, marks=mark) for path, mark in marks.items()]
+
+
+@pytest.mark.parametrize("path", tutorials())
 def test_tutorial_runs_and_what_it_shows_is_there(notebook: Callable[..., Page], path: Path) -> None:
     """Every cell ends without an error; tables have rows, charts are painted, bars of finished jobs are full."""
     page = notebook(path.stem, path)

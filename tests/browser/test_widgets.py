@@ -143,7 +143,7 @@ table = TickerTable(snapshot)
 table
 """
 
-THEMES = ["JupyterLab Light", "JupyterLab Dark"]
+THEMES = ["JupyterLab Light", pytest.param("JupyterLab Dark", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("theme", THEMES)

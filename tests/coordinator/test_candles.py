@@ -445,3 +445,26 @@ def test_candles_ban_by_another_request_ends_the_wait(tmp_path: Path) -> None:
     answer = world.fetcher.answer(pending)
     assert answer.unknown == 60
     assert answer.causes == (world.desk.bans,)
+
+
+def test_candles_that_arrive_while_one_looks_are_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between looking and asking, another caller's pages may land: they are in the answer, and asked once."""
+    world = World(tmp_path)
+    start, end = NOW - 3 * HOUR_US, NOW - HOUR_US
+    read = world.store.read
+    overtakers = [lambda: world.candles(start, end)]
+
+    def slowly(*args: Any) -> Any:
+        stored = read(*args)
+        if overtakers:
+            overtakers.pop()()
+        return stored
+
+    monkeypatch.setattr(world.store, "read", slowly)
+    answer = world.candles(start, end)
+    assert world.asked() == 1
+    assert answer.table.num_rows == 120
+    assert not answer.gaps
+    assert world.truth(answer.table)

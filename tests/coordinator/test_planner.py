@@ -238,6 +238,23 @@ def test_plan_dropped_want_gets_no_page() -> None:
     assert plan.is_idle
 
 
+def test_plan_tells_each_who_looked_what_was_proven_meanwhile() -> None:
+    """Nothing is forgotten while somebody still looks, and everything when nobody does."""
+    plan = SeriesPlan(MINUTE, page_size=200)
+    want = plan.want(SpanSet([Span(at(0), at(400))]), rank=2)
+    plan.look()
+    newest, oldest = plan.next_page(want), plan.next_page(want)
+    assert newest is not None
+    assert oldest is not None
+    plan.settle(newest, plan.judge(newest, at(200), 200), 200)
+    plan.look()
+    assert plan.looked() == SpanSet([Span(at(200), at(400))])
+    plan.settle(oldest, plan.judge(oldest, at(0), 200), 200)
+    assert plan.looked() == SpanSet([Span(at(0), at(400))])
+    plan.look()
+    assert plan.looked() == SpanSet()
+
+
 def test_plan_forgotten_span_is_no_longer_missing() -> None:
     """What is not closed yet on the venue's clock is neither missing nor failed."""
     plan = SeriesPlan(MINUTE, page_size=200)
