@@ -1,17 +1,14 @@
 """Kill whole clients while they fill a store from an exchange, and hold what they leave against that exchange.
 
-``python -m tests.stress.client_kill --seed 1 --kills 100`` runs the embedded exchange, starts crowds of real
+Runs the embedded exchange, starts crowds of real
 processes that backfill from it into one folder, ends each crowd with SIGKILL at a random moment, opens the folder
 and checks: every row is the exchange's, no claim lacks its rows, and no page that was answered more than a second
-before the kill is asked again. In the end one client fetches the rest, and everything is compared once more. Exits
-with 1 when anything was lost or invented.
+before the kill is asked again. In the end one client fetches the rest, and everything is compared once more.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
-import logging
 import multiprocessing
 import os
 import random
@@ -19,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,50 +27,46 @@ from backbone.simulator import SimulatorServer
 from backbone.simulator.server import Logged
 from backbone.timeframe import TIMEFRAMES, Timeframe
 from tests.stress.client_world import LIMIT, NOW, SERIES, check, fill_for_ever, open_store, opens_of, reach, unhurried
-from tests.stress.store_world import Verdict
+from tests.stress.report import Tally
 
 _PATHS = {"/v1/candles/seconds": "1s", "/v1/candles/minutes/1": "1m", "/v1/candles/minutes/5": "5m"}
 _PATHS |= {"/v1/candles/minutes/60": "1h", "/v1/candles/months": "1M"}
 
 
 @dataclass
-class Tally:
-    """What was tried and what came of it."""
+class ClientTally(Tally):
+    """How many pages the exchange answered, and how old the oldest was that a kill lost."""
 
-    kills: int = 0
     pages: int = 0
     asked_again: int = 0
     oldest_asked_again_s: float = 0.0
-    verdict: Verdict = field(default_factory=Verdict)
 
-    @property
-    def is_clean(self) -> bool:
-        return self.verdict.is_clean and self.oldest_asked_again_s <= 1.0
-
-    def told(self) -> str:
-        v = self.verdict
+    def facts(self) -> str:
         return (
-            f"kills {self.kills} · pages answered {self.pages} · pages asked again {self.asked_again}, the oldest "
-            f"{self.oldest_asked_again_s:.2f} s old · rows checked {v.rows} · unfinished writes {v.leftovers} · "
-            f"rows lost {v.lost} · rows invented {v.invented} · rows without a claim {v.uncovered} · "
-            f"problems {len(v.problems)}"
+            f"{self.asked_again} of {self.pages:,} pages asked again, the oldest "
+            f"{self.oldest_asked_again_s:.2f} s old; {self.verdict.rows:,} rows checked"
         )
 
+    def faulty(self) -> list[str]:
+        if self.oldest_asked_again_s > 1.0:
+            return [f"a page answered {self.oldest_asked_again_s:.2f} s before the kill is asked again"]
+        return []
 
-def run(seed: int, kills: int, *, crowd: int = 3, per_folder: int = 15) -> Tally:
+
+def run(seed: int, kills: int, *, crowd: int = 3, per_folder: int = 15) -> ClientTally:
     """Kill crowds until `kills` clients are dead; a fresh folder now and then."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.stress.client_world", "backbone.coordinator.fetch", "pandas", "requests"])
-    chance, tally = random.Random(seed), Tally()
+    chance, tally = random.Random(seed), ClientTally()
     markets = sorted({market for market, _ in SERIES})
     root = Path(tempfile.mkdtemp(prefix="backbone-client-kill-"))
     with SimulatorServer(seed=seed, now=NOW, frozen=True, limit=LIMIT, markets=markets) as venue:
         try:
-            while tally.kills < kills:
-                folder = root / str(tally.kills)
-                until = min(kills, tally.kills + per_folder)
-                while tally.kills < until:
-                    clients = min(chance.randint(1, crowd), until - tally.kills)
+            while tally.tried["kills"] < kills:
+                folder = root / str(tally.tried["kills"])
+                until = min(kills, tally.tried["kills"] + per_folder)
+                while tally.tried["kills"] < until:
+                    clients = min(chance.randint(1, crowd), until - tally.tried["kills"])
                     _one_crowd(context, folder, venue, chance, clients, tally)
                     check(folder, venue, tally.verdict)
                 _finish(folder, venue, tally)
@@ -83,7 +76,7 @@ def run(seed: int, kills: int, *, crowd: int = 3, per_folder: int = 15) -> Tally
 
 
 def _one_crowd(
-    context: Any, folder: Path, venue: SimulatorServer, chance: random.Random, crowd: int, tally: Tally
+    context: Any, folder: Path, venue: SimulatorServer, chance: random.Random, crowd: int, tally: ClientTally
 ) -> None:
     """Start `crowd` clients, let them work for a moment, kill them all, and see what they had is asked again."""
     venue.reset_log()
@@ -109,12 +102,12 @@ def _one_crowd(
         if told := os.read(receiver.fileno(), 1 << 16):
             tally.verdict.problems.append(told.decode())
         receiver.close()
-        tally.kills += 1
+        tally.tried["kills"] += 1
     _asked_again(folder, venue, [one for one in venue.requests if one.status == 200], killed_s, tally)
 
 
 def _asked_again(
-    folder: Path, venue: SimulatorServer, log: Sequence[Logged], killed_s: float, tally: Tally
+    folder: Path, venue: SimulatorServer, log: Sequence[Logged], killed_s: float, tally: ClientTally
 ) -> None:
     """Count the answered pages that the store does not vouch for, and how old the oldest of them was at the kill.
 
@@ -166,21 +159,3 @@ def _finish(folder: Path, venue: SimulatorServer, tally: Tally) -> None:
         if again := venue.counts().get("candles"):
             tally.verdict.problems.append(f"what is held was asked again: {again}")
     check(folder, venue, tally.verdict)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kills", type=int, default=100)
-    options = parser.parse_args(argv)
-    logging.disable()
-    started_s = time.monotonic()
-    tally = run(options.seed, options.kills)
-    print(f"clients under kills: {tally.told()} · {time.monotonic() - started_s:.0f} s")
-    for problem in tally.verdict.problems[:20]:
-        print(" ", problem)
-    return 0 if tally.is_clean else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -21,7 +21,7 @@ from backbone.simulator import SimulatorServer
 from backbone.storage.candles import CandleStore
 from backbone.storage.coverage import EVER
 from backbone.timeframe import TIMEFRAMES
-from tests.stress.store_world import Verdict
+from tests.stress.report import Verdict
 
 NOW = "2025-08-22T09:00:00Z"
 LIMIT = 1000  # requests a second: the quota is another command's business

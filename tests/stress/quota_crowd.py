@@ -1,4 +1,4 @@
-"""Many processes and threads on one ledger, some killed in the middle: ``python -m tests.stress.quota_crowd``.
+"""Many processes and threads on one ledger, some killed in the middle.
 
 Every process sends through a scheduler of its own as fast as it is let; the time of each sending is written to a file
 before it happens. Counted in the end: the most in any second (never above the limit), the rate, each process's share.
@@ -6,7 +6,6 @@ before it happens. Counted in the end: the most in any second (never above the l
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import multiprocessing
 import os
@@ -16,7 +15,7 @@ import struct
 import tempfile
 import threading
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from backbone.clock import SystemClock
@@ -27,6 +26,7 @@ from backbone.errors import ClosedError
 from backbone.model import Priority
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask
+from tests.stress.report import Tally
 
 LIMIT = 10
 URL = "http://127.0.0.1:9"  # a name for the ledger; nothing is connected to
@@ -54,14 +54,11 @@ class Outcome:
         stamps = self.all_stamps[LIMIT:]
         return (len(stamps) - 1) / (stamps[-1] - stamps[0]) if len(stamps) > 1 else 0.0
 
-    def shares(self, after: float) -> list[int]:
-        """Sent by each surviving process later than `after` seconds from the first."""
-        begin = self.all_stamps[0] + after
-        return [
-            sum(1 for stamp in stamps if stamp >= begin)
-            for process, stamps in self.stamps.items()
-            if process not in self.killed
-        ]
+    def shares(self) -> list[int]:
+        """Sent by each surviving process while all of them were at it."""
+        alive = [stamps for process, stamps in self.stamps.items() if process not in self.killed]
+        begin, end = max(stamps[0] for stamps in alive), min(stamps[-1] for stamps in alive)
+        return [sum(begin <= stamp <= end for stamp in stamps) for stamps in alive]
 
 
 def _send_all(folder: str, process: int, threads: int, seconds: float, priority: Priority) -> None:
@@ -128,18 +125,30 @@ def run(
     return Outcome(stamps, frozenset(range(kills)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--kills", type=int, default=1)
-    args = parser.parse_args()
-    outcome = run(processes=args.processes, threads=args.threads, seconds=args.seconds, kills=args.kills)
-    print(f"processes {args.processes}, threads {args.threads} each, killed {args.kills}")
-    print(f"sent {len(outcome.all_stamps)}, most in a second {outcome.most_in_a_second} (limit {LIMIT})")
-    print(f"rate {outcome.rate:.2f} a second, shares of the survivors {outcome.shares(2.0)}")
+@dataclass
+class QuotaTally(Tally):
+    """What the crowds were granted."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def facts(self) -> str:
+        most = max((outcome.most_in_a_second for outcome in self.outcomes), default=0)
+        slowest = min((outcome.rate for outcome in self.outcomes), default=0.0)
+        sent = sum(len(outcome.all_stamps) for outcome in self.outcomes)
+        return f"{sent:,} sent, at most {most} in any second (limit {LIMIT}), {slowest:.2f} a second"
+
+    def faulty(self) -> list[str]:
+        return [
+            f"{outcome.most_in_a_second} were sent in one second"
+            for outcome in self.outcomes
+            if outcome.most_in_a_second > LIMIT
+        ]
 
 
-if __name__ == "__main__":
-    main()
+def prove(crowds: int, seconds: float) -> QuotaTally:
+    """One crowd after another, one process of each killed half-way."""
+    tally = QuotaTally()
+    for _ in range(crowds):
+        tally.outcomes.append(run(seconds=seconds, kills=1))
+        tally.tried.update(crowds=1, kills=1)
+    return tally

@@ -1,29 +1,25 @@
 """Several processes read and write the same partitions at once.
 
-``python -m tests.stress.store_crowd --seed 1 --writers 4 --readers 2 --pages 200`` lets writers put
-overlapping pages into one folder while readers read it, and one more process dies holding the lock of each
-series. Checked: no reader ever sees a row that is not the venue's or a claim without its rows, every page of
-every writer is there in the end, no row twice, and nobody waits for the dead. Exits with 1 when anything was
-lost, torn or stuck.
+Writers put overlapping pages into one folder while readers read it, and one more process dies holding the lock
+of each series. Checked: no reader ever sees a row that is not the venue's or a claim without its rows, every page of
+every writer is there in the end, no row twice, and nobody waits for the dead.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
 import multiprocessing
 import random
 import shutil
 import tempfile
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backbone.model import Span
 from backbone.storage.coverage import SpanSet
 from backbone.storage.layout import Series
-from tests.stress.store_world import MARKETS, TIMEFRAMES, Reply, Verdict, any_reply, check, check_read, open_store
+from tests.stress.report import Tally, Verdict
+from tests.stress.store_world import MARKETS, TIMEFRAMES, Reply, any_reply, check, check_read, open_store
 
 _DEADLINE_S = 120.0
 
@@ -70,32 +66,32 @@ def die_holding_every_lock(root: str, held: Any) -> None:
 
 
 @dataclass
-class Tally:
-    """What a crowd did and what came of it."""
+class CrowdTally(Tally):
+    """What the crowds did."""
 
-    writers: int
-    readers: int
     pages: int = 0
     reads: int = 0
-    rows_read: int = 0
     lock_holders_killed: int = 0
-    verdict: Verdict = field(default_factory=Verdict)
 
-    def told(self) -> str:
-        v = self.verdict
+    def facts(self) -> str:
         return (
-            f"writers {self.writers} · readers {self.readers} · lock holders killed {self.lock_holders_killed} · "
-            f"pages put {self.pages} · reads {self.reads} · rows read {self.rows_read} · "
-            f"rows lost {v.lost} · rows invented {v.invented} · rows without a claim {v.uncovered} · "
-            f"problems {len(v.problems)}"
+            f"{self.pages:,} pages put, {self.reads:,} reads at once, {self.verdict.rows:,} rows checked; "
+            f"{self.lock_holders_killed} died holding the locks"
         )
 
 
-def run(seed: int, *, writers: int = 4, readers: int = 2, pages: int = 200) -> Tally:
-    """One crowd on one folder."""
+def run(seed: int, crowds: int = 1, *, writers: int = 4, readers: int = 2, pages: int = 200) -> CrowdTally:
+    """One crowd after another, each on a folder of its own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.stress.store_world", "pyarrow.parquet", "pandas"])  # forks are quick
-    chance, tally = random.Random(seed), Tally(writers, readers)
+    chance, tally = random.Random(seed), CrowdTally()
+    for _ in range(crowds):
+        _one_crowd(context, chance, tally, writers, readers, pages)
+        tally.tried["crowds"] += 1
+    return tally
+
+
+def _one_crowd(context: Any, chance: random.Random, tally: CrowdTally, writers: int, readers: int, pages: int) -> None:
     root = tempfile.mkdtemp(prefix="backbone-crowd-")
     done = context.Event()
     try:
@@ -112,13 +108,11 @@ def run(seed: int, *, writers: int = 4, readers: int = 2, pages: int = 200) -> T
         done.set()
         for reads, verdict in (_result(*started) for started in reading):
             tally.reads += reads
-            tally.rows_read += verdict.rows
-            _add(tally.verdict, verdict)
+            tally.verdict.add(verdict)
         check(Path(root), tally.verdict, proofs=proofs)
     finally:
         done.set()
         shutil.rmtree(root)
-    return tally
 
 
 def _start(context: Any, target: Any, *args: Any) -> tuple[Any, Any]:
@@ -140,7 +134,7 @@ def _result(process: Any, receiver: Any) -> Any:
     return found
 
 
-def _kill_a_lock_holder(context: Any, root: str, tally: Tally) -> None:
+def _kill_a_lock_holder(context: Any, root: str, tally: CrowdTally) -> None:
     process, receiver = _start(context, die_holding_every_lock, root)
     if not receiver.poll(_DEADLINE_S):
         raise AssertionError("the lock holder is stuck")
@@ -148,30 +142,3 @@ def _kill_a_lock_holder(context: Any, root: str, tally: Tally) -> None:
     process.join()
     receiver.close()
     tally.lock_holders_killed += 1
-
-
-def _add(total: Verdict, part: Verdict) -> None:
-    total.lost += part.lost
-    total.invented += part.invented
-    total.uncovered += part.uncovered
-    total.problems += part.problems
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--writers", type=int, default=4)
-    parser.add_argument("--readers", type=int, default=2)
-    parser.add_argument("--pages", type=int, default=200)
-    options = parser.parse_args()
-    logging.disable()  # what is survived is counted, not told one by one
-    started_s = time.monotonic()
-    tally = run(options.seed, writers=options.writers, readers=options.readers, pages=options.pages)
-    print(f"store under crowds: {tally.told()} · {time.monotonic() - started_s:.0f} s")
-    for problem in tally.verdict.problems[:20]:
-        print(" ", problem)
-    return 0 if tally.verdict.is_clean else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

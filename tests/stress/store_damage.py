@@ -1,20 +1,17 @@
 """Damage files of a filled store in every way, and hold what is read then against the truth.
 
-``python -m tests.stress.store_damage --seed 1 --rounds 300`` flips bytes, cuts, empties, grows, swaps,
+Flips bytes, cuts, empties, grows, swaps,
 replaces by foreign or newer files, and deletes; then reads. Checked: no wrong row is ever given and no claim
 lacks its rows, all damage is found by the first read and said once, the files are kept, and what was lost can
-be put again. Exits with 1 when a wrong row was given or damage went unseen.
+be put again.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import logging
 import random
 import shutil
 import tempfile
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +23,8 @@ import pyarrow.parquet as pq
 from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import Span
 from backbone.storage.coverage import EVER
-from tests.stress.store_world import MARKETS, START, TIMEFRAMES, Reply, Verdict, check_read, open_store, truth
+from tests.stress.report import Tally
+from tests.stress.store_world import MARKETS, START, TIMEFRAMES, Reply, check_read, open_store, truth
 
 
 def flip(path: Path, chance: random.Random) -> None:
@@ -92,34 +90,24 @@ DAMAGES: tuple[Callable[[Path, random.Random], None], ...] = (
 
 
 @dataclass
-class Tally:
-    """What was damaged and what came of it."""
+class DamageTally(Tally):
+    """What was done to the files, and how much of it was found."""
 
-    damages: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
     found: int = 0
     unseen: int = 0
-    verdict: Verdict = field(default_factory=Verdict)
 
-    @property
-    def is_clean(self) -> bool:
-        return self.verdict.is_clean and not self.unseen
-
-    def told(self) -> str:
-        kinds = " ".join(f"{name} {count}" for name, count in sorted(self.damages.items()))
-        v = self.verdict
-        return (
-            f"damages {sum(self.damages.values())} ({kinds}) · found {self.found} · unseen {self.unseen} · "
-            f"rows checked {v.rows} · rows lost {v.lost} · rows invented {v.invented} · "
-            f"rows without a claim {v.uncovered} · problems {len(v.problems)}"
-        )
+    def facts(self) -> str:
+        rows = f"{self.verdict.rows:,} rows checked"
+        return f"{self.found} found, {self.unseen} unseen, of {len(self.kinds)} kinds; {rows}"
 
 
-def run(seed: int, rounds: int, slots: int = 50_000) -> Tally:
+def run(seed: int, rounds: int, slots: int = 50_000) -> DamageTally:
     """Damage one or two files a round, read, mend, fill again."""
-    chance, tally = random.Random(seed), Tally()
+    chance, tally = random.Random(seed), DamageTally()
     root = Path(tempfile.mkdtemp(prefix="backbone-damage-"))
     try:
-        while sum(tally.damages.values()) < rounds:
+        while tally.tried["damages"] < rounds:
             _fill(root, slots)
             files = sorted(path for top in ("candles", "quiet") for path in (root / top).rglob("*") if path.is_file())
             for path in chance.sample(files, chance.randint(1, 2)):
@@ -140,11 +128,12 @@ def _fill(root: Path, slots: int) -> None:
     store.close()
 
 
-def _round(root: Path, path: Path, chance: random.Random, tally: Tally) -> None:
+def _round(root: Path, path: Path, chance: random.Random, tally: DamageTally) -> None:
     before = path.read_bytes()
     damage = chance.choice(DAMAGES)
     damage(path, chance)
-    tally.damages[damage.__name__] += 1
+    tally.tried["damages"] += 1
+    tally.kinds[damage.__name__] += 1
     is_kept = damage is not newer
     is_found = is_kept and damage is delete  # a file that is not there is nothing to find
     store = open_store(root, memory_bytes=chance.choice([0, 256 << 20]))
@@ -167,21 +156,3 @@ def _round(root: Path, path: Path, chance: random.Random, tally: Tally) -> None:
         tally.verdict.problems.append(f"{damage.__name__} of {path} went unseen ({told}, verify {is_verified})")
     if damage is newer:
         path.write_bytes(before)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=300)
-    options = parser.parse_args()
-    logging.disable()  # what is survived is counted, not told one by one
-    started_s = time.monotonic()
-    tally = run(options.seed, options.rounds)
-    print(f"store under damage: {tally.told()} · {time.monotonic() - started_s:.0f} s")
-    for problem in tally.verdict.problems[:20]:
-        print(" ", problem)
-    return 0 if tally.is_clean else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,22 +1,18 @@
 """Disks that are full, fail at any step, forbid writing or vanish, under a store that is being filled.
 
-``python -m tests.stress.store_disk --seed 1 --faults 300`` makes single system calls of a write fail at
+Makes single system calls of a write fail at
 random, fills a small memory-backed file system (where this process may mount one), forbids writing, and takes
 the folder away. Checked after each fault: one clear error with a path, every durable row is still there and
-right, what was put stays readable in memory, and goes to disk once the fault is over. Exits with 1 when
-anything was lost or invented.
+right, what was put stays readable in memory, and goes to disk once the fault is over.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
-import logging
 import os
 import random
 import subprocess
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,33 +25,35 @@ from backbone.errors import StoreError
 from backbone.model import Span
 from backbone.storage.candles import CandleStore
 from backbone.storage.coverage import EVER, SpanSet
-from tests.stress.store_world import START, TIMEFRAMES, Reply, Verdict, any_reply, check, check_read, open_store
+from tests.stress.report import Tally
+from tests.stress.store_world import START, TIMEFRAMES, Reply, any_reply, check, check_read, open_store
 
 _CALLS = ("open", "fsync", "utime", "replace", "mkdir", "fstat")
 _CODES = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES, errno.EDQUOT)
 
 
 @dataclass
-class Tally:
-    """What was made to fail and what came of it."""
+class DiskTally(Tally):
+    """What was made to fail, and how many errors told of it."""
 
-    faults: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
     errors: int = 0
-    verdict: Verdict = field(default_factory=Verdict)
 
-    def told(self) -> str:
-        kinds = " ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
-        v = self.verdict
-        return (
-            f"faults {sum(self.faults.values())} ({kinds}) · clear errors {self.errors} · rows checked {v.rows} · "
-            f"rows lost {v.lost} · rows invented {v.invented} · rows without a claim {v.uncovered} · "
-            f"problems {len(v.problems)}"
-        )
+    def count(self, kind: str) -> None:
+        self.tried["faults"] += 1
+        self.kinds[kind] += 1
+
+    def facts(self) -> str:
+        named = ("full", "read-only", "vanished")
+        whole = ", ".join(f"{kind} {self.kinds[kind]}" for kind in named if self.kinds[kind])
+        calls = sum(count for kind, count in self.kinds.items() if kind not in named)
+        rows = f"{self.verdict.rows:,} rows checked"
+        return f"{self.errors} clear errors; failed calls {calls}{', ' * bool(whole)}{whole}; {rows}"
 
 
-def run(seed: int, faults: int) -> Tally:
+def run(seed: int, faults: int) -> DiskTally:
     """Every kind of fault, the injected ones `faults` times."""
-    chance, tally = random.Random(seed), Tally()
+    chance, tally = random.Random(seed), DiskTally()
     with tempfile.TemporaryDirectory(prefix="backbone-disk-") as folder:
         _inject(Path(folder) / "injected", chance, faults, tally)
         _vanish(Path(folder) / "vanishing", chance, tally)
@@ -67,7 +65,7 @@ def run(seed: int, faults: int) -> Tally:
 class _Filler:
     """Puts pages and remembers all of them: none may be lost by a fault, whether on disk yet or not."""
 
-    def __init__(self, root: Path, chance: random.Random, tally: Tally) -> None:
+    def __init__(self, root: Path, chance: random.Random, tally: DiskTally) -> None:
         self.store: CandleStore = open_store(root, group_commit_s=3600.0)
         self.root, self._chance, self._tally = root, chance, tally
         self.proofs: dict[Any, SpanSet] = {}
@@ -101,19 +99,19 @@ class _Filler:
         check(self.root, self._tally.verdict, proofs=self.proofs if is_complete else None)
 
 
-def _inject(root: Path, chance: random.Random, faults: int, tally: Tally) -> None:
+def _inject(root: Path, chance: random.Random, faults: int, tally: DiskTally) -> None:
     """One system call of a flush fails; the folder is then looked at, and the flush repeated."""
     filler = _Filler(root, chance, tally)
     filler.put(3)
     filler.flush(may_fail=False)
-    while sum(tally.faults.values()) < faults:
+    while tally.tried["faults"] < faults:
         filler.put(chance.randint(1, 4))
         call, code = chance.choice(_CALLS), chance.choice(_CODES)
         with _failing(call, code, after=chance.choice([0, 1, 2, 5, 9])) as failed:
             filler.flush()
         if not failed:
             continue
-        tally.faults[call] += 1
+        tally.count(call)
         filler.check_memory()
         filler.check_disk(is_complete=False)
         if chance.random() < 0.3:
@@ -141,7 +139,7 @@ def _failing(call: str, code: int, after: int) -> Iterator[list[int]]:
         yield failed
 
 
-def _vanish(root: Path, chance: random.Random, tally: Tally) -> None:
+def _vanish(root: Path, chance: random.Random, tally: DiskTally) -> None:
     """The folder is taken away and brought back."""
     filler = _Filler(root, chance, tally)
     filler.put(5)
@@ -150,14 +148,14 @@ def _vanish(root: Path, chance: random.Random, tally: Tally) -> None:
     root.rename(root.with_name("elsewhere"))
     if filler.flush() or root.exists():
         tally.verdict.problems.append("a vanished folder was made anew")
-    tally.faults["vanished"] += 1
+    tally.count("vanished")
     root.with_name("elsewhere").rename(root)
     filler.flush(may_fail=False)
     filler.check_memory()
     filler.check_disk(is_complete=True)
 
 
-def _forbid(root: Path, chance: random.Random, tally: Tally) -> None:
+def _forbid(root: Path, chance: random.Random, tally: DiskTally) -> None:
     """The folder becomes read-only: reading goes on, writing is one error, and works again afterwards."""
     filler = _Filler(root, chance, tally)
     filler.put(5)
@@ -166,7 +164,7 @@ def _forbid(root: Path, chance: random.Random, tally: Tally) -> None:
     with _read_only(root) as is_forbidden:
         if not is_forbidden:
             return
-        tally.faults["read-only"] += 1
+        tally.count("read-only")
         if filler.flush():
             tally.verdict.problems.append("a read-only folder was written to")
         filler.check_memory()
@@ -195,7 +193,7 @@ def _read_only(root: Path) -> Iterator[bool]:
             path.chmod(0o700)
 
 
-def _fill_up(root: Path, chance: random.Random, tally: Tally) -> None:
+def _fill_up(root: Path, chance: random.Random, tally: DiskTally) -> None:
     """A file system of four megabytes is filled until it is full, then made larger."""
     root.mkdir()
     if not _mounts("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", root):
@@ -214,7 +212,7 @@ def _fill_up(root: Path, chance: random.Random, tally: Tally) -> None:
         for _ in range(3):
             if filler.flush():
                 tally.verdict.problems.append("a full disk took more")
-            tally.faults["full"] += 1
+            tally.count("full")
             filler.check_memory()
             filler.check_disk(is_complete=False)
         ballast.unlink()
@@ -231,21 +229,3 @@ def _mounts(*command: object) -> bool:
         return subprocess.run(list(map(str, command)), capture_output=True, check=False).returncode == 0
     except OSError:
         return False
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--faults", type=int, default=300)
-    options = parser.parse_args()
-    logging.disable()  # what is survived is counted, not told one by one
-    started_s = time.monotonic()
-    tally = run(options.seed, options.faults)
-    print(f"store on failing disks: {tally.told()} · {time.monotonic() - started_s:.0f} s")
-    for problem in tally.verdict.problems[:20]:
-        print(" ", problem)
-    return 0 if tally.verdict.is_clean else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,15 +1,13 @@
 """Kill writers at random moments, and hold what they leave against the truth.
 
-``python -m tests.stress.store_kill --seed 1 --kills 300`` starts crowds of real processes that fill one
+Starts crowds of real processes that fill one
 folder, ends each crowd with SIGKILL at a random moment, opens the folder and checks: every row is the
 venue's, no claim lacks its rows, what a writer reported as flushed is there, and nothing older than a second
-is asked again. Exits with 1 when anything was lost or invented.
+is asked again.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
 import multiprocessing
 import os
 import random
@@ -17,7 +15,7 @@ import shutil
 import struct
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,8 @@ from backbone.errors import StoreBusyError
 from backbone.model import Span
 from backbone.storage.coverage import SpanSet
 from backbone.timeframe import Timeframe
-from tests.stress.store_world import MARKETS, TIMEFRAMES, Verdict, any_reply, check, open_store
+from tests.stress.report import Tally
+from tests.stress.store_world import MARKETS, TIMEFRAMES, any_reply, check, open_store
 
 _RECORD = struct.Struct("<cBBqqd")  # kind, market, timeframe, start, end, monotonic seconds
 _READY, _PUT, _DONE, _BUSY, _FLUSHED = b"r", b"p", b"d", b"b", b"f"
@@ -57,24 +56,24 @@ def write_for_ever(root: str, seed: int, out: int) -> None:
 
 
 @dataclass
-class Tally:
-    """What was tried and what came of it."""
+class KillTally(Tally):
+    """How many pages were put, and how old the oldest was that a kill lost."""
 
-    kills: int = 0
     pages: int = 0
     promised: int = 0
     oldest_asked_again_s: float = 0.0
-    verdict: Verdict = field(default_factory=Verdict)
 
-    def told(self) -> str:
+    def facts(self) -> str:
         v = self.verdict
         return (
-            f"kills {self.kills} · pages put {self.pages} · pages promised on disk {self.promised} · "
-            f"oldest page asked again {self.oldest_asked_again_s:.2f} s · "
-            f"rows checked {v.rows} · unfinished writes removed {v.leftovers} · "
-            f"rows lost {v.lost} · rows invented {v.invented} · rows without a claim {v.uncovered} · "
-            f"problems {len(v.problems)}"
+            f"oldest page asked again {self.oldest_asked_again_s:.2f} s; {v.rows:,} rows checked, "
+            f"{self.pages:,} pages put, {v.leftovers} unfinished"
         )
+
+    def faulty(self) -> list[str]:
+        if self.oldest_asked_again_s > 1.0:
+            return [f"a page put {self.oldest_asked_again_s:.2f} s before the kill is asked again"]
+        return []
 
 
 Place = tuple[str, Timeframe]
@@ -92,23 +91,23 @@ class _Page:
     is_promised: bool = False
 
 
-def run(seed: int, kills: int, *, writers: int = 3, per_folder: int = 20) -> Tally:
+def run(seed: int, kills: int, *, writers: int = 3, per_folder: int = 20) -> KillTally:
     """Kill crowds until `kills` processes are dead; a fresh folder now and then."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.stress.store_world", "pyarrow.parquet", "pandas"])  # forks are quick
-    chance, tally = random.Random(seed), Tally()
+    chance, tally = random.Random(seed), KillTally()
     folder = Path(tempfile.mkdtemp(prefix="backbone-kill-"))
     proofs: Proofs = {}
     try:
-        while tally.kills < kills:
-            before = tally.kills // per_folder
-            crowd = min(chance.randint(1, writers), kills - tally.kills)
+        while tally.tried["kills"] < kills:
+            before = tally.tried["kills"] // per_folder
+            crowd = min(chance.randint(1, writers), kills - tally.tried["kills"])
             _one_crowd(context, folder, chance, crowd, proofs, tally)
             check(folder, tally.verdict, proofs=proofs)
             open_store(folder).repair()
             if remaining := open_store(folder).verify():
                 tally.verdict.problems.append(f"after repair: {remaining}")
-            if tally.verdict.problems or tally.kills // per_folder != before:
+            if tally.verdict.problems or tally.tried["kills"] // per_folder != before:
                 shutil.rmtree(folder)
                 folder.mkdir()
                 proofs = {}
@@ -118,7 +117,7 @@ def run(seed: int, kills: int, *, writers: int = 3, per_folder: int = 20) -> Tal
 
 
 def _one_crowd(
-    context: ForkServerContext, folder: Path, chance: random.Random, crowd: int, proofs: Proofs, tally: Tally
+    context: ForkServerContext, folder: Path, chance: random.Random, crowd: int, proofs: Proofs, tally: KillTally
 ) -> None:
     """Start `crowd` writers, let them work for a moment, kill them all, and note what they had promised."""
     started: list[tuple[Any, Any]] = []
@@ -135,7 +134,7 @@ def _one_crowd(
     killed_s = time.monotonic()
     for process, _ in started:
         process.join()
-        tally.kills += 1
+        tally.tried["kills"] += 1
     _listen(started, told, None)
     store = open_store(folder)
     for (_, receiver), heard in zip(started, told, strict=True):
@@ -193,22 +192,3 @@ def _pages(heard: bytes) -> list[_Page]:
             for page in pages:
                 page.done_s = told_s
     return pages
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kills", type=int, default=300)
-    parser.add_argument("--writers", type=int, default=3)
-    options = parser.parse_args()
-    logging.disable()  # what is survived is counted, not told one by one
-    started_s = time.monotonic()
-    tally = run(options.seed, options.kills, writers=options.writers)
-    print(f"store under kills: {tally.told()} · {time.monotonic() - started_s:.0f} s")
-    for problem in tally.verdict.problems[:20]:
-        print(" ", problem)
-    return 0 if tally.verdict.is_clean else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

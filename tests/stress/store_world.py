@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from backbone.model import CANDLE_SCHEMA, Span
 from backbone.storage.candles import CandleStore
 from backbone.storage.coverage import EVER, SpanSet
 from backbone.timeframe import Timeframe, parse_timeframe
+from tests.stress.report import Verdict
 
 START = 1_714_521_600_000_000  # 2024-05-01T00:00:00Z
 
@@ -73,22 +74,6 @@ def any_reply(chance: random.Random, slots: int = 60_000) -> Reply:
     first = chance.randrange(reach)
     length = chance.choice([1, 7, 200, 200, 200, 1000])
     return Reply(market, timeframe, Span(*(START + n * timeframe.step_us for n in (first, first + length))))
-
-
-@dataclass
-class Verdict:
-    """What a check of a whole store found; ``lost`` and ``invented`` must stay zero."""
-
-    rows: int = 0
-    lost: int = 0
-    invented: int = 0
-    uncovered: int = 0
-    problems: list[str] = field(default_factory=list)
-    leftovers: int = 0
-
-    @property
-    def is_clean(self) -> bool:
-        return not (self.lost or self.invented or self.uncovered or self.problems)
 
 
 def open_store(root: Path, **options: Any) -> CandleStore:
