@@ -141,6 +141,7 @@ class CandleStore:
         """A forked child starts without the parent's unfinished pages: they are the parent's to write."""
         self._lock = threading.Lock()
         self._pending: dict[Series, _Pending] = {}
+        self._committing: set[Series] = set()
         self._overtaken = threading.Condition()
         self._retry_s = 0.0
 
@@ -183,7 +184,12 @@ class CandleStore:
             pending.pages.append(page)
             pending.rows += page.table.num_rows
             due = self._due_locked(now_s)
-        self._flush_all(due)
+            self._committing.update(due)
+        try:
+            self._flush_all(due)
+        finally:
+            with self._lock:
+                self._committing.difference_update(due)
 
     def _page(
         self,
@@ -216,11 +222,14 @@ class CandleStore:
         return page
 
     def _due_locked(self, now_s: float) -> list[Series]:
+        """The series whose pages have waited long enough, and that nobody is committing: a page that comes meanwhile
+        waits for the next commit instead of holding its thread."""
         if now_s < self._retry_s:
             return []
         return [
             series
             for series, pending in self._pending.items()
+            if series not in self._committing
             if pending.rows >= _MAX_PENDING_ROWS or now_s - pending.since_s >= self._group_commit_s
         ]
 

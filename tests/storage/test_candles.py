@@ -303,6 +303,38 @@ def test_fresh_silence_is_due_too(tmp_path: Path) -> None:
 # -- when it is on disk
 
 
+def test_put_does_not_wait_for_a_commit_that_somebody_else_is_making(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk holds the one thread that writes, not every thread that brings a page; all is written in the end."""
+    store = open_store(tmp_path, group_commit_s=0.0)
+    replace, is_writing, may_go = store._files.replace, threading.Event(), threading.Event()
+
+    def slowly(*args: Any) -> Any:
+        is_writing.set()
+        assert may_go.wait(20)
+        return replace(*args)
+
+    monkeypatch.setattr(store._files, "replace", slowly)
+
+    def put(first: int) -> None:
+        store.put(BTC, MINUTE, minutes(first, first + 10), span(first, first + 10), now_us=MAY)
+
+    writer = threading.Thread(target=put, args=(0,))
+    writer.start()
+    try:
+        assert is_writing.wait(20)
+        put(10)  # would wait for ever
+        assert store.pending_rows() == 20
+    finally:
+        may_go.set()
+        writer.join()
+    assert store.pending_rows() == 10
+    put(20)
+    assert store.pending_rows() == 0
+    assert open_store(tmp_path).read(BTC, MINUTE, span(0, 30)).table.equals(minutes(0, 30))
+
+
 def test_put_after_the_group_commit_time_brings_all_to_disk(tmp_path: Path) -> None:
     """Pages of one half second are one file rewrite, and are not left in memory for longer."""
     clock = StillClock()
