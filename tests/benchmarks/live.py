@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import multiprocessing
 import resource
 import statistics
 import tempfile
@@ -26,7 +25,7 @@ from backbone.coordinator.feed import Subscription
 from backbone.model import Ticker
 from backbone.routing.stream import Stream
 from backbone.simulator import SimulatorServer
-from tests.benchmarks.stream import Speed, bare, serve
+from tests.benchmarks.stream import Speed, compare_latency, compare_speed, flood
 
 CODES = [f"KRW-{i:04d}" for i in range(290)]
 
@@ -159,45 +158,28 @@ def outages() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--messages", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--messages", type=int, default=30_000)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--million", action="store_true", help="also a million messages, watching the memory")
     parser.add_argument("--outages", action="store_true", help="also a dead socket and a minute without the venue")
     options = parser.parse_args()
     best, median = frame_ms(300)
     print(f"frame() of 290 markets: best {best:.2f} ms, median {median:.2f} ms (2 ms allowed)")
-    near, far = multiprocessing.Pipe()
-    server = multiprocessing.Process(target=serve, args=(far,), daemon=True)
-    server.start()
-    port = near.recv()
-    for kind in ("ticker", "orderbook"):
-        rates: dict[str, list[Speed]] = {"bare": [], "ours": []}
-        for _ in range(options.rounds):
-            for name, run in (("bare", bare), ("ours", ours)):
-                near.send((kind, options.messages, 0))
-                rates[name].append(run(port, options.messages, kind))
-                near.recv()
-        loop, mine = ([statistics.median(each) for each in zip(*rates[n], strict=True)] for n in rates)
-        for how, theirs, own in zip(("clock", "CPU"), loop, mine, strict=True):
-            ratio = f"{own / theirs:.0%} (90 % required)"
-            print(f"{kind:<10} by {how:<6} bare loop {theirs:>9,.0f}/s   table {own:>9,.0f}/s   {ratio}")
-    near.send(("ticker", 10_000, 2000))
-    delays = latency_ms(port, 10_000)
-    near.recv()
-    print(f"send to table at 2,000/s: p50 {delays[5000]:.2f} ms   p99 {delays[9900]:.2f} ms (5 ms allowed)")
-    if options.million:
-        sizes: list[float] = []
+    with flood() as (pipe, port):
+        for kind in ("ticker", "orderbook", "trade"):
+            compare_speed(pipe, port, kind, ours, options.messages, options.rounds)
+        compare_latency(pipe, port, latency_ms, 6_000, 3)
+        if options.million:
+            sizes: list[float] = []
 
-        def watch() -> None:
-            sizes.append(resident_mb())
-            time.sleep(0.2)
+            def watch() -> None:
+                sizes.append(resident_mb())
+                time.sleep(0.2)
 
-        near.send(("ticker", 1_000_000, 0))
-        ours(port, 1_000_000, "ticker", watch)
-        near.recv()
-        print(f"memory over a million messages: {sizes[1]:.1f} MB at the start, {sizes[-1]:.1f} MB at the end")
-    near.send(None)
-    server.join()
+            pipe.send(("ticker", 1_000_000, 0))
+            ours(port, 1_000_000, "ticker", watch)
+            pipe.recv()
+            print(f"memory over a million messages: {sizes[1]:.1f} MB at the start, {sizes[-1]:.1f} MB at the end")
     if options.outages:
         outages()
 
