@@ -53,7 +53,9 @@ class TradeTape:
     """The newest trades of one market, without a hole between them."""
 
     def __init__(self, size: int = TAPE) -> None:
-        self._trades: deque[Trade] = deque(maxlen=size)
+        self._size = size
+        self._trades: deque[Trade] = deque()
+        self._numbers: set[int] = set()
         self._is_torn = True
 
     def note(self, record: Trade, is_snapshot: bool, source: str) -> None:
@@ -64,8 +66,14 @@ class TradeTape:
                 self._is_torn = False  # nothing was missed
                 return
             self._trades.clear()
+            self._numbers.clear()
+        elif record.sequential_id in self._numbers:
+            return  # happened while the snapshot was made, so that both tell it
         self._is_torn = False
         self._trades.append(record)
+        self._numbers.add(record.sequential_id)
+        if len(self._trades) > self._size:
+            self._numbers.discard(self._trades.popleft().sequential_id)
 
     def lost(self) -> None:
         self._is_torn = True

@@ -43,6 +43,15 @@ def test_tape_after_a_loss_starts_anew_unless_the_snapshot_is_the_last_known() -
     assert tape.newest(2) is None
 
 
+def test_tape_told_a_trade_twice_holds_it_once() -> None:
+    """A trade that happened while the snapshot was made comes in it and once more after it."""
+    tape = TradeTape(2)
+    for number in (3, 3, 4, 3, 5, 4):
+        tape.note(trade(number), number == 3 and tape.newest(1) is None, "stream")
+    assert tape.newest(2) == [trade(4), trade(5)]
+    assert tape.newest(3) is None
+
+
 def test_tape_ignores_what_polls_bring() -> None:
     """Polled trades may have holes between them, so they prove nothing."""
     tape = TradeTape()
