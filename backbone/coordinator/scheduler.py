@@ -128,6 +128,7 @@ class Ticket:
         "bind",
         "done",
         "group",
+        "is_broken",
         "is_delayed",
         "is_permit",
         "lies",
@@ -154,6 +155,7 @@ class Ticket:
         self.done = done
         self.is_permit = is_permit  # wants the permit alone: it is sent by the thread that waits for it
         self.is_delayed = False  # backs off, outside the rows
+        self.is_broken = False  # an error inside ended it, and was told to `done`
         self.ask: Ask | None = None
         self.attempts = 0
         self.refusals = 0
@@ -295,7 +297,7 @@ class Scheduler:
 
         `bind` runs on the dispatcher when a permit has opened: quick, without waiting. None from it means that there
         is nothing left to ask: the ticket vanishes, `done` is not called, the permit goes to the next. `done` runs
-        once, on a worker, with None for a question never decided.
+        once, on a worker, with None for a question never decided; if it raises, once more with that error.
         """
         ticket = Ticket(group, priority, self._clock.monotonic(), bind, done)
         with self._lock:
@@ -692,7 +694,8 @@ class Scheduler:
                 job()
             except Exception as exc:  # noqa: BLE001 - the thread must live, and the ticket must end
                 self._record(exc)
-                if ticket is not None and ticket.state is not _State.ENDED:
+                if ticket is not None and not ticket.is_broken:  # also where `done` raised: somebody waits for it
+                    ticket.is_broken = True
                     self._fail([ticket], _internal(exc))
 
     def _sending(self, ticket: Ticket, granted: float) -> Callable[[], None]:

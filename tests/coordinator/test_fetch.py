@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 
 from backbone import Backbone
 from backbone.coordinator import fetch
+from backbone.errors import IncompleteError
 from backbone.simulator import SimulatorServer
 
 
@@ -38,3 +40,19 @@ def test_critical_connection_is_left_alone_without_critical_requests(
     core = client._coordinator()
     client.tickers("KRW-BTC")
     assert core._warm_until_s is None
+
+
+def test_candles_whose_page_meets_a_mistake_inside_end_with_an_error(
+    client: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever goes wrong while a page is taken in, the call ends, and a backfill too; nobody waits for ever."""
+
+    def mistaken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(client._coordinator().store, "put", mistaken)
+    with caplog.at_level(logging.CRITICAL, "backbone.scheduler"):
+        with pytest.raises(IncompleteError, match="inside backbone"):
+            client.candles("KRW-BTC", "1m", count=50)
+        with pytest.raises(IncompleteError):
+            client.backfill("KRW-BTC", "1m", "2025-08-20", "2025-08-21").result()

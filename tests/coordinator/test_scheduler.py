@@ -674,10 +674,24 @@ def test_mistake_in_a_callback_is_recorded_and_ends_only_its_ticket(bench, caplo
         bench.scheduler.submit("candles", HIGH, broken, lambda _, o: bench.ended.append(("bind", o)))
         assert isinstance(bench.outcome("bind").__cause__, ZeroDivisionError)
         bench.scheduler.submit("candles", HIGH, lambda: Ask("a"), broken)
+        told: list[Any] = []
+        is_told_twice = threading.Event()
+
+        def falls(_: Any, outcome: Any) -> None:
+            told.append(outcome)
+            if len(told) == 2:
+                is_told_twice.set()
+            raise ZeroDivisionError("while an answer is taken in")
+
+        bench.scheduler.submit("candles", HIGH, lambda: Ask("d"), falls)
         bench.venue.script["b"] = [ZeroDivisionError("send")]
         with pytest.raises(BackboneError, match="inside backbone"):
             bench.scheduler.request(Ask("b"), HIGH)
         assert bench.scheduler.request(Ask("c"), HIGH).value == "c"
+        assert is_told_twice.wait(10)
+    assert told[0].value == "d"
+    assert isinstance(told[1], BackboneError), "whoever waits for the answer must not wait for ever"
+    assert len(told) == 2
     assert "ZeroDivisionError" in bench.scheduler.status()["last_error"]
     assert bench.scheduler.status()["in_flight"] == dict.fromkeys(("critical", "high", "normal", "low"), 0)
 
