@@ -53,14 +53,15 @@ def open_table(client: Backbone, kind: str) -> Subscription:
 def ours(port: int, count: int, kind: str, watch: Callable[[], None] | None = None) -> Speed:
     """The flood into a table."""
     with away_from_rest(f"ws://127.0.0.1:{port}") as client:
+        board = client._coordinator().board
+        changes = board.follow([board.cell(kind, code) for code in CODES[:100]])  # before the first can come
         table = open_table(client, kind)
-        changes = table.follow()
         changes.wait_for(1, 30)
         first, started, cpu = changes.arrived, time.perf_counter(), time.process_time()
         if watch is not None:
             while changes.arrived < count:
                 watch()
-        changes.wait_for(count, 600)
+        assert changes.wait_for(count, 600)
         took, used = time.perf_counter() - started, time.process_time() - cpu
         changes.end()
         assert table.received == count
