@@ -1,6 +1,7 @@
 """Where the package's defaults live: one frozen record, each value with its unit and reason.
 
-`resolve` is the only reader of the environment. An argument wins over the environment, which wins over the default.
+`resolve` reads the environment: an argument wins over it, and it wins over the default. Settings travel to other hosts
+and into messages, so what must not is read where it is used: credentials, this machine's name, its ledger's folder.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ class Backbone:
         is missing.
 
         Several markets inside ``joblib.parallel_config("dask")`` (or with ``n_jobs``) are spread over its workers, a
-        whole market to one worker with a client of its own; a `SpreadJob` then has the same methods.
+        whole market to one worker with a client of its own; a `SpreadJob` then has the same methods, without timeouts.
 
         Examples
         --------
