@@ -118,7 +118,7 @@ def main() -> None:
     use_the_whole_limit()
     with venue() as url:
         ours, bare = cpu_of_pages(url, options.rounds)
-        print(f"CPU a page, client and store: {ours:.2f} ms; a bare session {bare:.2f} ms; {ours / bare:.2f} x (< 2 ms)")
+        print(f"CPU a page, with the store: {ours:.2f} ms; a bare session {bare:.2f} ms; {ours / bare:.2f} x (< 2 ms)")
         density, multiple = pages_of_a_thin_month(url, THIN)
         print(f"a month in which {density:.0%} of minutes trade: {multiple:.2f} x rows / 200 requests (<= 2.5 x)")
     backbone_s, pandas_s = seconds_to_import("backbone"), seconds_to_import("pandas")
