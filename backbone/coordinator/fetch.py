@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
-import sys
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -58,7 +57,6 @@ class Coordinator:
     """What the API layer talks to."""
 
     def __init__(self, settings: Settings, clock: Clock, venue: VenueClock | None = None) -> None:
-        _use_plain_allocator()
         self.settings = settings
         self.clock = clock
         self.metrics = Metrics()
@@ -337,17 +335,6 @@ class Coordinator:
             if self._archive_line is not None:
                 self._archive_line.close()
             self.limiter.close()
-
-
-def _use_plain_allocator() -> None:
-    """Let Arrow take its memory from the system, where its own allocator was measured to do harm.
-
-    mimalloc, Arrow's default, keeps for each thread what was freed in another: with some thirty threads a client grew
-    by 60 MB a minute while it held 10 MB, and reading a partition for the first time took three times as long (Linux).
-    Another pool than the default is somebody's choice and stays.
-    """
-    if sys.platform == "linux" and pa.default_memory_pool().backend_name == "mimalloc":
-        pa.set_memory_pool(pa.system_memory_pool())
 
 
 def _open_root(settings: Settings, clock: Clock) -> Path | Files:

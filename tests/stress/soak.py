@@ -181,7 +181,7 @@ class SoakTally(Tally):
     requests: int = 0
     hours: float = 0.0
     seconds: float = 0.0
-    took_s: list[float] = field(default_factory=list)
+    took: list[tuple[float, str]] = field(default_factory=list)
     memory_mb: list[float] = field(default_factory=list)
     left: Counter[str] = field(default_factory=Counter)
     live_frames: int = 0
@@ -201,10 +201,10 @@ class SoakTally(Tally):
         return end[len(end) // 2] / begin[len(begin) // 2]
 
     def facts(self) -> str:
-        slowest, honest = sorted(self.took_s)[-1:], sum(self.honest.values())
+        slowest, honest = max(self.took, default=(0.0, "")), sum(self.honest.values())
         return (
             f"{self.hours:.1f} hours: {self.availability:.2%} right or honest ({honest} errors), "
-            f"slowest {slowest[0] if slowest else 0:.1f} s, memory {self.memory_mb[-1]:.0f} MB x{self.growth:.2f}"
+            f"slowest {slowest[0]:.1f} s, memory {self.memory_mb[-1]:.0f} MB x{self.growth:.2f}"
         )
 
     def faulty(self) -> list[str]:
@@ -217,13 +217,14 @@ class SoakTally(Tally):
         """Every count, for whoever asked for the long form."""
         errors = " ".join(f"{name} {number}" for name, number in self.honest.most_common())
         users = " ".join(f"{name} {number}" for name, number in self.users.most_common())
-        took = sorted(self.took_s)
-        marks = " ".join(f"p{p} {took[min(len(took) - 1, len(took) * p // 100)]:.2f}" for p in (50, 90, 99))
+        took = sorted(self.took)
+        marks = " ".join(f"p{p} {took[min(len(took) - 1, len(took) * p // 100)][0]:.2f}" for p in (50, 90, 99))
+        slowest = ", ".join(f"{who} {seconds:.1f}" for seconds, who in took[:-9:-1])
         memory = ", ".join(f"{mb:.0f}" for mb in self.memory_mb[:: max(1, len(self.memory_mb) // 12)])
         return (
             f"calls by {users}; right {self.right}, honest {errors or 'none'}, neither {len(self.wrong)}; "
             f"requests {self.requests}; rows compared {self.verdict.rows}; live frames {self.live_frames}; "
-            f"seconds a call {marks}; memory {memory} MB"
+            f"seconds a call {marks}, slowest {slowest}; memory {memory} MB"
         )
 
 
@@ -243,7 +244,7 @@ class User:
     def __init__(self, name: str, soak: Soak, act: Callable[[User], str | Said], pause_s: float) -> None:
         self.name, self.soak, self.chance = name, soak, random.Random(f"{soak.seed} {name}")
         self._act, self._pause_s = act, pause_s
-        self.thread = threading.Thread(target=self._run, name=f"soak-{name}")
+        self.thread = threading.Thread(target=self._run, name=f"soak-{name}", daemon=True)
 
     @property
     def client(self) -> Backbone:
@@ -343,8 +344,9 @@ class Soak:
             self._misfortune(chance)
             self.tally.memory_mb.append(_memory_mb())
         self.over.set()
+        deadline = time.monotonic() + CALL_S
         for user in users:
-            user.thread.join(2 * CALL_S)
+            user.thread.join(max(0.0, deadline - time.monotonic()))
             if user.thread.is_alive():
                 self.count(user.name, f"{user.name} is stuck", "", 0.0)
 
@@ -371,7 +373,7 @@ class Soak:
         with tally.lock:
             tally.tried["calls"] += 1
             tally.users[name] += 1
-            tally.took_s.append(took_s)
+            tally.took.append((took_s, name))
             if wrong:
                 tally.wrong.append(wrong)
             elif honest:
