@@ -41,8 +41,8 @@ def outputs(book: Any) -> str:
 
 
 def test_tutorials_are_numbered_without_a_hole() -> None:
-    """They are read in order, 01 to 08."""
-    assert [path.name[:3] for path in NOTEBOOKS] == [f"{i:02d}_" for i in range(1, 9)]
+    """They are read in order, 01 to 09."""
+    assert [path.name[:3] for path in NOTEBOOKS] == [f"{i:02d}_" for i in range(1, 10)]
 
 
 @every

@@ -119,7 +119,8 @@ def size(
     begins = [core.candles.listed_from(code, _MONTH) or core.candles.listed_from(code, tf) for code in codes]
     if None in begins:
         unknown = sum(1 for begin in begins if begin is None)
-        assumed.append(f"{unknown} markets reach back to the start (probe finds out, one request each)")
+        some = "1 market reaches" if unknown == 1 else f"{unknown} markets reach"
+        assumed.append(f"{some} back to the start (probe finds out, one request each)")
     shares = [_share(tf, Span(max(start, begin or start), end), density) for begin in begins]
     rows = sum(share.rows for share in shares)
     return Sizing(
