@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ __all__ = [
     "markets_table",
     "orderbooks_table",
     "records",
+    "shape_tickers",
     "tickers_table",
     "trades_table",
 ]
@@ -43,8 +45,14 @@ _TIME = pa.timestamp("us", tz="UTC")
 _MANY = 50_000  # rows from which waking Arrow's threads costs less than it saves
 
 
-def deliver(table: pa.Table, frames: str, *, index: str | None, zone: str, attrs: dict[str, Any]) -> Any:
-    """`table` as pandas, Polars or Arrow, times shown in `zone`, with `attrs` attached."""
+def deliver(table: pa.Table | pd.DataFrame, frames: str, *, index: str | None, zone: str, attrs: dict[str, Any]) -> Any:
+    """`table` as pandas, Polars or Arrow, times shown in `zone`, with `attrs` attached.
+
+    A pandas frame (of `shape_tickers`) is that already; only `attrs` are attached.
+    """
+    if not isinstance(table, pa.Table):
+        table.attrs["backbone"] = attrs
+        return table
     table = _in_zone(table, zone)
     if frames == "arrow":
         metadata = {**(table.schema.metadata or {}), b"backbone": json.dumps(attrs).encode()}
@@ -105,15 +113,51 @@ def _floats(values: Iterable[float]) -> pa.Array:
 
 def tickers_table(rows: Sequence[Ticker], sources: Sequence[str], ages_s: Sequence[float] | np.ndarray) -> pa.Table:
     """The ticker frame's columns; ``source`` and ``age`` (seconds since the row was received) per row."""
-    numbers = np.array([_ticker_numbers(r) for r in rows], dtype=np.float64).reshape(-1, len(TICKER_NUMBERS))
     columns: dict[str, Any] = {
         "market": pa.array([r.market for r in rows], pa.string()),
         "time": pa.array([r.time_us for r in rows], pa.int64()).cast(_TIME),
-        **dict(zip(TICKER_NUMBERS, map(_floats, np.ascontiguousarray(numbers.T)), strict=True)),
+        **dict(zip(TICKER_NUMBERS, map(_floats, _ticker_columns(rows)), strict=True)),
         "source": pa.array(list(sources), pa.string()),
         "age": _floats(ages_s),
     }
     return pa.table(columns)
+
+
+def shape_tickers(
+    rows: Sequence[Ticker], sources: Sequence[str], ages_s: Sequence[float] | np.ndarray, frames: str, zone: str
+) -> pa.Table | pd.DataFrame:
+    """What `deliver` is to deliver: the table, or for pandas the frame that it would make of it, in half the time."""
+    if frames != "pandas":
+        return tickers_table(rows, sources, ages_s)
+    import pandas as pd
+
+    times = np.array([row.time_us for row in rows], np.int64).view("datetime64[us]")
+    columns: dict[str, Any] = {"time": pd.DatetimeIndex(times).tz_localize("UTC").tz_convert(zone)}
+    columns.update(zip(TICKER_NUMBERS, _ticker_columns(rows), strict=True))
+    columns["source"] = _source_column(tuple(sources)).copy()
+    columns["age"] = np.array(ages_s, np.float64)
+    index = _market_index(tuple([row.market for row in rows])).view()  # its name is the frame's own
+    return pd.DataFrame(columns, index=index, copy=False)
+
+
+def _ticker_columns(rows: Sequence[Ticker]) -> np.ndarray:
+    """The float columns, each one contiguous."""
+    flat = chain.from_iterable(map(_ticker_numbers, rows))
+    numbers = np.fromiter(flat, np.float64, len(rows) * len(TICKER_NUMBERS))
+    return np.ascontiguousarray(numbers.reshape(-1, len(TICKER_NUMBERS)).T)
+
+
+@lru_cache(maxsize=16)
+def _market_index(markets: tuple[str, ...]) -> Any:
+    """Frames of the same markets are asked for again and again."""
+    import pandas as pd
+
+    return pd.Index(pa.array(markets, pa.string()).to_pandas(), name="market")
+
+
+@lru_cache(maxsize=16)
+def _source_column(sources: tuple[str, ...]) -> Any:
+    return pa.array(sources, pa.string()).to_pandas().array
 
 
 def orderbooks_table(books: Sequence[OrderBook], depth: int) -> pa.Table:

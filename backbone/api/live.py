@@ -10,16 +10,13 @@ and `missed` counts what it did not see. `LiveTable._lock` guards the callbacks 
 from __future__ import annotations
 
 import datetime as dt
-import itertools
 import logging
-import operator
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-import numpy as np
 import pyarrow as pa
 
 from backbone.api import frames as shaping
@@ -34,8 +31,6 @@ from backbone.errors import InputError, StreamClosedError
 from backbone.model import LiveCandle, OrderBook, Priority, Ticker, Trade
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from backbone.api.client import Backbone
     from backbone.api.widgets.table import TableView, TickerTable
     from backbone.coordinator.fetch import Coordinator
@@ -138,7 +133,6 @@ class LiveTable:
         self._thread: threading.Thread | None = None
         self._own_events: list[TableEvent] = []
         self._view: TickerTable | None = None
-        self._ticker_frames = _TickerFrames(client.tz)
         self.callback_errors = 0
         self.last_error: BaseException | None = None
 
@@ -216,12 +210,10 @@ class LiveTable:
         sources = [one.source for one in held]
         ages = [max(0.0, began - one.received_s) for one in held]
         index: str | None = "time"
-        if kind == "ticker" and self._client._frames(frames) == "pandas":
-            frame = self._ticker_frames.frame(rows, sources, ages)
-            frame.attrs["backbone"] = self._attrs(sources, len(rows), began)
-            return frame
+        wanted = self._client._frames(frames)
+        table: Any
         if kind == "ticker":
-            table, index = shaping.tickers_table(rows, sources, ages), "market"
+            table, index = shaping.shape_tickers(rows, sources, ages, wanted, self._client.tz), "market"
         elif kind == "orderbook":
             table, index = _books(rows, sources, ages), None
         elif kind == "trade":
@@ -229,8 +221,8 @@ class LiveTable:
             table = table.append_column("age", pa.array(ages, pa.float64()))
         else:
             table = _candles(rows, sources, ages, kind, self._core.venue.now_us())
-        attrs = self._attrs(sources, table.num_rows, began)
-        return shaping.deliver(table, self._client._frames(frames), index=index, zone=self._client.tz, attrs=attrs)
+        attrs = self._attrs(sources, len(table), began)
+        return shaping.deliver(table, wanted, index=index, zone=self._client.tz, attrs=attrs)
 
     def _attrs(self, sources: Sequence[str], rows: int, began: float) -> dict[str, Any]:
         elapsed_ms = (self._core.clock.monotonic() - began) * 1000
@@ -402,43 +394,6 @@ class LiveTable:
         view = self.view()
         view.refresh()
         return view.html()
-
-
-class _TickerFrames:
-    """Ticker rows as pandas, the same frame as `frames.deliver` makes of them, in a third of its time.
-
-    A table asks for frames of the same markets again and again: the labels are made once. Racing threads at worst
-    make them twice.
-    """
-
-    _NUMBERS = shaping.TICKER_NUMBERS
-    _numbers_of = operator.attrgetter(*shaping.TICKER_NUMBERS)
-
-    def __init__(self, zone: str) -> None:
-        self._zone = zone
-        self._index: tuple[list[str], Any] = ([], None)
-        self._sources: tuple[list[str], Any] = ([], None)
-
-    def frame(self, rows: Sequence[Ticker], sources: list[str], ages: list[float]) -> pd.DataFrame:
-        import pandas as pd
-
-        markets = [row.market for row in rows]
-        known, index = self._index
-        if known != markets or index is None:
-            index = pd.Index(pa.array(markets, pa.string()).to_pandas(), name="market")
-            self._index = markets, index
-        told, labels = self._sources
-        if told != sources or labels is None:
-            labels = pa.array(sources, pa.string()).to_pandas().array
-            self._sources = sources, labels
-        flat = itertools.chain.from_iterable(map(self._numbers_of, rows))
-        numbers = np.fromiter(flat, np.float64, len(rows) * len(self._NUMBERS)).reshape(-1, len(self._NUMBERS))
-        times = np.array([row.time_us for row in rows], np.int64).view("datetime64[us]")
-        columns: dict[str, Any] = {"time": pd.DatetimeIndex(times).tz_localize("UTC").tz_convert(self._zone)}
-        columns.update(zip(self._NUMBERS, numbers.T.copy(), strict=True))
-        columns["source"] = labels.copy()
-        columns["age"] = np.array(ages, np.float64)
-        return pd.DataFrame(columns, index=index, copy=False)
 
 
 _TYPES: dict[str, type] = {"ticker": Ticker, "trade": Trade, "orderbook": OrderBook}

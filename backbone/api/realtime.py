@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +44,12 @@ def tickers(
         core.check_listed(codes, priority)
         answer = core.realtime.tickers(codes, priority, max_age)
     now = core.clock.monotonic()
-    table = shaping.tickers_table(
+    table = shaping.shape_tickers(
         [held.row for held in answer.held],
         [held.source for held in answer.held],
         np.maximum(now - np.array([held.received_s for held in answer.held], dtype=np.float64), 0.0),
+        frames,
+        client.tz,
     )
     return _deliver(client, core, "tickers", table, frames, "market", priority, began, answer)
 
@@ -197,21 +200,18 @@ def _deliver(
             raise unknown_market(answer.missing[0], codes) from answer.causes[0]
     elapsed_s = core.clock.monotonic() - began
     core.metrics.time("call", elapsed_s, group=kind, priority=priority)
-    sources: dict[str, int] = {}
-    for held in answer.held:
-        name = "memory" if held.source == "rest" and held.received_s < began else held.source
-        sources[name] = sources.get(name, 0) + 1
+    sources = ["memory" if held.source == "rest" and held.received_s < began else held.source for held in answer.held]
     attrs = facts(
-        sources=sources,
+        sources=dict(Counter(sources)),
         elapsed_ms=elapsed_s * 1000,
-        rows=table.num_rows,
+        rows=len(table),
         priority=priority,
         requests=answer.requests,
         pages=answer.requests,
         unknown=len(answer.missing),
     )
     now = core.clock.monotonic()
-    attrs["age_s"] = round(max((max(0.0, now - held.received_s) for held in answer.held), default=0.0), 3)
+    attrs["age_s"] = round(max(0.0, now - min((held.received_s for held in answer.held), default=now)), 3)
     frame = shaping.deliver(table, frames, index=index, zone=client.tz, attrs=attrs)
     if answer.missing:
         error = missing_error(answer, kind)

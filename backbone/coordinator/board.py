@@ -272,8 +272,7 @@ class Board:
     def known(self, kind: str, markets: Iterable[str]) -> dict[str, Cell]:
         """The cells of `markets` that hold a row; makes none."""
         cells = self._cells.get(kind, {})
-        found = ((market, cells.get(market)) for market in markets)
-        return {market: cell for market, cell in found if cell is not None and cell.held is not None}
+        return {m: cell for m in markets if (cell := cells.get(m)) is not None and cell.held is not None}
 
     def wanted(self, kind: str) -> frozenset[str]:
         """The markets of which somebody wants `kind` told."""
