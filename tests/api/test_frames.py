@@ -78,6 +78,29 @@ def test_orderbook_rows_pair_levels_and_pad_with_nan() -> None:
     assert shaping.orderbooks_table([OrderBook("KRW-X", AT, 0.0, ())], 5).num_rows == 0
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Seoul"])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_shaped_tickers_are_the_frame_that_delivery_makes_of_their_table(zone: str, count: int) -> None:
+    """The short way to pandas differs in nothing: values, types, index, names."""
+    rows, sources, ages = [TICKER] * count, ["rest", "stream", "rest"][:count], [0.5] * count
+    short = shaping.shape_tickers(rows, sources, ages, "pandas", zone)
+    long = shaping.shape_tickers(rows, sources, ages, "arrow", zone)
+    frames = [shaping.deliver(made, "pandas", index="market", zone=zone, attrs=FACTS) for made in (short, long)]
+    pd.testing.assert_frame_equal(*frames)
+    assert frames[0].attrs == frames[1].attrs == {"backbone": FACTS}
+
+
+def test_shaped_tickers_share_nothing_that_a_user_can_change() -> None:
+    """Labels are remembered between frames, but what is done to one frame does not show in the next."""
+    first, second = (shaping.shape_tickers([TICKER], ["rest"], [0.5], "pandas", "UTC") for _ in range(2))
+    first.index.name = "coin"
+    first.loc["KRW-BTC", "source"] = "mine"
+    first["price"] = 0.0
+    third = shaping.shape_tickers([TICKER], ["rest"], [0.5], "pandas", "UTC")
+    assert second.index.name == third.index.name == "market"
+    assert second["source"].tolist() == third["source"].tolist() == ["rest"]
+
+
 def test_trade_ids_never_pass_through_a_float() -> None:
     """Seventeen digits stay seventeen digits."""
     ids = [trade.sequential_id for trade in TRADES]
