@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+import numpy as np
 import pyarrow as pa
 
 from backbone.api import frames as shaping
@@ -425,11 +426,10 @@ def _likely_tick(row: Record) -> float:
 
 def _books(rows: Sequence[OrderBook], sources: Sequence[str], ages: Sequence[float]) -> pa.Table:
     table = shaping.orderbooks_table(rows, _DEPTH)
-    levels = [min(_DEPTH, len(book.levels)) for book in rows]
-    spread_sources = [source for source, n in zip(sources, levels, strict=True) for _ in range(n)]
-    spread_ages = [age for age, n in zip(ages, levels, strict=True) for _ in range(n)]
-    table = table.append_column("source", pa.array(spread_sources, pa.string()))
-    return table.append_column("age", pa.array(spread_ages, pa.float64()))
+    levels = np.array([min(_DEPTH, len(book.levels)) for book in rows], np.int64)
+    of_book = np.repeat(np.arange(len(rows)), levels)
+    table = table.append_column("source", pa.array(sources, pa.string()).take(of_book))
+    return table.append_column("age", pa.array(np.array(ages, np.float64)[of_book]))
 
 
 def _candles(

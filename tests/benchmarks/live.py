@@ -68,8 +68,8 @@ def ours(port: int, count: int, kind: str, watch: Callable[[], None] | None = No
         return Speed((count - first) / took, (count - first) / used)
 
 
-def latency_ms(port: int, count: int) -> list[float]:
-    """From just before the send until the row is in the table, per message."""
+def latency_ms(port: int, count: int, *, is_read: bool = False) -> list[float]:
+    """From just before the send until the row is in the table, per message; read: while somebody takes frames of it."""
     delays: list[float] = []
     done = threading.Event()
     with away_from_rest(f"ws://127.0.0.1:{port}") as client:
@@ -85,9 +85,15 @@ def latency_ms(port: int, count: int) -> list[float]:
             return Stream(url, sink=note, **options)
 
         feed._source_of = timed
-        open_table(client, "ticker")
-        done.wait(300)
+        table = LiveTable(client, client._coordinator(), open_table(client, "ticker"))
+        while not done.wait(0.05 if is_read else 300):
+            table.frame()
     return sorted(delays)
+
+
+def read_latency_ms(port: int, count: int) -> list[float]:
+    """The same while a reader takes twenty frames a second."""
+    return latency_ms(port, count, is_read=True)
 
 
 def frame_ms(rounds: int) -> tuple[float, float]:
@@ -169,7 +175,7 @@ def main() -> None:
     with flood() as (pipe, port):
         for kind in ("ticker", "orderbook", "trade"):
             compare_speed(pipe, port, kind, ours, options.messages, options.rounds)
-        compare_latency(pipe, port, latency_ms, 6_000, 3)
+        compare_latency(pipe, port, {"ours": latency_ms, "read": read_latency_ms}, 6_000, 5)
         if options.million:
             sizes: list[float] = []
 

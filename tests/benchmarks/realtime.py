@@ -24,7 +24,7 @@ import requests
 from backbone import Backbone
 from backbone.api.frames import attrs_of, tickers_table
 from backbone.routing.wire import tickers_ask
-from tests.benchmarks.wire import TICKER, median_ms
+from tests.benchmarks.wire import TICKER, medians_ms
 
 NOW = "2026-11-01T09:00:00Z"
 LATENCY_S = 0.03
@@ -70,7 +70,7 @@ def timed_ms(work: Callable[[], Any]) -> float:
 
 
 def show(what: str, ours: str, beside: str, target: str, *, is_met: bool) -> None:
-    print(f"{what:<44} {ours:>16} {beside:>30} {target:>22}  {'ok' if is_met else 'MISSED'}")
+    print(f"{what:<44} {ours:>16} {beside:>30} {target:>30}  {'ok' if is_met else 'MISSED'}")
 
 
 def cold(rest_url: str, ws_url: str) -> None:
@@ -107,7 +107,7 @@ def cached(rest_url: str, ws_url: str) -> None:
             frame = call()
             assert attrs_of(frame)["cache_hit"]
             table = client.tickers("KRW", max_age=600, frames="arrow")
-            mine, bare = median_ms(call), median_ms(table.to_pandas)
+            mine, bare = medians_ms(call, table.to_pandas)
             show(name, f"{mine:.2f} ms", f"bare Arrow to pandas {bare:.2f} ms", "< 2 ms", is_met=mine < 2)
 
 
@@ -117,8 +117,12 @@ def parsing() -> None:
     body = json.dumps([{"market": code, **TICKER} for code in codes]).encode()
     parse = tickers_ask(codes).parse
     rows = parse(body)
-    mine, bare = median_ms(lambda: parse(body), 40), median_ms(lambda: msgspec.json.decode(body), 40)
-    table = median_ms(lambda: tickers_table(rows, ["rest"] * 855, [0.0] * 855), 40)
+    mine, bare, table = medians_ms(
+        lambda: parse(body),
+        lambda: msgspec.json.decode(body),
+        lambda: tickers_table(rows, ["rest"] * 855, [0.0] * 855),
+        rounds=40,
+    )
     show(
         f"parse 855 tickers, {len(body) >> 10} KB",
         f"{mine:.2f} ms",
@@ -133,7 +137,7 @@ def trades(rest_url: str, ws_url: str, pipe: Connection) -> None:
     """Trades by cursor: each page needs the one before, so a page costs a round trip; the quota allows ten a second."""
     with client_of(rest_url, ws_url) as client:
         client.trades("KRW-BTC", 1)
-        for count, most_s in ((5_000, 1.0), (20_000, 4.0)):
+        for count in (5_000, 20_000):
             time.sleep(1.1)
             pipe.send("counts")
             pipe.recv()
@@ -141,19 +145,19 @@ def trades(rest_url: str, ws_url: str, pipe: Connection) -> None:
             pipe.send("counts")
             counts, span_s = pipe.recv()
             pages, refused = sum(counts["crix-trades"].values()), counts["crix-trades"].get(429, 0)
-            legal_s = max(pages * LATENCY_S, (pages - 10) / 10)  # ten at once, then ten a second
+            rate = (pages - 1) / span_s
             show(
                 f"{count} trades, {pages} pages, {refused} refused",
                 f"{took_s:.2f} s",
-                f"legal {legal_s:.2f} s, {(pages - 1) / span_s:.1f} a second",
-                f"< {most_s:.0f} s, none refused",
-                is_met=took_s < most_s and not refused,
+                f"{rate:.1f} a second (legal 10)",
+                ">= 9.5 a second, none refused",
+                is_met=rate >= 9.5 and not refused,
             )
 
 
 def main() -> None:
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print(f"{'':<44} {'backbone':>16} {'beside':>30} {'target':>22}")
+    print(f"{'':<44} {'backbone':>16} {'beside':>30} {'target':>30}")
     parsing()
     with venue() as (rest_url, ws_url, pipe):
         cold(rest_url, ws_url)
