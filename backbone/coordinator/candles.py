@@ -417,6 +417,8 @@ class CandleFetcher:
         """Make what arrived durable."""
         for market in markets:
             self._store.flush(market, timeframe)
+        if markets:
+            _give_back()
 
     def answer(self, pending: Pending, span: Span | None = None) -> CandleAnswer:
         """What the store now has of `pending`'s span (or of `span`), as far as it is closed, and what it lacks."""
@@ -634,6 +636,7 @@ class CandleFetcher:
             with series.changed:
                 for waiting in series.pending.values():
                     waiting.store_error = waiting.store_error or exc
+        _give_back()
 
     def _believe(
         self, series: _Series, page: Page, verdict: Verdict, reply: CandlePage, is_contradicted: bool
@@ -743,6 +746,15 @@ class CandleFetcher:
                 one.changed.notify_all()
             for pending in waiting:
                 self._finish(pending)
+
+
+def _give_back() -> None:
+    """Return to the system what this thread's commits took: 0.2 ms, after pages that took far longer.
+
+    Arrow's allocator keeps for each thread what was freed in another, and many threads commit: a client that held
+    30 MB had grown to 800 MB after ten minutes of mixed use, with this to a third of it.
+    """
+    pa.default_memory_pool().release_unused()
 
 
 def _out_of_reach(start_us: int) -> InputError:

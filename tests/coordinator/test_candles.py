@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from backbone.clock import VenueClock
@@ -408,6 +409,23 @@ def test_candles_page_reaches_the_disk_though_none_follows(tmp_path: Path) -> No
     job()
     assert world.store.pending_rows() == 0
     assert world.store.commits == 1
+
+
+def test_candles_commit_gives_its_memory_back_and_what_is_held_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a commit Arrow's allocator is told to return what it keeps for the thread; a warm call does not ask it."""
+    world, returned = World(tmp_path), []
+
+    class Pool:
+        def release_unused(self) -> None:
+            returned.append(world.store.pending_rows())
+
+    monkeypatch.setattr(pa, "default_memory_pool", Pool)
+    world.candles(count=60)
+    assert returned == [0]
+    world.candles(count=60)
+    assert returned == [0]
 
 
 def test_candles_disk_that_cannot_be_read_is_an_error_not_a_wait(

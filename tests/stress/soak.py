@@ -49,8 +49,6 @@ WARM_S = 150.0  # in a shorter one the allocators are still warming up
 
 _ANY, _CANDLES = "/v1/", "/v1/candles"
 FAULTS: list[tuple[str, str, dict[str, Any]]] = [
-    ("429", _ANY, {}),
-    ("429", _ANY, {"body": "json"}),
     ("500", _ANY, {}),
     ("502-html", _ANY, {}),
     ("reset", _ANY, {}),
@@ -75,7 +73,8 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
     ("ws-refuse", "/websocket/v1", {"status": 503}),
 ]
 """Kind, what it applies to, options."""
-RARE = ("418", "unplugged", "outage")
+RARE = ("429", "418", "unplugged", "outage")
+"""Refusals are rare because they are answered by asking more slowly for minutes: bulk work would only wait."""
 
 
 # ---------------------------------------------------------------------------------------------- the exchange's side
@@ -151,6 +150,7 @@ class Line:
         self._here, there = context.Pipe()
         self._process = context.Process(target=target, args=(there, *args), daemon=True)
         self._process.start()
+        there.close()  # so that the end of the other process is heard
         self.greeting = self._here.recv()
         self._lock = threading.Lock()
 
@@ -351,12 +351,14 @@ class Soak:
                 self.count(user.name, f"{user.name} is stuck", "", 0.0)
 
     def _misfortune(self, chance: random.Random) -> None:
-        if chance.random() > 0.03:
+        if chance.random() > 0.04:
             kind, match, options = chance.choice(FAULTS)
             self.line.ask("fault", kind, match, options)
         else:
             kind = chance.choice(RARE)
-            if kind == "418":
+            if kind == "429":
+                self.line.ask("fault", "429", _ANY, chance.choice([{}, {"body": "json"}]))
+            elif kind == "418":
                 self.line.ask("fault", "418", _ANY, {"seconds": 1})
             elif kind == "outage":
                 start = TIMEFRAMES["1m"].ceil(self.line.ask("now") + 600_000_000)
