@@ -102,6 +102,9 @@ class Rules:
     """Paced grants are this part of an even share apart: a little under it, so that a late wake-up is made up for."""
     attention_s: float = 60.0
     """How long after a critical request a share is kept free for the next."""
+    soon_s: float = 0.2
+    """The last free permit is left to critical, unless another opens within this time: even one that comes out of the
+    blue, behind a burst of others, then waits no longer."""
     spread_s: float = 2.0
     """How long after an overflow interactive work stays evenly spread."""
     grace_s: float = 0.1
@@ -211,7 +214,8 @@ def take(cells: Cells, rules: Rules, owner: float, rank: int, key: float, now: f
         if not cell[_WAITING] and max(cell[_STOP:_CHAIN]) <= now:
             ring = cell[_HEAD:]
             ordered = sorted(ring)
-            if ordered[-rules.limit] + rules.window_s <= now and (rank != _LOW or cell[_CHAIN] <= now):
+            opens = max(ordered[-rules.limit], ordered[1 - rules.limit] - rules.soon_s) + rules.window_s
+            if opens <= now and (rank != _LOW or cell[_CHAIN] <= now):
                 cells[_HEAD + ring.index(ordered[0])] = now + rules.unheard_s
                 cells[_GRANTED + rank] = cell[_GRANTED + rank] + 1.0
                 if rank == _LOW:
@@ -300,9 +304,12 @@ def _opening(
             ahead_other += count
         if row_paced:
             ahead_paced += count
-    opens = _free_at(sorted(cell[_HEAD : rules.first_row]), limit, ahead, rules)
+    stamps = sorted(cell[_HEAD : rules.first_row])
+    opens = _free_at(stamps, limit, ahead, rules)
     if rank == _CRITICAL:
         return opens
+    if limit > 1:
+        opens = max(opens, _free_at(stamps, limit - 1, ahead, rules) - rules.soon_s)
     share = _share(cell, rules, limit, now)
     if share:
         others = sorted(cell[_HEAD : rules.first_critical])

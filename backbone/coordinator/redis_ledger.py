@@ -47,8 +47,8 @@ _SEEN_S = 60.0  # a host that asked for nothing for so long has no share
 _STAMPS = 4096  # permits in use whose server time is remembered
 _KEPT_S = int(rates.LONGEST_BAN_S) + 86400
 _RULES = (
-    "limit", "window_s", "unheard_s", "pace", "attention_s", "spread_s", "grace_s", "slack_s", "stop_s", "ease_s",
-    "heed_s", "waiters", "first_critical", "first_row", "size",
+    "limit", "window_s", "unheard_s", "pace", "attention_s", "soon_s", "spread_s", "grace_s", "slack_s", "stop_s",
+    "ease_s", "heed_s", "waiters", "first_critical", "first_row", "size",
 )  # fmt: skip
 _CONSTANTS = (
     "_STOP", "_BAN", "_EASE", "_SPACED", "_ATTEND", "_HEED", "_CHAIN", "_WAITING", "_LEVEL", "_PEAK", "_PEAK_AT",
@@ -536,8 +536,10 @@ local function opening(table_rows, who, rank, key)
             end
         end
     end
-    local opens = free_at(sorted(HEAD, first_row), most, ahead)
+    local stamps = sorted(HEAD, first_row)
+    local opens = free_at(stamps, most, ahead)
     if rank == CRITICAL then return opens end
+    if most > 1 then opens = math.max(opens, free_at(stamps, most - 1, ahead) - rule.soon_s) end
     local kept = share(most)
     if kept > 0 then opens = math.max(opens, free_at(sorted(HEAD, first_critical), most - kept, ahead_other)) end
     if is_paced then opens = math.max(opens, chain + ahead_paced * rule.pace * window / most) end
@@ -587,7 +589,9 @@ local function take(who, rank, key, depth)
     if rank ~= CRITICAL and c[WAITING] == 0
         and math.max(c[STOP], c[BAN], c[EASE], c[SPACED], c[ATTEND], c[HEED]) <= now then
         local ordered = sorted(HEAD, first_critical)
-        if ordered[#ordered - limit + 1] + window <= now and (rank ~= LOW or c[CHAIN] <= now) then
+        local last = ordered[math.min(#ordered, #ordered - limit + 2)]
+        local opens = math.max(ordered[#ordered - limit + 1], last - rule.soon_s) + window
+        if opens <= now and (rank ~= LOW or c[CHAIN] <= now) then
             c[oldest(HEAD, first_critical)] = now + rule.unheard_s
             c[GRANTED + rank] = c[GRANTED + rank] + 1
             if rank == LOW then

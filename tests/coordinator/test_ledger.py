@@ -24,7 +24,7 @@ from backbone.errors import ClosedError
 from backbone.model import Priority
 
 CRITICAL, HIGH, NORMAL, LOW = Priority
-RULES = Rules(unheard_s=0.0)  # answers come at once
+RULES = Rules(unheard_s=0.0, soon_s=9.0)  # answers come at once, and the last permit is one like the others
 WALL_US = 1_755_853_200_000_000
 posix = pytest.mark.skipif(sys.platform == "win32", reason="permissions and fork are POSIX")
 
@@ -377,7 +377,7 @@ def test_killed_process_holds_nothing(path):
         from backbone.coordinator.ratelimit import Rules
         from backbone.model import Priority
         clock = SystemClock()
-        limiter = FileLimiter(Path({str(path)!r}), clock, Rules(unheard_s=0.0))
+        limiter = FileLimiter(Path({str(path)!r}), clock, Rules(unheard_s=0.0, soon_s=9.0))
         while True:
             now = clock.monotonic()
             if limiter.take("candles", Priority.HIGH, 0.0, now):

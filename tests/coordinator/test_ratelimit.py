@@ -18,7 +18,7 @@ from backbone.coordinator import ratelimit as rates
 from backbone.coordinator.ratelimit import Delay, Rules
 from backbone.model import Priority
 
-RULES = Rules(unheard_s=0.0)  # here answers come at once, save where a test says otherwise
+RULES = Rules(unheard_s=0.0, soon_s=9.0)  # answers come at once and no permit is kept, save where a test says so
 START = 1000.0  # simulated time begins in a machine that has been up for a while
 CRITICAL, HIGH, NORMAL, LOW = (priority.rank for priority in Priority)
 
@@ -220,6 +220,33 @@ def test_interactive_burst_into_a_free_quota_is_granted_at_once():
     assert [grant.at for grant in machine.grants] == [5.0] * 10
 
 
+@pytest.mark.parametrize("rank", [HIGH, NORMAL, LOW])
+def test_last_permit_is_left_to_critical_that_comes_out_of_the_blue(rank):
+    """Behind a burst of others, a critical request that nobody expected waits for a fifth of a second at most."""
+    machine = Machine(2, rules=Rules(unheard_s=0.0))
+    machine.arrive(0.0, 0, NORMAL, 9)
+    machine.arrive(0.01, 0, rank, 30)
+    for tenth in range(1, 10):
+        lone = Machine(2, rules=Rules(unheard_s=0.0))
+        lone.arrive(0.0, 0, NORMAL, 9)
+        lone.arrive(0.01, 0, rank, 30)
+        lone.arrive(tenth / 10, 1, CRITICAL)
+        lone.run(3.0)
+        (waited,) = lone.waits(CRITICAL)
+        assert waited <= 0.2 + 0.01, tenth
+    machine.run(10.0)
+    assert len(machine.grants) == 39, "and all the others are served"
+
+
+def test_last_permit_left_to_critical_costs_bulk_work_nothing():
+    """Evenly paced, another permit always opens soon: low work still runs at the full legal rate."""
+    machine = Machine(4, rules=Rules(unheard_s=0.0))
+    for process in range(4):
+        machine.arrive(0.0, process, LOW, 300)
+    machine.run(30.0)
+    assert len(machine.grants) >= 0.96 * 300
+
+
 def test_interactive_overflow_is_spread_evenly():
     """After a burst has overflowed the quota, a later urgent request waits a tenth of the window, not all of it."""
     machine = Machine(1)
@@ -409,7 +436,7 @@ def test_requests_late_on_their_way_never_exceed_the_limit_where_they_are_counte
 
 def test_unanswered_request_keeps_its_slot_for_longer():
     """Until the answer is there, the request may still be counted; the answer frees the slot in time."""
-    rules = Rules()
+    rules = Rules(soon_s=9.0)
     cells = new_cells(rules)
     for index in range(10):
         assert rates.take(cells, rules, 1.0, NORMAL, 0.0, START + index / 100) == 0.0
@@ -465,7 +492,7 @@ def test_delay_forgets_the_quickest_answer_when_the_way_has_become_longer():
 @given(ways=st.lists(st.tuples(st.floats(0.0, 0.4), st.floats(0.005, 0.3), st.floats(0.005, 0.3)), max_size=80))
 def test_requests_late_by_any_way_never_exceed_the_limit_at_the_venue(ways):
     """With any way out and back, of which only the round trip is known, the venue counts at most ten in a second."""
-    rules, delay, now, counted = Rules(), Delay(), START, []
+    rules, delay, now, counted = Rules(soon_s=9.0), Delay(), START, []
     cells = new_cells(rules)
     answers: list[tuple[float, float]] = []
     for pause, out, back in [*[(0.3, 0.005, 0.005)] * 3, *ways, *ways]:
