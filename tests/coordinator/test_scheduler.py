@@ -693,6 +693,7 @@ def test_mistake_in_a_callback_is_recorded_and_ends_only_its_ticket(bench, caplo
     assert isinstance(told[1], BackboneError), "whoever waits for the answer must not wait for ever"
     assert len(told) == 2
     assert "ZeroDivisionError" in bench.scheduler.status()["last_error"]
+    bench.scheduler.close()  # the last of them may still be at it
     assert bench.scheduler.status()["in_flight"] == dict.fromkeys(("critical", "high", "normal", "low"), 0)
 
 
