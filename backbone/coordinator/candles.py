@@ -65,7 +65,10 @@ _NOTHING = SpanSet()
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a fetch is: candle slots done and in all, pages answered, rows received, the time reached."""
+    """How far a fetch is: candle slots had and in all, pages asked, rows received, the time reached.
+
+    What was given up is not had; what is not closed on the venue's clock is not counted in all.
+    """
 
     done_slots: int
     total_slots: int
@@ -77,7 +80,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class CandleAnswer:
-    """One market's candles and where they came from. ``sources`` counts rows by source."""
+    """One market's candles and where they came from. ``sources`` counts rows by source.
+
+    ``pages`` counts the requests of this answer: each page that was asked for it, whether or not its reply was still
+    needed, and each that somebody else had asked and that answered it. So answers that share a page both count it,
+    and together they never count less than was sent. A page that the transport had to repeat counts once.
+    ``fetched`` is what the call did not find in the store.
+    """
 
     market: str
     span: Span
@@ -88,6 +97,7 @@ class CandleAnswer:
     sources: dict[str, int]
     gaps: tuple[Span, ...] = ()
     causes: tuple[BaseException, ...] = ()
+    fetched: SpanSet = _NOTHING
 
 
 @dataclass(frozen=True)
@@ -135,10 +145,10 @@ class Pending:
     priority: Priority
     want: Want
     look: _Look
-    fetched: SpanSet
-    total_slots: int
+    gaps: SpanSet
     patient: bool = False
     enough: int | None = None
+    beyond: SpanSet = _NOTHING  # what its pages brought besides the gaps, and nobody held
     closed_us: int = FOREVER_US  # candles that open at or after this turned out not to be closed on the venue's clock
     rows: int = 0
     failures: int = 0
@@ -149,19 +159,36 @@ class Pending:
     def is_done(self) -> bool:
         return self.want.is_done
 
+    @property
+    def fetched(self) -> SpanSet:
+        """What was not in the store when it was begun."""
+        return self.gaps | self.beyond
+
+    @property
+    def closed_span(self) -> Span:
+        """Its span, as far as that is closed on the venue's clock."""
+        return Span(self.span.start, max(self.span.start, min(self.span.end, self.closed_us)))
+
+    def lacking(self) -> SpanSet:
+        """What of the closed span is not had: still to come, or given up."""
+        with self.series.changed:
+            return self._lacking_locked()
+
+    def _lacking_locked(self) -> SpanSet:
+        owed = self.want.missing | self.want.failed
+        return owed and (owed - self.look.stored.covered).clip(self.closed_span)
+
     def progress(self) -> Progress:
         """Where it stands now."""
         with self.series.changed:
-            missing = self.want.missing
-            left = sum(self.series.timeframe.count(s) for s in missing)
-            spans = list(missing)
-            if self.want.ascending:
-                reached = spans[0].start if spans else self.span.end
-            else:
-                reached = spans[-1].end if spans else self.span.start
-            return Progress(
-                self.total_slots - left, self.total_slots, self.want.pages, self.rows, reached, self.want.ascending
-            )
+            span, lacking, pages, rows = self.closed_span, self._lacking_locked(), self.want.pages, self.rows
+        total = self.series.timeframe.count(span)
+        left = sum(self.series.timeframe.count(s) for s in lacking)
+        if self.want.ascending:
+            reached = lacking.spans[0].start if lacking else span.end
+        else:
+            reached = lacking.spans[-1].end if lacking else span.start
+        return Progress(total - left, total, pages, rows, reached, self.want.ascending)
 
 
 class _Ticket:
@@ -297,7 +324,6 @@ class CandleFetcher:
                 want,
                 look,
                 gaps,
-                timeframe.count(span),
                 patient=patient,
                 enough=enough,
                 on_done=on_done,
@@ -326,7 +352,7 @@ class CandleFetcher:
     def _taken(self, pending: Pending, file: ArchiveFile, claim: Page, outcome: pa.Table | BackboneError) -> None:
         """A file of the archive: its candles into the store, its claim out of the plan; without it, pages are asked."""
         series, rows = pending.series, 0
-        proof = pending.fetched.clip(file.span)
+        proof = pending.gaps.clip(file.span)
         if not isinstance(outcome, BackboneError):
             table = rows_inside(outcome, proof)
             rows = table.num_rows
@@ -337,6 +363,7 @@ class CandleFetcher:
                 self._untake_locked(series, claim, outcome)
             else:
                 series.archived = series.archived | proof
+                pending.want.failed = pending.want.failed - proof
                 series.plan.settle(claim, Verdict(proof), rows)
                 pending.rows += rows
                 pending.store_error = pending.store_error or error
@@ -420,29 +447,39 @@ class CandleFetcher:
         if markets:
             _give_back()
 
-    def answer(self, pending: Pending, span: Span | None = None) -> CandleAnswer:
-        """What the store now has of `pending`'s span (or of `span`), as far as it is closed, and what it lacks."""
+    def answer(
+        self, pending: Pending, span: Span | None = None, *, fetched: Sequence[Span] = (), pages: int = 0
+    ) -> CandleAnswer:
+        """What the store now has of `pending`'s span (or of `span`), as far as it is closed, and what it lacks.
+
+        `fetched` and `pages` are what the same call fetched before.
+        """
         series, span = pending.series, pending.span if span is None else span
         span = Span(span.start, max(span.start, min(span.end, pending.closed_us)))
         with series.changed:
             lost, causes = pending.want.failed | pending.want.missing, tuple(pending.want.causes)
-            pages = pending.want.pages
+            pages += pending.want.pages
+            fresh = pending.fetched | SpanSet(fetched)
         if not pending.look.gaps and not pending.look.derived and span == pending.span:
             return self._told(series, span, pending.look.stored, SpanSet(), pages)
         stored = self._store.read(series.market, series.timeframe, span)
         lost = lost.clip(span) - stored.covered  # a second ask that failed takes nothing from what is held
-        before = pending.look.stored.tiers if span == pending.span else None
-        return self._told(series, span, stored, lost, pages, pending.look.derived, pending.fetched, causes, before)
+        before = None if fetched else pending.look.stored.tiers
+        return self._told(series, span, stored, lost, pages, pending.look.derived, fresh, causes, before)
 
     def recall(
         self, market: str, timeframe: Timeframe, span: Span, fetched: Sequence[Span] = (), pages: int = 0
     ) -> CandleAnswer:
-        """What is held of `span`; asks nobody. `fetched` and `pages` are what it took to hold it."""
+        """What is held of `span`; asks nobody. `fetched` and `pages` are what it took to hold it.
+
+        Where a damaged file is why it is not held, that is the cause.
+        """
         look = self._look(market, timeframe, span)
         lost = look.gaps - look.stored.covered  # an overdue second ask is no hole
         with self._series_of(market, timeframe) as series:
             known = series
-        return self._told(known, span, look.stored, lost, pages, look.derived, SpanSet(fetched))
+        causes = tuple(self._store.damages(market, timeframe, lost)) if lost else ()
+        return self._told(known, span, look.stored, lost, pages, look.derived, SpanSet(fetched), causes)
 
     def _told(
         self,
@@ -469,7 +506,7 @@ class CandleFetcher:
         unknown = sum(timeframe.count(s) for s in lost)
         quiet = max(0, timeframe.count(span) - unknown - table.num_rows)
         found = {name: rows for name, rows in sources.items() if rows}
-        return CandleAnswer(series.market, span, table, quiet, unknown, pages, found, tuple(lost), causes)
+        return CandleAnswer(series.market, span, table, quiet, unknown, pages, found, tuple(lost), causes, fetched)
 
     def ledger(self, market: str, timeframe: Timeframe) -> list[Stretch]:
         """What is vouched for, oldest first: runs of candles, quiet stretches, and the unknown between them."""
@@ -577,11 +614,15 @@ class CandleFetcher:
         table = reply.table
         if page.to_us > boundary:
             table = table.slice(0, int(np.searchsorted(times, boundary)))
+        beyond = self._unheld(series, page, proof, table)
         error = self._keep(series, table, proof)
         anchor = None if verdict.edge_us is None else self._first_after(series, verdict.edge_us)
         with series.changed:
-            news = count_inside(table, pending.want.missing & proof)
+            news = count_inside(table, (pending.want.missing | pending.want.failed) & proof)
             series.plan.settle(page, Verdict(proof, verdict.edge_us), table.num_rows, anchor_us=anchor)
+            for one in {pending, *series.pending.values()}:  # also where it had been given up, and nobody waits
+                one.want.failed = one.want.failed - proof
+                one.beyond = one.beyond | beyond
             for want, waiting in series.pending.items():
                 series.plan.forget(want, [Span(boundary, FOREVER_US)])
                 if lost:
@@ -589,6 +630,15 @@ class CandleFetcher:
                 waiting.closed_us = min(waiting.closed_us, boundary)
                 waiting.store_error = waiting.store_error or error
         return news
+
+    def _unheld(self, series: _Series, page: Page, proof: SpanSet, table: pa.Table) -> SpanSet:
+        """Where a reply brings rows outside what it was asked for that nobody held."""
+        if not table.num_rows:
+            return _NOTHING
+        times = times_of(table)
+        brought = Span(int(times[0]), int(times[-1]) + 1)
+        beyond = proof.clip(brought) - SpanSet([page.claim])
+        return beyond and beyond - self._store.coverage(series.market, series.timeframe, brought)
 
     def _keep(
         self, series: _Series, table: pa.Table, proof: SpanSet, *, source: str = "rest"
@@ -821,7 +871,7 @@ def incomplete(answers: Sequence[CandleAnswer], timeframe: Timeframe) -> Incompl
     rows = sum(answer.table.num_rows for answer in answers)
     unknown = sum(answer.unknown for answer in answers)
     markets = ", ".join(a.market for a in answers if a.gaps)
-    why = f": {causes[0]}" if causes else ": offline, and never asked"
+    why = f": {causes[0]}" if causes else ": not held"
     return IncompleteError(
         f"{markets} {timeframe}: {unknown} candles in {len(gaps)} {'gap' if len(gaps) == 1 else 'gaps'} could not be "
         f"had{why}. The {rows} rows that "

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from backbone.clock import Clock
-from backbone.coordinator.candles import CandleAnswer, CandleFetcher, Pending
+from backbone.coordinator.candles import CandleAnswer, CandleFetcher, Pending, Progress
 from backbone.errors import BackboneError, ClosedError, StoreError
 from backbone.model import Priority, Span
 from backbone.timeframe import TIMEFRAMES, Timeframe
@@ -30,7 +30,12 @@ _MONTH = TIMEFRAMES["1M"]
 
 @dataclass(frozen=True)
 class JobProgress:
-    """How far a job is. ``reached_us`` is the end of its finished prefix, ``eta_s`` None before there is a rate."""
+    """How far a job is: ``done_slots`` are had, what was given up is not.
+
+    ``reached_us`` is the time up to which all is stored of every market that the job has come to (of all its markets,
+    once it ended); ``sections_done`` counts those that are stored whole, ``pages`` what was asked, the search for the
+    listing included. ``eta_s`` is None before there is a rate.
+    """
 
     state: str
     sections_done: int
@@ -51,6 +56,24 @@ class _Section:
     ascending: bool = True
     pending: Pending | None = None
     is_done: bool = False
+    is_kept: bool = True  # the disk took all that arrived
+
+    def standing(self) -> Progress:
+        """How far it is; what the disk did not take is not had."""
+        if self.pending is None:
+            return Progress(0, 0, 0, 0, self.span.start, self.ascending)
+        now = self.pending.progress()
+        if self.is_kept:
+            return now
+        slots = sum(self.pending.series.timeframe.count(s) for s in self.pending.fetched.clip(self.span))
+        return replace(now, done_slots=max(0, now.done_slots - slots))
+
+    def whole_until_us(self) -> int:
+        """The time up to which all of it is stored, now that it ended."""
+        if self.pending is None or not self.is_kept:
+            return self.span.start
+        lacking = self.pending.lacking()
+        return lacking.spans[0].start if lacking else self.pending.closed_span.end
 
 
 @dataclass
@@ -61,6 +84,7 @@ class _Course:
     next_us: int
     probed: bool = False
     waiting: bool = False  # for its probe
+    probe: Pending | None = None
     queue: list[_Section] = field(default_factory=list)  # sections that the probe put first
 
 
@@ -87,6 +111,7 @@ class CandleJob:
         self._courses = [_Course(market, span.start) for market in markets]
         self._began_s = clock.monotonic()
         self._ended_s: float | None = None
+        self._end = "running"  # how it ended; nothing that comes later changes it
         self._cancelled = False
         self._error: BackboneError | None = None
         self._ahead: int | None = None  # back-pressure of somebody who iterates
@@ -121,6 +146,7 @@ class CandleJob:
         if self._is_over_locked():
             if self._ended_s is None:
                 self._ended_s = self._clock.monotonic()
+                self._end = self._end_locked()
                 self.changed.notify_all()
             return None
         running = sum(not s.is_done for s in self._sections)
@@ -166,6 +192,14 @@ class CandleJob:
             patient=True,
             on_done=done,
         )
+        self._heed(section.pending)
+
+    def _heed(self, pending: Pending) -> None:
+        """A job that was cancelled while `pending` began does not wait for it."""
+        with self.changed:
+            is_cancelled = self._cancelled
+        if is_cancelled:
+            self._fetcher.abandon(pending, _cancelled())
 
     def _finished(self, section: _Section, pending: Pending) -> None:
         section.pending = pending
@@ -176,7 +210,7 @@ class CandleJob:
         except StoreError as exc:
             error = exc
         with self.changed:
-            section.is_done = True
+            section.is_done, section.is_kept = True, error is None
             self._error = self._error or error
             self.changed.notify_all()
         self.advance()
@@ -188,11 +222,13 @@ class CandleJob:
             return
 
         def done(pending: Pending) -> None:
+            course.probe = pending
             self._fetcher.release(pending)
             self._probed(course)
 
         months = Span(_MONTH.floor(self.span.start), _MONTH.floor(self.span.end))
-        self._fetcher.begin(course.market, _MONTH, months, self.priority, patient=True, on_done=done)
+        course.probe = self._fetcher.begin(course.market, _MONTH, months, self.priority, patient=True, on_done=done)
+        self._heed(course.probe)
 
     def _is_worth_probing(self, course: _Course) -> bool:
         if self.timeframe.step_us >= TIMEFRAMES["1d"].step_us or self.timeframe.name == "1s":
@@ -232,47 +268,51 @@ class CandleJob:
     def state(self) -> str:
         """``running``, ``done``, ``incomplete``, ``failed`` or ``cancelled``."""
         with self.changed:
-            return self._state_locked()
+            return self._end
 
-    def _state_locked(self) -> str:
-        if self._ended_s is None:
-            return "running"
+    def _end_locked(self) -> str:
         if self._error is not None:
             return "failed"
         if self._cancelled:
             return "cancelled"
-        lost = any(s.pending is not None and s.pending.want.failed for s in self._sections)
+        pendings = [s.pending for s in self._sections if s.pending is not None]
+        lost = any(pending.want.failed - pending.look.stored.covered for pending in pendings)
         return "incomplete" if lost else "done"
 
     @property
     def progress(self) -> JobProgress:
         """A consistent reading of where the job stands."""
         with self.changed:
-            sections = list(self._sections)
-            state, ended = self._state_locked(), self._ended_s
-            reached = self._reached_locked()
-        done_slots = pages = rows = 0
-        for section in sections:
-            if section.pending is not None:
-                now = section.pending.progress()
-                done_slots, pages, rows = done_slots + now.done_slots, pages + now.pages, rows + now.rows
+            sections = [(section, section.is_done) for section in self._sections]
+            state, ended = self._end, self._ended_s
+            probes = [course.probe for course in self._courses if course.probe is not None]
+        now = [section.standing() for section, _ in sections]
+        done_slots, rows = sum(n.done_slots for n in now), sum(n.rows for n in now)
+        pages = sum(n.pages for n in now) + sum(probe.want.pages for probe in probes)
         total = self.timeframe.count(self.span) * len(self.markets)
+        total -= sum(
+            self.timeframe.count(Span(section.pending.closed_span.end, section.span.end))
+            for section, _ in sections
+            if section.pending is not None
+        )
         elapsed = max(1e-9, (ended if ended is not None else self._clock.monotonic()) - self._began_s)
         share = done_slots / total if total else 1.0
         eta = elapsed * (1 - share) / share if share > 0 and ended is None else (0.0 if ended is not None else None)
-        finished = sum(s.is_done for s in sections)
+        finished, reached = self._stored(sections, every_market=ended is not None)
         return JobProgress(state, finished, done_slots, total, pages, rows, reached, elapsed, pages / elapsed, eta)
 
-    def _reached_locked(self) -> int:
-        reached = self.span.start
-        market = self.markets[0]
-        for section in self._sections:
-            if not section.is_done:
-                break
-            if section.market != market:
-                market, reached = section.market, self.span.start
-            reached = section.span.end
-        return reached
+    def _stored(self, sections: Sequence[tuple[_Section, bool]], *, every_market: bool) -> tuple[int, int]:
+        """How many sections are stored whole, and the time up to which all is stored."""
+        finished, until, stopped = 0, {}, set()
+        for section, is_done in sections:
+            whole = section.whole_until_us() if is_done else section.span.start
+            finished += is_done and whole == section.span.end
+            if section.market not in stopped:
+                until[section.market] = whole
+            if whole < section.span.end:
+                stopped.add(section.market)
+        markets = self.markets if every_market else until
+        return finished, min((until.get(market, self.span.start) for market in markets), default=self.span.start)
 
     def wait(self, watch: Callable[[], None] | None = None, timeout_s: float | None = None) -> bool:
         """Block until it ended; False when `timeout_s` ran out first. Raises what broke it (a full disk, a close)."""
@@ -328,9 +368,11 @@ class CandleJob:
         for market in self.markets:
             mine = [s.pending for s in self._sections if s.market == market and s.pending is not None]
             fetched = [span for p in mine for span in p.fetched]
-            answer = self._fetcher.recall(market, self.timeframe, self.span, fetched, sum(p.want.pages for p in mine))
+            probes = [c.probe for c in self._courses if c.market == market and c.probe is not None]
+            pages = sum(p.want.pages for p in (*mine, *probes))
+            answer = self._fetcher.recall(market, self.timeframe, self.span, fetched, pages)
             causes = tuple(cause for p in mine for cause in p.want.causes)
-            found.append(replace(answer, causes=causes))
+            found.append(replace(answer, causes=(*causes, *answer.causes)))
         return found
 
     def end(self, error: BackboneError) -> None:
@@ -338,13 +380,21 @@ class CandleJob:
         self._fail(error)
 
     def cancel(self) -> None:
-        """Ask nothing more; pages in flight and rows already here are kept."""
+        """Ask nothing more; pages in flight and rows already here are kept. Nothing happens to a job that is over."""
         with self.changed:
+            if self._is_over_locked():
+                return
             self._cancelled = True
-            pendings = [s.pending for s in self._sections if not s.is_done and s.pending is not None]
-        for pending in pendings:
-            self._fetcher.abandon(pending, ClosedError("the job was cancelled"))
+            waits = [s.pending for s in self._sections if not s.is_done]
+            waits += [course.probe for course in self._courses if course.waiting]
+        for pending in waits:
+            if pending is not None:
+                self._fetcher.abandon(pending, _cancelled())
         self.advance()
+
+
+def _cancelled() -> ClosedError:
+    return ClosedError("the job was cancelled")
 
 
 class Jobs:

@@ -63,7 +63,7 @@ class Want:
     missing: SpanSet
     causes: list[BaseException] = field(default_factory=list)
     failed: SpanSet = field(default_factory=SpanSet)
-    pages: int = 0  # answered for it
+    pages: int = 0  # asked for it, whether or not the reply was still needed, and those of others that answered it
 
     @property
     def is_done(self) -> bool:
@@ -90,7 +90,7 @@ class SeriesPlan:
         self.density = density
         self.has_learned = False
         self._wants: list[Want] = []
-        self._claims: list[Page] = []
+        self._claims: list[tuple[Page, Want | None]] = []  # and for whom it is asked; None: of another source
         self._doubts: dict[int, int | None] = {}  # edges of short replies that wait for their second ask → anchor
         self._sought: set[int] = set()  # those since which the newest candle was found
         self._lookers = 0
@@ -134,7 +134,7 @@ class SeriesPlan:
     def claimable(self, want: Want) -> SpanSet:
         """What `want` misses and nobody is asking for at this moment."""
         free = want.missing
-        for page in self._claims:
+        for page, _ in self._claims:
             free = free - SpanSet([page.claim])
         return free
 
@@ -143,20 +143,21 @@ class SeriesPlan:
         return pages_needed(self.timeframe, self.claimable(want), self.page_size, self.density)
 
     def next_page(self, want: Want) -> Page | None:
-        """The page to ask now on behalf of `want`, claimed; None where nothing is left to ask."""
+        """The page to ask now on behalf of `want`, claimed and counted as its; None where nothing is left to ask."""
         if want not in self._wants:
             return None
         page = self._confirmation(want) or self._next_stretch(want)
         if page is not None:
-            self._claims.append(page)
+            self._claims.append((page, want))
+            want.pages += 1
         return page
 
     def claim(self, span: Span) -> Page | None:
         """A claim on `span` for another source than pages; None where somebody is at it."""
-        if any(page.claim.start < span.end and span.start < page.claim.end for page in self._claims):
+        if any(page.claim.start < span.end and span.start < page.claim.end for page, _ in self._claims):
             return None
         page = Page(span.end, 1, span)
-        self._claims.append(page)
+        self._claims.append((page, None))
         return page
 
     def _confirmation(self, want: Want) -> Page | None:
@@ -166,7 +167,7 @@ class SeriesPlan:
         claim = Span(EARLIEST_US, edge)
         anchor = self._doubts[edge] if self.page_size > 1 else None
         if anchor is None and edge not in self._sought:
-            is_sought = any(page.seeks for page in self._claims)
+            is_sought = any(page.seeks for page, _ in self._claims)
             return None if is_sought else Page(FOREVER_US, 1, claim, seeks=True)
         self._doubts.clear()  # a lower edge follows from the highest, or is asked about again
         self._sought.clear()
@@ -212,13 +213,13 @@ class SeriesPlan:
 
         `anchor_us`: the open of a candle that is held at most a page behind the edge in doubt, where there is one.
         """
-        self._release(page)
+        asker = self._release(page)
         if self._lookers:
             self._meanwhile = self._meanwhile | verdict.proof
         if page.seeks:
             self._sought.update(self._doubts)
         for want in self._wants:
-            if want.missing & SpanSet([page.claim]) or want.missing & verdict.proof:
+            if want is not asker and (want.missing & SpanSet([page.claim]) or want.missing & verdict.proof):
                 want.pages += 1
             want.missing = want.missing - verdict.proof
         if verdict.edge_us is not None and verdict.edge_us > EARLIEST_US:
@@ -262,8 +263,9 @@ class SeriesPlan:
         """Take `spans` out of `want`: they are not to be had yet (not closed on the venue's clock)."""
         want.missing = want.missing - SpanSet(spans)
 
-    def _release(self, page: Page) -> None:
-        self._claims.remove(page)
+    def _release(self, page: Page) -> Want | None:
+        at = next(at for at, (claimed, _) in enumerate(self._claims) if claimed == page)
+        return self._claims.pop(at)[1]
 
 
 def _stride(page_size: int, density: float) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from backbone.clock import VenueClock
-from backbone.coordinator.candles import CandleAnswer, CandleFetcher, Pending, Progress, times_of
+from backbone.coordinator.candles import CandleAnswer, CandleFetcher, Pending, Progress, count_inside, times_of
 from backbone.model import Priority, Span
 from backbone.timeframe import Timeframe
 
@@ -93,7 +93,7 @@ class CandleRanges:
             stop = min(end, timeframe.next(start, slots))
             answer = self._fetcher.recall(market, timeframe, Span(min(start, stop), stop))
             if answer.gaps or stop >= end or answer.table.num_rows >= asked.count:
-                return _first_rows(answer, timeframe, asked.count)
+                return self._first_rows(answer, timeframe, asked.count)
             slots *= 4
 
     def _collect(
@@ -176,13 +176,15 @@ class CandleRanges:
             open_markets = []
             for pending in self._fetch(wanted, timeframe, priority, watcher, enough=count):
                 market = pending.series.market
-                pages[market] += pending.want.pages
-                fetched[market] += list(pending.fetched)
                 ends[market] = min(ends[market], pending.closed_us)
                 if pending.want.failed:
-                    answers[market] = self._fetcher.answer(pending, Span(pending.span.start, end_us))
+                    whole = Span(pending.span.start, end_us)
+                    before, asked = fetched[market], pages[market]
+                    answers[market] = self._fetcher.answer(pending, whole, fetched=before, pages=asked)
                 else:
                     open_markets.append(market)
+                pages[market] += pending.want.pages
+                fetched[market] += list(pending.fetched)
         return [answers[market] for market in markets]
 
     # -- the first so many ---------------------------------------------------------------------------------------
@@ -196,18 +198,25 @@ class CandleRanges:
         while True:
             end = max(start_us, min(closed, timeframe.next(end, slots)))
             (pending,) = self._fetch([(market, Span(start_us, end))], timeframe, priority, watcher)
-            pages += pending.want.pages
-            fetched += list(pending.fetched)
             closed = min(closed, pending.closed_us)
             if pending.want.failed:
-                return self._fetcher.answer(pending)
+                return self._fetcher.answer(pending, fetched=fetched, pages=pages)
+            pages += pending.want.pages
+            fetched += list(pending.fetched)
             end = max(start_us, min(end, closed))
             answer = self._fetcher.recall(market, timeframe, Span(start_us, end), fetched, pages)
             short = count - answer.table.num_rows
             if short <= 0 or end >= closed:
-                return _first_rows(answer, timeframe, count)
+                return self._first_rows(answer, timeframe, count)
             seen = timeframe.count(Span(start_us, end))
             slots = min(self._fetcher.slots_for(market, timeframe, short), 4 * max(seen, count))
+
+    def _first_rows(self, answer: CandleAnswer, timeframe: Timeframe, count: int) -> CandleAnswer:
+        """`answer` cut behind its first `count` rows."""
+        if answer.table.num_rows <= count:
+            return answer
+        span = Span(answer.span.start, timeframe.next(int(times_of(answer.table)[count - 1])))
+        return self._fetcher.recall(answer.market, timeframe, span, answer.fetched.spans, answer.pages)
 
 
 def _together(pendings: Sequence[Pending]) -> Progress:
@@ -222,25 +231,17 @@ def _together(pendings: Sequence[Pending]) -> Progress:
     )
 
 
-def _first_rows(answer: CandleAnswer, timeframe: Timeframe, count: int) -> CandleAnswer:
-    """`answer` cut behind its first `count` rows."""
-    if answer.table.num_rows <= count:
-        return answer
-    table = answer.table.slice(0, count)
-    span = Span(answer.span.start, timeframe.next(int(times_of(table)[-1])))
-    quiet = max(0, timeframe.count(span) - count - answer.unknown)
-    return replace(answer, span=span, table=table, quiet=quiet)
-
-
 def _joined(first: CandleAnswer, second: CandleAnswer) -> CandleAnswer:
-    """The second look's rows, with what both looks cost."""
-    fresh = first.sources.get("rest", 0)
-    if not fresh:
-        return replace(second, pages=first.pages + second.pages)
+    """The second look's rows, with what both looks cost: what the first one brought, the second found in memory."""
     sources = dict(second.sources)
-    for tier in ("memory", "disk"):
-        taken = min(fresh, sources.get(tier, 0))
-        sources[tier] = sources.get(tier, 0) - taken
-        sources["rest"] = sources.get("rest", 0) + taken
-        fresh -= taken
-    return replace(second, pages=first.pages + second.pages, sources={k: v for k, v in sources.items() if v})
+    brought = count_inside(second.table, first.fetched - second.fetched)
+    archived = min(brought, first.sources.get("archive", 0))
+    read = first.sources.get("disk", 0) - sources.get("disk", 0)
+    for name, rows in (("archive", archived), ("rest", brought - archived), ("disk", read)):
+        taken = max(0, min(rows, sources.get("memory", 0)))
+        sources["memory"] = sources.get("memory", 0) - taken
+        sources[name] = sources.get(name, 0) + taken
+    found = {name: rows for name, rows in sources.items() if rows}
+    return replace(
+        second, pages=first.pages + second.pages, sources=found, fetched=first.fetched | second.fetched
+    )

@@ -20,7 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import msgspec
@@ -554,6 +554,18 @@ class CandleStore:
         """
         with self._lock:
             return list(self._incidents)
+
+    def damages(self, market: str, timeframe: Timeframe, spans: SpanSet) -> list[CorruptPartitionError]:
+        """The damaged files of `spans` that this store came upon, as errors: why those are unknown, while they are."""
+        series, found = self._series(market, timeframe), []
+        for incident in self.incidents():
+            period = parse_period(timeframe, PurePath(incident.path).parent.name.removeprefix("period="))
+            if period is None or incident.kind not in ("set-aside", "damaged"):
+                continue
+            if str(self._files.path(series.key(period))) == incident.path and spans.touches(period):
+                words = f"{incident.path} was damaged: {incident.detail}"
+                found.append(CorruptPartitionError(words, path=incident.path, reason=incident.detail))
+        return found
 
     # -- about the store
 

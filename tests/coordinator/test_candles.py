@@ -13,9 +13,17 @@ import pyarrow as pa
 import pytest
 
 from backbone.clock import VenueClock
-from backbone.coordinator.candles import CandleAnswer, CandleFetcher
+from backbone.coordinator.candles import CandleAnswer, CandleFetcher, incomplete
+from backbone.coordinator.jobs import CandleJob, Jobs
 from backbone.coordinator.ranges import CandleRanges, Range
-from backbone.errors import BackboneError, PayloadError, RateLimitedError, StoreError, UnreachableError
+from backbone.errors import (
+    BackboneError,
+    CorruptPartitionError,
+    PayloadError,
+    RateLimitedError,
+    StoreError,
+    UnreachableError,
+)
 from backbone.model import Priority, Span
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask
@@ -43,6 +51,7 @@ class Venue:
         self.lies: deque[Callable[[list[dict[str, Any]]], list[dict[str, Any]]]] = deque()
         self.down = False
         self.kept_us = 1 << 62
+        self.every = 1  # only each so many-th slot trades
 
     def now_us(self) -> int:
         began_s, now_us = self._began
@@ -70,10 +79,11 @@ class Venue:
         end = now if to is None else min(now, int(dt.datetime.fromisoformat(to).timestamp()) * 1_000_000)
         first = max(step.floor(self.listed_us), step.ceil(now - self.kept_us))
         rows = []
-        at = step.floor(end - 1)
+        stride = step.step_us * self.every
+        at = (end - 1) // stride * stride
         while at >= first and len(rows) < count:
             rows.append(self._row(step, at, now))
-            at -= step.step_us
+            at -= stride
         return rows
 
     def _row(self, step: Timeframe, at: int, now: int) -> dict[str, Any]:
@@ -95,12 +105,18 @@ class Venue:
 
 
 class Desk:
-    """A scheduler that answers every ticket at once, on the caller's thread."""
+    """A scheduler that answers every ticket at once, on the caller's thread.
+
+    `at_once` pages are sent before the first of them is answered; after `most` answers it stands still, until `run`.
+    """
 
     def __init__(self, venue: Venue, estimate: VenueClock) -> None:
         self._venue, self._estimate = venue, estimate
         self._tickets: deque[tuple[Any, Any]] = deque()
+        self._sent: deque[tuple[Any, Any, Any]] = deque()
         self._busy = False
+        self.at_once = 1
+        self.most: int | None = None
         self.later: list[tuple[float, Callable[[], None]]] = []
         self.bans: BackboneError | None = None
 
@@ -109,21 +125,31 @@ class Desk:
             done(None, self.bans)
             return
         self._tickets.append((bind, done))
-        if self._busy:
-            return
+        if not self._busy and self.at_once == 1:
+            self.run()
+
+    def run(self) -> None:
+        """Send and answer what is queued."""
         self._busy = True
         try:
-            while self._tickets:
-                bind, done = self._tickets.popleft()
-                ask = bind()
-                if ask is not None:
-                    outcome = self._venue.answer(ask)
-                    if isinstance(outcome, Reply) and outcome.date_us is not None:
-                        self._estimate.observe(outcome.date_us, outcome.sent_s, outcome.received_s)
-                    done(ask, outcome)
+            while self._send() or self._sent:
+                if self.most == 0:
+                    return
+                self.most = None if self.most is None else self.most - 1
+                done, ask, outcome = self._sent.popleft()
+                if isinstance(outcome, Reply) and outcome.date_us is not None:
+                    self._estimate.observe(outcome.date_us, outcome.sent_s, outcome.received_s)
+                done(ask, outcome)
         finally:
             self._busy = False
 
+    def _send(self) -> bool:
+        while self._tickets and len(self._sent) < self.at_once:
+            bind, done = self._tickets.popleft()
+            ask = bind()
+            if ask is not None:
+                self._sent.append((done, ask, self._venue.answer(ask)))
+        return bool(self._sent)
 
     def call_later(self, delay_s: float, job: Callable[[], None]) -> None:
         self.later.append((delay_s, job))
@@ -486,3 +512,251 @@ def test_candles_that_arrive_while_one_looks_are_not_asked_again(
     assert answer.table.num_rows == 120
     assert not answer.gaps
     assert world.truth(answer.table)
+
+
+# -- what an answer cost, and where it came from ----------------------------------------------------------------------
+
+
+def test_answer_counts_every_page_that_was_sent_for_it(tmp_path: Path) -> None:
+    """On a thin market the first reply proves the span while four more are under way: they were sent, and count."""
+    world = World(tmp_path, listed_us=MAY - 400 * 24 * HOUR_US)
+    world.venue.every = 60
+    world.desk.at_once = 5
+    span = Span(MINUTE.floor(NOW) - 7 * 24 * HOUR_US, MINUTE.floor(NOW))
+    pending = world.fetcher.begin(MARKET, MINUTE, span, Priority.NORMAL)
+    world.desk.most = 1
+    world.desk.run()
+    assert pending.is_done, "by one reply"
+    answer = world.fetcher.answer(pending)
+    assert (answer.table.num_rows, answer.unknown) == (7 * 24, 0)
+    assert answer.pages == world.asked() == 5
+
+
+def test_answers_that_share_pages_never_count_less_than_was_sent(tmp_path: Path) -> None:
+    """A page that answers two calls counts for both; a failed one counts for whom it was asked."""
+    world = World(tmp_path)
+    world.desk.at_once = 3
+    span = Span(MINUTE.floor(NOW) - 20 * HOUR_US, MINUTE.floor(NOW))
+    pendings = [world.fetcher.begin(MARKET, MINUTE, span, lane) for lane in (Priority.LOW, Priority.NORMAL)]
+    world.venue.lies.append(lambda rows: [{"no": "candle"}])
+    world.desk.run()
+    counts = [world.fetcher.answer(pending).pages for pending in pendings]
+    sent = world.asked()
+    assert sent == 6
+    assert all(0 < count <= sent for count in counts)
+    assert sum(counts) >= sent
+
+
+def test_answer_that_fails_late_counts_what_it_took_before(tmp_path: Path) -> None:
+    """The newest so many of a thin market take several looks: when the last one fails, the earlier ones count too."""
+    world = World(tmp_path)
+    world.venue.every = 7
+    asked = 0
+
+    def fail_later(ask: Ask) -> Reply | BackboneError:
+        nonlocal asked
+        asked += 1
+        world.venue.down = asked > 1
+        return Venue.answer(world.venue, ask)
+
+    world.venue.answer = fail_later  # type: ignore[method-assign]
+    answer = world.candles(None, MINUTE.floor(NOW), 400)
+    assert answer.gaps
+    assert answer.pages == world.asked() > 1
+    assert answer.sources == {"rest": answer.table.num_rows}
+
+
+@pytest.mark.parametrize("every", [1, 7])
+@pytest.mark.parametrize("ahead_h", [-26, -1, 0, 1, 26])
+@pytest.mark.parametrize(
+    "asked", [Range(None, None, 3), Range(NOW - 5 * HOUR_US, None, None), Range(NOW - 5 * HOUR_US, None, 9)]
+)
+def test_sources_of_a_first_call_are_the_venue(tmp_path: Path, ahead_h: int, every: int, asked: Range) -> None:
+    """What a call on an empty store brings was fetched by it, whatever the clock, and however often it looked."""
+    world = World(tmp_path, ahead=ahead_h * 3600, listed_us=MAY - 100 * 24 * HOUR_US)
+    world.venue.every = every
+    answer = world.candles(asked.start_us, asked.end_us, asked.count)
+    assert answer.table.num_rows > 0
+    assert answer.sources == {"rest": answer.table.num_rows}
+    assert answer.pages == world.asked()
+
+
+@pytest.mark.parametrize("ahead_h", [-1, 0, 1])
+def test_sources_tell_what_was_held_before(tmp_path: Path, ahead_h: int) -> None:
+    """Rows of an earlier client come from disk, and only the new ones from the venue, whatever the clock."""
+    world = World(tmp_path, ahead=ahead_h * 3600)
+    world.candles(NOW - 5 * HOUR_US, MINUTE.floor(NOW) - 100 * MINUTE_US)
+    world.store.close()
+    world.open()
+    answer = world.candles(NOW - 3 * HOUR_US)
+    rows = answer.table.num_rows
+    assert answer.sources == {"disk": rows - 100, "rest": 100}
+
+
+def test_damaged_file_is_named_where_nobody_was_asked(tmp_path: Path) -> None:
+    """What a damaged file held is missing because of that, and the error says so; the rest was simply not held."""
+    world = World(tmp_path)
+    start, end = NOW - 5 * HOUR_US, MINUTE.floor(NOW)
+    world.candles(start, end)
+    world.store.close()
+    (path,) = world.store.paths(MARKET, MINUTE, Span(start, end))
+    Path(path).write_bytes(b"no parquet")
+    world.open()
+    (answer,) = world.ranges.recall([MARKET], MINUTE, Range(start, end, None))
+    error = incomplete([answer], MINUTE)
+    assert error is not None
+    (cause,) = error.causes
+    assert isinstance(cause, CorruptPartitionError)
+    assert cause.path == str(path)
+    assert "was damaged" in str(error)
+    (other,) = world.ranges.recall([MARKET], MINUTE, Range(start - 90 * 24 * HOUR_US, end - 80 * 24 * HOUR_US, None))
+    error = incomplete([other], MINUTE)
+    assert error is not None
+    assert error.causes == ()
+    assert "not held" in str(error)
+
+
+# -- how far a job is, when it does not end well ----------------------------------------------------------------------
+
+MONTH = Span(MAY - 9 * 24 * HOUR_US, MAY)
+
+
+def job_of(world: World, span: Span = MONTH) -> CandleJob:
+    return CandleJob(world.fetcher, world.clock, [MARKET], MINUTE, span, Priority.LOW)
+
+
+def says_the_truth(world: World, job: CandleJob) -> None:
+    """Its slots are those that the store vouches for, and up to its reached time there is no hole."""
+    now = job.progress
+    held = world.store.coverage(MARKET, MINUTE, job.span)
+    assert now.done_slots == sum(MINUTE.count(span) for span in held)
+    first = held.spans[0] if held else Span(job.span.start, job.span.start)
+    assert now.reached_us == (first.end if first.start == job.span.start else job.span.start)
+    assert now.rows == world.stored().table.num_rows
+
+
+def test_job_of_garbage_alone_got_nowhere(tmp_path: Path) -> None:
+    """A job whose every reply was refused has done nothing, reached nothing, and says what it asked."""
+    world = World(tmp_path)
+    world.venue.lies.extend([lambda rows: [{"no": "candle"}]] * 1000)
+    job = job_of(world)
+    job.advance()
+    now = job.progress
+    assert (now.state, now.done_slots, now.sections_done, now.rows) == ("incomplete", 0, 0, 0)
+    assert now.reached_us == MONTH.start
+    assert now.pages == world.asked() > 0
+    says_the_truth(world, job)
+
+
+@pytest.mark.parametrize("answered", [0, 1, 7, 30])
+def test_job_cancelled_says_what_it_had(tmp_path: Path, answered: int) -> None:
+    """After a cancel, slots and reached time are what is stored, also when pages in flight have landed."""
+    world = World(tmp_path)
+    world.desk.at_once, world.desk.most = 3, answered
+    job = job_of(world)
+    job.advance()
+    world.desk.run()
+    job.cancel()
+    assert job.state == "cancelled"
+    says_the_truth(world, job)
+    world.desk.most = None
+    world.desk.run()
+    says_the_truth(world, job)
+    assert job.progress.pages == world.asked() == answered + 3
+    assert job.progress.done_slots > 199 * answered, "a section's last page is a shorter one"
+
+
+def test_job_of_a_closed_client_says_what_it_had(tmp_path: Path) -> None:
+    """A close in the middle leaves a failed job at what was had."""
+    world = World(tmp_path)
+    world.desk.at_once, world.desk.most = 3, 10
+    jobs = Jobs(world.fetcher, world.clock)
+    job = jobs.start([MARKET], MINUTE, MONTH.start, MONTH.end, Priority.LOW)
+    world.desk.run()
+    jobs.close()
+    world.fetcher.close()
+    assert job.progress.state == "failed"
+    assert job.progress.done_slots == 2000
+    says_the_truth(world, job)
+
+
+def test_job_with_a_hole_reached_its_beginning(tmp_path: Path) -> None:
+    """A page that could not be had ends the reached time there, though what lies behind it was stored."""
+    world = World(tmp_path)
+    rows: list[list[Any]] = []
+
+    def refuse(page: list[Any]) -> list[Any]:
+        rows.append(page)
+        return [{"no": "candle"}] if 10 <= len(rows) <= 12 else page
+
+    world.venue.lies.extend([refuse] * 1000)
+    job = job_of(world)
+    job.advance()
+    assert job.state == "incomplete"
+    assert 0 < job.progress.done_slots < job.progress.total_slots
+    says_the_truth(world, job)
+
+
+def test_job_on_a_fast_clock_reached_the_venues_now(tmp_path: Path) -> None:
+    """What is not closed on the venue's clock is neither had nor to be had."""
+    world = World(tmp_path, ahead=2 * 3600)
+    jobs = Jobs(world.fetcher, world.clock)
+    job = jobs.start([MARKET], MINUTE, MINUTE.floor(NOW) - 10 * HOUR_US, None, Priority.LOW)
+    now = job.progress
+    assert now.state == "done"
+    assert now.done_slots == now.total_slots == 600
+    assert now.reached_us == MINUTE.floor(NOW)
+
+
+def test_job_whose_disk_refused_reached_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that the disk did not take are not stored: the job failed, and claims none of them."""
+    world = World(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(world.store, "flush", refuse)
+    job = job_of(world, Span(NOW - 5 * HOUR_US, NOW - HOUR_US))
+    job.advance()
+    now = job.progress
+    assert (now.state, now.done_slots, now.sections_done, now.reached_us) == ("failed", 0, 0, job.span.start)
+
+
+def test_job_that_is_over_is_not_cancelled_any_more(tmp_path: Path) -> None:
+    """`cancel` on a job that ended, however it ended, changes nothing."""
+    world = World(tmp_path)
+    done = job_of(world, Span(NOW - 5 * HOUR_US, NOW - 3 * HOUR_US))
+    done.advance()
+    world.venue.lies.extend([lambda rows: [{"no": "candle"}]] * 1000)
+    lost = job_of(world, Span(NOW - 15 * HOUR_US, NOW - 13 * HOUR_US))
+    lost.advance()
+    for job, state in ((done, "done"), (lost, "incomplete")):
+        before = job.progress
+        job.cancel()
+        assert job.state == state
+        assert job.progress.done_slots == before.done_slots
+
+
+def test_job_cancelled_while_it_looks_for_the_listing_ends(tmp_path: Path) -> None:
+    """The search for a market's beginning is cancelled like any page, and its request is counted."""
+    world = World(tmp_path)
+    world.desk.at_once, world.desk.most, world.venue.down = 2, 0, True
+    job = job_of(world, Span(MAY - 300 * 24 * HOUR_US, MAY))
+    job.advance()
+    world.desk.run()
+    asked = world.asked()
+    assert asked > 0
+    job.cancel()
+    now = job.progress
+    assert (now.state, now.done_slots, now.reached_us, now.pages) == ("cancelled", 0, job.span.start, asked)
+
+
+def test_job_of_several_markets_reached_what_all_have(tmp_path: Path) -> None:
+    """While it runs, the markets it came to count; once it ended, every market."""
+    world = World(tmp_path)
+    span = Span(NOW - 5 * HOUR_US, NOW - 3 * HOUR_US)
+    job = CandleJob(world.fetcher, world.clock, [MARKET, "KRW-ETH"], MINUTE, span, Priority.LOW)
+    job.advance()
+    assert job.state == "incomplete", "the venue answers with another market's candles"
+    assert job.progress.reached_us == span.start
+    assert job.progress.done_slots == 120
