@@ -160,8 +160,10 @@ class PayloadError(SourceError):
 class IncompleteError(BackboneError):
     """Part of what was asked could not be had; what arrived is kept (and, for candles, stored).
 
-    Attributes: ``gaps`` (what is missing: spans for candles, market codes for tickers and books), ``causes`` (the
-    errors behind it), ``frame`` (what arrived, in the caller's frame type; set by the API layer).
+    Attributes: ``gaps`` (what is missing: for candles `Span`s, half-open, in microseconds since the epoch in UTC, as
+    everywhere behind the API, where `Plan.gaps` and coverage have datetimes in the client's zone; market codes for
+    tickers and books), ``causes`` (the errors behind it; none where nobody was asked and no file was damaged),
+    ``frame`` (what arrived, in the caller's frame type; set by the API layer).
     """
 
     def __init__(

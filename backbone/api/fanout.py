@@ -114,7 +114,10 @@ def _first_error(failed: Sequence[_Outcome]) -> BaseException:
 
 @dataclass(frozen=True)
 class SpreadView:
-    """How far a spread backfill is. Markets are counted when they are done; ``where`` counts them by host."""
+    """How far a spread backfill is. Markets are counted when they are done; ``where`` counts them by host.
+
+    ``rows`` and ``pages`` are also those of markets that could not be had whole.
+    """
 
     state: str
     markets_done: int
@@ -163,7 +166,8 @@ class SpreadJob:
     @property
     def progress(self) -> SpreadView:
         """Where it stands, as far as outcomes were taken in."""
-        done, now = list(self._done), self._ended_s or self._client._clock.monotonic()
+        done, failed = list(self._done), list(self._failed)
+        now = self._ended_s or self._client._clock.monotonic()
         where: dict[str, int] = {}
         for outcome in done:
             where[outcome.where] = where.get(outcome.where, 0) + 1
@@ -172,8 +176,8 @@ class SpreadJob:
             self.state,
             len(done),
             total,
-            sum(o.rows for o in done),
-            sum(o.pages for o in done),
+            sum(o.rows for o in (*done, *failed)),
+            sum(o.pages for o in (*done, *failed)),
             len(done) / total if total else 1.0,
             now - self._began_s,
             where,
@@ -243,7 +247,9 @@ class SpreadJob:
         return call.run(many=True)
 
     def cancel(self) -> None:
-        """Start no further market. What the workers have fetched is stored."""
+        """Start no further market. What the workers have fetched is stored. Nothing happens to a job that is over."""
+        if self._ended_s is not None or len(self._done) + len(self._failed) == len(self._tasks):
+            return
         self._cancelled = True
         self._spread.close()
 

@@ -34,8 +34,10 @@ SECTIONS_AHEAD = 8
 
 @dataclass(frozen=True)
 class JobView:
-    """How far a job is, for people: ``reached`` is the time up to which all is stored (client's zone), ``rate`` pages
-    a second, ``eta_s`` seconds to go (None before there is a rate)."""
+    """How far a job is, for people: ``reached`` is the time up to which all is stored (client's zone), of the markets
+    that it has come to, and of all its markets once it ended. ``fraction`` is the part of the candle slots that is had,
+    ``pages`` what was asked and ``rows`` what was new in the replies; ``rate`` pages a second, ``eta_s`` seconds to go
+    (None before there is a rate)."""
 
     state: str
     pages: int
@@ -131,7 +133,10 @@ class Job:
         return self
 
     def cancel(self) -> None:
-        """Ask for nothing more. What arrived is kept; the same backfill later asks for the rest only."""
+        """Ask for nothing more. What arrived is kept; the same backfill later asks for the rest only.
+
+        Nothing happens to a job that is over.
+        """
         self._job.cancel()
 
     def result(self, timeout: float | None = None, *, on_interrupt: str = "keep") -> Any:

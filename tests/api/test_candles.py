@@ -14,9 +14,16 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from backbone import Backbone
+from backbone import Backbone, BackboneRequest
 from backbone.api.frames import attrs_of
-from backbone.errors import ClosedError, IncompleteError, InputError, RateLimitedError, UnreachableError
+from backbone.errors import (
+    ClosedError,
+    CorruptPartitionError,
+    IncompleteError,
+    InputError,
+    RateLimitedError,
+    UnreachableError,
+)
 from backbone.simulator import SimulatorServer
 from backbone.timeframe import TIMEFRAMES
 
@@ -146,6 +153,20 @@ def test_candles_thin_market_costs_requests_by_its_rows(client: Backbone, venue:
     frame = client.candles(market, "1m", "2025-08-01T00:00:00Z", "2025-08-16T00:00:00Z")
     same(frame, truth(venue, market, "1m", "2025-08-01T00:00:00Z", "2025-08-16T00:00:00Z"))
     assert facts(frame)["requests"] <= 2.5 * len(frame) / 200 + 1
+
+
+def test_candles_tell_every_request_that_was_sent(client: Backbone, venue: SimulatorServer) -> None:
+    """Pages that were under way when the first reply proved all count too, in the frame and in the envelope."""
+    market = thin_market(venue)
+    reply = client.request(BackboneRequest("candles", market, "1m", "2025-08-15T00:00Z", "2025-08-22T00:00Z"))
+    told = reply.metadata.split_info["requests"]
+    deadline = threading.Event()
+    for _ in range(50):
+        if sum(venue.counts()["candles"].values()) >= told:
+            break
+        deadline.wait(0.1)  # what is under way still arrives there
+    client.close()
+    assert sum(venue.counts()["candles"].values()) == told > 1
 
 
 def test_candles_start_and_count_are_the_first_ones(client: Backbone, venue: SimulatorServer) -> None:
@@ -378,7 +399,24 @@ def test_candles_offline_answers_from_the_store_alone(client: Backbone, venue: S
     with pytest.raises(IncompleteError) as caught:
         client.candles("KRW-BTC", "1m", "2025-08-21T23:00:00Z", END, offline=True)
     assert len(caught.value.frame) == len(held)
+    assert caught.value.causes == ()
+    assert "not held" in str(caught.value)
     assert venue.counts() == {}
+
+
+def test_candles_offline_names_the_damaged_file(client: Backbone, venue: SimulatorServer) -> None:
+    """Where a file was damaged, that is the cause of what is missing, not that nobody asked."""
+    client.candles("KRW-BTC", "1m", START, END)
+    client.close()
+    (path,) = client.data_dir.glob("candles/**/*.parquet")
+    path.write_bytes(path.read_bytes()[:-100])
+    with Backbone(data_dir=client.data_dir, rest_url=venue.rest_url) as later:
+        with pytest.raises(IncompleteError, match="was damaged") as caught:
+            later.candles("KRW-BTC", "1m", START, END, offline=True)
+        (cause,) = caught.value.causes
+        assert isinstance(cause, CorruptPartitionError)
+        assert cause.path == str(path)
+        assert caught.value.__cause__ is cause
 
 
 def test_candles_delisted_market_keeps_its_history(client: Backbone, venue: SimulatorServer) -> None:

@@ -136,6 +136,8 @@ def test_backfill_of_many_markets_runs_on_the_configured_workers(client: Backbon
     assert job.state == "done"
     assert job.progress.markets_done == 4
     assert job.progress.rows == sum(expected(client).values())
+    job.cancel()
+    assert job.state == "done", "a job that is over is not cancelled any more"
     whole = job.result()
     assert whole.equals(client.candles(MARKETS, "1h", START, END))
 
@@ -156,7 +158,11 @@ def test_backfill_names_the_market_that_could_not_be_had(client: Backbone, venue
         job = client.backfill(MARKETS, "1h", START, END)
     with pytest.raises(IncompleteError) as caught:
         job.result()
+    job.cancel()
     assert job.state == "incomplete"
+    now = job.progress
+    assert (now.markets_done, now.fraction) == (3, 0.75)
+    assert now.pages > 3, "what was asked for the fourth is counted too"
     assert set(caught.value.frame["market"]) == set(MARKETS) - {"KRW-SOL"}
 
 

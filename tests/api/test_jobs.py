@@ -13,7 +13,7 @@ from backbone import Backbone
 from backbone.coordinator import fetch
 from backbone.coordinator.ledger import MemoryLimiter
 from backbone.coordinator.ratelimit import Rules
-from backbone.errors import ClosedError, IncompleteError, InputError
+from backbone.errors import ClosedError, IncompleteError, InputError, PayloadError
 from backbone.simulator import SimulatorServer
 
 START, END = "2025-07-20T00:00:00Z", "2025-08-20T00:00:00Z"
@@ -104,6 +104,59 @@ def test_job_cancelled_keeps_what_arrived(quick: tuple[Backbone, SimulatorServer
         job.result()
     assert len(caught.value.frame) >= 9_000
     assert client.store.verify().empty
+
+
+def test_job_of_garbage_alone_got_nowhere(quick: tuple[Backbone, SimulatorServer]) -> None:
+    """A venue that talks nonsense leaves a job incomplete at nothing, and the error says why."""
+    client, venue = quick
+    venue.faults.add("garbage", match="candles", times=None)
+    job = client.backfill("KRW-BTC", "1m", "2025-08-10T00:00:00Z", END).wait(progress=False)
+    now = job.progress
+    assert (now.state, now.fraction, now.rows) == ("incomplete", 0, 0)
+    assert now.reached == pd.Timestamp("2025-08-10T00:00:00Z")
+    assert now.pages > 0
+    with pytest.raises(IncompleteError) as caught:
+        job.result()
+    assert all(isinstance(cause, PayloadError) for cause in caught.value.causes)
+
+
+def test_job_cancelled_or_closed_says_what_is_stored(quick: tuple[Backbone, SimulatorServer]) -> None:
+    """However it ended early, its rows, fraction and reached time are what the folder has."""
+    client, venue = quick
+    for market in ("KRW-BTC", "KRW-ETH"):
+        job = client.backfill(market, "1m", START, END)
+        next(job.sections())
+        if market == "KRW-BTC":
+            job.cancel()
+            _let_land(venue)
+        else:
+            client.close()
+        now = job.progress
+        assert now.state == ("cancelled" if market == "KRW-BTC" else "failed")
+        assert 0 < now.fraction < 1
+        with Backbone(data_dir=client.data_dir, rest_url=venue.rest_url) as later:
+            held = later.explain(market, "1m", START, END).cached
+            assert held[0][0] == pd.Timestamp(START)
+            assert held[0][1] == now.reached
+            slots = sum((end - start) / pd.Timedelta("1min") for start, end in held)
+            assert round(now.fraction * 44_640) == slots
+
+
+def _let_land(venue: SimulatorServer) -> None:
+    """Let what is under way arrive, and reach the disk."""
+    pause, before = threading.Event(), -1
+    while before != len(venue.requests):
+        before = len(venue.requests)
+        pause.wait(0.8)
+
+
+def test_job_that_is_over_is_not_cancelled(quick: tuple[Backbone, SimulatorServer]) -> None:
+    """`cancel` on a finished job leaves it done, and its result whole."""
+    client, _ = quick
+    job = client.backfill("KRW-BTC", "1h", START, END).wait(progress=False)
+    job.cancel()
+    assert job.state == job.progress.state == "done"
+    assert len(job.result()) == 744
 
 
 def test_job_of_a_late_listing_does_not_walk_the_years_before(quick: tuple[Backbone, SimulatorServer]) -> None:
