@@ -123,7 +123,7 @@ def resolve(
     ws = ws_url or env.get("BACKBONE_WS_URL") or _socket_beside(rest)
     return Settings(
         exchange=venue.exchange,
-        data_dir=parse_place(str(env.get("BACKBONE_DATA_DIR") or _default_folder() if data_dir is None else data_dir)),
+        data_dir=parse_place(env.get("BACKBONE_DATA_DIR") or _default_folder() if data_dir is None else data_dir),
         rest_url=rest,
         ws_url=_url("ws_url", ws, ("ws", "wss")),
         tz=_zone(tz or env.get("BACKBONE_TZ") or "Asia/Seoul"),
@@ -150,11 +150,13 @@ def _archive(
     return ArchivePlace(_url("archive_url", files, ("http", "https")), _url("archive_url", lists, ("http", "https")))
 
 
-def parse_place(value: str) -> str:
-    """A folder, or the address of an object store, which holds no credentials and was not taken for a path."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", value) is None:
-        return value
+def parse_place(value: object) -> str:
+    """A folder, absolute, so that it stays where it is; or the address of an object store, without credentials."""
     allowed = "a folder, or the text s3://bucket/prefix"
+    if not isinstance(value, str | os.PathLike) or not isinstance(value := os.fspath(value), str) or not value:
+        raise InputError("data_dir", value, allowed)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", value) is None:
+        return str(Path(value).expanduser().absolute())
     parts = urlsplit(value)
     if "@" in parts.netloc or parts.query:
         raise InputError("data_dir", "(not shown)", f"{allowed} without credentials: those go into the environment")
@@ -176,10 +178,17 @@ def _quota(value: str | None) -> str | None:
     return value
 
 
-def _url(argument: str, value: str, schemes: tuple[str, ...]) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in schemes or not parts.hostname:
-        raise InputError(argument, value, f"an address that starts with {' or '.join(s + '://' for s in schemes)}")
+def _url(argument: str, value: object, schemes: tuple[str, ...]) -> str:
+    allowed = f"an address that starts with {' or '.join(s + '://' for s in schemes)}"
+    if not isinstance(value, str):
+        raise InputError(argument, value, allowed)
+    try:
+        parts = urlsplit(value)
+        is_good = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError as exc:  # a port that is none
+        raise InputError(argument, value, allowed) from exc
+    if not is_good:
+        raise InputError(argument, value, allowed)
     return value.rstrip("/")
 
 

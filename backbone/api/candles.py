@@ -44,18 +44,23 @@ def parse_count(value: object, argument: str = "count") -> int | None:
     return int(value)
 
 
-def parse_range(client: Backbone, start: TimeLike | None, end: TimeLike | None, count: object) -> Range:
-    """Any two of start, end and count; checked against each other and against now."""
+def parse_range(
+    client: Backbone, start: TimeLike | None, end: TimeLike | None, count: object, *, may_ask: bool = True
+) -> Range:
+    """Any two of start, end and count; checked against each other and against now.
+
+    Relative times count back on the venue's clock; if it may not be asked, as far as that is known.
+    """
     number = parse_count(count)
     if start is not None and end is not None and number is not None:
         raise InputError("count", count, "start, end and count together say too much: leave one out")
-    start_us = None if start is None else client._time("start", start)
-    end_us = None if end is None else client._time("end", end)
+    start_us = None if start is None else client._time("start", start, may_ask=may_ask)
+    end_us = None if end is None else client._time("end", end, may_ask=may_ask)
     if start_us is None and number is None:
         number = DEFAULT_COUNT
     if start_us is not None:
-        last = client._clock.now_us() if end_us is None else end_us
-        if end_us is None and start_us > last:
+        last = client._likely_now_us() if end_us is None else end_us
+        if end_us is None and start_us > last and may_ask:
             last = client._now_us()  # this machine's clock may be behind
         if start_us > last:
             what = "now" if end_us is None else str(end)
@@ -100,7 +105,7 @@ class CandleCall:
         tf, lane, how = parse_timeframe(timeframe), parse_priority(priority), parse_fill(fill)
         if not (progress is None or isinstance(progress, bool) or callable(progress)):
             raise InputError("progress", progress, "None, True, False or a function")
-        asked = parse_range(client, start, end, count)
+        asked = parse_range(client, start, end, count, may_ask=not offline)
         call = cls(client, markets, tf, asked, lane, bool(include_forming), how, frames, progress, bool(offline))
         call._check_listed()
         return call
@@ -108,13 +113,13 @@ class CandleCall:
     def _check_listed(self) -> None:
         """A market that a list already at hand does not have is refused now; a delisted one may still be stored."""
         core = self.client._coordinator()
-        listed = core.known_markets()
-        if listed is None or self.offline:
-            return
-        codes = {info.market for info in listed}
-        for market in self.markets:
-            if market not in codes and not core.candles.is_held(market, self.timeframe):
-                core.check_listed([market], self.priority)
+        if self.offline:
+            core.check_known(self.markets)
+        elif (listed := core.known_markets()) is not None:
+            codes = {info.market for info in listed}
+            for market in self.markets:
+                if market not in codes and not core.candles.is_held(market, self.timeframe):
+                    core.check_listed([market], self.priority)
 
     def run(self, *, many: bool) -> Any:
         """Fetch, shape, and raise where the range is not whole."""
@@ -276,6 +281,13 @@ def facts(
     }
 
 
+def told(rows: int, source: str = "memory") -> dict[str, Any]:
+    """The same of what is known here without a question: how things stand, what the store says of itself."""
+    return facts(
+        sources={source: rows}, elapsed_ms=0.0, rows=rows, priority=Priority.NORMAL, requests=0, pages=0
+    )
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a range would take. ``cached``, ``derived`` and ``gaps`` are pairs of aware datetimes, half-open."""
@@ -329,7 +341,8 @@ class Plan:
 def explain(client: Backbone, market: str, timeframe: str, start: TimeLike | None, end: TimeLike | None) -> Plan:
     """The plan of a range; asks nobody."""
     core, tf = client._coordinator(), parse_timeframe(timeframe)
-    asked = parse_range(client, start, end, None)
+    core.check_known([market])
+    asked = parse_range(client, start, end, None, may_ask=False)
     last = core.candles.closed_before(tf)
     stop = last if asked.end_us is None else min(last, tf.ceil(asked.end_us))
     begin = tf.next(stop, -DEFAULT_COUNT) if asked.start_us is None else tf.ceil(asked.start_us)
@@ -354,6 +367,7 @@ def explain(client: Backbone, market: str, timeframe: str, start: TimeLike | Non
 def coverage(client: Backbone, market: str, timeframe: str, frames: str) -> Any:
     """The coverage frame: ``start end state rows``."""
     core, tf = client._coordinator(), parse_timeframe(timeframe)
+    core.check_known([market])
     rows = core.candles.ledger(market, tf)
     time = pa.timestamp("us", tz="UTC")
     table = pa.table(

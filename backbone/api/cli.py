@@ -7,12 +7,13 @@ Exit codes: 0 done, 1 `verify` found problems, 2 a wrong argument, 3 the answer 
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from backbone import __version__
 from backbone.api.times import in_zone
 from backbone.errors import BackboneError, IncompleteError, InputError, StoreError
 
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"backbone {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add = _Commands(commands)
     add.demo()
@@ -101,7 +103,7 @@ class _Commands:
         parser = self._commands.add_parser(
             name,
             help=help_text,
-            description=textwrap.dedent(more) or help_text,
+            description=inspect.cleandoc(more) or help_text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parser.set_defaults(run=run)
@@ -217,6 +219,8 @@ def _fetch(options: argparse.Namespace) -> int:
     """Fetch candles. What is held is not asked again; what arrives is kept, also when the rest fails."""
     if options.out is not None and options.out.suffix not in (".parquet", ".csv"):
         raise InputError("--out", str(options.out), "a file that ends in .parquet or .csv")
+    if options.out is not None and not options.out.parent.is_dir():
+        raise InputError("--out", str(options.out), "a file in a folder that exists")
     try:
         with _open(options) as client:
             frame = _fetched(client, options)
@@ -249,6 +253,8 @@ def _fetched(client: Any, options: argparse.Namespace) -> Any:
         for name in ("start", "end"):  # as absolute times: what 3d meant, nobody need be asked again
             if getattr(options, name) is not None:
                 setattr(options, name, in_zone(client._time(name, getattr(options, name)), client.tz))
+        if options.end is None:
+            options.end = in_zone(client._likely_now_us(), client.tz)
         raise
 
 

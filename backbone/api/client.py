@@ -818,8 +818,12 @@ class Backbone:
         core.hear()
         return core.venue.now_us()
 
-    def _time(self, argument: str, value: TimeLike) -> int:
-        return parse_time(argument, value, self.tz, self._now_us)
+    def _time(self, argument: str, value: TimeLike, *, may_ask: bool = True) -> int:
+        return parse_time(argument, value, self.tz, self._now_us if may_ask else self._likely_now_us)
+
+    def _likely_now_us(self) -> int:
+        """Now on the venue's clock as far as it was heard, else on this machine's; nobody is asked."""
+        return self._coordinator().venue.now_us()
 
 
 def new_request_id() -> str:

@@ -22,6 +22,7 @@ from backbone.model import Level, MarketInfo, OrderBook, Ticker, Trade
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
 
 __all__ = [
     "attrs_of",
@@ -58,11 +59,9 @@ def deliver(table: pa.Table | pd.DataFrame, frames: str, *, index: str | None, z
         metadata = {**(table.schema.metadata or {}), b"backbone": json.dumps(attrs).encode()}
         return table.replace_schema_metadata(metadata)
     if frames == "polars":
-        import polars as pl
-
-        frame = pl.from_arrow(table)
-        frame.attrs = {"backbone": attrs}  # type: ignore[union-attr]
-        return frame
+        polars_frame = _to_polars(table)
+        polars_frame.attrs = {"backbone": attrs}  # type: ignore[attr-defined]
+        return polars_frame
     return _to_pandas(table, index, attrs)
 
 
@@ -81,6 +80,16 @@ def _in_zone(table: pa.Table, zone: str) -> pa.Table:
         if pa.types.is_timestamp(field.type):
             table = table.set_column(i, field.with_type(shown), table.column(i).cast(shown))
     return table
+
+
+def _to_polars(table: pa.Table) -> pl.DataFrame:
+    """Column by column: `from_arrow` wakes Polars' own threads, which a forked child of its user does not have."""
+    import polars as pl
+
+    columns = ((name, table.column(name)) for name in table.column_names)
+    return pl.DataFrame(
+        [pl.Series(name, c.chunk(0) if c.num_chunks == 1 else c.combine_chunks()) for name, c in columns]
+    )
 
 
 def _to_pandas(table: pa.Table, index: str | None, attrs: dict[str, Any]) -> pd.DataFrame:

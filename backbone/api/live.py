@@ -30,6 +30,7 @@ from backbone.coordinator.confirm import LiveEvent
 from backbone.coordinator.feed import KINDS, Subscription, parse_kind, timeframe_of
 from backbone.errors import InputError, StreamClosedError
 from backbone.model import LiveCandle, OrderBook, Priority, Ticker, Trade
+from backbone.timeframe import Timeframe
 
 if TYPE_CHECKING:
     from backbone.api.client import Backbone
@@ -217,11 +218,12 @@ class LiveTable:
             table, index = shaping.shape_tickers(rows, sources, ages, wanted, self._client.tz), "market"
         elif kind == "orderbook":
             table, index = _books(rows, sources, ages), None
+            sources = table.column("source").to_pylist()  # a row a level
         elif kind == "trade":
             table = shaping.trades_table(rows).append_column("source", pa.array(sources, pa.string()))
             table = table.append_column("age", pa.array(ages, pa.float64()))
         else:
-            table = _candles(rows, sources, ages, kind, self._core.venue.now_us())
+            table = _candles(rows, sources, ages, kind, self._core.candles.closed_before)
         attrs = self._attrs(sources, len(table), began)
         return shaping.deliver(table, wanted, index=index, zone=self._client.tz, attrs=attrs)
 
@@ -433,7 +435,11 @@ def _books(rows: Sequence[OrderBook], sources: Sequence[str], ages: Sequence[flo
 
 
 def _candles(
-    rows: Sequence[LiveCandle], sources: Sequence[str], ages: Sequence[float], kind: str, now_us: int
+    rows: Sequence[LiveCandle],
+    sources: Sequence[str],
+    ages: Sequence[float],
+    kind: str,
+    closed_before: Callable[[Timeframe], int],
 ) -> pa.Table:
     timeframe = timeframe_of(kind)
     assert timeframe is not None
@@ -443,7 +449,7 @@ def _candles(
     }
     for name in ("open", "high", "low", "close", "volume", "value"):
         columns[name] = pa.array([getattr(row, name) for row in rows], pa.float64())
-    columns["forming"] = pa.array([timeframe.next(row.time_us) > now_us for row in rows], pa.bool_())
+    columns["forming"] = pa.array([row.time_us >= closed_before(timeframe) for row in rows], pa.bool_())
     columns["source"] = pa.array(list(sources), pa.string())
     columns["age"] = pa.array(list(ages), pa.float64())
     return pa.table(columns)

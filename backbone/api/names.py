@@ -26,7 +26,7 @@ def parse_market(value: object, home: str) -> str:
         base, _, quote = text.partition("/")
         text = f"{quote}-{base}"
     elif "-" not in text:
-        text = f"{home}-{text}"
+        text = "" if text == home or "_" in text else f"{home}-{text}"
     if not _CODE.fullmatch(text) or text.endswith(".") or not text.rpartition("-")[2].strip("._"):
         raise InputError("market", value, _ALLOWED)
     return text

@@ -43,6 +43,7 @@ class Bar:
         self._after_s = 0.0 if show is True else QUIET_S
         self._label, self._zone, self._clock, self._read = label, zone, clock, read
         self._began_s = clock.monotonic()
+        self._at_first: int | None = None  # slots done before this began: they say nothing of its rate
         self._bar: Any = None
 
     def __enter__(self) -> Bar:
@@ -53,13 +54,26 @@ class Bar:
         if self._call is not None:
             self._call(self._read())
             return
-        if not self._wanted or self._clock.monotonic() - self._began_s < self._after_s:
+        if not self._wanted:
+            return
+        if self._at_first is None:
+            self._at_first = self._read().done_slots
+        elapsed_s = self._clock.monotonic() - self._began_s
+        if elapsed_s < self._after_s:
             return
         now = self._read()
         if self._bar is None:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=now.total_slots, desc=self._label, unit=" candles", unit_scale=True, leave=False)
+            self._bar = tqdm(
+                total=now.total_slots,
+                initial=self._at_first,
+                desc=self._label,
+                unit=" candles",
+                unit_scale=True,
+                leave=False,
+            )
+            self._bar.start_t -= elapsed_s  # it shows late, and counts from the beginning
         self._bar.total = now.total_slots
         self._bar.n = now.done_slots
         self._bar.set_postfix_str(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,15 +64,16 @@ def orderbooks(
     frames: str,
 ) -> Any:
     """See `Backbone.orderbooks`."""
-    if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= DEPTH:
+    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or not 1 <= depth <= DEPTH:
         raise InputError("depth", depth, f"a whole number from 1 to {DEPTH}")
     core = client._coordinator()
     began = core.clock.monotonic()
     number = _parse_level(core, codes, level, priority)
     core.check_listed(codes, priority)
     answer = core.realtime.orderbooks(codes, number, priority, max_age)
-    table = shaping.orderbooks_table([held.row for held in answer.held], depth)
-    return _deliver(client, core, "orderbooks", table, frames, None, priority, began, answer)
+    table = shaping.orderbooks_table([held.row for held in answer.held], int(depth))
+    rows = [min(int(depth), len(held.row.levels)) for held in answer.held]
+    return _deliver(client, core, "orderbooks", table, frames, None, priority, began, answer, rows)
 
 
 def _parse_level(core: Coordinator, codes: list[str], level: object, priority: Priority) -> float:
@@ -193,16 +194,20 @@ def _deliver(
     priority: Priority,
     began: float,
     answer: Answer[Any],
+    rows: Sequence[int] | None = None,
 ) -> Any:
+    """The frame with its facts, or the error that carries it; `rows` says how many each record became, if not one."""
     if answer.missing and not answer.held:
         codes = {info.market for info in core.known_markets() or ()}
         if answer.missing[0] not in codes:
             raise unknown_market(answer.missing[0], codes) from answer.causes[0]
     elapsed_s = core.clock.monotonic() - began
     core.metrics.time("call", elapsed_s, group=kind, priority=priority)
-    sources = ["memory" if held.source == "rest" and held.received_s < began else held.source for held in answer.held]
+    sources: Counter[str] = Counter()
+    for held, count in zip(answer.held, rows or [1] * len(answer.held), strict=True):
+        sources["memory" if held.source == "rest" and held.received_s < began else held.source] += count
     attrs = facts(
-        sources=dict(Counter(sources)),
+        sources=dict(sources),
         elapsed_ms=elapsed_s * 1000,
         rows=len(table),
         priority=priority,

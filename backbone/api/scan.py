@@ -48,6 +48,8 @@ class _Selection:
     span: Span
     paths: list[str]
     gaps: list[tuple[str, Span]]
+    absent: list[str]
+    """Markets of which nothing is stored, with a side of the span left open: how much is missing, none can say."""
 
 
 def scan(
@@ -126,18 +128,23 @@ def _select(
     store = client._coordinator().store
     paths: list[str] = []
     gaps: list[tuple[str, Span]] = []
-    for market in _markets(client, markets, tf):
+    absent: list[str] = []
+    names = _markets(client, markets, tf)
+    client._coordinator().check_known(names)
+    for market in names:
         store.flush(market, tf)
         if not partial:  # a read of each file's end, which a bucket of very many files makes slow
             held = store.claims(market, tf, span)
             gaps += [(market, gap) for gap in _wanted(span, held) - held]
+            if not held and (span.start == _EVER.start or span.end == _EVER.end):
+                absent.append(market)
         paths += [str(path) for path in store.paths(market, tf, span)]
-    return _Selection(tf, span, paths, gaps)
+    return _Selection(tf, span, paths, gaps, absent)
 
 
 def _span(client: Backbone, timeframe: Timeframe, start: TimeLike | None, end: TimeLike | None) -> Span:
-    first = _EVER.start if start is None else timeframe.ceil(max(0, client._time("start", start)))
-    last = _EVER.end if end is None else timeframe.ceil(max(0, client._time("end", end)))
+    first = _EVER.start if start is None else timeframe.ceil(max(0, client._time("start", start, may_ask=False)))
+    last = _EVER.end if end is None else timeframe.ceil(max(0, client._time("end", end, may_ask=False)))
     if first > last:
         raise InputError("start", start, f"a time before the end ({end})")
     return Span(first, last)
@@ -161,13 +168,14 @@ def _wanted(span: Span, held: SpanSet) -> SpanSet:
 
 
 def _check(found: _Selection, held: Any) -> None:
-    if not found.gaps:
+    if not found.gaps and not found.absent:
         return
-    markets = list(dict.fromkeys(market for market, _ in found.gaps))
+    markets = list(dict.fromkeys([*found.absent, *(market for market, _ in found.gaps)]))
     shown = ", ".join(markets[:5]) + ("…" if len(markets) > 5 else "")
     unknown = sum(found.timeframe.count(gap) for _, gap in found.gaps)
+    some = "candles" if found.absent else f"{unknown} candles"
     raise IncompleteError(
-        f"the store does not hold all of it: {unknown} candles of {shown} were never asked for. "
+        f"the store does not hold all of it: {some} of {shown} were never asked for. "
         f"backfill([...], {found.timeframe.name!r}, start, end) fetches them; "
         "partial=True takes what is held, which is also in .frame.",
         gaps=[gap for _, gap in found.gaps],

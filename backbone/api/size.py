@@ -140,7 +140,7 @@ def size(
 
 
 def _addresses(value: Sequence[int]) -> list[int]:
-    found = list(value)
+    found = list(value) if isinstance(value, Iterable) else []
     if not found or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in found):
         raise InputError("addresses", value, "whole numbers, 1 or more")
     return sorted(set(found))
@@ -149,7 +149,9 @@ def _addresses(value: Sequence[int]) -> list[int]:
 def _codes(client: Backbone, markets: str | Iterable[str]) -> list[str]:
     quote = parse_quote(markets, client._home)
     if quote is None:
-        return parse_markets(markets, client._home)
+        codes = parse_markets(markets, client._home)
+        client._coordinator().check_known(codes)
+        return codes
     listed = client._coordinator().markets()
     return [info.market for info in listed if info.market.startswith(f"{quote}-")]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from backbone.api import frames as shaping
+from backbone.api.candles import told
 from backbone.api.names import parse_market, parse_markets
 from backbone.api.times import TimeLike
 from backbone.coordinator.candles import times_of
@@ -58,7 +59,7 @@ class StoreView:
             raise InputError("against", against, '"venue" or None')
         core = self._client._coordinator()
         tf = None if timeframe is None else parse_timeframe(timeframe)
-        name = None if market is None else parse_market(market, self._client._home)
+        name = self._stored(market) if against is None else self._named(market)
         core.store.flush()
         problems: list[Problem] = []
         if against is None or tf is None or (name, tf) in core.store.series():
@@ -76,9 +77,9 @@ class StoreView:
     def revisions(self, market: str | None = None, timeframe: str | None = None, *, frames: str | None = None) -> Any:
         """What the venue restated of candles already stored: old and new values, and when it was seen."""
         core = self._client._coordinator()
-        name = None if market is None else parse_market(market, self._client._home)
+        name = self._stored(market)
         table = core.store.revisions(name, None if timeframe is None else parse_timeframe(timeframe))
-        return shaping.deliver(table, self._client._frames(frames), index=None, zone=self._client.tz, attrs={})
+        return self._deliver(table, frames)
 
     def incidents(self, *, frames: str | None = None) -> Any:
         """Damaged files set aside and writes that failed, since this client was opened: ``at kind path detail``."""
@@ -91,7 +92,7 @@ class StoreView:
                 "detail": pa.array([r.detail for r in rows], pa.string()),
             }
         )
-        return shaping.deliver(table, self._client._frames(frames), index=None, zone=self._client.tz, attrs={})
+        return self._deliver(table, frames)
 
     def outages(
         self,
@@ -119,8 +120,8 @@ class StoreView:
             names = [market for market, each in core.store.series() if each == tf]
         else:
             names = parse_markets(markets, client._home)
-        begin = 0 if start is None else client._time("start", start)
-        last = core.candles.closed_before(tf) if end is None else client._time("end", end)
+        begin = 0 if start is None else client._time("start", start, may_ask=False)
+        last = core.candles.closed_before(tf) if end is None else client._time("end", end, may_ask=False)
         found = core.candles.outages(names, tf, Span(begin, max(begin, last)))
         columns = {
             "start": pa.array([one.start for one in found], pa.int64()).cast(_STAMP),
@@ -128,7 +129,23 @@ class StoreView:
             "slots": pa.array([one.slots for one in found], pa.int64()),
             "markets": pa.array([one.markets for one in found], pa.int64()),
         }
-        return shaping.deliver(pa.table(columns), client._frames(frames), index=None, zone=client.tz, attrs={})
+        return self._deliver(pa.table(columns), frames)
+
+    def _deliver(self, table: pa.Table, frames: str | None) -> Any:
+        attrs = told(table.num_rows, "store")
+        return shaping.deliver(table, self._client._frames(frames), index=None, zone=self._client.tz, attrs=attrs)
+
+    def _named(self, market: str | None) -> str | None:
+        return None if market is None else parse_market(market, self._client._home)
+
+    def _stored(self, market: str | None) -> str | None:
+        """The name of a market of which something is stored."""
+        name = self._named(market)
+        stored = sorted({held for held, _ in self._client._coordinator().store.series()})
+        if name is None or name in stored:
+            return name
+        shown = ", ".join(stored[:8]) + ("…" if len(stored) > 8 else "")
+        raise InputError("market", name, f"a market of which something is stored: {shown or 'so far none'}")
 
     def size(self) -> dict[str, int]:
         """``files bytes markets pending_rows``."""
@@ -137,7 +154,7 @@ class StoreView:
     def _frame(self, problems: Sequence[Problem], frames: str | None) -> Any:
         columns = ("market", "timeframe", "path", "kind", "detail")
         table = pa.table({c: pa.array([str(getattr(p, c)) for p in problems], pa.string()) for c in columns})
-        return shaping.deliver(table, self._client._frames(frames), index=None, zone=self._client.tz, attrs={})
+        return self._deliver(table, frames)
 
     def _comparable(self, market: str | None, timeframe: Timeframe | None) -> list[tuple[str, Timeframe]]:
         """What to compare with the venue: what was named, or what is stored, and an hour folded from stored minutes."""
@@ -153,8 +170,8 @@ class StoreView:
         self, market: str, timeframe: Timeframe, start: TimeLike | None, end: TimeLike | None
     ) -> list[Problem]:
         client, core = self._client, self._client._coordinator()
-        begin = None if start is None else client._time("start", start)
-        stop = None if end is None else client._time("end", end)
+        begin = None if start is None else client._time("start", start, may_ask=False)
+        stop = None if end is None else client._time("end", end, may_ask=False)
         asked = Range(begin, stop, 200 if begin is None else None)
         held = core.ranges.recall([market], timeframe, asked)[0]
         if held.table.num_rows == 0:
@@ -183,7 +200,7 @@ class StoreView:
         if core.candles.archive is None:
             raise InputError("archive", None, 'a client with archive="accept-terms"')
         tf = None if timeframe is None else parse_timeframe(timeframe)
-        name = None if market is None else parse_market(market, self._client._home)
+        name = self._stored(market)
         found = [
             row
             for held, held_tf in core.store.series()
@@ -194,7 +211,7 @@ class StoreView:
         ]
         columns = ("file", "market", "timeframe", "state", "detail")
         table = pa.table({c: pa.array([getattr(row, c) for row in found], pa.string()) for c in columns})
-        return shaping.deliver(table, self._client._frames(frames), index=None, zone=self._client.tz, attrs={})
+        return self._deliver(table, frames)
 
     def copy_to(self, target: str | os.PathLike[str]) -> Copied:
         """Copy the whole store to a folder or ``"s3://bucket/prefix"`` and prove it there; the source stays.
@@ -215,7 +232,7 @@ class StoreView:
         from backbone.storage.objects import open_files
 
         core = self._client._coordinator()
-        return core.store.copy_to(open_files(parse_place(str(target)), core.clock))
+        return core.store.copy_to(open_files(parse_place(target), core.clock))
 
     def __repr__(self) -> str:
         return f"<Store {self._client.data_dir}>"

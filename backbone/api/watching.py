@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from backbone.api import frames as shaping
+from backbone.api.candles import told
 
 if TYPE_CHECKING:
     from backbone.api.client import Backbone
@@ -29,6 +30,7 @@ _GROUPS = {
 _PRIORITIES = ("critical", "high", "normal", "low")
 _STORE_LOOK_S = 10.0  # the store's size is a walk over its files
 _SOCKET = ("state", "age_s", "tables", "markets", "received", "reconnects", "polls")
+_SILENT = 3  # questions given up in a row, from which the venue is held to be down
 _TIMES = ("count", "mean_s", "p50_s", "p95_s", "p99_s", "max_s")
 
 
@@ -66,6 +68,7 @@ def status_facts(client: Backbone, counters: dict[str, int] | None = None) -> di
         "quota": now["quota"],
         "banned_s": now["banned_s"],
         "last_error": now["last_error"],
+        "failures": now["failures"],
         "threads": now["threads"],
         "counters": counters,
         "memory": {
@@ -97,7 +100,7 @@ def status(client: Backbone, frames: str) -> Any:
         columns[f"queued_{priority}"] = [int(found["queued"].get(name, {}).get(priority, 0)) for name in names]
     columns["refused"] = [int(q.get("refused", 0)) for q in quota]
     columns["stopped_s"] = [float(q.get("stopped_s", 0.0)) for q in quota]
-    attrs = {key: value for key, value in found.items() if key not in ("quota", "queued")}
+    attrs = told(len(names)) | {key: value for key, value in found.items() if key not in ("quota", "queued")}
     return shaping.deliver(pa.table(columns), frames, index="group", zone=client.tz, attrs=attrs)
 
 
@@ -111,7 +114,7 @@ def metrics(client: Backbone, frames: str) -> Any:
     for name in _TIMES:
         kind = pa.int64() if name == "count" else pa.float64()
         columns[name] = pa.array([r[name] for r in rows], kind)
-    attrs = {"counters": found["counters"], "gauges": found["gauges"]}
+    attrs = told(len(rows)) | {"counters": found["counters"], "gauges": found["gauges"]}
     return shaping.deliver(pa.table(columns), frames, index=None, zone=client.tz, attrs=attrs)
 
 
@@ -127,10 +130,16 @@ def health(client: Backbone, found: dict[str, Any] | None = None) -> Health:
     refused = sum(int(q.get("refused", 0)) for q in found["quota"].values())
     if refused:
         reasons.append(f"{refused} requests were refused for the rate (429)")
-    sent, failed = counters.get("requests", 0), counters.get("failed", 0)
-    if failed > 0.001 * sent:
-        reasons.append(f"{failed} of {sent} requests failed in the end")
-        is_down = is_down or failed == sent
+    answered, failed = counters.get("answered", 0), counters.get("failed", 0)
+    if failed > 0.001 * (answered + failed):
+        reasons.append(f"{failed} of {answered + failed} questions were given up")
+    if found["failures"] and (not answered or found["failures"] >= _SILENT):
+        reasons.append(f"the venue does not answer: {found['failures']} questions in a row were given up")
+        is_down = True
+    archive = core.candles.archive
+    if archive is not None and archive.fallbacks:
+        some = "1 file" if archive.fallbacks == 1 else f"{archive.fallbacks} files"
+        reasons.append(f"REST was asked instead of {some} of the archive")
     if found["last_error"]:
         reasons.append(f"last internal error: {found['last_error']}")
     if not core.limiter.is_shared:

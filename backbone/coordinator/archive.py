@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -85,7 +86,8 @@ def show_terms() -> None:
     """Say once, where it is seen, under which terms the archive's data may be used."""
     if ARCHIVE_TERMS not in _shown:
         _shown.add(ARCHIVE_TERMS)
-        log.warning("archive.terms %s: for personal, non-commercial use, not for redistribution", ARCHIVE_TERMS)
+        said = f"data of the archive is for personal, non-commercial use, not for redistribution: {ARCHIVE_TERMS}"
+        warnings.warn(said, UserWarning, stacklevel=2)
 
 
 class Archive:

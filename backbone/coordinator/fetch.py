@@ -312,6 +312,18 @@ class Coordinator:
             if market not in codes:
                 raise unknown_market(market, codes)
 
+    def check_known(self, markets: Sequence[str]) -> None:
+        """Raise `InputError` for a market that the list at hand lacks and nothing is stored of. Asks nobody: without a
+        list every market passes."""
+        with self._markets_lock:
+            is_known, codes = self._markets is not None, self._known_codes_locked().all
+        if not is_known or codes.issuperset(markets):
+            return
+        stored = {market for market, _ in self.store.series()}
+        for market in markets:
+            if market not in codes and market not in stored:
+                raise unknown_market(market, codes)
+
     # -- the end -------------------------------------------------------------------------------------------------
 
     @property

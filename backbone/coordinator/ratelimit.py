@@ -534,7 +534,7 @@ def describe(cells: Cells, rules: Rules, now: float) -> GroupState:
         limit=limit,
         used=used,
         free=max(0, limit - used),
-        share=_share(cell, rules, limit, now),
+        share=max(_share(cell, rules, limit, now), int(limit > 1)),
         waiting=waiting,
         stopped_s=max(0.0, cell[_STOP] - now),
         banned_s=max(0.0, cell[_BAN] - now),

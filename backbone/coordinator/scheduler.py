@@ -38,6 +38,7 @@ from backbone.errors import (
     ClosedError,
     PayloadError,
     RateLimitedError,
+    RejectedError,
     SourceError,
     UnreachableError,
 )
@@ -277,6 +278,7 @@ class Scheduler:
         self._gates: dict[str, Callable[[], None]] = {}
         self._binding: Ticket | None = None  # the dispatcher's own: whose `bind` runs
         self._last_error: BaseException | None = None
+        self._failures = 0  # questions given up since the venue answered last
 
     def __repr__(self) -> str:
         with self._lock:
@@ -370,11 +372,12 @@ class Scheduler:
                 self._learn(ask.group, granted, error)
                 error.attempts = attempts
                 if attempts >= _DIRECT_TRIES or not (_is_dropped(error) or _is_refusal(error)):
-                    self._metrics.count("failed")
+                    self._count_failure(error)
                     raise
                 self._metrics.count("retries")
                 since = self._clock.monotonic()
                 continue
+            self._count_answer()
             self._learn(ask.group, granted, reply)
             answered = self._clock.monotonic() - begun
             self._metrics.time("answered", answered, group=ask.group, priority=Priority.CRITICAL)
@@ -393,7 +396,7 @@ class Scheduler:
             return depths
 
     def status(self) -> dict[str, Any]:
-        """What is going on, in plain values: ``queued in_flight threads last_error banned_s quota``."""
+        """What is going on, in plain values: ``queued in_flight threads last_error failures banned_s quota``."""
         now = self._clock.monotonic()
         with self._lock:
             in_flight = dict(zip((p.value for p in _RANKS), self._in_flight, strict=True))
@@ -405,6 +408,7 @@ class Scheduler:
             "in_flight": in_flight,
             "threads": threads,
             "last_error": repr(last_error) if last_error else "",
+            "failures": self._failures,
             "banned_s": 0.0 if is_closed else self._limiter.ban_left(now),
             "quota": {} if is_closed else {g: vars(s) for g, s in self._limiter.snapshot(now).items()},
         }
@@ -730,6 +734,7 @@ class Scheduler:
             return self._after_error(ticket, error)
         except BackboneError as error:
             return error
+        self._count_answer()
         self._learn(ask.group, stamp, reply)
         answered = self._clock.monotonic() - ticket.since
         self._metrics.time("answered", answered, group=ask.group, priority=ticket.priority)
@@ -761,6 +766,19 @@ class Scheduler:
             log.error("scheduler.backstop group=%s: above the limit, held for %.3f s", group, exc.period_remaining)
             return False
         return True
+
+    def _count_answer(self) -> None:
+        self._metrics.count("answered")
+        self._failures = 0
+
+    def _count_failure(self, error: SourceError) -> None:
+        """A question given up. That the venue rejected one is an answer: the question was wrong."""
+        if isinstance(error, RejectedError):
+            self._metrics.count("rejected")
+            self._failures = 0
+        else:
+            self._metrics.count("failed")
+            self._failures += 1
 
     def _requeue(self, ticket: Ticket, delay_s: float) -> None:
         """Queue a ticket again, with its question and its age; it ends if that is no longer possible."""
@@ -795,7 +813,7 @@ class Scheduler:
             final = True
         error.attempts = ticket.attempts + ticket.refusals
         if final:
-            self._metrics.count("failed")
+            self._count_failure(error)
             return error
         self._metrics.count("retries")
         log.info("page.retry group=%s attempt=%d after %s", ticket.group, error.attempts, error)

@@ -89,7 +89,7 @@ class LocalFiles:
     """
 
     def __init__(self, root: Path, clock: Clock, *, lock_timeout_s: float = 10.0) -> None:
-        self._root = os.fspath(root)
+        self._root = os.fspath(root.absolute())
         self._clock = clock
         self._lock_timeout_s = lock_timeout_s
         self._counter = itertools.count()

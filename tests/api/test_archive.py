@@ -18,8 +18,8 @@ WEEKS = ("2025-06-01T00:00Z", "2025-07-15T00:00Z")  # a whole month and the half
 
 
 @pytest.fixture(autouse=True)
-def terms_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "_shown", set())
+def terms_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "_shown", {archives.ARCHIVE_TERMS})
 
 
 def opened(venue: SimulatorServer, folder: Path, **words: str | None) -> Backbone:
@@ -57,14 +57,16 @@ def test_archive_is_never_used_unasked(venue: SimulatorServer, tmp_path: Path) -
     assert requests_of(venue, "archive") == 0
 
 
-def test_archive_terms_are_shown_once(venue: SimulatorServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The address of the terms is said at the first use in a process, and not again."""
+def test_archive_terms_are_shown_once(
+    venue: SimulatorServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The address of the terms is said at the first use in a process, where everybody sees it, and not again."""
+    monkeypatch.setattr(archives, "_shown", set())
     for name in "ab":
         with opened(venue, tmp_path / name) as client:
             client.candles("KRW-BTC", "1d", count=3)
-    shown = [r.getMessage() for r in caplog.records if "archive.terms" in r.getMessage()]
-    assert len(shown) == 1
-    assert "https://www.upbit.com/historical_data/main" in shown[0]
+    (shown,) = (str(one.message) for one in recwarn if "archive" in str(one.message))
+    assert "https://www.upbit.com/historical_data/main" in shown
 
 
 def test_archive_answers_whole_months_and_days_rest_the_tail(client: Backbone, venue: SimulatorServer) -> None:
@@ -173,6 +175,7 @@ def test_archive_that_does_not_answer_is_left_alone_for_a_while(
         first = client.candles("KRW-BTC", "1m", "2025-08-19T00:00Z", "2025-08-20T00:00Z")
         second = client.candles("KRW-BTC", "1m", "2025-08-20T00:00Z", "2025-08-21T00:00Z")
         assert client._coordinator().candles.archive.fallbacks == 1  # type: ignore[union-attr]
+        assert "instead of 1 file of the archive" in " ".join(client.health().reasons)
     assert first.attrs["backbone"]["sources"] == {"rest": len(first)}
     assert second.attrs["backbone"]["sources"] == {"rest": len(second)}
     assert len(warnings_of(caplog)) == 1

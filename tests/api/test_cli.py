@@ -77,7 +77,7 @@ def test_fetch_interrupted_says_what_was_kept_and_goes_on(tmp_path: Path, capsys
             out, error = process.communicate(timeout=30)
     assert process.returncode == cli.EXIT_INTERRUPTED, error
     assert "every page that arrived is kept" in error
-    assert re.search(r"  2025-08-2\d \d\d:\d\d to 2025-08-22 00:00", error), error
+    assert re.search(r"  2025-08-2\d \d\d:\d\d to 2025-08-2\d \d\d:\d\d", error), error
     left = int(re.search(r"still to fetch: (\d+) pages", error)[1])  # type: ignore[index]
     assert "the same command goes on from there" in error
     assert "Traceback" not in error

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -133,3 +138,23 @@ def test_markets_table_lists_raised_cautions() -> None:
     (row,) = shaping.markets_table([MARKET]).to_pylist()
     assert row["cautions"] == "PRICE_FLUCTUATIONS,GLOBAL_PRICE_DIFFERENCES"
     assert row["korean_name"] == "비트코인"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_forked_child_of_a_user_of_polars_makes_polars_frames(tmp_path: Path) -> None:
+    """Polars' own threads do not live on in a child; frames are made without them."""
+    code = """
+        import os, polars as pl, signal, warnings
+        from backbone import Backbone
+        warnings.simplefilter("ignore")
+        with Backbone.demo(frames="polars") as client:
+            frame = client.candles("KRW-BTC", "1h", "2025-08-20", "2025-08-21")
+            frame.filter(pl.col("close") > 0).sort("close")
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                again = client.candles("KRW-BTC", "1h", "2025-08-20", "2025-08-21", offline=True)
+                os._exit(0 if again.shape == frame.shape else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60, cwd=tmp_path)

@@ -44,7 +44,7 @@ def test_dashboard_gives_the_verdict_and_its_reasons(client: Backbone, venue: Si
         client.candles("KRW-BTC", "1h", "2025-08-20", "2025-08-21", progress=False)
     board = client.dashboard()
     assert repr(board).startswith("Dashboard(d")
-    assert "failed in the end" in board.text()
+    assert "given up" in board.text()
 
 
 def test_dashboard_costs_little(client: Backbone) -> None:

@@ -1,0 +1,89 @@
+"""What promises to ask nobody asks nobody, also with times like "3d", also when the venue is gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backbone import Backbone
+from backbone.errors import IncompleteError, InputError
+from backbone.simulator import SimulatorServer
+
+
+@pytest.fixture
+def left(tmp_path: Path) -> Any:
+    """A store with a day of hours, filled up to now by an exchange that has gone away."""
+    with SimulatorServer(seed=7) as venue, Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client:
+        client.candles("KRW-BTC", "1h", "2d")
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as alone:
+        yield alone
+
+
+def test_relative_times_ask_nobody_where_nobody_may_be_asked(left: Backbone) -> None:
+    """They count back on this machine's clock while the venue was not heard."""
+    assert len(left.candles("KRW-BTC", "1h", "1d", "2h", offline=True)) in (21, 22, 23)
+    assert left.explain("KRW-BTC", "1h", "1d", "2h").pages == 0
+    assert left.scan("KRW-BTC", "1h", "1d", "2h").collect().height in (21, 22, 23)
+    assert left.store.outages("1h", "1d").empty
+
+
+def test_unknown_market_is_an_input_error_where_the_list_is_at_hand(client: Backbone) -> None:
+    """Whoever asks nobody still knows what the list said."""
+    client.markets()
+    for call in (
+        lambda: client.explain("KRW-NOPE", "1m", "2025-08-01"),
+        lambda: client.coverage("KRW-NOPE"),
+        lambda: client.candles("KRW-NOPE", "1m", count=3, offline=True),
+        lambda: client.scan("KRW-NOPE", "1h"),
+        lambda: client.size("KRW-NOPE"),
+        lambda: client.store.verify("KRW-NOPE"),
+    ):
+        with pytest.raises(InputError, match="KRW-NOPE"):
+            call()
+
+
+def test_quote_alone_is_no_market(client: Backbone) -> None:
+    """``["KRW"]`` is a list of one market, and KRW is none."""
+    for wrong in (["KRW"], "KRW_BTC"):
+        with pytest.raises(InputError, match="KRW"):
+            client.tickers(wrong)
+
+
+def test_scan_of_a_market_that_was_never_fetched_says_so(client: Backbone) -> None:
+    """Also where start and end are left open, and beside a market that was."""
+    client.candles("KRW-BTC", "1h", "2025-08-20", "2025-08-21")
+    for markets in ("KRW-XRP", ["KRW-BTC", "KRW-XRP"]):
+        with pytest.raises(IncompleteError, match="KRW-XRP"):
+            client.scan(markets, "1h")
+    assert client.scan(["KRW-BTC", "KRW-XRP"], "1h", partial=True).collect().height == 24
+
+
+def test_start_after_the_venues_now_is_an_input_error(client: Backbone) -> None:
+    """On its clock, which may be behind this machine's."""
+    client.markets()
+    with pytest.raises(InputError, match="start"):
+        client.candles("KRW-BTC", "1m", "2026-01-01")
+
+
+def test_every_frame_carries_its_facts(client: Backbone) -> None:
+    """Also those about the client and its store."""
+    for frame in (client.status(), client.metrics(), client.store.verify(), client.store.revisions(), client.markets()):
+        assert {"request_id", "source", "data_count", "requests", "sources"} <= set(frame.attrs["backbone"])
+        assert frame.attrs["backbone"]["data_count"] == len(frame)
+
+
+def test_silent_venue_is_down_and_a_wrong_question_is_not_its_fault(client: Backbone, venue: SimulatorServer) -> None:
+    """The verdict goes by what was given up, not by how often it was tried."""
+    with pytest.raises(InputError):
+        client.candles("KRW-NOPE", "1m", count=3)
+    assert "given up" not in repr(client.health())
+    venue.faults.add("500", match="/v1/", times=None)
+    with pytest.raises(IncompleteError):
+        client.candles("KRW-BTC", "1m", "2025-08-20", "2025-08-21", progress=False)
+    assert client.health().verdict == "down"
+    assert "does not answer" in " ".join(client.health().reasons)
+    venue.faults.clear()
+    client.tickers("KRW")
+    assert client.health().verdict == "degraded"
