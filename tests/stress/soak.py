@@ -93,8 +93,11 @@ def serve(line: Any, seed: int, limit: int) -> None:
             if word == "fault":
                 kind, match, options = args
                 venue.faults.add(kind, match=match, times=1, **options)
-            elif word == "outage":  # in which nobody trades
-                venue.faults.add("outage", start=args[0], end=args[1])
+            elif word == "outage":  # in which nobody trades; far enough ahead to be known before it comes
+                start = TIMEFRAMES["1m"].ceil(venue.clock.now_us() + 3_600_000_000)
+                venue.faults.add("outage", start=start, end=start + 240_000_000)
+                line.send((start, start + 240_000_000))
+                continue
             elif word == "unplug":
                 venue.pause()
             elif word == "plug":
@@ -152,10 +155,11 @@ class Line:
         self._process.start()
         there.close()  # so that the end of the other process is heard
         self.greeting = self._here.recv()
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()
+        """Guards the conversation; held by who must have the last word before another question."""
 
     def ask(self, *words: Any) -> Any:
-        with self._lock:
+        with self.lock:
             self._here.send(words)
             return self._here.recv()
 
@@ -361,9 +365,8 @@ class Soak:
             elif kind == "418":
                 self.line.ask("fault", "418", _ANY, {"seconds": 1})
             elif kind == "outage":
-                start = TIMEFRAMES["1m"].ceil(self.line.ask("now") + 600_000_000)
-                self._judge.ask("outage", start, start + 240_000_000)
-                self.line.ask("outage", start, start + 240_000_000)
+                with self._judge.lock:  # nothing is judged by a history that lacks it
+                    self._judge.ask("outage", *self.line.ask("outage"))
             else:
                 self.line.ask("unplug")
                 time.sleep(chance.uniform(0.2, 1.0))
