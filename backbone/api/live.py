@@ -352,6 +352,9 @@ class LiveTable:
     ) -> None:
         self.stop()
 
+    def __dir__(self) -> list[str]:
+        return sorted(name for name in object.__dir__(self) if not name.startswith("_"))
+
     def __repr__(self) -> str:
         what = f"{' '.join(self.kinds)} of {len(self.markets)} markets"
         return f"<LiveTable {what}, {self.state}, {self.received} received>"

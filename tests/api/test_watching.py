@@ -133,3 +133,14 @@ def test_forked_child_leaves_what_ends_with_the_parent(client: Backbone) -> None
             clock.wait(pause, 0.01)
     assert done == child, "the child hangs"
     assert "backbone_up 1.0" in scrape(server.url)
+
+
+def test_completion_shows_public_names_only(client: Backbone) -> None:
+    """What a person holds for long lists what it is for, and nothing of how it does it."""
+    with client.live("KRW-BTC") as table:
+        chart = client.chart("KRW-BTC", "1m", count=5, live=False)
+        held = [client, client.store, table, chart, client.dashboard()]
+        held.append(client.backfill("KRW-BTC", "1h", "2025-08-20", "2025-08-21").wait(progress=False))
+        for one in held:
+            assert dir(one), one
+            assert not [name for name in dir(one) if name.startswith("_")], one

@@ -152,6 +152,9 @@ class View:
         self._seen = {who: at for who, at in self._seen.items() if ticks - at <= _UNSEEN_TICKS}
         return bool(self._seen) or ticks < _GRACE_TICKS
 
+    def __dir__(self) -> list[str]:
+        return sorted(name for name in object.__dir__(self) if not name.startswith("_"))
+
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> Any:
         """Every face at once: the front end takes the best one it can show."""
         live: dict[str, Any] = {}
