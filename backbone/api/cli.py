@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from backbone import __version__
+import backbone
 from backbone.api.times import in_zone
 from backbone.errors import BackboneError, IncompleteError, InputError, StoreError
 
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"backbone {__version__}")
+    parser.add_argument("--version", action="version", version=f"backbone {backbone.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add = _Commands(commands)
     add.demo()

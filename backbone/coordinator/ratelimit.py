@@ -149,7 +149,7 @@ class GroupState:
     used: int
     free: int
     share: int
-    """Permits kept free for critical."""
+    """Permits kept free for critical; at rest the last one, unless another opens soon."""
     waiting: dict[str, int]
     """Processes that wait, by priority."""
     stopped_s: float

@@ -320,7 +320,7 @@ def test_critical_share_follows_the_demand_and_ends_a_minute_after():
     assert len(machine.counts(5.0, 55.0)) == 1
     assert machine.counts(5.0, 55.0)[0] == pytest.approx(50 * 6 / RULES.window_s, rel=0.02)
     machine.run(130.0)
-    assert rates.describe(machine.cells, RULES, START + 130.0).share == 0
+    assert rates.describe(machine.cells, RULES, START + 130.0).share == 1
     assert machine.counts(70.0, 130.0)[0] >= 0.95 * 600
 
 
