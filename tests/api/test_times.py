@@ -74,7 +74,7 @@ def test_only_relative_times_ask_for_now() -> None:
 @pytest.mark.parametrize(
     "value",
     ["", "yesterday", "2024-13", "2024-02-30", "24:00", "3x", "-3d", "9" * 400 + "d", "2024-03-01T25:00", None, 5,
-     1.7e9, True, dt.time(3), dt.timedelta(1), pd.NaT, np.datetime64("NaT"), np.datetime64(2**62, "us"),
+     1.7e9, True, dt.time(3), dt.timedelta(1), pd.NaT, np.datetime64("NaT", "us"), np.datetime64(2**62, "us"),
      [], b"2024-03-01"],
 )  # fmt: skip
 def test_what_is_no_time_is_refused(value: Any) -> None:
