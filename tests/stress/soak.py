@@ -43,7 +43,7 @@ NOW = "2025-08-22T09:00:00Z"
 MARKETS = ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE", "KRW-THETA", "KRW-CARV", "BTC-ETH"]
 LIMIT = 100  # requests a second of each group: ten times the venue's, so that a minute is worth ten
 SPEED = 144.0  # of the exchange's clock: a day in ten minutes
-CALL_S = 45.0  # no call may take longer
+CALL_S = 60.0  # no call may take longer: a venue that accepts and never answers is tried five times, 10 s each
 FLAT = 1.2  # how much larger the process may be at the end than after the first third of a soak of minutes
 WARM_S = 150.0  # in a shorter one the allocators are still warming up
 
