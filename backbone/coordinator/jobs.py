@@ -370,7 +370,8 @@ class CandleJob:
             fetched = [span for p in mine for span in p.fetched]
             probes = [c.probe for c in self._courses if c.market == market and c.probe is not None]
             pages = sum(p.want.pages for p in (*mine, *probes))
-            answer = self._fetcher.recall(market, self.timeframe, self.span, fetched, pages)
+            end = max(self.span.start, min([self.span.end, *(p.closed_us for p in mine)]))  # not closed is not missing
+            answer = self._fetcher.recall(market, self.timeframe, Span(self.span.start, end), fetched, pages)
             causes = tuple(cause for p in mine for cause in p.want.causes)
             found.append(replace(answer, causes=(*causes, *answer.causes)))
         return found

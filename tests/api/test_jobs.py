@@ -227,3 +227,14 @@ def test_job_wrong_word_is_refused(
         client.backfill(**{"markets": "KRW-BTC", "timeframe": "1m", "start": START, "end": END, **words})  # type: ignore[arg-type]
     assert caught.value.argument == argument
     assert "candles" not in venue.counts()
+
+
+def test_job_up_to_a_time_that_had_not_come_ends_where_the_venue_is(quick: tuple[Backbone, SimulatorServer]) -> None:
+    """Candles that turn out not to be closed on the venue's clock are no gap of the job's."""
+    client, venue = quick
+    core = client._coordinator()
+    mono_s = core.clock.monotonic()
+    core.venue.observe(venue.clock.now_us() + 300_000_000, mono_s, mono_s)  # a guess that its first reply corrects
+    frame = client.backfill("KRW-BTC", "1m", "2025-08-22T07:00Z").result()
+    assert len(frame) == 119
+    assert frame.attrs["backbone"]["unknown"] == 0
