@@ -270,10 +270,11 @@ class CandleStore:
         for attempt in itertools.count(1):
             try:
                 with self._files.exclusive(series.lock_key):
+                    began_s = self._clock.monotonic()
                     pages = self._pages(series, EVER)
                     if pages:
                         self._write(series, pages)
-                        self._drop(series, len(pages))
+                        self._drop(series, len(pages), began_s)
                 return
             except OvertakenError:  # somebody else got on, so this ends; what was written before stays and is right
                 if attempt >= _LOOKS:
@@ -281,13 +282,15 @@ class CandleStore:
                 with self._overtaken:
                     self._clock.wait(self._overtaken, random.uniform(0, min(0.5, 0.01 * 2**attempt)))
 
-    def _drop(self, series: Series, count: int) -> None:
-        """Forget the oldest `count` pages, which are on disk. For the holder of the series lock."""
+    def _drop(self, series: Series, count: int, began_s: float) -> None:
+        """Forget the oldest `count` pages, which are on disk since a commit that began at `began_s`; those that came
+        while it went on wait from then. For the holder of the series lock.
+        """
         with self._lock:
             pending = self._pending[series]
             pending.pages = pending.pages[count:]
             pending.rows = sum(page.table.num_rows for page in pending.pages)
-            pending.since_s = self._clock.monotonic()
+            pending.since_s = began_s
             if not pending.pages:
                 del self._pending[series]
 
