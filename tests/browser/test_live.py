@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.browser.lab import Page
 
 OPEN = """
@@ -20,6 +22,7 @@ table
 """
 
 
+@pytest.mark.slow
 def test_live_table_shows_itself_and_changes(notebook: Callable[..., Page]) -> None:
     """`client.live(...)` as a cell's last line is a table whose prices move, and that stands still once stopped."""
     page = notebook("live", [OPEN, LIVE])

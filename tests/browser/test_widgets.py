@@ -183,6 +183,7 @@ def test_table_nobody_sees_is_not_refreshed_and_comes_back(notebook: Callable[..
     assert page.failures() == []
 
 
+@pytest.mark.slow
 def test_table_shown_twice_and_after_a_reload_is_at_the_present(notebook: Callable[..., Page]) -> None:
     """A second display and a reloaded page show the same, changing rows."""
     page = notebook("reload", [TABLE, "table"])
