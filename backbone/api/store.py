@@ -77,7 +77,7 @@ class StoreView:
     def revisions(self, market: str | None = None, timeframe: str | None = None, *, frames: str | None = None) -> Any:
         """What the venue restated of candles already stored: old and new values, and when it was seen."""
         core = self._client._coordinator()
-        name = self._stored(market)
+        name = self._named(market)
         table = core.store.revisions(name, None if timeframe is None else parse_timeframe(timeframe))
         return self._deliver(table, frames)
 
@@ -136,10 +136,14 @@ class StoreView:
         return shaping.deliver(table, self._client._frames(frames), index=None, zone=self._client.tz, attrs=attrs)
 
     def _named(self, market: str | None) -> str | None:
-        return None if market is None else parse_market(market, self._client._home)
+        if market is None:
+            return None
+        name = parse_market(market, self._client._home)
+        self._client._coordinator().check_known([name])
+        return name
 
     def _stored(self, market: str | None) -> str | None:
-        """The name of a market of which something is stored."""
+        """The name of a market of which something is stored: a proof of nothing would say that all is well."""
         name = self._named(market)
         stored = sorted({held for held, _ in self._client._coordinator().store.series()})
         if name is None or name in stored:
@@ -200,7 +204,7 @@ class StoreView:
         if core.candles.archive is None:
             raise InputError("archive", None, 'a client with archive="accept-terms"')
         tf = None if timeframe is None else parse_timeframe(timeframe)
-        name = self._stored(market)
+        name = self._named(market)
         found = [
             row
             for held, held_tf in core.store.series()

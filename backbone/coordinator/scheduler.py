@@ -778,7 +778,8 @@ class Scheduler:
             self._failures = 0
         else:
             self._metrics.count("failed")
-            self._failures += 1
+            with self._lock:
+                self._failures += 1
 
     def _requeue(self, ticket: Ticket, delay_s: float) -> None:
         """Queue a ticket again, with its question and its age; it ends if that is no longer possible."""

@@ -39,9 +39,17 @@ def test_unknown_market_is_an_input_error_where_the_list_is_at_hand(client: Back
         lambda: client.scan("KRW-NOPE", "1h"),
         lambda: client.size("KRW-NOPE"),
         lambda: client.store.verify("KRW-NOPE"),
+        lambda: client.store.revisions("KRW-NOPE"),
     ):
         with pytest.raises(InputError, match="KRW-NOPE"):
             call()
+
+
+def test_market_without_stored_rows_has_no_revisions_and_no_proof(client: Backbone) -> None:
+    """Nothing was restated, which is an answer; but to prove nothing would be to say that all is well."""
+    assert client.store.revisions("KRW-BTC").empty
+    with pytest.raises(InputError, match="something is stored"):
+        client.store.verify("KRW-BTC")
 
 
 def test_quote_alone_is_no_market(client: Backbone) -> None:
