@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from backbone import errors as errors
+    from backbone.api.calls.request import BackboneMetadata as BackboneMetadata
+    from backbone.api.calls.request import BackboneRequest as BackboneRequest
+    from backbone.api.calls.request import BackboneResponse as BackboneResponse
     from backbone.api.client import Backbone as Backbone
-    from backbone.api.envelope import BackboneMetadata as BackboneMetadata
-    from backbone.api.envelope import BackboneRequest as BackboneRequest
-    from backbone.api.envelope import BackboneResponse as BackboneResponse
-    from backbone.api.ohlc import naive as naive
-    from backbone.api.ohlc import resample_trading_day as resample_trading_day
-    from backbone.api.ohlc import to_display as to_display
-    from backbone.api.ohlc import to_ohlc as to_ohlc
+    from backbone.api.convert import naive as naive
+    from backbone.api.convert import resample_trading_day as resample_trading_day
+    from backbone.api.convert import to_ohlc as to_ohlc
+    from backbone.api.format import to_display as to_display
     from backbone.model import DataType as DataType
     from backbone.model import Priority as Priority
 
@@ -33,15 +33,15 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "backbone.api.client",
-    "BackboneMetadata": "backbone.api.envelope",
-    "BackboneRequest": "backbone.api.envelope",
-    "BackboneResponse": "backbone.api.envelope",
+    "BackboneMetadata": "backbone.api.calls.request",
+    "BackboneRequest": "backbone.api.calls.request",
+    "BackboneResponse": "backbone.api.calls.request",
     "DataType": "backbone.model",
     "Priority": "backbone.model",
-    "naive": "backbone.api.ohlc",
-    "resample_trading_day": "backbone.api.ohlc",
-    "to_display": "backbone.api.ohlc",
-    "to_ohlc": "backbone.api.ohlc",
+    "naive": "backbone.api.convert",
+    "resample_trading_day": "backbone.api.convert",
+    "to_display": "backbone.api.format",
+    "to_ohlc": "backbone.api.convert",
 }
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 import sys
 
-from backbone.api.cli import main
+from backbone.api.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,13 +24,13 @@ ALLOWED = {
     "compat": {"compat", "api", "coordinator"} | LEAVES,
 }
 # The two places that open the embedded exchange for a person: the demo client, and the command line.
-DOORS_TO_THE_SIMULATOR = {"api/demo.py", "api/cli.py", "api/bench.py"}
+DOORS_TO_THE_SIMULATOR = {"api/demo.py", "api/cli/main.py", "api/bench.py"}
 # The bench plays a crowd of callers; it is no part of a client.
 MAY_START_THREADS = {
     "coordinator/scheduler.py",
     "routing/stream.py",
-    "api/live.py",
-    "api/prometheus.py",
+    "api/calls/live.py",
+    "api/calls/prometheus.py",
     "api/bench.py",
 }
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from backbone import Backbone
-from backbone.coordinator import fetch
-from backbone.coordinator.ledger import MemoryLimiter
-from backbone.coordinator.ratelimit import Rules
+from backbone.coordinator import coordinator as fetch
+from backbone.coordinator.quota.ledger import MemoryLimiter
+from backbone.coordinator.quota.rules import Rules
 from backbone.simulator import SimulatorServer
 from backbone.timeframe import parse_timeframe
 

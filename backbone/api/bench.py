@@ -139,7 +139,7 @@ def _bare_trips(url: str, _: float) -> dict[str, float]:
 
 def _backfill_backbone(url: str, seconds: float) -> dict[str, float]:
     from backbone import Backbone
-    from backbone.api.jobs import Job
+    from backbone.api.calls.backfill import Job
 
     with tempfile.TemporaryDirectory() as folder, Backbone(data_dir=folder, rest_url=url) as client:
         client.candles("KRW-ETH", "1m", count=1)  # imports

@@ -8,41 +8,34 @@ use, and made anew in a forked child. The lock guards that one making.
 from __future__ import annotations
 
 import os
-import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from backbone.api.names import HOME_QUOTES, parse_market, parse_markets, parse_priority
-from backbone.api.times import TimeLike, parse_time
-from backbone.clock import Clock, SystemClock, VenueClock
-from backbone.errors import ClosedError, InputError
+from backbone.api.arguments import TimeLike, parse_markets, parse_priority
+from backbone.api.session import Session
 from backbone.model import Priority
-from backbone.settings import FRAMES, Settings, resolve
+from backbone.settings import Settings, resolve
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from backbone.api.chart import LiveChart
-    from backbone.api.envelope import BackboneRequest, BackboneResponse
-    from backbone.api.fanout import SpreadJob
-    from backbone.api.jobs import Job
-    from backbone.api.live import LiveTable
-    from backbone.api.prometheus import MetricsServer
-    from backbone.api.size import Sizing
-    from backbone.api.store import StoreView
-    from backbone.api.watching import Health
-    from backbone.api.widgets.dashboard import Dashboard
-    from backbone.coordinator.fetch import Coordinator
+    from backbone.api.calls.backfill import Job
+    from backbone.api.calls.chart import LiveChart
+    from backbone.api.calls.live import LiveTable
+    from backbone.api.calls.parallel import SpreadJob
+    from backbone.api.calls.prometheus import MetricsServer
+    from backbone.api.calls.request import BackboneRequest, BackboneResponse
+    from backbone.api.calls.size import Sizing
+    from backbone.api.calls.status import Health
+    from backbone.api.calls.store import StoreView
+    from backbone.api.notebook.dashboard import Dashboard
 
 __all__ = ["Backbone"]
 
 T = TypeVar("T")
-
-DEFAULT_COUNT = 200
 
 
 class Backbone:
@@ -89,7 +82,7 @@ class Backbone:
         archive: str | None = None,
         archive_url: str | None = None,
     ) -> None:
-        self._settings = resolve(
+        settings = resolve(
             exchange,
             data_dir=data_dir,
             rest_url=rest_url,
@@ -100,18 +93,7 @@ class Backbone:
             archive=archive,
             archive_url=archive_url,
         )
-        self._start()
-
-    def _start(self) -> None:
-        self._clock: Clock = SystemClock()
-        self._lock = threading.Lock()
-        self._venue: VenueClock | None = None  # an estimate of the coordinator's, unless somebody knows better
-        self._core: Coordinator | None = None
-        self._core_pid = 0
-        self._closed = False
-        self._tables: list[LiveTable] = []  # what is live
-        self._with_me: list[Callable[[], None]] = []  # what ends with this client (the demo's exchange)
-        self._pid = os.getpid()  # and is not a forked child's to end
+        self._session = Session(settings)
 
     @classmethod
     def demo(cls, seed: int = 7, now: str | None = None, *, server: Any = None, **settings: Any) -> Backbone:
@@ -124,7 +106,11 @@ class Backbone:
         """
         from backbone.api.demo import start_demo
 
-        return start_demo(cls, seed, now, server, settings)
+        client, venue, ending = start_demo(cls, seed, now, server, settings)
+        client.session.venue = venue
+        for end in ending:
+            client.session.end_with(end)
+        return client
 
     # -- candles -------------------------------------------------------------------------------------------------
 
@@ -183,24 +169,12 @@ class Backbone:
         >>> client.candles("KRW-BTC", "1d", "2025-08-01", "2025-08-08")[["open", "close"]].shape
         (7, 2)
         """
-        from backbone.api.candles import CandleCall
+        from backbone.api.calls.candles import candles
 
-        markets = parse_markets(market, self._home)
-        call = CandleCall.parse(
-            self,
-            markets,
-            timeframe,
-            start,
-            end,
-            count,
-            priority,
-            include_forming,
-            fill,
-            self._frames(frames),
-            progress,
-            offline,
-        )
-        return call.run(many=not isinstance(market, str))
+        return candles(
+            self._session, market, timeframe, start, end, count=count, priority=priority,
+            include_forming=include_forming, fill=fill, frames=frames, progress=progress, offline=offline,
+        )  # fmt: skip
 
     def explain(
         self,
@@ -210,9 +184,9 @@ class Backbone:
         end: TimeLike | None = None,
     ) -> Any:
         """What `candles` would do for a range: held, foldable from minutes, gaps, pages, seconds. Asks nobody."""
-        from backbone.api.candles import explain
+        from backbone.api.calls.candles import explain
 
-        return explain(self, parse_market(market, self._home), timeframe, start, end)
+        return explain(self._session, market, timeframe, start, end)
 
     def coverage(self, market: str, timeframe: str = "1m", *, frames: str | None = None) -> Any:
         """What the store vouches for: one row a stretch, ``start end state rows``.
@@ -220,9 +194,9 @@ class Backbone:
         ``state`` is ``"data"`` (candles), ``"quiet"`` (asked, nobody traded), or ``"unknown"`` (a hole between known
         stretches). Times in the client's zone, half-open.
         """
-        from backbone.api.candles import coverage
+        from backbone.api.calls.candles import coverage
 
-        return coverage(self, parse_market(market, self._home), timeframe, self._frames(frames))
+        return coverage(self._session, market, timeframe, frames=frames)
 
     def backfill(
         self,
@@ -250,31 +224,31 @@ class Backbone:
         >>> sum(len(section) for section in job.sections())
         240
         """
-        from backbone.api.fanout import is_spread, spread_backfill
-        from backbone.api.jobs import start_job
+        from backbone.api.calls.backfill import start_job
+        from backbone.api.calls.parallel import is_spread, spread_backfill
 
-        codes = parse_markets(markets, self._home)
+        codes, wanted = parse_markets(markets, self._session.home), self._session.frames(frames)
         if is_spread(codes):
             return spread_backfill(
-                self, codes, timeframe, start, end, parse_priority(priority), frames=self._frames(frames)
+                self._session, codes, timeframe, start, end, parse_priority(priority), frames=wanted
             )
         return start_job(
-            self,
+            self._session,
             codes,
             timeframe,
             start,
             end,
             parse_priority(priority),
             many=not isinstance(markets, str),
-            frames=self._frames(frames),
+            frames=wanted,
         )
 
     @property
     def store(self) -> StoreView:
         """What is on disk: ``verify() repair() revisions() incidents() size()``."""
-        from backbone.api.store import StoreView
+        from backbone.api.calls.store import StoreView
 
-        return StoreView(self)
+        return StoreView(self._session)
 
     # -- now -----------------------------------------------------------------------------------------------------
 
@@ -304,9 +278,9 @@ class Backbone:
         ...     table.frame("candle.1m").market.tolist()
         ['KRW-BTC']
         """
-        from backbone.api.live import start_live
+        from backbone.api.calls.live import start_live
 
-        return start_live(self, markets, kinds)
+        return start_live(self._session, markets, kinds)
 
     def tickers(
         self,
@@ -341,9 +315,9 @@ class Backbone:
         >>> client.tickers(["KRW-BTC", "KRW-ETH"]).index.tolist()
         ['KRW-BTC', 'KRW-ETH']
         """
-        from backbone.api.realtime import tickers
+        from backbone.api.calls.realtime import tickers
 
-        return tickers(self, markets, parse_priority(priority), _age(max_age), self._frames(frames))
+        return tickers(self._session, markets, priority=priority, max_age=max_age, frames=frames)
 
     def orderbooks(
         self,
@@ -372,16 +346,10 @@ class Backbone:
         >>> client.orderbooks("KRW-BTC", depth=3).shape
         (3, 7)
         """
-        from backbone.api.realtime import orderbooks
+        from backbone.api.calls.realtime import orderbooks
 
         return orderbooks(
-            self,
-            parse_markets(markets, self._home),
-            level,
-            depth,
-            parse_priority(priority),
-            _age(max_age),
-            self._frames(frames),
+            self._session, markets, level=level, depth=depth, priority=priority, max_age=max_age, frames=frames
         )
 
     def trades(
@@ -415,26 +383,18 @@ class Backbone:
         >>> client.trades("KRW-BTC", 700).sequential_id.is_unique
         True
         """
-        from backbone.api.realtime import trades
+        from backbone.api.calls.realtime import trades
 
-        return trades(
-            self,
-            parse_market(market, self._home),
-            count,
-            start,
-            end,
-            parse_priority(priority),
-            self._frames(frames),
-        )
+        return trades(self._session, market, count, start=start, end=end, priority=priority, frames=frames)
 
     def markets(self, quote: str | None = None, *, frames: str | None = None) -> Any:
         """The venue's markets: index ``market``; ``korean_name english_name warning cautions``.
 
         `quote` keeps one quote currency (``"KRW"``). The list is kept for ten minutes.
         """
-        from backbone.api.realtime import markets
+        from backbone.api.calls.realtime import markets
 
-        return markets(self, quote, self._frames(frames))
+        return markets(self._session, quote, frames=frames)
 
     # -- to look at ----------------------------------------------------------------------------------------------
 
@@ -475,10 +435,10 @@ class Backbone:
         >>> client.chart("KRW-BTC", "1h", count=48)
         CandleChart(KRW-BTC 1h, 49 candles, still)
         """
-        from backbone.api.chart import open_chart
+        from backbone.api.calls.chart import open_chart
 
         style = {"colours": colours, "height": height}
-        return open_chart(self, market, timeframe, start, end, count, live, style)
+        return open_chart(self._session, market, timeframe, start, end, count, live, style)
 
     def dashboard(self) -> Dashboard:
         """What this client is doing, updating in place: budget of each wire group, queue by priority, latencies, cache
@@ -489,9 +449,9 @@ class Backbone:
         >>> client.dashboard()
         Dashboard(ok)
         """
-        from backbone.api.watching import dashboard
+        from backbone.api.calls.status import dashboard
 
-        return dashboard(self)
+        return dashboard(self._session)
 
     # -- bigger than memory, and beyond one machine --------------------------------------------------------------
 
@@ -530,9 +490,9 @@ class Backbone:
         >>> client.scan("KRW", "1h").group_by("market").agg(pl.col("value").sum()).collect().height
         1
         """
-        from backbone.api.scan import scan
+        from backbone.api.calls.scan import scan
 
-        return scan(self, markets, timeframe, start, end, partial=partial)
+        return scan(self._session, markets, timeframe, start, end, partial=partial)
 
     def files(
         self,
@@ -547,9 +507,9 @@ class Backbone:
 
         ``time`` is in UTC; a file holds a whole period, so it may reach beyond `start` and `end`. Raises as `scan`.
         """
-        from backbone.api.scan import files
+        from backbone.api.calls.scan import files
 
-        return files(self, markets, timeframe, start, end, partial=partial)
+        return files(self._session, markets, timeframe, start, end, partial=partial)
 
     def map(
         self,
@@ -585,9 +545,9 @@ class Backbone:
         >>> dict(client.map(len, ["KRW-BTC", "KRW-ETH"], "1h", "2025-08-20", "2025-08-21", n_jobs=1))
         {'KRW-BTC': 24, 'KRW-ETH': 24}
         """
-        from backbone.api.fanout import map_markets
+        from backbone.api.calls.parallel import map_markets
 
-        return map_markets(self, fn, markets, timeframe, start, end, priority=priority, n_jobs=n_jobs)
+        return map_markets(self._session, fn, markets, timeframe, start, end, priority=priority, n_jobs=n_jobs)
 
     def size(
         self,
@@ -610,9 +570,9 @@ class Backbone:
         >>> client.size(["KRW-BTC"], "1m", "2025-01-01", "2025-02-01").requests
         225
         """
-        from backbone.api.size import size
+        from backbone.api.calls.size import size
 
-        return size(self, markets, timeframe, since, until, probe=probe, addresses=addresses)
+        return size(self._session, markets, timeframe, since, until, probe=probe, addresses=addresses)
 
     # -- how it goes ---------------------------------------------------------------------------------------------
 
@@ -621,9 +581,9 @@ class Backbone:
         ``queued_critical`` … ``queued_low``, ``refused`` so far, ``stopped_s``. ``attrs`` has counters, memory, jobs,
         the stream and the clock's offset. Asks nobody.
         """
-        from backbone.api.watching import status
+        from backbone.api.calls.status import status
 
-        return status(self, self._frames(frames))
+        return status(self._session, self._session.frames(frames))
 
     def metrics(self, *, frames: str | None = None) -> Any:
         """So far: ``kind group priority count mean_s p50_s p95_s p99_s max_s``.
@@ -631,15 +591,15 @@ class Backbone:
         ``kind`` is ``waited`` (for a permit), ``answered`` (request to reply) or ``call`` (a whole data call); an empty
         ``group`` or ``priority`` means all. ``attrs`` has the counters.
         """
-        from backbone.api.watching import metrics
+        from backbone.api.calls.status import metrics
 
-        return metrics(self, self._frames(frames))
+        return metrics(self._session, self._session.frames(frames))
 
     def health(self) -> Health:
         """A verdict (``ok``, ``degraded``, ``down``; true when ok) and its ``reasons``. Asks nobody."""
-        from backbone.api.watching import health
+        from backbone.api.calls.status import health
 
-        return health(self)
+        return health(self._session)
 
     def serve_metrics(self, port: int = 0) -> MetricsServer:
         """Serve `metrics` as Prometheus text on loopback until this client, or what is returned, is closed.
@@ -663,11 +623,11 @@ class Backbone:
         ...     server.url.endswith("/metrics")
         True
         """
-        from backbone.api.prometheus import serve_metrics
+        from backbone.api.calls.prometheus import serve_metrics
 
-        self._coordinator()  # a closed client has nothing to serve
-        server = serve_metrics(port, lambda: self._coordinator().metrics.snapshot())
-        self._end_with_me(server.close)
+        self._session.coordinator()  # a closed client has nothing to serve
+        server = serve_metrics(port, lambda: self._session.coordinator().metrics.snapshot())
+        self._session.end_with(server.close)
         return server
 
     # -- as plain data -------------------------------------------------------------------------------------------
@@ -689,43 +649,35 @@ class Backbone:
         >>> client.request(BackboneRequest("candles", "KRW-BTC", "1d", count=2)).metadata.data_count
         2
         """
-        from backbone.api.envelope import run
+        from backbone.api.calls.request import run
 
-        return run(self, request)
+        return run(self._session, request)
 
     # -- what a client is ----------------------------------------------------------------------------------------
 
     @property
+    def session(self) -> Session:
+        """What the calls of this package share; no part of the contract."""
+        return self._session
+
+    @property
     def data_dir(self) -> Path | str:
         """Where candles are kept: a folder, or the address of an object store."""
-        return self._settings.data_dir if self._settings.is_remote else Path(self._settings.data_dir)
+        return self._session.data_dir
 
     @property
     def tz(self) -> str:
         """Zone of every index and of naive input."""
-        return self._settings.tz
+        return self._session.settings.tz
 
     @property
     def exchange(self) -> str:
         """The exchange's name."""
-        return self._settings.exchange
+        return self._session.settings.exchange
 
     def close(self) -> None:
         """End everything: waits, threads, sockets; write what is pending. May be called twice."""
-        with self._lock:
-            self._closed = True
-            core, self._core = self._core, None
-            tables, self._tables = self._tables, []
-            ending, self._with_me = self._with_me, []
-        try:
-            if core is not None and self._core_pid == os.getpid():
-                for table in tables:
-                    table.stop()
-                core.close()
-        finally:
-            if self._pid == os.getpid():
-                for end in ending:
-                    end()
+        self._session.close()
 
     def __enter__(self) -> Backbone:
         return self
@@ -736,20 +688,20 @@ class Backbone:
         self.close()
 
     def __repr__(self) -> str:
-        at = f" at {self._settings.rest_url}" if self._settings.is_overridden else ""
-        state = "closed" if self._closed else "open"
+        at = f" at {self._session.settings.rest_url}" if self._session.settings.is_overridden else ""
+        state = "closed" if self._session.is_closed else "open"
         return f"<Backbone {self.exchange}{at}, data in {self.data_dir}, {self.tz}, {state}>"
 
     def _repr_html_(self) -> str:
-        at = f" at {self._settings.rest_url}" if self._settings.is_overridden else ""
-        state = "closed" if self._closed else "open"
+        at = f" at {self._session.settings.rest_url}" if self._session.settings.is_overridden else ""
+        state = "closed" if self._session.is_closed else "open"
         return (
             f"<div><b>Backbone</b> {escape(self.exchange + at)} · {state}<br>"
             f"<small>data in {escape(str(self.data_dir))} · {escape(self.tz)}</small></div>"
         )
 
     def __dir__(self) -> list[str]:
-        return sorted(name for name in object.__dir__(self) if not name.startswith("_"))
+        return sorted(name for name in object.__dir__(self) if not name.startswith("_") and name != "session")
 
     @classmethod
     def _from_settings(cls, settings: Settings) -> Backbone:
@@ -759,81 +711,7 @@ class Backbone:
         return made
 
     def __getstate__(self) -> Settings:
-        return self._settings
+        return self._session.settings
 
     def __setstate__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._start()
-
-    # -- for the modules of this layer ---------------------------------------------------------------------------
-
-    @property
-    def _home(self) -> str:
-        return HOME_QUOTES[self._settings.exchange]
-
-    def _frames(self, frames: str | None) -> str:
-        if frames is None:
-            return self._settings.frames
-        if frames not in FRAMES:
-            raise InputError("frames", frames, "one of " + ", ".join(FRAMES))
-        return frames
-
-    def _coordinator(self) -> Coordinator:
-        """The coordinator, made on first use in this process."""
-        with self._lock:
-            if self._closed:
-                raise ClosedError("the client is closed; make a new one")
-            if self._core is None or self._core_pid != os.getpid():
-                from backbone.coordinator.fetch import Coordinator
-
-                self._core = Coordinator(self._settings, self._clock, self._venue)
-                self._core_pid = os.getpid()
-            return self._core
-
-    def _end_with_me(self, end: Callable[[], None]) -> None:
-        """Call `end` when this client is closed; at once if it is."""
-        with self._lock:
-            if not self._closed:
-                self._with_me.append(end)
-                return
-        end()
-        raise ClosedError("the client is closed; make a new one")
-
-    def _remember_table(self, table: LiveTable) -> None:
-        with self._lock:
-            if not self._closed:
-                self._tables.append(table)
-                return
-        table.stop()
-        raise ClosedError("the client is closed; make a new one")
-
-    def _forget_table(self, table: LiveTable) -> None:
-        with self._lock:
-            if table in self._tables:
-                self._tables.remove(table)
-
-    def _now_us(self) -> int:
-        """Now on the venue's clock; the venue is asked (for its markets) if it was never heard."""
-        core = self._coordinator()
-        core.hear()
-        return core.venue.now_us()
-
-    def _time(self, argument: str, value: TimeLike, *, may_ask: bool = True) -> int:
-        return parse_time(argument, value, self.tz, self._now_us if may_ask else self._likely_now_us)
-
-    def _likely_now_us(self) -> int:
-        """Now on the venue's clock as far as it was heard, else on this machine's; nobody is asked."""
-        return self._coordinator().venue.now_us()
-
-
-def new_request_id() -> str:
-    """A fresh identity for one answer."""
-    return uuid.uuid4().hex
-
-
-def _age(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise InputError("max_age", value, "seconds, zero or more, or None")
-    return float(value)
+        self._session = Session(settings)

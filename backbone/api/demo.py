@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from backbone.api.times import parse_time
+from backbone.api.arguments import parse_time
 from backbone.clock import SystemClock, VenueClock
 from backbone.errors import InputError
 
@@ -22,7 +22,9 @@ DEMO_NOW = "2025-08-22T09:00:00Z"
 C = TypeVar("C", bound="Backbone")
 
 
-def start_demo(cls: type[C], seed: int, now: str | None, server: SimulatorServer | None, settings: dict[str, Any]) -> C:
+def start_demo(
+    cls: type[C], seed: int, now: str | None, server: SimulatorServer | None, settings: dict[str, Any]
+) -> tuple[C, VenueClock, list[Callable[[], None]]]:
     """See `Backbone.demo`."""
     ending: list[Callable[[], None]] = []
     if server is None:
@@ -41,9 +43,7 @@ def start_demo(cls: type[C], seed: int, now: str | None, server: SimulatorServer
         for end in ending:
             end()
         raise
-    client._with_me.extend(ending)
-    client._venue = _OwnClock(server.clock.now_us)
-    return client
+    return client, _OwnClock(server.clock.now_us), ending
 
 
 def _start_server(seed: int, now: str | None) -> SimulatorServer:

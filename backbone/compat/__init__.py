@@ -6,6 +6,6 @@ of the system that backbone replaces. Behind them is one client, made on first u
 something else than what it stands in for, because that was wrong, it says so once with a `DifferenceWarning`.
 """
 
-from backbone.compat.door import DifferenceWarning, cleanup, get_client, initialize
+from backbone.compat.default_client import DifferenceWarning, cleanup, get_client, initialize
 
 __all__ = ["DifferenceWarning", "cleanup", "get_client", "initialize"]

@@ -17,15 +17,13 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
-from backbone.api.candles import parse_count
+from backbone.api.arguments import in_zone, parse_count, parse_markets
 from backbone.api.client import Backbone
 from backbone.api.frames import attrs_of
-from backbone.api.names import parse_markets
-from backbone.api.times import in_zone
 from backbone.clock import SystemClock
-from backbone.compat import door
+from backbone.compat import default_client as door
 from backbone.compat.spelling import KOREA, candle_row
-from backbone.coordinator.candles import times_of
+from backbone.coordinator.candles.fetcher import times_of
 from backbone.errors import BackboneError
 from backbone.locks import renew_after_fork
 from backbone.model import CANDLE_COLUMNS, Priority
@@ -97,7 +95,7 @@ class MarketDataAdapter:
 
         def ask(client: Backbone) -> tuple[Any, str]:
             codes = _listed(client, symbols)
-            return _unwrapped(client._coordinator().realtime.ticker_rows(codes, Priority.HIGH).rows), "rest"
+            return _unwrapped(client.session.coordinator().realtime.ticker_rows(codes, Priority.HIGH).rows), "rest"
 
         return self._answer(ask)
 
@@ -106,7 +104,7 @@ class MarketDataAdapter:
 
         def ask(client: Backbone) -> tuple[Any, str]:
             codes = _listed(client, symbols)
-            return _unwrapped(client._coordinator().realtime.book_rows(codes, Priority.HIGH).rows), "rest"
+            return _unwrapped(client.session.coordinator().realtime.book_rows(codes, Priority.HIGH).rows), "rest"
 
         return self._answer(ask)
 
@@ -119,7 +117,7 @@ class MarketDataAdapter:
             timeframe, wanted = parse_timeframe(interval), parse_count(count) or _COUNT
             rows: list[dict[str, Any]] = []
             sources = set()
-            for code in parse_markets(symbols, client._home):
+            for code in parse_markets(symbols, client.session.home):
                 table = client.candles(
                     code, timeframe.name, count=wanted, include_forming=True, frames="arrow", progress=False
                 )
@@ -169,8 +167,8 @@ class MarketDataAdapter:
 
 
 def _listed(client: Backbone, symbols: Symbols) -> list[str]:
-    codes = parse_markets(symbols, client._home)
-    client._coordinator().check_listed(codes, Priority.HIGH)
+    codes = parse_markets(symbols, client.session.home)
+    client.session.coordinator().check_listed(codes, Priority.HIGH)
     return codes
 
 

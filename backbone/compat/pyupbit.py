@@ -23,9 +23,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from backbone.api.names import parse_market, parse_markets
-from backbone.api.times import TimeLike, in_zone, parse_time
-from backbone.compat.door import DifferenceWarning, cleanup, get_client, initialize, say_once
+from backbone.api.arguments import TimeLike, in_zone, parse_market, parse_markets, parse_time
+from backbone.compat.default_client import DifferenceWarning, cleanup, get_client, initialize, say_once
 from backbone.compat.spelling import KOREA, frame_of
 from backbone.errors import InputError, RejectedError, StreamClosedError
 from backbone.model import Priority
@@ -34,8 +33,8 @@ from backbone.timeframe import parse_timeframe
 if TYPE_CHECKING:
     import pandas as pd
 
-    from backbone.api.live import LiveTable
-    from backbone.coordinator.board import Tap
+    from backbone.api.calls.live import LiveTable
+    from backbone.coordinator.live.latest import Tap
 
 __all__ = [
     "DifferenceWarning",
@@ -140,7 +139,7 @@ def _candles(
 ) -> pd.DataFrame:
     client = get_client()
     frame: pd.DataFrame = client.candles(
-        parse_market(ticker, client._home),
+        parse_market(ticker, client.session.home),
         _parse_interval(interval),
         _parse_korean("fromDatetime", start),
         _parse_korean("to", end),
@@ -183,7 +182,7 @@ def _parse_korean(argument: str, value: TimeLike | None) -> TimeLike | None:
     """`value` as an aware time; naive ones are Korean. Text may be in any form that pandas reads, as in pyupbit."""
     if value is None:
         return None
-    now_us = get_client()._now_us
+    now_us = get_client().session.now_us
     try:
         time_us = parse_time(argument, value, KOREA, now_us)
     except InputError:
@@ -210,7 +209,7 @@ def get_tickers(fiat: str = "", is_details: bool = False, limit_info: bool = Fal
     client = get_client()
     if not (is_details or limit_info or verbose):
         return [code for code in client.markets(frames="arrow").column("market").to_pylist() if code.startswith(fiat)]
-    told = client._coordinator().realtime.market_rows(Priority.HIGH)
+    told = client.session.coordinator().realtime.market_rows(Priority.HIGH)
     rows = [row for row in told.rows if row["market"].startswith(fiat)]
     tickers: list[Any]
     if is_details:
@@ -228,14 +227,14 @@ def get_current_price(ticker: str | Iterable[str] = "KRW-BTC", limit_info: bool 
     With `verbose` the venue's ticker rows (a list), with `limit_info` a pair as in `get_tickers`.
     """
     client = get_client()
-    codes = parse_markets(ticker, client._home)
+    codes = parse_markets(ticker, client.session.home)
     if not (limit_info or verbose):
         frame = client.tickers(codes, frames="arrow")
         prices: dict[str, float] = dict(
             zip(frame.column("market").to_pylist(), frame.column("price").to_pylist(), strict=True)
         )
         return prices if len(codes) > 1 else prices[codes[0]]
-    told = _tell(client._coordinator().realtime.ticker_rows, codes)
+    told = _tell(client.session.coordinator().realtime.ticker_rows, codes)
     if verbose:
         answer: Any = told.rows
     else:
@@ -248,15 +247,15 @@ def get_current_price(ticker: str | Iterable[str] = "KRW-BTC", limit_info: bool 
 def get_orderbook(ticker: str | Iterable[str] = "KRW-BTC", limit_info: bool = False) -> Any:
     """The order book of a ticker in the venue's own words, or the list of several; `limit_info` as in `get_tickers`."""
     client = get_client()
-    codes = parse_markets(ticker, client._home)
-    told = _tell(client._coordinator().realtime.book_rows, codes)
+    codes = parse_markets(ticker, client.session.home)
+    told = _tell(client.session.coordinator().realtime.book_rows, codes)
     books: Any = told.rows if len(codes) > 1 else told.rows[0]
     return (books, _limit(told)) if limit_info else books
 
 
 def _tell(rows_of: Callable[[list[str], Priority], Any], codes: list[str]) -> Any:
     """Rows of listed markets; a code that the venue does not know is named."""
-    core = get_client()._coordinator()
+    core = get_client().session.coordinator()
     core.check_listed(codes, Priority.HIGH)
     try:
         return rows_of(codes, Priority.HIGH)

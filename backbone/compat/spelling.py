@@ -9,7 +9,7 @@ import datetime as dt
 from itertools import zip_longest
 from typing import Any
 
-from backbone.api.times import in_zone
+from backbone.api.arguments import in_zone
 from backbone.model import LiveCandle, OrderBook, Ticker, Trade
 
 __all__ = ["KOREA", "candle_row", "frame_of"]

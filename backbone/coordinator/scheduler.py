@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from backbone.clock import Clock
 from backbone.coordinator.metrics import Metrics
-from backbone.coordinator.ratelimit import Delay, GroupState, Rules, waiting_key
+from backbone.coordinator.quota.rules import Delay, GroupState, Rules, waiting_key
 from backbone.errors import (
     BackboneError,
     ClosedError,
@@ -67,7 +67,7 @@ _CRITICAL, _LOW = Priority.CRITICAL.rank, Priority.LOW.rank
 class Limiter(Protocol):
     """Gives permits to send. Times are monotonic seconds; no call waits.
 
-    Forms: the machine's ledger and this process's own memory (`backbone.coordinator.ledger`).
+    Forms: the machine's ledger and this process's own memory (`backbone.coordinator.quota.ledger`).
     """
 
     @property

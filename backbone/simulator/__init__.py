@@ -12,11 +12,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from backbone.simulator.exchange import Exchange as Exchange
-    from backbone.simulator.faults import Faults as Faults
-    from backbone.simulator.server import SimulatorServer as SimulatorServer
+    from backbone.simulator.market.exchange import Exchange as Exchange
+    from backbone.simulator.server.faults import Faults as Faults
+    from backbone.simulator.server.http import SimulatorServer as SimulatorServer
 
-_HOMES = {"Exchange": "exchange", "Faults": "faults", "SimulatorServer": "server"}
+_HOMES = {"Exchange": "market.exchange", "Faults": "server.faults", "SimulatorServer": "server.http"}
 
 __all__ = ["Exchange", "Faults", "SimulatorServer"]
 

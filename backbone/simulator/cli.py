@@ -18,8 +18,8 @@ from backbone.errors import BackboneError, InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from backbone.simulator.faults import Fault
-    from backbone.simulator.server import SimulatorServer
+    from backbone.simulator.server.faults import Fault
+    from backbone.simulator.server.http import SimulatorServer
 
 __all__ = ["build_parser", "parse_fault", "run"]
 
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _fault_help() -> str:
-    from backbone.simulator.faults import KINDS
+    from backbone.simulator.server.faults import KINDS
 
     width = max(len(kind) for kind in KINDS)
     lines = [f"  {kind:<{width}}  {text}" for kind, text in KINDS.items()]
@@ -77,7 +77,7 @@ def _fault_help() -> str:
 
 def parse_fault(text: str) -> Fault:
     """A fault of ``KIND[:name=value…]``. Raises `InputError` for what is not one."""
-    from backbone.simulator.faults import KINDS, Fault
+    from backbone.simulator.server.faults import KINDS, Fault
 
     kind, *pairs = text.split(":")
     if kind not in KINDS:
@@ -138,8 +138,8 @@ Ctrl-C ends it."""
 
 def run(argv: Sequence[str] | None = None, stop: threading.Event | None = None) -> int:
     """Serve until Ctrl-C (or `stop` is set); 0 for a clean end, 2 for a wrong argument."""
-    from backbone.simulator.faults import Faults
-    from backbone.simulator.server import SimulatorServer
+    from backbone.simulator.server.faults import Faults
+    from backbone.simulator.server.http import SimulatorServer
 
     options = build_parser().parse_args(argv)
     stop = stop or threading.Event()

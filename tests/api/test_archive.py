@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backbone import Backbone
-from backbone.coordinator import archive as archives
+from backbone.coordinator.candles import archive as archives
 from backbone.errors import InputError
 from backbone.settings import resolve
 from backbone.simulator import SimulatorServer
@@ -174,7 +174,7 @@ def test_archive_that_does_not_answer_is_left_alone_for_a_while(
     with opened(venue, tmp_path, archive_url=nobody) as client:
         first = client.candles("KRW-BTC", "1m", "2025-08-19T00:00Z", "2025-08-20T00:00Z")
         second = client.candles("KRW-BTC", "1m", "2025-08-20T00:00Z", "2025-08-21T00:00Z")
-        assert client._coordinator().candles.archive.fallbacks == 1  # type: ignore[union-attr]
+        assert client.session.coordinator().candles.archive.fallbacks == 1  # type: ignore[union-attr]
         assert "instead of 1 file of the archive" in " ".join(client.health().reasons)
     assert first.attrs["backbone"]["sources"] == {"rest": len(first)}
     assert second.attrs["backbone"]["sources"] == {"rest": len(second)}
@@ -246,7 +246,7 @@ def test_archive_on_the_command_line(
     venue: SimulatorServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`--archive accept-terms` opens it there too; another word is a wrong argument."""
-    from backbone.api import cli
+    from backbone.api.cli import main as cli
 
     argv = ["fetch", "KRW-ETH", "1m", "--start", "2025-07-01T00:00Z", "--end", "2025-07-03T00:00Z"]
     argv += ["--data-dir", str(tmp_path), "--rest-url", venue.rest_url, "--ws-url", venue.ws_url]

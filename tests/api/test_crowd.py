@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from backbone import Backbone
-from backbone.coordinator import fetch
-from backbone.coordinator.ledger import MemoryLimiter
-from backbone.coordinator.ratelimit import Rules
+from backbone.coordinator import coordinator as fetch
+from backbone.coordinator.quota.ledger import MemoryLimiter
+from backbone.coordinator.quota.rules import Rules
 from backbone.errors import BackboneError
 from backbone.simulator import SimulatorServer
 

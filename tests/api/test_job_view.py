@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from backbone import Backbone
-from backbone.api import progress
-from backbone.api.jobs import Job
+from backbone.api.calls.backfill import Job
+from backbone.api.notebook import bar as progress
 
 
 def start(client: Backbone) -> Job:

@@ -11,17 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbone.api.ohlc import (
-    OHLC_STYLES,
-    format_amount,
-    format_price,
-    naive,
-    price_digits,
-    resample_trading_day,
-    tick_size,
-    to_display,
-    to_ohlc,
-)
+from backbone.api.convert import OHLC_STYLES, naive, resample_trading_day, to_ohlc
+from backbone.api.format import format_amount, format_price, price_digits, tick_size, to_display
 from backbone.errors import InputError
 
 ATTRS = {"backbone": {"request_id": "r1", "source": "store", "quiet": [["2024-01-01T00:00:00Z", 3]], "pages": 2}}

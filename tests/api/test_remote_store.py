@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backbone import Backbone
-from backbone.api import cli
+from backbone.api.cli import main as cli
 from backbone.errors import InputError, StoreError
 from backbone.simulator import SimulatorServer
 from tests.storage.s3 import BUCKET, place, s3_server  # noqa: F401

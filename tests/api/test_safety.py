@@ -16,8 +16,8 @@ import pytest
 
 import backbone
 from backbone import Backbone
-from backbone.api.store import StoreView
-from backbone.api.watching import Health
+from backbone.api.calls.status import Health
+from backbone.api.calls.store import StoreView
 from backbone.errors import BackboneError, IncompleteError, InputError, UnreachableError
 from backbone.simulator import SimulatorServer
 from backbone.simulator.cli import run as run_simulator
@@ -91,7 +91,7 @@ def test_data_folder_is_made_for_the_memo_alone_with_private_rights(tmp_path: Pa
     from backbone.storage.memo import FrameMemo
 
     with Backbone(data_dir=tmp_path) as client:
-        memo = client._coordinator().memo
+        memo = client.session.coordinator().memo
         assert isinstance(memo, FrameMemo)
         memo.get(("key",), lambda: 1)
     assert stat.S_IMODE((tmp_path / "memo").stat().st_mode) == 0o700
@@ -105,7 +105,7 @@ def evil_client(shared_venue: SimulatorServer, tmp_path: Path) -> Iterator[Backb
     """A client whose folder and whose markets' names are hostile."""
     folder = tmp_path / EVIL.replace("/", "")
     with Backbone(data_dir=folder, rest_url=shared_venue.rest_url, ws_url=shared_venue.ws_url) as client:
-        core = client._coordinator()
+        core = client.session.coordinator()
         listed = core.markets()
         core._markets = tuple(
             msgspec.structs.replace(one, korean_name=EVIL, english_name=EVIL, cautions=(EVIL,)) for one in listed
@@ -223,7 +223,7 @@ def test_nothing_secret_is_needed_sent_or_kept(tmp_path: Path, monkeypatch: pyte
             client.markets()
             with pytest.raises((BackboneError, IncompleteError)):
                 client.tickers("KRW-BTC", max_age=0)
-            told = repr(client) + client._repr_html_() + repr(client._settings) + repr(client.status().attrs)
+            told = repr(client) + client._repr_html_() + repr(client.session.settings) + repr(client.status().attrs)
             assert b"sesame" not in pickle.dumps(client)
             assert "sesame" not in told
     finally:

@@ -13,12 +13,12 @@ import pytest
 
 from backbone import Backbone
 from backbone.clock import SystemClock
-from backbone.coordinator import fetch
-from backbone.coordinator.ledger import MemoryLimiter
-from backbone.coordinator.ratelimit import Rules
+from backbone.coordinator import coordinator as fetch
+from backbone.coordinator.quota.ledger import MemoryLimiter
+from backbone.coordinator.quota.rules import Rules
 from backbone.errors import IncompleteError, PayloadError
 from backbone.simulator import SimulatorServer
-from tests.api.test_candles import facts, same, truth
+from tests.api.calls.test_candles import facts, same, truth
 
 START, END, NOW = "2025-08-22T00:00:00Z", "2025-08-22T06:00:00Z", "2025-08-22T09:00:00Z"
 
@@ -51,7 +51,7 @@ def test_truth_of_a_machine_whose_clock_is_off(own_venue: SimulatorServer, tmp_p
     """The newest closed candles come, nothing forming is stored, and setting the clock back changes neither."""
     own_venue.clock.advance(20)  # some seconds into the minute
     with Backbone(data_dir=tmp_path, rest_url=own_venue.rest_url) as client:
-        clock = client._clock = WrongClock(own_venue, hours)
+        clock = client.session.clock = WrongClock(own_venue, hours)
         for _ in range(3):
             frame = client.candles("KRW-BTC", "1m", count=10)
             now = pd.Timestamp(own_venue.clock.now_us(), unit="us", tz="UTC")

@@ -146,7 +146,7 @@ def _measure(name: str, folder: str) -> None:
     import polars  # noqa: F401
 
     import backbone.api.client
-    import backbone.coordinator.fetch  # noqa: F401
+    import backbone.coordinator.coordinator  # noqa: F401
 
     began = time.perf_counter()
     result = MEASURED[name](folder)
@@ -202,11 +202,11 @@ def archive() -> None:
 
 def permits(count: int = 3000) -> None:
     """What one permit costs, taken and settled."""
-    from backbone.coordinator.ledger import FileLimiter
-    from backbone.coordinator.ratelimit import Rules
-    from backbone.coordinator.redis_ledger import RedisLimiter
+    from backbone.coordinator.quota.ledger import FileLimiter
+    from backbone.coordinator.quota.redis import RedisLimiter
+    from backbone.coordinator.quota.rules import Rules
     from backbone.model import Priority
-    from tests.coordinator.test_redis_ledger import RedisServer
+    from tests.coordinator.quota.test_redis import RedisServer
 
     clock, rules = SystemClock(), Rules()
     with tempfile.TemporaryDirectory() as folder:

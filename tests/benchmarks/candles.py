@@ -52,9 +52,9 @@ def venue() -> Iterator[str]:
 
 def use_the_whole_limit() -> None:
     """Let clients of this process ask as often as this exchange allows."""
-    from backbone.coordinator import fetch
-    from backbone.coordinator.ledger import MemoryLimiter
-    from backbone.coordinator.ratelimit import Rules
+    from backbone.coordinator import coordinator as fetch
+    from backbone.coordinator.quota.ledger import MemoryLimiter
+    from backbone.coordinator.quota.rules import Rules
 
     fetch._open_limiter = lambda settings, clock: MemoryLimiter(clock, Rules(limit=LIMIT))  # type: ignore[assignment]
 

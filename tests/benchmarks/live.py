@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from backbone import Backbone
-from backbone.api.live import LiveTable
-from backbone.coordinator.feed import Subscription
+from backbone.api.calls.live import LiveTable
+from backbone.coordinator.live.feed import Subscription
 from backbone.model import Ticker
 from backbone.routing.stream import Stream
 from backbone.simulator import SimulatorServer
@@ -47,13 +47,13 @@ def away_from_rest(ws_url: str) -> Iterator[Backbone]:
 
 def open_table(client: Backbone, kind: str) -> Subscription:
     """A table of the flood's markets, without asking whether they are listed."""
-    return client._coordinator().feed.open([kind], CODES[:100])
+    return client.session.coordinator().feed.open([kind], CODES[:100])
 
 
 def ours(port: int, count: int, kind: str, watch: Callable[[], None] | None = None) -> Speed:
     """The flood into a table."""
     with away_from_rest(f"ws://127.0.0.1:{port}") as client:
-        board = client._coordinator().board
+        board = client.session.coordinator().board
         changes = board.follow([board.cell(kind, code) for code in CODES[:100]])  # before the first can come
         table = open_table(client, kind)
         changes.wait_for(1, 30)
@@ -73,7 +73,7 @@ def latency_ms(port: int, count: int, *, is_read: bool = False) -> list[float]:
     delays: list[float] = []
     done = threading.Event()
     with away_from_rest(f"ws://127.0.0.1:{port}") as client:
-        feed = client._coordinator().feed
+        feed = client.session.coordinator().feed
 
         def timed(url: str, *, sink: Callable[..., None], **options: Any) -> Stream:
             def note(record: Any, received_s: float, is_snapshot: bool) -> None:
@@ -85,7 +85,7 @@ def latency_ms(port: int, count: int, *, is_read: bool = False) -> list[float]:
             return Stream(url, sink=note, **options)
 
         feed._source_of = timed
-        table = LiveTable(client, client._coordinator(), open_table(client, "ticker"))
+        table = LiveTable(client, client.session.coordinator(), open_table(client, "ticker"))
         while not done.wait(0.05 if is_read else 300):
             table.frame()
     return sorted(delays)
@@ -99,7 +99,7 @@ def read_latency_ms(port: int, count: int) -> list[float]:
 def frame_ms(rounds: int) -> tuple[float, float]:
     """Best and median time of a pandas frame of 290 markets."""
     with away_from_rest("ws://127.0.0.1:9") as client:
-        core = client._coordinator()
+        core = client.session.coordinator()
         table = LiveTable(client, core, core.feed.open(["ticker"], CODES))
         for i, code in enumerate(CODES):
             row = Ticker(code, 1_755_853_200_000_000 + i, *(float(i + j + 1) for j in range(11)), 1_755_853_200_000_000)

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from backbone.clock import SystemClock
-from backbone.coordinator import ledger as ledgers
-from backbone.coordinator.ledger import FileLimiter, MachineLimiter
 from backbone.coordinator.metrics import Metrics
+from backbone.coordinator.quota import ledger as ledgers
+from backbone.coordinator.quota.ledger import FileLimiter, MachineLimiter
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import BackboneError, ClosedError
 from backbone.model import Priority

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from backbone.clock import SystemClock
 from backbone.model import CANDLE_SCHEMA, Span
-from backbone.storage.candles import CandleStore
+from backbone.storage.store import CandleStore
 from backbone.timeframe import parse_timeframe
 
 _MINUTE_US = 60_000_000

@@ -11,8 +11,8 @@ from tests.browser.lab import Page
 
 TABLE = """
 import itertools, random
-from backbone.api.ohlc import tick_size
-from backbone.api.widgets.table import TableRow, TableView, TickerTable
+from backbone.api.format import tick_size
+from backbone.api.notebook.table import TableRow, TableView, TickerTable
 
 random.seed(7)
 names = dict(BTC="비트코인", ETH="이더리움", XRP="리플", DOGE="도지코인", SHIB="시바이누", SOL="솔라나", ADA="에이다",
@@ -44,7 +44,7 @@ table
 CHART = """
 import math, random
 import pandas as pd
-from backbone.api.widgets.chart import CandleChart, CandleRow, ChartView
+from backbone.api.notebook.chart import CandleChart, CandleRow, ChartView
 
 random.seed(3)
 closes = [91_000_000.0]
@@ -74,7 +74,7 @@ chart
 
 PROGRESS = """
 import itertools
-from backbone.api.widgets.progress import JobProgress, ProgressView
+from backbone.api.notebook.progress import JobProgress, ProgressView
 
 steps = itertools.count()
 def job():
@@ -88,7 +88,7 @@ progress
 
 DASHBOARD = """
 import itertools
-from backbone.api.widgets.dashboard import Dashboard
+from backbone.api.notebook.dashboard import Dashboard
 
 turns = itertools.count()
 def status():
@@ -120,7 +120,7 @@ dashboard
 
 WHOLE_MARKET = """
 import random
-from backbone.api.widgets.table import TableRow, TableView, TickerTable
+from backbone.api.notebook.table import TableRow, TableView, TickerTable
 
 rows = [
     TableRow(f"KRW-C{i:03}", 1e6 + 1000 * i, 1000.0, 0.0, 0.0, 1e4 + i, 1e11 / (i + 1), "stream", 0.1)

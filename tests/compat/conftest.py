@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from backbone import Backbone
-from backbone.compat import door
+from backbone.compat import default_client as door
 from backbone.simulator import SimulatorServer
 
 NOW = "2025-08-22T09:00:30Z"  # candles of every length are forming

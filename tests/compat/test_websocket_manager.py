@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backbone import Backbone
-from backbone.compat import door
+from backbone.compat import default_client as door
 from backbone.compat.pyupbit import WebSocketManager
 from backbone.errors import InputError, StreamClosedError
 from backbone.simulator import SimulatorServer

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from backbone.clock import VenueClock
-from backbone.coordinator.board import Board
-from backbone.coordinator.feed import Feed
-from backbone.coordinator.history import candle_rows
+from backbone.coordinator.live.feed import Feed
+from backbone.coordinator.live.latest import Board
+from backbone.coordinator.live.recent import candle_rows
 from backbone.coordinator.metrics import Metrics
 from backbone.errors import BackboneError
 from backbone.model import Level, LiveCandle, OrderBook, Priority, Span, Ticker, Trade

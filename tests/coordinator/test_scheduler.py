@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from backbone.coordinator.ledger import MemoryLimiter
 from backbone.coordinator.metrics import Metrics
-from backbone.coordinator.ratelimit import Rules
+from backbone.coordinator.quota.ledger import MemoryLimiter
+from backbone.coordinator.quota.rules import Rules
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import (
     BackboneError,

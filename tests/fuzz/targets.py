@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from backbone.api.names import parse_market
-from backbone.api.times import parse_time
-from backbone.coordinator.planner import EARLIEST_US, SeriesPlan
+from backbone.api.arguments import parse_market, parse_time
+from backbone.coordinator.candles.planner import EARLIEST_US, SeriesPlan
 from backbone.errors import CorruptPartitionError, InputError, PayloadError, SourceError, StoreError
 from backbone.model import CANDLE_SCHEMA, Span
 from backbone.routing import refusals, wire

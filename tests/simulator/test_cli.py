@@ -13,7 +13,7 @@ import requests
 
 from backbone.errors import InputError
 from backbone.simulator.cli import build_parser, parse_fault, run
-from backbone.simulator.faults import KINDS
+from backbone.simulator.server.faults import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 

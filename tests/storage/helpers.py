@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
-from backbone.storage.candles import CandleStore
+from backbone.storage.store import CandleStore
 from backbone.timeframe import parse_timeframe
 
 MINUTE_US = 60_000_000

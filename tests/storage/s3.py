@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from backbone.clock import SystemClock
-from backbone.storage.objects import LocalCache, ObjectFiles
+from backbone.storage.s3 import LocalCache, ObjectFiles
 
 BUCKET = "candles-of-ours"
 

@@ -15,8 +15,8 @@ from backbone.storage.layout import Series
 from backbone.storage.partition import REVISION_SCHEMA, Partition, encode_ledger, encode_partition
 from backbone.timeframe import period_name, period_of
 from tests.storage.helpers import DAY, MAY, MINUTE, StillClock, candles, minutes, open_store, span
-from tests.storage.test_candles import BTC, ETH, EVER, partitions_in, spoil
 from tests.storage.test_partition import reseal
+from tests.storage.test_store import BTC, ETH, EVER, partitions_in, spoil
 
 SERIES = Series("upbit", BTC, MINUTE)
 PERIOD = period_of(MINUTE, MAY)

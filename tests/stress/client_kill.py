@@ -24,7 +24,7 @@ from backbone import Backbone
 from backbone.clock import SystemClock
 from backbone.model import Span
 from backbone.simulator import SimulatorServer
-from backbone.simulator.server import Logged
+from backbone.simulator.server.http import Logged
 from backbone.timeframe import TIMEFRAMES, Timeframe
 from tests.stress.client_world import LIMIT, NOW, SERIES, check, fill_for_ever, open_store, opens_of, reach, unhurried
 from tests.stress.report import Tally
@@ -56,7 +56,8 @@ class ClientTally(Tally):
 def run(seed: int, kills: int, *, crowd: int = 3, per_folder: int = 15) -> ClientTally:
     """Kill crowds until `kills` clients are dead; a fresh folder now and then."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.stress.client_world", "backbone.coordinator.fetch", "pandas", "requests"])
+    preload = ["tests.stress.client_world", "backbone.coordinator.coordinator", "pandas", "requests"]
+    context.set_forkserver_preload(preload)
     chance, tally = random.Random(seed), ClientTally()
     markets = sorted({market for market, _ in SERIES})
     root = Path(tempfile.mkdtemp(prefix="backbone-client-kill-"))

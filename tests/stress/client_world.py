@@ -18,8 +18,8 @@ from backbone.errors import BackboneError
 from backbone.model import CANDLE_SCHEMA
 from backbone.settings import resolve
 from backbone.simulator import SimulatorServer
-from backbone.storage.candles import CandleStore
 from backbone.storage.coverage import EVER
+from backbone.storage.store import CandleStore
 from backbone.timeframe import TIMEFRAMES
 from tests.stress.report import Verdict
 
@@ -30,9 +30,9 @@ SERIES = [("KRW-BTC", "1m"), ("KRW-THETA", "1m"), ("KRW-ETH", "1h"), ("BTC-ETH",
 
 def unhurried() -> None:
     """Give this process's clients a quota that does not hold them."""
-    from backbone.coordinator import fetch
-    from backbone.coordinator.ledger import MemoryLimiter
-    from backbone.coordinator.ratelimit import Rules
+    from backbone.coordinator import coordinator as fetch
+    from backbone.coordinator.quota.ledger import MemoryLimiter
+    from backbone.coordinator.quota.rules import Rules
 
     class Unhurried(MemoryLimiter):
         is_shared = True

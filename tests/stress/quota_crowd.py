@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backbone.clock import SystemClock
-from backbone.coordinator.ledger import MachineLimiter
 from backbone.coordinator.metrics import Metrics
+from backbone.coordinator.quota.ledger import MachineLimiter
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import ClosedError
 from backbone.model import Priority

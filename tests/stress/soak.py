@@ -321,7 +321,7 @@ class Soak:
     def _client(self, folder: str) -> Backbone:
         """A client whose grace is as long as ever in real time: an answer is not made in an instant."""
         client = Backbone(data_dir=folder, rest_url=self._rest_url, ws_url=self._ws_url, tz="UTC")
-        client._settings = replace(client._settings, close_grace_s=0.5 * SPEED, memory_bytes=16 << 20)
+        client.session.settings = replace(client.session.settings, close_grace_s=0.5 * SPEED, memory_bytes=16 << 20)
         return client
 
     def _users(self) -> list[User]:
@@ -403,7 +403,7 @@ class Soak:
         client = self.clients[0]
         problems = client.store.verify()
         self.tally.wrong += [f"store: {row.kind} {row.detail}" for row in problems.itertuples()]
-        store = client._coordinator().store
+        store = client.session.coordinator().store
         for market, timeframe in store.series():
             held = store.read(market, timeframe, EVER)
             frame = held.table.to_pandas().set_index("time")
@@ -544,8 +544,9 @@ def _settled(before: tuple[int, int]) -> tuple[int, int]:
 @contextmanager
 def _ten_times_the_rate() -> Iterator[None]:
     """The machine's ledger, with the limit that this exchange grants."""
-    from backbone.coordinator import fetch, ledger
-    from backbone.coordinator.ratelimit import Rules
+    from backbone.coordinator import coordinator as fetch
+    from backbone.coordinator import ledger
+    from backbone.coordinator.quota.rules import Rules
 
     real = fetch.MachineLimiter
     fetch.MachineLimiter = lambda url, clock: ledger.MachineLimiter(  # type: ignore[assignment,misc]

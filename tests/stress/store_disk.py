@@ -23,8 +23,8 @@ from unittest import mock
 
 from backbone.errors import StoreError
 from backbone.model import Span
-from backbone.storage.candles import CandleStore
 from backbone.storage.coverage import EVER, SpanSet
+from backbone.storage.store import CandleStore
 from tests.stress.report import Tally
 from tests.stress.store_world import START, TIMEFRAMES, Reply, any_reply, check, check_read, open_store
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from backbone.clock import SystemClock
 from backbone.model import CANDLE_SCHEMA, Span
-from backbone.storage.candles import CandleStore
 from backbone.storage.coverage import EVER, SpanSet
+from backbone.storage.store import CandleStore
 from backbone.timeframe import Timeframe, parse_timeframe
 from tests.stress.report import Verdict
 

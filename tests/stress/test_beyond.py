@@ -15,10 +15,10 @@ import joblib
 import pytest
 
 from backbone import Backbone
-from backbone.api.fanout import SpreadJob
+from backbone.api.calls.parallel import SpreadJob
 from backbone.clock import SystemClock
 from backbone.simulator import SimulatorServer
-from tests.coordinator.test_redis_ledger import RedisServer, own  # noqa: F401
+from tests.coordinator.quota.test_redis import RedisServer, own  # noqa: F401
 from tests.storage.s3 import S3Server, place, s3_server  # noqa: F401
 
 # ruff: noqa: F811 - fixtures

@@ -12,7 +12,7 @@ import pytest
 from backbone import Backbone
 from backbone.errors import InputError
 from backbone.simulator import SimulatorServer
-from tests.coordinator.test_redis_ledger import RedisServer, own  # noqa: F401
+from tests.coordinator.quota.test_redis import RedisServer, own  # noqa: F401
 
 pytest.importorskip("redis")
 START, END = "2025-08-18T00:00Z", "2025-08-22T00:00Z"  # 29 pages a market

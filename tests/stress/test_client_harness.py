@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from backbone.coordinator import fetch
+from backbone.coordinator import coordinator as fetch
 from tests.stress import client_kill
 
 needs_forkserver = pytest.mark.skipif(

@@ -1,0 +1,254 @@
+"""`Job`: a long fetch in the background, with its progress, its finished sections and its end.
+
+In a notebook a job shows itself as a bar that fills by itself. While a cell waits the kernel's own loop stands still,
+so `Job.wait` refreshes that bar between its waits, and shows no other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from backbone.api import frames as shaping
+from backbone.api.arguments import TimeLike, in_zone
+from backbone.api.calls.candles import facts
+from backbone.api.notebook.bar import Bar
+from backbone.coordinator.candles.fetcher import CandleAnswer, Progress, incomplete
+from backbone.coordinator.candles.jobs import CandleJob, JobProgress
+from backbone.errors import InputError
+from backbone.model import Priority
+from backbone.timeframe import parse_timeframe
+
+if TYPE_CHECKING:
+    from backbone.api.notebook.progress import JobProgress as JobWidget
+    from backbone.api.notebook.progress import ProgressView
+    from backbone.api.session import Session
+
+__all__ = ["Job", "JobView", "start_job"]
+
+SECTIONS_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class JobView:
+    """How far a job is, for people: ``reached`` is the time up to which all is stored (client's zone), of the markets
+    that it has come to, and of all its markets once it ended. ``fraction`` is the part of the candle slots that is had,
+    ``pages`` what was asked and ``rows`` what was new in the replies; ``rate`` pages a second, ``eta_s`` seconds to go
+    (None before there is a rate)."""
+
+    state: str
+    pages: int
+    rows: int
+    fraction: float
+    reached: datetime
+    rate: float
+    eta_s: float | None
+    elapsed_s: float
+
+    def __str__(self) -> str:
+        eta = "" if self.eta_s is None or self.state != "running" else f", {_clock(self.eta_s)} to go"
+        return (
+            f"{self.state}, {self.fraction:.0%}, {self.pages} pages, {self.rows} rows, "
+            f"reached {self.reached:%Y-%m-%d %H:%M}, {self.rate:.1f} pages/s{eta}"
+        )
+
+
+class Job:
+    """Candles on their way into the store. Made by `Backbone.backfill`; safe to share between threads.
+
+    The job goes on whether or not anybody waits for it, and each finished page is kept whatever happens.
+    """
+
+    def __init__(self, session: Session, job: CandleJob, *, many: bool, frames: str) -> None:
+        self._session = session
+        self._job = job
+        self._many = many
+        self._frames = frames
+        self._view: JobWidget | None = None
+
+    @property
+    def state(self) -> str:
+        """``running``, ``done``, ``incomplete``, ``failed`` or ``cancelled``."""
+        return self._job.state
+
+    @property
+    def progress(self) -> JobView:
+        """Where it stands now."""
+        now: JobProgress = self._job.progress
+        fraction = now.done_slots / now.total_slots if now.total_slots else 1.0
+        reached = in_zone(now.reached_us, self._session.tz)
+        return JobView(now.state, now.pages, now.rows, fraction, reached, now.pages_per_s, now.eta_s, now.elapsed_s)
+
+    def sections(self, *, ahead: int = SECTIONS_AHEAD) -> Iterator[Any]:
+        """Finished stretches as frames, oldest first, market by market, while later ones still download.
+
+        Together they are exactly the whole. The job runs at most `ahead` sections (some ten thousand candles each)
+        before the one taken last, so a slow consumer holds it back; leaving the loop lets it run on. Raises
+        `IncompleteError` at a section that could not be had.
+        """
+        if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1:
+            raise InputError("ahead", ahead, "a whole number, 1 or more")
+        return self._sections(ahead)
+
+    def _sections(self, ahead: int) -> Iterator[Any]:
+        for answer in self._job.sections(ahead):
+            frame = self._frame([answer])
+            error = incomplete([answer], self._job.timeframe)
+            if error is not None:
+                error.frame = frame
+                raise error
+            yield frame
+
+    def wait(self, timeout: float | None = None, *, on_interrupt: str = "keep", progress: bool | None = None) -> Job:
+        """Block until it ended, with a bar where somebody can see it; returns the job.
+
+        `on_interrupt`: what Ctrl-C (or interrupting the cell) does to the job: ``"keep"`` it going, or ``"cancel"``.
+        A `timeout` in seconds that runs out raises `TimeoutError`; the job goes on.
+        """
+        if on_interrupt not in ("keep", "cancel"):
+            raise InputError("on_interrupt", on_interrupt, '"keep" or "cancel"')
+        view = self._view
+        show = False if progress is None and view is not None else progress
+        bar = Bar(show, label=self._label, zone=self._session.tz, clock=self._session.clock, read=self._read)
+
+        def watch() -> None:
+            bar.update()
+            if view is not None:
+                view.refresh()
+
+        try:
+            with bar:
+                ended = self._job.wait(watch, timeout)
+        except KeyboardInterrupt:
+            if on_interrupt == "cancel":
+                self.cancel()
+            raise
+        if ended and view is not None:
+            view.refresh(force=True)
+        if not ended:
+            raise TimeoutError(f"{self!r} has not ended after {timeout} s; it goes on")
+        return self
+
+    def cancel(self) -> None:
+        """Ask for nothing more. What arrived is kept; the same backfill later asks for the rest only.
+
+        Nothing happens to a job that is over.
+        """
+        self._job.cancel()
+
+    def result(self, timeout: float | None = None, *, on_interrupt: str = "keep") -> Any:
+        """The whole, as `Backbone.candles` would answer it; waits for the end.
+
+        Raises `IncompleteError` (``.frame``, ``.gaps``, ``.causes``) where part of it could not be had.
+        """
+        self.wait(timeout, on_interrupt=on_interrupt)
+        answers = self._job.answers()
+        frame = self._frame(answers)
+        error = incomplete(answers, self._job.timeframe)
+        if error is not None:
+            error.frame = frame
+            raise error
+        return frame
+
+    def _frame(self, answers: list[CandleAnswer]) -> Any:
+        table = shaping.candles_table([(a.market, a.table) for a in answers], many=self._many)
+        sources: dict[str, int] = {}
+        for answer in answers:
+            for name, number in answer.sources.items():
+                sources[name] = sources.get(name, 0) + number
+        pages = sum(a.pages for a in answers)
+        attrs = facts(
+            sources=sources,
+            elapsed_ms=self._job.progress.elapsed_s * 1000,
+            rows=table.num_rows,
+            priority=self._job.priority,
+            requests=pages,
+            pages=pages,
+            quiet=sum(a.quiet for a in answers),
+            unknown=sum(a.unknown for a in answers),
+        )
+        return shaping.deliver(table, self._frames, index="time", zone=self._session.tz, attrs=attrs)
+
+    def _read(self) -> Progress:
+        now = self._job.progress
+        return Progress(now.done_slots, now.total_slots, now.pages, now.rows, now.reached_us, True)
+
+    @property
+    def _label(self) -> str:
+        names = ", ".join(self._job.markets[:3]) + ("…" if len(self._job.markets) > 3 else "")
+        return f"{names} {self._job.timeframe}"
+
+    def __repr__(self) -> str:
+        return f"<Job {self._label}: {self.progress}>"
+
+    def view(self) -> JobWidget:
+        """The bar as a widget, with a button that cancels; the same one every time."""
+        from backbone.api.notebook.progress import JobProgress as JobWidget
+
+        if self._view is None:
+            self._view = JobWidget(self._snapshot, cancel=self.cancel, zone=self._session.tz, clock=self._session.clock)
+        return self._view
+
+    def _snapshot(self) -> ProgressView:
+        from backbone.api.notebook.progress import ProgressView
+
+        now: JobProgress = self._job.progress
+        return ProgressView(
+            self._label,
+            now.state,
+            now.done_slots,
+            now.total_slots,
+            pages=now.pages,
+            rows=now.rows,
+            reached_us=now.reached_us,
+            rate=now.pages_per_s,
+            eta_s=math.nan if now.eta_s is None else now.eta_s,
+        )
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **more: Any) -> Any:
+        return self.view()._repr_mimebundle_(include, exclude, **more)
+
+    def _repr_html_(self) -> str:
+        view = self.view()
+        view.refresh(force=True)
+        return view.html()
+
+    def __dir__(self) -> list[str]:
+        return ["cancel", "progress", "result", "sections", "state", "view", "wait"]
+
+
+def start_job(
+    session: Session,
+    markets: list[str],
+    timeframe: str,
+    start: TimeLike,
+    end: TimeLike | None,
+    priority: Priority,
+    *,
+    many: bool,
+    frames: str,
+) -> Job:
+    """A job for `markets` in this process. See `Backbone.backfill`."""
+    tf = parse_timeframe(timeframe)
+    asked = session.range(start, end, None)
+    if asked.start_us is None:
+        raise InputError("start", start, "a time to begin with, such as 2024-01")
+    if priority is Priority.CRITICAL:
+        raise InputError("priority", priority.value, "low, normal or high: a backfill is no critical request")
+    core = session.coordinator()
+    core.sync_clock()
+    listed = core.known_markets()
+    if listed is not None:
+        held = [m for m in markets if core.store.oldest(m, tf) is None]
+        if held:
+            core.check_listed(held, priority)
+    return Job(session, core.jobs.start(markets, tf, asked.start_us, asked.end_us, priority), many=many, frames=frames)
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

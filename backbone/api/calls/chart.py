@@ -1,0 +1,200 @@
+"""`Backbone.chart`: history out of the store, then the live candle, in one picture.
+
+What is decided here: where the candles of a timeframe come from while they form. The venue streams candles up to four
+hours; a day is what the ticker tells since 00:00 UTC, and weeks, months and years are folded of days. A chart follows
+only where a notebook shows it: its live table is opened with its first refresh there, and stopped by `close`, by the
+session, or once nobody holds the chart any more. `_Follower` is pulled by one refresh at a time (`View` sees to that).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from backbone.api.arguments import TimeLike, in_zone, parse_market
+from backbone.api.calls.candles import candles
+from backbone.api.calls.live import LiveTable, start_live
+from backbone.api.notebook.chart import CandleChart, CandleRow, ChartView
+from backbone.api.notebook.view import in_kernel
+from backbone.coordinator.live.feed import KINDS, timeframe_of
+from backbone.errors import IncompleteError, InputError, StreamClosedError
+from backbone.model import LiveCandle, Ticker
+from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from backbone.api.session import Session
+    from backbone.coordinator.live.latest import Tap
+
+__all__ = ["LiveChart", "open_chart"]
+
+_AHEAD = 20_000  # records kept for a chart that is not looked at: hours of a busy minute candle
+_REREAD = 1000
+_DAY = TIMEFRAMES["1d"]
+
+
+class LiveChart(CandleChart):
+    """A candle chart that follows its market; made by `Backbone.chart`. `close` ends the following."""
+
+    def __init__(self, frame: pd.DataFrame, follower: _Follower | None, **style: Any) -> None:
+        self._follower = follower
+        super().__init__(frame, pull=follower, **style)
+
+    def close(self, reason: str = "stopped") -> None:
+        """Stop following. What is shown stays, marked with the reason."""
+        super().close(reason)
+        if self._follower is not None:
+            self._follower.stop()
+
+
+def open_chart(
+    session: Session,
+    market: str,
+    timeframe: str,
+    start: TimeLike | None,
+    end: TimeLike | None,
+    count: int | None,
+    live: bool | None,
+    style: dict[str, Any],
+) -> LiveChart:
+    """See `Backbone.chart`."""
+    tf = parse_timeframe(timeframe)
+    if live and end is not None:
+        raise InputError("live", live, "False or None for a chart with an end")
+    follows = end is None if live is None else live
+    code = parse_market(market, session.home)
+    frame = candles(session, code, tf.name, start, end, count=count, include_forming=end is None, frames="pandas")
+    core = session.coordinator()
+    follower = _Follower(session, code, tf) if follows else None
+    tick = core.realtime.known_tick(code)
+    return LiveChart(frame, follower, market=code, timeframe=tf.name, tick=tick, clock=core.clock, **style)
+
+
+class _Follower:
+    """What a chart pulls: the candles that changed since the last pull."""
+
+    def __init__(self, session: Session, market: str, timeframe: Timeframe) -> None:
+        self._session = session
+        self._market = market
+        self._timeframe = timeframe
+        self._kind = next((kind for kind in KINDS if timeframe_of(kind) == timeframe), "ticker")
+        self._table: LiveTable | None = None
+        self._tap: Tap | None = None
+        self._lost = 0  # records dropped and gaps mended so far
+        self._days: dict[int, CandleRow] = {}  # of the candle that forms, where it is longer than a day
+        self._is_stopped = False
+
+    def __call__(self) -> ChartView:
+        first: list[object] = []
+        if self._table is None:
+            if self._is_stopped or not in_kernel():
+                return ChartView()
+            first = self._open()
+        table, tap = self._table, self._tap
+        assert table is not None
+        assert tap is not None
+        rows = [row for record in [*first, *_drained(tap)] for row in self._rows_of(record)]
+        lost = tap.dropped + sum(event.kind == "gap" and event.filled for event in table.events)
+        if lost != self._lost:
+            self._lost = lost
+            rows = [*self._stored(), *rows]
+        if tap.is_ended:
+            raise StreamClosedError("stopped", reason="stopped")
+        return ChartView(rows, table.state, f"{table.received:,} updates")
+
+    def stop(self) -> None:
+        """End the live table, if one was opened."""
+        self._is_stopped = True
+        if self._table is not None:
+            self._table.stop()
+
+    def _open(self) -> list[object]:
+        """Start following; the newest record so far, if there is one."""
+        table = start_live(self._session, self._market, self._kind)
+        try:
+            self._tap = table.records(_AHEAD)
+            if self._timeframe.step_us > _DAY.step_us:
+                self._read_days()
+        except BaseException:
+            table.stop()
+            raise
+        self._table = table
+        _stop_with(self, table)
+        return [table.latest(self._market)]
+
+    def _rows_of(self, record: object) -> list[CandleRow]:
+        if isinstance(record, LiveCandle):
+            return [CandleRow(record.time_us, record.open, record.high, record.low, record.close, record.volume)]
+        if not isinstance(record, Ticker):
+            return []
+        day = CandleRow(_DAY.floor(record.time_us), record.open, record.high, record.low, record.price, record.volume)
+        return [day if self._timeframe == _DAY else self._longer(day)]
+
+    def _longer(self, day: CandleRow) -> CandleRow:
+        """The week, month or year that `day` is in, of the days known of it."""
+        opens_us = self._timeframe.floor(day.time_us)
+        self._days = {us: row for us, row in self._days.items() if us >= opens_us} | {day.time_us: day}
+        days = [self._days[us] for us in sorted(self._days)]
+        return CandleRow(
+            opens_us,
+            days[0].open,
+            max(row.high for row in days),
+            min(row.low for row in days),
+            days[-1].close,
+            math.fsum(row.volume for row in days),
+        )
+
+    def _read_days(self) -> None:
+        now_us = self._session.now_us()
+        opens_us = self._timeframe.floor(now_us)
+        if _DAY.floor(now_us) > opens_us:
+            days = candles(self._session, self._market, "1d", in_zone(opens_us, "UTC"), frames="pandas")
+            self._days = {row.time_us: row for row in _rows(days)}
+
+    def _stored(self) -> list[CandleRow]:
+        """The newest candles on disk, as far as they are known without a hole: what was missed has been fetched."""
+        try:
+            frame = candles(
+                self._session, self._market, self._timeframe.name, count=_REREAD, offline=True, frames="pandas"
+            )
+        except IncompleteError as error:
+            frame = error.frame
+        return _rows(frame)
+
+
+def _stop_with(follower: _Follower, table: LiveTable) -> None:
+    """Have `table` stopped when its chart is collected. Without a loop (a thread shows it) the client ends it."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    weakref.finalize(follower, _let_go, loop, table).atexit = False
+
+
+def _let_go(loop: asyncio.AbstractEventLoop, table: LiveTable) -> None:
+    """Stop a table whose chart was collected; on the loop, since a collection may happen in any thread, under any
+    lock.
+    """
+    with contextlib.suppress(RuntimeError):  # the loop was closed: its process is ending
+        loop.call_soon_threadsafe(table.stop)
+
+
+def _drained(tap: Tap) -> list[Any]:
+    found = []
+    while len(tap):
+        record = tap.get(0.0)
+        if record is None:
+            break
+        found.append(record)
+    return found
+
+
+def _rows(frame: pd.DataFrame) -> list[CandleRow]:
+    index: Any = frame.index
+    times = index.tz_convert("UTC").as_unit("us").asi8.tolist()
+    lists = [frame[name].tolist() for name in ("open", "high", "low", "close", "volume")]
+    return [CandleRow(*values) for values in zip(times, *lists, strict=True)]

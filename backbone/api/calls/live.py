@@ -1,0 +1,521 @@
+"""`LiveTable`: what is true now, kept true in the background, as frames, callbacks, or a table that shows itself.
+
+Decides what a person sees of the feed: one row a market, where it came from and how old it is, on which rung of the
+ladder the feed stands, and what happened meanwhile. The rows are the coordinator's; a frame is made when it is asked
+for. Callbacks run on a thread of their own (``backbone-callbacks``, one a table, started by the first callback, joined
+by `stop`), never on the socket's: it takes what changed since it last looked, so a slow callback sees the latest values
+and `missed` counts what it did not see. `LiveTable._lock` guards the callbacks and that thread.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+import numpy as np
+import pyarrow as pa
+
+from backbone.api import frames as shaping
+from backbone.api.arguments import in_zone, parse_markets, parse_quote
+from backbone.api.calls.candles import facts
+from backbone.api.format import tick_size
+from backbone.coordinator.live.feed import KINDS, Subscription, parse_kind, timeframe_of
+from backbone.coordinator.live.latest import Changes, Held, Tap
+from backbone.coordinator.live.reconcile import LiveEvent
+from backbone.errors import InputError, StreamClosedError
+from backbone.model import LiveCandle, OrderBook, Priority, Ticker, Trade
+from backbone.timeframe import Timeframe
+
+if TYPE_CHECKING:
+    from backbone.api.notebook.table import TableView, TickerTable
+    from backbone.api.session import Session
+    from backbone.coordinator.coordinator import Coordinator
+
+__all__ = ["LiveTable", "LiveUpdate", "TableEvent", "start_live"]
+
+_FIRST_S = 3.0
+_SETTLED_S = 0.3
+_DEPTH = 30
+NAN = float("nan")
+Record = Ticker | Trade | OrderBook | LiveCandle
+
+log = logging.getLogger("backbone.live")
+
+
+class TableEvent(NamedTuple):
+    """Something that happened to the feed. Times are aware, in the client's zone.
+
+    kind : ``"gap"`` (nothing was heard from `gap_start` to `gap_end`; `filled` once the candles of that time are
+    stored), ``"difference"`` (stream and REST disagree on a closed candle: `told` and `confirmed`), ``"silent"`` (the
+    venue tells nothing of a market), ``"failed"`` (a candle could not be confirmed or stored; it is tried again),
+    ``"callback"`` (a callback raised).
+    """
+
+    kind: str
+    at: dt.datetime
+    market: str
+    timeframe: str
+    gap_start: dt.datetime | None
+    gap_end: dt.datetime | None
+    filled: bool
+    detail: str
+    told: LiveCandle | None = None
+    confirmed: LiveCandle | None = None
+
+
+class LiveUpdate(Sequence[Record]):
+    """The newest record of each market (and kind) that changed since the last update.
+
+    ``missed`` counts the records that newer ones had replaced by then.
+    """
+
+    def __init__(self, table: LiveTable, held: Sequence[Held[Any]], missed: int) -> None:
+        self._table = table
+        self._held = tuple(held)
+        self.missed = missed
+
+    @property
+    def markets(self) -> list[str]:
+        """The markets that changed, each once."""
+        return list(dict.fromkeys(held.row.market for held in self._held))
+
+    def frame(self, kind: str | None = None, *, frames: str | None = None) -> Any:
+        """The changed rows as `LiveTable.frame` shows them."""
+        kind = self._table._kind(kind)
+        wanted = _TYPES.get(kind, LiveCandle)
+        rows = [held for held in self._held if isinstance(held.row, wanted)]
+        timeframe = timeframe_of(kind)
+        if timeframe is not None:
+            rows = [held for held in rows if held.row.timeframe == timeframe.name]
+        return self._table._frame_of(kind, rows, frames)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [held.row for held in self._held[index]]
+        row: Record = self._held[index].row
+        return row
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __repr__(self) -> str:
+        return f"<LiveUpdate {len(self)} rows, {self.missed} missed>"
+
+
+class LiveTable:
+    """Some kinds of live data of some markets, fed until `stop`. Made by `Backbone.live`; shared by any threads.
+
+    Several tables share one socket; stopping the last one ends its thread. In a notebook it shows itself as a table
+    that updates in place.
+
+    Examples
+    --------
+    >>> with session.live(["KRW-BTC", "KRW-ETH"]) as table:
+    ...     table.frame().index.tolist()
+    ['KRW-BTC', 'KRW-ETH']
+    """
+
+    def __init__(self, session: Session, core: Coordinator, subscription: Subscription) -> None:
+        self._session = session
+        self._core = core
+        self._subscription = subscription
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[LiveUpdate], object]] = []
+        self._changes: Changes | None = None
+        self._thread: threading.Thread | None = None
+        self._own_events: list[TableEvent] = []
+        self._view: TickerTable | None = None
+        self.callback_errors = 0
+        self.last_error: BaseException | None = None
+
+    # -- what it holds -------------------------------------------------------------------------------------------
+
+    @property
+    def markets(self) -> tuple[str, ...]:
+        """The markets, in the order of the rows."""
+        return self._subscription.markets
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds, as the venue names them."""
+        return self._subscription.kinds
+
+    @property
+    def received(self) -> int:
+        """Records that came since the table was opened, from the socket and from polls."""
+        return self._subscription.received
+
+    @property
+    def missed(self) -> int:
+        """Records that no callback saw, because newer ones had replaced them before it was called."""
+        changes = self._changes
+        return 0 if changes is None else changes.missed
+
+    @property
+    def state(self) -> str:
+        """How it is fed: ``streaming``, ``connecting`` or ``reconnecting`` (at any moment), ``polling`` (REST stands in
+        for the socket), ``rest only`` (polling fails too), ``stopped``.
+        """
+        return self._subscription.rung
+
+    @property
+    def events(self) -> list[TableEvent]:
+        """What happened to the feed since the table was opened, oldest first."""
+        zone = self._session.tz
+        with self._lock:
+            own = list(self._own_events)
+        return sorted(own + [_event(event, zone) for event in self._subscription.events()], key=lambda event: event.at)
+
+    def frame(self, kind: str | None = None, *, frames: str | None = None) -> Any:
+        """The newest row of each market at one instant; asks nobody.
+
+        kind : one of the table's kinds; default: its first. A market that was never told of has no row.
+
+        Columns are those of `tickers` (index ``market``), `trades` (index ``time``), `orderbooks`, or of candles (index
+        ``time``, with ``market`` first and a bool ``forming``), each with ``source`` (``"stream"`` or ``"rest"``) and
+        ``age`` (seconds since the row was received: a quiet market's grows though the socket is well).
+        """
+        kind = self._kind(kind)
+        return self._frame_of(kind, self._subscription.rows(kind), frames)
+
+    def latest(self, market: str, kind: str | None = None) -> Record | None:
+        """The newest record of one market, None before the first."""
+        kind = self._kind(kind)
+        (code,) = parse_markets(market, self._session.home)
+        cell = self._subscription.cell(kind, code)
+        if cell is None:
+            raise InputError("market", market, "one of the table's markets: " + ", ".join(self.markets[:10]))
+        row: Record | None = None if cell.held is None else cell.held.row
+        return row
+
+    def _kind(self, kind: str | None) -> str:
+        if kind is None:
+            return self.kinds[0]
+        known = parse_kind(kind)
+        if known not in self.kinds:
+            raise InputError("kind", kind, "one of the table's kinds: " + " ".join(self.kinds))
+        return known
+
+    def _frame_of(self, kind: str, held: Sequence[Held[Any]], frames: str | None) -> Any:
+        began = self._core.clock.monotonic()
+        rows = [one.row for one in held]
+        sources = [one.source for one in held]
+        ages = [max(0.0, began - one.received_s) for one in held]
+        index: str | None = "time"
+        wanted = self._session.frames(frames)
+        table: Any
+        if kind == "ticker":
+            table, index = shaping.shape_tickers(rows, sources, ages, wanted, self._session.tz), "market"
+        elif kind == "orderbook":
+            table, index = _books(rows, sources, ages), None
+            sources = table.column("source").to_pylist()  # a row a level
+        elif kind == "trade":
+            table = shaping.trades_table(rows).append_column("source", pa.array(sources, pa.string()))
+            table = table.append_column("age", pa.array(ages, pa.float64()))
+        else:
+            table = _candles(rows, sources, ages, kind, self._core.candles.closed_before)
+        attrs = self._attrs(sources, len(table), began)
+        return shaping.deliver(table, wanted, index=index, zone=self._session.tz, attrs=attrs)
+
+    def _attrs(self, sources: Sequence[str], rows: int, began: float) -> dict[str, Any]:
+        elapsed_ms = (self._core.clock.monotonic() - began) * 1000
+        counts = dict(Counter(sources))
+        attrs = facts(sources=counts, elapsed_ms=elapsed_ms, rows=rows, priority=Priority.HIGH, requests=0, pages=0)
+        attrs["state"] = self.state
+        return attrs
+
+    # -- being told ----------------------------------------------------------------------------------------------
+
+    def on_update(self, callback: Callable[[LiveUpdate], object]) -> Callable[[LiveUpdate], object]:
+        """Call `callback` with a `LiveUpdate` whenever something changed; may be used as a decorator.
+
+        It runs on the table's own thread, one call at a time. While it runs, changes gather: the next call gets the
+        newest record of each market, and `missed` counts those in between. What it raises is recorded (`last_error`,
+        `callback_errors`, an event) and logged; the table goes on.
+        """
+        if not callable(callback):
+            raise InputError("callback", callback, "a function that takes a LiveUpdate")
+        with self._lock:
+            self._check_open()
+            self._callbacks.append(callback)
+            if self._thread is None:
+                self._changes = self._subscription.follow()
+                self._thread = threading.Thread(
+                    target=self._call_back, args=(self._changes,), name="backbone-callbacks", daemon=True
+                )
+                self._thread.start()
+        return callback
+
+    def _call_back(self, changes: Changes) -> None:
+        """The callbacks' thread, until the table is stopped."""
+        missed = 0
+        while True:
+            held = changes.take(None)
+            if held is None:
+                return
+            missed, before = changes.missed, missed
+            update = LiveUpdate(self, held, missed - before)
+            with self._lock:
+                callbacks = list(self._callbacks)
+            for callback in callbacks:
+                try:
+                    callback(update)
+                except Exception as exc:  # noqa: BLE001 - somebody else's code must not end the table
+                    self._note_failure(callback, exc)
+
+    def _note_failure(self, callback: object, exc: Exception) -> None:
+        with self._lock:
+            self.last_error = exc
+            self.callback_errors += 1
+            is_first = self.callback_errors == 1
+            if is_first:
+                at = in_zone(self._core.clock.now_us(), self._session.tz)
+                detail = f"{callback!r} raised {exc!r}"
+                self._own_events.append(TableEvent("callback", at, "", "", None, None, False, detail))
+        log.log(logging.ERROR if is_first else logging.DEBUG, "live.callback_failed %r", callback, exc_info=exc)
+
+    def wait(self, n: int = 1, timeout_s: float = 10.0) -> bool:
+        """Wait until `n` more records came; False when `timeout_s` seconds passed first.
+
+        Raises `StreamClosedError` on a stopped table.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise InputError("n", n, "a whole number, 1 or more")
+        self._check_open()
+        changes = self._subscription.follow()
+        try:
+            return changes.wait_for(n, timeout_s)
+        finally:
+            changes.end()
+
+    def updates(self, timeout_s: float | None = None) -> Iterator[LiveUpdate]:
+        """What changes, as it does, to loop over: each time the newest record of each market that changed.
+
+        Ends when the table is stopped, or when nothing came for `timeout_s` seconds.
+        """
+        self._check_open()
+        changes = self._subscription.follow()
+        missed = 0
+        try:
+            while not self._subscription.is_closed:
+                held = changes.take(1.0 if timeout_s is None else timeout_s)
+                if held:
+                    missed, before = changes.missed, missed
+                    yield LiveUpdate(self, held, missed - before)
+                elif held is None or timeout_s is not None:
+                    return
+        finally:
+            changes.end()
+
+    def records(self, size: int = 10_000) -> Tap:
+        """Every record from now on in a bounded queue: ``get(timeout_s)``, ``dropped``, ``end()``."""
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError("size", size, "a whole number, 1 or more")
+        self._check_open()
+        return self._subscription.tap(size)
+
+    def _check_open(self) -> None:
+        if self._subscription.is_closed:
+            raise StreamClosedError("the table was stopped; open another", reason="stopped")
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Stop being fed. With the last table the socket's thread ends. What is shown stays. May be called twice."""
+        self._subscription.close()
+        with self._lock:
+            changes, thread, self._thread = self._changes, self._thread, None
+            view = self._view
+        if changes is not None:
+            changes.end()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        if view is not None:
+            view.close("stopped")
+        self._session.forget_table(self)
+
+    def __enter__(self) -> LiveTable:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __dir__(self) -> list[str]:
+        return sorted(name for name in object.__dir__(self) if not name.startswith("_"))
+
+    def __repr__(self) -> str:
+        what = f"{' '.join(self.kinds)} of {len(self.markets)} markets"
+        return f"<LiveTable {what}, {self.state}, {self.received} received>"
+
+    # -- how it shows itself -------------------------------------------------------------------------------------
+
+    def view(self, **style: Any) -> TickerTable:
+        """The widget: ``colours="western"``, ``height=300``. Made on first use; shows the table's first kind."""
+        from backbone.api.notebook.table import TickerTable
+
+        with self._lock:
+            if self._view is None or style:
+                self._view = TickerTable(self._snapshot, title="LiveTable", clock=self._core.clock, **style)
+            view = self._view
+        if not self._subscription.is_closed:
+            self._core.learn_ticks(self.markets)
+        return view
+
+    def _snapshot(self) -> TableView:
+        from backbone.api.notebook.table import TableRow, TableView
+
+        now = self._core.clock.monotonic()
+        known_tick = self._core.realtime.known_tick
+        listed = {info.market: info.korean_name or info.english_name for info in self._core.known_markets() or ()}
+        rows = [
+            TableRow(
+                held.row.market,
+                *_shown(held.row, known_tick(held.row.market)),
+                held.source,
+                max(0.0, now - held.received_s),
+                listed.get(held.row.market, ""),
+            )
+            for held in self._subscription.rows(self.kinds[0])
+        ]
+        gaps = sum(event.kind == "gap" for event in self._subscription.events())
+        note = f"{self.received:,} updates" + (f" · {gaps} gaps" if gaps else "")
+        return TableView(rows, self.state, note)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **more: Any) -> Any:
+        return self.view()._repr_mimebundle_(include, exclude, **more)
+
+    def _repr_html_(self) -> str:
+        view = self.view()
+        view.refresh()
+        return view.html()
+
+
+_TYPES: dict[str, type] = {"ticker": Ticker, "trade": Trade, "orderbook": OrderBook}
+
+
+def _shown(row: Record, known_tick: float | None) -> tuple[float, float, float, float, float, float]:
+    """Price, tick, change, rate, volume and value of a row, as far as its kind has them."""
+    tick = known_tick or _likely_tick(row)
+    if isinstance(row, Ticker):
+        return row.price, tick, row.change, row.change_rate, row.volume_24h, row.value_24h
+    if isinstance(row, LiveCandle):
+        return row.close, tick, row.close - row.open, row.close / row.open - 1, row.volume, row.value
+    if isinstance(row, Trade):
+        return row.price, tick, NAN, NAN, row.volume, row.price * row.volume
+    asks, bids = row.asks, row.bids
+    best = asks[0][0] if asks else NAN
+    spread = best - bids[0][0] if bids else NAN
+    return best, tick, spread, spread / best, sum(size for _, size in asks), NAN
+
+
+def _likely_tick(row: Record) -> float:
+    """The price step of the quote currency's band, until the venue has told the market's own."""
+    if isinstance(row, OrderBook):
+        price = (row.asks or row.bids or ((1.0, 0.0),))[0][0]
+    else:
+        price = row.close if isinstance(row, LiveCandle) else row.price
+    return tick_size(row.market, price)
+
+
+def _books(rows: Sequence[OrderBook], sources: Sequence[str], ages: Sequence[float]) -> pa.Table:
+    table = shaping.orderbooks_table(rows, _DEPTH)
+    levels = np.array([min(_DEPTH, len(book.levels)) for book in rows], np.int64)
+    of_book = np.repeat(np.arange(len(rows)), levels)
+    table = table.append_column("source", pa.array(sources, pa.string()).take(of_book))
+    return table.append_column("age", pa.array(np.array(ages, np.float64)[of_book]))
+
+
+def _candles(
+    rows: Sequence[LiveCandle],
+    sources: Sequence[str],
+    ages: Sequence[float],
+    kind: str,
+    closed_before: Callable[[Timeframe], int],
+) -> pa.Table:
+    timeframe = timeframe_of(kind)
+    assert timeframe is not None
+    columns: dict[str, Any] = {
+        "time": pa.array([row.time_us for row in rows], pa.int64()).cast(pa.timestamp("us", tz="UTC")),
+        "market": pa.array([row.market for row in rows], pa.string()),
+    }
+    for name in ("open", "high", "low", "close", "volume", "value"):
+        columns[name] = pa.array([getattr(row, name) for row in rows], pa.float64())
+    columns["forming"] = pa.array([row.time_us >= closed_before(timeframe) for row in rows], pa.bool_())
+    columns["source"] = pa.array(list(sources), pa.string())
+    columns["age"] = pa.array(list(ages), pa.float64())
+    return pa.table(columns)
+
+
+def _event(event: LiveEvent, zone: str) -> TableEvent:
+    return TableEvent(
+        event.kind,
+        in_zone(event.at_us, zone),
+        event.market,
+        event.timeframe,
+        None if event.span is None else in_zone(event.span.start, zone),
+        None if event.span is None else in_zone(event.span.end, zone),
+        event.filled,
+        event.detail,
+        event.told,
+        event.confirmed,
+    )
+
+
+def parse_kinds(value: object) -> list[str]:
+    """One kind or several, each once, as the venue names them."""
+    if isinstance(value, str):
+        return [parse_kind(value)]
+    if not isinstance(value, Iterable):
+        raise InputError("kinds", value, "some of " + " ".join(KINDS))
+    kinds = list(dict.fromkeys(parse_kind(item) for item in value))
+    if not kinds:
+        raise InputError("kinds", value, "some of " + " ".join(KINDS))
+    return kinds
+
+
+def start_live(session: Session, asked: str | Iterable[str], kinds: object) -> LiveTable:
+    """See `Backbone.live`."""
+    names = parse_kinds(kinds)
+    quote = parse_quote(asked, session.home)
+    markets = [] if quote is not None else parse_markets(asked, session.home)
+    core = session.coordinator()
+    if quote is not None:
+        markets = [info.market for info in core.markets() if info.market.startswith(quote + "-")]
+        if not markets:
+            raise InputError("markets", asked, "a quote currency that the venue has markets in, such as KRW")
+    else:
+        core.check_listed(markets)
+    table = LiveTable(session, core, core.feed.open(names, markets))
+    session.remember_table(table)
+    try:
+        _await_first(core, table._subscription)
+    except BaseException:
+        table.stop()
+        raise
+    return table
+
+
+def _await_first(core: Coordinator, subscription: Subscription) -> None:
+    """Give the venue a moment to tell the first rows, so that the first look at a table finds something."""
+    deadline = core.clock.monotonic() + _FIRST_S
+    changes = subscription.follow()
+    try:
+        while not subscription.is_complete and core.clock.monotonic() < deadline:
+            arrived = changes.arrived
+            changes.take(_SETTLED_S)
+            is_settled = changes.arrived == arrived and arrived and subscription.rung == "streaming"
+            if is_settled:
+                return  # some markets have nothing to tell
+    finally:
+        changes.end()

@@ -1,0 +1,245 @@
+"""The calls about now (tickers, books, trades, markets): words checked, asked, shaped into frames."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backbone.api import frames as shaping
+from backbone.api.arguments import (
+    DEFAULT_COUNT,
+    TimeLike,
+    parse_age,
+    parse_count,
+    parse_market,
+    parse_markets,
+    parse_priority,
+    parse_quote,
+)
+from backbone.api.calls.candles import facts
+from backbone.coordinator.coordinator import Coordinator, unknown_market
+from backbone.coordinator.live.realtime import Answer, missing_error
+from backbone.coordinator.live.trades import DAY_US, DAYS_KEPT
+from backbone.errors import IncompleteError, InputError, RejectedError
+from backbone.model import Priority
+
+if TYPE_CHECKING:
+    from backbone.api.session import Session
+
+__all__ = ["markets", "orderbooks", "tickers", "trades"]
+
+DEPTH = 30
+
+
+def tickers(
+    session: Session,
+    asked: str | Iterable[str] = "KRW",
+    *,
+    priority: str | Priority = "high",
+    max_age: float | None = None,
+    frames: str | None = None,
+) -> Any:
+    """See `Backbone.tickers`."""
+    lane, age, wanted = parse_priority(priority), parse_age(max_age), session.frames(frames)
+    core = session.coordinator()
+    began = core.clock.monotonic()
+    quote = parse_quote(asked, session.home)
+    if quote is not None:
+        if quote != session.home:  # its own is not worth a request: the venue has markets in it
+            core.markets(priority=lane)
+            if not core.known_codes(quote):
+                raise InputError("markets", asked, "a quote currency that the venue has markets in, such as KRW")
+        answer = core.realtime.tickers_of_quote([quote], core.known_codes(quote), lane, age)
+    else:
+        codes = parse_markets(asked, session.home)
+        core.check_listed(codes, lane)
+        answer = core.realtime.tickers(codes, lane, age)
+    now = core.clock.monotonic()
+    table = shaping.shape_tickers(
+        [held.row for held in answer.held],
+        [held.source for held in answer.held],
+        np.maximum(now - np.array([held.received_s for held in answer.held], dtype=np.float64), 0.0),
+        wanted,
+        session.tz,
+    )
+    return _deliver(session, core, "tickers", table, wanted, "market", lane, began, answer)
+
+
+def orderbooks(
+    session: Session,
+    markets: str | Iterable[str],
+    *,
+    level: object = 0,
+    depth: object = DEPTH,
+    priority: str | Priority = "normal",
+    max_age: float | None = None,
+    frames: str | None = None,
+) -> Any:
+    """See `Backbone.orderbooks`."""
+    codes, lane = parse_markets(markets, session.home), parse_priority(priority)
+    age, wanted = parse_age(max_age), session.frames(frames)
+    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or not 1 <= depth <= DEPTH:
+        raise InputError("depth", depth, f"a whole number from 1 to {DEPTH}")
+    core = session.coordinator()
+    began = core.clock.monotonic()
+    number = _parse_level(core, codes, level, lane)
+    core.check_listed(codes, lane)
+    answer = core.realtime.orderbooks(codes, number, lane, age)
+    table = shaping.orderbooks_table([held.row for held in answer.held], int(depth))
+    rows = [min(int(depth), len(held.row.levels)) for held in answer.held]
+    return _deliver(session, core, "orderbooks", table, wanted, None, lane, began, answer, rows)
+
+
+def _parse_level(core: Coordinator, codes: list[str], level: object, priority: Priority) -> float:
+    """A price grouping that every one of `codes` offers. The venue answers others with silence."""
+    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 <= level < float("inf"):
+        raise InputError("level", level, "0, or one of the market's own price groupings")
+    if level:
+        core.check_listed(codes, priority)
+        heard = {code: core.realtime.known_instrument(code) for code in codes}
+        unsure = [code for code, known in heard.items() if known is None or float(level) not in known.levels]
+        for code, instrument in core.realtime.instruments(unsure, priority).items():
+            if float(level) not in instrument.levels:
+                offered = ", ".join(f"{x:g}" for x in instrument.levels)
+                raise InputError("level", level, f"one of {offered} for {code}")
+    return float(level)
+
+
+def trades(
+    session: Session,
+    asked: str,
+    count: object = None,
+    *,
+    start: TimeLike | None = None,
+    end: TimeLike | None = None,
+    priority: str | Priority = "normal",
+    frames: str | None = None,
+) -> Any:
+    """See `Backbone.trades`."""
+    market, lane, wanted = parse_market(asked, session.home), parse_priority(priority), session.frames(frames)
+    number = parse_count(count)
+    core = session.coordinator()
+    began = core.clock.monotonic()
+    start_us = None if start is None else session.time("start", start)
+    end_us = None if end is None else session.time("end", end)
+    if start_us is not None and end_us is not None and number is not None:
+        raise InputError("count", count, "start, end and count together say too much: leave one out")
+    if not core.venue.is_known:
+        core.check_listed([market], lane)  # the first reply tells the venue's day
+    now = core.venue.now_us()
+    first_kept = (now // DAY_US - DAYS_KEPT) * DAY_US
+    for name, given, value in (("start", start, start_us), ("end", end, end_us)):
+        if value is not None and value < first_kept:
+            raise InputError(name, given, f"within the {DAYS_KEPT} UTC days before today that the venue keeps")
+    if start_us is not None and start_us > (now if end_us is None else end_us):
+        raise InputError("start", start, "a time before the end")
+    if start_us is None and number is None:
+        number = DEFAULT_COUNT
+    if core.known_markets() is not None:
+        core.check_listed([market], lane)
+    first_of = number if start_us is not None else None
+    try:
+        answer = core.realtime.trades(
+            market, None if first_of else number, lane, start_us=start_us, end_us=end_us, today_us=now
+        )
+    except RejectedError as exc:
+        if exc.status != 404:
+            raise
+        raise unknown_market(market, {i.market for i in core.markets(fresh=True)}) from exc
+    rows = answer.rows
+    if first_of is not None and not answer.gaps:
+        rows = rows[:first_of]
+    elapsed_s = core.clock.monotonic() - began
+    core.metrics.time("call", elapsed_s, group="trades", priority=lane)
+    attrs = facts(
+        sources={"rest" if answer.requests else "stream": len(rows)},
+        elapsed_ms=elapsed_s * 1000,
+        rows=len(rows),
+        priority=lane,
+        requests=answer.requests,
+        pages=answer.requests,
+        unknown=len(answer.gaps),
+    )
+    heard_s = core.clock.monotonic() - core.feed.heard_s()
+    attrs["age_s"] = 0.0 if answer.requests else round(min(1.0, max(0.0, heard_s)), 3)
+    frame = shaping.deliver(shaping.trades_table(rows), wanted, index="time", zone=session.tz, attrs=attrs)
+    if answer.gaps:
+        raise IncompleteError(
+            f"trades of {market}: only the newest {len(rows)} arrived: {answer.causes[0]}",
+            gaps=answer.gaps,
+            causes=answer.causes,
+            frame=frame,
+        ) from answer.causes[0]
+    return frame
+
+
+def markets(session: Session, quote: object = None, *, frames: str | None = None) -> Any:
+    """See `Backbone.markets`."""
+    wanted_frames = session.frames(frames)
+    core = session.coordinator()
+    began = core.clock.monotonic()
+    held = core.known_markets()
+    listed = core.markets()
+    known = listed is held
+    if quote is not None:
+        if not isinstance(quote, str):
+            raise InputError("quote", quote, "a quote currency such as KRW")
+        wanted = quote.strip().upper().removesuffix("-*")
+        quotes = sorted({info.market.partition("-")[0] for info in listed})
+        if wanted not in quotes:
+            raise InputError("quote", quote, "one of " + ", ".join(quotes))
+        listed = tuple(info for info in listed if info.market.startswith(wanted + "-"))
+    table = shaping.markets_table(listed)
+    attrs = facts(
+        sources={"memory" if known else "rest": len(listed)},
+        elapsed_ms=(core.clock.monotonic() - began) * 1000,
+        rows=len(listed),
+        priority=Priority.HIGH,
+        requests=0 if known else 1,
+        pages=0 if known else 1,
+    )
+    return shaping.deliver(table, wanted_frames, index="market", zone=session.tz, attrs=attrs)
+
+
+def _deliver(
+    session: Session,
+    core: Coordinator,
+    kind: str,
+    table: Any,
+    frames: str,
+    index: str | None,
+    priority: Priority,
+    began: float,
+    answer: Answer[Any],
+    rows: Sequence[int] | None = None,
+) -> Any:
+    """The frame with its facts, or the error that carries it; `rows` says how many each record became, if not one."""
+    if answer.missing and not answer.held:
+        codes = {info.market for info in core.known_markets() or ()}
+        if answer.missing[0] not in codes:
+            raise unknown_market(answer.missing[0], codes) from answer.causes[0]
+    elapsed_s = core.clock.monotonic() - began
+    core.metrics.time("call", elapsed_s, group=kind, priority=priority)
+    sources: Counter[str] = Counter()
+    for held, count in zip(answer.held, rows or [1] * len(answer.held), strict=True):
+        sources["memory" if held.source == "rest" and held.received_s < began else held.source] += count
+    attrs = facts(
+        sources=dict(sources),
+        elapsed_ms=elapsed_s * 1000,
+        rows=len(table),
+        priority=priority,
+        requests=answer.requests,
+        pages=answer.requests,
+        unknown=len(answer.missing),
+    )
+    now = core.clock.monotonic()
+    attrs["age_s"] = round(max(0.0, now - min((held.received_s for held in answer.held), default=now)), 3)
+    frame = shaping.deliver(table, frames, index=index, zone=session.tz, attrs=attrs)
+    if answer.missing:
+        error = missing_error(answer, kind)
+        error.frame = frame
+        raise error from answer.causes[0]
+    return frame

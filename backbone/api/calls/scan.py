@@ -1,0 +1,182 @@
+"""Bigger than memory: the stored candles of many markets as one Polars LazyFrame, and as files for other engines.
+
+The files are the store's own, plain hive-partitioned Parquet; paths are computed from markets, timeframe and span, so
+nothing is discovered, and no file outside the span is opened. Nothing is fetched. What an engine reads is what is on
+disk: pages of this process are flushed first. A span that the files do not vouch for is an `IncompleteError` before
+any row is read, since rows that were never fetched look just like rows that never were.
+
+Other engines read the same files as they lie (`Backbone.files`)::
+
+    duckdb.read_parquet(session.files("KRW", "1m"), hive_partitioning=True)
+    dask.dataframe.read_parquet(session.files("KRW", "1m"))
+    spark.read.option("basePath", f"{session.data_dir}/candles").parquet(*session.files("KRW", "1m"))
+    polars.scan_parquet(session.files("KRW", "1m"), hive_partitioning=True)
+
+``time`` is the candle's open, UTC. Market and timeframe are the hive columns, text in every engine. The claims are read
+from the end of each file and believed; `store.verify()` is what proves rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from backbone.api.arguments import TimeLike, parse_markets, parse_quote
+from backbone.errors import IncompleteError, InputError
+from backbone.model import CANDLE_COLUMNS, Span
+from backbone.storage.coverage import SpanSet
+from backbone.timeframe import Timeframe, parse_timeframe
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from backbone.api.session import Session
+
+__all__ = ["files", "scan"]
+
+_EVER = Span(0, 1 << 62)
+COLUMNS = ("market", "time", *CANDLE_COLUMNS)
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """The files that hold what was asked, oldest first within each market, and what they do not vouch for."""
+
+    timeframe: Timeframe
+    span: Span
+    paths: list[str]
+    gaps: list[tuple[str, Span]]
+    absent: list[str]
+    """Markets of which nothing is stored, with a side of the span left open: how much is missing, none can say."""
+
+
+def scan(
+    session: Session,
+    markets: str | Iterable[str],
+    timeframe: str,
+    start: TimeLike | None,
+    end: TimeLike | None,
+    *,
+    partial: bool,
+) -> pl.LazyFrame:
+    """See `Backbone.scan`."""
+    import polars as pl
+
+    found = _select(session, markets, timeframe, start, end, partial=partial)
+    lazy = _lazy(found.paths, session.settings.data_dir)
+    if found.span.start > _EVER.start:
+        lazy = lazy.filter(pl.col("time") >= _instant(found.span.start))
+    if found.span.end < _EVER.end:
+        lazy = lazy.filter(pl.col("time") < _instant(found.span.end))
+    lazy = lazy.with_columns(pl.col("time").dt.convert_time_zone(session.tz))
+    _check(found, lazy)
+    return lazy
+
+
+def files(
+    session: Session,
+    markets: str | Iterable[str],
+    timeframe: str,
+    start: TimeLike | None,
+    end: TimeLike | None,
+    *,
+    partial: bool,
+) -> list[str]:
+    """See `Backbone.files`."""
+    found = _select(session, markets, timeframe, start, end, partial=partial)
+    _check(found, list(found.paths))
+    return found.paths
+
+
+def _instant(time_us: int) -> Any:
+    import polars as pl
+
+    return pl.lit(time_us).cast(pl.Datetime("us", "UTC"))
+
+
+def _lazy(paths: Sequence[str], data_dir: str) -> pl.LazyFrame:
+    import polars as pl
+
+    from backbone.storage.s3 import scan_options
+
+    if not paths:
+        schema: dict[str, Any] = {"market": pl.String, "time": pl.Datetime("us", "UTC")}
+        return pl.LazyFrame(schema=schema | dict.fromkeys(CANDLE_COLUMNS, pl.Float64))
+    lazy = pl.scan_parquet(
+        list(paths),
+        hive_partitioning=True,
+        try_parse_hive_dates=False,
+        glob=False,
+        storage_options=scan_options(data_dir),
+    )
+    return lazy.select(COLUMNS)
+
+
+def _select(
+    session: Session,
+    markets: str | Iterable[str],
+    timeframe: str,
+    start: TimeLike | None,
+    end: TimeLike | None,
+    *,
+    partial: bool,
+) -> _Selection:
+    tf = parse_timeframe(timeframe)
+    span = _span(session, tf, start, end)
+    store = session.coordinator().store
+    paths: list[str] = []
+    gaps: list[tuple[str, Span]] = []
+    absent: list[str] = []
+    names = _markets(session, markets, tf)
+    session.coordinator().check_known(names)
+    for market in names:
+        store.flush(market, tf)
+        if not partial:  # a read of each file's end, which a bucket of very many files makes slow
+            held = store.claims(market, tf, span)
+            gaps += [(market, gap) for gap in _wanted(span, held) - held]
+            if not held and (span.start == _EVER.start or span.end == _EVER.end):
+                absent.append(market)
+        paths += [str(path) for path in store.paths(market, tf, span)]
+    return _Selection(tf, span, paths, gaps, absent)
+
+
+def _span(session: Session, timeframe: Timeframe, start: TimeLike | None, end: TimeLike | None) -> Span:
+    first = _EVER.start if start is None else timeframe.ceil(max(0, session.time("start", start, may_ask=False)))
+    last = _EVER.end if end is None else timeframe.ceil(max(0, session.time("end", end, may_ask=False)))
+    if first > last:
+        raise InputError("start", start, f"a time before the end ({end})")
+    return Span(first, last)
+
+
+def _markets(session: Session, markets: str | Iterable[str], timeframe: Timeframe) -> list[str]:
+    """The markets named; for a quote currency, those that the store holds in this timeframe."""
+    quote = parse_quote(markets, session.home)
+    if quote is None:
+        return parse_markets(markets, session.home)
+    stored = session.coordinator().store.series()
+    return [market for market, tf in stored if tf == timeframe and market.startswith(f"{quote}-")]
+
+
+def _wanted(span: Span, held: SpanSet) -> SpanSet:
+    """What should be vouched for: a side that was left open goes as far as the store does."""
+    bounds = held.bounds or Span(span.start, span.start)
+    start = bounds.start if span.start == _EVER.start else span.start
+    end = bounds.end if span.end == _EVER.end else span.end
+    return SpanSet([Span(start, end)]) if start < end else SpanSet()
+
+
+def _check(found: _Selection, held: Any) -> None:
+    if not found.gaps and not found.absent:
+        return
+    markets = list(dict.fromkeys([*found.absent, *(market for market, _ in found.gaps)]))
+    shown = ", ".join(markets[:5]) + ("…" if len(markets) > 5 else "")
+    unknown = sum(found.timeframe.count(gap) for _, gap in found.gaps)
+    some = "candles" if found.absent else f"{unknown} candles"
+    raise IncompleteError(
+        f"the store does not hold all of it: {some} of {shown} were never asked for. "
+        f"backfill([...], {found.timeframe.name!r}, start, end) fetches them; "
+        "partial=True takes what is held, which is also in .frame.",
+        gaps=[gap for _, gap in found.gaps],
+        frame=held,
+    )

@@ -1,0 +1,217 @@
+"""What is going on: `status` (now), `metrics` (so far), `health` (a verdict, and why); the dashboard of them all.
+
+All of it is read from what is in memory, but for the store's size, which the dashboard asks for every ten seconds.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from backbone.api import frames as shaping
+from backbone.api.calls.candles import told
+
+if TYPE_CHECKING:
+    from backbone.api.notebook.dashboard import Dashboard
+    from backbone.api.session import Session
+
+__all__ = ["Health", "dashboard", "health", "metrics", "status", "status_facts"]
+
+_GROUPS = {
+    "market": "markets",
+    "candles": "candles",
+    "crix-trades": "trades",
+    "ticker": "tickers",
+    "orderbook": "books",
+}
+_PRIORITIES = ("critical", "high", "normal", "low")
+_STORE_LOOK_S = 10.0  # the store's size is a walk over its files
+_SOCKET = ("state", "age_s", "tables", "markets", "received", "reconnects", "polls")
+_SILENT = 3  # questions given up in a row, from which the venue is held to be down
+_TIMES = ("count", "mean_s", "p50_s", "p95_s", "p99_s", "max_s")
+
+
+@dataclass(frozen=True)
+class Health:
+    """``verdict`` is ``"ok"``, ``"degraded"`` (works, with a reason to look) or ``"down"``; ``reasons`` say why."""
+
+    verdict: str
+    reasons: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return self.verdict == "ok"
+
+    def __repr__(self) -> str:
+        return f"<Health {self.verdict}{': ' + '; '.join(self.reasons) if self.reasons else ''}>"
+
+    def _repr_html_(self) -> str:
+        colour = {"ok": "#2e7d32", "degraded": "#b26a00", "down": "#b71c1c"}[self.verdict]
+        reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.reasons)
+        return f"<div><b style='color:{colour}'>{self.verdict}</b><ul>{reasons}</ul></div>"
+
+
+def status_facts(session: Session, counters: dict[str, int] | None = None) -> dict[str, Any]:
+    """Everything `status` shows and more, as one plain dict. `counters`: those of a snapshot that is at hand."""
+    core = session.coordinator()
+    now = core.scheduler.status()
+    if counters is None:
+        counters = core.metrics.snapshot()["counters"]
+    memory = core.store.memory_stats()
+    return {
+        "exchange": session.settings.exchange,
+        "rest_url": session.settings.rest_url,
+        "queued": now["queued"],
+        "in_flight": now["in_flight"],
+        "quota": now["quota"],
+        "banned_s": now["banned_s"],
+        "last_error": now["last_error"],
+        "failures": now["failures"],
+        "threads": now["threads"],
+        "counters": counters,
+        "memory": {
+            "bytes": memory.bytes,
+            "limit_bytes": memory.limit_bytes,
+            "hits": memory.hits,
+            "misses": memory.misses,
+        },
+        "pending_rows": core.store.pending_rows(),
+        "jobs": [f"{', '.join(j.markets[:3])} {j.timeframe}: {j.progress.state}" for j in core.jobs.running()],
+        "clock_offset_s": core.venue.offset_s(),
+        "stream": core.stream_facts(),
+    }
+
+
+def status(session: Session, frames: str) -> Any:
+    """Now: one row a wire group, with the budget, the queue by priority, and refusals. See `Backbone.status`."""
+    found = status_facts(session)
+    names = sorted({*_GROUPS, *found["quota"], *found["queued"]})
+    quota = [found["quota"].get(name, {}) for name in names]
+    columns: dict[str, Any] = {
+        "group": names,
+        "limit": [int(q.get("limit", 10)) for q in quota],
+        "used": [int(q.get("used", 0)) for q in quota],
+        "left": [int(q.get("free", q.get("limit", 10))) for q in quota],
+        "kept_for_critical": [int(q.get("share", 0)) for q in quota],
+    }
+    for priority in _PRIORITIES:
+        columns[f"queued_{priority}"] = [int(found["queued"].get(name, {}).get(priority, 0)) for name in names]
+    columns["refused"] = [int(q.get("refused", 0)) for q in quota]
+    columns["stopped_s"] = [float(q.get("stopped_s", 0.0)) for q in quota]
+    attrs = told(len(names)) | {key: value for key, value in found.items() if key not in ("quota", "queued")}
+    return shaping.deliver(pa.table(columns), frames, index="group", zone=session.tz, attrs=attrs)
+
+
+def metrics(session: Session, frames: str) -> Any:
+    """So far: times waited and answered by group and priority. See `Backbone.metrics`."""
+    found = session.coordinator().metrics.snapshot()
+    rows = found["times"]
+    columns: dict[str, Any] = {
+        name: pa.array([r[name] for r in rows], pa.string()) for name in ("kind", "group", "priority")
+    }
+    for name in _TIMES:
+        kind = pa.int64() if name == "count" else pa.float64()
+        columns[name] = pa.array([r[name] for r in rows], kind)
+    attrs = told(len(rows)) | {"counters": found["counters"], "gauges": found["gauges"]}
+    return shaping.deliver(pa.table(columns), frames, index=None, zone=session.tz, attrs=attrs)
+
+
+def health(session: Session, found: dict[str, Any] | None = None) -> Health:
+    """A verdict and its reasons. See `Backbone.health`. `found`: status facts that are at hand."""
+    core = session.coordinator()
+    found = found or status_facts(session)
+    counters = found["counters"]
+    reasons: list[str] = []
+    is_down = found["banned_s"] > 0
+    if is_down:
+        reasons.append(f"the venue blocks this address for another {found['banned_s']:.0f} s; nothing is sent before")
+    refused = sum(int(q.get("refused", 0)) for q in found["quota"].values())
+    if refused:
+        reasons.append(f"{refused} requests were refused for the rate (429)")
+    answered, failed = counters.get("answered", 0), counters.get("failed", 0)
+    if failed > 0.001 * (answered + failed):
+        reasons.append(f"{failed} of {answered + failed} questions were given up")
+    if found["failures"] and (not answered or found["failures"] >= _SILENT):
+        reasons.append(f"the venue does not answer: {found['failures']} questions in a row were given up")
+        is_down = True
+    archive = core.candles.archive
+    if archive is not None and archive.fallbacks:
+        some = "1 file" if archive.fallbacks == 1 else f"{archive.fallbacks} files"
+        reasons.append(f"REST was asked instead of {some} of the archive")
+    if found["last_error"]:
+        reasons.append(f"last internal error: {found['last_error']}")
+    if not core.limiter.is_shared:
+        if core.settings.quota:
+            reasons.append("the quota is this host's share alone: the Redis that hosts share is lost")
+        else:
+            reasons.append("the quota is kept for this process alone: the machine's ledger cannot be used")
+    for incident in core.store.incidents():
+        reasons.append(f"{incident.kind}: {incident.path} ({incident.detail})")
+    offset = found["clock_offset_s"]
+    if offset is not None and abs(offset) > 5:
+        reasons.append(f"this machine's clock is {-offset:+.0f} s off the venue's; the venue's is used")
+    stream = found["stream"]
+    if stream and stream.get("state") not in (None, "streaming", "stopped", "idle"):
+        reasons.append(f"the live stream is {stream['state']}")
+    return Health("down" if is_down else "degraded" if reasons else "ok", tuple(reasons))
+
+
+def dashboard(session: Session) -> Dashboard:
+    """The client's dashboard. See `Backbone.dashboard`."""
+    from backbone.api.notebook.dashboard import Dashboard
+
+    view = Dashboard(_Panel(session), clock=session.coordinator().clock)
+    view.refresh()
+    return view
+
+
+class _Panel:
+    """What the dashboard pulls: `status_facts`, `metrics` and `health` in its words."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        settings = session.settings
+        self._title = session.settings.exchange + (f" at {settings.rest_url}" if settings.is_overridden else "")
+        self._store: dict[str, Any] = {}
+        self._store_at_s = float("-inf")
+
+    def __call__(self) -> dict[str, Any]:
+        core = self._session.coordinator()
+        snapshot = core.metrics.snapshot()
+        found = status_facts(self._session, snapshot["counters"])
+        verdict = health(self._session, found)
+        stream = found["stream"]
+        return {
+            "title": self._title,
+            "state": {
+                "level": {"ok": "ok", "degraded": "warn", "down": "bad"}[verdict.verdict],
+                "text": "; ".join([verdict.verdict, *verdict.reasons]),
+            },
+            "quota": found["quota"],
+            "queued": {group: depths for group, depths in found["queued"].items() if any(depths.values())},
+            "in_flight": found["in_flight"],
+            "times": snapshot["times"],
+            "caches": _tiers(found),
+            "socket": {name: stream[name] for name in _SOCKET if name in stream},
+            "store": self._store_facts(found["pending_rows"]),
+            "banned_s": found["banned_s"],
+        }
+
+    def _store_facts(self, pending_rows: int) -> dict[str, Any]:
+        core = self._session.coordinator()
+        now = core.clock.monotonic()
+        if now - self._store_at_s >= _STORE_LOOK_S:
+            self._store, self._store_at_s = core.store.size(), now
+        return {name: self._store[name] for name in ("markets", "files", "bytes")} | {"pending rows": pending_rows}
+
+
+def _tiers(found: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Decoded candle files in memory, and what is counted as ``cache.<tier>.hits`` and ``.misses``."""
+    tiers: dict[str, dict[str, int]] = {"candle files": found["memory"]}
+    for name, count in found["counters"].items():
+        head, _, outcome = name.rpartition(".")
+        if head.startswith("cache.") and outcome in ("hits", "misses"):
+            tiers.setdefault(head.removeprefix("cache."), {})[outcome] = count
+    return tiers

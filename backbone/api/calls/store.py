@@ -1,0 +1,280 @@
+"""``session.store``: what is on disk, proven, mended, and what the venue restated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from backbone.api import frames as shaping
+from backbone.api.arguments import TimeLike, parse_market, parse_markets
+from backbone.api.calls.candles import told
+from backbone.coordinator.candles.fetcher import times_of
+from backbone.coordinator.candles.ranges import Range
+from backbone.errors import InputError
+from backbone.model import CANDLE_COLUMNS, Priority, Span, empty_candles
+from backbone.storage.audit import Problem
+from backbone.storage.coverage import SpanSet
+from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
+
+if TYPE_CHECKING:
+    from backbone.api.session import Session
+    from backbone.storage.copy import Copied
+
+__all__ = ["StoreView"]
+
+_RELATIVE = 1e-9  # sums of floats in another order
+_STAMP = pa.timestamp("us", tz="UTC")
+
+
+class StoreView:
+    """The candle store of a session. Frames are of the client's type; times in its zone."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def verify(
+        self,
+        market: str | None = None,
+        timeframe: str | None = None,
+        *,
+        against: str | None = None,
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
+        frames: str | None = None,
+    ) -> Any:
+        """Prove the store from its files alone: one row a problem (``market timeframe path kind detail``), none where
+        all is well.
+
+        With ``against="venue"`` also compares stored candles, and those folded from minutes, with the venue's own
+        for the range (default: the newest 200 of each): open, high, low, close to the last digit, volume and value
+        to 1e-9 relative; a difference is a problem of kind ``differs``.
+        """
+        if against not in (None, "venue"):
+            raise InputError("against", against, '"venue" or None')
+        core = self._session.coordinator()
+        tf = None if timeframe is None else parse_timeframe(timeframe)
+        name = self._stored(market) if against is None else self._named(market)
+        core.store.flush()
+        problems: list[Problem] = []
+        if against is None or tf is None or (name, tf) in core.store.series():
+            problems += core.store.verify(name, tf)
+        if against == "venue":
+            for one, each in self._comparable(name, tf):
+                problems += self._against_venue(one, each, start, end)
+        return self._frame(problems, frames)
+
+    def repair(self, *, frames: str | None = None) -> Any:
+        """Mend what `verify` finds and say what was done, one row each. Damaged files are set aside, never deleted;
+        what they vouched for is unknown again and asked for at the next call."""
+        return self._frame(self._session.coordinator().store.repair(), frames)
+
+    def revisions(self, market: str | None = None, timeframe: str | None = None, *, frames: str | None = None) -> Any:
+        """What the venue restated of candles already stored: old and new values, and when it was seen."""
+        core = self._session.coordinator()
+        name = self._named(market)
+        table = core.store.revisions(name, None if timeframe is None else parse_timeframe(timeframe))
+        return self._deliver(table, frames)
+
+    def incidents(self, *, frames: str | None = None) -> Any:
+        """Damaged files set aside and writes that failed, since this client was opened: ``at kind path detail``."""
+        rows = self._session.coordinator().store.incidents()
+        table = pa.table(
+            {
+                "at": pa.array([r.at_us for r in rows], pa.int64()).cast(_STAMP),
+                "kind": pa.array([r.kind for r in rows], pa.string()),
+                "path": pa.array([str(r.path) for r in rows], pa.string()),
+                "detail": pa.array([r.detail for r in rows], pa.string()),
+            }
+        )
+        return self._deliver(table, frames)
+
+    def outages(
+        self,
+        timeframe: str = "1m",
+        start: TimeLike | None = None,
+        end: TimeLike | None = None,
+        *,
+        markets: Iterable[str] | None = None,
+        frames: str | None = None,
+    ) -> Any:
+        """When the whole exchange stood still, going by what is stored: ``start end slots markets``. Asks nobody.
+
+        A slot counts where none of the markets traded and the chance of that, given how often each trades, is below one
+        in a million; so a thin market's silence is none, and one market alone never tells. Half-open, in the client's
+        zone; ``markets`` is how many vouch for it.
+
+        Parameters
+        ----------
+        markets : default: all that are stored in this timeframe.
+        start, end : default: from the first candle that is held to the last.
+        """
+        session = self._session
+        core, tf = session.coordinator(), parse_timeframe(timeframe)
+        if markets is None:
+            names = [market for market, each in core.store.series() if each == tf]
+        else:
+            names = parse_markets(markets, session.home)
+        begin = 0 if start is None else session.time("start", start, may_ask=False)
+        last = core.candles.closed_before(tf) if end is None else session.time("end", end, may_ask=False)
+        found = core.candles.outages(names, tf, Span(begin, max(begin, last)))
+        columns = {
+            "start": pa.array([one.start for one in found], pa.int64()).cast(_STAMP),
+            "end": pa.array([one.end for one in found], pa.int64()).cast(_STAMP),
+            "slots": pa.array([one.slots for one in found], pa.int64()),
+            "markets": pa.array([one.markets for one in found], pa.int64()),
+        }
+        return self._deliver(pa.table(columns), frames)
+
+    def _deliver(self, table: pa.Table, frames: str | None) -> Any:
+        attrs = told(table.num_rows, "store")
+        return shaping.deliver(table, self._session.frames(frames), index=None, zone=self._session.tz, attrs=attrs)
+
+    def _named(self, market: str | None) -> str | None:
+        if market is None:
+            return None
+        name = parse_market(market, self._session.home)
+        self._session.coordinator().check_known([name])
+        return name
+
+    def _stored(self, market: str | None) -> str | None:
+        """The name of a market of which something is stored: a proof of nothing would say that all is well."""
+        name = self._named(market)
+        stored = sorted({held for held, _ in self._session.coordinator().store.series()})
+        if name is None or name in stored:
+            return name
+        shown = ", ".join(stored[:8]) + ("…" if len(stored) > 8 else "")
+        raise InputError("market", name, f"a market of which something is stored: {shown or 'so far none'}")
+
+    def size(self) -> dict[str, int]:
+        """``files bytes markets pending_rows``."""
+        return dict(self._session.coordinator().store.size())
+
+    def _frame(self, problems: Sequence[Problem], frames: str | None) -> Any:
+        columns = ("market", "timeframe", "path", "kind", "detail")
+        table = pa.table({c: pa.array([str(getattr(p, c)) for p in problems], pa.string()) for c in columns})
+        return self._deliver(table, frames)
+
+    def _comparable(self, market: str | None, timeframe: Timeframe | None) -> list[tuple[str, Timeframe]]:
+        """What to compare with the venue: what was named, or what is stored, and an hour folded from stored minutes."""
+        if market is not None and timeframe is not None:
+            return [(market, timeframe)]
+        stored = self._session.coordinator().store.series()
+        minutes, hours = TIMEFRAMES["1m"], TIMEFRAMES["1h"]
+        folded = [(one, hours) for one, each in stored if each == minutes and (one, hours) not in stored]
+        chosen = [(one, each) for one, each in stored + folded if market in (None, one) and timeframe in (None, each)]
+        return sorted(chosen, key=lambda pair: (pair[0], pair[1].step_us))
+
+    def _against_venue(
+        self, market: str, timeframe: Timeframe, start: TimeLike | None, end: TimeLike | None
+    ) -> list[Problem]:
+        session, core = self._session, self._session.coordinator()
+        begin = None if start is None else session.time("start", start, may_ask=False)
+        stop = None if end is None else session.time("end", end, may_ask=False)
+        asked = Range(begin, stop, 200 if begin is None else None)
+        held = core.ranges.recall([market], timeframe, asked)[0]
+        if held.table.num_rows == 0:
+            return []
+        span = Span(int(times_of(held.table)[0]), held.span.end)
+        theirs = core.fetch_unstored(market, timeframe, span, Priority.LOW)
+        stored = core.store.read(market, timeframe, span)
+        folded, foldable = core.candles.fold_minutes(market, timeframe, span)
+        path = str(session.data_dir)
+        return [
+            Problem(market, timeframe.name, path, "differs", f"{what}: {detail}")
+            for what, mine, known in (("stored", stored.table, stored.covered), ("folded from 1m", folded, foldable))
+            for detail in differences(mine, rows_inside(theirs, known), _RELATIVE)
+        ]
+
+    def recheck(
+        self, market: str | None = None, timeframe: str | None = None, *, frames: str | None = None
+    ) -> Any:
+        """Ask the bulk archive whether files that candles were taken from were issued again: one row a file.
+
+        ``file market timeframe state detail``; ``state`` is ``same``, ``changed`` (the new file was checked and stored,
+        and what it changes is in `revisions`) or ``refused`` (it could not be had, or was not believed; nothing was
+        changed). A request a file.
+        """
+        core = self._session.coordinator()
+        if core.candles.archive is None:
+            raise InputError("archive", None, 'a client with archive="accept-terms"')
+        tf = None if timeframe is None else parse_timeframe(timeframe)
+        name = self._named(market)
+        found = [
+            row
+            for held, held_tf in core.store.series()
+            if name in (None, held) and tf in (None, held_tf)
+            for row in core.candles.archive.recheck(
+                held, held_tf, Span(0, core.venue.now_us()), lambda ask: core.request(ask, Priority.LOW).value
+            )
+        ]
+        columns = ("file", "market", "timeframe", "state", "detail")
+        table = pa.table({c: pa.array([getattr(row, c) for row in found], pa.string()) for c in columns})
+        return self._deliver(table, frames)
+
+    def copy_to(self, target: str | os.PathLike[str]) -> Copied:
+        """Copy the whole store to a folder or ``"s3://bucket/prefix"`` and prove it there; the source stays.
+
+        Either way, and between two buckets. Pages of this process are written first. What the target already holds must
+        be the same to the byte, else nothing is copied.
+
+        Returns
+        -------
+        ``files`` and ``bytes`` written, ``same`` that were there already, ``problems`` of the proof: none where all is
+        well.
+
+        Raises
+        ------
+        InputError for a wrong address; StoreError where the target refuses or holds something else.
+        """
+        from backbone.settings import parse_place
+        from backbone.storage.s3 import open_files
+
+        core = self._session.coordinator()
+        return core.store.copy_to(open_files(parse_place(target), core.clock))
+
+    def __repr__(self) -> str:
+        return f"<Store {self._session.data_dir}>"
+
+    def _repr_html_(self) -> str:
+        size = self.size()
+        return (
+            f"<div><b>Store</b> {escape(str(self._session.data_dir))}<br><small>{size['markets']:,} markets · "
+            f"{size['files']:,} files · {size['bytes'] / 1e6:,.1f} MB · {size['pending_rows']:,} rows not on disk yet"
+            "</small></div>"
+        )
+
+    def __dir__(self) -> list[str]:
+        return ["copy_to", "incidents", "outages", "recheck", "repair", "revisions", "size", "verify"]
+
+
+def rows_inside(table: pa.Table, spans: SpanSet) -> pa.Table:
+    """The rows of a sorted candle table that open in `spans`."""
+    times = times_of(table)
+    parts = [table.slice(int(low), int(high - low)) for low, high in (np.searchsorted(times, span) for span in spans)]
+    return pa.concat_tables([empty_candles(), *parts])
+
+
+def differences(mine: pa.Table, theirs: pa.Table, relative: float) -> list[str]:
+    """How two candle tables differ: prices exactly, volume and value to `relative`; a line for each kind."""
+    found = []
+    a, b = times_of(mine), times_of(theirs)
+    for name, only in (("are ours only", np.setdiff1d(a, b)), ("are the venue's only", np.setdiff1d(b, a))):
+        if len(only):
+            found.append(f"{len(only)} candles {name}, the first at {_shown(only[0])}")
+    both, left, right = np.intersect1d(a, b, return_indices=True)
+    for column in CANDLE_COLUMNS:
+        x, y = (t.column(column).to_numpy()[i] for t, i in ((mine, left), (theirs, right)))
+        off = ~np.isclose(x, y, rtol=relative, atol=0) if column in ("volume", "value") else x != y
+        if off.any():
+            at = int(np.flatnonzero(off)[0])
+            found.append(f"{column} of {int(off.sum())} candles, the first at {_shown(both[at])}: {x[at]} and {y[at]}")
+    return found
+
+
+def _shown(time_us: Any) -> str:
+    return f"{np.datetime64(int(time_us), 'us').astype('datetime64[s]')}Z"

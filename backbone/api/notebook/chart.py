@@ -1,0 +1,449 @@
+"""The candle chart: history from a frame, then the live candle; a widget, a static SVG, or a line of text.
+
+What is decided here: which candles the browser must hear of (the changed ones, or all of them where one was
+inserted or old ones were let go), in which zone times are shown, and how the static picture is drawn. The
+browser's half shows times as they are sent, so they are sent shifted by the zone's offset at the newest
+candle.
+
+The lock guards the candles: `update` may be called from any thread, it only merges; what changed is sent on
+refresh.
+"""
+
+from __future__ import annotations
+
+import base64
+import bisect
+import datetime as dt
+import math
+import threading
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from backbone.api.format import format_amount, format_price, price_digits, tick_size
+from backbone.api.notebook.view import PERIOD_S, View, make_widget
+from backbone.clock import Clock
+from backbone.errors import InputError
+from backbone.timeframe import parse_timeframe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["CandleChart", "CandleRow", "ChartView", "chart_svg"]
+
+MAX_ROWS: Final = 5_000
+"""Candles kept by a chart that runs on; twice what a screen can show."""
+
+
+class CandleLike(Protocol):
+    """What has a candle's fields: `CandleRow`, and the live candle that a stream tells."""
+
+    @property
+    def time_us(self) -> int: ...
+    @property
+    def open(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def close(self) -> float: ...
+    @property
+    def volume(self) -> float: ...
+
+
+class CandleRow(NamedTuple):
+    """One candle; ``time_us`` is its open."""
+
+    time_us: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+
+
+class ChartView(NamedTuple):
+    """What a chart's source says: the candles that may have changed (more does no harm), the stream's word, a
+    note."""
+
+    rows: Sequence[CandleLike] = ()
+    state: str = ""
+    note: str = ""
+
+
+_LEVELS = {"streaming": "ok", "live": "ok", "": "off", "closed": "off", "stopped": "off"}
+
+
+class CandleChart(View):
+    """A candlestick chart with volume that follows the live candle.
+
+    Parameters
+    ----------
+    frame : candles of one market as `Backbone.candles` returns them; may have zero rows.
+    market, timeframe : for the title, the price's digits and the time axis.
+    pull : asked at most ten times a second, on the kernel's side, for the newest candles; without it the
+    chart changes by
+        `set` and `update` only.
+    colours : ``"korean"`` (rise red, fall blue) or ``"western"`` (rise green, fall red).
+    height : in pixels.
+    tick : the market's price step; without it the one that fits the last price.
+    """
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        *,
+        market: str,
+        timeframe: str,
+        pull: Callable[[], ChartView] | None = None,
+        colours: str = "korean",
+        height: int = 420,
+        tick: float | None = None,
+        max_rows: int = MAX_ROWS,
+        clock: Clock | None = None,
+        period_s: float = PERIOD_S,
+    ) -> None:
+        if colours not in ("korean", "western"):
+            raise InputError("colours", colours, "'korean' (rise red, fall blue) or 'western' (rise green, fall red)")
+        if not 120 <= height <= 4000:
+            raise InputError("height", height, "120 to 4000 pixels")
+        super().__init__(clock=clock, period_s=period_s)
+        self.market = market
+        self.timeframe = parse_timeframe(timeframe)
+        self._source = pull
+        self._colours = colours
+        self._height = height
+        self._tick = tick
+        self._max_rows = max_rows
+        self._rows_lock = threading.Lock()
+        self._rows: list[CandleRow] = []
+        self._times: list[int] = []
+        self._changed: dict[int, CandleRow] = {}
+        self._needs_whole = True
+        self._is_stale_data = False  # whether updates went out since the synced data was set
+        self._said = ChartView()
+        self._home = threading.get_ident()
+        self.set(frame)
+
+    def __repr__(self) -> str:
+        state = self.problem or self._said.state or "still"
+        return f"CandleChart({self.market} {self.timeframe}, {len(self._rows)} candles, {state})"
+
+    @property
+    def rows(self) -> tuple[CandleRow, ...]:
+        """The candles held, oldest first."""
+        with self._rows_lock:
+            return tuple(self._rows)
+
+    def set(self, frame: pd.DataFrame) -> None:
+        """Show these candles instead."""
+        rows, zone = _rows_of(frame)
+        with self._rows_lock:
+            self._zone = zone
+            self._rows = rows[-self._max_rows :]
+            self._times = [row.time_us for row in self._rows]
+            self._changed.clear()
+            self._needs_whole = True
+        self._refresh_at_home()
+
+    def update(self, candle: CandleLike) -> None:
+        """Take the newest state of one candle: the live one, the next one, or an older one that was
+        missing."""
+        with self._rows_lock:
+            self._merge_locked((candle,))
+        self._refresh_at_home()
+
+    def text(self) -> str:
+        """The last closes as a line, and the numbers that matter."""
+        return _chart_text(self.market, str(self.timeframe), self.rows, self._zone, self._tick_now())
+
+    def svg(self) -> str:
+        """The last candles as a self-contained SVG picture."""
+        return chart_svg(
+            self.rows[-120:],
+            title=f"{self.market} · {self.timeframe}",
+            zone=self._zone,
+            tick=self._tick_now(),
+            colours=self._colours,
+            is_daily=self.timeframe.step_us >= 86_400_000_000,
+        )
+
+    def html(self) -> str:
+        """The SVG as an image, which passes every front end's sanitiser."""
+        data = base64.b64encode(self.svg().encode()).decode()
+        alt = escape(self.text(), quote=True)
+        return f'<img alt="{alt}" src="data:image/svg+xml;base64,{data}" width="860">'
+
+    def _tick_now(self) -> float:
+        if self._tick is not None:
+            return self._tick
+        return tick_size(self.market, self._rows[-1].close) if self._rows else 1e-8
+
+    def _refresh_at_home(self) -> None:
+        """Send at once where the kernel's own thread asks; other threads leave it to the refresher."""
+        if self._widget is not None and threading.get_ident() == self._home:
+            self.refresh()
+
+    def _merge_locked(self, candles: Iterable[CandleLike]) -> None:
+        for candle in candles:
+            row = CandleRow(candle.time_us, candle.open, candle.high, candle.low, candle.close, candle.volume)
+            at = bisect.bisect_left(self._times, row.time_us)
+            if at == len(self._times):
+                self._times.append(row.time_us)
+                self._rows.append(row)
+            elif self._times[at] != row.time_us:
+                self._times.insert(at, row.time_us)
+                self._rows.insert(at, row)
+                self._needs_whole = True
+            elif self._rows[at] == row:
+                continue
+            else:
+                self._rows[at] = row
+            self._changed[row.time_us] = row
+        if len(self._rows) > self._max_rows * 5 // 4:
+            del self._rows[: -self._max_rows], self._times[: -self._max_rows]
+            self._needs_whole = True
+
+    def _pull(self) -> None:
+        if self._source is not None:
+            said = self._source()
+            with self._rows_lock:
+                self._merge_locked(said.rows)
+            self._said = said._replace(rows=())
+        self._send("")
+
+    def _send(self, problem: str) -> None:
+        if self._widget is None:
+            return
+        state = self._state(problem)
+        if state != self._widget.state:
+            self._widget.state = state
+        with self._rows_lock:
+            is_whole, self._needs_whole = self._needs_whole, False
+            changed, self._changed = sorted(self._changed.values()), {}
+            shift = self._shift_us()
+            data = _packed(self._rows, shift) if is_whole else b""
+        if is_whole:
+            self._is_stale_data = False
+            self._widget.data = data
+        elif changed:
+            self._is_stale_data = True
+            self._widget.send({"t": "u", "rows": [_sent(row, shift) for row in changed]})
+
+    def _resend(self) -> None:
+        if self._is_stale_data:
+            with self._rows_lock:
+                self._needs_whole = True
+            self._send(self.problem)
+
+    def _show_problem(self) -> None:
+        self._send(self.problem)
+
+    def _state(self, problem: str) -> dict[str, Any]:
+        tick = self._tick_now()
+        if problem:
+            level = "off" if problem in ("stopped", "closed") else "bad"
+            line = " · ".join(filter(None, (problem, self._said.note)))
+        else:
+            level = _LEVELS.get(self._said.state.partition(" ")[0], "warn")
+            line = " · ".join(filter(None, (self._said.state, self._said.note, _zone_name(self._zone))))
+        return {
+            "title": f"{self.market} · {self.timeframe}",
+            "line": line,
+            "level": level,
+            "tick": tick,
+            "digits": price_digits(tick),
+            "seconds": self.timeframe.step_us // 1_000_000,
+            "height": self._height,
+            "colours": self._colours,
+        }
+
+    def _shift_us(self) -> int:
+        return _offset_us(self._times[-1] if self._times else 0, self._zone)
+
+    def _build(self) -> Any:
+        self._home = threading.get_ident()
+        with self._rows_lock:
+            self._needs_whole = False
+            self._changed.clear()
+            data = _packed(self._rows, self._shift_us())
+        scripts, styles = ("chart.js",), ("theme.css", "chart.css")
+        return make_widget("CandleChart", scripts, styles, state=self._state(self.problem), data=data)
+
+
+def _rows_of(frame: pd.DataFrame) -> tuple[list[CandleRow], dt.tzinfo]:
+    import pandas as pd
+
+    columns = ["open", "high", "low", "close", "volume"]
+    if not isinstance(frame, pd.DataFrame) or not isinstance(frame.index, pd.DatetimeIndex):
+        raise InputError("frame", type(frame).__name__, "a candle frame indexed by time")
+    if frame.index.tz is None or not set(columns) <= set(frame.columns):
+        raise InputError("frame", list(frame.columns), "a candle frame: tz-aware index, " + " ".join(columns))
+    if "market" in frame.columns and frame["market"].nunique() > 1:
+        raise InputError("frame", sorted(set(frame["market"])), "the candles of one market")
+    times = frame.index.tz_convert("UTC").as_unit("us").asi8.tolist()
+    lists = [frame[name].tolist() for name in columns]
+    return [CandleRow(*values) for values in zip(times, *lists, strict=True)], frame.index.tz
+
+
+def _local(time_us: int, zone: dt.tzinfo) -> dt.datetime:
+    return (dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=time_us)).astimezone(zone)
+
+
+def _offset_us(time_us: int, zone: dt.tzinfo) -> int:
+    offset = _local(time_us, zone).utcoffset() or dt.timedelta(0)
+    return offset // dt.timedelta(microseconds=1)
+
+
+def _zone_name(zone: dt.tzinfo) -> str:
+    name = str(zone)
+    return "KST" if name == "Asia/Seoul" else name
+
+
+def _sent(row: CandleRow, shift_us: int) -> list[float]:
+    return [(row.time_us + shift_us) / 1e6, *row[1:]]
+
+
+def _packed(rows: Sequence[CandleRow], shift_us: int) -> bytes:
+    import sys
+
+    flat = array("d")
+    for row in rows:
+        flat.extend(_sent(row, shift_us))
+    if sys.byteorder == "big":
+        flat.byteswap()
+    return flat.tobytes()
+
+
+# the static faces
+
+_W, _H = 860, 380
+_LEFT, _RIGHT, _TOP, _BOTTOM = 10, 92, 34, 26
+_VOLUME_SHARE = 0.2
+_GREY = "#7d8590"  # readable on white and on black
+
+
+def chart_svg(
+    rows: Sequence[CandleRow],
+    *,
+    title: str,
+    zone: dt.tzinfo,
+    tick: float,
+    colours: str = "korean",
+    is_daily: bool = False,
+) -> str:
+    """Candles and volume as a self-contained SVG on a transparent ground, the same for the same rows."""
+    up, down = ("#d24a3c", "#3a7bd5") if colours == "korean" else ("#0a8754", "#d24a3c")
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_W} {_H}" width="{_W}" height="{_H}" '
+        f'font-family="system-ui,sans-serif" font-size="11" fill="{_GREY}">'
+    )
+    if not rows:
+        return f'{head}<text x="{_LEFT}" y="20">{escape(title)} · no candles</text></svg>'
+    last = rows[-1]
+    tone = up if last.close >= last.open else down
+    parts = [
+        head,
+        f'<text x="{_LEFT}" y="20" font-size="13"><tspan font-weight="600">{escape(title)}</tspan>'
+        f'<tspan dx="10" font-weight="600" fill="{tone}">{format_price(last.close, tick)}</tspan></text>',
+    ]
+    plot = _Plot(rows)
+    for price in _round_steps(plot.low, plot.high, tick):
+        y = plot.price_y(price)
+        parts.append(f'<path d="M{_LEFT} {y:.1f}H{_W - _RIGHT}" stroke="{_GREY}" stroke-opacity=".18"/>')
+        parts.append(f'<text x="{_W - _RIGHT + 8}" y="{y + 4:.1f}">{format_price(price, tick)}</text>')
+    parts += _time_labels(plot, zone, is_daily)
+    for colour, chosen in ((up, True), (down, False)):
+        wicks, bodies, bars = plot.paths(chosen)
+        if bodies:
+            parts.append(f'<path d="{bars}" fill="{colour}" fill-opacity=".4"/>')
+            parts.append(f'<path d="{wicks}" stroke="{colour}" fill="none"/>')
+            parts.append(f'<path d="{bodies}" fill="{colour}"/>')
+    return "".join([*parts, "</svg>"])
+
+
+class _Plot:
+    """Where each candle and price lies in the picture."""
+
+    def __init__(self, rows: Sequence[CandleRow]) -> None:
+        self.rows = rows
+        low, high = min(row.low for row in rows), max(row.high for row in rows)
+        margin = (high - low) * 0.04 or abs(high) * 0.01 or 1.0
+        self.low, self.high = low - margin, high + margin
+        self.slot = (_W - _LEFT - _RIGHT) / max(len(rows), 20)
+        self.floor = _H - _BOTTOM
+        self._price_floor = self.floor - (self.floor - _TOP) * (_VOLUME_SHARE + 0.03)
+        self._most = max(row.volume for row in rows) or 1.0
+
+    def x(self, i: int) -> float:
+        return _LEFT + (i + 0.5) * self.slot
+
+    def price_y(self, price: float) -> float:
+        return _TOP + (self.high - price) / (self.high - self.low) * (self._price_floor - _TOP)
+
+    def paths(self, rising: bool) -> tuple[str, str, str]:
+        """Wicks, bodies and volume bars of the rising (or falling) candles, one path each."""
+        wicks, bodies, bars = [], [], []
+        width = max(1.0, self.slot * 0.7)
+        for i, row in enumerate(self.rows):
+            if (row.close >= row.open) is not rising:
+                continue
+            x = self.x(i)
+            top, bottom = self.price_y(max(row.open, row.close)), self.price_y(min(row.open, row.close))
+            tall = row.volume / self._most * (self.floor - _TOP) * _VOLUME_SHARE
+            wicks.append(f"M{x:.1f} {self.price_y(row.high):.1f}V{self.price_y(row.low):.1f}")
+            bodies.append(_box(x - width / 2, top, width, max(bottom - top, 1.0)))
+            bars.append(_box(x - width / 2, self.floor - tall, width, tall))
+        return "".join(wicks), "".join(bodies), "".join(bars)
+
+
+def _box(x: float, y: float, width: float, height: float) -> str:
+    return f"M{x:.1f} {y:.1f}h{width:.1f}v{height:.1f}h-{width:.1f}z"
+
+
+def _round_steps(low: float, high: float, tick: float) -> list[float]:
+    """Four to nine round prices between two bounds, on the tick grid."""
+    rough = (high - low) / 9
+    scale = 10.0 ** math.floor(math.log10(rough))
+    step = max(next(scale * k for k in (1, 2, 5, 10) if scale * k >= rough), tick)
+    return [round(k * step, 8) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _time_labels(plot: _Plot, zone: dt.tzinfo, is_daily: bool) -> list[str]:
+    count = len(plot.rows)
+    every = max(1, math.ceil(count / 7))
+    labels = []
+    day: dt.date | None = None
+    for i in range(every // 2, count, every):
+        at = _local(plot.rows[i].time_us, zone)
+        text = at.strftime("%Y-%m-%d") if is_daily else at.strftime("%H:%M")
+        if not is_daily and at.date() != day:
+            text = at.strftime("%m-%d %H:%M")
+        day = at.date()
+        labels.append(f'<text x="{plot.x(i):.1f}" y="{_H - 8}" text-anchor="middle">{text}</text>')
+    return labels
+
+
+_BLOCKS: Final = "▁▂▃▄▅▆▇█"
+
+
+def _chart_text(market: str, timeframe: str, rows: Sequence[CandleRow], zone: dt.tzinfo, tick: float) -> str:
+    if not rows:
+        return f"{market} {timeframe} · no candles"
+    closes = [row.close for row in rows[-60:]]
+    low, high = min(closes), max(closes)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    line = "".join(_BLOCKS[round((close - low) * scale)] for close in closes)
+    first, last = rows[0], rows[-1]
+    count = "1 candle" if len(rows) == 1 else f"{len(rows)} candles"
+    change = last.close / first.open - 1 if first.open else math.nan
+    spans = " – ".join(_local(row.time_us, zone).strftime("%Y-%m-%d %H:%M") for row in (first, last))
+    return (
+        f"{market} {timeframe} · {count} · {spans} {_zone_name(zone)}\n"
+        f"{line}  {format_price(last.close, tick)} ({change:+.2%})\n"
+        f"high {format_price(max(row.high for row in rows), tick)}"
+        f" · low {format_price(min(row.low for row in rows), tick)}"
+        f" · volume {format_amount(sum(row.volume for row in rows))}"
+    )

@@ -1,0 +1,301 @@
+"""The dashboard: what a client is doing at this moment, in six cards that update in place.
+
+What is decided here: which numbers matter and how they read. The source is one dict snapshot; every part of
+it is optional, and a card whose part is missing is not shown::
+
+    title      text                                     state     {"level": "ok" | "warn" | "bad", "text": …}
+    quota      {group: {limit used free share stopped_s level refused foreign}}
+    queued     {group: {priority: tickets}}             in_flight {priority: requests}
+    times      [{kind group priority count p50_s p95_s p99_s}], kinds "waited" and "answered"
+    caches     {tier: {hits misses bytes limit_bytes}}  socket    {state age_s markets received reconnects …}
+    store      {path bytes files …}                     banned_s  seconds        last_error  text
+
+Only cards whose HTML changed are sent. All text is escaped here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any, Final
+
+from backbone.api.notebook.progress import duration_text
+from backbone.api.notebook.table import age_text
+from backbone.api.notebook.view import PERIOD_S, View, make_widget
+from backbone.clock import Clock
+from backbone.model import Priority
+
+__all__ = ["Dashboard", "dashboard_cards", "dashboard_html", "dashboard_text"]
+
+_PRIORITIES: Final = tuple(priority.value for priority in Priority)
+Cell = tuple[str, str]
+"""A text and how it is set: ``""``, ``"n"`` (a number), ``"warn"``, ``"bad"``, or ``"bar:0.30"``."""
+Card = tuple[str, list[list[Cell]]]
+"""A title and rows of cells; the first row is the head."""
+
+
+def bytes_text(count: float) -> str:
+    """A size to be read at a glance.
+
+    >>> [bytes_text(n) for n in (0, 999, 123_456, 1_300_000_000)]
+    ['0 B', '999 B', '123 kB', '1.30 GB']
+    """
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            scaled = count / unit
+            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {name}"
+    return f"{count:.0f} B"
+
+
+def time_text(seconds: float) -> str:
+    """A latency to be read at a glance.
+
+    >>> [time_text(s) for s in (0.00042, 0.0312, 2.5, float("nan"))]
+    ['0.4 ms', '31 ms', '2.5 s', '–']
+    """
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 0.01:
+        return f"{seconds * 1e3:.1f} ms"
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def dashboard_cards(snapshot: Mapping[str, Any]) -> list[Card]:
+    """The cards of a snapshot, in order, those left out that it has nothing for."""
+    makers: Sequence[tuple[str, Callable[[Mapping[str, Any]], list[list[Cell]]]]] = (
+        ("Budget per group", _quota),
+        ("Queue", _queue),
+        ("Latency", _latency),
+        ("Cache", _caches),
+        ("Live socket", _socket),
+        ("Store", _store),
+    )
+    cards = [(title, make(snapshot)) for title, make in makers]
+    return [(title, rows) for title, rows in cards if rows]
+
+
+def _n(value: float) -> Cell:
+    return f"{value:,.0f}", "n"
+
+
+def _quota(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
+    groups: Mapping[str, Mapping[str, Any]] = snapshot.get("quota") or {}
+    if not groups:
+        return []
+    rows: list[list[Cell]] = [[("group", ""), ("", ""), ("used", "n"), ("free", "n"), ("refused", "n")]]
+    for name, group in groups.items():
+        limit, used = group.get("limit", 0), group.get("used", 0)
+        refused = group.get("refused", 0)
+        says = f"stopped {duration_text(group['stopped_s'])}" if group.get("stopped_s", 0) > 0 else ""
+        rows.append(
+            [
+                (name, ""),
+                (says, "warn") if says else ("", f"bar:{used / limit if limit else 0:.2f}"),
+                (f"{used:.0f}/{limit:.0f}", "n"),
+                _n(group.get("free", 0)),
+                (f"{refused:,.0f}", "bad" if refused else "n"),
+            ]
+        )
+    return rows
+
+
+def _queue(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
+    queued: Mapping[str, Mapping[str, int]] = snapshot.get("queued") or {}
+    flying: Mapping[str, int] = snapshot.get("in_flight") or {}
+    if not queued and not flying:
+        return []
+    rows: list[list[Cell]] = [[("", ""), *((priority, "n") for priority in _PRIORITIES)]]
+    for group, depths in queued.items():
+        rows.append([(group, ""), *(_n(depths.get(priority, 0)) for priority in _PRIORITIES)])
+    rows.append([("in flight", ""), *(_n(flying.get(priority, 0)) for priority in _PRIORITIES)])
+    return rows
+
+
+def _latency(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
+    rows: list[list[Cell]] = []
+    for record in snapshot.get("times") or ():
+        if record.get("group") or not record.get("priority") or not record.get("count"):
+            continue  # one line for each kind and priority is what fits; the rest is in metrics()
+        times: list[Cell] = [(time_text(record.get(f"p{q}_s", math.nan)), "n") for q in (50, 95, 99)]
+        rows.append([(f"{record['kind']}, {record['priority']}", ""), *times, _n(record["count"])])
+    head: list[Cell] = [("", ""), ("p50", "n"), ("p95", "n"), ("p99", "n"), ("count", "n")]
+    return [head, *rows] if rows else []
+
+
+def _caches(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
+    tiers: Mapping[str, Mapping[str, Any]] = snapshot.get("caches") or {}
+    if not tiers:
+        return []
+    rows: list[list[Cell]] = [[("tier", ""), ("hit rate", "n"), ("hits", "n"), ("misses", "n"), ("size", "n")]]
+    for name, tier in tiers.items():
+        hits, misses = tier.get("hits", 0), tier.get("misses", 0)
+        rate = f"{hits / (hits + misses):.0%}" if hits + misses else "–"
+        size = bytes_text(tier["bytes"]) if "bytes" in tier else "–"
+        if tier.get("limit_bytes"):
+            size += f" of {bytes_text(tier['limit_bytes'])}"
+        rows.append([(name, ""), (rate, "n"), _n(hits), _n(misses), (size, "n")])
+    return rows
+
+
+def _socket(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
+    return _facts(snapshot.get("socket") or {})
+
+
+def _store(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
+    return _facts(snapshot.get("store") or {})
+
+
+def _facts(facts: Mapping[str, Any]) -> list[list[Cell]]:
+    """Names and values, without a head; sizes and ages read as such."""
+    rows: list[list[Cell]] = [[]]
+    for name, value in facts.items():
+        if name.endswith("_s") or name == "age":
+            label, text = name.removesuffix("_s"), age_text(math.nan if value is None else float(value))
+        elif name == "bytes" or name.endswith("_bytes"):
+            label, text = name.replace("bytes", "size"), bytes_text(float(value))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            label, text = name, f"{value:,}"
+        else:
+            label, text = name, str(value)
+        rows.append([(label.replace("_", " "), ""), (text, "n")])
+    return rows if len(rows) > 1 else []
+
+
+def _line(snapshot: Mapping[str, Any], problem: str) -> tuple[str, str, str]:
+    """The state line: level, what it says, the small print."""
+    title = str(snapshot.get("title", ""))
+    if problem:
+        return ("off" if problem in ("stopped", "closed") else "bad"), problem, title
+    state: Mapping[str, Any] = snapshot.get("state") or {}
+    banned = float(snapshot.get("banned_s") or 0)
+    if banned > 0:
+        return "bad", f"blocked by the venue for {duration_text(banned)}", title
+    error = str(snapshot.get("last_error") or "")
+    note = " · ".join(filter(None, (title, f"last error: {error}" if error else "")))
+    return str(state.get("level", "ok")), str(state.get("text", "")) or "running", note
+
+
+class Dashboard(View):
+    """The dashboard as a view on `snapshot`; it shows itself in a notebook and updates in place."""
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Mapping[str, Any]],
+        *,
+        clock: Clock | None = None,
+        period_s: float = 5 * PERIOD_S,
+    ) -> None:
+        super().__init__(clock=clock, period_s=period_s)
+        self._snapshot = snapshot
+        self._data: Mapping[str, Any] = {}
+        self._sent: dict[str, str] = {}
+        self._is_stale_state = False
+
+    def __repr__(self) -> str:
+        return f"Dashboard({_line(self._data, self.problem)[1]})"
+
+    def text(self) -> str:
+        """Every card as aligned text."""
+        return dashboard_text(self._data, self.problem)
+
+    def html(self) -> str:
+        """Every card as a static table."""
+        return dashboard_html(self._data, self.problem)
+
+    def _pull(self) -> None:
+        self._data = self._snapshot()
+        self._send("")
+
+    def _send(self, problem: str) -> None:
+        if self._widget is None:
+            return
+        parts = _parts(self._data, problem)
+        if parts.keys() != self._sent.keys():
+            self._sent, self._is_stale_state = parts, False
+            self._widget.state = {"parts": list(parts.items())}
+            return
+        changed = {name: html for name, html in parts.items() if self._sent[name] != html}
+        if changed:
+            self._sent.update(changed)
+            self._is_stale_state = True
+            self._widget.send({"t": "d", "p": changed})
+
+    def _resend(self) -> None:
+        if self._is_stale_state:
+            self._is_stale_state = False
+            self._widget.state = {"parts": list(self._sent.items())}
+
+    def _show_problem(self) -> None:
+        self._send(self.problem)
+
+    def _build(self) -> Any:
+        self._sent = _parts(self._data, self.problem)
+        state = {"parts": list(self._sent.items())}
+        return make_widget("Dashboard", ("presence.js", "dashboard.js"), ("theme.css", "dashboard.css"), state=state)
+
+
+def _parts(snapshot: Mapping[str, Any], problem: str) -> dict[str, str]:
+    """The HTML of the state line and of each card, by name."""
+    level, says, note = _line(snapshot, problem)
+    line = (
+        f'<span class="bb-dot" data-level="{escape(level)}"></span>'
+        f'<span class="bb-state">{escape(says)}</span>'
+        f'<span class="bb-note">{escape(note)}</span>'
+    )
+    return {"": line, **{title: _card_html(title, rows) for title, rows in dashboard_cards(snapshot)}}
+
+
+def _card_html(title: str, rows: list[list[Cell]]) -> str:
+    head = "".join(_cell_html("th", cell) for cell in rows[0])
+    body = "".join(f"<tr>{''.join(_cell_html('td', cell) for cell in row)}</tr>" for row in rows[1:])
+    top = f"<thead><tr>{head}</tr></thead>" if head else ""
+    return f"<h4>{escape(title)}</h4><table>{top}<tbody>{body}</tbody></table>"
+
+
+def _cell_html(tag: str, cell: Cell) -> str:
+    text, kind = cell
+    if kind.startswith("bar:"):
+        share = min(1.0, float(kind[4:]))
+        return f'<{tag}><span class="bb-bar"><span style="width:{share:.0%}"></span></span></{tag}>'
+    name = {"n": "number", "bad": "number bb-bad", "warn": "bb-warn"}.get(kind, "")
+    return f'<{tag} class="{name}">{escape(text)}</{tag}>' if name else f"<{tag}>{escape(text)}</{tag}>"
+
+
+_FACE: Final = "display:inline-block;vertical-align:top;margin:0 20px 12px 0;font-variant-numeric:tabular-nums"
+
+
+def dashboard_html(snapshot: Mapping[str, Any], problem: str = "") -> str:
+    """The dashboard as static HTML that reads with its styles stripped."""
+    _, says, note = _line(snapshot, problem)
+    cards = []
+    for title, rows in dashboard_cards(snapshot):
+        lines = []
+        for i, row in enumerate(rows):
+            tag = "td" if i else "th"
+            cells = []
+            for text, kind in row:
+                side = "right" if kind in ("n", "bad") else "left"
+                said = f"{float(kind[4:]):.0%}" if kind.startswith("bar:") else text
+                cells.append(f'<{tag} align="{side}" style="padding:2px 8px;text-align:{side}">{escape(said)}</{tag}>')
+            lines.append(f"<tr>{''.join(cells)}</tr>" if cells else "")
+        table = f'<table style="border-collapse:collapse;margin:0">{"".join(lines)}</table>'
+        cards.append(f'<div style="{_FACE}"><b>{escape(title)}</b>{table}</div>')
+    return f"<div><div><b>{escape(says)}</b> {escape(note)}</div>{''.join(cards)}</div>"
+
+
+def dashboard_text(snapshot: Mapping[str, Any], problem: str = "") -> str:
+    """The dashboard as aligned text."""
+    _, says, note = _line(snapshot, problem)
+    lines = [" · ".join(filter(None, (says, note)))]
+    for title, rows in dashboard_cards(snapshot):
+        lines += ["", title]
+        width = max(len(row) for row in rows)
+        said = [[f"{float(k[4:]):.0%}" if k.startswith("bar:") else text for text, k in row] for row in rows if row]
+        widths = [max((len(row[j]) for row in said if j < len(row)), default=0) for j in range(width)]
+        for row in said:
+            cells = [
+                cell.ljust(w) if j == 0 else cell.rjust(w) for j, (cell, w) in enumerate(zip(row, widths, strict=False))
+            ]
+            lines.append("  " + "  ".join(cells).rstrip())
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in "\n".join(lines))

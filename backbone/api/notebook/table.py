@@ -1,0 +1,363 @@
+"""The live ticker table: one snapshot, shown as a widget that updates cell by cell, as static HTML, or as
+text.
+
+What is decided here: the columns, how a row's numbers read, and which cells changed since the browser last
+heard (`TableDelta`, pure). A row's age is sent when it jumps, not as it grows: the browser counts on by
+itself, so a quiet market costs nothing and its age stays true even when the kernel hangs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any, Final, NamedTuple
+
+from backbone.api.format import format_amount, format_price
+from backbone.api.notebook.view import PERIOD_S, View, make_widget
+from backbone.clock import Clock
+from backbone.errors import InputError
+
+__all__ = [
+    "STALE_S",
+    "TableDelta",
+    "TableRow",
+    "TableView",
+    "TickerTable",
+    "age_text",
+    "table_html",
+    "table_text",
+]
+
+STALE_S: Final = 30.0
+"""A row older than this is greyed: the venue's own limit for a silent socket."""
+
+
+class TableRow(NamedTuple):
+    """One market's latest. ``age_s``: seconds since the row was received. NaN where a number is not known."""
+
+    market: str
+    price: float
+    tick: float
+    change: float
+    change_rate: float
+    volume_24h: float
+    value_24h: float
+    source: str
+    age_s: float
+    name: str = ""
+
+
+class TableView(NamedTuple):
+    """What the table shows at an instant. ``state`` is the stream's word ("streaming", "polling", …)."""
+
+    rows: Sequence[TableRow]
+    state: str = ""
+    note: str = ""
+
+
+_COLUMNS: Final = (
+    ("market", "Market", "text"),
+    ("price", "Price", "number"),
+    ("change", "Change", "number"),
+    ("change_rate", "Change %", "number"),
+    ("volume_24h", "Volume 24h", "number"),
+    ("value_24h", "Value 24h", "number"),
+    ("source", "Source", "text"),
+    ("age", "Age", "number"),
+)
+_AGE_FIELD = TableRow._fields.index("age_s")
+_AGE_JUMP_S = 0.5  # smaller steps than this do not show
+_LEVELS = {"streaming": "ok", "live": "ok", "stopped": "off", "closed": "off", "": "off"}
+
+
+def age_text(age_s: float) -> str:
+    """How old, in one word: ``now``, ``12s``, ``3m``, ``2h``.
+
+    >>> [age_text(age) for age in (0.2, 12.4, 200.0, 7200.0, float("nan"))]
+    ['now', '12s', '3m', '2h', '–']
+    """
+    if not math.isfinite(age_s):
+        return "–"
+    if age_s < 1.5:
+        return "now"
+    if age_s < 99.5:
+        return f"{age_s:.0f}s"
+    return f"{age_s / 60:.0f}m" if age_s < 5970 else f"{age_s / 3600:.0f}h"
+
+
+def _signed(number: float, tick: float) -> str:
+    text = format_price(number, tick)
+    return "+" + text if number > 0 else text
+
+
+def _rate(rate: float, _: float) -> str:
+    if not math.isfinite(rate):
+        return "–"
+    return f"{rate:+.2%}" if rate else "0.00%"
+
+
+def _amount(amount: float, _: float) -> str:
+    return format_amount(amount)
+
+
+def _as_is(text: Any, _: float) -> str:
+    return str(text)
+
+
+# Of each column but the age: the field it shows, and how (given the field and the tick).
+_SHOWN: Final[tuple[tuple[int, Callable[[Any, float], str]], ...]] = tuple(
+    (TableRow._fields.index(key), show)
+    for key, show in (
+        ("market", _as_is),
+        ("price", format_price),
+        ("change", _signed),
+        ("change_rate", _rate),
+        ("volume_24h", _amount),
+        ("value_24h", _amount),
+        ("source", _as_is),
+    )
+)
+
+
+def _texts(row: TableRow) -> list[str]:
+    """The row's cells but for the age."""
+    return [show(row[field], row.tick) for field, show in _SHOWN]
+
+
+def _number(row: TableRow, column: int) -> float | None:
+    """What the browser sorts a column by; None for a column of text or a number that is not known."""
+    if column >= len(_SHOWN) or _COLUMNS[column][2] == "text":
+        return None
+    return _json(row[_SHOWN[column][0]])
+
+
+def _json(number: Any) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _line(view: TableView, problem: str) -> list[str]:
+    """The state line: what it says, how it is coloured, and the small print."""
+    if problem in ("stopped", "closed"):
+        return [problem, "off", view.note]
+    if problem:
+        level = "off" if view.state in ("stopped", "closed") else "bad"
+        return [view.state or "stopped", level, " · ".join(filter(None, (problem, view.note)))]
+    return [view.state, _LEVELS.get(view.state.partition(" ")[0], "warn"), view.note]
+
+
+class TableDelta:
+    """What the browser knows, and the smallest message that brings it to the present. Pure but for that
+    memory."""
+
+    def __init__(self) -> None:
+        self._rows: list[TableRow] = []
+        self._texts: list[list[str]] = []
+        self._born_s: list[float] = []  # when each row was received, in the sender's monotonic seconds
+        self._line: list[str] = []
+
+    def whole(self, view: TableView, now_s: float, problem: str = "") -> dict[str, Any]:
+        """The whole state, which the browser is taken to know from now on."""
+        self._rows = list(view.rows)
+        self._texts = [_texts(row) for row in self._rows]
+        self._born_s = [now_s - row.age_s for row in self._rows]
+        self._line = _line(view, problem)
+        return {
+            "columns": [list(column) for column in _COLUMNS],
+            "rows": [[*texts, age_text(row.age_s)] for row, texts in zip(self._rows, self._texts, strict=True)],
+            "numbers": [[_number(row, j) for j in range(len(_COLUMNS))] for row in self._rows],
+            "ages": [_json(row.age_s) for row in self._rows],
+            "names": [row.name for row in self._rows],
+            "line": self._line,
+        }
+
+    def is_same_shape(self, view: TableView) -> bool:
+        """Whether the rows are of the same markets in the same order; otherwise only `whole` will do."""
+        rows = self._rows
+        return len(rows) == len(view.rows) and all(
+            old.market == new.market and old.name == new.name for old, new in zip(rows, view.rows, strict=True)
+        )
+
+    def changes(self, view: TableView, now_s: float, problem: str = "") -> dict[str, Any] | None:
+        """The changed cells, ages and state line since the last message; None for none. Needs the same
+        shape."""
+        cells: list[list[Any]] = []
+        ages: list[list[Any]] = []
+        for i, row in enumerate(view.rows):
+            old = self._rows[i]
+            if row is not old:
+                if row[:_AGE_FIELD] != old[:_AGE_FIELD]:
+                    self._changed_cells(i, row, cells)
+                self._rows[i] = row
+            born = now_s - row.age_s
+            if not abs(born - self._born_s[i]) <= _AGE_JUMP_S and (
+                math.isfinite(born) or math.isfinite(self._born_s[i])
+            ):
+                self._born_s[i] = born
+                ages.append([i, round(row.age_s, 2) if math.isfinite(row.age_s) else None])
+        message: dict[str, Any] = {}
+        if cells:
+            message["c"] = cells
+        if ages:
+            message["a"] = ages
+        line = _line(view, problem)
+        if line != self._line:
+            message["s"] = self._line = line
+        return {"t": "d", **message} if message else None
+
+    def _changed_cells(self, i: int, row: TableRow, cells: list[list[Any]]) -> None:
+        old, texts, tick = self._rows[i], self._texts[i], row.tick
+        has_new_tick = tick != old.tick
+        for j, (field, show) in enumerate(_SHOWN):
+            value = row[field]
+            if value == old[field] and not has_new_tick:
+                continue
+            text = show(value, tick)
+            if text != texts[j]:
+                texts[j] = text
+                cells.append([i, j, text, _json(value) if isinstance(value, float) else None])
+
+
+class TickerTable(View):
+    """The live table as a view on `snapshot`; it shows itself in a notebook.
+
+    Parameters
+    ----------
+    snapshot : pulled at most ten times a second, on the kernel's side. Rows keep their order from call to
+    call. colours : ``"korean"`` (rise red, fall blue) or ``"western"`` (rise green, fall red). height : of
+    the scrolling part, in pixels. title : what the repr calls it.
+    """
+
+    def __init__(
+        self,
+        snapshot: Callable[[], TableView],
+        *,
+        colours: str = "korean",
+        height: int = 440,
+        title: str = "TickerTable",
+        clock: Clock | None = None,
+        period_s: float = PERIOD_S,
+    ) -> None:
+        if colours not in ("korean", "western"):
+            raise InputError("colours", colours, "'korean' (rise red, fall blue) or 'western' (rise green, fall red)")
+        super().__init__(clock=clock, period_s=period_s)
+        self._snapshot = snapshot
+        self._colours = colours
+        self._style = {"colours": colours, "height": f"{height}px", "stale": STALE_S}
+        self._title = title
+        self._view = TableView(())
+        self._delta = TableDelta()
+        self._is_stale_state = False  # whether deltas went out since the synced state was set
+
+    def __repr__(self) -> str:
+        state = self.problem or self._view.state or "not shown"
+        return f"{self._title}({len(self._view.rows)} markets, {state})"
+
+    def text(self) -> str:
+        """The latest rows as aligned text."""
+        return table_text(self._view, self.problem)
+
+    def html(self) -> str:
+        """The latest rows as a static table."""
+        return table_html(self._view, self.problem, colours=self._colours)
+
+    def _pull(self) -> None:
+        self._view = self._snapshot()
+        self._send("")
+
+    def _send(self, problem: str) -> None:
+        if self._widget is None:
+            return
+        now = self._clock.monotonic()
+        if not self._delta.is_same_shape(self._view):
+            self._set_state(now, problem)
+            return
+        message = self._delta.changes(self._view, now, problem)
+        if message is not None:
+            self._is_stale_state = True
+            self._widget.send(message)
+
+    def _set_state(self, now: float, problem: str) -> None:
+        self._is_stale_state = False
+        self._widget.state = {**self._style, **self._delta.whole(self._view, now, problem)}
+
+    def _resend(self) -> None:
+        if self._is_stale_state:
+            self._set_state(self._clock.monotonic(), self.problem)
+
+    def _show_problem(self) -> None:
+        self._send(self.problem)
+
+    def _build(self) -> Any:
+        state = {**self._style, **self._delta.whole(self._view, self._clock.monotonic(), self.problem)}
+        scripts, styles = ("presence.js", "table.js"), ("theme.css", "table.css")
+        return make_widget("TickerTable", scripts, styles, state=state)
+
+
+def table_text(view: TableView, problem: str = "") -> str:
+    """The table as aligned plain text, the state line last.
+
+    >>> row = TableRow("KRW-BTC", 91234000.0, 1000.0, -66000.0, -0.00072, 1234.5, 1.1e11, "stream", 0.4)
+    >>> print(table_text(TableView([row], "streaming")))
+    Market        Price   Change  Change %  Volume 24h  Value 24h  Source  Age
+    KRW-BTC  91,234,000  -66,000    -0.07%       1,234     110.0B  stream  now
+    streaming · 1 market
+    """
+    lines = [[label for _, label, _ in _COLUMNS]]
+    lines += [[*_texts(row), age_text(row.age_s)] for row in view.rows]
+    widths = [max(len(line[j]) for line in lines) for j in range(len(_COLUMNS))]
+    is_number = [kind == "number" for *_, kind in _COLUMNS]
+    out = [
+        "  ".join(
+            _plain(cell).rjust(width) if right else _plain(cell).ljust(width)
+            for cell, width, right in zip(line, widths, is_number, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*out, _plain(_small_print(view, problem))])
+
+
+def _plain(text: str) -> str:
+    """`text` without control characters: a terminal obeys those."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _small_print(view: TableView, problem: str) -> str:
+    state, _, note = _line(view, problem)
+    count = f"{len(view.rows)} market" + ("" if len(view.rows) == 1 else "s")
+    return " · ".join(filter(None, (state, count, note)))
+
+
+_CELL: Final = "padding:3px 12px;white-space:nowrap;"
+
+
+def table_html(view: TableView, problem: str = "", *, colours: str = "korean") -> str:
+    """The table as static HTML that reads well with its styles stripped: arrows, not only colours, tell the
+    direction."""
+    rise, fall = ("#cf3a2b", "#1763c6") if colours == "korean" else ("#0a8754", "#cf3a2b")
+    head = "".join(_cell("th", label, kind, "font-weight:500;opacity:.7") for _, label, kind in _COLUMNS)
+    body = []
+    for row in view.rows:
+        texts = [*_texts(row), age_text(row.age_s)]
+        sign = (row.change > 0) - (row.change < 0)
+        tone = (f"color:{rise}", f"color:{fall}", "")[0 if sign > 0 else 1 if sign < 0 else 2]
+        arrow = ("", "▲ ", "▼ ")[sign]
+        faded = "opacity:.45;" if row.age_s > STALE_S else ""
+        cells = []
+        for (key, _, kind), text in zip(_COLUMNS, texts, strict=True):
+            style = {"market": "font-weight:600", "price": f"font-weight:600;{tone}"}.get(key, "")
+            if key in ("change", "change_rate"):
+                style = tone
+            cells.append(_cell("td", (arrow if key == "change" else "") + text, kind, faded + style))
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        '<div style="font-variant-numeric:tabular-nums;max-width:860px;max-height:480px;overflow:auto">'
+        f'<table style="border-collapse:collapse;margin:0"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table>"
+        f'<div style="padding:4px 12px;opacity:.7">{escape(_small_print(view, problem))}</div></div>'
+    )
+
+
+def _cell(tag: str, text: str, kind: str, style: str) -> str:
+    side = "right" if kind == "number" else "left"
+    return f'<{tag} align="{side}" style="{_CELL}text-align:{side};{style}">{escape(text)}</{tag}>'

@@ -1,0 +1,174 @@
+"""What every call needs: settings, clock, zone, home currency, the coordinator, and what ends with the client.
+
+A client owns one `Session` and hands it to its calls, which therefore know nothing of the client. The coordinator is
+made on first use, and made anew in a forked child. The lock guards that one making and the lists of what ends.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from backbone.api.arguments import DEFAULT_COUNT, HOME_QUOTES, TimeLike, parse_count, parse_time
+from backbone.clock import Clock, SystemClock, VenueClock
+from backbone.coordinator.candles.ranges import Range
+from backbone.errors import ClosedError, InputError
+from backbone.settings import FRAMES, Settings
+
+if TYPE_CHECKING:
+    from backbone.coordinator.coordinator import Coordinator
+
+__all__ = ["Session", "new_request_id"]
+
+
+class _Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
+class Session:
+    """The private half of one client, for the calls of this layer."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.clock: Clock = SystemClock()
+        self.venue: VenueClock | None = None
+        """A clock that knows better than the coordinator's estimate (the demo's exchange), or None."""
+        self._lock = threading.Lock()
+        self._core: Coordinator | None = None
+        self._core_pid = 0
+        self._closed = False
+        self._tables: list[_Stoppable] = []  # what is live
+        self._ending: list[Callable[[], None]] = []  # what ends with the client (the demo's exchange)
+        self._pid = os.getpid()  # and is not a forked child's to end
+
+    @property
+    def tz(self) -> str:
+        """Zone of every index and of naive input."""
+        return self.settings.tz
+
+    @property
+    def data_dir(self) -> Path | str:
+        """Where candles are kept: a folder, or the address of an object store."""
+        return self.settings.data_dir if self.settings.is_remote else Path(self.settings.data_dir)
+
+    @property
+    def home(self) -> str:
+        """The currency that a bare ``"BTC"`` is priced in."""
+        return HOME_QUOTES[self.settings.exchange]
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def frames(self, frames: str | None) -> str:
+        """The frame type of an answer: the call's word, or the client's default."""
+        if frames is None:
+            return self.settings.frames
+        if frames not in FRAMES:
+            raise InputError("frames", frames, "one of " + ", ".join(FRAMES))
+        return frames
+
+    def coordinator(self) -> Coordinator:
+        """The coordinator, made on first use in this process."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the client is closed; make a new one")
+            if self._core is None or self._core_pid != os.getpid():
+                from backbone.coordinator.coordinator import Coordinator
+
+                self._core = Coordinator(self.settings, self.clock, self.venue)
+                self._core_pid = os.getpid()
+            return self._core
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def now_us(self) -> int:
+        """Now on the venue's clock; the market list is requested if no reply was received yet."""
+        core = self.coordinator()
+        core.sync_clock()
+        return core.venue.now_us()
+
+    def likely_now_us(self) -> int:
+        """Now on the venue's clock as far as it is known, else on this machine's; makes no request."""
+        return self.coordinator().venue.now_us()
+
+    def time(self, argument: str, value: TimeLike, *, may_ask: bool = True) -> int:
+        """Microseconds UTC of what somebody wrote for a time."""
+        return parse_time(argument, value, self.tz, self.now_us if may_ask else self.likely_now_us)
+
+    def range(
+        self, start: TimeLike | None, end: TimeLike | None, count: object, *, may_ask: bool = True
+    ) -> Range:
+        """Any two of start, end and count; checked against each other and against now.
+
+        Relative times count back on the venue's clock; if no request may be made, as far as that is known.
+        """
+        number = parse_count(count)
+        if start is not None and end is not None and number is not None:
+            raise InputError("count", count, "start, end and count together say too much: leave one out")
+        start_us = None if start is None else self.time("start", start, may_ask=may_ask)
+        end_us = None if end is None else self.time("end", end, may_ask=may_ask)
+        if start_us is None and number is None:
+            number = DEFAULT_COUNT
+        if start_us is not None:
+            last = self.likely_now_us() if end_us is None else end_us
+            if end_us is None and start_us > last and may_ask:
+                last = self.now_us()  # this machine's clock may be behind
+            if start_us > last:
+                what = "now" if end_us is None else str(end)
+                raise InputError("start", start, f"a time before the end ({what})")
+            if start_us < 0:
+                raise InputError("start", start, "a time after 1970-01-01")
+        return Range(start_us, end_us, number)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def end_with(self, end: Callable[[], None]) -> None:
+        """Call `end` when the client is closed; at once if it is."""
+        with self._lock:
+            if not self._closed:
+                self._ending.append(end)
+                return
+        end()
+        raise ClosedError("the client is closed; make a new one")
+
+    def remember_table(self, table: _Stoppable) -> None:
+        """Stop `table` when the client is closed; at once if it is."""
+        with self._lock:
+            if not self._closed:
+                self._tables.append(table)
+                return
+        table.stop()
+        raise ClosedError("the client is closed; make a new one")
+
+    def forget_table(self, table: _Stoppable) -> None:
+        """`table` ended by itself."""
+        with self._lock:
+            if table in self._tables:
+                self._tables.remove(table)
+
+    def close(self) -> None:
+        """End everything: waits, threads, sockets; write what is pending. May be called twice."""
+        with self._lock:
+            self._closed = True
+            core, self._core = self._core, None
+            tables, self._tables = self._tables, []
+            ending, self._ending = self._ending, []
+        try:
+            if core is not None and self._core_pid == os.getpid():
+                for table in tables:
+                    table.stop()
+                core.close()
+        finally:
+            if self._pid == os.getpid():
+                for end in ending:
+                    end()
+
+
+def new_request_id() -> str:
+    """A fresh identity for one answer."""
+    return uuid.uuid4().hex

@@ -1,0 +1,1 @@
+"""Candles: what is held, what is planned, what is on its way."""

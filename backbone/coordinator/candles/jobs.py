@@ -1,0 +1,436 @@
+"""Long fetches that drive themselves: no thread of their own, each finished section starts the next.
+
+A `CandleJob` cuts each market's span into sections of some ten thousand candles, oldest first, and keeps two of them in
+the plan at a time, so the queue never runs dry between them. Rows are on disk when their section is finished, so memory
+does not grow with the span. A market listed long after the start is not walked up to page by page: its months (one
+request) say where it begins.
+
+The job's condition guards its sections and counters; fetching and callbacks happen outside it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from backbone.clock import Clock
+from backbone.coordinator.candles.fetcher import CandleAnswer, CandleFetcher, Pending, Progress
+from backbone.errors import BackboneError, ClosedError, StoreError
+from backbone.model import Priority, Span
+from backbone.timeframe import TIMEFRAMES, Timeframe
+
+__all__ = ["CandleJob", "JobProgress", "Jobs"]
+
+SECTION_ROWS = 10_000
+_AT_ONCE = 2
+_PROBE_SLOTS = 50 * 200  # a shorter span is walked as fast as probed
+_MONTH = TIMEFRAMES["1M"]
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """How far a job is: ``done_slots`` are had, what was given up is not.
+
+    ``reached_us`` is the time up to which all is stored of every market that the job has come to (of all its markets,
+    once it ended); ``sections_done`` counts those that are stored whole, ``pages`` what was asked, the search for the
+    listing included. ``eta_s`` is None before there is a rate.
+    """
+
+    state: str
+    sections_done: int
+    done_slots: int
+    total_slots: int
+    pages: int
+    rows: int
+    reached_us: int
+    elapsed_s: float
+    pages_per_s: float
+    eta_s: float | None
+
+
+@dataclass(eq=False)
+class _Section:
+    market: str
+    span: Span
+    ascending: bool = True
+    pending: Pending | None = None
+    is_done: bool = False
+    is_kept: bool = True  # the disk took all that arrived
+
+    def standing(self) -> Progress:
+        """How far it is; what the disk did not take is not had."""
+        if self.pending is None:
+            return Progress(0, 0, 0, 0, self.span.start, self.ascending)
+        now = self.pending.progress()
+        if self.is_kept:
+            return now
+        slots = sum(self.pending.series.timeframe.count(s) for s in self.pending.fetched.clip(self.span))
+        return replace(now, done_slots=max(0, now.done_slots - slots))
+
+    def whole_until_us(self) -> int:
+        """The time up to which all of it is stored, now that it ended."""
+        if self.pending is None or not self.is_kept:
+            return self.span.start
+        lacking = self.pending.lacking()
+        return lacking.spans[0].start if lacking else self.pending.closed_span.end
+
+
+@dataclass
+class _Course:
+    """One market's way through its span."""
+
+    market: str
+    next_us: int
+    probed: bool = False
+    waiting: bool = False  # for its probe
+    probe: Pending | None = None
+    queue: list[_Section] = field(default_factory=list)  # sections that the probe put first
+
+
+class CandleJob:
+    """Candles of `markets` over `span`, on their way."""
+
+    def __init__(
+        self,
+        fetcher: CandleFetcher,
+        clock: Clock,
+        markets: Sequence[str],
+        timeframe: Timeframe,
+        span: Span,
+        priority: Priority,
+    ) -> None:
+        self._fetcher = fetcher
+        self._clock = clock
+        self.markets = tuple(markets)
+        self.timeframe = timeframe
+        self.span = span
+        self.priority = priority
+        self.changed = threading.Condition()
+        self._sections: list[_Section] = []
+        self._courses = [_Course(market, span.start) for market in markets]
+        self._began_s = clock.monotonic()
+        self._ended_s: float | None = None
+        self._end = "running"  # how it ended; nothing that comes later changes it
+        self._cancelled = False
+        self._error: BackboneError | None = None
+        self._ahead: int | None = None  # back-pressure of somebody who iterates
+        self._taken = 0
+        self._advancing = False
+        self._again = False
+
+    # -- driving -------------------------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        """Start what may be started. Called by whoever finished a section; one caller at a time does the work."""
+        while True:
+            with self.changed:
+                if self._advancing:
+                    self._again = True
+                    return
+                self._advancing, self._again = True, False
+                step = self._next_locked()
+            try:
+                if step is not None:
+                    step()
+            except BackboneError as exc:
+                self._fail(exc)
+            finally:
+                with self.changed:
+                    self._advancing = False
+                    more = self._again or step is not None
+            if not more:
+                return
+
+    def _next_locked(self) -> Callable[[], None] | None:
+        if self._is_over_locked():
+            if self._ended_s is None:
+                self._ended_s = self._clock.monotonic()
+                self._end = self._end_locked()
+                self.changed.notify_all()
+            return None
+        running = sum(not s.is_done for s in self._sections)
+        held = self._ahead is not None and len(self._sections) - self._taken >= self._ahead
+        if self._cancelled or self._error is not None or running >= _AT_ONCE or held:
+            return None
+        course = next((c for c in self._courses if self._has_more(c)), None)
+        if course is None or course.waiting:
+            return None
+        if not course.probed:
+            course.probed = course.waiting = True
+            return lambda: self._probe(course)
+        section = course.queue.pop(0) if course.queue else self._cut(course)
+        self._sections.append(section)
+        return lambda: self._begin(section)
+
+    def _has_more(self, course: _Course) -> bool:
+        return course.waiting or bool(course.queue) or course.next_us < self.span.end
+
+    def _is_over_locked(self) -> bool:
+        if any(not s.is_done for s in self._sections) or any(c.waiting for c in self._courses):
+            return False
+        return self._cancelled or self._error is not None or not any(self._has_more(c) for c in self._courses)
+
+    def _cut(self, course: _Course) -> _Section:
+        slots = self._fetcher.slots_for(course.market, self.timeframe, SECTION_ROWS)
+        end = min(self.span.end, self.timeframe.next(course.next_us, slots))
+        end = self._fetcher.section_end(course.market, self.timeframe, Span(course.next_us, self.span.end), end)
+        section = _Section(course.market, Span(course.next_us, end))
+        course.next_us = end
+        return section
+
+    def _begin(self, section: _Section) -> None:
+        def done(pending: Pending) -> None:
+            self._finished(section, pending)
+
+        section.pending = self._fetcher.begin(
+            section.market,
+            self.timeframe,
+            section.span,
+            self.priority,
+            ascending=section.ascending,
+            patient=True,
+            on_done=done,
+        )
+        self._heed(section.pending)
+
+    def _heed(self, pending: Pending) -> None:
+        """A job that was cancelled while `pending` began does not wait for it."""
+        with self.changed:
+            is_cancelled = self._cancelled
+        if is_cancelled:
+            self._fetcher.abandon(pending, _cancelled())
+
+    def _finished(self, section: _Section, pending: Pending) -> None:
+        section.pending = pending
+        error: BackboneError | None = pending.store_error
+        try:
+            self._fetcher.release(pending)
+            self._fetcher.flush([section.market], self.timeframe)
+        except StoreError as exc:
+            error = exc
+        with self.changed:
+            section.is_done, section.is_kept = True, error is None
+            self._error = self._error or error
+            self.changed.notify_all()
+        self.advance()
+
+    def _probe(self, course: _Course) -> None:
+        """Ask where the market's history begins, where that may save many pages."""
+        if not self._is_worth_probing(course):
+            course.waiting = False
+            return
+
+        def done(pending: Pending) -> None:
+            course.probe = pending
+            self._fetcher.release(pending)
+            self._probed(course)
+
+        months = Span(_MONTH.floor(self.span.start), _MONTH.floor(self.span.end))
+        course.probe = self._fetcher.begin(course.market, _MONTH, months, self.priority, patient=True, on_done=done)
+        self._heed(course.probe)
+
+    def _is_worth_probing(self, course: _Course) -> bool:
+        if self.timeframe.step_us >= TIMEFRAMES["1d"].step_us or self.timeframe.name == "1s":
+            return False
+        if self.timeframe.count(self.span) <= _PROBE_SLOTS or _MONTH.count(self.span) < 1:
+            return False
+        return self._fetcher.is_start_unknown(course.market, self.timeframe, self.span.start)
+
+    def _probed(self, course: _Course) -> None:
+        listed = self._fetcher.listed_from(course.market, _MONTH)
+        with self.changed:
+            course.waiting = False
+            if listed is not None and self.span.start < listed < self.span.end:
+                before = Span(course.next_us, self.timeframe.ceil(listed))
+                first = Span(before.end, min(self.span.end, self.timeframe.ceil(_MONTH.next(listed))))
+                course.queue = [
+                    _Section(course.market, before, ascending=False),
+                    _Section(course.market, first, ascending=False),
+                ]
+                course.next_us = first.end
+        self.advance()
+
+    def _fail(self, error: BackboneError) -> None:
+        with self.changed:
+            self._error = self._error or error
+            for section in self._sections:
+                if section.pending is None:
+                    section.is_done = True
+            for course in self._courses:
+                course.waiting = False
+            self._again = True
+            self.changed.notify_all()
+
+    # -- watching ------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """``running``, ``done``, ``incomplete``, ``failed`` or ``cancelled``."""
+        with self.changed:
+            return self._end
+
+    def _end_locked(self) -> str:
+        if self._error is not None:
+            return "failed"
+        if self._cancelled:
+            return "cancelled"
+        pendings = [s.pending for s in self._sections if s.pending is not None]
+        lost = any(pending.want.failed - pending.look.stored.covered for pending in pendings)
+        return "incomplete" if lost else "done"
+
+    @property
+    def progress(self) -> JobProgress:
+        """A consistent reading of where the job stands."""
+        with self.changed:
+            sections = [(section, section.is_done) for section in self._sections]
+            state, ended = self._end, self._ended_s
+            probes = [course.probe for course in self._courses if course.probe is not None]
+        now = [section.standing() for section, _ in sections]
+        done_slots, rows = sum(n.done_slots for n in now), sum(n.rows for n in now)
+        pages = sum(n.pages for n in now) + sum(probe.want.pages for probe in probes)
+        total = self.timeframe.count(self.span) * len(self.markets)
+        total -= sum(
+            self.timeframe.count(Span(section.pending.closed_span.end, section.span.end))
+            for section, _ in sections
+            if section.pending is not None
+        )
+        elapsed = max(1e-9, (ended if ended is not None else self._clock.monotonic()) - self._began_s)
+        share = done_slots / total if total else 1.0
+        eta = elapsed * (1 - share) / share if share > 0 and ended is None else (0.0 if ended is not None else None)
+        finished, reached = self._stored(sections, every_market=ended is not None)
+        return JobProgress(state, finished, done_slots, total, pages, rows, reached, elapsed, pages / elapsed, eta)
+
+    def _stored(self, sections: Sequence[tuple[_Section, bool]], *, every_market: bool) -> tuple[int, int]:
+        """How many sections are stored whole, and the time up to which all is stored."""
+        finished, until, stopped = 0, {}, set()
+        for section, is_done in sections:
+            whole = section.whole_until_us() if is_done else section.span.start
+            finished += is_done and whole == section.span.end
+            if section.market not in stopped:
+                until[section.market] = whole
+            if whole < section.span.end:
+                stopped.add(section.market)
+        markets = self.markets if every_market else until
+        return finished, min((until.get(market, self.span.start) for market in markets), default=self.span.start)
+
+    def wait(self, watch: Callable[[], None] | None = None, timeout_s: float | None = None) -> bool:
+        """Block until it ended; False when `timeout_s` ran out first. Raises what broke it (a full disk, a close)."""
+        deadline = None if timeout_s is None else self._clock.monotonic() + timeout_s
+        while True:
+            with self.changed:
+                if self._ended_s is not None:
+                    break
+                left = 0.2 if deadline is None else min(0.2, deadline - self._clock.monotonic())
+                if left <= 0:
+                    return False
+                self._clock.wait(self.changed, left)
+            if watch is not None:
+                watch()
+        if watch is not None:
+            watch()
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def sections(self, ahead: int) -> Iterator[CandleAnswer]:
+        """Each finished section, in time order; the job runs at most `ahead` sections before the one taken last.
+
+        What could not be had of a section is in its answer's ``gaps``.
+        """
+        with self.changed:
+            self._ahead, self._taken = ahead, 0
+        try:
+            at = 0
+            while True:
+                with self.changed:
+                    while at >= len(self._sections) or not self._sections[at].is_done:
+                        if self._error is not None:
+                            raise self._error
+                        if self._ended_s is not None:
+                            return
+                        self._clock.wait(self.changed, 0.2)
+                    section = self._sections[at]
+                assert section.pending is not None
+                yield self._fetcher.answer(section.pending)
+                at += 1
+                with self.changed:
+                    self._taken = at
+                self.advance()
+        finally:
+            with self.changed:
+                self._ahead = None
+            self.advance()
+
+    def answers(self) -> list[CandleAnswer]:
+        """What there now is of each market's whole span, with all causes of what is missing."""
+        found = []
+        for market in self.markets:
+            mine = [s.pending for s in self._sections if s.market == market and s.pending is not None]
+            fetched = [span for p in mine for span in p.fetched]
+            probes = [c.probe for c in self._courses if c.market == market and c.probe is not None]
+            pages = sum(p.want.pages for p in (*mine, *probes))
+            end = max(self.span.start, min([self.span.end, *(p.closed_us for p in mine)]))  # not closed is not missing
+            answer = self._fetcher.recall(market, self.timeframe, Span(self.span.start, end), fetched, pages)
+            causes = tuple(cause for p in mine for cause in p.want.causes)
+            found.append(replace(answer, causes=(*causes, *answer.causes)))
+        return found
+
+    def end(self, error: BackboneError) -> None:
+        """Start nothing more and tell whoever waits why."""
+        self._fail(error)
+
+    def cancel(self) -> None:
+        """Ask nothing more; pages in flight and rows already here are kept. Nothing happens to a job that is over."""
+        with self.changed:
+            if self._is_over_locked():
+                return
+            self._cancelled = True
+            waits = [s.pending for s in self._sections if not s.is_done]
+            waits += [course.probe for course in self._courses if course.waiting]
+        for pending in waits:
+            if pending is not None:
+                self._fetcher.abandon(pending, _cancelled())
+        self.advance()
+
+
+def _cancelled() -> ClosedError:
+    return ClosedError("the job was cancelled")
+
+
+class Jobs:
+    """The jobs of one client. A job that is asked for again while it runs is joined, not doubled."""
+
+    def __init__(self, fetcher: CandleFetcher, clock: Clock) -> None:
+        self._fetcher = fetcher
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._jobs: dict[tuple[object, ...], CandleJob] = {}
+
+    def start(
+        self, markets: Sequence[str], timeframe: Timeframe, start_us: int, end_us: int | None, priority: Priority
+    ) -> CandleJob:
+        """A running job for this request: the one there is, or a new one."""
+        key = (tuple(markets), timeframe.name, start_us, end_us, priority)
+        closed = self._fetcher.closed_before(timeframe)
+        end = closed if end_us is None else min(closed, timeframe.ceil(end_us))
+        start = timeframe.ceil(start_us)
+        with self._lock:
+            known = self._jobs.get(key)
+            if known is not None and known.state == "running":
+                return known
+            job = CandleJob(self._fetcher, self._clock, markets, timeframe, Span(min(start, end), end), priority)
+            self._jobs = {k: j for k, j in self._jobs.items() if j.state == "running"}
+            self._jobs[key] = job
+        job.advance()
+        return job
+
+    def close(self) -> None:
+        """End every job with `ClosedError`; what arrived is kept."""
+        for job in self.running():
+            job.end(ClosedError("the client was closed while the job was running"))
+
+    def running(self) -> list[CandleJob]:
+        """The jobs that have not ended."""
+        with self._lock:
+            return [job for job in self._jobs.values() if job.state == "running"]

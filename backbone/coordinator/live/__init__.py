@@ -1,0 +1,1 @@
+"""Realtime data: the stream, the latest rows, the fallback to REST."""

@@ -1,0 +1,350 @@
+"""The newest row of each kind and market, held once whoever brought it, and who wants to hear of changes.
+
+Decides which of two rows is the newer one, and what a consumer that cannot keep up gets: the latest of each cell, or
+the newest records of a bounded queue. Rows come from the socket (`Board.take`, one call a message, a microsecond) and
+from REST (`Board.offer`). Realtime data lives here and nowhere else; it is bounded by the number of cells.
+
+One lock guards every cell, its history and the followers; the conditions of the followers are built on it. Nothing is
+called back under it: a follower is only marked and woken.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from backbone.clock import Clock
+from backbone.coordinator.live.recent import History, history_of
+from backbone.locks import renew_after_fork
+from backbone.model import LiveCandle, OrderBook, Ticker, Trade
+from backbone.routing.wire import KINDS, LiveRecord, kind_of
+
+__all__ = ["Board", "Cell", "Changes", "Held", "Tap", "grouped"]
+
+R = TypeVar("R", bound=LiveRecord)
+
+NEVER = float("-inf")
+
+
+class Held(msgspec.Struct, Generic[R], frozen=True, gc=False):
+    """A row with where it came from (``"stream"``, ``"rest"``) and when (monotonic seconds)."""
+
+    row: R
+    source: str
+    received_s: float
+
+
+class Cell:
+    """The newest row of one kind and market. Read `held` at will; the rest belongs to the board.
+
+    ``count`` counts every record that came for it. ``stream_s`` is when the stream last told it, as far as that still
+    counts; ``wants`` how many subscriptions want it told.
+    """
+
+    __slots__ = ("count", "followers", "held", "history", "kind", "market", "stream_s", "wants")
+
+    def __init__(self, kind: str, market: str) -> None:
+        self.kind = kind
+        self.market = market
+        self.held: Held[Any] | None = None
+        self.count = 0
+        self.stream_s = NEVER
+        self.wants = 0
+        self.history: History | None = None
+        self.followers: tuple[Changes | Tap, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Cell {self.kind} {self.market} {self.count} records>"
+
+
+class Changes:
+    """Which cells changed since they were last taken: the latest value of each, however slow the taker.
+
+    ``arrived`` counts records, ``missed`` those that were replaced before they were taken.
+    """
+
+    def __init__(self, board: Board, cells: Sequence[Cell]) -> None:
+        self._board = board
+        self._cells = cells
+        self._condition = threading.Condition(board.lock)
+        self._changed: dict[Cell, None] = {}
+        self._goal = 0  # `arrived` at which the sleeper is woken; 0: nobody sleeps
+        self._is_ended = False
+        self.arrived = 0
+        self.missed = 0
+
+    def note_locked(self, cell: Cell, record: LiveRecord) -> None:
+        self.arrived += 1
+        if cell in self._changed:
+            self.missed += 1
+        else:
+            self._changed[cell] = None
+        if 0 < self._goal <= self.arrived:
+            self._condition.notify()
+
+    def take(self, timeout_s: float | None) -> list[Held[Any]] | None:
+        """Wait for a change; the newest row of each changed cell, none when the time ran out, None at the end."""
+        clock, deadline = self._board.clock, None
+        if timeout_s is not None:
+            deadline = clock.monotonic() + timeout_s
+        with self._board.lock:
+            while not self._changed and not self._is_ended:
+                left_s = None if deadline is None else deadline - clock.monotonic()
+                if left_s is not None and left_s <= 0:
+                    return []
+                self._sleep_locked(self.arrived + 1, left_s)
+            if not self._changed:
+                return None
+            cells, self._changed = self._changed, {}
+            return [cell.held for cell in cells if cell.held is not None]
+
+    def wait_for(self, count: int, timeout_s: float) -> bool:
+        """Wait until `count` more records came since this was made; False when the time ran out, or at the end."""
+        deadline = self._board.clock.monotonic() + timeout_s
+        with self._board.lock:
+            while self.arrived < count and not self._is_ended:
+                left_s = deadline - self._board.clock.monotonic()
+                if left_s <= 0:
+                    return False
+                self._sleep_locked(count, left_s)
+            return self.arrived >= count
+
+    def _sleep_locked(self, goal: int, left_s: float | None) -> None:
+        self._goal = goal
+        try:
+            self._board.clock.wait(self._condition, left_s)
+        finally:
+            self._goal = 0
+
+    def end(self) -> None:
+        """Nothing more is noted; whoever waits goes on."""
+        self._board.unfollow(self, self._cells)
+        with self._board.lock:
+            self._is_ended = True
+            self._condition.notify_all()
+
+
+class Tap:
+    """The records themselves, in order, in a bounded queue: the oldest are dropped when nobody takes them."""
+
+    def __init__(self, board: Board, cells: Sequence[Cell], size: int) -> None:
+        self._board = board
+        self._cells = cells
+        self._condition = threading.Condition(board.lock)
+        self._records: deque[LiveRecord] = deque(maxlen=size)
+        self._is_ended = False
+        self.dropped = 0
+
+    def note_locked(self, cell: Cell, record: LiveRecord) -> None:
+        if len(self._records) == self._records.maxlen:
+            self.dropped += 1
+        self._records.append(record)
+        self._condition.notify()
+
+    def get(self, timeout_s: float | None = None) -> LiveRecord | None:
+        """The oldest record in the queue, waiting for one; None when the time ran out or the end was reached."""
+        clock = self._board.clock
+        deadline = None if timeout_s is None else clock.monotonic() + timeout_s
+        with self._board.lock:
+            while not self._records and not self._is_ended:
+                left_s = None if deadline is None else deadline - clock.monotonic()
+                if left_s is not None and left_s <= 0:
+                    return None
+                clock.wait(self._condition, left_s)
+            return self._records.popleft() if self._records else None
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether no record will come any more."""
+        return self._is_ended
+
+    def end(self) -> None:
+        """Nothing more is queued; whoever waits goes on. What is queued can still be taken."""
+        self._board.unfollow(self, self._cells)
+        with self._board.lock:
+            self._is_ended = True
+            self._condition.notify_all()
+
+
+def grouped(level: float) -> str:
+    """The kind under which books grouped by `level` are held; 0 is the stream's own."""
+    return f"orderbook@{level:g}" if level else "orderbook"
+
+
+class Board:
+    """All cells. Safe to share between threads."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._cells: dict[str, dict[str, Cell]] = {kind: {} for kind in KINDS}
+        self._by_type: dict[type, dict[str, Cell]] = {
+            Ticker: self._cells["ticker"],
+            Trade: self._cells["trade"],
+            OrderBook: self._cells["orderbook"],
+        }
+        self._begin()
+        renew_after_fork(self, Board._begin)
+
+    def _begin(self) -> None:
+        """In a forked child nobody follows: the threads that did are the parent's."""
+        self.lock = threading.Lock()
+        for cells in self._cells.values():
+            for cell in cells.values():
+                cell.followers, cell.stream_s = (), NEVER
+
+    def __repr__(self) -> str:
+        rows = sum(cell.held is not None for cells in self._cells.values() for cell in list(cells.values()))
+        return f"<Board {rows} rows>"
+
+    # -- rows in -------------------------------------------------------------------------------------------------
+
+    def take(self, record: LiveRecord, received_s: float, is_snapshot: bool = False) -> None:
+        """A record from the stream. On one connection the last one received is the truth."""
+        cells = self._by_type.get(type(record))
+        if cells is None:
+            cells = self._cells[kind_of(record)]
+        with self.lock:
+            cell = cells.get(record.market)
+            if cell is None:
+                cell = self._cell_locked(kind_of(record), record.market)
+            cell.stream_s = received_s
+            held = cell.held
+            is_repeated = is_snapshot and held is not None and held.row == record
+            if held is None or _replaces(record, held):
+                cell.held = Held(record, "stream", received_s)
+            if cell.history is not None:
+                cell.history.note(record, is_snapshot, "stream")
+            cell.count += 1
+            if not is_repeated:
+                for follower in cell.followers:
+                    follower.note_locked(cell, record)
+
+    def offer(self, kind: str, records: Sequence[LiveRecord], received_s: float) -> None:
+        """Records from REST, of one kind; each is taken unless the cell has a newer one."""
+        with self.lock:
+            for record in records:
+                cell = self._cells.setdefault(kind, {}).get(record.market) or self._cell_locked(kind, record.market)
+                held = cell.held
+                if held is not None and _is_newer(held.row, record):
+                    continue
+                is_news = held is None or held.row != record
+                if is_news or held is None or held.source != "stream":
+                    cell.held = Held(record, "rest", received_s)
+                if is_news:
+                    cell.count += 1
+                if cell.history is not None:
+                    cell.history.note(record, True, "rest")
+                if is_news:
+                    for follower in cell.followers:
+                        follower.note_locked(cell, record)
+
+    def confirm(self, cell: Cell, candle: LiveCandle) -> None:
+        """REST's word on a closed candle, if it is still the one that is shown: an update that nothing takes back."""
+        with self.lock:
+            if cell.held is None or cell.held.row.time_us != candle.time_us or cell.held.source == "rest":
+                return
+            cell.held = Held(candle, "rest", self.clock.monotonic())
+            cell.count += 1
+            for follower in cell.followers:
+                follower.note_locked(cell, candle)
+
+    # -- cells ---------------------------------------------------------------------------------------------------
+
+    def cell(self, kind: str, market: str) -> Cell:
+        """The cell of a kind and market, made on first use."""
+        with self.lock:
+            return self._cell_locked(kind, market)
+
+    def _cell_locked(self, kind: str, market: str) -> Cell:
+        cells = self._cells.setdefault(kind, {})
+        cell = cells.get(market)
+        if cell is None:
+            cell = cells[market] = Cell(kind, market)
+        return cell
+
+    def known(self, kind: str, markets: Iterable[str]) -> dict[str, Cell]:
+        """The cells of `markets` that hold a row; makes none."""
+        cells = self._cells.get(kind, {})
+        return {m: cell for m in markets if (cell := cells.get(m)) is not None and cell.held is not None}
+
+    def wanted(self, kind: str) -> frozenset[str]:
+        """The markets of which somebody wants `kind` told."""
+        with self.lock:
+            return frozenset(market for market, cell in self._cells.get(kind, {}).items() if cell.wants)
+
+    def snapshot(self, cells: Sequence[Cell]) -> list[Held[Any]]:
+        """The rows of `cells` at one instant; a cell that was never told has none."""
+        with self.lock:
+            return [cell.held for cell in cells if cell.held is not None]
+
+    def want(self, cells: Sequence[Cell]) -> None:
+        """One more subscription wants `cells`; what the stream said before it was wanted counts no more."""
+        with self.lock:
+            for cell in cells:
+                if not cell.wants:
+                    cell.stream_s = NEVER
+                    cell.history = history_of(cell.kind)
+                cell.wants += 1
+
+    def unwant(self, cells: Sequence[Cell]) -> None:
+        """One subscription less; a history that nobody wants any more is dropped."""
+        with self.lock:
+            for cell in cells:
+                cell.wants -= 1
+                if not cell.wants:
+                    cell.stream_s = NEVER
+                    cell.history = None
+
+    def torn(self) -> None:
+        """The stream may have missed something: its word counts again once it has spoken."""
+        with self.lock:
+            for cells in self._cells.values():
+                for cell in cells.values():
+                    cell.stream_s = NEVER
+                    if cell.history is not None:
+                        cell.history.lost()
+
+    # -- followers -----------------------------------------------------------------------------------------------
+
+    def follow(self, cells: Sequence[Cell]) -> Changes:
+        """Start to collect changes of `cells`."""
+        changes = Changes(self, cells)
+        self._add(changes, cells)
+        return changes
+
+    def tap(self, cells: Sequence[Cell], size: int) -> Tap:
+        """Start to queue the records of `cells`, the newest `size`."""
+        tap = Tap(self, cells, size)
+        self._add(tap, cells)
+        return tap
+
+    def _add(self, follower: Changes | Tap, cells: Sequence[Cell]) -> None:
+        with self.lock:
+            for cell in cells:
+                cell.followers += (follower,)
+
+    def unfollow(self, follower: Changes | Tap, cells: Sequence[Cell]) -> None:
+        with self.lock:
+            for cell in cells:
+                cell.followers = tuple(each for each in cell.followers if each is not follower)
+
+
+def _replaces(record: Any, held: Held[Any]) -> bool:
+    """Whether a record of the stream takes the place of `held`."""
+    if held.source == "stream":  # the order of arrival is the truth, but a candle may be told of late
+        return type(record) is not LiveCandle or bool(held.row.time_us <= record.time_us)
+    return not _is_newer(held.row, record)
+
+
+def _is_newer(known: Any, record: Any) -> bool:
+    """Whether the row `known` is of a later instant than `record`."""
+    if type(known) is LiveCandle:
+        return bool((known.time_us, known.stamp_us) > (record.time_us, record.stamp_us))
+    return bool(known.stamp_us > record.stamp_us)

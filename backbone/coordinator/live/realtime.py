@@ -1,0 +1,356 @@
+"""Tickers, order books and trades: what is asked, how it is split, and what memory answers.
+
+Tickers and books split by market (as many as the venue takes in one call), trades by count and cursor (`trades`). The
+newest row of each market is the board's, whatever channel brought it. It answers while it is known to be young enough:
+a row that the stream vouches for is as old as the last sign of life on its connection, any other as old as its arrival
+(`Word`). The one lock guards what is remembered of instruments and quote currencies; requests happen outside it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from backbone.clock import Clock
+from backbone.coordinator.live.latest import Board, Cell, Held, grouped
+from backbone.coordinator.live.trades import DAY_US, TradesAnswer, TradeWalk
+from backbone.coordinator.metrics import Metrics
+from backbone.errors import BackboneError, IncompleteError, RejectedError, SourceError
+from backbone.model import OrderBook, Priority, Ticker, Trade
+from backbone.routing.rest import Reply
+from backbone.routing.wire import (
+    Ask,
+    Instrument,
+    instruments_ask,
+    markets_ask,
+    orderbooks_ask,
+    tickers_all_ask,
+    tickers_ask,
+)
+
+__all__ = ["Answer", "Realtime", "Told", "Word"]
+
+R = TypeVar("R", Ticker, OrderBook)
+
+_DEFAULT_AGE_S = {"ticker": 0.5}  # how old a row of REST's may be where the caller does not say
+_BOOK_AGE_S = 0.1
+_HEARD_S = 1.0  # the same for the stream's word: it told all that happened until then, a REST answer does no more
+_HEARD_CRITICAL_S = 0.25
+_MARKETS_A_CALL = 900  # the venue answered all its 855 markets in one call
+_MEMBERS_S = 600.0  # how long a whole answer for a quote currency is believed to name all its markets
+
+
+class Word(Protocol):
+    """What the stream vouches for."""
+
+    def heard_s(self) -> float: ...
+    def known_at(self, cell: Cell, heard_s: float) -> tuple[float, bool]: ...
+    def trades(self, market: str, count: int, oldest_s: float) -> list[Trade] | None: ...
+    def asked(self, kind: str, markets: Iterable[str]) -> None: ...
+
+
+class _NoWord:
+    """Where nothing is live."""
+
+    def heard_s(self) -> float:
+        return float("-inf")
+
+    def known_at(self, cell: Cell, heard_s: float) -> tuple[float, bool]:
+        return (float("-inf") if cell.held is None else cell.held.received_s), False
+
+    def trades(self, market: str, count: int, oldest_s: float) -> list[Trade] | None:
+        return None
+
+    def asked(self, kind: str, markets: Iterable[str]) -> None:
+        """Nobody counts."""
+
+
+@dataclass(frozen=True)
+class Answer(Generic[R]):
+    """Rows in the order they were asked for, and what it took."""
+
+    held: tuple[Held[R], ...]
+    requests: int
+    from_memory: int
+    missing: tuple[str, ...] = ()
+    causes: tuple[BackboneError, ...] = ()
+
+
+@dataclass(frozen=True)
+class Told:
+    """Rows as the venue spelled them, with its words on the rate (None: silent)."""
+
+    rows: list[dict[str, Any]]
+    group: str | None
+    remaining: int | None
+
+
+@dataclass(frozen=True)
+class _Verbatim(Ask):
+    """A question whose answer is wanted in the venue's own words; in flight it is not shared with the parsed one."""
+
+
+def _verbatim(ask: Ask) -> _Verbatim:
+    def parse(body: bytes) -> Any:
+        ask.parse(body)  # checked at the door like any other
+        return msgspec.json.decode(body)
+
+    return _Verbatim(ask.group, ask.path, ask.query, parse, ask.market)
+
+
+class Realtime:
+    """The coordinator's strategies for what is true now.
+
+    `request` puts one question; `listed` asks the venue anew which markets it lists.
+    """
+
+    def __init__(
+        self,
+        request: Callable[[Ask, Priority], Reply],
+        clock: Clock,
+        metrics: Metrics,
+        listed: Callable[[Priority], Collection[str]],
+        board: Board | None = None,
+        word: Word | None = None,
+    ) -> None:
+        self._request = request
+        self._listed = listed
+        self._clock = clock
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        self._board = board or Board(clock)
+        self._word: Word = word or _NoWord()
+        self._instruments: dict[str, Instrument] = {}
+        self._members: dict[tuple[str, ...], tuple[float, tuple[str, ...]]] = {}  # quotes: when told, its markets
+
+    # -- tickers -------------------------------------------------------------------------------------------------
+
+    def tickers(self, markets: Sequence[str], priority: Priority, max_age_s: float | None) -> Answer[Ticker]:
+        """The tickers of `markets`, each from memory where young enough."""
+        return self._by_market("ticker", markets, priority, max_age_s, tickers_ask)
+
+    def tickers_of_quote(
+        self, quotes: Sequence[str], markets: Sequence[str], priority: Priority, max_age_s: float | None
+    ) -> Answer[Ticker]:
+        """The tickers of whole quote currencies, in one call; `markets` are those that may answer from memory.
+
+        Once the venue has told a quote currency whole, its members are those it told.
+        """
+        key = tuple(quotes)
+        members = self._members_of(key) or tuple(markets)
+        known: dict[str, Held[Ticker]] = self._young("ticker", members, priority, max_age_s)
+        if members and len(known) == len(members):
+            self._metrics.count("cache.realtime.hits", len(known))
+            return Answer(tuple(known[m] for m in members), 0, len(members))
+        self._metrics.count("cache.realtime.misses", max(1, len(members)))
+        reply = self._request(tickers_all_ask(key), priority)
+        rows: list[Held[Ticker]] = self._take("ticker", reply.value, reply.received_s)
+        with self._lock:
+            self._members[key] = reply.received_s, tuple(held.row.market for held in rows)
+        return Answer(tuple(rows), 1, 0)
+
+    def _members_of(self, quotes: tuple[str, ...]) -> tuple[str, ...]:
+        with self._lock:
+            told_s, members = self._members.get(quotes, (0.0, ()))
+        return members if self._clock.monotonic() - told_s < _MEMBERS_S else ()
+
+    # -- books ---------------------------------------------------------------------------------------------------
+
+    def orderbooks(
+        self, markets: Sequence[str], level: float, priority: Priority, max_age_s: float | None
+    ) -> Answer[OrderBook]:
+        """Whole books (30 levels) of `markets` grouped by `level` (0: not grouped)."""
+
+        def ask(codes: Sequence[str]) -> Ask:
+            return orderbooks_ask(codes, level, 30)
+
+        return self._by_market(grouped(float(level)), markets, priority, max_age_s, ask)
+
+    def instruments(self, markets: Sequence[str], priority: Priority) -> dict[str, Instrument]:
+        """Tick size and levels of `markets`, asked anew: ticks change with the price band."""
+        found: dict[str, Instrument] = {}
+        for codes in _chunks(list(markets), _MARKETS_A_CALL):
+            found.update(self._request(instruments_ask(codes), priority).value)
+        self.note_instruments(found)
+        return found
+
+    def note_instruments(self, found: dict[str, Instrument]) -> None:
+        """Remember what was heard of some markets."""
+        with self._lock:
+            self._instruments.update(found)
+
+    def known_instrument(self, market: str) -> Instrument | None:
+        """What was last heard of `market`; asks nothing."""
+        with self._lock:
+            return self._instruments.get(market)
+
+    def known_tick(self, market: str) -> float | None:
+        """The tick size last heard of `market`; asks nothing."""
+        known = self.known_instrument(market)
+        return known.tick_size if known is not None else None
+
+    # -- in the venue's own words --------------------------------------------------------------------------------
+
+    def ticker_rows(self, markets: Sequence[str], priority: Priority) -> Told:
+        """The venue's ticker rows of `markets`, with every field it sends; never from memory."""
+        return self._told([tickers_ask(part) for part in _chunks(list(markets), _MARKETS_A_CALL)], priority)
+
+    def book_rows(self, markets: Sequence[str], priority: Priority) -> Told:
+        """The venue's order books of `markets`, ungrouped; never from memory."""
+        parts = _chunks(list(markets), _MARKETS_A_CALL)
+        return self._told([orderbooks_ask(part, 0.0, 30) for part in parts], priority)
+
+    def market_rows(self, priority: Priority) -> Told:
+        """The venue's market list with its details; never from memory."""
+        return self._told([markets_ask()], priority)
+
+    def _told(self, asks: Sequence[Ask], priority: Priority) -> Told:
+        rows: list[dict[str, Any]] = []
+        for ask in asks:
+            reply = self._request(_verbatim(ask), priority)
+            rows += reply.value
+        return Told(rows, reply.group, reply.remaining)
+
+    # -- what both share -----------------------------------------------------------------------------------------
+
+    def _young(
+        self, kind: str, markets: Sequence[str], priority: Priority, max_age_s: float | None
+    ) -> dict[str, Held[Any]]:
+        """The rows that may answer, each with the time at which it was last known to be the latest."""
+        rest_s, heard_s = _ages(kind, priority, max_age_s)
+        now, heard = self._clock.monotonic(), self._word.heard_s()
+        found: dict[str, Held[Any]] = {}
+        for market, cell in self._board.known(kind, markets).items():
+            at, is_vouched = self._word.known_at(cell, heard)
+            held = cell.held
+            if held is not None and at > now - (heard_s if is_vouched else rest_s):
+                found[market] = Held(held.row, "stream", at) if is_vouched else held
+        if max_age_s != 0:
+            self._word.asked(kind, markets)
+        return found
+
+    def _take(self, kind: str, rows: Sequence[Any], received_s: float) -> list[Held[Any]]:
+        self._board.offer(kind, rows, received_s)
+        return [Held(row, "rest", received_s) for row in rows]
+
+    def _by_market(
+        self,
+        kind: str,
+        markets: Sequence[str],
+        priority: Priority,
+        max_age_s: float | None,
+        ask: Callable[[Sequence[str]], Ask],
+    ) -> Answer[Any]:
+        known = self._young(kind, markets, priority, max_age_s)
+        self._metrics.count("cache.realtime.hits", len(known))
+        self._metrics.count("cache.realtime.misses", len(markets) - len(known))
+        wanted = [market for market in markets if market not in known]
+        requests, lost, causes = 0, [], []
+        for part in _chunks(wanted, _MARKETS_A_CALL):
+            found, asked, gone, why = self._ask_some(part, priority, ask)
+            requests += asked
+            lost += gone
+            causes += why
+            for held in self._take(kind, found[0], found[1]):
+                known[held.row.market] = held
+        return Answer(
+            tuple(known[market] for market in markets if market in known),
+            requests,
+            len(markets) - len(wanted),
+            tuple(lost),
+            tuple(causes),
+        )
+
+    def _ask_some(
+        self, codes: list[str], priority: Priority, ask: Callable[[Sequence[str]], Ask]
+    ) -> tuple[tuple[list[Any], float], int, list[str], list[BackboneError]]:
+        """One call for `codes`. Where the venue refuses the list for one of them, its market list names the culprits;
+        should it still list them all, halves find it.
+        """
+        try:
+            reply = self._request(ask(tuple(codes)), priority)
+        except RejectedError as exc:
+            if exc.status != 404:
+                raise
+            listed = self._listed(priority)
+            gone = [code for code in codes if code not in listed]
+            left = [code for code in codes if code in listed]
+            if len(codes) == 1 or not left:
+                return ([], self._clock.monotonic()), 1, codes, [exc]
+            middle = len(codes) // 2
+            parts = [left] if gone else [codes[:middle], codes[middle:]]
+            rows: list[Any] = []
+            causes: list[BackboneError] = [exc] if gone else []
+            received_s, requests = 0.0, 1
+            for part in parts:
+                found, asked, lost, why = self._ask_some(part, priority, ask)
+                rows += found[0]
+                received_s = max(received_s, found[1])
+                requests += asked
+                gone += lost
+                causes += why
+            return (rows, received_s), requests, gone, causes
+        return (list(reply.value), reply.received_s), 1, [], []
+
+    # -- trades --------------------------------------------------------------------------------------------------
+
+    def trades(
+        self,
+        market: str,
+        count: int | None,
+        priority: Priority,
+        *,
+        start_us: int | None,
+        end_us: int | None,
+        today_us: int,
+    ) -> TradesAnswer:
+        """The newest `count` trades before `end_us`, or all from `start_us`, as far as they could be had.
+
+        A venue that fails before anything arrived raises its error.
+        """
+        if count is not None and start_us is None and end_us is None:
+            oldest_s = self._clock.monotonic() - _ages("trade", priority, None)[1]
+            told = self._word.trades(market, count, oldest_s)
+            self._word.asked("trade", [market])
+            if told is not None:
+                return TradesAnswer(tuple(told), 0)
+        walk = TradeWalk(market, count, start_us, end_us, today_us // DAY_US)
+        while not walk.is_done:
+            try:
+                reply = self._request(walk.next_ask(), priority)
+                walk.take(reply.value, reply.date_us)
+            except SourceError as exc:
+                if not walk.rows:
+                    raise
+                return TradesAnswer(walk.rows, walk.requests, (walk.missing,), (exc,))
+        return TradesAnswer(walk.rows, walk.requests)
+
+
+def _ages(kind: str, priority: Priority, max_age_s: float | None) -> tuple[float, float]:
+    """How old a row may be, in seconds: one that came from REST, and one that the stream vouches for.
+
+    Critical calls take what is there at once where the stream was heard this instant, and ask otherwise.
+    """
+    if max_age_s is not None:
+        return max_age_s, max_age_s
+    if priority is Priority.CRITICAL:
+        return 0.0, _HEARD_CRITICAL_S
+    return _DEFAULT_AGE_S.get(kind, _BOOK_AGE_S), _HEARD_S
+
+
+def _chunks(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def missing_error(answer: Answer[Any], kind: str) -> IncompleteError:
+    """The error for markets that went away meanwhile; the others are in the frame."""
+    names = ", ".join(answer.missing)
+    return IncompleteError(
+        f"{kind}: the venue no longer knows {names}; the other {len(answer.held)} markets are in .frame",
+        gaps=answer.missing,
+        causes=answer.causes,
+    )

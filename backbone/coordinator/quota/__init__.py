@@ -1,0 +1,1 @@
+"""Who may send now: the rules of the rate, and where their state is kept."""

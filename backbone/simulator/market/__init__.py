@@ -1,0 +1,1 @@
+"""What the embedded exchange trades: prices, candles, trades and books."""

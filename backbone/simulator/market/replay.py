@@ -1,0 +1,366 @@
+"""Recorded candles served as if live: a `Venue` whose history is that of the files.
+
+Rows go out exactly as recorded, to the last bit of each float64. What a file does not hold is filled by rule:
+a missing open or high is the close, a missing volume the smallest there is (the venue has no candle without
+any), a missing value volume times close. Later files
+override earlier ones, but a row that misses columns never overrides one that misses fewer. A timeframe that
+no file has for a market is folded: weeks, months and years from recorded days where there are any, the rest
+from the finest recorded timeframe that divides it.
+
+Trades, tickers and books are derived: each candle of the finest recorded timeframe becomes up to four trades,
+at its open, its extremes and its close, which share its volume. A candle that the clock is in the middle of
+is formed of those trades; when its time is over it is the recorded row.
+
+Everything is loaded at the start and never changes but for scripted outages, which replace it as a whole.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from backbone.errors import InputError
+from backbone.model import CANDLE_COLUMNS, Span
+from backbone.simulator.market.catalogue import Market, catalogue, hash_text, tick_of
+from backbone.simulator.market.tape import mix
+from backbone.simulator.market.venue import Bars, Executions, Summary, Venue, fold_bars
+from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, parse_timeframe
+
+__all__ = ["Replay"]
+
+I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
+
+_NEEDED = ("market", "timestamp", "close")
+_LEAST = 1e-8
+_SHARES = np.array([0.4, 0.3, 0.2])  # of a candle's volume, for its first trades; the close takes the rest
+
+
+class Replay(Venue):
+    """A venue of recorded candles.
+
+    Parameters
+    ----------
+    files : Parquet files with columns market, timestamp, close and any of timeframe, open, high, low, volume,
+        value. Without a timeframe column the file's name must begin with one (``1d_….parquet``).
+    seed : what the derived trades and books are drawn from.
+    markets : codes to serve; default is all that the files have.
+
+    ``end_us`` is just after the last recorded candle's end: where an exchange that replays it should start.
+    """
+
+    def __init__(self, files: Iterable[str | Path], *, seed: int = 7, markets: Sequence[str] | None = None) -> None:
+        self._recorded = _load([Path(f) for f in files])
+        found = sorted({market for market, _ in self._recorded})
+        if markets is not None:
+            for code in markets:
+                if code not in found:
+                    raise InputError("markets", code, "a market of the replayed files")
+            found = list(markets)
+        super().__init__({code: self._describe(code) for code in found})
+        self.seed = seed
+        ends = [TIMEFRAMES[name].next(int(bars.time_us[-1])) for (_, name), bars in self._recorded.items()]
+        self.end_us = max(ends) + 5_000_000  # clients give a candle some seconds before they call it closed
+        self._closed: tuple[Span, ...] = ()
+        self._fold_lock = threading.Lock()
+        self._folded: dict[tuple[str, str], Bars] = {}
+
+    def __repr__(self) -> str:
+        rows = sum(len(bars) for bars in self._recorded.values())
+        return f"Replay(markets={len(self.listed())}, rows={rows})"
+
+    def _describe(self, code: str) -> Market:
+        """A market of the catalogue, or one made up from its candles."""
+        finest = self._finest_bars(code)
+        first = min(int(b.time_us[0]) for (market, _), b in self._recorded.items() if market == code)
+        close = float(finest.close[-1])
+        quote, _, base = code.partition("-")
+        known = catalogue().get(code)
+        step = TIMEFRAMES[self._finest(code)].step_us
+        span_us = int(finest.time_us[-1] - finest.time_us[0]) + step
+        tick = tick_of(quote if quote in ("KRW", "BTC", "USDT") else "KRW", float(np.min(finest.close)))
+        return Market(
+            code=code,
+            korean_name=known.korean_name if known else base,
+            english_name=known.english_name if known else base,
+            warning=known.warning if known else False,
+            cautions=known.cautions if known else (),
+            listed_us=first,
+            price=close,
+            drift=0.0,
+            day_volatility=0.0,
+            trades_per_minute=4 * len(finest) * 60e6 / span_us,
+            trade_value=float(np.median(finest.value)) / 4 + 1e-9,
+            price_decimals=max(0, -int(f"{tick:.0e}".partition("e")[2])),
+            volume_decimals=8,
+            history=code,
+        )
+
+    # -- what is recorded ------------------------------------------------------------------------------------
+
+    def recorded(self, market: str) -> list[str]:
+        """The timeframes that the files have for a market, shortest first."""
+        names = {name for code, name in self._recorded if code == market}
+        return [name for name in TIMEFRAMES if name in names]
+
+    def _finest(self, code: str) -> str:
+        return self.recorded(code)[0]
+
+    def _finest_bars(self, code: str) -> Bars:
+        return self._recorded[code, self._finest(code)]
+
+    def _source_of(self, code: str, timeframe: Timeframe) -> str | None:
+        """The recorded timeframe that `timeframe` is answered from."""
+        names = self.recorded(code)
+        if timeframe.name in names:
+            return timeframe.name
+        if timeframe.name in ("1w", "1M", "1y"):
+            return "1d" if "1d" in names else next((n for n in names if DAY_US % TIMEFRAMES[n].step_us == 0), None)
+        return next((n for n in names if timeframe.step_us % TIMEFRAMES[n].step_us == 0), None)
+
+    def _all(self, market: Market, timeframe: Timeframe) -> Bars:
+        """Every candle of a market and timeframe, outages left out."""
+        code = market.history
+        source = self._source_of(code, timeframe)
+        if source is None:
+            return Bars.empty()
+        key = (code, timeframe.name)
+        with self._fold_lock:
+            found = self._folded.get(key)
+            closed = self._closed
+        if found is not None:
+            return found
+        bars = _without(self._recorded[code, source], closed)
+        made = bars if source == timeframe.name else fold_bars(bars, timeframe)
+        with self._fold_lock:
+            if closed is self._closed:
+                self._folded[key] = made
+        return made
+
+    def close_span(self, span: Span) -> None:
+        with self._fold_lock:
+            self._closed = (*self._closed, span)
+            self._folded = {}
+
+    # -- primitives ------------------------------------------------------------------------------------------
+
+    def bars(self, market: Market, timeframe: Timeframe, start_us: int, end_us: int) -> Bars:
+        return self._all(market, timeframe).between(start_us, max(start_us, end_us))
+
+    def first_us(self, market: Market) -> int:
+        return market.listed_us
+
+    def stride_us(self, market: Market, timeframe: Timeframe) -> int:
+        return 1 << 62  # everything is at hand: one step reaches the beginning
+
+    def forming(self, market: Market, timeframe: Timeframe, now_us: int) -> Bars:
+        start = timeframe.floor(now_us)
+        source = self._source_of(market.history, timeframe)
+        if source is None:
+            return Bars.empty()
+        parts = TIMEFRAMES[source]
+        whole = self._all(market, parts).between(start, parts.floor(now_us))
+        running = self._all(market, parts).between(parts.floor(now_us), now_us + 1)
+        seen = self._trades_of(market, running, parts)
+        seen = seen.take(seen.time_ms * 1000 <= now_us)
+        pieces = Bars.join([whole, _single(seen, start)])
+        if not len(pieces):
+            return pieces
+        return replace(fold_bars(pieces, None), time_us=np.array([start]))
+
+    def executions(self, market: Market, start_us: int, end_us: int) -> Executions:
+        length = TIMEFRAMES[self._finest(market.history)]
+        bars = self._all(market, length).between(length.floor(start_us), end_us)
+        trades = self._trades_of(market, bars, length)
+        return trades.take((trades.time_ms * 1000 >= start_us) & (trades.time_ms * 1000 < end_us))
+
+    def last_execution(self, market: Market, before_us: int) -> Executions:
+        length = TIMEFRAMES[self._finest(market.history)]
+        bars = self._all(market, length).between(0, before_us)
+        trades = self._trades_of(market, bars.take(slice(max(0, len(bars) - 2), None)), length)
+        trades = trades.take(trades.time_ms * 1000 < before_us)
+        return trades.take(slice(max(0, len(trades) - 1), None))
+
+    def _trades_of(self, market: Market, bars: Bars, length: Timeframe) -> Executions:
+        """The trades that stand for candles: open, the two extremes (nearest to the open first), close."""
+        count = len(bars)
+        low_first = (bars.close >= bars.open)[:, None]
+        extremes = np.stack([bars.low, bars.high], axis=1)
+        prices = np.column_stack([bars.open, np.where(low_first, extremes, extremes[:, ::-1]), bars.close])
+        volumes = np.empty((count, 4))
+        volumes[:, :3] = np.round(bars.volume[:, None] * _SHARES[None, :], 8)
+        volumes[:, 3] = np.maximum(bars.volume - volumes[:, :3].sum(axis=1), 0.0)
+        key = np.uint64(hash_text(f"{self.seed} {market.history}"))
+        counter: I64 = bars.time_us[:, None] * 4 + np.arange(4, dtype=np.int64)
+        draw = mix(key, counter.astype(np.uint64))
+        quarter = length.step_us // 4000
+        offset = np.arange(4, dtype=np.int64)[None, :] * quarter + (draw % np.uint64(quarter)).astype(np.int64)
+        time_ms = ((bars.time_us // 1000)[:, None] + offset).ravel()
+        return Executions(
+            time_ms,
+            prices.ravel(),
+            volumes.ravel(),
+            (draw >> np.uint64(40)).astype(np.int64).ravel() % 2 == 1,
+            time_ms * 10_000,
+        )
+
+    def summaries(self, markets: Sequence[Market], now_us: int) -> list[Summary]:
+        found = (self._summary(market, now_us) for market in markets)
+        return [summary for summary in found if summary is not None]
+
+    def _summary(self, market: Market, now_us: int) -> Summary | None:
+        last = self.last_execution(market, now_us + 1)
+        if not len(last):
+            return None
+        day_us = now_us // DAY_US * DAY_US
+        today = self._until(market, day_us, now_us)
+        back = self._until(market, now_us // 60_000_000 * 60_000_000 - DAY_US, now_us)
+        previous = self.previous_close(market, day_us)
+        price = float(last.price[0])
+        open_ = float(today.open[0]) if len(today) else price
+        high, low = (float(today.high.max()), float(today.low.min())) if len(today) else (price, price)
+        year = self._year(market, day_us)
+        top = int(np.argmax(year.high)) if len(year) else -1
+        bottom = int(np.argmin(year.low)) if len(year) else -1
+        volume = float(today.volume.sum())
+        return Summary(
+            market=market,
+            last_ms=int(last.time_ms[0]),
+            last_price=price,
+            last_volume=float(last.volume[0]),
+            last_is_buy=bool(last.is_buy[0]),
+            open=open_,
+            high=high,
+            low=low,
+            prev_close=open_ if previous is None else previous,
+            volume=volume,
+            value=float(today.value.sum()),
+            bought=round(volume / 2, 8),
+            volume_24h=float(back.volume.sum()),
+            value_24h=float(back.value.sum()),
+            high_52w=max(high, float(year.high[top])) if len(year) else high,
+            high_52w_us=int(year.time_us[top]) if len(year) and year.high[top] > high else day_us,
+            low_52w=min(low, float(year.low[bottom])) if len(year) else low,
+            low_52w_us=int(year.time_us[bottom]) if len(year) and year.low[bottom] < low else day_us,
+        )
+
+    def _until(self, market: Market, start_us: int, now_us: int) -> Bars:
+        """The finest candles from `start_us`, the running one as far as it is formed."""
+        length = TIMEFRAMES[self._finest(market.history)]
+        current = length.floor(now_us)
+        parts = [self.bars(market, length, start_us, current)]
+        if current >= start_us:
+            parts.append(self.forming(market, length, now_us))
+        return Bars.join(parts)
+
+    def _year(self, market: Market, day_us: int) -> Bars:
+        source = "1d" if "1d" in self.recorded(market.history) else self._finest(market.history)
+        return self.bars(market, TIMEFRAMES[source], day_us - 364 * DAY_US, day_us)
+
+
+def _without(bars: Bars, closed: Sequence[Span]) -> Bars:
+    for span in closed:
+        bars = bars.take((bars.time_us < span.start) | (bars.time_us >= span.end))
+    return bars
+
+
+def _single(trades: Executions, start_us: int) -> Bars:
+    """All the given trades as one candle, or none."""
+    if not len(trades):
+        return Bars.empty()
+    values = trades.price * trades.volume
+    columns = (
+        trades.price[0], trades.price.max(), trades.price.min(), trades.price[-1], trades.volume.sum(), values.sum()
+    )  # fmt: skip
+    stamps = np.array([start_us]), trades.time_ms[-1:]
+    return Bars(stamps[0], *(np.array([float(c)]) for c in columns), stamp_ms=stamps[1])  # type: ignore[misc]
+
+
+# -- reading the files ---------------------------------------------------------------------------------------
+
+
+def _load(files: Sequence[Path]) -> dict[tuple[str, str], Bars]:
+    """Every file's rows by (market, timeframe), merged by the override rule."""
+    if not files:
+        raise InputError("replay", [], "one or more Parquet files of recorded candles")
+    pieces: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for order, path in enumerate(files):
+        for key, columns in _read(path).items():
+            columns["order"] = np.full(len(columns["time"]), order)
+            pieces.setdefault(key, []).append(columns)
+    return {key: _merge(TIMEFRAMES[key[1]], parts) for key, parts in pieces.items()}
+
+
+def _read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as exc:
+        raise InputError("replay", str(path), "a readable Parquet file of recorded candles") from exc
+    missing = [name for name in _NEEDED if name not in table.column_names]
+    if missing:
+        raise InputError("replay", str(path), f"a candle file; it lacks the column {missing[0]}")
+    time_us = np.asarray(table["timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()))
+    markets = _texts(table["market"])
+    names = _timeframes(path, table)
+    values = {
+        name: np.asarray(table[name].cast(pa.float64()).to_numpy())
+        if name in table.column_names
+        else np.full(table.num_rows, np.nan)
+        for name in CANDLE_COLUMNS
+    }
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for market in dict.fromkeys(markets):
+        for name in dict.fromkeys(names[markets == market]):
+            rows = (markets == market) & (names == name)
+            found[str(market), str(name)] = {"time": time_us[rows], **{k: v[rows] for k, v in values.items()}}
+    return found
+
+
+def _timeframes(path: Path, table: Any) -> npt.NDArray[np.object_]:
+    if "timeframe" in table.column_names:
+        names = _texts(table["timeframe"])
+        spellings = {name: parse_timeframe(name).name for name in set(names)}
+        return np.array([spellings[name] for name in names], dtype=object)
+    try:
+        name = parse_timeframe(path.name.partition("_")[0]).name
+    except InputError as exc:
+        allowed = "a timeframe column, or a name that begins with one such as 1d_"
+        raise InputError("replay", str(path), allowed) from exc
+    return np.full(table.num_rows, name, dtype=object)
+
+
+def _texts(column: Any) -> npt.NDArray[np.object_]:
+    """A text column as Python texts, each held once."""
+    coded = column.combine_chunks().dictionary_encode()
+    words = np.array(coded.dictionary.to_pylist(), dtype=object)
+    texts: npt.NDArray[np.object_] = words[np.asarray(coded.indices)]
+    return texts
+
+
+def _merge(timeframe: Timeframe, parts: Sequence[dict[str, Any]]) -> Bars:
+    """One row a time: the one that misses fewest columns, of those the latest file's."""
+    names = ("time", "order", *CANDLE_COLUMNS)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    missing = sum(np.isnan(columns[name]).astype(np.int64) for name in CANDLE_COLUMNS)
+    order = np.lexsort((columns["order"], -missing, columns["time"]))
+    times = columns["time"][order]
+    last = np.append(times[1:] != times[:-1], True) if len(times) else np.zeros(0, dtype=bool)
+    kept = {name: values[order][last] for name, values in columns.items()}
+    close = kept["close"]
+    opens = np.where(np.isnan(kept["open"]), close, kept["open"])
+    highs = np.where(np.isnan(kept["high"]), np.maximum(opens, close), kept["high"])
+    lows = np.where(np.isnan(kept["low"]), np.minimum(opens, close), kept["low"])
+    volume = np.where(np.isnan(kept["volume"]), _LEAST, kept["volume"])
+    value = np.where(np.isnan(kept["value"]), volume * close, kept["value"])
+    end_ms = timeframe.step_us // 1000
+    stamp = kept["time"] // 1000 + end_ms - 1 - kept["time"] // 1_000_000 % min(900, end_ms // 2)
+    return Bars(kept["time"], opens, highs, lows, close, volume, value, stamp)

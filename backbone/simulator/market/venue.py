@@ -1,0 +1,668 @@
+"""What an embedded exchange answers, whatever its prices come from: the rows of the venue's quotation
+endpoints.
+
+`Venue` turns a few primitives (whole candles, the forming candle, executions, summaries) into the rows that
+go on the wire, with the venue's own field names and rules: newest first, ``open < to``, nothing for a candle
+nobody traded in, the forming candle included, seconds for three months only. It knows no socket and no clock:
+every call is told the time. It shares no code with the package's client side.
+
+The lock guards the market list and the scripted changes to it (delisting, renaming, restatements); answers
+are computed outside it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from backbone.errors import InputError
+from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
+from backbone.simulator.market.catalogue import CAUTIONS, Market, hash_text, tick_of
+from backbone.simulator.market.tape import mix
+from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, parse_timeframe
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Bars", "Executions", "Summary", "UnknownMarketError", "Venue", "fold_bars"]
+
+I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
+Row = dict[str, Any]
+
+KST_US = 9 * 3_600_000_000
+SECONDS_KEPT_US = 92 * DAY_US  # second candles reach back three months
+SECONDS_SINCE_US = 1_730_246_400_000_000  # and never before 2024-10-30
+BOOK_DEPTH = 30
+MINUTE_UNITS = {1: "1m", 3: "3m", 5: "5m", 10: "10m", 15: "15m", 30: "30m", 60: "1h", 240: "4h"}
+
+
+class UnknownMarketError(InputError):
+    """A code that is not listed (now). The wire form is 404 ``Code not found``."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__("market", code, "one of the exchange's markets")
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Candles as columns, oldest first; ``stamp_ms`` is the last trade's time."""
+
+    time_us: I64
+    open: F64
+    high: F64
+    low: F64
+    close: F64
+    volume: F64
+    value: F64
+    stamp_ms: I64
+
+    def __len__(self) -> int:
+        return len(self.time_us)
+
+    def take(self, where: npt.NDArray[np.bool_] | I64 | slice) -> Bars:
+        return Bars(*(getattr(self, f.name)[where] for f in fields(self)))
+
+    def between(self, start_us: int, end_us: int) -> Bars:
+        a, b = np.searchsorted(self.time_us, [start_us, end_us])
+        return self if a == 0 and b == len(self) else self.take(slice(int(a), int(b)))
+
+    @staticmethod
+    def empty() -> Bars:
+        none, nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
+        return Bars(none, nothing, nothing, nothing, nothing, nothing, nothing, none)
+
+    @staticmethod
+    def join(parts: Sequence[Bars]) -> Bars:
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return Bars.empty()
+        return Bars(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Bars)))
+
+
+def fold_bars(bars: Bars, timeframe: Timeframe | None) -> Bars:
+    """Longer candles from shorter ones; without a timeframe, all of them as one."""
+    if not len(bars):
+        return bars
+    labels = np.zeros(len(bars), dtype=np.int64) if timeframe is None else timeframe.floor_array(bars.time_us)
+    starts = np.concatenate(([0], np.flatnonzero(labels[1:] != labels[:-1]) + 1))
+    ends = np.append(starts[1:], len(bars)) - 1
+    return Bars(
+        labels[starts],
+        bars.open[starts],
+        np.maximum.reduceat(bars.high, starts),
+        np.minimum.reduceat(bars.low, starts),
+        bars.close[ends],
+        np.add.reduceat(bars.volume, starts),
+        np.add.reduceat(bars.value, starts),
+        bars.stamp_ms[ends],
+    )
+
+
+@dataclass(frozen=True)
+class Executions:
+    """Single trades of one market as columns, oldest first. ``sequential_id`` is unique in its market."""
+
+    time_ms: I64
+    price: F64
+    volume: F64
+    is_buy: npt.NDArray[np.bool_]
+    sequential_id: I64
+
+    def __len__(self) -> int:
+        return len(self.time_ms)
+
+    def take(self, where: npt.NDArray[np.bool_] | I64 | slice) -> Executions:
+        return Executions(*(getattr(self, f.name)[where] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a ticker row says of one market at one instant; times in milliseconds, sums since 00:00 UTC and
+    over 24 h.
+    """
+
+    market: Market
+    last_ms: int
+    last_price: float
+    last_volume: float
+    last_is_buy: bool
+    open: float
+    high: float
+    low: float
+    prev_close: float
+    volume: float
+    value: float
+    bought: float
+    volume_24h: float
+    value_24h: float
+    high_52w: float
+    high_52w_us: int
+    low_52w: float
+    low_52w_us: int
+
+
+@dataclass(frozen=True)
+class Restatement:
+    """A scripted correction: opens of the candles inside `span` are moved by `shift` (a fraction of the
+    open).
+    """
+
+    market: str
+    span: Span
+    shift: float
+
+
+def iso_seconds(times_us: I64) -> list[str]:
+    """``yyyy-MM-ddTHH:mm:ss`` without a zone, as the venue spells candle times."""
+    return np.datetime_as_string((times_us // 1_000_000).astype("datetime64[s]")).tolist()  # type: ignore[no-any-return]
+
+
+def iso_day(time_us: int) -> str:
+    return str(np.datetime64(time_us // DAY_US, "D"))
+
+
+def rounded(value: float, decimals: int) -> float:
+    return round(value, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
+
+
+class Venue:
+    """An embedded exchange without sockets. Subclasses supply the primitives; see the module's docstring."""
+
+    late_stamps = True
+    """Whether about 2 % of closed candles carry a ``timestamp`` up to 54 ms past their end, as on the venue.
+    """
+
+    def __init__(self, markets: Mapping[str, Market]) -> None:
+        self._lock = threading.Lock()
+        self._listed = dict(markets)
+        self._restated: tuple[Restatement, ...] = ()
+
+    # -- primitives ------------------------------------------------------------------------------------------
+
+    def bars(self, market: Market, timeframe: Timeframe, start_us: int, end_us: int) -> Bars:
+        """Whole candles that open in ``[start_us, end_us)``, as they will be once they are closed."""
+        raise NotImplementedError
+
+    def forming(self, market: Market, timeframe: Timeframe, now_us: int) -> Bars:
+        """The candle that `now_us` lies in, of the trades up to and including `now_us`: one row or none."""
+        raise NotImplementedError
+
+    def executions(self, market: Market, start_us: int, end_us: int) -> Executions:
+        """The trades with ``start_us <= time < end_us``."""
+        raise NotImplementedError
+
+    def last_execution(self, market: Market, before_us: int) -> Executions:
+        """The newest trade before `before_us`: one row or none."""
+        raise NotImplementedError
+
+    def summaries(self, markets: Sequence[Market], now_us: int) -> list[Summary]:
+        """One summary a market that ever traded, in the given order."""
+        raise NotImplementedError
+
+    def first_us(self, market: Market) -> int:
+        """No trade is older than this."""
+        raise NotImplementedError
+
+    def stride_us(self, market: Market, timeframe: Timeframe) -> int:
+        """How far to step back at once when looking for older candles."""
+        raise NotImplementedError
+
+    def close_span(self, span: Span) -> None:
+        """An outage: nobody traded in `span`, in any market."""
+        raise NotImplementedError
+
+    # -- the market list -------------------------------------------------------------------------------------
+
+    def listed(self, now_us: int | None = None) -> dict[str, Market]:
+        """The markets by code; with `now_us`, only those that are listed by then."""
+        with self._lock:
+            listed = self._listed
+        return {code: m for code, m in listed.items() if now_us is None or m.listed_us <= now_us}
+
+    def market(self, code: str, now_us: int | None = None) -> Market:
+        """One listed market; lower case is accepted. Raises `UnknownMarketError`."""
+        with self._lock:
+            found = self._listed.get(code.upper())
+        if found is None or (now_us is not None and found.listed_us > now_us):
+            raise UnknownMarketError(code)
+        return found
+
+    def delist(self, code: str) -> None:
+        """The market vanishes, with its history."""
+        market = self.market(code)
+        with self._lock:
+            self._listed = {key: value for key, value in self._listed.items() if key != market.code}
+
+    def rename(self, code: str, to: str) -> None:
+        """The market's history moves to a new code; the old one is unknown from now on."""
+        market = self.market(code)
+        with self._lock:
+            self._listed = {
+                (to if key == market.code else key): (replace(value, code=to) if key == market.code else value)
+                for key, value in self._listed.items()
+            }
+
+    @property
+    def edition(self) -> int:
+        """Another number after each correction of past candles."""
+        return len(self._restated)
+
+    def restate(self, code: str, span: Span, shift: float = 0.0005) -> None:
+        """The venue corrects history: opens inside `span` move by the fraction `shift`, within the range."""
+        market = self.market(code)
+        with self._lock:
+            self._restated = (*self._restated, Restatement(market.history, span, shift))
+
+    def markets(self, details: bool = True, now_us: int | None = None) -> list[Row]:
+        """The rows of ``market/all``; with `now_us`, of the markets listed by then."""
+        rows: list[Row] = []
+        for market in self.listed(now_us).values():
+            row: Row = {
+                "market": market.code, "korean_name": market.korean_name, "english_name": market.english_name
+            }  # fmt: skip
+            if details:
+                caution = {name: name in market.cautions for name in CAUTIONS}
+                row["market_event"] = {"warning": market.warning, "caution": caution}
+            rows.append(row)
+        return rows
+
+    # -- candles ---------------------------------------------------------------------------------------------
+
+    def newest_bars(self, market: Market, timeframe: Timeframe, to_us: int | None, count: int, now_us: int) -> Bars:
+        """The newest `count` candles with ``open < to_us``, the forming one included, oldest first."""
+        limit = now_us + 1 if to_us is None else min(to_us, now_us + 1)
+        current = timeframe.floor(now_us)
+        parts: list[Bars] = []
+        if limit > current:
+            parts.append(self.forming(market, timeframe, now_us))
+        end = timeframe.ceil(min(limit, current))
+        floor = self.first_us(market)
+        if timeframe.name == "1s":
+            floor = max(floor, now_us - SECONDS_KEPT_US, SECONDS_SINCE_US)
+        stride = self.stride_us(market, timeframe)
+        have = sum(len(p) for p in parts)
+        while have < count and end > floor:
+            start = (end - 1) // stride * stride
+            part = self.bars(market, timeframe, max(start, floor if timeframe.name == "1s" else start), end)
+            if len(part):
+                parts.append(part)
+                have += len(part)
+            end = start
+        joined = Bars.join(parts[::-1])
+        return self._corrected(market, timeframe, joined.take(slice(max(0, len(joined) - count), None)))
+
+    def _corrected(self, market: Market, timeframe: Timeframe, bars: Bars) -> Bars:
+        for one in self._restated:
+            if one.market != market.history or not len(bars):
+                continue
+            inside = (bars.time_us >= one.span.start) & (bars.time_us < one.span.end)
+            decimals = market.price_decimals
+            moved = np.clip(np.round(bars.open * (1 + one.shift), decimals), bars.low, bars.high)
+            bars = replace(bars, open=np.where(inside, moved, bars.open))
+        return bars
+
+    def candles(
+        self,
+        market: str,
+        timeframe: str,
+        to_us: int | None = None,
+        count: int = 200,
+        now_us: int = 0,
+        *,
+        converting: bool = False,
+    ) -> list[Row]:
+        """The rows of a candle endpoint: newest first, ``open < to_us``, the forming candle included."""
+        spec, length = self.market(market, now_us), parse_timeframe(timeframe)
+        extra = 1 if length.name == "1d" else 0
+        bars = self.newest_bars(spec, length, to_us, count + extra, now_us)
+        return self._candle_rows(spec, length, bars, count, now_us, converting)
+
+    def _candle_rows(
+        self, market: Market, timeframe: Timeframe, bars: Bars, count: int, now_us: int, converting: bool
+    ) -> list[Row]:
+        skip = max(0, len(bars) - count)
+        shown = bars.take(slice(skip, None))
+        unit = next((unit for unit, name in MINUTE_UNITS.items() if name == timeframe.name), None)
+        utc, kst = iso_seconds(shown.time_us), iso_seconds(shown.time_us + KST_US)
+        columns = [
+            c.tolist()
+            for c in (
+                shown.open,
+                shown.high,
+                shown.low,
+                shown.close,
+                self._stamps(market, timeframe, shown, now_us),
+            )
+        ]
+        rows: list[Row] = []
+        first = bars.close[:1] if skip else bars.open[:1]  # the very first day has no close before it
+        previous = np.concatenate((first, bars.close[skip:-1]))
+        values, volumes = shown.value.tolist(), shown.volume.tolist()
+        for i in range(len(shown)):
+            row: Row = {
+                "market": market.code,
+                "candle_date_time_utc": utc[i],
+                "candle_date_time_kst": kst[i],
+                "opening_price": columns[0][i],
+                "high_price": columns[1][i],
+                "low_price": columns[2][i],
+                "trade_price": columns[3][i],
+                "timestamp": columns[4][i],
+                "candle_acc_trade_price": values[i],
+                "candle_acc_trade_volume": volumes[i],
+            }
+            if unit is not None:
+                row["unit"] = unit
+            elif timeframe.name == "1d":
+                before = float(previous[i])
+                change = columns[3][i] - before
+                row["prev_closing_price"] = before
+                row["change_price"] = rounded(change, 8)
+                row["change_rate"] = rounded(change / before, 10)
+                if converting:
+                    row["converted_trade_price"] = self._in_krw(market, columns[3][i], int(shown.time_us[i]), now_us)
+            elif timeframe.name in ("1w", "1M", "1y"):
+                row["first_day_of_period"] = utc[i][:10]
+            rows.append(row)
+        rows.reverse()
+        return rows
+
+    def _stamps(self, market: Market, timeframe: Timeframe, bars: Bars, now_us: int) -> I64:
+        """Last-trade times; a few closed candles are stamped a little after their end."""
+        if not self.late_stamps or not len(bars) or timeframe.is_calendar:
+            return bars.stamp_ms
+        draw = mix(np.uint64(hash_text(f"stamp {market.history} {timeframe.name}")), bars.time_us.astype(np.uint64))
+        late = (bars.time_us + timeframe.step_us) // 1000 + (draw >> np.uint64(32)).astype(np.int64) % 55
+        is_late = ((draw & np.uint64(0xFF)) < np.uint64(5)) & (late * 1000 <= now_us)
+        return np.where(is_late, late, bars.stamp_ms)
+
+    def _in_krw(self, market: Market, price: float, open_us: int, now_us: int) -> float:
+        if market.quote == "KRW":
+            return price
+        bridge = self._listed.get(f"KRW-{market.quote}")
+        if bridge is None:
+            return price
+        bars = self.newest_bars(bridge, TIMEFRAMES["1d"], open_us + 1, 1, now_us)
+        return rounded(price * float(bars.close[-1]), 8) if len(bars) else price
+
+    def candle_table(
+        self, market: str, timeframe: str, start_us: int, end_us: int, now_us: int | None = None
+    ) -> pa.Table:
+        """The truth in bulk: the closed candles that open in ``[start_us, end_us)``, oldest first.
+
+        Exactly the numbers that the candle endpoints put on the wire. With `now_us`, candles that are not
+        closed by then are left out; without, the tape is taken to its end. Columns as in
+        `backbone.model.CANDLE_SCHEMA`.
+        """
+        import pyarrow as pa
+
+        spec, length = self.market(market), parse_timeframe(timeframe)
+        end = end_us if now_us is None else min(end_us, length.floor(now_us))
+        start = max(start_us, length.floor(self.first_us(spec)))
+        bars = self._corrected(spec, length, self.bars(spec, length, length.ceil(start), max(start, end)))
+        arrays = [pa.array(bars.time_us).cast(CANDLE_SCHEMA.field("time").type)]
+        arrays += [pa.array(getattr(bars, name)) for name in CANDLE_COLUMNS]
+        return pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
+
+    # -- trades ----------------------------------------------------------------------------------------------
+
+    def trades(
+        self,
+        market: str,
+        now_us: int,
+        count: int = 1,
+        *,
+        days_ago: int = 0,
+        to: int | None = None,
+        cursor: int | None = None,
+    ) -> list[Row]:
+        """The rows of ``trades/ticks``: newest first, of one UTC day.
+
+        `to` is a second of that day, excluded; `cursor` a ``sequential_id``, older trades follow.
+        """
+        spec = self.market(market, now_us)
+        day = now_us // DAY_US * DAY_US - days_ago * DAY_US
+        end = min(now_us + 1, day + DAY_US) if to is None else min(now_us + 1, day + to * 1_000_000)
+        if cursor is not None:
+            end = min(end, (self._cursor_ms(cursor) + 1) * 1000)
+        parts: list[Executions] = []
+        have, window = 0, 60_000_000
+        while have < count and end > day:
+            start = max(day, end - window)
+            part = self.executions(spec, start, end)
+            if cursor is not None:
+                part = part.take(part.sequential_id < cursor)
+            parts.append(part)
+            have += len(part)
+            end, window = start, window * 8
+        return self._trade_rows(spec, parts, count, day)
+
+    @staticmethod
+    def _cursor_ms(cursor: int) -> int:
+        return cursor // 10_000 if cursor >= 10**16 else cursor // 1000
+
+    def _trade_rows(self, market: Market, parts: Sequence[Executions], count: int, day_us: int) -> list[Row]:
+        if not any(len(p) for p in parts):
+            return []
+        previous = self.previous_close(market, day_us)
+        rows: list[Row] = []
+        for part in parts:
+            for i in range(len(part) - 1, -1, -1):
+                if len(rows) == count:
+                    return rows
+                ms, price = int(part.time_ms[i]), float(part.price[i])
+                stamp = iso_seconds(np.array([ms * 1000]))[0]
+                rows.append(
+                    {
+                        "market": market.code,
+                        "trade_date_utc": stamp[:10],
+                        "trade_time_utc": stamp[11:],
+                        "timestamp": ms,
+                        "trade_price": price,
+                        "trade_volume": float(part.volume[i]),
+                        "prev_closing_price": previous or price,
+                        "change_price": rounded(price - (previous or price), 8),
+                        "ask_bid": "BID" if part.is_buy[i] else "ASK",
+                        "sequential_id": int(part.sequential_id[i]),
+                    }
+                )
+        return rows
+
+    def previous_close(self, market: Market, day_us: int) -> float | None:
+        """The last price before the UTC day that starts at `day_us`; None where nobody ever traded."""
+        last = self.last_execution(market, day_us)
+        return float(last.price[0]) if len(last) else None
+
+    # -- tickers ---------------------------------------------------------------------------------------------
+
+    def ticker(self, market: str, now_us: int) -> Row:
+        """The ticker row of one market."""
+        rows = self.tickers([market], now_us)
+        if not rows:
+            raise UnknownMarketError(market)
+        return rows[0]
+
+    def tickers(self, markets: Iterable[str], now_us: int) -> list[Row]:
+        """Ticker rows in the order asked for; a market that never traded has none."""
+        specs = [self.market(code, now_us) for code in markets]
+        return [ticker_row(summary, now_us) for summary in self.summaries(specs, now_us)]
+
+    # -- order books -----------------------------------------------------------------------------------------
+
+    def supported_levels(self, market: Market, price: float) -> list[float]:
+        """The price groupings a KRW book can be asked in; other books know only 0."""
+        if market.quote != "KRW":
+            return [0.0]
+        tick = tick_of(market.quote, price)
+        levels = [0.0]
+        step = tick * 10
+        while step <= price * 1.000001 and len(levels) < 6:
+            levels.append(rounded(step, market.price_decimals))
+            step *= 10
+        return levels
+
+    def book_stamp_us(self, market: Market, now_us: int) -> int:
+        """When the book last changed: on a 100 ms grid, often in busy markets, rarely in thin ones."""
+        beat = self._beat_us(market)
+        version = now_us // beat
+        stamp = self._book_change_us(market, version, beat)
+        return stamp if stamp <= now_us else self._book_change_us(market, version - 1, beat)
+
+    def next_book_us(self, market: Market, after_us: int) -> int:
+        """The first book change after `after_us`."""
+        beat = self._beat_us(market)
+        version = after_us // beat
+        while (stamp := self._book_change_us(market, version, beat)) <= after_us:
+            version += 1
+        return stamp
+
+    @staticmethod
+    def _beat_us(market: Market) -> int:
+        per_trade = 60_000 / max(market.trades_per_minute, 1e-6) / 6
+        return max(1, min(600, round(per_trade / 100))) * 100_000
+
+    @staticmethod
+    def _book_change_us(market: Market, version: int, beat: int) -> int:
+        draw = hash_text(f"book {market.history} {version}")
+        return version * beat + draw % (beat // 100_000) * 100_000
+
+    def orderbook(self, market: str, now_us: int, level: float = 0.0, depth: int = BOOK_DEPTH) -> Row | None:
+        """The whole book of one market, or None where it has none at that grouping (the venue omits it)."""
+        spec = self.market(market, now_us)
+        stamp = self.book_stamp_us(spec, now_us)
+        last = self.last_execution(spec, stamp + 1)
+        if not len(last):
+            last = self.last_execution(spec, now_us + 1)
+            if not len(last):
+                return None
+        price = float(last.price[0])
+        if level and level not in self.supported_levels(spec, price):
+            return None
+        tick = level or tick_of(spec.quote, price)
+        bid = price - tick_of(spec.quote, price) if bool(last.is_buy[0]) else price
+        return self._book(spec, stamp, bid, tick, level, depth)
+
+    def _book(self, market: Market, stamp_us: int, bid: float, tick: float, level: float, depth: int) -> Row:
+        decimals, sizes = market.price_decimals, market.volume_decimals
+        draw = mix(
+            np.uint64(hash_text(f"depth {market.history}")),
+            np.arange(2 * BOOK_DEPTH, dtype=np.uint64) + np.uint64(stamp_us // 100_000 % 2**40 * 64),
+        )
+        share = ((draw & np.uint64(0xFFFF)).astype(np.float64) + 1) / 65536
+        gap = 1 + ((draw >> np.uint64(16)) & np.uint64(3)).astype(np.int64) // (3 if level else 2)
+        gap[0] = gap[BOOK_DEPTH] = 1
+        if level:
+            bid = np.floor(bid / level) * level
+            gap[:] = 1
+        unit = market.trade_value / max(bid, tick) * 4 * (level / tick_of(market.quote, bid) if level else 1.0)
+        amount = np.round(unit * (0.01 + share**3 * 2), sizes)
+        np.maximum(amount, 10.0**-sizes, out=amount)
+        asks = np.round(bid + tick * np.cumsum(gap[:BOOK_DEPTH]), decimals)
+        bids = np.round(bid - tick * (np.cumsum(gap[BOOK_DEPTH:]) - 1), decimals)
+        ask_sizes, bid_sizes = amount[:BOOK_DEPTH], amount[BOOK_DEPTH:]
+        ask_sizes[self._side_depth(market, "ask") :] = 0.0
+        bid_sizes[self._side_depth(market, "bid") :] = 0.0
+        bid_sizes[bids <= 0] = 0.0
+        units = [
+            {
+                "bid_price": bids[i] if bid_sizes[i] else 0.0,
+                "bid_size": bid_sizes[i],
+                "ask_price": asks[i] if ask_sizes[i] else 0.0,
+                "ask_size": ask_sizes[i],
+            }
+            for i in range(BOOK_DEPTH)
+        ]
+        return {
+            "market": market.code,
+            "timestamp": stamp_us // 1000,
+            "total_ask_size": rounded(float(np.sum(ask_sizes)), 8),
+            "total_bid_size": rounded(float(np.sum(bid_sizes)), 8),
+            "orderbook_units": [{k: _plain(v) for k, v in one.items()} for one in units[:depth]],
+            "level": _plain(level),
+        }
+
+    @staticmethod
+    def _side_depth(market: Market, side: str) -> int:
+        """Most books outside KRW have fewer orders on a side than the frame has room for."""
+        draw = hash_text(f"{side} {market.history}")
+        return 3 + draw % 26 if market.quote == "BTC" and draw % 3 else BOOK_DEPTH
+
+    def instruments(self, markets: Iterable[str], now_us: int) -> list[Row]:
+        """The rows of ``orderbook/instruments``: tick sizes and groupings, as text."""
+        rows: list[Row] = []
+        for code in markets:
+            market = self.market(code, now_us)
+            last = self.last_execution(market, now_us + 1)
+            price = float(last.price[0]) if len(last) else market.price
+            rows.append(
+                {
+                    "market": market.code,
+                    "quote_currency": market.quote,
+                    "tick_size": _decimal_text(tick_of(market.quote, price)),
+                    "supported_levels": [_decimal_text(v) for v in self.supported_levels(market, price)],
+                }
+            )
+        return rows
+
+
+def _plain(value: float) -> int | float:
+    """Whole numbers without a fraction, as the book spells prices."""
+    number = float(value)
+    return int(number) if number.is_integer() else number
+
+
+def _decimal_text(value: float) -> str:
+    return f"{value:.10f}".rstrip("0").rstrip(".")
+
+
+def ticker_row(one: Summary, now_us: int) -> Row:
+    """A summary as a row of the ticker endpoints."""
+    change = one.last_price - one.prev_close
+    rate = change / one.prev_close if one.prev_close else 0.0
+    utc, kst = iso_seconds(np.array([one.last_ms * 1000, one.last_ms * 1000 + KST_US]))
+    return {
+        "market": one.market.code,
+        "trade_date": utc[:10].replace("-", ""),
+        "trade_time": utc[11:].replace(":", ""),
+        "trade_date_kst": kst[:10].replace("-", ""),
+        "trade_time_kst": kst[11:].replace(":", ""),
+        "trade_timestamp": one.last_ms,
+        "opening_price": one.open,
+        "high_price": one.high,
+        "low_price": one.low,
+        "trade_price": one.last_price,
+        "prev_closing_price": one.prev_close,
+        "change": "RISE" if change > 0 else "FALL" if change < 0 else "EVEN",
+        "change_price": rounded(abs(change), 8),
+        "change_rate": rounded(abs(rate), 10),
+        "signed_change_price": rounded(change, 8),
+        "signed_change_rate": rounded(rate, 10),
+        "trade_volume": one.last_volume,
+        "acc_trade_price": one.value,
+        "acc_trade_price_24h": one.value_24h,
+        "acc_trade_volume": one.volume,
+        "acc_trade_volume_24h": one.volume_24h,
+        "highest_52_week_price": one.high_52w,
+        "highest_52_week_date": iso_day(one.high_52w_us),
+        "lowest_52_week_price": one.low_52w,
+        "lowest_52_week_date": iso_day(one.low_52w_us),
+        "timestamp": min(now_us // 1000, stamp_of(one.market, one.last_ms)),
+    }
+
+
+def stamps_of(market: Market, last_ms: I64) -> I64:
+    """`stamp_of`, of many trades."""
+    stamps: I64 = last_ms + 5 + (last_ms * 7919 + len(market.code)) % 47
+    return stamps
+
+
+def stamp_of(market: Market, last_ms: int) -> int:
+    """When the venue made the row of a trade: a few dozen milliseconds after it."""
+    return last_ms + 5 + (last_ms * 7919 + len(market.code)) % 47

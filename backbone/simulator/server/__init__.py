@@ -1,0 +1,1 @@
+"""How the embedded exchange answers: HTTP, WebSocket, limits, faults and its clock."""

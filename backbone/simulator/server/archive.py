@@ -1,0 +1,170 @@
+"""The archive half of the embedded exchange: the venue's bulk files of candles, faithful and made when asked for.
+
+``GET /api/v1/market-data/listing?prefix=…`` lists folders and files as JSON; ``GET /candle/…/….zip`` and
+``….zip.checksum`` serve them. A file holds the candles that REST would answer for its UTC month or day, one CSV in a
+zip, and is there from the next day's 05:00 UTC on; delisted markets have none. The same file is the same to the byte
+until the market itself is restated: then it is, as at the venue, issued again without notice.
+
+Faults: ``archive-missing``, ``archive-checksum``, ``archive-columns``, ``archive-values`` (a price that REST does not
+confirm), ``archive-layout`` (a listing of another shape). Pure but for its cache; the server asks it from its worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Set
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from backbone.errors import InputError
+from backbone.simulator.market.venue import Venue, iso_seconds
+from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
+
+__all__ = ["Answer", "ArchiveBranch", "is_archive_path"]
+
+_LISTING = "/api/v1/market-data/listing"
+_INTERVALS = ("1s", "1m", "3m", "5m", "10m", "15m", "30m", "60m", "240m", "day", "week", "month")
+_SINCE_US = {"1s": 1_688_169_600_000_000}  # 2023-07-01
+_SINCE_EVER_US = 1_508_803_200_000_000  # 2017-10-24
+_PUBLISHED_US = 5 * 3_600_000_000
+_DAY, _MONTH = TIMEFRAMES["1d"], TIMEFRAMES["1M"]
+_KEPT = 64
+_FILE = re.compile(r"candle/([^/]+)/(daily|monthly)/([^/]+)/(\d{4})/\1_candle-\3_(\d{6}|\d{8})\.zip(\.checksum)?")
+_NOT_FOUND = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>NoSuchKey</Code></Error>'
+
+
+class Answer(NamedTuple):
+    """A status, a body and its type."""
+
+    status: int
+    body: bytes
+    content_type: str
+
+
+def is_archive_path(path: str) -> bool:
+    """Whether a request is one for the archive."""
+    return path == _LISTING or path.startswith("/candle/")
+
+
+class ArchiveBranch:
+    """The archive of one venue. Not thread-safe: one worker asks it."""
+
+    def __init__(self, venue: Venue) -> None:
+        self._venue = venue
+        self._files: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+
+    def answer(self, path: str, prefix: str, now_us: int, kinds: Set[str] = frozenset()) -> Answer:
+        """The answer to one request, with the faults `kinds`."""
+        if path == _LISTING:
+            return self._listing(prefix.strip("/"), now_us, kinds)
+        found = _FILE.fullmatch(path.lstrip("/"))
+        body = None if found is None or "archive-missing" in kinds else self._file(found, now_us, kinds)
+        if found is None or body is None:
+            return Answer(404, _NOT_FOUND, "application/xml")
+        if found.group(6):
+            digest = hashlib.sha256(body + b"?" if "archive-checksum" in kinds else body).hexdigest()
+            return Answer(200, digest.encode(), "application/octet-stream")
+        return Answer(200, body, "application/zip")
+
+    # -- the listing -----------------------------------------------------------------------------------------
+
+    def _listing(self, prefix: str, now_us: int, kinds: Set[str]) -> Answer:
+        if "archive-layout" in kinds:
+            return Answer(200, b'{"items":[]}', "application/json")
+        parts = prefix.split("/") if prefix else []
+        entries = self._entries(parts, now_us) if parts[:1] == ["candle"] else ["candle"] if not parts else []
+        rows = [
+            {"key": key, "size": 0, "lastModified": None, "type": "FILE" if key.endswith(".zip") else "DIRECTORY"}
+            for key in entries
+        ]
+        return Answer(200, msgspec.json.encode(rows), "application/json")
+
+    def _entries(self, parts: list[str], now_us: int) -> list[str]:
+        """What lies directly below ``candle/market/kind/interval/year``."""
+        here = "/".join(parts)
+        depth = len(parts)
+        names: list[str] = []
+        if depth == 1:
+            names = sorted(self._venue.listed(now_us))
+        elif depth == 2:
+            names = ["daily", "monthly"]
+        elif depth == 3:
+            names = list(_INTERVALS)
+        elif depth in (4, 5):
+            files = self._keys(parts[1], parts[2], parts[3], now_us)
+            if depth == 5:
+                return [key for key in files if key.startswith(f"{here}/")]
+            names = sorted({key.split("/")[4] for key in files})
+        return [f"{here}/{name}" for name in names]
+
+    def _keys(self, code: str, kind: str, interval: str, now_us: int) -> list[str]:
+        try:
+            market = self._venue.market(code, now_us)
+        except InputError:
+            return []
+        if kind not in ("daily", "monthly") or interval not in _INTERVALS:
+            return []
+        unit = _MONTH if kind == "monthly" else _DAY
+        at = unit.floor(max(self._venue.first_us(market), _SINCE_US.get(interval, _SINCE_EVER_US)))
+        keys = []
+        while unit.next(at) + _PUBLISHED_US <= now_us:
+            stamp = str(np.datetime64(at, "us").astype("datetime64[M]" if kind == "monthly" else "datetime64[D]"))
+            stamp = stamp.replace("-", "")
+            keys.append(f"candle/{code}/{kind}/{interval}/{stamp[:4]}/{code}_candle-{interval}_{stamp}.zip")
+            at = unit.next(at)
+        return keys
+
+    # -- files -----------------------------------------------------------------------------------------------
+
+    def _file(self, found: re.Match[str], now_us: int, kinds: Set[str]) -> bytes | None:
+        code, kind, interval, _, stamp, _ = found.groups()
+        key = found.group(0).removesuffix(".checksum")
+        if key not in self._keys(code, kind, interval, now_us):
+            return None
+        edition = self._venue.edition
+        spoilt = kinds & {"archive-columns", "archive-values"}
+        known = self._files.get((key, edition)) if not spoilt else None
+        if known is not None:
+            return known
+        day = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:] or '01'}"
+        start = int(np.datetime64(day, "us").astype(np.int64))
+        unit = _MONTH if kind == "monthly" else _DAY
+        body = _zip(key, self._csv(code, _timeframe(interval), start, unit.next(start), spoilt))
+        if not spoilt:
+            self._files[key, edition] = body
+            if len(self._files) > _KEPT:
+                self._files.popitem(last=False)
+        return body
+
+    def _csv(self, code: str, timeframe: Timeframe, start_us: int, end_us: int, spoilt: Set[str]) -> bytes:
+        table = self._venue.candle_table(code, timeframe.name, start_us, end_us)
+        columns = {name: table.column(name).to_numpy() for name in table.column_names[1:]}
+        if "archive-values" in spoilt:
+            columns["close"] = columns["low"]
+        times = iso_seconds(table.column("time").to_numpy().astype("datetime64[us]").astype(np.int64))
+        names = ("open", "high", "low", "close", "value", "volume")
+        header = "date_time_utc,open,high,low,close,acc_trade_price,acc_trade_volume"
+        if "archive-columns" in spoilt:
+            header = "time,o,h,l,c,amount,volume"
+        rows = zip(times, *(columns[name].tolist() for name in names), strict=True)
+        lines = [",".join([time, *map(repr, numbers)]) for time, *numbers in rows]
+        return ("\n".join([header, *lines]) + "\n").encode()
+
+
+def _timeframe(interval: str) -> Timeframe:
+    return parse_timeframe({"day": "1d", "week": "1w", "month": "1M"}.get(interval, interval))
+
+
+def _zip(key: str, text: bytes) -> bytes:
+    """The same bytes for the same text: no time of making is in it."""
+    sink = io.BytesIO()
+    name = key.rsplit("/", 1)[-1].replace(".zip", ".csv")
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr(zipfile.ZipInfo(name, (2025, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED, 1)
+    return sink.getvalue()

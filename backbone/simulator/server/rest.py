@@ -1,0 +1,254 @@
+"""The venue's REST dialect: which path belongs to which group, what a query means, and what refusal a bad one
+gets.
+
+Pure: a path, a decoded query, a `Venue` and the exchange's time in, a status and rows out. Messages and
+statuses are the venue's, byte for byte. Shares no parsing with the package's client side.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from backbone.simulator.market.venue import BOOK_DEPTH, MINUTE_UNITS, Row, UnknownMarketError, Venue
+from backbone.simulator.server.clock import parse_to
+
+__all__ = ["NOT_FOUND", "Refusal", "Route", "error_body", "find_route", "spell"]
+
+Query = Mapping[str, str]
+
+MISSING = "Missing request parameter error. Check the required parameters!"
+MISMATCH = "Type mismatch error. Check the parameters type!"
+INVALID = "Invalid parameter. Check the given value!"
+BAD_UNIT = "specified unit is not valid."
+UNKNOWN = "Code not found"
+NOT_FOUND = b'{"error":{"name":"not_found","message":"no Route matched with those values"}}'
+
+_PERIODS = {"seconds": "1s", "days": "1d", "weeks": "1w", "months": "1M", "years": "1y"}
+_TIME_OF_DAY = re.compile(r"(\d{2}):?(\d{2}):?(\d{2})", re.ASCII)
+_INTEGER = re.compile(r"[+-]?\d{1,19}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_PAGE = 200
+_TRADES = 500
+
+
+class Refusal(Exception):
+    """The venue says no: a status and its message. Never leaves the simulator."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+def error_body(status: int, message: str) -> bytes:
+    """The quotation endpoints' error body; `name` is the status, an integer."""
+    return f'{{"error":{{"name":{status},"message":"{message}"}}}}'.encode()
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a path leads: its wire group, and what answers. ``heavy`` answers may take long to compute."""
+
+    group: str
+    answer: Callable[[Venue, Query, int], list[Row]]
+    kind: str
+    heavy: bool = False
+
+
+def find_route(path: str) -> Route | None:
+    """The route of a path under ``/v1``; None where the gateway knows none."""
+    known = _ROUTES.get(path)
+    if known is not None:
+        return known
+    unit = path.removeprefix("/v1/candles/minutes/")
+    if unit != path and "/" not in unit and unit:
+        return Route("candles", _minutes(unit), "candles", unit == "240")
+    return None
+
+
+def _required(query: Query, name: str) -> str:
+    value = query.get(name)
+    if not value:
+        raise Refusal(400, MISSING)
+    return value
+
+
+def _integer(query: Query, name: str, default: int, *, low: int = 1, high: int | None = None) -> int:
+    text = query.get(name)
+    if text is None or text == "":
+        return default
+    if not _INTEGER.fullmatch(text):
+        raise Refusal(400, MISMATCH)
+    value = int(text)
+    if value < low:
+        raise Refusal(400, INVALID)
+    return value if high is None else min(value, high)
+
+
+def _markets(query: Query) -> list[str]:
+    codes = [code.strip().upper() for code in _required(query, "markets").split(",")]
+    return [code for code in codes if code]
+
+
+def _flag(query: Query, *names: str) -> bool:
+    for name in names:
+        if name in query:
+            text = query[name].lower()
+            if text not in ("true", "false", "1", "0", "yes", "no", "on", "off", ""):
+                raise Refusal(400, MISMATCH)
+            return text in ("true", "1", "yes", "on")
+    return False
+
+
+def _market_all(venue: Venue, query: Query, now_us: int) -> list[Row]:
+    return venue.markets(_flag(query, "is_details", "isDetails"), now_us)
+
+
+def _candles(venue: Venue, query: Query, now_us: int, timeframe: str) -> list[Row]:
+    market = _required(query, "market")
+    count = _integer(query, "count", 1, high=_PAGE)
+    to_us: int | None = None
+    if query.get("to"):
+        to_us = parse_to(query["to"])
+        if to_us is None:
+            raise Refusal(400, INVALID)
+    converting = query.get("converting_price_unit", query.get("convertingPriceUnit", ""))
+    if timeframe == "1d" and converting not in ("", "KRW"):
+        raise Refusal(400, INVALID)
+    return venue.candles(market, timeframe, to_us, count, now_us, converting=bool(converting))
+
+
+def _period(timeframe: str) -> Callable[[Venue, Query, int], list[Row]]:
+    return lambda venue, query, now_us: _candles(venue, query, now_us, timeframe)
+
+
+def _minutes(unit: str) -> Callable[[Venue, Query, int], list[Row]]:
+    def answer(venue: Venue, query: Query, now_us: int) -> list[Row]:
+        if not _INTEGER.fullmatch(unit):
+            raise Refusal(400, MISMATCH)
+        timeframe = MINUTE_UNITS.get(int(unit))
+        if timeframe is None:
+            raise Refusal(400, BAD_UNIT)
+        return _candles(venue, query, now_us, timeframe)
+
+    return answer
+
+
+def _trades(venue: Venue, query: Query, now_us: int) -> list[Row]:
+    market = _required(query, "market")
+    count = _integer(query, "count", 1, high=_TRADES)
+    name = "days_ago" if "days_ago" in query else "daysAgo"
+    days_ago = _integer(query, name, 0)
+    if days_ago > 7:
+        raise Refusal(400, INVALID)
+    to: int | None = None
+    if query.get("to"):
+        match = _TIME_OF_DAY.fullmatch(query["to"])
+        if match is None:
+            raise Refusal(400, INVALID)
+        hours, minutes, seconds = (int(part) for part in match.groups())
+        if hours > 23 or minutes > 59 or seconds > 59:
+            raise Refusal(400, INVALID)
+        to = hours * 3600 + minutes * 60 + seconds
+    cursor = _integer(query, "cursor", 0) or None
+    return venue.trades(market, now_us, count, days_ago=days_ago, to=to, cursor=cursor)
+
+
+def _ticker(venue: Venue, query: Query, now_us: int) -> list[Row]:
+    return venue.tickers(_markets(query), now_us)
+
+
+def _ticker_all(venue: Venue, query: Query, now_us: int) -> list[Row]:
+    name = "quote_currencies" if "quote_currencies" in query else "quoteCurrencies"
+    quotes = {quote.strip().upper() for quote in _required(query, name).split(",")}
+    return venue.tickers([code for code, m in venue.listed(now_us).items() if m.quote in quotes], now_us)
+
+
+def _orderbook(venue: Venue, query: Query, now_us: int) -> list[Row]:
+    markets = _markets(query)
+    depth = _integer(query, "count", BOOK_DEPTH, high=BOOK_DEPTH)
+    text = query.get("level", "") or "0"
+    if not _NUMBER.fullmatch(text):
+        raise Refusal(400, MISMATCH)
+    level = float(text)
+    if level < 0:
+        raise Refusal(400, INVALID)
+    for code in markets:  # one unknown code refuses the whole call
+        venue.market(code, now_us)
+    books = [venue.orderbook(code, now_us, level, depth) for code in markets]
+    return [book for book in books if book is not None]
+
+
+def _instruments(venue: Venue, query: Query, now_us: int) -> list[Row]:
+    return venue.instruments(_markets(query), now_us)
+
+
+def _supported_levels(venue: Venue, query: Query, now_us: int) -> list[Row]:
+    rows = venue.instruments(_markets(query), now_us)
+    return [
+        {"market": row["market"], "supported_levels": [_number(text) for text in row["supported_levels"]]}
+        for row in rows
+    ]
+
+
+def _number(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
+
+
+_ROUTES: dict[str, Route] = {
+    "/v1/market/all": Route("market", _market_all, "market"),
+    **{
+        f"/v1/candles/{name}": Route("candles", _period(timeframe), "candles", timeframe != "1s")
+        for name, timeframe in _PERIODS.items()
+    },
+    "/v1/trades/ticks": Route("crix-trades", _trades, "trades"),
+    "/v1/ticker": Route("ticker", _ticker, "ticker", True),
+    "/v1/ticker/all": Route("ticker", _ticker_all, "ticker", True),
+    "/v1/orderbook": Route("orderbook", _orderbook, "orderbook"),
+    "/v1/orderbook/instruments": Route("orderbook", _instruments, "instruments"),
+    "/v1/orderbook/supported_levels": Route("orderbook", _supported_levels, "instruments"),
+}
+
+
+def answer(route: Route, venue: Venue, query: Query, now_us: int) -> list[Row]:
+    """The rows of a request, or a `Refusal`."""
+    try:
+        return route.answer(venue, query, now_us)
+    except UnknownMarketError as exc:
+        raise Refusal(404, UNKNOWN) from exc
+
+
+def spell(value: Any, turn: int = 0) -> str:
+    """JSON with the venue's other spellings of numbers: exponents, padded decimals, ``0E-8`` for nothing.
+
+    Every spelling parses back to the same float64.
+    """
+    if isinstance(value, dict):
+        return "{" + ",".join(f'"{k}":{spell(v, i)}' for i, (k, v) in enumerate(value.items())) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(spell(v, turn) for v in value) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, int):
+        return str(value)
+    return _spell_float(value, turn)
+
+
+def _spell_float(value: float, turn: int) -> str:
+    if value == 0:
+        return ("0E-8", "0.0", "0")[turn % 3]
+    exact = Decimal(repr(value))
+    if turn % 2:
+        whole, _, fraction = format(exact, "f").partition(".")
+        return f"{whole}.{fraction:0<8}"
+    digits = "".join(str(d) for d in exact.as_tuple().digits).rstrip("0") or "0"
+    sign = "-" if value < 0 else ""
+    return f"{sign}{digits[0]}.{digits[1:] or '0'}E{exact.adjusted()}"

@@ -1,0 +1,402 @@
+"""The stream's sessions: subscriptions, keep-alive, limits, error frames, idle cut-off, and the flood for
+benchmarks.
+
+Everything here runs on the server's loop; nothing is locked. `Hub` owns the sessions and follows the
+exchange's clock: it asks the `Feed` what was published since it last looked and hands each event to whoever
+subscribed. A session sends through its own task, so a slow reader holds up nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from backbone.clock import SystemClock
+from backbone.simulator.market.venue import Row, Venue
+from backbone.simulator.server.clock import ExchangeClock
+from backbone.simulator.server.events import Channel, Event, Feed
+from backbone.simulator.server.faults import Fault, Faults
+from backbone.simulator.server.frames import (
+    Request,
+    StreamError,
+    Want,
+    parse_request,
+    render,
+    subscriptions,
+)
+from backbone.simulator.server.limits import Window
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+__all__ = ["Hub", "Session"]
+
+_now_s = SystemClock().monotonic
+_TICK_S = 0.02
+_UP_S = 10.0
+_CLOSE_AFTER_S = 0.15
+_MAX_BUFFER = 64 * 2**20
+_LIVE_FAULTS = frozenset({"ws-drop", "ws-stall", "ws-garbage", "ws-slow"})
+_JUMP_US = 3_600_000_000  # after a longer jump, only the last hour is told
+_BATCH = 256
+_FLOOD_BUFFER = 512 * 1024
+_UP = b'{"status":"UP"}'
+_DROP = b"drop"  # queued instead of a frame: the socket ends here
+
+
+class Session:
+    """One socket: what it subscribed to, and what is waiting to be sent on it."""
+
+    def __init__(self, hub: Hub, socket: web.WebSocketResponse, transport: asyncio.Transport, target: str) -> None:
+        self.hub = hub
+        self.socket = socket
+        self.transport = transport
+        self.target = target
+        self.ticket = ""
+        self.form = "DEFAULT"
+        self.wants: tuple[Want, ...] = ()
+        self.since_us = 0
+        self.active_s = _now_s()
+        self.stalled_until_s = 0.0
+        self.flood: list[tuple[bytes, bytes]] = []
+        self._queue: deque[tuple[float, bytes]] = deque()
+        self._queued = asyncio.Event()
+        self._second = Window(5, 1.0, False)
+        self._minute = Window(100, 60.0, False)
+        self._up: asyncio.Task[None] | None = None
+        self._dropping = False
+
+    # -- sending ---------------------------------------------------------------------------------------------
+
+    def send(self, payload: bytes, delay_s: float = 0.0) -> None:
+        """Queue one frame."""
+        self._queue.append((_now_s() + self.hub.one_way_s + delay_s, payload))
+        self._queued.set()
+
+    def publish(self, payload: bytes) -> None:
+        """Queue one data frame, unless a scripted fault has other plans."""
+        delay_s = 0.0
+        for fault in self.hub.faults.take(self.target, websocket=True, only=_LIVE_FAULTS):
+            delay_s += self._suffer(fault)
+        if _now_s() >= self.stalled_until_s and not self._dropping:
+            self.send(payload, delay_s)
+
+    def _suffer(self, fault: Fault) -> float:
+        if fault.kind == "ws-drop":
+            self.send(_DROP, fault.number("seconds", 0.0))
+            self._dropping = True
+        elif fault.kind == "ws-stall":
+            self.stalled_until_s = _now_s() + fault.number("seconds", 60.0)
+        elif fault.kind == "ws-garbage":
+            self.send(b'{"type":"ticker","code":')
+        else:
+            return fault.number("seconds", 1.0)
+        return 0.0
+
+    async def write(self) -> None:
+        """Send what is queued, each frame when it is due, until the socket is gone."""
+        while True:
+            while self._queue:
+                due, payload = self._queue[0]
+                wait = due - _now_s()
+                if wait > 0:
+                    await asyncio.sleep(wait)
+                self._queue.popleft()
+                if payload is _DROP:
+                    self.transport.abort()
+                    return
+                try:
+                    await self.socket.send_bytes(payload)
+                except (ConnectionError, RuntimeError):  # the socket is gone: nobody is left to tell
+                    return
+                self.active_s = _now_s()
+            self._queued.clear()
+            await self._queued.wait()
+
+    # -- receiving -------------------------------------------------------------------------------------------
+
+    async def read(self) -> None:
+        """Follow the client's messages until the socket is gone."""
+        from aiohttp import WSMsgType
+
+        while True:
+            message = await self.socket.receive()
+            if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
+                return
+            if _now_s() < self.stalled_until_s:
+                continue
+            self.active_s = _now_s()
+            if message.type == WSMsgType.PING:
+                await self.socket.pong(message.data)
+            elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+                try:
+                    self._obey(message.data)
+                except StreamError as exc:
+                    await self._reject(exc)
+                    return
+
+    async def _reject(self, error: StreamError) -> None:
+        """The error frame, and the close a moment later."""
+        self.hub.replace(self, (), self.form)
+        self.send(error.frame())
+        await asyncio.sleep(self.hub.one_way_s + _CLOSE_AFTER_S)
+        await self.socket.close(code=1000)
+
+    def _obey(self, data: str | bytes) -> None:
+        text = data if isinstance(data, str) else data.decode("utf-8", "replace")
+        now_s = _now_s() + self.hub.wall
+        if not (self._second.take(now_s) and self._minute.take(now_s)):
+            raise StreamError("Too Many Requests", "요청 수 제한을 초과했습니다.")
+        if text.strip() == "PING":
+            self._answer_ping()
+            return
+        request = parse_request(text)
+        if request.listing:
+            self.form = request.format  # it switches the live stream's format too
+            self.send(subscriptions(self.wants, request.ticket, request.format))
+        else:
+            self._subscribe(request)
+
+    def _subscribe(self, request: Request) -> None:
+        self.ticket = request.ticket
+        self.hub.replace(self, request.wants, request.format)
+
+    def _answer_ping(self) -> None:
+        if self._up is None:
+            self._up = asyncio.get_running_loop().create_task(self._say_up(immediately=not self.wants))
+
+    async def _say_up(self, *, immediately: bool) -> None:
+        if immediately:
+            self.send(_UP)
+        while True:
+            await asyncio.sleep(_UP_S)
+            self.send(_UP)
+
+    def end(self) -> None:
+        if self._up is not None:
+            self._up.cancel()
+
+
+class Hub:
+    """All sessions of one server, and the clock-driven publishing to them."""
+
+    def __init__(
+        self, venue: Venue, clock: ExchangeClock, faults: Faults, *, idle_s: float, one_way_s: float, wall: float
+    ) -> None:
+        self.venue = venue
+        self.clock = clock
+        self.faults = faults
+        self.one_way_s = one_way_s
+        self.wall = wall
+        self.flooded = 0
+        self._idle_s = idle_s
+        self._feed = Feed(venue)
+        self._sessions: set[Session] = set()
+        self._routes: dict[tuple[Channel, str], list[tuple[Session, int]]] = {}
+        self._wanted: dict[str, frozenset[Channel]] = {}
+        self._at_us = 0
+        self._jumped = asyncio.Event()
+        self._flood_rate = 0.0
+        self._flood_kinds: frozenset[str] | None = None
+
+    def wake(self) -> None:
+        """The clock was moved."""
+        self._jumped.set()
+
+    def forget(self) -> None:
+        """The market was changed by a script."""
+        self._feed.forget()
+
+    # -- sessions --------------------------------------------------------------------------------------------
+
+    async def serve(self, request: web.BaseRequest, headers: dict[str, str]) -> web.WebSocketResponse:
+        """Upgrade a request and serve it until it ends."""
+        from aiohttp import web
+
+        socket = web.WebSocketResponse(autoping=False, compress=True, max_msg_size=2**20)
+        socket.headers.update(headers)
+        await socket.prepare(request)
+        assert request.transport is not None
+        session = Session(self, socket, request.transport, request.path_qs)
+        self._sessions.add(session)
+        writer = asyncio.get_running_loop().create_task(session.write())
+        try:
+            if request.path != "/websocket/v1":  # the private sockets want a token, which nobody here has
+                await session._reject(StreamError("INVALID_AUTH", "인증 정보가 올바르지 않습니다."))
+            else:
+                await session.read()
+        finally:
+            self._sessions.discard(session)
+            self._rebuild()
+            session.end()
+            writer.cancel()
+        return socket
+
+    def replace(self, session: Session, wants: Sequence[Want], form: str) -> None:
+        """The session's whole subscription is now this one."""
+        self.publish()  # what happened up to now belongs to the old one
+        session.wants, session.form = tuple(wants), form
+        now_us = self.clock.now_us()
+        if not self._wanted:
+            self._at_us = now_us
+        session.since_us = self._at_us
+        self._rebuild()
+        listed = self.venue.listed(now_us)
+        for want in wants:
+            if want.snapshot:
+                self._send_snapshots(session, want, [c for c in want.codes if c[0] in listed], now_us)
+        session.flood = self._flood_frames(session, now_us)
+
+    def _send_snapshots(self, session: Session, want: Want, codes: Sequence[tuple[str, int]], now_us: int) -> None:
+        rows = self._feed.snapshots((want.type, want.level), [code for code, _ in codes], now_us)
+        texts = [
+            render({**rows[code], "stream_type": "SNAPSHOT"}, session.form, depth)
+            for code, depth in codes
+            if code in rows
+        ]
+        if session.form.endswith("LIST"):
+            texts = ["[" + ",".join(texts) + "]"] if texts else []
+        for text in texts:
+            session.publish(text.encode())
+
+    def _rebuild(self) -> None:
+        """Who gets what, after any change of subscriptions."""
+        routes: dict[tuple[Channel, str], list[tuple[Session, int]]] = {}
+        wanted: dict[str, set[Channel]] = {}
+        for session in self._sessions:
+            for want in session.wants:
+                if not want.realtime:
+                    continue
+                channel = (want.type, want.level)
+                for code, depth in want.codes:
+                    routes.setdefault((channel, code), []).append((session, depth))
+                    wanted.setdefault(code, set()).add(channel)
+        self._routes = routes
+        self._wanted = {code: frozenset(channels) for code, channels in wanted.items()}
+        self._feed.touch(self._wanted)
+
+    # -- publishing ------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Publish, cut off the idle, and flood, for as long as the server lives."""
+        while True:
+            self.publish()
+            self._cut_idle()
+            if self.clock.frozen or not self._sessions:
+                await self._wait_for_jump(0.25)
+            else:
+                await self._wait_for_jump(_TICK_S)
+
+    async def _wait_for_jump(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):  # not wait_for: that of 3.11 can swallow a cancellation
+                await self._jumped.wait()
+        self._jumped.clear()
+
+    def publish(self) -> None:
+        """Hand out what was published since the last look."""
+        now_us = self.clock.now_us()
+        after_us = max(self._at_us, now_us - _JUMP_US)
+        if now_us < self._at_us:  # the clock was set back: start over from there
+            self._feed.forget()
+            for session in self._sessions:
+                session.since_us = 0
+        self._at_us = now_us
+        if not self._wanted or now_us <= after_us:
+            return
+        lists: dict[tuple[Session, str], list[str]] = {}
+        for event in self._feed.events(self._wanted, after_us, now_us):
+            self._hand_out(event, lists)
+        for (session, _), texts in lists.items():
+            session.publish(("[" + ",".join(texts) + "]").encode())
+
+    def _hand_out(self, event: Event, lists: dict[tuple[Session, str], list[str]]) -> None:
+        rendered: dict[tuple[str, int], str] = {}
+        for session, depth in self._routes.get((event.channel, event.code), ()):
+            if event.time_us <= session.since_us:
+                continue
+            key = (session.form.removesuffix("_LIST"), depth)
+            if key not in rendered:
+                rendered[key] = render({**event.row, "stream_type": "REALTIME"}, *key)
+            if session.form.endswith("LIST"):
+                lists.setdefault((session, event.channel[0]), []).append(rendered[key])
+            else:
+                session.publish(rendered[key].encode())
+
+    def _cut_idle(self) -> None:
+        now_s = _now_s()
+        for session in list(self._sessions):
+            silent = now_s - session.active_s > self._idle_s and now_s >= session.stalled_until_s
+            if silent or session.transport.get_write_buffer_size() > _MAX_BUFFER:
+                session.transport.abort()
+
+    # -- the flood -------------------------------------------------------------------------------------------
+
+    def flood(self, rate: float, kinds: Iterable[str] | None) -> None:
+        """Send every subscriber `rate` extra messages a second of the given types; 0 ends it."""
+        self._flood_rate = rate
+        self._flood_kinds = None if kinds is None else frozenset(kinds)
+        for session in self._sessions:
+            session.flood = self._flood_frames(session, self.clock.now_us())
+
+    async def run_flood(self) -> None:
+        """The flood itself: small batches written straight to the transport, within what the reader takes."""
+        owed, last = 0.0, _now_s()
+        while True:
+            await asyncio.sleep(0.05 if not self._flood_rate else 0.0 if owed >= _BATCH else 0.001)
+            now = _now_s()
+            owed = min(owed + (now - last) * self._flood_rate, 0.2 * self._flood_rate) if self._flood_rate else 0.0
+            last = now
+            batch = min(int(owed), _BATCH)
+            owed -= batch
+            for session in list(self._sessions):
+                if batch and session.flood and now >= session.stalled_until_s:
+                    self._pour(session, batch)
+
+    def _pour(self, session: Session, batch: int) -> None:
+        if session.transport.is_closing() or session.transport.get_write_buffer_size() > _FLOOD_BUFFER:
+            return
+        frames = session.flood
+        stamp = str(self.clock.now_us() // 1000).encode()
+        start = self.flooded
+        session.transport.write(
+            b"".join(head + stamp + tail for head, tail in (frames[(start + i) % len(frames)] for i in range(batch)))
+        )
+        self.flooded += batch
+        session.active_s = _now_s()
+
+    def _flood_frames(self, session: Session, now_us: int) -> list[tuple[bytes, bytes]]:
+        """Ready-made frames around a hole for the ``timestamp``, a few prices each."""
+        if not self._flood_rate or session.socket.compress:
+            return []
+        frames: list[tuple[bytes, bytes]] = []
+        listed = self.venue.listed(now_us)
+        for turn in range(4):
+            for want in session.wants:
+                if self._flood_kinds is not None and want.type not in self._flood_kinds:
+                    continue
+                depths = {code: depth for code, depth in want.codes if code in listed}
+                rows = self._feed.snapshots((want.type, want.level), depths, now_us)
+                for code, row in rows.items():
+                    frames.append(_flood_frame(row, session.form, depths[code], turn))
+        return frames
+
+
+def _flood_frame(row: Row, form: str, depth: int, turn: int) -> tuple[bytes, bytes]:
+    changed: dict[str, Any] = {**row, "stream_type": "REALTIME", "timestamp": 1_000_000_000_000}
+    if "high_price" in row:
+        changed["trade_price"] = (row["trade_price"], row["high_price"], row["low_price"], row["opening_price"])[turn]
+    text = render(changed, form, depth)
+    if form.endswith("LIST"):
+        text = f"[{text}]"
+    payload = text.encode()
+    size = len(payload)
+    length = (
+        bytes((size,)) if size < 126 else b"\x7e" + size.to_bytes(2) if size < 65536 else b"\x7f" + size.to_bytes(8)
+    )
+    head, hole, tail = payload.partition(b"1000000000000")
+    assert hole
+    return b"\x82" + length + head, tail

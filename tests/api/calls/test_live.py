@@ -1,0 +1,551 @@
+"""Live tables, the whole path over loopback: frames, callbacks, freshness, outages, faces."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from backbone import Backbone, Priority
+from backbone.api import frames as shaping
+from backbone.api.calls.live import LiveUpdate
+from backbone.api.frames import attrs_of
+from backbone.clock import SystemClock
+from backbone.errors import ClosedError, InputError, StreamClosedError
+from backbone.model import LiveCandle, OrderBook, Ticker, Trade
+from backbone.simulator import SimulatorServer
+
+MARKETS = ["KRW-BTC", "KRW-ETH", "KRW-XRP"]
+TICKER_COLUMNS = [
+    *("time", "price", "open", "high", "low", "prev_close", "change", "change_rate"),
+    *("volume", "value", "volume_24h", "value_24h", "source", "age"),
+]
+
+
+def eventually(holds: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+    """Wait until `holds`."""
+    clock, condition = SystemClock(), threading.Condition()
+    deadline = clock.monotonic() + timeout_s
+    while not (found := holds()):
+        assert clock.monotonic() < deadline, "it did not come true in time"
+        with condition:
+            condition.wait(0.02)
+    return found
+
+
+def rest_requests(venue: SimulatorServer) -> int:
+    return sum(sum(n for n in statuses.values()) for group, statuses in venue.counts().items() if group != "websocket")
+
+
+@pytest.fixture
+def moving() -> Iterator[SimulatorServer]:
+    """An exchange whose clock runs."""
+    with SimulatorServer(seed=7, markets=MARKETS) as server:
+        yield server
+
+
+@pytest.fixture
+def trader(moving: SimulatorServer, tmp_path: Path) -> Iterator[Backbone]:
+    with Backbone(data_dir=tmp_path / "data", rest_url=moving.rest_url, ws_url=moving.ws_url) as made:
+        yield made
+
+
+# -- frames ------------------------------------------------------------------------------------------------------
+
+
+def test_live_ticker_frame_has_the_promised_shape(client: Backbone) -> None:
+    """A live ticker frame is a ticker frame: same columns, same types, markets in the order asked."""
+    with client.live(MARKETS) as table:
+        frame = table.frame()
+    assert frame.index.name == "market"
+    assert frame.index.tolist() == MARKETS
+    assert frame.columns.tolist() == TICKER_COLUMNS
+    assert str(frame["time"].dtype) == "datetime64[us, Asia/Seoul]"
+    assert (frame["source"] == "stream").all()
+    assert (frame["age"] >= 0).all()
+    assert attrs_of(frame)["sources"] == {"stream": 3}
+    assert attrs_of(frame)["state"] == "streaming"
+
+
+def test_live_rows_are_those_of_rest(client: Backbone) -> None:
+    """A row from the socket and a row from REST of the same instant are equal field by field, for every kind."""
+    same = {"check_names": True}
+    with client.live(MARKETS, ("ticker", "orderbook", "trade")) as table:
+        for kind, asked in (
+            ("ticker", client.tickers(MARKETS, max_age=0)),
+            ("orderbook", client.orderbooks(MARKETS, max_age=0)),
+        ):
+            live = table.frame(kind)
+            both = [frame.drop(columns=["source", "age"], errors="ignore") for frame in (live, asked)]
+            pd.testing.assert_frame_equal(*both, **same)
+        trades = table.frame("trade")
+        asked = pd.concat(client.trades(market, 1) for market in MARKETS)
+        pd.testing.assert_frame_equal(trades.drop(columns=["source", "age"]), asked)
+
+
+def test_live_ticker_frame_is_the_one_of_the_slow_way(client: Backbone) -> None:
+    """The fast way to a pandas frame yields what the common one does, to the last dtype."""
+    with client.live("KRW") as table:
+        fast = table.frame()
+        slow = shaping.deliver(table.frame(frames="arrow"), "pandas", index="market", zone=client.tz, attrs={})
+    assert len(fast) > 200
+    pd.testing.assert_frame_equal(fast.drop(columns="age"), slow.drop(columns="age"))
+    fast.loc["KRW-BTC", "price"] = 1.0
+    fast.loc["KRW-BTC", "source"] = "mine"
+    assert table.frame().loc["KRW-BTC", "source"] == "stream"
+
+
+def test_live_candle_frame_says_what_is_forming(client: Backbone, venue: SimulatorServer) -> None:
+    """Live candles come with their market and whether they are still forming, on the venue's clock."""
+    venue.clock.advance(30)
+    with client.live(MARKETS, "candle.1m") as table:
+        frame = table.frame()
+        expected = client.candles("KRW-BTC", "1m", count=1, include_forming=True)
+    assert frame.index.name == "time"
+    columns = ["market", "open", "high", "low", "close", "volume", "value", "forming", "source", "age"]
+    assert frame.columns.tolist() == columns
+    assert frame["market"].tolist() == MARKETS
+    btc = frame[frame["market"] == "KRW-BTC"].iloc[0]
+    assert bool(btc["forming"])
+    assert btc["close"] == expected["close"].iloc[-1]
+    assert attrs_of(expected)["sources"].get("stream") == 1
+
+
+@pytest.mark.parametrize("frames", ["polars", "arrow"])
+def test_live_other_frames_hold_the_same(client: Backbone, frames: str) -> None:
+    """Polars and Arrow frames have the same columns and rows."""
+    with client.live(MARKETS) as table:
+        other = table.frame(frames=frames)
+        names = other.columns if frames == "polars" else other.column_names
+        assert list(names) == ["market", *TICKER_COLUMNS]
+        assert list(other["market"].to_list() if frames == "polars" else other["market"].to_pylist()) == MARKETS
+
+
+def test_live_of_a_quote_currency_has_all_its_markets(client: Backbone) -> None:
+    """`live("KRW")` is every KRW market."""
+    with client.live("krw") as table:
+        assert table.markets == tuple(client.markets("KRW").index)
+        assert len(table.frame()) == len(table.markets)
+
+
+def test_live_latest_is_the_record_itself(client: Backbone) -> None:
+    """The newest record of a market is there without a frame round it, held once."""
+    with client.live(MARKETS, ("ticker", "trade", "orderbook", "candle.1m")) as table:
+        kinds = {"ticker": Ticker, "trade": Trade, "orderbook": OrderBook, "candle.1m": LiveCandle}
+        for kind, record in kinds.items():
+            assert isinstance(table.latest("btc", kind), record)
+        assert table.latest("KRW-BTC") is table.latest("KRW-BTC")
+        with pytest.raises(InputError, match="market"):
+            table.latest("KRW-DOGE")
+        with pytest.raises(InputError, match="kind"):
+            table.frame("candle.5m")
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kinds", ["tickers", "candle", "candle.1d", "candle.2m", (), ("ticker", "x"), 7, None])
+def test_live_unknown_kind_is_refused_before_any_request(
+    client: Backbone, venue: SimulatorServer, kinds: Any
+) -> None:
+    """A kind that the venue does not stream is an `InputError` that names what there is; nothing is asked."""
+    with pytest.raises(InputError, match=r"candle\.1m"):
+        client.live("KRW-BTC", kinds)
+    assert venue.counts() == {}
+
+
+@pytest.mark.parametrize("markets", [["KRW-BTC", "KRW-NOPE"], "KRW-BTCC", [], [7], "???", "XYZ-*"])
+def test_live_unknown_market_is_refused_at_once(client: Backbone, venue: SimulatorServer, markets: Any) -> None:
+    """A code that is not listed is an `InputError`, and no socket is opened: the venue would ignore it in silence."""
+    with pytest.raises(InputError):
+        client.live(markets)
+    assert "websocket" not in venue.counts()
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, True, "1"])
+def test_live_waits_and_queues_want_whole_numbers(client: Backbone, bad: Any) -> None:
+    """Counts are whole numbers from one."""
+    with client.live("KRW-BTC") as table:
+        with pytest.raises(InputError):
+            table.wait(bad)
+        with pytest.raises(InputError):
+            table.records(bad)
+        with pytest.raises(InputError):
+            table.on_update("not a function")  # type: ignore[arg-type]
+
+
+# -- being told --------------------------------------------------------------------------------------------------
+
+
+def test_live_callbacks_run_on_their_own_thread(client: Backbone, venue: SimulatorServer) -> None:
+    """A callback never runs on the socket's thread, and gets what changed."""
+    seen: list[tuple[str, LiveUpdate]] = []
+    with client.live(MARKETS) as table:
+
+        @table.on_update
+        def note(update: LiveUpdate) -> None:
+            seen.append((threading.current_thread().name, update))
+
+        venue.clock.advance(60)
+        assert table.wait(1)
+        eventually(lambda: seen)
+        name, update = seen[0]
+        assert name == "backbone-callbacks"
+        assert set(update.markets) <= set(MARKETS)
+        assert all(isinstance(row, Ticker) for row in update)
+        assert update.frame().index.tolist() == [row.market for row in update]
+        assert callable(note)
+
+
+def test_live_slow_callback_sees_the_latest_and_misses_are_counted(client: Backbone, venue: SimulatorServer) -> None:
+    """While a callback dawdles, changes gather; it then gets the newest of each market, and the rest is counted."""
+    release, entered = threading.Event(), threading.Event()
+    seen: list[LiveUpdate] = []
+
+    def slow(update: LiveUpdate) -> None:
+        seen.append(update)
+        entered.set()
+        release.wait(10)
+
+    with client.live("KRW-BTC") as table:
+        table.on_update(slow)
+        venue.clock.advance(5)
+        assert entered.wait(10)
+        before = table.received
+        for _ in range(20):
+            venue.clock.advance(5)
+            table.wait(1, 1.0)
+        gathered = table.received - before
+        release.set()
+        eventually(lambda: len(seen) >= 2)
+        assert len(seen[1]) == 1
+        assert table.missed == seen[0].missed + seen[1].missed
+        assert table.missed >= gathered - 1 > 0
+
+
+def test_live_callback_that_raises_ends_nothing(client: Backbone, venue: SimulatorServer) -> None:
+    """What a callback raises is recorded, logged and told as an event; the table and other callbacks go on."""
+    good: list[LiveUpdate] = []
+
+    def bad(update: LiveUpdate) -> None:
+        raise RuntimeError("mine")
+
+    with client.live("KRW-BTC") as table:
+        table.on_update(bad)
+        table.on_update(good.append)
+        for n in range(3):
+            venue.clock.advance(10)
+            eventually(lambda n=n: len(good) > n)  # type: ignore[misc]
+        assert table.callback_errors == 3 == len(good)
+        assert isinstance(table.last_error, RuntimeError)
+        assert [event.kind for event in table.events] == ["callback"]
+
+
+def test_live_callback_may_stop_its_own_table(client: Backbone, venue: SimulatorServer) -> None:
+    """Stopping from within a callback does not lock up."""
+    with client.live("KRW-BTC") as table:
+        stopped = threading.Event()
+
+        def stop(update: LiveUpdate) -> None:
+            table.stop()
+            stopped.set()
+
+        table.on_update(stop)
+        venue.clock.advance(10)
+        assert stopped.wait(10)
+        assert table.state == "stopped"
+
+
+def test_live_wait_ends_with_the_last_record_or_in_time(client: Backbone, venue: SimulatorServer) -> None:
+    """`wait` needs no sleep: it ends when so many records came, and says when they did not."""
+    with client.live("KRW-BTC") as table:
+        assert not table.wait(1, timeout_s=0.05)
+        for _ in range(3):
+            mover = threading.Timer(0.05, lambda: venue.clock.advance(20))
+            mover.start()
+            assert table.wait(1, timeout_s=10)
+            mover.join()
+
+
+def test_live_updates_can_be_looped_over(client: Backbone, venue: SimulatorServer) -> None:
+    """A loop over updates gets changes as they come, and ends in time or with the table."""
+    with client.live(MARKETS) as table:
+        mover = threading.Timer(0.1, lambda: venue.clock.advance(20))
+        mover.start()
+        updates = list(table.updates(timeout_s=1.0))
+        mover.join()
+        assert updates
+        assert all(set(update.markets) <= set(MARKETS) for update in updates)
+        stopper = threading.Timer(0.1, table.stop)
+        stopper.start()
+        assert list(table.updates()) == []
+        stopper.join()
+
+
+def test_live_records_are_queued_whole_and_bounded(client: Backbone, venue: SimulatorServer) -> None:
+    """Every record is there, in order, up to the bound."""
+    with client.live("KRW-BTC", "trade") as table:
+        queue = table.records(1000)
+        venue.clock.advance(30)
+        eventually(lambda: len(queue) >= 3)
+        first = queue.get(1)
+        assert isinstance(first, Trade)
+        ids = {first.sequential_id}
+        while (record := queue.get(0.2)) is not None:
+            assert isinstance(record, Trade)
+            assert record.sequential_id not in ids
+            ids.add(record.sequential_id)
+        assert queue.dropped == 0
+        queue.end()
+
+
+# -- the end -----------------------------------------------------------------------------------------------------
+
+
+def socket_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name in ("backbone-stream", "backbone-callbacks")]
+
+
+def test_live_tables_share_one_socket_and_the_last_one_ends_it(client: Backbone, venue: SimulatorServer) -> None:
+    """Several tables need one connection and one thread, which end with the last table."""
+    first, second = client.live("KRW-BTC"), client.live(MARKETS, ("ticker", "trade"))
+    assert socket_threads() == ["backbone-stream"]
+    assert venue.counts()["websocket"] == {101: 1}
+    first.stop()
+    assert socket_threads() == ["backbone-stream"]
+    venue.clock.advance(30)
+    assert second.wait(1)
+    second.stop()
+    second.stop()
+    assert socket_threads() == []
+    third = client.live("KRW-BTC")
+    assert third.frame().index.tolist() == ["KRW-BTC"]
+    third.stop()
+
+
+def test_live_stopped_table_shows_its_last_rows_and_says_so(client: Backbone) -> None:
+    """What is shown stays; what needs a live table raises."""
+    table = client.live(MARKETS)
+    received = table.received
+    table.stop()
+    assert table.frame().index.tolist() == MARKETS
+    assert table.received == received >= 3
+    assert table.state == "stopped"
+    assert attrs_of(table.frame())["state"] == "stopped"
+    for call in (table.wait, lambda: next(table.updates()), table.records, lambda: table.on_update(print)):
+        with pytest.raises(StreamClosedError):
+            call()
+
+
+def test_live_client_closed_stops_its_tables(venue: SimulatorServer, tmp_path: Path) -> None:
+    """Closing the client ends its tables, their callbacks and the socket."""
+    client = Backbone(data_dir=tmp_path, rest_url=venue.rest_url, ws_url=venue.ws_url)
+    table = client.live("KRW-BTC")
+    table.on_update(lambda update: None)
+    client.close()
+    assert table.state == "stopped"
+    assert socket_threads() == []
+    with pytest.raises(ClosedError):
+        client.live("KRW-BTC")
+
+
+# -- freshness ---------------------------------------------------------------------------------------------------
+
+
+def test_tickers_young_enough_come_from_the_table(client: Backbone, venue: SimulatorServer) -> None:
+    """While a table is live, tickers need no request, and the frame says so; `max_age=0` still asks the venue."""
+    with client.live(MARKETS):
+        venue.reset_log()
+        frame = client.tickers(MARKETS, max_age=15.0)
+        assert rest_requests(venue) == 0
+        assert (frame["source"] == "stream").all()
+        assert (frame["age"] <= 15.0).all()
+        assert attrs_of(frame)["sources"] == {"stream": 3}
+        assert attrs_of(frame)["requests"] == 0
+        asked = client.tickers(MARKETS, max_age=0)
+        assert (asked["source"] == "rest").all()
+        assert rest_requests(venue) == 1
+
+
+def test_tickers_of_a_quote_come_from_a_table_of_all(client: Backbone, venue: SimulatorServer) -> None:
+    """A screener over a whole quote currency is answered by a table that holds it."""
+    with client.live("KRW"):
+        venue.reset_log()
+        frame = client.tickers("KRW", max_age=15.0)
+        assert set(frame["source"]) == {"stream"}
+        assert rest_requests(venue) == 0
+
+
+def test_critical_takes_the_stream_while_it_was_just_heard(trader: Backbone, moving: SimulatorServer) -> None:
+    """On a busy socket a critical call needs no request; without one it asks the venue."""
+    assert set(trader.tickers(MARKETS, priority=Priority.CRITICAL)["source"]) == {"rest"}
+    with trader.live(MARKETS) as table:
+
+        def answered() -> bool:
+            table.wait(1, 2.0)
+            return set(trader.tickers(MARKETS, priority="critical")["source"]) == {"stream"}
+
+        eventually(answered)
+
+
+def test_orderbooks_and_trades_come_from_the_table(client: Backbone, venue: SimulatorServer) -> None:
+    """Books and the newest trades are answered from the stream, row by row what REST says."""
+    books, trades = client.orderbooks(MARKETS), client.trades("KRW-BTC", 1)
+    with client.live(MARKETS, ("orderbook", "trade")):
+        venue.reset_log()
+        told = client.orderbooks(MARKETS, max_age=15.0)
+        assert attrs_of(told)["sources"] == {"stream": 90}
+        newest = client.trades("KRW-BTC", 1)
+        assert attrs_of(newest)["sources"] == {"stream": 1}
+        assert rest_requests(venue) == 0
+    pd.testing.assert_frame_equal(told, books)
+    pd.testing.assert_frame_equal(newest, trades)
+
+
+def test_trades_beyond_what_the_stream_told_are_asked(client: Backbone, venue: SimulatorServer) -> None:
+    """The stream answers only trades that it told without a hole."""
+    with client.live("KRW-BTC", "trade"):
+        frame = client.trades("KRW-BTC", 100)
+        assert attrs_of(frame)["sources"] == {"rest": 100}
+        venue.clock.advance(20)
+
+
+def test_market_asked_for_again_and_again_is_subscribed(trader: Backbone, moving: SimulatorServer) -> None:
+    """Asks that go on get a subscription in the background, and then cost no request."""
+    for _ in range(6):
+        trader.tickers("KRW-BTC", max_age=0.001)
+    assert "backbone-stream" in socket_threads()
+    eventually(lambda: trader.tickers("KRW-BTC")["source"].tolist() == ["stream"])
+    assert trader.status().attrs["backbone"]["stream"]["asked_for"] == 1
+
+
+# -- outages -----------------------------------------------------------------------------------------------------
+
+
+def test_live_plug_pulled_and_put_back_needs_no_user_code(trader: Backbone, moving: SimulatorServer) -> None:
+    """The table goes down the ladder and up again by itself, with its subscriptions, and says how long it was deaf."""
+    with trader.live(MARKETS, ("ticker", "candle.1s")) as table:
+        table.wait(3)
+        states = {table.state}
+        moving.pause()
+        eventually(lambda: states.add(table.state) or "polling" in states, 15)
+        shown = table.frame()
+        assert shown.index.tolist() == MARKETS
+        moving.resume()
+        eventually(lambda: table.state == "streaming", 15)
+        assert states >= {"streaming", "reconnecting", "polling"}
+        before = table.received
+        assert table.wait(3, 15)
+        assert table.received >= before + 3
+        (gap,) = eventually(lambda: [e for e in table.events if e.kind == "gap" and e.filled], 30)
+        assert gap.gap_start < gap.gap_end
+        assert str(gap.gap_start.tzinfo) == "Asia/Seoul"
+    seconds = trader.candles("KRW-BTC", "1s", gap.gap_start, gap.gap_end, offline=True)
+    assert attrs_of(seconds)["unknown"] == 0
+
+
+def test_live_without_a_socket_is_fed_by_polls(trader: Backbone, moving: SimulatorServer) -> None:
+    """Where the venue takes no socket, REST feeds the table at a tenth of the quota, and the table says so."""
+    moving.faults.add("ws-refuse", times=1000)
+    with trader.live(MARKETS) as table:
+        assert table.state == "polling"
+        eventually(lambda: len(table.frame()) == 3)
+        assert set(table.frame()["source"]) == {"rest"}
+        moving.reset_log()
+        table.wait(2, 4.0)
+        assert moving.peak("ticker") <= 2
+        assert not trader.health()
+        moving.faults.clear()
+        eventually(lambda: table.state == "streaming", 40)
+
+
+# -- faces -------------------------------------------------------------------------------------------------------
+
+
+def test_live_repr_is_one_line(client: Backbone) -> None:
+    """The repr says what it is, how it is fed, and how much came."""
+    with client.live(MARKETS, ("ticker", "trade")) as table:
+        assert repr(table) == f"<LiveTable ticker trade of 3 markets, streaming, {table.received} received>"
+    assert "stopped" in repr(table)
+
+
+@pytest.mark.parametrize("kind", ["ticker", "trade", "orderbook", "candle.1m"])
+def test_live_table_has_a_text_and_a_page_without_widgets(client: Backbone, kind: str) -> None:
+    """Outside a notebook every kind shows itself as text and static HTML."""
+    with client.live(MARKETS, kind) as table:
+        bundle = table._repr_mimebundle_()
+        assert set(bundle) == {"text/html", "text/plain"}
+        for market in MARKETS:
+            assert market in bundle["text/plain"]
+            assert market in bundle["text/html"]
+        assert "streaming" in bundle["text/plain"]
+    assert "KRW-BTC" in table._repr_html_()
+
+
+def test_live_table_shows_prices_with_their_markets_digits(client: Backbone) -> None:
+    """The price steps are asked for when the table is shown, without holding it up."""
+    with client.live("KRW-BTC") as table:
+        table._repr_html_()
+        eventually(lambda: table._core.realtime.known_tick("KRW-BTC"))
+        (row,) = table._snapshot().rows
+        assert row.tick == 1000.0
+        assert row.name
+
+
+def test_live_status_names_the_stream(client: Backbone) -> None:
+    """`status()` says where the stream stands, and health is content with it."""
+    assert client.status().attrs["backbone"]["stream"] == {}
+    with client.live(MARKETS):
+        facts = client.status().attrs["backbone"]["stream"]
+        assert (facts["state"], facts["tables"], facts["markets"]) == ("streaming", 1, 3)
+    assert client.status().attrs["backbone"]["stream"]["state"] == "idle"
+
+
+def test_live_table_is_a_context_that_ends_on_errors(client: Backbone) -> None:
+    """Whatever leaves the `with`, the table is stopped."""
+    table = client.live("KRW-BTC")
+    with pytest.raises(RuntimeError), table:
+        raise RuntimeError
+    assert table.state == "stopped"
+
+
+def test_live_crowd_opening_and_stopping_tables_leaves_nothing(trader: Backbone, moving: SimulatorServer) -> None:
+    """Threads that open, read and stop tables at once, over a busy socket and an outage, leave one table as it was."""
+    clock = SystemClock()
+    failures: list[BaseException] = []
+    with trader.live(MARKETS, ("ticker", "trade")) as kept:
+        moving.flood(1000)
+        end = clock.monotonic() + 3
+
+        def crowd(number: int) -> None:
+            kinds = ("ticker", "orderbook", "candle.1s", "trade")[number % 4]
+            try:
+                while clock.monotonic() < end:
+                    with trader.live(MARKETS[: 1 + number % 3], kinds) as table:
+                        table.on_update(lambda update: update.frame())
+                        table.wait(5, 0.2)
+                        table.frame()
+                        trader.tickers(MARKETS)
+            except BaseException as exc:
+                failures.append(exc)
+                raise
+
+        threads = [threading.Thread(target=crowd, args=(n,)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        moving.pause()
+        moving.resume()
+        for thread in threads:
+            thread.join(30)
+        assert failures == []
+        eventually(lambda: kept.state == "streaming", 15)
+        assert kept.wait(10)
+        board = trader.session.coordinator().board
+        assert all(cell.followers == () for cells in board._cells.values() for cell in cells.values())
+        wanted = {kind for kind, cells in board._cells.items() for cell in cells.values() if cell.wants}
+        assert wanted == {"ticker", "trade"}
+    assert socket_threads() == []

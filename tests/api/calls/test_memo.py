@@ -1,0 +1,144 @@
+"""Large frames kept ready: equal, writable, never stale, and only where it pays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from backbone import Backbone
+from backbone.api.frames import attrs_of
+from backbone.clock import SystemClock
+from backbone.model import Span
+from backbone.settings import resolve
+from backbone.storage.store import CandleStore
+from tests.storage.helpers import MAY, MINUTE, MINUTE_US, minutes, span
+
+ROWS = 25_200  # 420 hours
+START, END = (pd.Timestamp(t, unit="us", tz="UTC") for t in span(0, ROWS))
+
+
+def put(folder: Path, first: int, last: int, salt: int = 0, fresh: tuple[Span, int] | None = None) -> None:
+    settings = resolve("upbit", data_dir=folder, rest_url=None, ws_url=None, tz=None, frames="pandas")
+    store = CandleStore(folder, settings.store_exchange, clock=SystemClock())
+    rows = minutes(first, last, salt)
+    store.put("KRW-BTC", MINUTE, rows, span(first, last), fresh=fresh, now_us=MAY + last * MINUTE_US)
+    store.close()
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Backbone]:
+    """A client that holds `ROWS` minutes, and reaches no venue."""
+    put(tmp_path, 0, ROWS)
+    with Backbone(data_dir=tmp_path) as made:
+        yield made
+
+
+def ask(client: Backbone, timeframe: str = "1m", **words: Any) -> tuple[pd.DataFrame, dict[str, int]]:
+    frame = client.candles("KRW-BTC", timeframe, START, END, offline=True, **words)
+    return frame, attrs_of(frame)["sources"]
+
+
+def test_remember_frame_asked_twice_comes_ready_the_third_time(client: Backbone) -> None:
+    """The same frame, its index and zone included, with facts of its own; the next client has it at once."""
+    first, _ = ask(client)
+    assert not (client.data_dir / "memo").exists(), "what is asked once only is not kept"
+    ask(client)
+    third, sources = ask(client)
+    assert sources == {"memo": ROWS}
+    pd.testing.assert_frame_equal(third, first, check_freq=False)
+    said, before = attrs_of(third), attrs_of(first)
+    assert said["request_id"] != before["request_id"]
+    assert {k: said[k] for k in ("requests", "cache_hit", "data_count", "quiet", "unknown", "source")} == {
+        "requests": 0, "cache_hit": True, "data_count": ROWS, "quiet": 0, "unknown": 0, "source": "memo",
+    }  # fmt: skip
+    with Backbone(data_dir=client.data_dir) as later:
+        again, sources = ask(later)
+    assert sources == {"memo": ROWS}
+    pd.testing.assert_frame_equal(again, first, check_freq=False)
+
+
+def test_remember_frame_may_be_written_to(client: Backbone) -> None:
+    """What a caller does to its frame, another caller does not see."""
+    for _ in range(4):
+        frame, _ = ask(client)
+        assert frame.iloc[0, 0] != -1.0
+        frame.iloc[0, 0] = -1.0
+        frame["more"] = 1
+
+
+def test_remember_changed_partition_is_never_served_stale(client: Backbone) -> None:
+    """A row that is replaced, in this process or another, is in the next answer."""
+    for _ in range(3):
+        old, _ = ask(client)
+    put(client.data_dir, 100, 200, salt=5)
+    new, sources = ask(client)
+    assert "memo" not in sources
+    changed = (new["close"].to_numpy() != old["close"].to_numpy()).nonzero()[0]
+    assert changed.tolist() == list(range(100, 200))
+    ask(client)
+    kept, sources = ask(client)
+    assert sources == {"memo": ROWS}
+    pd.testing.assert_frame_equal(kept, new, check_freq=False)
+
+
+def test_remember_hours_folded_from_minutes(client: Backbone) -> None:
+    """Few rows that cost many to fold are kept as well, and fall with a change of the minutes."""
+    for _ in range(3):
+        frame, sources = ask(client, "1h")
+    assert sources == {"memo": len(frame)}
+    put(client.data_dir, 0, 60, salt=5)
+    new, sources = ask(client, "1h")
+    assert sources == {"derived:1m": len(new)}
+    assert new["close"].iloc[0] != frame["close"].iloc[0]
+    assert new["close"].iloc[1:].equals(frame["close"].iloc[1:])
+
+
+def test_remember_provisional_rows_are_not_kept(tmp_path: Path) -> None:
+    """What is to be asked once more is no final answer."""
+    put(tmp_path, 0, ROWS, fresh=(span(ROWS - 2, ROWS), 1 << 60))
+    with Backbone(data_dir=tmp_path) as client:
+        assert all("memo" not in ask(client)[1] for _ in range(4))
+
+
+@pytest.mark.parametrize(
+    "words", [{"frames": "polars"}, {"frames": "arrow"}, {"fill": "ffill"}, {"include_forming": True}]
+)
+def test_remember_other_forms_are_made_anew(client: Backbone, words: dict[str, Any]) -> None:
+    """Frames that are cheap to make, or depend on more than the range, are not kept."""
+    assert all("memo" not in ask(client, **words)[1] for _ in range(4))
+
+
+def test_remember_small_ranges_skip_it(client: Backbone) -> None:
+    """Some thousand rows are faster read than mapped."""
+    for _ in range(4):
+        frame = client.candles("KRW-BTC", "1m", START, START + pd.Timedelta("10D"), offline=True)
+        assert "memo" not in attrs_of(frame)["sources"]
+    assert not (client.data_dir / "memo").exists()
+
+
+def test_remember_words_are_told_apart(client: Backbone) -> None:
+    """Another zone, another fill or several markets are other frames."""
+    for _ in range(3):
+        plain, _ = ask(client)
+    filled, sources = ask(client, fill="nan")
+    assert "memo" not in sources
+    assert "synthetic" in filled
+    many = client.candles(["KRW-BTC"], "1m", START, END, offline=True)
+    assert many.columns[0] == "market"
+    with Backbone(data_dir=client.data_dir, tz="UTC") as other:
+        frame, sources = ask(other)
+    assert "memo" not in sources
+    assert str(frame.index.tz) == "UTC"
+    assert plain.index.equals(frame.index.tz_convert("Asia/Seoul"))
+
+
+def test_remember_folder_that_is_not_private_is_not_used(client: Backbone, tmp_path: Path) -> None:
+    """Unpickling is only of what this user alone could have written; without it, answers are made as ever."""
+    (client.data_dir / "memo").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    assert all("memo" not in ask(client)[1] for _ in range(4))
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -1,0 +1,177 @@
+"""Scans of the stored candles, and other engines on the same files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from backbone import Backbone
+from backbone.errors import IncompleteError, InputError
+from backbone.model import Span, empty_candles
+from backbone.simulator import SimulatorServer
+from backbone.storage.partition import TAIL_BYTES, peek_footer
+from backbone.storage.store import CandleStore
+from backbone.timeframe import Timeframe, parse_timeframe
+
+START, END = "2025-07-30", "2025-08-02"  # over a month's end, so that there are two files a market
+MARKETS = ["KRW-BTC", "KRW-ETH"]
+
+
+@pytest.fixture(scope="module")
+def filled(shared_venue: SimulatorServer, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """A client whose store holds two markets' minutes."""
+    folder = tmp_path_factory.mktemp("store")
+    with Backbone(data_dir=folder, rest_url=shared_venue.rest_url, ws_url=shared_venue.ws_url) as client:
+        client.candles(MARKETS, "1m", START, END)
+        yield client
+
+
+def test_scan_equals_candles(filled: Backbone) -> None:
+    """A scan holds exactly the rows, columns and zone of the same `candles` call."""
+    asked = filled.candles(MARKETS, "1m", START, END, frames="polars")
+    found = filled.scan(MARKETS, "1m", START, END).collect()
+    assert found.columns == ["market", "time", "open", "high", "low", "close", "volume", "value"]
+    assert found.equals(asked.select(found.columns))
+
+
+def test_scan_quote_means_the_stored_markets(filled: Backbone) -> None:
+    """A quote currency is the markets of it that the store holds; left-out ends go as far as the store does."""
+    found = filled.scan("KRW").select("market", "time").collect()
+    assert sorted(found["market"].unique()) == MARKETS
+    assert found.height == filled.candles(MARKETS, "1m", START, END).shape[0]
+    assert filled.scan("BTC-*").collect().height == 0
+
+
+def test_scan_opens_only_the_files_of_the_span(filled: Backbone) -> None:
+    """A narrower span, and a filter on the market, read fewer files."""
+    assert len(filled.files(MARKETS, "1m", START, END)) == 4
+    august = filled.files("KRW-BTC", "1m", "2025-08-01T12:00", END)
+    assert [Path(path).parent.name for path in august] == ["period=month-2025-08"]
+    plan = filled.scan(MARKETS, "1m", START, END).filter(pl.col("market") == "KRW-ETH").explain()
+    assert "market" in plan.split("SELECTION")[1]
+
+
+def test_scan_runs_in_the_streaming_engine(filled: Backbone) -> None:
+    """The lazy frame collects in streaming form to the same answer."""
+    lazy = filled.scan(MARKETS, "1m", START, END).group_by("market").agg(pl.col("value").sum(), pl.len()).sort("market")
+    assert_frame_equal(lazy.collect(engine="streaming"), lazy.collect())  # sums but for the order of adding
+
+
+def test_scan_unknown_span_raises_before_reading(filled: Backbone) -> None:
+    """A span that was never fetched is an error that names its gaps; `partial` takes what is held."""
+    with pytest.raises(IncompleteError, match="never asked for") as caught:
+        filled.scan(MARKETS, "1m", "2025-07-29", END)
+    assert len(caught.value.gaps) == 2
+    held = caught.value.frame.collect()
+    assert held.equals(filled.scan(MARKETS, "1m", "2025-07-29", END, partial=True).collect())
+    assert held.height == filled.scan("KRW").collect().height
+
+
+def test_scan_includes_pages_that_are_not_flushed(venue: SimulatorServer, tmp_path: Path) -> None:
+    """What this process has taken but not written yet is written before the scan."""
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url, ws_url=venue.ws_url) as client:
+        core = client.session.coordinator()
+        client.candles("KRW-BTC", "1h", START, END)
+        page = core.store.read("KRW-BTC", *_hours(client))
+        tf, span = _hours(client)
+        core.store.put("KRW-ETH", tf, page.table, span, now_us=0)
+        assert core.store.pending_rows() > 0
+        assert client.scan("KRW-ETH", "1h", START, END).collect().height == page.table.num_rows
+
+
+def _hours(client: Backbone) -> tuple[Timeframe, Span]:
+    return parse_timeframe("1h"), Span(client._time("start", START), client._time("end", END))
+
+
+def test_scan_quiet_span_is_empty_with_all_columns(filled: Backbone) -> None:
+    """A span that is known to be quiet gives zero rows, typed, and no error."""
+    core = filled.session.coordinator()
+    tf, span = _hours(filled)
+    core.store.put("KRW-XRP", tf, empty_candles(), span, now_us=0)
+    found = filled.scan("KRW-XRP", "1h", START, END)
+    assert found.collect().height == 0
+    assert found.collect_schema()["close"] == pl.Float64
+
+
+def test_scan_claims_equal_the_proven_coverage(filled: Backbone) -> None:
+    """What is read from the files' ends is what reading them whole says, and a damaged end claims nothing."""
+    core = filled.session.coordinator()
+    tf, span = parse_timeframe("1m"), Span(0, 1 << 60)
+    proven = core.store.coverage("KRW-BTC", tf, span)
+    fresh = CandleStore(Path(filled.data_dir), filled._settings.store_exchange, clock=filled._clock)
+    assert fresh.claims("KRW-BTC", tf, span) == proven
+    data = Path(filled.files("KRW-BTC")[0]).read_bytes()
+    assert peek_footer(data[-TAIL_BYTES:]) is not None
+    assert peek_footer(data[-20:]) is None
+    assert peek_footer(data.replace(b'"covered"', b'"c0vered"')) is None
+    assert peek_footer(data.replace(b'"format":1', b'"format":9')) is None
+
+
+def test_scan_wrong_words_are_input_errors(filled: Backbone) -> None:
+    """A reversed span and an unknown timeframe name the argument."""
+    with pytest.raises(InputError, match="start"):
+        filled.scan("KRW", "1m", END, START)
+    with pytest.raises(InputError, match="timeframe"):
+        filled.scan("KRW", "2m")
+
+
+def test_duckdb_reads_the_files(filled: Backbone) -> None:
+    """DuckDB reads the same rows, market as text."""
+    duckdb = pytest.importorskip("duckdb")
+    paths = filled.files(MARKETS, "1m", START, END)
+    asked = "SELECT market, count(*), sum(close) FROM read_parquet(?, hive_partitioning=true) GROUP BY 1 ORDER BY 1"
+    with duckdb.connect() as connection:
+        rows = connection.execute(asked, [paths]).fetchall()
+    assert rows == _summary(filled, paths)
+
+
+def test_pandas_and_arrow_read_the_files(filled: Backbone) -> None:
+    """Arrow's dataset reads the same rows through the hive folders."""
+    import pyarrow.dataset as ds
+
+    paths = filled.files(MARKETS, "1m", START, END)
+    table = ds.dataset(paths, format="parquet", partitioning="hive").to_table()
+    found = pl.from_arrow(table).group_by("market").agg(pl.len(), pl.col("close").sum()).sort("market")
+    assert found.rows() == _summary(filled, paths)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dask_reads_the_files(filled: Backbone) -> None:
+    """Dask reads the same rows as partitions, one a file."""
+    dd = pytest.importorskip("dask.dataframe")
+    paths = filled.files(MARKETS, "1m", START, END)
+    frame = dd.read_parquet(paths)
+    assert frame.npartitions >= 1
+    with __import__("dask").config.set(scheduler="synchronous"):
+        total = float(frame["close"].sum().compute())
+    assert total == pytest.approx(sum(row[2] for row in _summary(filled, paths)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("BACKBONE_LONG" not in os.environ, reason="takes a minute: set BACKBONE_LONG=1")
+@pytest.mark.filterwarnings("ignore")
+def test_spark_reads_the_files(filled: Backbone) -> None:
+    """Spark reads the same rows, markets and timeframes as text."""
+    sql = pytest.importorskip("pyspark.sql")
+    if shutil.which("java") is None:
+        pytest.skip("Spark needs Java")
+    paths = filled.files(MARKETS, "1m", START, END)
+    build = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+    spark = build.config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.host", "127.0.0.1").getOrCreate()
+    try:
+        frame = spark.read.option("basePath", f"{filled.data_dir}/candles").parquet(*paths)
+        assert dict(frame.dtypes)["timeframe"] == "string"
+        rows = {row["market"]: row["count"] for row in frame.groupBy("market").count().collect()}
+    finally:
+        spark.stop()
+    assert rows == {market: count for market, count, _ in _summary(filled, paths)}
+
+
+def _summary(client: Backbone, paths: list[str]) -> list[tuple[str, int, float]]:
+    lazy = client.scan(MARKETS, "1m", START, END)
+    return lazy.group_by("market").agg(pl.len(), pl.col("close").sum()).sort("market").collect().rows()

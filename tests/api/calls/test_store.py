@@ -1,0 +1,209 @@
+"""`client.store`: proof, mending, what was restated, and comparing with the venue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from backbone import Backbone
+from backbone.api.calls.store import differences, rows_inside
+from backbone.coordinator import coordinator as fetch
+from backbone.coordinator.quota.ledger import MemoryLimiter
+from backbone.coordinator.quota.rules import Rules
+from backbone.errors import IncompleteError, InputError
+from backbone.model import Span
+from backbone.simulator import SimulatorServer
+from backbone.storage.coverage import SpanSet
+from backbone.timeframe import TIMEFRAMES
+from tests.storage.helpers import minutes, span
+
+START, END = "2025-08-22T00:00:00Z", "2025-08-22T06:00:00Z"
+PROBLEM = ["market", "timeframe", "path", "kind", "detail"]
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quota is another test's business."""
+
+    class Unhurried(MemoryLimiter):
+        is_shared = True
+
+    monkeypatch.setattr(fetch, "MachineLimiter", lambda url, clock: Unhurried(clock, Rules(limit=1000)))
+
+
+@pytest.fixture
+def stocked(unhurried: None, tmp_path: Path) -> Iterator[tuple[Backbone, SimulatorServer]]:
+    """A client that holds six hours of minutes of two markets."""
+    with (
+        SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True, limit=1000) as venue,
+        Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client,
+    ):
+        client.candles(["KRW-BTC", "KRW-ETH"], "1m", START, END)
+        yield client, venue
+
+
+def partition(client: Backbone, market: str, directory: str = "minute1") -> Path:
+    (path,) = client.data_dir.glob(f"candles/*/market={market}/timeframe={directory}/*/candles.parquet")
+    return path
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def test_store_that_is_well_has_no_problem(stocked: tuple[Backbone, SimulatorServer]) -> None:
+    """An empty frame with all columns: nothing is wrong."""
+    client, _ = stocked
+    frame = client.store.verify()
+    assert list(frame.columns) == PROBLEM
+    assert frame.empty
+    assert client.store.repair().empty
+    assert client.store.incidents().empty
+    assert client.store.size()["markets"] == 2
+    assert "Store" in repr(client.store)
+
+
+@pytest.mark.parametrize(("frames", "kind"), [("pandas", pd.DataFrame), ("polars", pl.DataFrame), ("arrow", pa.Table)])
+def test_store_frames_are_of_the_type_asked_for(
+    stocked: tuple[Backbone, SimulatorServer], frames: str, kind: type
+) -> None:
+    """Every call of the store takes ``frames``."""
+    store = stocked[0].store
+    calls = (store.verify, store.repair, store.revisions, store.incidents, store.outages)
+    assert all(isinstance(call(frames=frames), kind) for call in calls)
+
+
+def test_store_damage_is_found_set_aside_and_fetched_again(stocked: tuple[Backbone, SimulatorServer]) -> None:
+    """verify names the file, repair moves it, the span is unknown, and the next call heals it."""
+    client, venue = stocked
+    before = client.candles("KRW-BTC", "1m", START, END)
+    path = partition(client, "KRW-BTC")
+    flip(path)
+    (problem,) = client.store.verify().to_dict("records")
+    assert (problem["market"], problem["kind"], problem["path"]) == ("KRW-BTC", "damaged", str(path))
+    assert path.exists(), "proving changes nothing"
+    (mended,) = client.store.repair().to_dict("records")
+    assert "moved to" in mended["detail"]
+    assert not path.exists()
+    assert client.store.verify().empty
+    assert client.coverage("KRW-BTC", "1m").empty
+    with pytest.raises(IncompleteError):
+        client.candles("KRW-BTC", "1m", START, END, offline=True)
+    venue.reset_log()
+    pd.testing.assert_frame_equal(client.candles("KRW-BTC", "1m", START, END), before)
+    assert sum(venue.counts()["candles"].values()) == 2
+    (kept,) = (client.data_dir / "set-aside").rglob("candles.parquet*")
+    assert kept.is_file()
+
+
+def test_store_damage_read_is_told_once_with_its_path(
+    stocked: tuple[Backbone, SimulatorServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A read that meets damage survives it, says so once, and health has the path."""
+    client, _ = stocked
+    before = client.candles("KRW-ETH", "1m", START, END)
+    path = partition(client, "KRW-ETH")
+    flip(path)
+    for _ in range(3):
+        pd.testing.assert_frame_equal(client.candles("KRW-ETH", "1m", START, END), before)
+    (incident,) = client.store.incidents().to_dict("records")
+    assert (incident["kind"], incident["path"]) == ("set-aside", str(path))
+    assert caplog.text.count(str(path)) == 1
+    assert any(str(path) in reason for reason in client.health().reasons)
+
+
+def test_store_agrees_with_the_venue(stocked: tuple[Backbone, SimulatorServer]) -> None:
+    """Stored minutes and the hours folded from them equal the venue's own candles."""
+    client, venue = stocked
+    venue.reset_log()
+    assert client.store.verify(against="venue").empty
+    asked = {(r.path, r.query["market"]) for r in venue.requests}
+    assert asked == {(f"/v1/candles/minutes/{n}", m) for n in (1, 60) for m in ("KRW-BTC", "KRW-ETH")}
+    assert client.store.verify("KRW-BTC", "5m", against="venue", start=START, end=END).empty
+
+
+def test_store_that_differs_from_the_venue_says_where(stocked: tuple[Backbone, SimulatorServer]) -> None:
+    """A restated open is found in the stored minutes and in what is folded from them."""
+    client, venue = stocked
+    venue.faults.add("restate", market="KRW-BTC", start="2025-08-22T03:00:00Z", end="2025-08-22T04:00:00Z")
+    frame = client.store.verify(against="venue", start=START, end=END)
+    assert set(frame["kind"]) == {"differs"}
+    assert set(frame["market"]) == {"KRW-BTC"}
+    assert set(frame["timeframe"]) == {"1m", "1h"}
+    assert frame["detail"].str.startswith(("stored: open of ", "folded from 1m: open of 1 candles")).all()
+    assert frame["detail"].str.contains("2025-08-22T03:00:00Z").all()
+
+
+def test_store_against_the_venue_passes_over_what_is_not_held(stocked: tuple[Backbone, SimulatorServer]) -> None:
+    """A hole in what is stored is no difference."""
+    client, _ = stocked
+    client.candles("KRW-BTC", "1m", "2025-08-21T20:00:00Z", "2025-08-21T21:00:00Z")
+    assert client.store.verify("KRW-BTC", "1m", against="venue", start="2025-08-21T19:00:00Z", end=END).empty
+
+
+def test_store_words_are_checked(client: Backbone) -> None:
+    """Wrong words are an `InputError` before anything is read."""
+    store = client.store
+    wrong: list[tuple[Any, dict[str, Any]]] = [
+        (store.verify, {"against": "yesterday"}),
+        (store.verify, {"timeframe": "7m"}),
+        (store.verify, {"market": "a/../b"}),
+        (store.revisions, {"market": "../KRW-BTC"}),
+        (store.outages, {"timeframe": "7m"}),
+        (store.outages, {"markets": []}),
+        (store.outages, {"start": "someday"}),
+        (store.incidents, {"frames": "dask"}),
+    ]
+    for call, words in wrong:
+        with pytest.raises(InputError):
+            call(**words)
+    assert store.verify().empty
+    assert store.outages().empty
+    assert store.revisions().empty
+    assert store.size() == {"files": 0, "bytes": 0, "markets": 0, "pending_rows": 0}
+
+
+def test_store_tells_an_outage_of_the_exchange(stocked: tuple[Backbone, SimulatorServer]) -> None:
+    """Minutes in which nobody could trade are told from minutes in which one market did not."""
+    client, venue = stocked
+    venue.faults.add("outage", start="2025-08-21T10:00:00Z", end="2025-08-21T10:20:00Z")
+    busy = ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL"]
+    client.candles(busy, "1m", "2025-08-21T00:00:00Z", "2025-08-22T00:00:00Z")
+    frame = client.store.outages()
+    assert list(frame.columns) == ["start", "end", "slots", "markets"]
+    (outage,) = frame.to_dict("records")
+    assert (outage["slots"], outage["markets"]) == (20, 4)
+    assert outage["start"] == pd.Timestamp("2025-08-21T10:00:00Z")
+    assert str(frame["start"].dt.tz) == "Asia/Seoul"
+    assert client.store.outages(markets=["BTC"]).empty, "one market alone never tells"
+    assert client.store.outages("1m", "2025-08-21T11:00:00Z").empty
+
+
+def test_differences_are_told_by_kind() -> None:
+    """Missing rows on either side, and each column that differs, with the first place."""
+    mine, theirs = minutes(0, 10), minutes(5, 15)
+    assert differences(mine, mine, 1e-9) == []
+    found = differences(mine, theirs, 1e-9)
+    assert [line.split(",")[0] for line in found] == ["5 candles are ours only", "5 candles are the venue's only"]
+    other = minutes(0, 10, salt=3)
+    assert {line.split()[0] for line in differences(mine, other, 1e-9)} == {"open", "high", "low", "close", "value"}
+    near = mine.set_column(5, mine.schema.field(5), pa.array([v * (1 + 1e-12) for v in mine["volume"].to_pylist()]))
+    assert differences(mine, near, 1e-9) == []
+    assert len(differences(mine, near, 0)) == 1
+
+
+def test_rows_inside_are_those_of_the_spans() -> None:
+    """Only rows that open in one of the spans, in order."""
+    table = minutes(0, 10)
+    inside = rows_inside(table, SpanSet([span(2, 4), span(8, 20)]))
+    assert inside.equals(pa.concat_tables([minutes(2, 4), minutes(8, 10)]))
+    assert rows_inside(table, SpanSet()).num_rows == 0
+    assert TIMEFRAMES["1m"].count(Span(*span(2, 4))) == 2

@@ -1,0 +1,375 @@
+"""When a view is refreshed, by whom, and how long it lives."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sys
+import threading
+import weakref
+from typing import Any
+
+import pytest
+
+from backbone.api.notebook import view as view_module
+from backbone.api.notebook.view import Refresher, View, in_kernel
+from backbone.errors import StreamClosedError, UnreachableError
+
+
+class FakeClock:
+    """Monotonic seconds that move when told to."""
+
+    def __init__(self) -> None:
+        self.s = 100.0
+
+    def monotonic(self) -> float:
+        return self.s
+
+    def now_us(self) -> int:
+        return int(self.s * 1e6)
+
+    def wait(self, condition: threading.Condition, timeout_s: float | None) -> bool:
+        raise AssertionError("a view never waits")
+
+
+class FakeWidget:
+    """Stands for the browser's half."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.handler: Any = None
+
+    def on_msg(self, handler: Any) -> None:
+        self.handler = handler
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _repr_mimebundle_(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"application/vnd.jupyter.widget-view+json": {"model_id": "m"}, "text/plain": "widget"}, {}
+
+    def sync_clock(self, what: str, who: str = "a") -> None:
+        self.handler(self, {"t": what, "v": who}, [])
+
+
+class Counter(View):
+    """A view that counts its pulls."""
+
+    def __init__(self, clock: FakeClock, period_s: float = 0.1) -> None:
+        super().__init__(clock=clock, period_s=period_s)
+        self.pulls = 0
+        self.whole = 0
+        self.problems: list[str] = []
+        self.error: Exception | None = None
+
+    def _pull(self) -> None:
+        self.pulls += 1
+        if self.error is not None:
+            raise self.error
+
+    def _resend(self) -> None:
+        self.whole += 1
+
+    def _show_problem(self) -> None:
+        self.problems.append(self.problem)
+
+    def _build(self) -> Any:
+        return FakeWidget()
+
+    def text(self) -> str:
+        return "text"
+
+    def html(self) -> str:
+        return "<b>html</b>"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def run(coroutine: Any) -> Any:
+    """`coroutine` on a loop of its own, as a kernel would run it."""
+    return asyncio.run(coroutine)
+
+
+async def ticks(count: int) -> None:
+    """Let that many timers of a view with period 0 fire."""
+    for _ in range(count):
+        await asyncio.sleep(0.001)
+
+
+def test_refresh_more_often_than_its_period_does_nothing(clock: FakeClock) -> None:
+    """A view pulls at most once a period, unless it is forced to."""
+    view = Counter(clock)
+    assert view.refresh()
+    clock.s += 0.05
+    assert not view.refresh()
+    assert view.refresh(force=True)
+    clock.s += 0.1
+    assert view.refresh()
+    assert view.pulls == 3
+
+
+def test_refresh_by_hand_raises_the_source_s_error(clock: FakeClock) -> None:
+    """Whoever refreshes in the foreground hears of the failure."""
+    view = Counter(clock)
+    view.error = UnreachableError("down")
+    with pytest.raises(UnreachableError):
+        view.refresh()
+    view.error = None
+    assert view.refresh(force=True)
+
+
+def test_refresh_of_a_closed_view_does_nothing(clock: FakeClock) -> None:
+    """A closed view never pulls again, and says why it stands still."""
+    view = Counter(clock)
+    view.close("stopped")
+    view.close("again")
+    assert not view.refresh(force=True)
+    assert view.problems == ["stopped"]
+    assert view.pulls == 0
+
+
+def test_refresh_while_another_one_runs_does_nothing(clock: FakeClock) -> None:
+    """Two refreshes never overlap: the second one is skipped, it does not wait."""
+    view = Counter(clock)
+    inside: list[bool] = []
+    view._pull = lambda: inside.append(view.refresh(force=True))  # type: ignore[method-assign]
+    assert view.refresh()
+    assert inside == [False]
+
+
+def test_refresher_without_a_running_loop_does_not_start(clock: FakeClock) -> None:
+    """In a script there is no loop: the view is refreshed by hand, and no thread is started."""
+    before = threading.active_count()
+    view = Counter(clock)
+    assert view.widget is not None
+    assert view._refresher is not None
+    assert not view._refresher.start()
+    assert threading.active_count() == before
+
+
+def test_refresher_on_a_loop_refreshes_by_itself(clock: FakeClock) -> None:
+    """Where a loop runs, showing the view is enough to keep it fresh, on the loop's own thread."""
+    where: set[int] = set()
+
+    async def main() -> int:
+        view = Counter(clock, period_s=0.0)
+        pull = view._pull
+        view._pull = lambda: (where.add(threading.get_ident()), pull())[1]  # type: ignore[method-assign]
+        view._repr_mimebundle_()
+        assert view.widget is not None
+        await ticks(10)
+        view.close()
+        return view.pulls
+
+    assert run(main()) > 2
+    assert where == {threading.get_ident()}
+
+
+def test_refresher_of_a_closed_view_stops(clock: FakeClock) -> None:
+    """Closing a view ends its chain of timers."""
+
+    async def main() -> None:
+        view = Counter(clock, period_s=0.0)
+        assert view.widget is not None
+        await ticks(3)
+        view.close()
+        seen = view.pulls
+        await ticks(5)
+        assert view.pulls == seen
+        assert view._refresher is not None
+        assert view._refresher._handle is None
+
+    run(main())
+
+
+def test_refresher_that_a_view_outlives_the_loop_of_leaves_nothing_pending(clock: FakeClock) -> None:
+    """The end of the kernel's loop needs no farewell: there is no task to be destroyed."""
+
+    async def main() -> Counter:
+        view = Counter(clock, period_s=0.0)
+        assert view.widget is not None
+        await ticks(2)
+        return view
+
+    view = run(main())
+    pulls = view.pulls
+    gc.collect()
+    assert view.pulls == pulls
+
+
+def test_refresher_never_spends_more_than_a_twentieth_of_a_core(clock: FakeClock) -> None:
+    """A pull that takes 20 ms is repeated after 400 ms, whatever the period says."""
+    delays: list[float] = []
+
+    class Loop:
+        def call_later(self, delay: float, tick: Any, held: Any) -> Any:
+            delays.append(delay)
+
+    view = Counter(clock)
+
+    def slow() -> None:
+        clock.s += 0.02
+
+    view._pull = slow  # type: ignore[method-assign]
+    refresher = Refresher(view)
+    refresher._loop = Loop()  # type: ignore[assignment]
+    refresher._tick(view)
+    assert delays == [pytest.approx(0.4)]
+
+
+def test_refresher_shows_a_failure_and_goes_on(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    """A failing source is shown on the view, logged once, asked less often, and believed again when it
+    recovers."""
+    delays: list[float] = []
+
+    class Loop:
+        def call_later(self, delay: float, tick: Any, held: Any) -> Any:
+            delays.append(delay)
+
+    view = Counter(clock)
+    view.error = UnreachableError("venue is down")
+    refresher = Refresher(view)
+    refresher._loop = Loop()  # type: ignore[assignment]
+    with caplog.at_level(logging.WARNING):
+        for _ in range(9):
+            clock.s += 10
+            refresher._tick(view)
+    assert len(caplog.records) == 1
+    assert view.problems[0] == "UnreachableError: venue is down"
+    assert delays[0] < delays[1] < delays[4]
+    assert max(delays) <= 6.4
+    view.error = None
+    clock.s += 10
+    refresher._tick(view)
+    assert view.problem == ""
+    assert delays[-1] == pytest.approx(0.1)
+
+
+def test_refresher_ends_with_the_stream(clock: FakeClock) -> None:
+    """A stream that was closed closes the view; its words stay on it."""
+    view = Counter(clock)
+    view.error = StreamClosedError("the venue said goodbye")
+    refresher = Refresher(view)
+    refresher._loop = object()  # type: ignore[assignment]  # a timer set now would fail
+    refresher._tick(view)
+    assert view.is_closed
+    assert view.problem == "the venue said goodbye"
+
+
+def test_view_that_nobody_sees_is_not_refreshed(clock: FakeClock) -> None:
+    """After the last browser view went, nothing is pulled until another one appears."""
+    view = Counter(clock)
+    widget, refresher = view.widget, view._refresher
+    assert refresher is not None
+
+    class Loop:
+        def call_later(self, delay: float, tick: Any, held: Any) -> Any:
+            self.held = held
+
+    loop = Loop()
+    refresher._loop = loop  # type: ignore[assignment]
+    refresher.ticks = view_module._GRACE_TICKS
+    widget.sync_clock("seen")
+    clock.s += 1
+    refresher._tick(view)
+    pulls = view.pulls
+    assert loop.held is view
+    widget.sync_clock("gone")
+    clock.s += 1
+    refresher._tick(view)
+    assert view.pulls == pulls
+    assert loop.held is None
+    widget.sync_clock("seen", "b")
+    clock.s += 1
+    refresher._tick(view)
+    assert view.pulls == pulls + 1
+
+
+def test_view_whose_browser_fell_silent_counts_as_unseen(clock: FakeClock) -> None:
+    """A browser that was closed without a farewell is forgotten after some minutes of ticks."""
+    view = Counter(clock)
+    view.widget.sync_clock("seen")
+    assert view.is_watched(view_module._UNSEEN_TICKS)
+    assert not view.is_watched(view_module._UNSEEN_TICKS + 1)
+
+
+def test_view_sends_the_whole_state_to_each_new_browser_view_once(clock: FakeClock) -> None:
+    """A view that appears gets everything; the heartbeat of a known one does not send it again."""
+    view = Counter(clock)
+    for who in ("a", "a", "b", "a"):
+        view.widget.sync_clock("seen", who)
+    assert view.whole == 2
+
+
+def test_view_ignores_what_is_no_message(clock: FakeClock) -> None:
+    """Whatever a browser sends, the kernel's side takes no harm."""
+    view = Counter(clock)
+    for content in (None, 7, {}, {"t": "seen"}, {"t": "gone", "v": None}, {"t": "x" * 10_000, "v": []}):
+        view.widget.handler(view.widget, content, [])
+    assert view.pulls == 1
+
+
+def test_view_that_is_watched_is_kept_alive_and_dropped_afterwards(clock: FakeClock) -> None:
+    """A shown view lives while somebody sees it, even if no name holds it; then it is collected and its
+    widget closed."""
+
+    async def main() -> None:
+        view = Counter(clock, period_s=0.0)
+        widget, refresher = view.widget, view._refresher
+        assert refresher is not None
+        refresher.ticks = view_module._GRACE_TICKS
+        widget.sync_clock("seen")
+        await ticks(3)
+        ghost = weakref.ref(view)
+        del view
+        gc.collect()
+        await ticks(3)
+        assert ghost() is not None
+        widget.sync_clock("gone")
+        await ticks(3)
+        gc.collect()
+        await ticks(3)
+        assert ghost() is None
+        assert widget.closed
+
+    run(main())
+
+
+def test_bundle_outside_a_kernel_has_no_widget(clock: FakeClock) -> None:
+    """In a script or a terminal no widget is made: text and static HTML are."""
+    view = Counter(clock)
+    assert view._repr_mimebundle_() == {"text/html": "<b>html</b>", "text/plain": "text"}
+    assert view._repr_html_() == "<b>html</b>"
+    assert view._widget is None
+    assert view.pulls == 1
+
+
+def test_bundle_in_a_kernel_has_every_face(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook the widget comes with its static faces, for the pages that cannot run it."""
+    monkeypatch.setattr(view_module, "in_kernel", lambda: True)
+    bundle = Counter(clock)._repr_mimebundle_()
+    assert set(bundle) == {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"}
+    assert bundle["text/plain"] == "text"
+
+
+def test_a_script_is_no_kernel() -> None:
+    """Without a kernel behind IPython nobody listens."""
+    assert not in_kernel()
+
+
+def test_importing_the_views_imports_no_widget_library() -> None:
+    """ipywidgets, anywidget and IPython are imported when a view is shown, not before."""
+    import subprocess
+
+    code = (
+        "import sys, backbone.api.notebook.table, backbone.api.notebook.chart, backbone.api.notebook.progress,"
+        " backbone.api.notebook.dashboard, backbone.api.calls.prometheus\n"
+        "heavy = {'ipywidgets', 'anywidget', 'IPython', 'pandas', 'polars', 'prometheus_client', 'asyncio.tasks'}\n"
+        "print(sorted(heavy & set(sys.modules) - {'asyncio.tasks'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,101 @@
+"""The ladder from the socket down to REST alone and back, turns, and asks that earn a subscription."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backbone.coordinator.live.fallback import FAILING_S, GRACE_S, POLL_S, Asked, Ladder, Rota
+
+
+def test_ladder_goes_down_step_by_step_and_climbs_back_by_itself() -> None:
+    """Every rung is passed in order, and the socket's return leads straight to the top."""
+    ladder = Ladder()
+    assert ladder.rung(0) == "idle"
+    ladder.begin(100)
+    assert ladder.rung(100) == "connecting"
+    ladder.streaming()
+    assert ladder.rung(101) == "streaming"
+    ladder.lost(200)
+    assert ladder.rung(200 + GRACE_S / 2) == "reconnecting"
+    assert ladder.rung(200 + GRACE_S) == "polling"
+    ladder.polled(well=False)
+    assert ladder.rung(205) == "rest only"
+    ladder.polled(well=True)
+    assert ladder.rung(206) == "polling"
+    ladder.polled(well=False)
+    ladder.streaming()
+    assert ladder.rung(207) == "streaming"
+    ladder.lost(300)
+    assert ladder.rung(300) == "reconnecting"
+    ladder.end()
+    assert ladder.rung(301) == "idle"
+
+
+def test_ladder_polls_only_while_the_socket_is_away() -> None:
+    """Polling begins a moment after the loss, whatever is told of the loss later, and ends with the return."""
+    ladder = Ladder()
+    assert ladder.poll_from_s() is None
+    ladder.begin(10)
+    ladder.lost(11)
+    ladder.lost(12)
+    assert ladder.poll_from_s() == 10 + GRACE_S
+    assert ladder.lost_for(15) == 5
+    ladder.streaming()
+    assert ladder.poll_from_s() is None
+    assert ladder.lost_for(16) == 0
+
+
+def test_ladder_polls_at_most_a_tenth_of_the_quota() -> None:
+    """One request a second of ten a second and group, and fewer while they fail."""
+    ladder = Ladder()
+    assert ladder.pace_s == POLL_S >= 1.0
+    ladder.polled(well=False)
+    assert ladder.pace_s == FAILING_S > POLL_S
+
+
+@given(st.integers(1, 40), st.integers(1, 12))
+def test_rota_gives_everybody_a_turn(markets: int, most: int) -> None:
+    """In a round of turns every market is asked for exactly once, and one turn asks for one kind only."""
+    subjects = [(kind, str(n)) for kind in ("a", "b") for n in range(markets)]
+    rota, asked = Rota(), []
+    while len(asked) < len(subjects):
+        turn = rota.take(subjects, most)
+        assert 1 <= len(turn) <= most
+        assert len({kind for kind, _ in turn}) == 1
+        asked += turn
+    assert sorted(asked) == sorted(subjects)
+    assert rota.take([], most) == []
+
+
+def test_asked_often_earns_a_subscription_and_silence_ends_it() -> None:
+    """Five asks in ten seconds earn one; a minute without an ask loses it."""
+    asked = Asked()
+    for second in range(4):
+        assert asked.note("ticker", ["KRW-BTC"], second) == []
+    assert asked.note("ticker", ["KRW-BTC"], 4.0) == [("ticker", "KRW-BTC")]
+    assert asked.note("ticker", ["KRW-BTC"], 30.0) == []
+    assert asked.due_s() == 90.0
+    assert asked.expire(89.0) == []
+    assert asked.expire(90.0) == [("ticker", "KRW-BTC")]
+    assert asked.due_s() is None
+
+
+def test_asked_now_and_then_earns_nothing() -> None:
+    """Asks that are far apart are answered one by one."""
+    asked = Asked()
+    assert not any(asked.note("ticker", ["KRW-BTC"], 3.0 * n) for n in range(100))
+
+
+def test_asked_is_bounded() -> None:
+    """A scan over more markets than there are neither fills memory nor subscribes to everything."""
+    asked = Asked(most=10)
+    for n in range(1000):
+        asked.note("ticker", [f"KRW-{n}"], 0.0)
+    assert len(asked._times) <= 40
+    for n in range(50):
+        for _ in range(5):
+            asked.note("trade", [f"KRW-{n}"], 1.0)
+    assert len(asked.adopted) == 10
+    assert len(asked.clear()) == 10
+    assert not asked.adopted

@@ -1,0 +1,263 @@
+"""What is asked for rows of now, how it is split, and what memory answers; against a venue of a few lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backbone.coordinator.live.realtime import Realtime, missing_error
+from backbone.coordinator.metrics import Metrics
+from backbone.errors import PayloadError, RejectedError, UnreachableError
+from backbone.model import Level, OrderBook, Priority, Ticker, Trade
+from backbone.routing.rest import Reply
+from backbone.routing.wire import Ask, Instrument, tickers_ask
+
+AT = 1_755_853_200_000_000
+
+
+class Clock:
+    """Moves when told."""
+
+    def __init__(self) -> None:
+        self.s = 1000.0
+
+    def now_us(self) -> int:
+        return AT + int((self.s - 1000) * 1e6)
+
+    def monotonic(self) -> float:
+        return self.s
+
+    def wait(self, condition: threading.Condition, timeout_s: float | None) -> bool:
+        self.s += timeout_s or 0.0
+        return False
+
+
+class Venue:
+    """Answers for what it lists; one unknown code refuses the whole call. `names` is what its list says."""
+
+    def __init__(self, *codes: str) -> None:
+        self.clock = Clock()
+        self.codes = set(codes)
+        self.names = set(codes)
+        self.asked: list[tuple[str, tuple[str, ...]]] = []
+        self.lists = 0
+        self.price = 100.0
+        self.realtime = Realtime(self.request, self.clock, Metrics(), self.listed)
+
+    def listed(self, priority: Priority) -> set[str]:
+        self.lists += 1
+        return self.names
+
+    def request(self, ask: Ask, priority: Priority) -> Reply:
+        query = dict(ask.query)
+        codes = tuple(query.get("markets", query.get("market", "")).split(","))
+        if "quote_currencies" in query:
+            codes = tuple(c for c in sorted(self.codes) if c.startswith(query["quote_currencies"] + "-"))
+        self.asked.append((ask.path, codes))
+        if not set(codes) <= self.codes:
+            raise RejectedError("the venue refused (404): Code not found", status=404, code="404")
+        self.clock.s += 0.03
+        value = self.rows(ask.path, codes, query)
+        return Reply(value, ask.group, 9, AT, self.clock.s - 0.03, self.clock.s, 100)
+
+    def rows(self, path: str, codes: tuple[str, ...], query: dict[str, str]) -> Any:
+        stamp = self.clock.now_us()
+        if path.startswith("/ticker"):
+            return tuple(Ticker(c, stamp, self.price, *[1.0] * 10, stamp) for c in codes)
+        if path == "/orderbook/instruments":
+            return {c: Instrument(1000.0, (0.0, 10_000.0)) for c in codes}
+        return tuple(OrderBook(c, stamp, float(query.get("level", 0)), (Level(101.0, 1.0, 100.0, 1.0),)) for c in codes)
+
+
+CODES = [f"KRW-C{i}" for i in range(40)]
+
+
+def test_rows_of_a_list_are_one_request_in_its_order() -> None:
+    """As many markets as the venue takes go in one call."""
+    venue = Venue(*CODES)
+    answer = venue.realtime.tickers(CODES[::-1], Priority.HIGH, 0)
+    assert [held.row.market for held in answer.held] == CODES[::-1]
+    assert (answer.requests, answer.from_memory, answer.missing) == (1, 0, ())
+    assert venue.asked == [("/ticker", tuple(CODES[::-1]))]
+
+
+def test_rows_of_very_many_markets_are_as_few_requests_as_it_takes() -> None:
+    """Past what one call can hold, the list is cut."""
+    codes = [f"KRW-C{i}" for i in range(1801)]
+    venue = Venue(*codes)
+    answer = venue.realtime.orderbooks(codes, 0, Priority.NORMAL, 0)
+    assert [held.row.market for held in answer.held] == codes
+    assert [len(asked) for _, asked in venue.asked] == [900, 900, 1]
+
+
+@given(
+    listed=st.sets(st.integers(0, 39), min_size=1),
+    asked=st.lists(st.integers(0, 39), min_size=1, unique=True),
+    known=st.booleans(),
+)
+def test_rows_of_markets_that_went_away_do_not_sink_the_others(listed: set[int], asked: list[int], known: bool) -> None:
+    """Whichever are gone are named, all others answered; the list finds them at once, halves if the list is behind."""
+    venue = Venue(*(CODES[i] for i in listed))
+    if not known:
+        venue.names = set(CODES)
+    answer = venue.realtime.tickers([CODES[i] for i in asked], Priority.HIGH, 0)
+    assert [held.row.market for held in answer.held] == [CODES[i] for i in asked if i in listed]
+    assert set(answer.missing) == {CODES[i] for i in asked if i not in listed}
+    assert answer.requests == len(venue.asked)
+    if known:
+        assert answer.requests <= 2
+    else:
+        gone = len(set(asked) - listed)
+        assert answer.requests <= 1 + 2 * gone * (1 + math.ceil(math.log2(len(asked) + 1)))
+    if answer.missing:
+        error = missing_error(answer, "tickers")
+        assert set(error.gaps) == set(answer.missing)
+        assert error.causes
+        assert all(code in str(error) for code in answer.missing)
+
+
+@pytest.mark.parametrize("error", [UnreachableError("away"), PayloadError("odd"), RejectedError("no", status=400)])
+def test_rows_refused_for_another_reason_are_not_asked_again(error: Exception) -> None:
+    """Only an unknown code is looked for; any other failure is the answer."""
+    venue = Venue(*CODES)
+
+    def fail(ask: Ask, priority: Priority) -> Reply:
+        venue.asked.append((ask.path, ()))
+        raise error
+
+    realtime = Realtime(fail, venue.clock, Metrics(), venue.listed)
+    with pytest.raises(type(error)):
+        realtime.tickers(CODES, Priority.HIGH, 0)
+    assert len(venue.asked) == 1
+    assert venue.lists == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "priority", "age_s", "is_memory"),
+    [
+        ("tickers", Priority.HIGH, 0.4, True),
+        ("tickers", Priority.HIGH, 0.6, False),
+        ("tickers", Priority.CRITICAL, 0.1, False),
+        ("orderbooks", Priority.NORMAL, 0.05, True),
+        ("orderbooks", Priority.NORMAL, 0.15, False),
+    ],
+)
+def test_rows_answer_from_memory_for_their_kinds_time(
+    kind: str, priority: Priority, age_s: float, is_memory: bool
+) -> None:
+    """Where the caller does not say, a ticker lives half a second, a book a tenth, and nothing for critical."""
+    venue = Venue(*CODES)
+
+    def ask() -> Any:
+        if kind == "tickers":
+            return venue.realtime.tickers(CODES[:3], priority, None)
+        return venue.realtime.orderbooks(CODES[:3], 0, priority, None)
+
+    ask()
+    venue.clock.s += age_s
+    assert ask().from_memory == (3 if is_memory else 0)
+
+
+def test_rows_are_held_once_and_the_newest_stays() -> None:
+    """A late answer does not replace what is newer; whoever asks from memory gets the newer row."""
+    venue = Venue("KRW-A")
+    venue.price = 2.0
+    venue.realtime.tickers(["KRW-A"], Priority.HIGH, 0)
+    newer = venue.realtime.tickers(["KRW-A"], Priority.HIGH, 60).held[0].row
+    venue.price = 1.0
+    late = venue.rows("/ticker", ("KRW-A",), {})[0]
+    late = Ticker(*[getattr(late, name) for name in late.__struct_fields__[:-1]], newer.stamp_us - 1)
+    venue.realtime._board.offer("ticker", [late], venue.clock.s)
+    held = venue.realtime.tickers(["KRW-A"], Priority.HIGH, 60).held[0]
+    assert held.row is newer
+
+
+def test_quote_currency_is_answered_from_memory_once_it_was_told_whole() -> None:
+    """Its members are those of its last whole answer, for ten minutes; one that is no longer told is not missed."""
+    venue = Venue("KRW-A", "KRW-B", "BTC-A")
+    first = venue.realtime.tickers_of_quote(["KRW"], [], Priority.HIGH, 0)
+    assert [held.row.market for held in first.held] == ["KRW-A", "KRW-B"]
+    again = venue.realtime.tickers_of_quote(["KRW"], ["KRW-A", "KRW-B", "KRW-GONE"], Priority.HIGH, 5)
+    assert (again.requests, again.from_memory) == (0, 2)
+    venue.clock.s += 6
+    assert venue.realtime.tickers_of_quote(["KRW"], [], Priority.HIGH, 5).requests == 1
+    venue.codes.add("KRW-C")
+    venue.clock.s += 601
+    assert len(venue.realtime.tickers_of_quote(["KRW"], [], Priority.HIGH, 1e9).held) == 3
+
+
+def test_quote_currency_that_other_calls_filled_is_answered_from_memory() -> None:
+    """The market list says who belongs, where no whole answer did."""
+    venue = Venue("KRW-A", "KRW-B")
+    venue.realtime.tickers(["KRW-A", "KRW-B"], Priority.HIGH, 0)
+    assert venue.realtime.tickers_of_quote(["KRW"], ["KRW-A", "KRW-B"], Priority.HIGH, 5).requests == 0
+    assert venue.realtime.tickers_of_quote(["KRW"], ["KRW-A", "KRW-B", "KRW-C"], Priority.HIGH, 5).requests == 1
+
+
+def test_books_of_different_levels_are_different_rows() -> None:
+    """A grouped book never answers for a whole one."""
+    venue = Venue("KRW-A")
+    venue.realtime.orderbooks(["KRW-A"], 10_000, Priority.NORMAL, 60)
+    assert venue.realtime.orderbooks(["KRW-A"], 0, Priority.NORMAL, 60).requests == 1
+    assert venue.realtime.orderbooks(["KRW-A"], 10_000, Priority.NORMAL, 60).requests == 0
+
+
+def test_instruments_are_remembered_for_those_who_ask_nothing() -> None:
+    """Tick sizes that were heard are known without a request."""
+    venue = Venue("KRW-A")
+    assert venue.realtime.known_tick("KRW-A") is None
+    venue.realtime.instruments(["KRW-A"], Priority.NORMAL)
+    assert venue.realtime.known_tick("KRW-A") == 1000.0
+    assert len(venue.asked) == 1
+
+
+def test_venues_own_words_are_checked_and_never_shared_with_parsed_rows() -> None:
+    """The rows come as they were sent, after the same check at the door; in flight they are another question."""
+    body = json.dumps([{"market": "KRW-A"}]).encode()
+    asks: list[Ask] = []
+
+    def request(ask: Ask, priority: Priority) -> Reply:
+        asks.append(ask)
+        return Reply(ask.parse(body), "ticker", 7, None, 0.0, 0.0, len(body))
+
+    realtime = Realtime(request, Clock(), Metrics(), lambda priority: set())
+    with pytest.raises(PayloadError):
+        realtime.ticker_rows(["KRW-A"], Priority.HIGH)
+    body = b"[]"
+    with pytest.raises(PayloadError):
+        realtime.book_rows(["KRW-A"], Priority.HIGH)
+    body = b'[{"market":"KRW-A","korean_name":"A","english_name":"A","colour":"red"}]'
+    told = realtime.market_rows(Priority.HIGH)
+    assert told.rows == json.loads(body)
+    assert (told.group, told.remaining) == ("ticker", 7)
+    plain = tickers_ask(["KRW-A"])
+    assert (asks[0].group, asks[0].path, asks[0].query) == (plain.group, plain.path, plain.query)
+    assert asks[0] != plain
+    assert plain != asks[0]
+
+
+def test_trades_that_break_off_keep_what_arrived() -> None:
+    """The newest pages with the gap and its cause; a venue that fails at once raises."""
+    clock = Clock()
+    left = [1]
+
+    def request(ask: Ask, priority: Priority) -> Reply:
+        if not left[0]:
+            raise UnreachableError("away")
+        left[0] -= 1
+        page = tuple(Trade("KRW-A", AT - i * 1000, 1.0, 1.0, "buy", 10_000 - i) for i in range(500))
+        return Reply(page, "crix-trades", 9, AT, 0.0, 0.0, 1)
+
+    realtime = Realtime(request, clock, Metrics(), lambda priority: set())
+    answer = realtime.trades("KRW-A", 900, Priority.NORMAL, start_us=None, end_us=None, today_us=AT)
+    assert len(answer.rows) == 500
+    assert answer.gaps[0].end == answer.rows[0].time_us
+    assert isinstance(answer.causes[0], UnreachableError)
+    with pytest.raises(UnreachableError):
+        realtime.trades("KRW-A", 900, Priority.NORMAL, start_us=None, end_us=None, today_us=AT)

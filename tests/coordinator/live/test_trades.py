@@ -1,0 +1,213 @@
+"""Paging trades against a venue of a few lines that keeps the documented rules, whatever shares a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backbone.coordinator.live import trades as paging
+from backbone.coordinator.live.trades import DAY_US, DAYS_KEPT, TradeWalk
+from backbone.errors import PayloadError
+from backbone.model import Span, Trade
+from backbone.routing.wire import Ask
+
+TODAY = 20_322  # 2025-08-22
+SECOND_US = 1_000_000
+
+
+def trade(time_us: int, number: int) -> Trade:
+    return Trade("KRW-BTC", time_us, 1000.0 + number, 1.0, "buy", time_us // 1000 * 10_000 + number)
+
+
+class Venue:
+    """Days back from its own today, newest first, `to` by whole seconds, `cursor` by place in the order."""
+
+    def __init__(self, trades: list[Trade], now_us: int) -> None:
+        self.trades = sorted(trades, key=lambda t: (t.time_us, t.sequential_id), reverse=True)
+        self.now_us = now_us
+
+    def answer(self, ask: Ask) -> list[Trade]:
+        query = dict(ask.query)
+        day = self.now_us // DAY_US - int(query.get("days_ago", 0))
+        rows = [t for t in self.trades if t.time_us // DAY_US == day and t.time_us <= self.now_us]
+        if "to" in query:
+            to = query["to"]
+            end_s = int(to[:2]) * 3600 + int(to[2:4]) * 60 + int(to[4:])
+            rows = [t for t in rows if t.time_us % DAY_US < end_s * SECOND_US]
+        if "cursor" in query:
+            places = [t.sequential_id for t in self.trades]
+            after = places.index(int(query["cursor"]))
+            rows = [t for t in rows if places.index(t.sequential_id) > after]
+        return rows[: int(query["count"])]
+
+    def wanted(self, count: int | None, start_us: int | None, end_us: int | None) -> tuple[Trade, ...]:
+        first = (self.now_us // DAY_US - DAYS_KEPT) * DAY_US
+        rows = [
+            t
+            for t in self.trades
+            if first <= t.time_us <= self.now_us
+            and (start_us is None or t.time_us >= start_us)
+            and (end_us is None or t.time_us < end_us)
+        ]
+        return tuple(rows[:count][::-1])
+
+
+def walked(walk: TradeWalk, venue: Venue, turn: tuple[int, int] | None = None) -> tuple[Trade, ...]:
+    """Walk to the end; `turn` sets the venue's clock after so many requests."""
+    while not walk.is_done:
+        assert walk.requests < 500, "the walk does not end"
+        if turn is not None and walk.requests == turn[0]:
+            venue.now_us = turn[1]
+        walk.take(venue.answer(walk.next_ask()), venue.now_us // SECOND_US * SECOND_US)
+    return walk.rows
+
+
+@pytest.fixture
+def pages_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a few trades are many pages."""
+    monkeypatch.setattr(paging, "TRADES_PAGE", 3)
+
+
+now_us = TODAY * DAY_US + 40_000 * SECOND_US
+moments = st.one_of(
+    st.integers((TODAY - 9) * DAY_US // 1000, now_us // 1000).map(lambda ms: ms * 1000),
+    st.sampled_from([now_us, now_us - 1000, TODAY * DAY_US, TODAY * DAY_US - 1000, TODAY * DAY_US + 5 * SECOND_US]),
+)
+executions = st.lists(moments, max_size=40).map(lambda times: [trade(t, i) for i, t in enumerate(times)])
+ends = st.one_of(st.none(), moments)
+
+
+@given(trades=executions, count=st.one_of(st.none(), st.integers(1, 50)), start_us=ends, end_us=ends)
+@settings(deadline=None, max_examples=120)
+def test_walk_any_range_equals_the_whole_list(
+    trades: list[Trade], count: int | None, start_us: int | None, end_us: int | None
+) -> None:
+    """Whatever shares a second or a millisecond, wherever days end: nothing lost, nothing doubled, oldest first."""
+    if count is None and start_us is None:
+        start_us = now_us - DAY_US
+    if count is not None:
+        start_us = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paging, "TRADES_PAGE", 3)
+        venue = Venue(trades, now_us)
+        found = walked(TradeWalk("KRW-BTC", count, start_us, end_us, TODAY), venue)
+    assert found == venue.wanted(count, start_us, end_us)
+
+
+@given(
+    trades=executions,
+    later=st.lists(st.integers(0, 20), max_size=10),
+    count=st.one_of(st.none(), st.integers(1, 30)),
+    after=st.integers(0, 12),
+)
+@settings(deadline=None, max_examples=120)
+def test_walk_over_a_turning_day_loses_nothing(
+    trades: list[Trade], later: list[int], count: int | None, after: int
+) -> None:
+    """The venue's day turns between any two pages: the answer is what the venue had before, or what it had after."""
+    tomorrow = (TODAY + 1) * DAY_US
+    trades = trades + [trade(tomorrow + s * SECOND_US, 100 + i) for i, s in enumerate(later)]
+    start_us = None if count is not None else TODAY * DAY_US - 3 * 3600 * SECOND_US
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paging, "TRADES_PAGE", 3)
+        before, venue = Venue(trades, tomorrow - 1000), Venue(trades, tomorrow - 1000)
+        walk = TradeWalk("KRW-BTC", count, start_us, None, TODAY)
+        found = walked(walk, venue, (after, tomorrow + 20 * SECOND_US))
+    expected = venue if walk.requests > after else before
+    assert found == expected.wanted(count, start_us, None)
+
+
+def test_walk_that_thought_of_yesterday_begins_anew(pages_of_three: None) -> None:
+    """A client whose clock is a day behind asks again as soon as the venue says what day it is."""
+    trades = [trade(now_us - i * SECOND_US, i) for i in range(7)]
+    walk = TradeWalk("KRW-BTC", None, now_us - 3600 * SECOND_US, None, TODAY - 1)
+    assert len(walked(walk, Venue(trades, now_us))) == 7
+
+
+def test_walk_without_a_date_believes_the_trades(pages_of_three: None) -> None:
+    """Where no reply carries a date, a trade of tomorrow tells the day."""
+    trades = [trade(now_us - i * SECOND_US, i) for i in range(7)]
+    venue = Venue(trades, now_us)
+    walk = TradeWalk("KRW-BTC", None, now_us - 3600 * SECOND_US, None, TODAY - 1)
+    while not walk.is_done:
+        walk.take(venue.answer(walk.next_ask()), None)
+    assert len(walk.rows) == 7
+
+
+def test_walk_asks_for_no_more_than_it_needs() -> None:
+    """A count is asked for in as few rows as it takes."""
+    trades = [trade(now_us - i * SECOND_US, i) for i in range(700)]
+    venue, walk, asked = Venue(trades, now_us), TradeWalk("KRW-BTC", 620, None, None, TODAY), []
+    while not walk.is_done:
+        asked.append(dict(walk.next_ask().query)["count"])
+        walk.take(venue.answer(walk.next_ask()), now_us)
+    assert asked == ["500", "120"]
+
+
+def test_walk_of_more_than_there_is_ends_after_the_days_kept(pages_of_three: None) -> None:
+    """A count larger than seven days hold is all of them, and one request a quiet day."""
+    walk = TradeWalk("KRW-BTC", 100, None, None, TODAY)
+    assert walked(walk, Venue([], now_us)) == ()
+    assert walk.requests == DAYS_KEPT + 1
+
+
+def test_walk_of_a_venue_that_ignores_the_cursor_is_a_payload_error(pages_of_three: None) -> None:
+    """The same page again and again is an error, not a loop."""
+    page = [trade(now_us - i * SECOND_US, i) for i in range(3)]
+    walk = TradeWalk("KRW-BTC", 10, None, None, TODAY)
+    walk.next_ask()
+    walk.take(page, now_us)
+    walk.next_ask()
+    with pytest.raises(PayloadError, match=r"the page before 1\d+ ends with that trade itself"):
+        walk.take(page, now_us)
+
+
+@pytest.mark.parametrize(
+    ("start_us", "end_us", "expected"),
+    [
+        (None, None, Span((TODAY - DAYS_KEPT) * DAY_US, now_us - 2 * SECOND_US)),
+        (now_us - 3600 * SECOND_US, None, Span(now_us - 3600 * SECOND_US, now_us - 2 * SECOND_US)),
+    ],
+)
+def test_missing_of_a_broken_walk_is_what_lies_before(
+    pages_of_three: None, start_us: int | None, end_us: int | None, expected: Span
+) -> None:
+    """What a walk did not reach lies between the start and the oldest trade it has."""
+    walk = TradeWalk("KRW-BTC", None if start_us else 10, start_us, end_us, TODAY)
+    walk.next_ask()
+    walk.take([trade(now_us - i * SECOND_US, i) for i in range(3)], now_us)
+    assert not walk.is_done
+    assert walk.missing == expected
+
+
+def test_walk_before_the_days_kept_asks_nothing() -> None:
+    """An end older than what the venue keeps is an empty answer at once."""
+    walk = TradeWalk("KRW-BTC", 5, None, (TODAY - DAYS_KEPT) * DAY_US, TODAY)
+    assert walk.is_done
+    assert walk.rows == ()
+
+
+@pytest.mark.parametrize(
+    ("end", "to", "days_ago"),
+    [
+        (TODAY * DAY_US + 61 * SECOND_US, "000102", None),
+        (TODAY * DAY_US + 61 * SECOND_US + 1, "000103", None),
+        (TODAY * DAY_US, None, "1"),
+        ((TODAY + 1) * DAY_US - 1, None, None),
+        ((TODAY - 2) * DAY_US + 3600 * SECOND_US, "010001", "2"),
+    ],
+)
+def test_walk_begins_just_after_its_end(end: int, to: str | None, days_ago: str | None) -> None:
+    """The venue takes whole seconds and leaves that second out, so the next one is asked for."""
+    query: dict[str, Any] = dict(TradeWalk("KRW-BTC", 5, None, end, TODAY).next_ask().query)
+    assert (query.get("to"), query.get("days_ago")) == (to, days_ago)
+
+
+def test_walk_asks_no_day_before_its_start() -> None:
+    """A range inside today costs no request for yesterday."""
+    walk = TradeWalk("KRW-BTC", None, now_us - 3600 * SECOND_US, None, TODAY)
+    walked(walk, Venue([trade(now_us - i * SECOND_US, i) for i in range(7)], now_us))
+    assert walk.requests == 1

@@ -1,0 +1,360 @@
+"""One quota for several hosts: the script decides as `ratelimit` does; a lost Redis is survived on fair shares."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backbone.clock import SystemClock
+from backbone.coordinator.quota import rules as rates
+from backbone.coordinator.quota.redis import RedisLimiter, _fair_rules
+from backbone.coordinator.quota.rules import Rules
+from backbone.errors import InputError, UnreachableError
+from backbone.model import Priority
+
+redis = pytest.importorskip("redis")
+CRITICAL, HIGH, NORMAL, LOW = Priority
+VENUE = "http://127.0.0.1:8000"
+RULES = Rules()
+
+
+class ManualClock:
+    """A clock that stands still until told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def now_us(self) -> int:
+        return 1_755_853_200_000_000 + int((self.now - 1000.0) * 1e6)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, condition: threading.Condition, timeout_s: float | None) -> bool:
+        raise AssertionError("a limiter never waits")
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class RedisServer:
+    """A real server process on loopback that can be killed and started again."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._folder = folder
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        program = shutil.which("redis-server")
+        if program is None:
+            pytest.skip("no redis-server here (Debian package redis-server)")
+        argv = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
+        self._process = subprocess.Popen([*argv, *self._options], stdout=subprocess.DEVNULL)
+        clock = SystemClock()
+        deadline = clock.monotonic() + 10
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            assert clock.monotonic() < deadline, "redis-server did not start"
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    made = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server for one test, which may kill it."""
+    made = RedisServer(tmp_path)
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def fresh(server: RedisServer) -> RedisServer:
+    """The module's server, emptied."""
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+    return server
+
+
+def limiter(server: RedisServer, host: str = "a", clock: object = None, folder: Path | None = None) -> RedisLimiter:
+    return RedisLimiter(server.url, VENUE, clock or SystemClock(), host=host, folder=folder)  # type: ignore[arg-type]
+
+
+def cells_of(one: RedisLimiter, at: float) -> array[float]:
+    _, _, raw = one._run("snapshot", "", at=at)
+    return array("d", raw)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_script_decides_as_ratelimit_does(fresh: RedisServer, seed: int) -> None:
+    """The same calls at the same times leave the same cells and get the same answers in Lua and in Python."""
+    dice = random.Random(seed)
+    hosts = [limiter(fresh, host) for host in "abc"]
+    cells = array("d", bytes(8 * RULES.size))
+    now, granted = 1_755_853_200.0, [0.0]
+    for step in range(250):
+        now = round(now + dice.choice((0.0, 1e-3, 0.02, 0.1, 0.1, 0.4, 3.0 if step % 40 == 0 else 0.05)), 6)
+        one, stamp = dice.choice(hosts), dice.choice(granted[-6:])
+        what = dice.choices(
+            ("take", "leave", "undo", "move", "observe", "refused", "banned"), (60, 4, 4, 8, 10, 2, 0.3)
+        )[0]
+        if what == "take":
+            rank, age, depth = dice.randrange(4), dice.choice((0.0, 0.5, 30.0)), dice.choice((1, 1, 5, 300))
+            key = rates.waiting_key(rank, now - age)
+            expected = rates.take(cells, RULES, one._owner, rank, key, now, depth)
+            wait, told, _, ban_left = (float(v) for v in one._run("take", "g", rank, age, depth, "1", at=now))
+            assert wait == (0.0 if not expected else max(1e-4, expected - now))
+            assert told == now
+            assert ban_left == max(0.0, rates.ban_until(cells, RULES, now) - now)
+            if not expected:
+                granted.append(now)
+        elif what == "leave":
+            rank = dice.randrange(4)
+            rates.leave(cells, RULES, one._owner, rank)
+            one._run("leave", "g", rank, at=now)
+        elif what == "undo":
+            rates.undo(cells, RULES, stamp)
+            one._run("undo", "g", stamp, at=now)
+        elif what == "move":
+            done, moved = (float(v) for v in one._run("move", "g", stamp, at=now))
+            assert bool(done) == rates.move(cells, RULES, stamp, now)
+            granted.append(moved or stamp)
+        elif what == "observe":
+            late, remaining = dice.choice((0.0, 0.03)), dice.choice((None, 0, 3, 9))
+            rates.settle(cells, RULES, stamp, stamp + late, remaining, now)
+            one._run("observe", "g", stamp, late, -1 if remaining is None else remaining, at=now)
+        elif what == "refused":
+            retry = dice.choice((None, 0.0, 2.5))
+            rates.refuse(cells, RULES, now, retry)
+            one._run("refused", "g", -1.0 if retry is None else retry, at=now)
+        elif step > 5:
+            rates.ban(cells, RULES, now + 2.0, now)
+            one._run("banned", "", 2.0, at=now)
+        if step > 5 or what == "take":
+            if not any(cells):
+                continue
+            found = cells_of(one, now)
+            different = [i for i in range(1, RULES.size) if found[i] != cells[i]]
+            assert not [i for i in different if i < RULES.first_row], (step, what)
+            rows = int(cells[rates._WAITING]) * rates._ROW_CELLS
+            assert found[RULES.first_row : RULES.first_row + rows] == cells[RULES.first_row : RULES.first_row + rows]
+    for one in hosts:
+        one.close()
+
+
+def test_script_clears_cells_that_cannot_be_true(fresh: RedisServer) -> None:
+    """Stamps from a far future (a server whose clock was set back) cost a reset, not a wait."""
+    one = limiter(fresh)
+    for _ in range(10):
+        one._run("take", "g", 2, 0.0, 1, "", at=5000.0)
+    assert float(one._run("take", "g", 2, 0.0, 1, "", at=1000.0)[0]) == 0.0
+    one.close()
+
+
+def test_quota_is_one_for_all_hosts(fresh: RedisServer) -> None:
+    """Two hosts get ten permits a window between them, and each group has its own."""
+    clock = SystemClock()
+    first, second = limiter(fresh, "a"), limiter(fresh, "b")
+    now = clock.monotonic()
+    granted = sum(not one.take("candles", NORMAL, now, now) for one in [first, second] * 8)
+    assert granted == 9
+    assert not second.take("candles", CRITICAL, now, now), "the last one is left to critical"
+    assert not second.take("ticker", NORMAL, now, now)
+    assert first.snapshot(now)["candles"].used == 10
+    assert first.snapshot(now)["candles"].limit == 10
+    first.close()
+    second.close()
+
+
+def test_priorities_count_across_hosts(fresh: RedisServer) -> None:
+    """A low waiter of one host is told a later time than a high one that comes after it on another."""
+    now = SystemClock().monotonic()
+    low, high = limiter(fresh, "a"), limiter(fresh, "b")
+    while not low.take("candles", NORMAL, now, now):
+        pass
+    low.leave("candles", NORMAL)
+    low.take("candles", LOW, now, now)
+    told_high = high.take("candles", HIGH, now, now)
+    assert low.take("candles", LOW, now, now) > told_high
+    assert high.snapshot(now)["candles"].waiting == {"critical": 0, "high": 1, "normal": 0, "low": 1}
+    high.close()
+    assert low.snapshot(now)["candles"].waiting["high"] == 0
+    low.close()
+
+
+def test_ban_and_refusal_of_one_host_hold_all(fresh: RedisServer) -> None:
+    """A 418 told to one host holds every group of the other, new ones too; a 429 its own group."""
+    clock = SystemClock()
+    now = clock.monotonic()
+    first, second = limiter(fresh, "a"), limiter(fresh, "b")
+    first.refused("candles", now, None)
+    assert second.take("candles", HIGH, now, now) >= now + 1.0
+    assert not second.take("ticker", HIGH, now, now)
+    first.banned(clock.now_us() + 30_000_000, now)
+    for group in ("ticker", "trades"):
+        assert second.take(group, CRITICAL, now, now) == pytest.approx(now + 30, abs=0.5)
+    assert second.ban_left(now) == pytest.approx(30, abs=0.5)
+    first.close()
+    second.close()
+
+
+def test_late_and_unused_permits_are_settled_by_the_servers_time(fresh: RedisServer) -> None:
+    """An unused permit is free again, a late one is moved, a lapsed one refused."""
+    clock = ManualClock()
+    one = limiter(fresh, clock=clock)
+    now = clock.monotonic()
+    assert not one.take("g", NORMAL, now, now)
+    assert one.move("g", now, now + 0.01)
+    assert not one.move("g", now, now + 0.02), "the first stamp is no more"
+    one.undo("g", now + 0.01)
+    assert one.snapshot(now)["g"].used == 0
+    assert not one.take("g", NORMAL, now, now)
+    one.observe("g", 4, now, now, now)
+    assert one.snapshot(now)["g"].foreign == 5
+    one.close()
+
+
+def test_permits_of_many_processes_never_exceed_the_limit(fresh: RedisServer) -> None:
+    """Four processes that take as fast as they can stay within ten a second, by the server's stamps."""
+    code = (
+        "import sys\n"
+        "from backbone.clock import SystemClock\n"
+        "from backbone.coordinator.quota.redis import RedisLimiter\n"
+        "from backbone.model import Priority\n"
+        "import threading\n"
+        "clock = SystemClock(); one = RedisLimiter(sys.argv[1], 'http://127.0.0.1:8000', clock, host=sys.argv[2])\n"
+        "end = clock.monotonic() + 3; pause = threading.Condition()\n"
+        "while (now := clock.monotonic()) < end:\n"
+        "    again = one.take('g', Priority.NORMAL, now, now)\n"
+        "    if again:\n"
+        "        with pause: clock.wait(pause, max(0.0, again - clock.monotonic()))\n"
+        "    else:\n"
+        "        print(repr(one._stamps['g', now]))\n"
+        "        one.observe('g', None, now, now, now)\n"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, fresh.url, f"h{i}"], stdout=subprocess.PIPE, text=True)
+        for i in range(4)
+    ]
+    stamps = sorted(float(line) for process in running for line in process.communicate()[0].split())
+    assert len(stamps) > 10
+    assert all(later - stamp >= RULES.window_s for stamp, later in zip(stamps, stamps[10:], strict=False))
+
+
+def test_lost_redis_leaves_each_host_its_fair_share(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, own: RedisServer
+) -> None:
+    """Killed, Redis costs one warning and a window's pause; then two hosts have five a second each; it returns."""
+    clock = ManualClock()
+    hosts = [limiter(own, name, clock, tmp_path / name) for name in "ab"]
+    for one in [*hosts, *hosts]:
+        now = clock.monotonic()
+        assert not one.take("g", NORMAL, now, now)
+        clock.advance(1.5)  # the count of hosts is told once a second
+    assert [one.hosts for one in hosts] == [2, 2]
+    own.kill()
+    for one in hosts:
+        now = clock.monotonic()
+        assert one.take("g", NORMAL, now, now) == now + RULES.window_s
+        assert not one.is_shared
+    assert sum("quota.lost" in record.message for record in caplog.records) == 2
+    clock.advance(RULES.window_s + 0.01)
+    for one in hosts:
+        now = clock.monotonic()
+        assert sum(not one.take("g", NORMAL, now, now) for _ in range(8)) == 4
+        assert not one.take("g", CRITICAL, now, now), "the last one is left to critical"
+    own.start()
+    clock.advance(RULES.window_s + RULES.unheard_s + 0.1)
+    now = clock.monotonic()
+    assert not hosts[0].take("g", CRITICAL, now, now), "a critical request does not look for Redis"
+    assert not hosts[0].is_shared
+    wait = hosts[0].take("g", NORMAL, now, now)
+    assert hosts[0].is_shared
+    assert wait > now + RULES.window_s, "others may still send on their share"
+    for one in hosts:
+        one.close()
+
+
+def test_lost_redis_keeps_a_ban(tmp_path: Path, own: RedisServer) -> None:
+    """A ban outlives the Redis that knew of it."""
+    clock = ManualClock()
+    one = limiter(own, "a", clock, tmp_path)
+    now = clock.monotonic()
+    one.banned(clock.now_us() + 60_000_000, now)
+    own.kill()
+    clock.advance(5)
+    one.take("g", NORMAL, now, clock.monotonic())
+    clock.advance(5)
+    assert one.ban_left(clock.monotonic()) == pytest.approx(50, abs=0.1)
+    assert one.take("g", CRITICAL, clock.monotonic(), clock.monotonic()) == pytest.approx(now + 60, abs=0.1)
+    one.close()
+
+
+@pytest.mark.parametrize(("hosts", "limit", "rate"), [(1, 10, 10), (3, 3, 3), (10, 1, 1), (25, 1, 0.4)])
+def test_fair_share_is_never_more_than_the_limit_in_sum(hosts: int, limit: int, rate: float) -> None:
+    """A host's share times the hosts is at most the limit, also for more hosts than permits."""
+    rules = _fair_rules(RULES, hosts)
+    assert rules.limit == limit
+    assert rules.limit / rules.window_s * hosts <= RULES.limit / RULES.window_s + 1e-9
+    assert rules.limit / rules.window_s == pytest.approx(rate / RULES.window_s)
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that asks for a password."""
+    made = RedisServer(tmp_path, "--requirepass", "sesame")
+    yield made
+    made.kill()
+
+
+def test_open_wrong_password_is_one_clear_error(locked: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused credentials are an `InputError` that names where to put them and shows none."""
+    with pytest.raises(InputError, match="BACKBONE_QUOTA_PASSWORD"):
+        limiter(locked).open()
+    monkeypatch.setenv("BACKBONE_QUOTA_PASSWORD", "wr0ng")
+    one = limiter(locked)
+    with pytest.raises(InputError, match="BACKBONE_QUOTA_PASSWORD") as caught:
+        one.open()
+    assert "wr0ng" not in str(caught.value) + repr(one)
+    monkeypatch.setenv("BACKBONE_QUOTA_PASSWORD", "sesame")
+    two = limiter(locked)
+    two.open()
+    assert "sesame" not in repr(two) + repr(vars(two))
+    two.close()
+
+
+def test_open_without_a_server_is_one_clear_error(own: RedisServer) -> None:
+    """A server that is not there when work starts is an `UnreachableError`, not a share of an unknown number."""
+    own.kill()
+    with pytest.raises(UnreachableError, match="does not answer"):
+        limiter(own).open()

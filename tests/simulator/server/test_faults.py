@@ -1,0 +1,73 @@
+"""The script of faults."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from backbone.errors import InputError
+from backbone.simulator.server.faults import Fault, Faults
+
+
+def test_fault_waits_for_its_path_lets_some_pass_and_is_then_gone() -> None:
+    """`match`, `after` and `times`."""
+    faults = Faults()
+    fault = faults.add("500", match="days", times=2, after=1)
+    paths = ["/v1/candles/minutes/1", "/v1/candles/days", "/v1/candles/days", "/v1/candles/days", "/v1/candles/days"]
+    assert [len(faults.take(p)) for p in paths] == [0, 0, 1, 1, 0]
+    assert (fault.seen, fault.used) == (3, 2)
+
+
+def test_fault_without_times_stays_until_cleared() -> None:
+    """`times=None` is for ever."""
+    faults = Faults(Fault("slow", match="/v1/", times=None))
+    assert all(faults.take("/v1/ticker") for _ in range(5))
+    faults.clear()
+    assert faults.take("/v1/ticker") == []
+    assert faults.log == [("slow", "/v1/ticker")] * 5
+
+
+def test_socket_faults_do_not_meet_requests() -> None:
+    """Nor the other way round."""
+    faults = Faults()
+    faults.add("ws-drop", match="")
+    faults.add("500", match="")
+    assert [f.kind for f in faults.take("/v1/ticker")] == ["500"]
+    assert [f.kind for f in faults.take("/websocket/v1", websocket=True)] == ["ws-drop"]
+
+
+def test_market_faults_are_carried_out_at_once() -> None:
+    """And those scripted before there was a market, as soon as there is one."""
+    faults, done = Faults(), []
+    faults.add("delist", market="KRW-A")
+    faults.bind(lambda fault: done.append(fault.options["market"]))
+    faults.add("delist", market="KRW-W")
+    assert done == ["KRW-A", "KRW-W"]
+
+
+def test_unknown_kind_is_an_input_error_that_lists_the_kinds() -> None:
+    """So that the script is learnt from its message."""
+    with pytest.raises(InputError, match="garbage"):
+        Faults().add("explode")
+
+
+def test_option_that_is_no_number_is_an_input_error() -> None:
+    """It names kind and option."""
+    with pytest.raises(InputError) as caught:
+        Fault("slow", options={"seconds": "long"}).number("seconds", 1.0)
+    assert caught.value.argument == "slow:seconds"
+
+
+def test_each_use_is_handed_out_once_however_many_threads_ask() -> None:
+    """Taking marks as taken in the same locked step."""
+    faults = Faults(Fault("500", match="/v1/", times=50))
+    taken: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: taken.extend(len(faults.take("/v1/x")) for _ in range(100))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(taken) == 50
