@@ -17,9 +17,7 @@ import pytest
 
 __all__ = ["RECORDINGS", "frames_of", "recordings", "rows_of"]
 
-RECORDINGS = Path(
-    os.environ.get("BACKBONE_RECORDINGS") or Path(__file__).resolve().parents[2] / "shared" / "data"
-)
+RECORDINGS = Path(os.environ.get("BACKBONE_RECORDINGS") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
 
 @pytest.fixture(scope="session")

@@ -75,5 +75,3 @@ def _assert_same(frame: pd.DataFrame, rows: pd.DataFrame) -> None:
         if column in rows:
             known = rows[column].notna().to_numpy()
             assert (frame[column].to_numpy()[known] == rows[column].to_numpy()[known]).all(), column
-
-

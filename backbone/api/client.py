@@ -229,9 +229,7 @@ class Backbone:
 
         codes, wanted = parse_markets(markets, self._session.home), self._session.frames(frames)
         if is_spread(codes):
-            return spread_backfill(
-                self._session, codes, timeframe, start, end, parse_priority(priority), frames=wanted
-            )
+            return spread_backfill(self._session, codes, timeframe, start, end, parse_priority(priority), frames=wanted)
         return start_job(
             self._session,
             codes,

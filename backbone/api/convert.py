@@ -182,9 +182,7 @@ def resample_trading_day(
         raise InputError("df", f"candles of {step}", allowed)
 
     groups = df.groupby((day + opened).rename("time"))
-    out = groups.agg(
-        {"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum", "value": "sum"}
-    )
+    out = groups.agg({"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum", "value": "sum"})
     opens = pd.DatetimeIndex(out.index).tz_localize(ZoneInfo(tz))
     closes = (pd.DatetimeIndex(out.index) + length).tz_localize(ZoneInfo(tz))
     known_from = index[0] if start is None else _instant(start, index.tz)

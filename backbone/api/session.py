@@ -100,9 +100,7 @@ class Session:
         """Microseconds UTC of what somebody wrote for a time."""
         return parse_time(argument, value, self.tz, self.now_us if may_ask else self.likely_now_us)
 
-    def range(
-        self, start: TimeLike | None, end: TimeLike | None, count: object, *, may_ask: bool = True
-    ) -> Range:
+    def range(self, start: TimeLike | None, end: TimeLike | None, count: object, *, may_ask: bool = True) -> Range:
         """Any two of start, end and count; checked against each other and against now.
 
         Relative times count back on the venue's clock; if no request may be made, as far as that is known.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from backbone.api.calls.live import LiveTable
-    from backbone.coordinator.live.latest import Tap
+    from backbone.coordinator.live.latest import RecordQueue
 
 __all__ = [
     "DifferenceWarning",
@@ -295,7 +295,7 @@ class WebSocketManager:
         self._qsize = qsize
         self._lock = threading.Lock()
         self._table: LiveTable | None = None
-        self._tap: Tap | None = None
+        self._tap: RecordQueue | None = None
 
     def __repr__(self) -> str:
         return f"<WebSocketManager {self.type} {self.codes} {'alive' if self.alive else 'not started'}>"

@@ -23,7 +23,7 @@ from backbone.coordinator.candles.fetcher import CandleAnswer, CandleFetcher, ti
 from backbone.coordinator.candles.jobs import Jobs
 from backbone.coordinator.candles.ranges import CandleRanges, Range
 from backbone.coordinator.live.feed import Feed
-from backbone.coordinator.live.latest import Board
+from backbone.coordinator.live.latest import LatestRows
 from backbone.coordinator.live.realtime import Realtime
 from backbone.coordinator.live.recent import candle_rows
 from backbone.coordinator.metrics import Metrics
@@ -78,7 +78,7 @@ class Coordinator:
         self._open_archive()
         self.ranges = CandleRanges(self.candles, self.venue, self.sync_clock)
         self.jobs = Jobs(self.candles, clock)
-        self.board = Board(clock)
+        self.board = LatestRows(clock)
         self.feed = Feed(
             settings.ws_url,
             board=self.board,

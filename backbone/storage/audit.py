@@ -59,9 +59,7 @@ class _Found:
         return Problem(market, timeframe, str(files.path(self.key)), self.kind, self.detail + done)
 
 
-def verify(
-    files: Files, exchange: str, market: str | None = None, timeframe: Timeframe | None = None
-) -> list[Problem]:
+def verify(files: Files, exchange: str, market: str | None = None, timeframe: Timeframe | None = None) -> list[Problem]:
     """The problems of one exchange's files, in path order."""
     return [found.told(files) for found in _problems(files, exchange, market, timeframe)]
 

@@ -15,7 +15,7 @@ from backbone.model import Span
 from backbone.storage.coverage import SpanSet, on_grid
 from backbone.timeframe import Timeframe
 
-__all__ = ["Outage", "Stretch", "outages", "stretches"]
+__all__ = ["Interval", "Outage", "intervals", "outages"]
 
 _SURE = 6.0  # one in a million: the chance that the silence of a slot is an accident, as a power of ten
 _MOST_SURE = 0.999  # share of traded slots above which a market's word weighs no more
@@ -30,7 +30,7 @@ class Outage(NamedTuple):
     markets: int
 
 
-class Stretch(NamedTuple):
+class Interval(NamedTuple):
     """A run of candle slots in one state; for data, ``slots`` is the number of rows."""
 
     start: int
@@ -39,7 +39,7 @@ class Stretch(NamedTuple):
     slots: int
 
 
-def stretches(times: Any, covered: SpanSet, span: Span, timeframe: Timeframe) -> list[Stretch]:
+def intervals(times: Any, covered: SpanSet, span: Span, timeframe: Timeframe) -> list[Interval]:
     """`span`, cut at the grid, as runs of ``"data"``, ``"quiet"`` and ``"unknown"``, in time order without a
     gap.
 
@@ -52,7 +52,7 @@ def stretches(times: Any, covered: SpanSet, span: Span, timeframe: Timeframe) ->
     quiet = covered.clip(whole) - runs
     unknown = SpanSet((whole,)) - covered - runs
     found = [
-        Stretch(*part, state, timeframe.count(part))
+        Interval(*part, state, timeframe.count(part))
         for state, parts in (("data", runs), ("quiet", quiet), ("unknown", unknown))
         for part in parts
     ]
@@ -89,9 +89,7 @@ class _Market(NamedTuple):
     candles: int
 
 
-def _still(
-    markets: Sequence[_Market], weights: Sequence[float], least: float = 0.0
-) -> Iterator[tuple[Span, int]]:
+def _still(markets: Sequence[_Market], weights: Sequence[float], least: float = 0.0) -> Iterator[tuple[Span, int]]:
     """Where nobody trades and the weights of the markets that vouch add up to `least`, with their number."""
     edges: list[tuple[int, float, int, int]] = []  # time; the change of weight, of vouching and of trading markets
     for market, weight in zip(markets, weights, strict=True):

@@ -1,7 +1,7 @@
 """What a store vouches for, as arithmetic on time: sets of half-open spans, and the ledger built from them.
 
 A `SpanSet` is immutable, sorted, and holds no empty, overlapping or touching spans, so two sets that mean the
-same are equal. A `Ledger` adds to the covered spans the *fresh* ones: covered, but to be asked a second time
+same are equal. A `Coverage` adds to the covered spans the *fresh* ones: covered, but to be asked a second time
 once they are due, since the venue may still correct its newest candles. Pure: no clock, no disk.
 """
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from backbone.model import Span
 from backbone.timeframe import Timeframe
 
-__all__ = ["EVER", "Fresh", "Ledger", "SpanSet", "on_grid"]
+__all__ = ["EVER", "Coverage", "Provisional", "SpanSet", "on_grid"]
 
 
 EVER = Span(0, 1 << 62)
@@ -178,7 +178,7 @@ def on_grid(spans: SpanSet, timeframe: Timeframe) -> SpanSet:
     return SpanSet((timeframe.ceil(max(0, a)), min(timeframe.ceil(b), EVER.end)) for a, b in spans if b > 0)
 
 
-class Fresh(NamedTuple):
+class Provisional(NamedTuple):
     """A covered span that is asked once more at `due_us`, microseconds UTC."""
 
     start: int
@@ -187,53 +187,55 @@ class Fresh(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class Coverage:
     """What is vouched for (rows or silence), and which part of it is still provisional. ``fresh`` lies in
     ``covered``.
     """
 
     covered: SpanSet = _EMPTY
-    fresh: tuple[Fresh, ...] = ()
+    fresh: tuple[Provisional, ...] = ()
 
-    def proved(self, proof: SpanSet, fresh: tuple[Fresh, ...] = ()) -> Ledger:
+    def proved(self, proof: SpanSet, fresh: tuple[Provisional, ...] = ()) -> Coverage:
         """After a reply that proves `proof`. The newest word counts: in it, only the new `fresh` stays."""
         kept = _outside(self.fresh, proof) + tuple(_inside(fresh, proof))
-        return Ledger(self.covered | proof, _joined(kept))
+        return Coverage(self.covered | proof, _joined(kept))
 
-    def clip(self, span: tuple[int, int]) -> Ledger:
+    def clip(self, span: tuple[int, int]) -> Coverage:
         """The part inside `span`."""
-        return Ledger(self.covered.clip(span), _joined(_inside(self.fresh, SpanSet((span,)))))
+        return Coverage(self.covered.clip(span), _joined(_inside(self.fresh, SpanSet((span,)))))
 
-    def without(self, spans: SpanSet) -> Ledger:
+    def without(self, spans: SpanSet) -> Coverage:
         """The part outside `spans`."""
-        return Ledger(self.covered - spans, _joined(_outside(self.fresh, spans)))
+        return Coverage(self.covered - spans, _joined(_outside(self.fresh, spans)))
 
     @staticmethod
-    def joined(ledgers: Sequence[Ledger]) -> Ledger:
+    def joined(ledgers: Sequence[Coverage]) -> Coverage:
         """All of them, where they speak of different spans."""
         if len(ledgers) == 1:
             return ledgers[0]
         covered = SpanSet(span for ledger in ledgers for span in ledger.covered)
-        return Ledger(covered, _joined(item for ledger in ledgers for item in ledger.fresh))
+        return Coverage(covered, _joined(item for ledger in ledgers for item in ledger.fresh))
 
     def due(self, now_us: int) -> SpanSet:
         """The fresh spans whose second ask is due."""
         return SpanSet((item.start, item.end) for item in self.fresh if item.due_us <= now_us)
 
 
-def _inside(fresh: Iterable[Fresh], spans: SpanSet) -> tuple[Fresh, ...]:
-    return tuple(Fresh(a, b, item.due_us) for item in fresh for a, b in spans.clip((item.start, item.end)))
+def _inside(fresh: Iterable[Provisional], spans: SpanSet) -> tuple[Provisional, ...]:
+    return tuple(Provisional(a, b, item.due_us) for item in fresh for a, b in spans.clip((item.start, item.end)))
 
 
-def _outside(fresh: Iterable[Fresh], spans: SpanSet) -> tuple[Fresh, ...]:
-    return tuple(Fresh(a, b, item.due_us) for item in fresh for a, b in SpanSet(((item.start, item.end),)) - spans)
+def _outside(fresh: Iterable[Provisional], spans: SpanSet) -> tuple[Provisional, ...]:
+    return tuple(
+        Provisional(a, b, item.due_us) for item in fresh for a, b in SpanSet(((item.start, item.end),)) - spans
+    )
 
 
-def _joined(fresh: Iterable[Fresh]) -> tuple[Fresh, ...]:
-    kept: list[Fresh] = []
+def _joined(fresh: Iterable[Provisional]) -> tuple[Provisional, ...]:
+    kept: list[Provisional] = []
     for item in sorted(fresh):
         if kept and kept[-1].end == item.start and kept[-1].due_us == item.due_us:
-            kept[-1] = Fresh(kept[-1].start, item.end, item.due_us)
+            kept[-1] = Provisional(kept[-1].start, item.end, item.due_us)
         else:
             kept.append(item)
     return tuple(kept)

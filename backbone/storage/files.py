@@ -28,7 +28,7 @@ import filelock
 from backbone.clock import Clock
 from backbone.errors import StoreBusyError, StoreError
 from backbone.locks import renew_after_fork
-from backbone.storage.layout import SET_ASIDE, TMP
+from backbone.storage.layout import QUARANTINE, TMP
 
 __all__ = ["Blob", "Files", "LocalFiles", "OvertakenError", "Version"]
 
@@ -283,7 +283,7 @@ class LocalFiles:
 
     def set_aside(self, key: str, now_us: int) -> Path:
         """Move a file out of the data, keeping it. Call it inside `exclusive`. Returns where it went."""
-        where = f"{self._root}/{SET_ASIDE}/{key}.{now_us}"
+        where = f"{self._root}/{QUARANTINE}/{key}.{now_us}"
         try:
             self._make_folder(os.path.dirname(where))
             while os.path.exists(where):

@@ -20,8 +20,8 @@ from backbone.timeframe import TIMEFRAMES, Timeframe, period_name, period_of
 __all__ = [
     "CANDLES",
     "LOCKS",
+    "QUARANTINE",
     "QUIET",
-    "SET_ASIDE",
     "TAKEN",
     "TMP",
     "Series",
@@ -32,7 +32,7 @@ __all__ = [
     "parse_quiet_key",
 ]
 
-CANDLES, QUIET, LOCKS, TMP, SET_ASIDE = "candles", "quiet", "locks", "tmp", "set-aside"
+CANDLES, QUIET, LOCKS, TMP, QUARANTINE = "candles", "quiet", "locks", "tmp", "set-aside"
 TAKEN = "taken"
 FILE_NAME = "candles.parquet"
 

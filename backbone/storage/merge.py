@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
-from backbone.storage.coverage import Fresh, SpanSet
+from backbone.storage.coverage import Provisional, SpanSet
 from backbone.storage.partition import REVISION_SCHEMA, Partition, times_of
 
 __all__ = ["Page", "merge_pages"]
@@ -29,7 +29,7 @@ class Page:
     id: int
     table: pa.Table
     proof: SpanSet
-    fresh: tuple[Fresh, ...]
+    fresh: tuple[Provisional, ...]
     source: str
     seen_us: int
 
@@ -48,7 +48,7 @@ class Page:
         if proof is self.proof:
             return self
         rows = self.rows_in(span)
-        fresh = tuple(Fresh(max(a, span.start), min(b, span.end), due) for a, b, due in self.fresh)
+        fresh = tuple(Provisional(max(a, span.start), min(b, span.end), due) for a, b, due in self.fresh)
         table = self.table.slice(rows.start, rows.stop - rows.start)
         return Page(self.id, table, proof, tuple(f for f in fresh if f.start < f.end), self.source, self.seen_us)
 

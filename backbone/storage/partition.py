@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span, empty_candles
-from backbone.storage.coverage import Fresh, Ledger, SpanSet
+from backbone.storage.coverage import Coverage, Provisional, SpanSet
 from backbone.storage.grow import grow
 
 if TYPE_CHECKING:
@@ -62,14 +62,14 @@ class Partition:
     """
 
     table: pa.Table
-    ledger: Ledger
+    ledger: Coverage
     revisions: pa.Table
     kept: tuple[int, int] | None = None
     """Where the file's rows lie in the table, if all are there unchanged: from one row number up to another."""
 
     @classmethod
-    def empty(cls, ledger: Ledger | None = None) -> Partition:
-        return cls(empty_candles(), ledger or Ledger(), REVISION_SCHEMA.empty_table())
+    def empty(cls, ledger: Coverage | None = None) -> Partition:
+        return cls(empty_candles(), ledger or Coverage(), REVISION_SCHEMA.empty_table())
 
     @cached_property
     def times(self) -> Any:
@@ -160,9 +160,7 @@ def _write_parquet(table: pa.Table, *, text: str) -> memoryview:
     return memoryview(sink.getvalue())
 
 
-def _grown(
-    partition: Partition, base: bytes | bytearray, encode: Callable[[pa.Table], memoryview]
-) -> bytearray | None:
+def _grown(partition: Partition, base: bytes | bytearray, encode: Callable[[pa.Table], memoryview]) -> bytearray | None:
     """`base` with the rows that came before or after its own; None where that is not what changed, or not worth it."""
     if partition.kept is None:
         return None
@@ -205,7 +203,7 @@ TAIL_BYTES = 64 << 10
 """Enough of a file's end for its footer, unless it holds very many revisions."""
 
 
-def peek_footer(tail: bytes) -> tuple[int, Ledger] | None:
+def peek_footer(tail: bytes) -> tuple[int, Coverage] | None:
     """A partition's number of rows and what it claims, from its last bytes alone; its seal is not checked.
 
     None where those bytes do not tell: a long footer, damage, a newer version. The whole file has to be read then.
@@ -274,8 +272,8 @@ def _corrupt(path: str, reason: str) -> CorruptPartitionError:
     return CorruptPartitionError(f"{path} is damaged: {reason}", path=path, reason=reason)
 
 
-def _ledger_of(covered: list[tuple[int, int]], fresh: list[tuple[int, int, int]]) -> Ledger:
-    return Ledger(SpanSet(covered), tuple(Fresh(*item) for item in fresh))
+def _ledger_of(covered: list[tuple[int, int]], fresh: list[tuple[int, int, int]]) -> Coverage:
+    return Coverage(SpanSet(covered), tuple(Provisional(*item) for item in fresh))
 
 
 def _pack(revisions: pa.Table) -> str:
@@ -308,7 +306,7 @@ class _QuietFile(msgspec.Struct, kw_only=True):
     fresh: list[tuple[int, int, int]]
 
 
-def encode_ledger(ledger: Ledger, series: Series) -> bytes:
+def encode_ledger(ledger: Coverage, series: Series) -> bytes:
     """The sidecar that vouches for the silence of periods without a candle, sealed like a partition."""
     text = msgspec.json.encode(
         _QuietFile(
@@ -322,7 +320,7 @@ def encode_ledger(ledger: Ledger, series: Series) -> bytes:
     return _MARK + b"%08x" % binascii.crc32(text) + text[len(_MARK) + 8 :]
 
 
-def decode_ledger(data: bytes, series: Series, path: str) -> Ledger:
+def decode_ledger(data: bytes, series: Series, path: str) -> Coverage:
     """The ledger of a sidecar; raises like `decode_partition`."""
     start = len(_MARK)
     zeroed = data[:start] + _ZEROS + data[start + 8 :]

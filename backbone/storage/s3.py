@@ -30,9 +30,9 @@ from backbone.clock import Clock
 from backbone.errors import InputError, StoreBusyError, StoreError
 from backbone.locks import renew_after_fork
 from backbone.settings import parse_place
-from backbone.storage.coverage import Ledger
+from backbone.storage.coverage import Coverage
 from backbone.storage.files import Blob, Files, LocalFiles, OvertakenError, Version
-from backbone.storage.layout import CANDLES, QUIET, SET_ASIDE, parse_partition_key, parse_quiet_key
+from backbone.storage.layout import CANDLES, QUARANTINE, QUIET, parse_partition_key, parse_quiet_key
 from backbone.storage.partition import Partition, encode_ledger, encode_partition
 from backbone.timeframe import period_name
 
@@ -421,7 +421,7 @@ class ObjectFiles:
         """
         import obstore
 
-        target = f"{SET_ASIDE}/{key}.{now_us}"
+        target = f"{QUARANTINE}/{key}.{now_us}"
         store = self._open()
         with self._told("set aside", key):
             obstore.copy(store, key, target)
@@ -471,7 +471,7 @@ def _blank(key: str) -> bytes | None:
         series, period = place
         return bytes(encode_partition(Partition.empty(), series, period_name(series.timeframe, period)))
     quiet = parse_quiet_key(key)
-    return None if quiet is None else encode_ledger(Ledger(), quiet)
+    return None if quiet is None else encode_ledger(Coverage(), quiet)
 
 
 def _reason(exc: BaseException) -> str:

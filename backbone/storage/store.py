@@ -34,7 +34,7 @@ from backbone.storage import audit
 from backbone.storage.audit import Problem
 from backbone.storage.cache import MemoryCache, MemoryStats
 from backbone.storage.copy import Copied, copy_store
-from backbone.storage.coverage import EVER, Fresh, Ledger, SpanSet, on_grid
+from backbone.storage.coverage import EVER, Coverage, Provisional, SpanSet, on_grid
 from backbone.storage.files import Files, LocalFiles, OvertakenError, Version
 from backbone.storage.layout import CANDLES, Series, parse_period
 from backbone.storage.merge import Page, merge_pages
@@ -128,7 +128,7 @@ class CandleStore:
         self._group_commit_s = group_commit_s
         self._files: Files = LocalFiles(root, clock) if isinstance(root, Path) else root
         self._memory: MemoryCache[_Entry] = MemoryCache(memory_bytes, clock)
-        self._ledgers: MemoryCache[tuple[Version, Ledger]] = MemoryCache(_LEDGER_BYTES, clock)
+        self._ledgers: MemoryCache[tuple[Version, Coverage]] = MemoryCache(_LEDGER_BYTES, clock)
         self._ids = itertools.count(1)
         self._incidents: deque[Incident] = deque(maxlen=1000)
         self._bad: dict[str, Version] = {}
@@ -205,10 +205,10 @@ class CandleStore:
                 f"{series}: a candle table has the columns {CANDLE_SCHEMA.names}, not {table.schema.names}"
             )
         table = table.combine_chunks() if table.num_rows else empty_candles()
-        provisional: tuple[Fresh, ...] = ()
+        provisional: tuple[Provisional, ...] = ()
         if fresh is not None:
             (start, end), due_us = fresh
-            provisional = tuple(Fresh(a, b, due_us) for a, b in proof.clip((start, end)))
+            provisional = tuple(Provisional(a, b, due_us) for a, b in proof.clip((start, end)))
         page = Page(next(self._ids), table, proof, provisional, source, now_us)
         times = page.times
         if len(times):
@@ -310,7 +310,7 @@ class CandleStore:
         if silence != quiet:
             self._files.replace(series.quiet_key, encode_ledger(silence, series))
 
-    def _write_partition(self, series: Series, period: Span, pages: Sequence[Page], quiet: Ledger) -> None:
+    def _write_partition(self, series: Series, period: Span, pages: Sequence[Page], quiet: Coverage) -> None:
         key = series.key(period)
         self._bad.pop(key, None)  # a damaged file that could not be moved: try again
         entry, _ = self._current(series, period, pages, quiet)
@@ -350,7 +350,7 @@ class CandleStore:
             if table.num_rows:
                 tables.append(table)
                 tiers[tier] += table.num_rows
-        covered = _vouched(Ledger.joined(ledgers), pages, timeframe, span)
+        covered = _vouched(Coverage.joined(ledgers), pages, timeframe, span)
         return Stored(pa.concat_tables(tables) if tables else empty_candles(), covered, tiers)
 
     def coverage(self, market: str, timeframe: Timeframe, span: Span) -> SpanSet:
@@ -377,7 +377,7 @@ class CandleStore:
             else:
                 claimed = peek_footer(self._files.tail(key, TAIL_BYTES) or b"")
                 ledgers.append(self._file_ledger(series, period, quiet) if claimed is None else claimed[1])
-        return _vouched(Ledger.joined(ledgers), [], timeframe, span)
+        return _vouched(Coverage.joined(ledgers), [], timeframe, span)
 
     def weigh(self, market: str, timeframe: Timeframe, most: int) -> tuple[int, int, int]:
         """Rows, bytes and candle slots vouched for of the newest `most` files of a series, by what their ends
@@ -433,14 +433,14 @@ class CandleStore:
             pages = list(pending.pages) if pending else []
         return [page for page in pages if page.proof.touches(span)]
 
-    def _ledger(self, series: Series, span: Span) -> Ledger:
+    def _ledger(self, series: Series, span: Span) -> Coverage:
         """What the files say of `span`; their rows are not read again for it."""
         quiet = self._quiet(series)
         periods = self._file_periods(series, span)
         inside = [self._file_ledger(series, period, quiet) for period in periods]
-        return Ledger.joined([quiet.without(SpanSet(periods)), *inside])
+        return Coverage.joined([quiet.without(SpanSet(periods)), *inside])
 
-    def _file_ledger(self, series: Series, period: Span, quiet: Ledger) -> Ledger:
+    def _file_ledger(self, series: Series, period: Span, quiet: Coverage) -> Coverage:
         key = series.key(period)
         version = self._files.stat(key)
         known = self._ledgers.get(key)
@@ -460,7 +460,7 @@ class CandleStore:
         touched = sorted(p for p in found if p is not None and p.start < span.end and span.start < p.end)
         return [period for period in touched if self._files.stat(series.key(period)) is not None]
 
-    def _current(self, series: Series, period: Span, pages: Sequence[Page], quiet: Ledger) -> tuple[_Entry, str]:
+    def _current(self, series: Series, period: Span, pages: Sequence[Page], quiet: Coverage) -> tuple[_Entry, str]:
         """A period as this process sees it, pending pages included, and the tier it came from."""
         key = series.key(period)
         mine = [page for page in pages if page.proof.touches(period)]
@@ -478,7 +478,7 @@ class CandleStore:
             self._memory.put(key, entry, merged.nbytes)
         return entry, tier
 
-    def _held(self, series: Series, period: Span, quiet: Ledger) -> tuple[_Entry, str]:
+    def _held(self, series: Series, period: Span, quiet: Coverage) -> tuple[_Entry, str]:
         """A period as the files have it, and the tier. Where there is no file, the sidecar's word of it."""
         key = series.key(period)
         name, path = period_name(series.timeframe, period), str(self._files.path(key))
@@ -497,12 +497,12 @@ class CandleStore:
         self._ledgers.put(key, (version, partition.ledger), _ledger_bytes(partition.ledger))
         return entry
 
-    def _quiet(self, series: Series) -> Ledger:
+    def _quiet(self, series: Series) -> Coverage:
         """The sidecar's ledger."""
         key = series.quiet_key
         version = self._files.stat(key)
         if version is None:
-            return Ledger()
+            return Coverage()
         known = self._ledgers.get(key)
         if known is not None and known[0] == version:
             return known[1]
@@ -513,8 +513,8 @@ class CandleStore:
                 return ledger
             except CorruptPartitionError as exc:
                 if not self._has_replacement(series, key, None, blob.version, exc):
-                    return Ledger()
-        return Ledger()
+                    return Coverage()
+        return Coverage()
 
     # -- damage
 
@@ -705,7 +705,7 @@ class CandleStore:
         return f"CandleStore({str(self._files.path(CANDLES))!r}, {self._exchange}, {waiting} rows pending)"
 
 
-def _vouched(ledger: Ledger, pages: Iterable[Page], timeframe: Timeframe, span: Span) -> SpanSet:
+def _vouched(ledger: Coverage, pages: Iterable[Page], timeframe: Timeframe, span: Span) -> SpanSet:
     """The covered part of `span`; its ragged ends, in which no candle opens, go with their neighbour."""
     first, last = timeframe.ceil(max(0, span.start)), timeframe.ceil(max(0, span.end))
     if first >= last:
@@ -738,5 +738,5 @@ def _rows_in(partition: Partition, span: Span) -> pa.Table:
     return partition.table.slice(low, high - low)
 
 
-def _ledger_bytes(ledger: Ledger) -> int:
+def _ledger_bytes(ledger: Coverage) -> int:
     return 400 + 120 * (len(ledger.covered) + len(ledger.fresh))

@@ -146,7 +146,7 @@ def test_html_of_everything_is_looked_at() -> None:
     package = Path(backbone.__file__).parent
     found = set()
     for path in package.rglob("*.py"):
-        if "widgets" in path.parts:
+        if "notebook" in path.parts:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):

@@ -170,7 +170,7 @@ def test_truth_hours_folded_from_recorded_minutes_equal_recorded_hours(recording
             assert (folded[column].to_numpy() == expected[column].to_numpy()).all()
         np.testing.assert_allclose(folded["volume"], expected["volume"], rtol=1e-9)
         days = client.candles("KRW-BTC", "1d", start, "2025-10-04T00:00:00Z")
-        by_day = expected.loc[: "2025-10-03T23:59"].groupby(pd.Grouper(freq="D"))  # type: ignore[misc]
+        by_day = expected.loc[:"2025-10-03T23:59"].groupby(pd.Grouper(freq="D"))  # type: ignore[misc]
         assert (days["high"].to_numpy() == by_day["high"].max().to_numpy()).all()
         assert (days["close"].to_numpy() == by_day["close"].last().to_numpy()).all()
         differing = client.store.verify("KRW-BTC", "1h", against="venue", start=start, end=end)

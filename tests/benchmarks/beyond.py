@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from backbone.clock import SystemClock
 from backbone.model import CANDLE_SCHEMA, Span
-from backbone.storage.coverage import Ledger, SpanSet
+from backbone.storage.coverage import Coverage, SpanSet
 from backbone.storage.files import LocalFiles
 from backbone.storage.layout import Series
 from backbone.storage.partition import REVISION_SCHEMA, Partition, encode_partition
@@ -52,7 +52,7 @@ def build(folder: Path, rows: int) -> list[str]:
         for period in periods_in(MINUTE, Span(first, last)):
             low, high = (period.start - first) // MINUTE_US, (period.end - first) // MINUTE_US
             table = _candles(period, path[low:high], seed=written)
-            partition = Partition(table, Ledger(SpanSet([period])), REVISION_SCHEMA.empty_table())
+            partition = Partition(table, Coverage(SpanSet([period])), REVISION_SCHEMA.empty_table())
             files.replace(series.key(period), encode_partition(partition, series, period_name(MINUTE, period)))
             written += table.num_rows
             if written >= rows:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from backbone.clock import VenueClock
 from backbone.coordinator.live.feed import Feed
-from backbone.coordinator.live.latest import Board
+from backbone.coordinator.live.latest import LatestRows
 from backbone.coordinator.live.recent import candle_rows
 from backbone.coordinator.metrics import Metrics
 from backbone.errors import BackboneError
@@ -107,7 +107,7 @@ class SaidStream:
             self.sink(record, self.clock.monotonic(), True)
 
     def say(self, *records: Any) -> None:
-        """Changes."""
+        """ConflatedChanges."""
         self.state = replace(self.state, last_frame_s=self.clock.monotonic())
         for record in records:
             self.sink(record, self.clock.monotonic(), False)
@@ -234,7 +234,7 @@ class Rig:
         self.clock = HandClock()
         self.scheduler = HandScheduler(self.clock)
         self.fetcher = HandFetcher()
-        self.board = Board(self.clock)
+        self.board = LatestRows(self.clock)
         self.streams: list[SaidStream] = []
         kept = set(held)
         self.feed = Feed(

@@ -219,9 +219,7 @@ def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
 
 def test_scheduler_unused_starts_no_thread(bench):
     """Threads come with the first ticket."""
-    assert threading.active_count() == 1 or not [
-        t for t in threading.enumerate() if t.name.startswith("backbone-")
-    ]
+    assert threading.active_count() == 1 or not [t for t in threading.enumerate() if t.name.startswith("backbone-")]
     assert "idle" in repr(bench.scheduler)
 
 

@@ -18,7 +18,7 @@ from backbone.coordinator.candles.planner import EARLIEST_US, SeriesPlan
 from backbone.errors import CorruptPartitionError, InputError, PayloadError, SourceError, StoreError
 from backbone.model import CANDLE_SCHEMA, Span
 from backbone.routing import refusals, wire
-from backbone.storage.coverage import EVER, Ledger, SpanSet
+from backbone.storage.coverage import EVER, Coverage, SpanSet
 from backbone.storage.layout import Series, is_market_name
 from backbone.storage.partition import (
     Partition,
@@ -196,9 +196,9 @@ def fuzz_planner(data: bytes) -> None:
 @cache
 def _sealed() -> tuple[bytes, bytes, Series, Span]:
     series, period = Series("upbit", "KRW-BTC", MINUTE), period_of(MINUTE, MAY)
-    partition = Partition(minutes(0, 300, every=2), Ledger(SpanSet([span(0, 300)])), Partition.empty().revisions)
+    partition = Partition(minutes(0, 300, every=2), Coverage(SpanSet([span(0, 300)])), Partition.empty().revisions)
     data = bytes(encode_partition(partition, series, period_name(MINUTE, period)))
-    quiet = bytes(encode_ledger(Ledger(SpanSet([span(-9000, -5000)])), series))
+    quiet = bytes(encode_ledger(Coverage(SpanSet([span(-9000, -5000)])), series))
     return data, quiet, series, period
 
 

@@ -104,8 +104,21 @@ def test_file_without_rows_is_a_quiet_period() -> None:
         packed([HEADER, ROWS[0].replace("90", "nan")]),
     ],
     ids=[
-        "nothing", "html", "cut", "two files", "no csv", "other columns", "more columns", "doubled", "off the grid",
-        "another day", "impossible", "filled", "empty cell", "words", "nan",
+        "nothing",
+        "html",
+        "cut",
+        "two files",
+        "no csv",
+        "other columns",
+        "more columns",
+        "doubled",
+        "off the grid",
+        "another day",
+        "impossible",
+        "filled",
+        "empty cell",
+        "words",
+        "nan",
     ],
 )
 def test_file_of_another_shape_is_refused_whole(body: bytes) -> None:

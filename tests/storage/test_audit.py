@@ -10,7 +10,7 @@ import pytest
 
 from backbone.errors import StoreError
 from backbone.model import CANDLE_SCHEMA, Span
-from backbone.storage.coverage import Ledger, SpanSet
+from backbone.storage.coverage import Coverage, SpanSet
 from backbone.storage.layout import Series
 from backbone.storage.partition import REVISION_SCHEMA, Partition, encode_ledger, encode_partition
 from backbone.timeframe import period_name, period_of
@@ -33,7 +33,7 @@ def fill(root: Path) -> None:
 
 def forge(root: Path, table: pa.Table, covered: SpanSet | None = None) -> Path:
     """A partition with a right seal over rows that the store would never take."""
-    held = Partition(table, Ledger(covered or SpanSet([PERIOD])), REVISION_SCHEMA.empty_table())
+    held = Partition(table, Coverage(covered or SpanSet([PERIOD])), REVISION_SCHEMA.empty_table())
     path = root / SERIES.key(PERIOD)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode_partition(held, SERIES, period_name(MINUTE, PERIOD)))
@@ -175,7 +175,7 @@ def test_repair_lets_no_stale_silence_speak_for_a_file_set_aside(tmp_path: Path)
     """The span of a partition that repair moved is unknown, whatever an old sidecar says of it."""
     fill(tmp_path)
     sidecar = tmp_path / SERIES.quiet_key
-    sidecar.write_bytes(encode_ledger(Ledger(SpanSet([Span(0, PERIOD.end)])), SERIES))
+    sidecar.write_bytes(encode_ledger(Coverage(SpanSet([Span(0, PERIOD.end)])), SERIES))
     spoil(tmp_path / SERIES.key(PERIOD))
     store = open_store(tmp_path)
     store.repair()

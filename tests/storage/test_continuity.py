@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backbone.model import Span
-from backbone.storage.continuity import Outage, outages, stretches
+from backbone.storage.continuity import Outage, intervals, outages
 from backbone.storage.coverage import SpanSet
 from backbone.timeframe import parse_timeframe
 from tests.storage.helpers import MAY, MINUTE, MINUTE_US, span
@@ -29,7 +29,7 @@ def test_stretches_give_every_slot_its_state(
     inside = [n for n in range(-1, 26) if window.start <= MAY + n * MINUTE_US < window.end]
     times = np.array([MAY + n * MINUTE_US for n in sorted(traded) if n in inside], dtype=np.int64)
     covered = SpanSet(span(n, n + 1) for n in traded | silent).clip(window)
-    found = stretches(times, covered, window, MINUTE)
+    found = intervals(times, covered, window, MINUTE)
     states = {}
     for part in found:
         for t in range(part.start, part.end, MINUTE_US):
@@ -44,7 +44,7 @@ def test_stretches_of_months_follow_the_calendar() -> None:
     month = parse_timeframe("1M")
     opens = [month.next(MAY, n) for n in range(6)]
     times = np.array([opens[0], opens[1], opens[3]], dtype=np.int64)
-    found = stretches(times, SpanSet([(opens[0], opens[4])]), Span(opens[0], opens[5]), month)
+    found = intervals(times, SpanSet([(opens[0], opens[4])]), Span(opens[0], opens[5]), month)
     assert [(part.state, part.slots) for part in found] == [("data", 2), ("quiet", 1), ("data", 1), ("unknown", 1)]
 
 

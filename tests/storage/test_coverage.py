@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backbone.model import Span
-from backbone.storage.coverage import Fresh, Ledger, SpanSet
+from backbone.storage.coverage import Coverage, Provisional, SpanSet
 
 edges = st.integers(min_value=0, max_value=30)
 spans = st.tuples(edges, edges)
@@ -71,17 +71,17 @@ def test_span_set_of_a_span_is_that_span() -> None:
 replies = st.lists(st.tuples(spans, st.one_of(st.none(), st.tuples(spans, st.integers(1, 9)))), max_size=6)
 
 
-def provisional(fresh: object, proof: SpanSet) -> tuple[Fresh, ...]:
+def provisional(fresh: object, proof: SpanSet) -> tuple[Provisional, ...]:
     if fresh is None:
         return ()
     (start, end), due = fresh  # type: ignore[misc]
-    return tuple(Fresh(a, b, due) for a, b in proof.clip((start, end)))
+    return tuple(Provisional(a, b, due) for a, b in proof.clip((start, end)))
 
 
 @given(replies, spans, st.integers(0, 10))
 def test_ledger_agrees_with_a_map_of_instants(told: list[object], window: Span, now: int) -> None:
     """Coverage only grows, and the newest reply decides alone what of its span is provisional."""
-    ledger, due_at = Ledger(), dict[int, int]()
+    ledger, due_at = Coverage(), dict[int, int]()
     covered = set[int]()
     for proof_span, fresh in told:  # type: ignore[misc]
         proof = SpanSet([proof_span])
@@ -98,4 +98,4 @@ def test_ledger_agrees_with_a_map_of_instants(told: list[object], window: Span, 
     assert instants(rest.covered) == covered - inside
     assert instants(rest.due(now)) == instants(ledger.due(now)) - inside
     parts = [ledger.clip((0, 11)), ledger.clip((11, 12)), ledger.clip((12, 40))]
-    assert Ledger.joined(parts) == ledger
+    assert Coverage.joined(parts) == ledger

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from backbone.model import CANDLE_SCHEMA, empty_candles
 from backbone.storage import partition as codec
-from backbone.storage.coverage import Ledger, SpanSet
+from backbone.storage.coverage import Coverage, SpanSet
 from backbone.storage.grow import grow
 from backbone.storage.partition import Partition, encode_partition
 from tests.storage.helpers import MINUTE, minutes, open_store, span
@@ -37,7 +37,7 @@ def small_files_grow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def held(first: int, last: int) -> Partition:
     table = minutes(first, last)
-    ledger = Ledger(SpanSet([span(first, last)]))
+    ledger = Coverage(SpanSet([span(first, last)]))
     return Partition(table, ledger, codec.REVISION_SCHEMA.empty_table(), (0, table.num_rows))
 
 
@@ -96,7 +96,7 @@ def test_partition_takes_over_what_its_file_holds() -> None:
 def test_partition_that_only_claims_more_keeps_its_rows() -> None:
     """A second ask that changes nothing writes a footer and encodes no row."""
     base = encode_partition(held(0, 400), SERIES, NAME)
-    wider = replace(held(0, 400), ledger=Ledger(SpanSet([span(0, 500)])))
+    wider = replace(held(0, 400), ledger=Coverage(SpanSet([span(0, 500)])))
     grown = encode_partition(wider, SERIES, NAME, base)
     assert row_groups(grown) == 1
     assert decode(grown).table.equals(wider.table)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backbone.model import CANDLE_COLUMNS, Span
-from backbone.storage.coverage import Fresh, SpanSet
+from backbone.storage.coverage import Provisional, SpanSet
 from backbone.storage.merge import Page, merge_pages
 from backbone.storage.partition import Partition
 from tests.storage.helpers import MAY, MINUTE_US, candles, minutes, rows_of, span
@@ -25,7 +25,7 @@ def pages(draw: st.DrawFn) -> Page:
     slots = [t for a, b in proof for t in range(a, b, MINUTE_US)]
     times = sorted(draw(st.sets(st.sampled_from(slots)))) if slots else []
     due = draw(st.integers(1, 3))
-    fresh = tuple(Fresh(a, b, due) for a, b in proof.clip(span(10, 20))) if draw(st.booleans()) else ()
+    fresh = tuple(Provisional(a, b, due) for a, b in proof.clip(span(10, 20))) if draw(st.booleans()) else ()
     source = draw(st.sampled_from(["rest", "stream"]))
     return Page(draw(st.integers(1, 999)), candles(times, draw(st.integers(0, 1))), proof, fresh, source, due)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import CANDLE_SCHEMA, Span
 from backbone.storage import partition as codec
-from backbone.storage.coverage import Fresh, Ledger, SpanSet
+from backbone.storage.coverage import Coverage, Provisional, SpanSet
 from backbone.storage.layout import Series
 from backbone.storage.merge import Page, merge_pages
 from backbone.storage.partition import (
@@ -39,7 +39,7 @@ def decode(data: bytes | bytearray, series: Series = SERIES, name: str = NAME) -
 
 def partition_with_everything() -> Partition:
     """Rows, holes, provisional spans and revisions."""
-    ledger = Ledger(SpanSet([span(0, 40), span(50, 60)]), (Fresh(*span(55, 60), 7),))
+    ledger = Coverage(SpanSet([span(0, 40), span(50, 60)]), (Provisional(*span(55, 60), 7),))
     held = Partition(minutes(0, 40, every=3), ledger, codec.REVISION_SCHEMA.empty_table())
     page = Page(1, minutes(3, 12, 5, every=2), SpanSet([span(3, 12)]), (), "rest", MAY)
     return merge_pages(held, [page], PERIOD)
@@ -68,7 +68,7 @@ def test_partition_read_back_is_what_was_written() -> None:
 
 def test_partition_without_rows_keeps_its_coverage() -> None:
     """A file of silence vouches for it."""
-    empty = Partition.empty(Ledger(SpanSet([span(0, 9)])))
+    empty = Partition.empty(Coverage(SpanSet([span(0, 9)])))
     found = decode(encode_partition(empty, SERIES, NAME))
     assert found.table.num_rows == 0
     assert found.table.schema == CANDLE_SCHEMA
@@ -80,7 +80,7 @@ def test_partition_keeps_every_float_to_the_bit(values: list[float]) -> None:
     """No number is rounded, whatever it is."""
     arrays = [pa.array([MAY]).view(CANDLE_SCHEMA.field("time").type), *(pa.array([v]) for v in values)]
     table = pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
-    held = Partition(table, Ledger(SpanSet([span(0, 1)])), codec.REVISION_SCHEMA.empty_table())
+    held = Partition(table, Coverage(SpanSet([span(0, 1)])), codec.REVISION_SCHEMA.empty_table())
     found = decode(encode_partition(held, SERIES, NAME)).table
     for name, value in zip(CANDLE_SCHEMA.names[1:], values, strict=True):
         assert found.column(name).to_numpy().tobytes() == np.float64(value).tobytes()
@@ -186,7 +186,7 @@ def test_partition_copied_to_another_place_is_damaged(series: Series, name: str)
 
 
 def sealed(table: pa.Table) -> bytearray:
-    ledger = Ledger(SpanSet([PERIOD]))
+    ledger = Coverage(SpanSet([PERIOD]))
     return encode_partition(Partition(table, ledger, codec.REVISION_SCHEMA.empty_table()), SERIES, NAME)
 
 
@@ -207,7 +207,7 @@ def test_partition_sealed_over_wrong_rows_is_damaged(table: pa.Table, reason: st
 
 def test_ledger_read_back_is_what_was_written() -> None:
     """The sidecar of silence survives the round trip, and no changed byte or cut of it does."""
-    ledger = Ledger(SpanSet([Span(0, MAY), span(5, 9)]), (Fresh(*span(5, 7), 3),))
+    ledger = Coverage(SpanSet([Span(0, MAY), span(5, 9)]), (Provisional(*span(5, 7), 3),))
     data = encode_ledger(ledger, SERIES)
     assert decode_ledger(data, SERIES, "p") == ledger
     for at in range(len(data)):
@@ -223,6 +223,6 @@ def test_ledger_read_back_is_what_was_written() -> None:
 
 def test_ledger_of_a_newer_version_asks_for_an_upgrade() -> None:
     """The sidecar's format is told apart as the partition's is."""
-    data = encode_ledger(Ledger(), SERIES).replace(b'"format":1', b'"format":9')
+    data = encode_ledger(Coverage(), SERIES).replace(b'"format":1', b'"format":9')
     with pytest.raises(StoreError, match="upgrade"):
         decode_ledger(reseal(data), SERIES, "p")

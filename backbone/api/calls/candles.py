@@ -147,9 +147,7 @@ class CandleCall:
     def _again(self, frame: Any, elapsed_ms: float) -> Any:
         """A kept frame with what is to be said of this answer."""
         was = frame.attrs["backbone"]
-        self.session.coordinator().metrics.time(
-            "call", elapsed_ms / 1000, group="candles", priority=self.priority
-        )
+        self.session.coordinator().metrics.time("call", elapsed_ms / 1000, group="candles", priority=self.priority)
         frame.attrs["backbone"] = facts(
             sources={"memo": len(frame)}, elapsed_ms=elapsed_ms, rows=len(frame), priority=self.priority, requests=0,
             pages=0, quiet=was["quiet"], unknown=was["unknown"],
@@ -278,9 +276,7 @@ def facts(
 
 def told(rows: int, source: str = "memory") -> dict[str, Any]:
     """The same of what is known here without a question: how things stand, what the store says of itself."""
-    return facts(
-        sources={source: rows}, elapsed_ms=0.0, rows=rows, priority=Priority.NORMAL, requests=0, pages=0
-    )
+    return facts(sources={source: rows}, elapsed_ms=0.0, rows=rows, priority=Priority.NORMAL, requests=0, pages=0)
 
 
 @dataclass(frozen=True)

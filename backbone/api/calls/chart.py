@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from backbone.api.session import Session
-    from backbone.coordinator.live.latest import Tap
+    from backbone.coordinator.live.latest import RecordQueue
 
 __all__ = ["LiveChart", "open_chart"]
 
@@ -83,7 +83,7 @@ class _Follower:
         self._timeframe = timeframe
         self._kind = next((kind for kind in KINDS if timeframe_of(kind) == timeframe), "ticker")
         self._table: LiveTable | None = None
-        self._tap: Tap | None = None
+        self._tap: RecordQueue | None = None
         self._lost = 0  # records dropped and gaps mended so far
         self._days: dict[int, CandleRow] = {}  # of the candle that forms, where it is longer than a day
         self._is_stopped = False
@@ -183,7 +183,7 @@ def _let_go(loop: asyncio.AbstractEventLoop, table: LiveTable) -> None:
         loop.call_soon_threadsafe(table.stop)
 
 
-def _drained(tap: Tap) -> list[Any]:
+def _drained(tap: RecordQueue) -> list[Any]:
     found = []
     while len(tap):
         record = tap.get(0.0)

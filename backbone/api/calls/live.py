@@ -25,7 +25,7 @@ from backbone.api.arguments import in_zone, parse_markets, parse_quote
 from backbone.api.calls.candles import facts
 from backbone.api.format import tick_size
 from backbone.coordinator.live.feed import KINDS, Subscription, parse_kind, timeframe_of
-from backbone.coordinator.live.latest import Changes, Held, Tap
+from backbone.coordinator.live.latest import ConflatedChanges, Held, RecordQueue
 from backbone.coordinator.live.reconcile import LiveEvent
 from backbone.errors import InputError, StreamClosedError
 from backbone.model import LiveCandle, OrderBook, Priority, Ticker, Trade
@@ -119,7 +119,7 @@ class LiveTable:
 
     Examples
     --------
-    >>> with session.live(["KRW-BTC", "KRW-ETH"]) as table:
+    >>> with client.live(["KRW-BTC", "KRW-ETH"]) as table:
     ...     table.frame().index.tolist()
     ['KRW-BTC', 'KRW-ETH']
     """
@@ -130,7 +130,7 @@ class LiveTable:
         self._subscription = subscription
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[LiveUpdate], object]] = []
-        self._changes: Changes | None = None
+        self._changes: ConflatedChanges | None = None
         self._thread: threading.Thread | None = None
         self._own_events: list[TableEvent] = []
         self._view: TickerTable | None = None
@@ -255,7 +255,7 @@ class LiveTable:
                 self._thread.start()
         return callback
 
-    def _call_back(self, changes: Changes) -> None:
+    def _call_back(self, changes: ConflatedChanges) -> None:
         """The callbacks' thread, until the table is stopped."""
         missed = 0
         while True:
@@ -316,7 +316,7 @@ class LiveTable:
         finally:
             changes.end()
 
-    def records(self, size: int = 10_000) -> Tap:
+    def records(self, size: int = 10_000) -> RecordQueue:
         """Every record from now on in a bounded queue: ``get(timeout_s)``, ``dropped``, ``end()``."""
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InputError("size", size, "a whole number, 1 or more")

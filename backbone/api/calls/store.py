@@ -190,9 +190,7 @@ class StoreView:
             for detail in differences(mine, rows_inside(theirs, known), _RELATIVE)
         ]
 
-    def recheck(
-        self, market: str | None = None, timeframe: str | None = None, *, frames: str | None = None
-    ) -> Any:
+    def recheck(self, market: str | None = None, timeframe: str | None = None, *, frames: str | None = None) -> Any:
         """Ask the bulk archive whether files that candles were taken from were issued again: one row a file.
 
         ``file market timeframe state detail``; ``state`` is ``same``, ``changed`` (the new file was checked and stored,

@@ -224,9 +224,7 @@ class Archive:
 
     # -- later ---------------------------------------------------------------------------------------------------
 
-    def recheck(
-        self, market: str, timeframe: Timeframe, span: Span, ask: Callable[[Ask], Any]
-    ) -> Iterator[Recheck]:
+    def recheck(self, market: str, timeframe: Timeframe, span: Span, ask: Callable[[Ask], Any]) -> Iterator[Recheck]:
         """Compare the files that were believed with what the archive now says of them; store what was issued again.
 
         `ask` puts one question and waits for its value; raises the error tree.

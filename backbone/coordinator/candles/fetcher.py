@@ -37,7 +37,7 @@ from backbone.model import Priority, Span, empty_candles
 from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
 from backbone.settings import Settings
-from backbone.storage.continuity import Outage, Stretch, outages, stretches
+from backbone.storage.continuity import Interval, Outage, intervals, outages
 from backbone.storage.coverage import SpanSet
 from backbone.storage.fold import fold
 from backbone.storage.store import CandleStore, Stored
@@ -508,10 +508,10 @@ class CandleFetcher:
         found = {name: rows for name, rows in sources.items() if rows}
         return CandleAnswer(series.market, span, table, quiet, unknown, pages, found, tuple(lost), causes, fetched)
 
-    def ledger(self, market: str, timeframe: Timeframe) -> list[Stretch]:
+    def ledger(self, market: str, timeframe: Timeframe) -> list[Interval]:
         """What is vouched for, oldest first: runs of candles, quiet stretches, and the unknown between them."""
         listed = self._store.quiet_before(market, timeframe)
-        found = [Stretch(EARLIEST_US, listed, "quiet", 0)] if listed > EARLIEST_US else []
+        found = [Interval(EARLIEST_US, listed, "quiet", 0)] if listed > EARLIEST_US else []
         now = timeframe.next(self.closed_before(timeframe), 1)
         bounds = self._store.coverage(market, timeframe, Span(listed, max(listed, now))).bounds
         if bounds is None:
@@ -520,10 +520,10 @@ class CandleFetcher:
         for period in periods_in(timeframe, Span(begin, bounds.end)):  # one partition in memory at a time
             part = Span(max(begin, period.start), min(bounds.end, period.end))
             held = self._store.read(market, timeframe, part)
-            for stretch in stretches(times_of(held.table), held.covered, part, timeframe):
+            for stretch in intervals(times_of(held.table), held.covered, part, timeframe):
                 if found and found[-1].state == stretch.state and found[-1].start > EARLIEST_US:
                     last = found.pop()
-                    stretch = Stretch(last.start, stretch.end, last.state, last.slots + stretch.slots)
+                    stretch = Interval(last.start, stretch.end, last.state, last.slots + stretch.slots)
                 found.append(stretch)
         return found
 
@@ -640,9 +640,7 @@ class CandleFetcher:
         beyond = proof.clip(brought) - SpanSet([page.claim])
         return beyond and beyond - self._store.coverage(series.market, series.timeframe, brought)
 
-    def _keep(
-        self, series: _Series, table: pa.Table, proof: SpanSet, *, source: str = "rest"
-    ) -> StoreError | None:
+    def _keep(self, series: _Series, table: pa.Table, proof: SpanSet, *, source: str = "rest") -> StoreError | None:
         """Give the store what a reply proved; what has only just closed is to be asked once more.
 
         An error of the disk's is for whoever waits: the rows are kept in memory.
@@ -688,9 +686,7 @@ class CandleFetcher:
                     waiting.store_error = waiting.store_error or exc
         _give_back()
 
-    def _believe(
-        self, series: _Series, page: Page, verdict: Verdict, reply: CandlePage, is_contradicted: bool
-    ) -> None:
+    def _believe(self, series: _Series, page: Page, verdict: Verdict, reply: CandlePage, is_contradicted: bool) -> None:
         """Raise `PayloadError` for silence that cannot be: a known candle is missing in the reply, candles are held
         from before it, or there is not even a newest one."""
         is_silent = verdict.edge_us is not None or verdict.proof.holds(EARLIEST_US)

@@ -242,6 +242,4 @@ def _joined(first: CandleAnswer, second: CandleAnswer) -> CandleAnswer:
         sources["memory"] = sources.get("memory", 0) - taken
         sources[name] = sources.get(name, 0) + taken
     found = {name: rows for name, rows in sources.items() if rows}
-    return replace(
-        second, pages=first.pages + second.pages, sources=found, fetched=first.fetched | second.fetched
-    )
+    return replace(second, pages=first.pages + second.pages, sources=found, fetched=first.fetched | second.fetched)

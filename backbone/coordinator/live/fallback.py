@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-__all__ = ["GRACE_S", "POLL_S", "Asked", "Ladder", "Rota"]
+__all__ = ["GRACE_S", "POLL_S", "Asked", "FallbackState", "RoundRobin"]
 
 GRACE_S = 2.0
 """A socket that is back within this was never missed: no poll is worth its request before."""
@@ -24,7 +24,7 @@ FAILING_S = 5.0
 """Between two polls while they fail."""
 
 
-class Ladder:
+class FallbackState:
     """The rung. Told what the socket and the polls do."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Ladder:
 
 
 @dataclass
-class Rota:
+class RoundRobin:
     """Whose turn it is in one wire group: one request at a time, all subjects in turn."""
 
     due_s: float = 0.0

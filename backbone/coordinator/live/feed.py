@@ -1,8 +1,8 @@
-"""What is live, and how it is kept fed: the one stream of a client, the polls that stand in for it, and its word.
+"""Live subscriptions: one WebSocket stream per client, REST polling while it is down, and how fresh each row is.
 
-`Feed` owns the stream: made on first use, stopped with the last subscription. Rows go to the `Board`, on the stream's
-thread; all else (polls, confirmations, giving up what nobody asks for) is decided in `_tick`, a job that the scheduler
-runs when something is due, so that no thread of its own is needed. Which rung of the ladder the feed is on is visible
+`Feed` owns the stream: made on first use, stopped with the last subscription. Rows go to the `LatestRows`, on the
+stream's thread; all else (polls, confirmations, giving up what nobody asks for) is decided in `_tick`, a job that the
+scheduler runs when something is due, so that no thread of its own is needed. Which rung of the ladder the feed is on is visible
 in `rung`, on every subscription and in `status`.
 
 How old a row is: a row that the stream told is known to be the latest for as long as the stream is heard. Its age
@@ -25,8 +25,8 @@ from typing import Any, Protocol
 
 from backbone.clock import Clock, VenueClock
 from backbone.coordinator.candles.fetcher import CandleFetcher
-from backbone.coordinator.live.fallback import Asked, Ladder, Rota
-from backbone.coordinator.live.latest import NEVER, Board, Cell, Changes, Held, Tap
+from backbone.coordinator.live.fallback import Asked, FallbackState, RoundRobin
+from backbone.coordinator.live.latest import NEVER, ConflatedChanges, Held, LatestRows, RecordQueue, Slot
 from backbone.coordinator.live.recent import CandleTrack, TradeTape, live_candles
 from backbone.coordinator.live.reconcile import Confirmer, LiveEvent
 from backbone.coordinator.metrics import Metrics
@@ -100,7 +100,9 @@ class Subscription:
         self._counted = sum(cell.count for cell in self.all_cells)
         self._first_event = feed.confirmer.last_number
         self._last_received = 0
-        self._followers: weakref.WeakSet[Changes | Tap] = weakref.WeakSet()  # the feed's lock guards it
+        self._followers: weakref.WeakSet[ConflatedChanges | RecordQueue] = (
+            weakref.WeakSet()
+        )  # the feed's lock guards it
         self.is_closed = False
 
     def __repr__(self) -> str:
@@ -130,7 +132,7 @@ class Subscription:
         """The newest rows of one of its kinds at one instant, in the order of its markets."""
         return self._board.snapshot(self._cells[kind])
 
-    def cell(self, kind: str, market: str) -> Cell | None:
+    def cell(self, kind: str, market: str) -> Slot | None:
         """The cell of one of its markets."""
         return next((cell for cell in self._cells[kind] if cell.market == market), None)
 
@@ -140,19 +142,19 @@ class Subscription:
         markets = set(self.markets)
         return [event for event in events if not event.market or event.market in markets]
 
-    def follow(self) -> Changes:
+    def follow(self) -> ConflatedChanges:
         """Collect its changes from now on, conflated; `end` it. It ends with the subscription at the latest."""
         changes = self._board.follow(self.all_cells)
         self._keep(changes)
         return changes
 
-    def tap(self, size: int) -> Tap:
+    def tap(self, size: int) -> RecordQueue:
         """Queue its records from now on, the newest `size`; `end` it. It ends with the subscription at the latest."""
         tap = self._board.tap(self.all_cells, size)
         self._keep(tap)
         return tap
 
-    def _keep(self, follower: Changes | Tap) -> None:
+    def _keep(self, follower: ConflatedChanges | RecordQueue) -> None:
         with self._feed._lock:
             self._followers.add(follower)
             is_late = self.is_closed
@@ -171,7 +173,7 @@ class Feed:
         self,
         url: str,
         *,
-        board: Board,
+        board: LatestRows,
         scheduler: Scheduler,
         candles: CandleFetcher,
         holds: Callable[[str, Timeframe], bool],
@@ -194,8 +196,8 @@ class Feed:
         self._source: Source | None = None
         self._state: StreamState | None = None
         self._subscriptions: list[Subscription] = []
-        self._ladder = Ladder()
-        self._rotas: dict[str, Rota] = {}
+        self._ladder = FallbackState()
+        self._rotas: dict[str, RoundRobin] = {}
         self._asked = Asked()
         self._asked_kinds: set[str] = set()  # what the stream tells for them; the asked lock's
         self._asked_off_s = NEVER  # asks earn nothing before this
@@ -365,7 +367,7 @@ class Feed:
         heard = source.state.last_frame_s if source is not None else None
         return NEVER if heard is None else heard
 
-    def known_at(self, cell: Cell, heard_s: float) -> tuple[float, bool]:
+    def known_at(self, cell: Slot, heard_s: float) -> tuple[float, bool]:
         """When the cell's row was last known to be the latest, and whether that is the stream's word."""
         held = cell.held
         if held is None:
@@ -382,9 +384,7 @@ class Feed:
         with self.board.lock:
             return cell.history.newest(count) if isinstance(cell.history, TradeTape) else None
 
-    def forming(
-        self, market: str, timeframe: Timeframe, after_us: int, priority: Priority
-    ) -> list[LiveCandle] | None:
+    def forming(self, market: str, timeframe: Timeframe, after_us: int, priority: Priority) -> list[LiveCandle] | None:
         """The candles that open at or after `after_us`, oldest first, where the stream told them all just now."""
         if f"candle.{timeframe}" not in _CANDLE_KINDS:
             return None
@@ -397,7 +397,7 @@ class Feed:
         with self.board.lock:
             return cell.history.since(after_us) if isinstance(cell.history, CandleTrack) else None
 
-    def _told(self, kind: str, market: str, oldest_s: float) -> Cell | None:
+    def _told(self, kind: str, market: str, oldest_s: float) -> Slot | None:
         cell = self.board.known(kind, [market]).get(market)
         if cell is None:
             return None
@@ -507,7 +507,7 @@ class Feed:
             return [], begins
         due, wake = [], None
         for group in {_group_of(kind) for one in self._subscriptions for kind in one.kinds}:
-            rota = self._rotas.setdefault(group, Rota())
+            rota = self._rotas.setdefault(group, RoundRobin())
             if not rota.is_asking and rota.due_s <= now:
                 rota.is_asking, rota.due_s = True, now + self._ladder.pace_s
                 due.append(group)
@@ -605,4 +605,3 @@ class Feed:
 
 def _group_of(kind: str) -> str:
     return _GROUPS.get(kind, "candles")
-

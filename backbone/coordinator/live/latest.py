@@ -1,10 +1,11 @@
 """The newest row of each kind and market, held once whoever brought it, and who wants to hear of changes.
 
-Decides which of two rows is the newer one, and what a consumer that cannot keep up gets: the latest of each cell, or
-the newest records of a bounded queue. Rows come from the socket (`Board.take`, one call a message, a microsecond) and
-from REST (`Board.offer`). Realtime data lives here and nowhere else; it is bounded by the number of cells.
+Decides which of two rows is the newer one, and what a consumer that cannot keep up gets: the latest of each slot, or
+the newest records of a bounded queue. Rows come from the socket (`LatestRows.take`, one call a message, a
+microsecond) and from REST (`LatestRows.offer`). Realtime data lives here and nowhere else, bounded by the number of
+slots.
 
-One lock guards every cell, its history and the followers; the conditions of the followers are built on it. Nothing is
+One lock guards every slot, its history and the followers; the conditions of the followers are built on it. Nothing is
 called back under it: a follower is only marked and woken.
 """
 
@@ -23,7 +24,7 @@ from backbone.locks import renew_after_fork
 from backbone.model import LiveCandle, OrderBook, Ticker, Trade
 from backbone.routing.wire import KINDS, LiveRecord, kind_of
 
-__all__ = ["Board", "Cell", "Changes", "Held", "Tap", "grouped"]
+__all__ = ["ConflatedChanges", "Held", "LatestRows", "RecordQueue", "Slot", "grouped"]
 
 R = TypeVar("R", bound=LiveRecord)
 
@@ -38,7 +39,7 @@ class Held(msgspec.Struct, Generic[R], frozen=True, gc=False):
     received_s: float
 
 
-class Cell:
+class Slot:
     """The newest row of one kind and market. Read `held` at will; the rest belongs to the board.
 
     ``count`` counts every record that came for it. ``stream_s`` is when the stream last told it, as far as that still
@@ -55,29 +56,29 @@ class Cell:
         self.stream_s = NEVER
         self.wants = 0
         self.history: History | None = None
-        self.followers: tuple[Changes | Tap, ...] = ()
+        self.followers: tuple[ConflatedChanges | RecordQueue, ...] = ()
 
     def __repr__(self) -> str:
-        return f"<Cell {self.kind} {self.market} {self.count} records>"
+        return f"<Slot {self.kind} {self.market} {self.count} records>"
 
 
-class Changes:
+class ConflatedChanges:
     """Which cells changed since they were last taken: the latest value of each, however slow the taker.
 
     ``arrived`` counts records, ``missed`` those that were replaced before they were taken.
     """
 
-    def __init__(self, board: Board, cells: Sequence[Cell]) -> None:
+    def __init__(self, board: LatestRows, cells: Sequence[Slot]) -> None:
         self._board = board
         self._cells = cells
         self._condition = threading.Condition(board.lock)
-        self._changed: dict[Cell, None] = {}
+        self._changed: dict[Slot, None] = {}
         self._goal = 0  # `arrived` at which the sleeper is woken; 0: nobody sleeps
         self._is_ended = False
         self.arrived = 0
         self.missed = 0
 
-    def note_locked(self, cell: Cell, record: LiveRecord) -> None:
+    def note_locked(self, cell: Slot, record: LiveRecord) -> None:
         self.arrived += 1
         if cell in self._changed:
             self.missed += 1
@@ -128,10 +129,10 @@ class Changes:
             self._condition.notify_all()
 
 
-class Tap:
+class RecordQueue:
     """The records themselves, in order, in a bounded queue: the oldest are dropped when nobody takes them."""
 
-    def __init__(self, board: Board, cells: Sequence[Cell], size: int) -> None:
+    def __init__(self, board: LatestRows, cells: Sequence[Slot], size: int) -> None:
         self._board = board
         self._cells = cells
         self._condition = threading.Condition(board.lock)
@@ -139,7 +140,7 @@ class Tap:
         self._is_ended = False
         self.dropped = 0
 
-    def note_locked(self, cell: Cell, record: LiveRecord) -> None:
+    def note_locked(self, cell: Slot, record: LiveRecord) -> None:
         if len(self._records) == self._records.maxlen:
             self.dropped += 1
         self._records.append(record)
@@ -178,19 +179,19 @@ def grouped(level: float) -> str:
     return f"orderbook@{level:g}" if level else "orderbook"
 
 
-class Board:
+class LatestRows:
     """All cells. Safe to share between threads."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self._cells: dict[str, dict[str, Cell]] = {kind: {} for kind in KINDS}
-        self._by_type: dict[type, dict[str, Cell]] = {
+        self._cells: dict[str, dict[str, Slot]] = {kind: {} for kind in KINDS}
+        self._by_type: dict[type, dict[str, Slot]] = {
             Ticker: self._cells["ticker"],
             Trade: self._cells["trade"],
             OrderBook: self._cells["orderbook"],
         }
         self._begin()
-        renew_after_fork(self, Board._begin)
+        renew_after_fork(self, LatestRows._begin)
 
     def _begin(self) -> None:
         """In a forked child nobody follows: the threads that did are the parent's."""
@@ -201,7 +202,7 @@ class Board:
 
     def __repr__(self) -> str:
         rows = sum(cell.held is not None for cells in self._cells.values() for cell in list(cells.values()))
-        return f"<Board {rows} rows>"
+        return f"<LatestRows {rows} rows>"
 
     # -- rows in -------------------------------------------------------------------------------------------------
 
@@ -245,7 +246,7 @@ class Board:
                     for follower in cell.followers:
                         follower.note_locked(cell, record)
 
-    def confirm(self, cell: Cell, candle: LiveCandle) -> None:
+    def confirm(self, cell: Slot, candle: LiveCandle) -> None:
         """REST's word on a closed candle, if it is still the one that is shown: an update that nothing takes back."""
         with self.lock:
             if cell.held is None or cell.held.row.time_us != candle.time_us or cell.held.source == "rest":
@@ -257,19 +258,19 @@ class Board:
 
     # -- cells ---------------------------------------------------------------------------------------------------
 
-    def cell(self, kind: str, market: str) -> Cell:
+    def cell(self, kind: str, market: str) -> Slot:
         """The cell of a kind and market, made on first use."""
         with self.lock:
             return self._cell_locked(kind, market)
 
-    def _cell_locked(self, kind: str, market: str) -> Cell:
+    def _cell_locked(self, kind: str, market: str) -> Slot:
         cells = self._cells.setdefault(kind, {})
         cell = cells.get(market)
         if cell is None:
-            cell = cells[market] = Cell(kind, market)
+            cell = cells[market] = Slot(kind, market)
         return cell
 
-    def known(self, kind: str, markets: Iterable[str]) -> dict[str, Cell]:
+    def known(self, kind: str, markets: Iterable[str]) -> dict[str, Slot]:
         """The cells of `markets` that hold a row; makes none."""
         cells = self._cells.get(kind, {})
         return {m: cell for m in markets if (cell := cells.get(m)) is not None and cell.held is not None}
@@ -279,12 +280,12 @@ class Board:
         with self.lock:
             return frozenset(market for market, cell in self._cells.get(kind, {}).items() if cell.wants)
 
-    def snapshot(self, cells: Sequence[Cell]) -> list[Held[Any]]:
+    def snapshot(self, cells: Sequence[Slot]) -> list[Held[Any]]:
         """The rows of `cells` at one instant; a cell that was never told has none."""
         with self.lock:
             return [cell.held for cell in cells if cell.held is not None]
 
-    def want(self, cells: Sequence[Cell]) -> None:
+    def want(self, cells: Sequence[Slot]) -> None:
         """One more subscription wants `cells`; what the stream said before it was wanted counts no more."""
         with self.lock:
             for cell in cells:
@@ -293,7 +294,7 @@ class Board:
                     cell.history = history_of(cell.kind)
                 cell.wants += 1
 
-    def unwant(self, cells: Sequence[Cell]) -> None:
+    def unwant(self, cells: Sequence[Slot]) -> None:
         """One subscription less; a history that nobody wants any more is dropped."""
         with self.lock:
             for cell in cells:
@@ -313,24 +314,24 @@ class Board:
 
     # -- followers -----------------------------------------------------------------------------------------------
 
-    def follow(self, cells: Sequence[Cell]) -> Changes:
+    def follow(self, cells: Sequence[Slot]) -> ConflatedChanges:
         """Start to collect changes of `cells`."""
-        changes = Changes(self, cells)
+        changes = ConflatedChanges(self, cells)
         self._add(changes, cells)
         return changes
 
-    def tap(self, cells: Sequence[Cell], size: int) -> Tap:
+    def tap(self, cells: Sequence[Slot], size: int) -> RecordQueue:
         """Start to queue the records of `cells`, the newest `size`."""
-        tap = Tap(self, cells, size)
+        tap = RecordQueue(self, cells, size)
         self._add(tap, cells)
         return tap
 
-    def _add(self, follower: Changes | Tap, cells: Sequence[Cell]) -> None:
+    def _add(self, follower: ConflatedChanges | RecordQueue, cells: Sequence[Slot]) -> None:
         with self.lock:
             for cell in cells:
                 cell.followers += (follower,)
 
-    def unfollow(self, follower: Changes | Tap, cells: Sequence[Cell]) -> None:
+    def unfollow(self, follower: ConflatedChanges | RecordQueue, cells: Sequence[Slot]) -> None:
         with self.lock:
             for cell in cells:
                 cell.followers = tuple(each for each in cell.followers if each is not follower)

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from backbone.clock import Clock
-from backbone.coordinator.live.latest import Board, Cell, Held, grouped
+from backbone.coordinator.live.latest import Held, LatestRows, Slot, grouped
 from backbone.coordinator.live.trades import DAY_US, TradesAnswer, TradeWalk
 from backbone.coordinator.metrics import Metrics
 from backbone.errors import BackboneError, IncompleteError, RejectedError, SourceError
@@ -48,7 +48,7 @@ class Word(Protocol):
     """What the stream vouches for."""
 
     def heard_s(self) -> float: ...
-    def known_at(self, cell: Cell, heard_s: float) -> tuple[float, bool]: ...
+    def known_at(self, cell: Slot, heard_s: float) -> tuple[float, bool]: ...
     def trades(self, market: str, count: int, oldest_s: float) -> list[Trade] | None: ...
     def asked(self, kind: str, markets: Iterable[str]) -> None: ...
 
@@ -59,7 +59,7 @@ class _NoWord:
     def heard_s(self) -> float:
         return float("-inf")
 
-    def known_at(self, cell: Cell, heard_s: float) -> tuple[float, bool]:
+    def known_at(self, cell: Slot, heard_s: float) -> tuple[float, bool]:
         return (float("-inf") if cell.held is None else cell.held.received_s), False
 
     def trades(self, market: str, count: int, oldest_s: float) -> list[Trade] | None:
@@ -114,7 +114,7 @@ class Realtime:
         clock: Clock,
         metrics: Metrics,
         listed: Callable[[Priority], Collection[str]],
-        board: Board | None = None,
+        board: LatestRows | None = None,
         word: Word | None = None,
     ) -> None:
         self._request = request
@@ -122,7 +122,7 @@ class Realtime:
         self._clock = clock
         self._metrics = metrics
         self._lock = threading.Lock()
-        self._board = board or Board(clock)
+        self._board = board or LatestRows(clock)
         self._word: Word = word or _NoWord()
         self._instruments: dict[str, Instrument] = {}
         self._members: dict[tuple[str, ...], tuple[float, tuple[str, ...]]] = {}  # quotes: when told, its markets

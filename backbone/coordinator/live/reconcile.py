@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from backbone.clock import Clock, VenueClock
 from backbone.coordinator.candles.fetcher import CandleFetcher, Pending
-from backbone.coordinator.live.latest import Board, Cell
+from backbone.coordinator.live.latest import LatestRows, Slot
 from backbone.coordinator.live.recent import CandleTrack, live_candles
 from backbone.errors import BackboneError, ClosedError
 from backbone.model import CANDLE_COLUMNS, LiveCandle, Priority, Span
@@ -94,7 +94,7 @@ class Confirmer:
 
     def __init__(
         self,
-        board: Board,
+        board: LatestRows,
         candles: CandleFetcher,
         holds: Callable[[str, Timeframe], bool],
         venue: VenueClock,
@@ -144,7 +144,7 @@ class Confirmer:
 
     # -- what is live --------------------------------------------------------------------------------------------
 
-    def track(self, cells: Iterable[Cell], timeframe: Timeframe) -> None:
+    def track(self, cells: Iterable[Slot], timeframe: Timeframe) -> None:
         """Confirm the candles of `cells` from the one that is forming now on."""
         edge = timeframe.floor(self._venue.now_us())
         with self._lock:
@@ -155,7 +155,7 @@ class Confirmer:
                     series = self._series[key] = _Series(cell.market, timeframe, edge)
                 series.wants += 1
 
-    def untrack(self, cells: Iterable[Cell], timeframe: Timeframe) -> None:
+    def untrack(self, cells: Iterable[Slot], timeframe: Timeframe) -> None:
         """One reader less; what a gap still needs is fetched nevertheless."""
         with self._lock:
             for cell in cells:
@@ -328,9 +328,7 @@ class Confirmer:
                 found.append(self._difference(series, opens, ours, theirs))
         return found
 
-    def _difference(
-        self, series: _Series, opens: int, ours: LiveCandle | None, theirs: LiveCandle | None
-    ) -> LiveEvent:
+    def _difference(self, series: _Series, opens: int, ours: LiveCandle | None, theirs: LiveCandle | None) -> LiveEvent:
         if ours is None or theirs is None:
             detail = f"only {'REST' if ours is None else 'the stream'} has it"
         else:
@@ -342,9 +340,7 @@ class Confirmer:
             detail = ", ".join(parts)
         span = Span(opens, series.timeframe.next(opens))
         now_us = self._venue.now_us()
-        return LiveEvent(
-            "difference", now_us, series.market, series.timeframe.name, span, True, detail, ours, theirs
-        )
+        return LiveEvent("difference", now_us, series.market, series.timeframe.name, span, True, detail, ours, theirs)
 
 
 def _is_same(ours: LiveCandle, theirs: LiveCandle) -> bool:

@@ -212,8 +212,7 @@ class MemoryLimiter(_CellLimiter):
 
 
 class FileLimiter(_CellLimiter):
-    """The quota of the machine, in the ledger at `path`. Opens it at the first use; raises `OSError` where it cannot.
-    """
+    """The quota of the machine, in the ledger at `path`. Opens at the first use; raises `OSError` where it cannot."""
 
     def __init__(self, path: Path, clock: Clock, rules: Rules | None = None) -> None:
         self._path = path
@@ -632,8 +631,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def _boot() -> bytes:
-    """Which boot of the machine this is; empty where the system does not tell (stale times are then found impossible).
-    """
+    """Which boot of the machine this is; empty where unknown (stale times are then found impossible)."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()[:36].ljust(36, b"\0")
     except OSError:

@@ -224,9 +224,7 @@ def take(cells: Cells, rules: Rules, owner: float, rank: int, key: float, now: f
     return _take_among(cells, rules, owner, rank, key, now, depth)
 
 
-def _take_among(
-    cells: Cells, rules: Rules, owner: float, rank: int, key: float, now: float, depth: int
-) -> float:
+def _take_among(cells: Cells, rules: Rules, owner: float, rank: int, key: float, now: float, depth: int) -> float:
     """`take` where others wait, or something holds."""
     cell = rules.unpack(cells)
     hold = max(cell[_STOP], cell[_BAN])
@@ -460,9 +458,7 @@ def move(cells: Cells, rules: Rules, granted: float, now: float) -> bool:
     return True
 
 
-def settle(
-    cells: Cells, rules: Rules, granted: float, counted: float, remaining: int | None, now: float
-) -> int:
+def settle(cells: Cells, rules: Rules, granted: float, counted: float, remaining: int | None, now: float) -> int:
     """Learn from a reply; how many requests of other software the venue must have counted with it.
 
     `granted` is the permit's stamp, `counted` when the venue counted the request at the latest, `remaining` what

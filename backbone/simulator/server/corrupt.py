@@ -11,12 +11,12 @@ from datetime import datetime, timedelta
 from backbone.simulator.market.venue import Row
 from backbone.simulator.server.faults import Fault
 
-__all__ = ["ROW_FAULTS", "spoil"]
+__all__ = ["ROW_FAULTS", "corrupt"]
 
 _TIMES = ("candle_date_time_utc", "candle_date_time_kst")
 
 
-def spoil(rows: list[Row], fault: Fault) -> list[Row]:
+def corrupt(rows: list[Row], fault: Fault) -> list[Row]:
     """The rows as the fault would have them."""
     return ROW_FAULTS[fault.kind](rows, fault)
 

@@ -38,7 +38,7 @@ from backbone.simulator.market.exchange import Exchange
 from backbone.simulator.market.venue import Row, Venue
 from backbone.simulator.server.archive import Answer, ArchiveBranch, is_archive_path
 from backbone.simulator.server.clock import ExchangeClock, parse_instant
-from backbone.simulator.server.corrupt import ROW_FAULTS, spoil
+from backbone.simulator.server.corrupt import ROW_FAULTS, corrupt
 from backbone.simulator.server.faults import Fault, Faults
 from backbone.simulator.server.limits import Limits, Verdict
 from backbone.simulator.server.rest import NOT_FOUND, Refusal, Route, answer, error_body, find_route, spell
@@ -424,7 +424,7 @@ class SimulatorServer:
             return self._respond(request, exc.status, error_body(exc.status, exc.message), verdict)
         for fault in faults:
             if fault.kind in ROW_FAULTS:
-                rows = spoil(rows, fault)
+                rows = corrupt(rows, fault)
         kinds = {fault.kind for fault in faults}
         body = spell(rows).encode() if "numbers" in kinds else msgspec.json.encode(rows)
         if "garbage" in kinds:

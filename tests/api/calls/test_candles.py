@@ -202,7 +202,7 @@ def test_candles_any_spelling_of_time_means_the_same(client: Backbone, start: ob
 
 
 def test_candles_relative_start_counts_back_on_the_venues_clock(venue: SimulatorServer, tmp_path: Path) -> None:
-    """"3h" is three hours before the venue's now, however this machine's clock stands."""
+    """ "3h" is three hours before the venue's now, however this machine's clock stands."""
     with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client:
         frame = client.candles("KRW-BTC", "1m", "3h")
     three_hours_before = pd.Timestamp("2025-08-22T06:00:00Z")

@@ -149,9 +149,7 @@ def test_live_latest_is_the_record_itself(client: Backbone) -> None:
 
 
 @pytest.mark.parametrize("kinds", ["tickers", "candle", "candle.1d", "candle.2m", (), ("ticker", "x"), 7, None])
-def test_live_unknown_kind_is_refused_before_any_request(
-    client: Backbone, venue: SimulatorServer, kinds: Any
-) -> None:
+def test_live_unknown_kind_is_refused_before_any_request(client: Backbone, venue: SimulatorServer, kinds: Any) -> None:
     """A kind that the venue does not stream is an `InputError` that names what there is; nothing is asked."""
     with pytest.raises(InputError, match=r"candle\.1m"):
         client.live("KRW-BTC", kinds)

@@ -85,7 +85,7 @@ def test_scan_includes_pages_that_are_not_flushed(venue: SimulatorServer, tmp_pa
 
 
 def _hours(client: Backbone) -> tuple[Timeframe, Span]:
-    return parse_timeframe("1h"), Span(client._time("start", START), client._time("end", END))
+    return parse_timeframe("1h"), Span(client.session.time("start", START), client.session.time("end", END))
 
 
 def test_scan_quiet_span_is_empty_with_all_columns(filled: Backbone) -> None:
@@ -103,7 +103,7 @@ def test_scan_claims_equal_the_proven_coverage(filled: Backbone) -> None:
     core = filled.session.coordinator()
     tf, span = parse_timeframe("1m"), Span(0, 1 << 60)
     proven = core.store.coverage("KRW-BTC", tf, span)
-    fresh = CandleStore(Path(filled.data_dir), filled._settings.store_exchange, clock=filled._clock)
+    fresh = CandleStore(Path(filled.data_dir), filled.session.settings.store_exchange, clock=filled.session.clock)
     assert fresh.claims("KRW-BTC", tf, span) == proven
     data = Path(filled.files("KRW-BTC")[0]).read_bytes()
     assert peek_footer(data[-TAIL_BYTES:]) is not None

@@ -23,10 +23,10 @@ class Venue:
     """A clock of the venue that says what it is told."""
 
     def __init__(self, now_us: int) -> None:
-        self.session.now_us = now_us
+        self._now_us = now_us
 
     def now_us(self) -> int:
-        return self.session.now_us
+        return self._now_us
 
 
 def archive(now_us: int = JULY + 10 * DAY_US, hear: Any = lambda: None) -> Archive:

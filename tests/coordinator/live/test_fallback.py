@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbone.coordinator.live.fallback import FAILING_S, GRACE_S, POLL_S, Asked, Ladder, Rota
+from backbone.coordinator.live.fallback import FAILING_S, GRACE_S, POLL_S, Asked, FallbackState, RoundRobin
 
 
 def test_ladder_goes_down_step_by_step_and_climbs_back_by_itself() -> None:
     """Every rung is passed in order, and the socket's return leads straight to the top."""
-    ladder = Ladder()
+    ladder = FallbackState()
     assert ladder.rung(0) == "idle"
     ladder.begin(100)
     assert ladder.rung(100) == "connecting"
@@ -34,7 +34,7 @@ def test_ladder_goes_down_step_by_step_and_climbs_back_by_itself() -> None:
 
 def test_ladder_polls_only_while_the_socket_is_away() -> None:
     """Polling begins a moment after the loss, whatever is told of the loss later, and ends with the return."""
-    ladder = Ladder()
+    ladder = FallbackState()
     assert ladder.poll_from_s() is None
     ladder.begin(10)
     ladder.lost(11)
@@ -48,7 +48,7 @@ def test_ladder_polls_only_while_the_socket_is_away() -> None:
 
 def test_ladder_polls_at_most_a_tenth_of_the_quota() -> None:
     """One request a second of ten a second and group, and fewer while they fail."""
-    ladder = Ladder()
+    ladder = FallbackState()
     assert ladder.pace_s == POLL_S >= 1.0
     ladder.polled(well=False)
     assert ladder.pace_s == FAILING_S > POLL_S
@@ -58,7 +58,7 @@ def test_ladder_polls_at_most_a_tenth_of_the_quota() -> None:
 def test_rota_gives_everybody_a_turn(markets: int, most: int) -> None:
     """In a round of turns every market is asked for exactly once, and one turn asks for one kind only."""
     subjects = [(kind, str(n)) for kind in ("a", "b") for n in range(markets)]
-    rota, asked = Rota(), []
+    rota, asked = RoundRobin(), []
     while len(asked) < len(subjects):
         turn = rota.take(subjects, most)
         assert 1 <= len(turn) <= most

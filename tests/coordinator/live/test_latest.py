@@ -7,21 +7,21 @@ import threading
 import pytest
 
 from backbone.clock import SystemClock
-from backbone.coordinator.live.latest import NEVER, Board, grouped
+from backbone.coordinator.live.latest import NEVER, LatestRows, grouped
 from backbone.coordinator.live.recent import TradeTape
 from tests.coordinator.live_doubles import HandClock, book, candle, ticker, trade
 
 
 @pytest.fixture
-def board() -> Board:
-    return Board(HandClock())
+def board() -> LatestRows:
+    return LatestRows(HandClock())
 
 
-def held(board: Board, kind: str, market: str = "KRW-BTC"):  # type: ignore[no-untyped-def]
+def held(board: LatestRows, kind: str, market: str = "KRW-BTC"):  # type: ignore[no-untyped-def]
     return board.cell(kind, market).held
 
 
-def test_board_rest_never_replaces_a_newer_row(board: Board) -> None:
+def test_board_rest_never_replaces_a_newer_row(board: LatestRows) -> None:
     """A slow REST answer does not turn back what the stream has told since."""
     board.take(ticker(price=101.0, stamp_s=5), 1.0)
     board.offer("ticker", [ticker(price=100.0, stamp_s=4)], 2.0)
@@ -30,14 +30,14 @@ def test_board_rest_never_replaces_a_newer_row(board: Board) -> None:
     assert (held(board, "ticker").row.price, held(board, "ticker").source) == (102.0, "rest")
 
 
-def test_board_stream_is_believed_in_the_order_of_arrival(board: Board) -> None:
+def test_board_stream_is_believed_in_the_order_of_arrival(board: LatestRows) -> None:
     """On one connection the last frame is the truth, whatever its stamp says."""
     board.take(ticker(price=101.0, stamp_s=5), 1.0)
     board.take(ticker(price=102.0, stamp_s=4), 2.0)
     assert held(board, "ticker").row.price == 102.0
 
 
-def test_board_stream_does_not_replace_a_newer_row_of_rest(board: Board) -> None:
+def test_board_stream_does_not_replace_a_newer_row_of_rest(board: LatestRows) -> None:
     """A frame older than what REST told is counted, and proves that the stream speaks, but is not shown."""
     board.offer("ticker", [ticker(price=102.0, stamp_s=6)], 1.0)
     board.take(ticker(price=101.0, stamp_s=5), 2.0)
@@ -45,7 +45,7 @@ def test_board_stream_does_not_replace_a_newer_row_of_rest(board: Board) -> None
     assert (cell.held.row.price, cell.stream_s, cell.count) == (102.0, 2.0, 2)
 
 
-def test_board_same_row_again_is_younger_but_no_news(board: Board) -> None:
+def test_board_same_row_again_is_younger_but_no_news(board: LatestRows) -> None:
     """A poll that brings what is known makes it younger, and wakes nobody."""
     board.offer("ticker", [ticker()], 1.0)
     changes = board.follow([board.cell("ticker", "KRW-BTC")])
@@ -54,7 +54,7 @@ def test_board_same_row_again_is_younger_but_no_news(board: Board) -> None:
     assert changes.arrived == 0
 
 
-def test_board_candle_told_late_is_not_shown_but_remembered(board: Board) -> None:
+def test_board_candle_told_late_is_not_shown_but_remembered(board: LatestRows) -> None:
     """A state of the former candle after its successor's goes to the history, not to the table."""
     cell = board.cell("candle.1m", "KRW-BTC")
     board.want([cell])
@@ -64,7 +64,7 @@ def test_board_candle_told_late_is_not_shown_but_remembered(board: Board) -> Non
     assert cell.held.row == candle(1, 105.0)
 
 
-def test_board_levels_of_books_are_apart(board: Board) -> None:
+def test_board_levels_of_books_are_apart(board: LatestRows) -> None:
     """A grouped book is another thing than the book itself."""
     board.offer(grouped(1000.0), [book(level=1000.0)], 1.0)
     board.take(book(stamp_s=9), 1.0)
@@ -73,7 +73,7 @@ def test_board_levels_of_books_are_apart(board: Board) -> None:
     assert grouped(0.0) == "orderbook"
 
 
-def test_board_holds_one_copy_of_a_row(board: Board) -> None:
+def test_board_holds_one_copy_of_a_row(board: LatestRows) -> None:
     """Whoever reads gets the same record, not a copy."""
     row = ticker()
     board.take(row, 1.0)
@@ -82,7 +82,7 @@ def test_board_holds_one_copy_of_a_row(board: Board) -> None:
     assert second is row
 
 
-def test_board_wanted_anew_counts_what_was_told_before_no_more(board: Board) -> None:
+def test_board_wanted_anew_counts_what_was_told_before_no_more(board: LatestRows) -> None:
     """What the stream said of a market before it was wanted again says nothing about now."""
     cell = board.cell("trade", "KRW-BTC")
     board.want([cell])
@@ -97,7 +97,7 @@ def test_board_wanted_anew_counts_what_was_told_before_no_more(board: Board) -> 
     assert cell.history.newest(1) is None
 
 
-def test_board_torn_distrusts_every_cell(board: Board) -> None:
+def test_board_torn_distrusts_every_cell(board: LatestRows) -> None:
     """After a loss every market must be told again before the stream vouches for it."""
     cell = board.cell("ticker", "KRW-BTC")
     board.want([cell])
@@ -107,7 +107,7 @@ def test_board_torn_distrusts_every_cell(board: Board) -> None:
     assert cell.held is not None
 
 
-def test_changes_slow_taker_gets_the_latest_and_a_count_of_what_it_missed(board: Board) -> None:
+def test_changes_slow_taker_gets_the_latest_and_a_count_of_what_it_missed(board: LatestRows) -> None:
     """However many records came, one row a market is taken: the newest; the others are counted."""
     cells = [board.cell("ticker", market) for market in ("KRW-BTC", "KRW-ETH")]
     changes = board.follow(cells)
@@ -121,7 +121,7 @@ def test_changes_slow_taker_gets_the_latest_and_a_count_of_what_it_missed(board:
     assert changes.take(0) == []
 
 
-def test_changes_repeated_snapshot_is_no_change(board: Board) -> None:
+def test_changes_repeated_snapshot_is_no_change(board: LatestRows) -> None:
     """A snapshot that says what is known (after a new subscription) wakes nobody."""
     board.take(ticker(), 1.0)
     changes = board.follow([board.cell("ticker", "KRW-BTC")])
@@ -133,7 +133,7 @@ def test_changes_repeated_snapshot_is_no_change(board: Board) -> None:
 
 def test_changes_ended_lets_the_sleeper_go() -> None:
     """Whoever waits for a change goes on when there will be none."""
-    board = Board(SystemClock())
+    board = LatestRows(SystemClock())
     changes = board.follow([board.cell("ticker", "KRW-BTC")])
     ended = threading.Event()
 
@@ -152,7 +152,7 @@ def test_changes_ended_lets_the_sleeper_go() -> None:
 
 def test_changes_wait_for_counts_records_and_wakes_in_time() -> None:
     """Waiting for so many records ends with the last of them."""
-    board = Board(SystemClock())
+    board = LatestRows(SystemClock())
     changes = board.follow([board.cell("ticker", "KRW-BTC")])
     results = []
     waiter = threading.Thread(target=lambda: results.append(changes.wait_for(50, 10)))
@@ -164,7 +164,7 @@ def test_changes_wait_for_counts_records_and_wakes_in_time() -> None:
     assert not changes.wait_for(51, 0)
 
 
-def test_tap_keeps_the_newest_and_counts_the_dropped(board: Board) -> None:
+def test_tap_keeps_the_newest_and_counts_the_dropped(board: LatestRows) -> None:
     """A bounded queue gives up the oldest records, in order, and says how many."""
     tap = board.tap([board.cell("trade", "KRW-BTC")], 3)
     for number in range(5):

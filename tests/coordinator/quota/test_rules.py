@@ -128,9 +128,7 @@ def most_in_window(times: list[float], window: float) -> int:
 
 
 arrivals = st.lists(
-    st.tuples(
-        st.floats(0, 8, allow_nan=False), st.integers(0, 2), st.integers(0, 3), st.integers(1, 12)
-    ),
+    st.tuples(st.floats(0, 8, allow_nan=False), st.integers(0, 2), st.integers(0, 3), st.integers(1, 12)),
     max_size=25,
 )
 
@@ -394,9 +392,7 @@ def test_crowd_larger_than_the_table_is_still_served():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    steps=st.lists(st.tuples(st.floats(0.0, 0.4), st.floats(0.0, 1.3), st.integers(0, 3)), max_size=80)
-)
+@given(steps=st.lists(st.tuples(st.floats(0.0, 0.4), st.floats(0.0, 1.3), st.integers(0, 3)), max_size=80))
 def test_late_sending_is_counted_at_the_time_of_sending(steps):
     """However late permits are used: as long as they are moved first, no window sends more than the limit."""
     cells, now, sent, held = new_cells(), 100.0, [], []

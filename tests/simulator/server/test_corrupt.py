@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backbone.simulator.server.corrupt import ROW_FAULTS, spoil
+from backbone.simulator.server.corrupt import ROW_FAULTS, corrupt
 from backbone.simulator.server.faults import KINDS, Fault
 
 ROWS: list[dict[str, Any]] = [
@@ -17,7 +17,7 @@ TIMES = [row["candle_date_time_utc"] for row in ROWS]
 
 
 def _times(kind: str, **options: Any) -> list[str]:
-    return [row["candle_date_time_utc"] for row in spoil(ROWS, Fault(kind, options=options))]
+    return [row["candle_date_time_utc"] for row in corrupt(ROWS, Fault(kind, options=options))]
 
 
 def test_every_row_fault_is_listed_and_leaves_the_rows_it_was_given_alone() -> None:
@@ -25,7 +25,7 @@ def test_every_row_fault_is_listed_and_leaves_the_rows_it_was_given_alone() -> N
     before = [dict(row) for row in ROWS]
     for kind in ROW_FAULTS:
         assert kind in KINDS
-        assert spoil(ROWS, Fault(kind)) != ROWS
+        assert corrupt(ROWS, Fault(kind)) != ROWS
         assert before == ROWS
 
 
@@ -38,11 +38,11 @@ def test_row_faults_do_what_they_say() -> None:
     assert sorted(_times("disorder")) == sorted(TIMES) != _times("disorder")
     assert "2025-08-22T00:01:53" in _times("off-grid")
     assert _times("beyond", seconds=60)[0] == "2025-08-22T00:05:00"
-    assert {r["market"] for r in spoil(ROWS, Fault("wrong-market"))} == {"KRW-WRONG"}
-    assert sum(r["high_price"] < r["low_price"] for r in spoil(ROWS, Fault("bad-ohlc"))) == 1
+    assert {r["market"] for r in corrupt(ROWS, Fault("wrong-market"))} == {"KRW-WRONG"}
+    assert sum(r["high_price"] < r["low_price"] for r in corrupt(ROWS, Fault("bad-ohlc"))) == 1
 
 
 @pytest.mark.parametrize("kind", sorted(ROW_FAULTS))
 def test_row_faults_survive_an_empty_answer(kind: str) -> None:
-    """There is nothing to spoil."""
-    assert spoil([], Fault(kind)) == []
+    """There is nothing to corrupt."""
+    assert corrupt([], Fault(kind)) == []
