@@ -2,8 +2,8 @@
 
 `Feed` owns the stream: made on first use, stopped with the last subscription. Rows go to the `LatestRows`, on the
 stream's thread; all else (polls, confirmations, giving up what nobody asks for) is decided in `_tick`, a job that the
-scheduler runs when something is due, so that no thread of its own is needed. Which rung of the ladder the feed is on is visible
-in `rung`, on every subscription and in `status`.
+scheduler runs when something is due, so that no thread of its own is needed. The fallback mode is visible in `rung`,
+on every subscription and in `status`.
 
 How old a row is: a row that the stream told is known to be the latest for as long as the stream is heard. Its age
 counts from the last frame or pong of the connection on which it was told, not from when it last changed; one that came
