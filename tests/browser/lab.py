@@ -49,7 +49,7 @@ class Lab:
     """One JupyterLab server on a free loopback port, with its own settings; use as a context manager."""
 
     def __init__(self, folder: Path, *, theme: str = "JupyterLab Light", root: Path | None = None) -> None:
-        self.session.home = folder / "home"
+        self._home = folder / "home"
         self.root = root or folder / "notebooks"
         self.root.mkdir(parents=True, exist_ok=True)
         self._theme = theme
@@ -93,10 +93,10 @@ class Lab:
         checkout = Path(__file__).resolve().parents[2]
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(checkout), env.get("PYTHONPATH", ""))))
         for name in ("config", "data", "runtime"):
-            env[f"JUPYTER_{name.upper()}_DIR"] = str(self.session.home / name)
-        env["JUPYTERLAB_SETTINGS_DIR"] = str(self.session.home / "settings")
-        env["JUPYTERLAB_WORKSPACES_DIR"] = str(self.session.home / "workspaces")
-        env["IPYTHONDIR"] = str(self.session.home / "ipython")
+            env[f"JUPYTER_{name.upper()}_DIR"] = str(self._home / name)
+        env["JUPYTERLAB_SETTINGS_DIR"] = str(self._home / "settings")
+        env["JUPYTERLAB_WORKSPACES_DIR"] = str(self._home / "workspaces")
+        env["IPYTHONDIR"] = str(self._home / "ipython")
         env["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
         return env
 
@@ -107,7 +107,7 @@ class Lab:
             "notebook-extension/tracker": {"windowingMode": "none"},
         }
         for name, values in settings.items():
-            path = self.session.home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+            path = self._home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(values))
 
