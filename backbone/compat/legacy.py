@@ -20,10 +20,10 @@ from typing import Any
 from backbone.api.arguments import in_zone, parse_count, parse_markets
 from backbone.api.client import Backbone
 from backbone.api.frames import attrs_of
+from backbone.candle_table import times_of
 from backbone.clock import SystemClock
 from backbone.compat import default_client as door
 from backbone.compat.spelling import KOREA, candle_row
-from backbone.coordinator.candles.fetcher import times_of
 from backbone.errors import BackboneError
 from backbone.locks import renew_after_fork
 from backbone.model import CANDLE_COLUMNS, Priority

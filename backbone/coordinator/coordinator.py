@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from backbone.candle_table import times_of
 from backbone.clock import Clock, VenueClock
-from backbone.coordinator.candles.fetcher import CandleAnswer, CandleFetcher, times_of
+from backbone.coordinator.candles.fetcher import CandleAnswer, CandleFetcher
 from backbone.coordinator.candles.jobs import Jobs
 from backbone.coordinator.candles.ranges import CandleRanges, Range
 from backbone.coordinator.live.feed import Feed

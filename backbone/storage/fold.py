@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from backbone.candle_table import times_of
 from backbone.model import CANDLE_SCHEMA, empty_candles
-from backbone.storage.partition import times_of
 from backbone.timeframe import Timeframe
 
 __all__ = ["fold"]

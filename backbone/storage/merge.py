@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from backbone.candle_table import compare, is_same, times_of
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
 from backbone.storage.coverage import Provisional, SpanSet
-from backbone.storage.partition import REVISION_SCHEMA, Partition, times_of
+from backbone.storage.partition import REVISION_SCHEMA, Partition
 
 __all__ = ["Page", "merge_pages"]
 
@@ -98,7 +99,7 @@ def _merge(partition: Partition, page: Page) -> Partition:
         rows = page.rows_in(span)
         old = partition.table.slice(low, high - low)
         new = page.table.slice(rows.start, rows.stop - rows.start)
-        if old.num_rows == new.num_rows and (old.num_rows == 0 or _is_same(old, new)):
+        if is_same(old, new):
             continue
         is_changed = True
         added = _around(old, new)
@@ -130,35 +131,18 @@ def _around(old: pa.Table, new: pa.Table) -> tuple[int, int] | None:
         return new.num_rows, 0
     at = int(np.searchsorted(times_of(new), times_of(old)[0]))
     part = new.slice(at, old.num_rows)
-    if part.num_rows < old.num_rows or not _is_same(old, part):
+    if not is_same(old, part):
         return None
     return at, new.num_rows - at - old.num_rows
-
-
-def _is_same(old: pa.Table, new: pa.Table) -> bool:
-    """Bit for bit, so that a value that is not a number equals itself."""
-    return bool((times_of(old) == times_of(new)).all()) and all(
-        bool((a == b).all()) for a, b in zip(_bits(old), _bits(new), strict=True)
-    )
-
-
-def _bits(table: pa.Table) -> list[Any]:
-    return [
-        table.column(name).combine_chunks().to_numpy(zero_copy_only=False).view(np.int64) for name in CANDLE_COLUMNS
-    ]
 
 
 def _difference(old: pa.Table, new: pa.Table, known: SpanSet, page: Page) -> pa.Table:
     """One record for each candle of `known` that changed, appeared or vanished."""
     before, after = times_of(old), times_of(new)
-    both, i, j = np.intersect1d(before, after, assume_unique=True, return_indices=True)
-    differs = np.zeros(len(both), dtype=bool)
-    for a, b in zip(_bits(old), _bits(new), strict=True):
-        differs |= a[i] != b[j]
-    gone = np.setdiff1d(before, after, assume_unique=True)
-    came = np.setdiff1d(after, before, assume_unique=True)
-    came = came[[known.holds(int(time)) for time in came]] if len(came) else came
-    times = np.sort(np.concatenate([both[differs], gone, came]))
+    differs = compare(old, new)
+    came = differs.only_second
+    news = came[[not known.holds(int(time)) for time in came]] if len(came) else came
+    times = np.setdiff1d(differs.times, news, assume_unique=True)
     columns = [pa.array(times).view(CANDLE_SCHEMA.field("time").type)]
     for table, held in ((old, before), (new, after)):
         where = np.searchsorted(held, times)

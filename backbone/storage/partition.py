@@ -18,9 +18,9 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
+from backbone.candle_table import times_of
 from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span, empty_candles
 from backbone.storage.coverage import Coverage, Provisional, SpanSet
@@ -79,16 +79,6 @@ class Partition:
     @property
     def nbytes(self) -> int:
         return int(56 * self.table.num_rows + 160 * self.revisions.num_rows) + 2048
-
-
-def times_of(table: pa.Table) -> Any:
-    """A candle table's opens as an int64 array (no copy where the column is one chunk)."""
-    if table.column(0).num_chunks != 1:
-        table = table.combine_chunks()
-    if not table.num_rows:
-        return np.empty(0, dtype=np.int64)
-    chunk: Any = table.column(0).chunk(0)
-    return chunk.view(pa.int64()).to_numpy(zero_copy_only=True)
 
 
 class _Footer(msgspec.Struct, kw_only=True):

@@ -18,7 +18,8 @@ from backbone.api.arguments import DEFAULT_COUNT, TimeLike, in_zone, parse_marke
 from backbone.api.calls.fill import fill_quiet, parse_fill
 from backbone.api.calls.memo import Remembered
 from backbone.api.notebook.bar import Bar
-from backbone.coordinator.candles.fetcher import CandleAnswer, CandlePlan, Progress, incomplete, times_of
+from backbone.candle_table import times_of
+from backbone.coordinator.candles.fetcher import CandleAnswer, CandlePlan, Progress, incomplete
 from backbone.coordinator.candles.ranges import Range, Watch
 from backbone.coordinator.coordinator import unknown_market
 from backbone.errors import BackboneError, IncompleteError, InputError, RejectedError

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from backbone.coordinator.candles.fetcher import times_of
+from backbone.candle_table import times_of
 from backbone.errors import InputError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
 from backbone.timeframe import Timeframe

@@ -7,18 +7,16 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, parse_market, parse_markets
 from backbone.api.calls.candles import told
-from backbone.coordinator.candles.fetcher import times_of
+from backbone.candle_table import compare, rows_inside, times_of
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import InputError
-from backbone.model import CANDLE_COLUMNS, Priority, Span, empty_candles
+from backbone.model import Priority, Span
 from backbone.storage.audit import Problem
-from backbone.storage.coverage import SpanSet
 from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
@@ -187,7 +185,7 @@ class StoreView:
         return [
             Problem(market, timeframe.name, path, "differs", f"{what}: {detail}")
             for what, mine, known in (("stored", stored.table, stored.covered), ("folded from 1m", folded, foldable))
-            for detail in differences(mine, rows_inside(theirs, known), _RELATIVE)
+            for detail in compare(mine, rows_inside(theirs, known), relative=_RELATIVE).describe("ours", "the venue's")
         ]
 
     def recheck(self, market: str | None = None, timeframe: str | None = None, *, frames: str | None = None) -> Any:
@@ -248,31 +246,3 @@ class StoreView:
 
     def __dir__(self) -> list[str]:
         return ["copy_to", "incidents", "outages", "recheck", "repair", "revisions", "size", "verify"]
-
-
-def rows_inside(table: pa.Table, spans: SpanSet) -> pa.Table:
-    """The rows of a sorted candle table that open in `spans`."""
-    times = times_of(table)
-    parts = [table.slice(int(low), int(high - low)) for low, high in (np.searchsorted(times, span) for span in spans)]
-    return pa.concat_tables([empty_candles(), *parts])
-
-
-def differences(mine: pa.Table, theirs: pa.Table, relative: float) -> list[str]:
-    """How two candle tables differ: prices exactly, volume and value to `relative`; a line for each kind."""
-    found = []
-    a, b = times_of(mine), times_of(theirs)
-    for name, only in (("are ours only", np.setdiff1d(a, b)), ("are the venue's only", np.setdiff1d(b, a))):
-        if len(only):
-            found.append(f"{len(only)} candles {name}, the first at {_shown(only[0])}")
-    both, left, right = np.intersect1d(a, b, return_indices=True)
-    for column in CANDLE_COLUMNS:
-        x, y = (t.column(column).to_numpy()[i] for t, i in ((mine, left), (theirs, right)))
-        off = ~np.isclose(x, y, rtol=relative, atol=0) if column in ("volume", "value") else x != y
-        if off.any():
-            at = int(np.flatnonzero(off)[0])
-            found.append(f"{column} of {int(off.sum())} candles, the first at {_shown(both[at])}: {x[at]} and {y[at]}")
-    return found
-
-
-def _shown(time_us: Any) -> str:
-    return f"{np.datetime64(int(time_us), 'us').astype('datetime64[s]')}Z"

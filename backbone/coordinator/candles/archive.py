@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from backbone.candle_table import compare, rows_inside, times_of
 from backbone.clock import Clock, VenueClock
-from backbone.coordinator.candles.fetcher import rows_inside, times_of
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import BackboneError, ClosedError, PayloadError, RejectedError, UnreachableError
 from backbone.model import Priority, Span
@@ -368,13 +368,4 @@ class _Sample:
         theirs = rows_inside(page.table, SpanSet([Span(start, self._to_us)]) if start < self._to_us else SpanSet())
         low, high = np.searchsorted(self._times, (start, self._to_us))
         mine = self._table.slice(int(low), int(high - low))
-        if not np.array_equal(times_of(mine), times_of(theirs)):
-            return f"{mine.num_rows} candles against {theirs.num_rows}"
-        for name in mine.column_names[1:]:
-            a, b = mine.column(name).to_numpy(), theirs.column(name).to_numpy()
-            is_sum = name in ("volume", "value")
-            off = ~np.isclose(a, b, rtol=_RELATIVE, atol=0) if is_sum else a != b
-            if off.any():
-                at = int(np.flatnonzero(off)[0])
-                return f"{name} of {int(off.sum())} of {len(a)} candles, such as {a[at]} against {b[at]}"
-        return None
+        return "; ".join(compare(mine, theirs, relative=_RELATIVE).describe("the file's", "REST's")) or None

@@ -14,11 +14,12 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from backbone.candle_table import count_inside, rows_inside, times_of
 from backbone.clock import Clock, VenueClock
 from backbone.coordinator.candles.planner import EARLIEST_US, FOREVER_US, Page, SeriesPlan, Verdict, Want, pages_needed
 from backbone.coordinator.scheduler import Scheduler
@@ -820,28 +821,6 @@ class _Locked:
 
     def __exit__(self, *exc: object) -> None:
         self._series.changed.release()
-
-
-def times_of(table: pa.Table) -> Any:
-    """The candle opens of `table`, int64 microseconds."""
-    if table.num_rows == 0:
-        return np.empty(0, np.int64)
-    return table.column("time").to_numpy().astype("datetime64[us]").astype(np.int64)
-
-
-def count_inside(table: pa.Table, spans: SpanSet) -> int:
-    """How many rows of `table` open inside `spans`."""
-    if not spans or table.num_rows == 0:
-        return 0
-    times = times_of(table)
-    return sum(int(np.searchsorted(times, s.end)) - int(np.searchsorted(times, s.start)) for s in spans)
-
-
-def rows_inside(table: pa.Table, spans: SpanSet) -> pa.Table:
-    """The rows of `table` that open inside `spans`."""
-    times = times_of(table)
-    bounds = [np.searchsorted(times, span) for span in spans]
-    return pa.concat_tables([table.slice(0, 0), *(table.slice(int(a), int(b - a)) for a, b in bounds)])
 
 
 def _tiers(now: dict[str, int], fresh: int, before: dict[str, int] | None) -> dict[str, int]:

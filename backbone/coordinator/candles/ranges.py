@@ -12,8 +12,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from backbone.candle_table import count_inside, times_of
 from backbone.clock import VenueClock
-from backbone.coordinator.candles.fetcher import CandleAnswer, CandleFetcher, Pending, Progress, count_inside, times_of
+from backbone.coordinator.candles.fetcher import CandleAnswer, CandleFetcher, Pending, Progress
 from backbone.model import Priority, Span
 from backbone.timeframe import Timeframe
 

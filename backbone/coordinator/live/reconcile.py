@@ -19,12 +19,13 @@ from functools import partial
 
 import pyarrow as pa
 
+from backbone.candle_table import differing_columns
 from backbone.clock import Clock, VenueClock
 from backbone.coordinator.candles.fetcher import CandleFetcher, Pending
 from backbone.coordinator.live.latest import LatestRows, Slot
 from backbone.coordinator.live.recent import CandleTrack, live_candles
 from backbone.errors import BackboneError, ClosedError
-from backbone.model import CANDLE_COLUMNS, LiveCandle, Priority, Span
+from backbone.model import LiveCandle, Priority, Span
 from backbone.routing.wire import parse_kind
 from backbone.timeframe import TIMEFRAMES, Timeframe
 
@@ -324,7 +325,7 @@ class Confirmer:
         found = []
         for opens in sorted(told.keys() | expected):
             ours, theirs = told.get(opens), rows.get(opens)
-            if ours is None or theirs is None or not _is_same(ours, theirs):
+            if ours is None or theirs is None or differing_columns(ours, theirs):
                 found.append(self._difference(series, opens, ours, theirs))
         return found
 
@@ -334,14 +335,9 @@ class Confirmer:
         else:
             parts = (
                 f"{name} {getattr(ours, name)!r} became {getattr(theirs, name)!r}"
-                for name in CANDLE_COLUMNS
-                if getattr(ours, name) != getattr(theirs, name)
+                for name in differing_columns(ours, theirs)
             )
             detail = ", ".join(parts)
         span = Span(opens, series.timeframe.next(opens))
         now_us = self._venue.now_us()
         return LiveEvent("difference", now_us, series.market, series.timeframe.name, span, True, detail, ours, theirs)
-
-
-def _is_same(ours: LiveCandle, theirs: LiveCandle) -> bool:
-    return all(getattr(ours, name) == getattr(theirs, name) for name in CANDLE_COLUMNS)

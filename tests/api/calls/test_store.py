@@ -12,16 +12,11 @@ import pyarrow as pa
 import pytest
 
 from backbone import Backbone
-from backbone.api.calls.store import differences, rows_inside
 from backbone.coordinator import coordinator as fetch
 from backbone.coordinator.quota.ledger import MemoryLimiter
 from backbone.coordinator.quota.rules import Rules
 from backbone.errors import IncompleteError, InputError
-from backbone.model import Span
 from backbone.simulator import SimulatorServer
-from backbone.storage.coverage import SpanSet
-from backbone.timeframe import TIMEFRAMES
-from tests.storage.helpers import minutes, span
 
 START, END = "2025-08-22T00:00:00Z", "2025-08-22T06:00:00Z"
 PROBLEM = ["market", "timeframe", "path", "kind", "detail"]
@@ -185,25 +180,3 @@ def test_store_tells_an_outage_of_the_exchange(stocked: tuple[Backbone, Simulato
     assert str(frame["start"].dt.tz) == "Asia/Seoul"
     assert client.store.outages(markets=["BTC"]).empty, "one market alone never tells"
     assert client.store.outages("1m", "2025-08-21T11:00:00Z").empty
-
-
-def test_differences_are_told_by_kind() -> None:
-    """Missing rows on either side, and each column that differs, with the first place."""
-    mine, theirs = minutes(0, 10), minutes(5, 15)
-    assert differences(mine, mine, 1e-9) == []
-    found = differences(mine, theirs, 1e-9)
-    assert [line.split(",")[0] for line in found] == ["5 candles are ours only", "5 candles are the venue's only"]
-    other = minutes(0, 10, salt=3)
-    assert {line.split()[0] for line in differences(mine, other, 1e-9)} == {"open", "high", "low", "close", "value"}
-    near = mine.set_column(5, mine.schema.field(5), pa.array([v * (1 + 1e-12) for v in mine["volume"].to_pylist()]))
-    assert differences(mine, near, 1e-9) == []
-    assert len(differences(mine, near, 0)) == 1
-
-
-def test_rows_inside_are_those_of_the_spans() -> None:
-    """Only rows that open in one of the spans, in order."""
-    table = minutes(0, 10)
-    inside = rows_inside(table, SpanSet([span(2, 4), span(8, 20)]))
-    assert inside.equals(pa.concat_tables([minutes(2, 4), minutes(8, 10)]))
-    assert rows_inside(table, SpanSet()).num_rows == 0
-    assert TIMEFRAMES["1m"].count(Span(*span(2, 4))) == 2
