@@ -1,13 +1,19 @@
-"""Longer candles made of one-minute ones, exactly as the venue makes them.
+"""Longer candles made of shorter ones, exactly as the venue makes them.
 
-A longer candle opens on the UTC grid of its timeframe with the first minute's open, closes with the last
-one's close, spans their extremes and sums volume and value; minutes without a trade add nothing, and a
-stretch without any trade has no candle. Sums are carried at extended precision and rounded once. Pure,
-vectorised.
+A longer candle opens on the UTC grid of its timeframe with the first short one's open, closes with the last one's
+close, spans their extremes and sums volume and value; slots without a trade add nothing, and an interval without any
+trade has no candle. Pure, vectorised.
+
+The venue sums decimals and rounds once; a sum of float64 is off in the last digit in one hour of twenty. So each addend
+is turned back into the decimal that it came from (the shortest one that is nearest to it, up to sixteen places), the
+digits are added as integers, and the sum is rounded once, to the nearest float64. Where an addend has more digits than
+a float64 holds (large turnovers of markets with fine price steps), the nearest decimal of as many places as the other
+addends have stands for it: nothing better can be known there.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,13 +23,19 @@ from backbone.candle_table import times_of
 from backbone.model import CANDLE_SCHEMA, empty_candles
 from backbone.timeframe import Timeframe
 
-__all__ = ["fold"]
+__all__ = ["decimal_sums", "fold"]
+
+_PLACES = 8  # of the venue's volumes
+_UNIT = 10**_PLACES
+_SURE = float(1 << 51)  # below this, a float64 times a power of ten is the right integer once rounded
+_SAFE_ADDENDS = 1 << 12  # so many of the largest integers do not overflow
+_EXACT = 1 << 53  # integers up to here are float64, and their quotient by a power of ten is rounded once
 
 
 def fold(table: pa.Table, timeframe: Timeframe) -> pa.Table:
     """The `timeframe` candles of a sorted table of shorter ones.
 
-    A candle is only as whole as the minutes given: leave out the ones whose minutes are not all known.
+    A candle is only as whole as the short ones given: leave out those that are not all known.
     """
     if not table.num_rows:
         return empty_candles()
@@ -38,11 +50,76 @@ def fold(table: pa.Table, timeframe: Timeframe) -> pa.Table:
         pa.array(np.maximum.reduceat(column["high"], first)),
         pa.array(np.minimum.reduceat(column["low"], first)),
         pa.array(column["close"][last]),
-        pa.array(_sums(column["volume"], first)),
-        pa.array(_sums(column["value"], first)),
+        pa.array(decimal_sums(column["volume"], first)),
+        pa.array(decimal_sums(column["value"], first)),
     ]
     return pa.Table.from_arrays(columns, schema=CANDLE_SCHEMA)
 
 
-def _sums(values: Any, first: Any) -> Any:
-    return np.add.reduceat(values.astype(np.longdouble), first).astype(np.float64)
+def decimal_sums(values: Any, first: Any) -> Any:
+    """The float64 nearest to the sum of the decimals of each group of `values`; groups begin at the indices `first`.
+
+    `values` are finite, zero or more.
+    """
+    scaled = _at_one_scale(values)
+    if scaled is not None and np.diff(first, append=len(values)).max() < _SAFE_ADDENDS:
+        numbers, scale = scaled
+        sums = np.add.reduceat(numbers, first)
+        if sums.max() < _EXACT:
+            return sums / scale
+        return np.array([number / scale for number in sums.tolist()])  # Python's quotient of integers is rounded once
+    whole, units, rest = _digits(values)
+    wholes, sums = np.add.reduceat(whole, first), np.add.reduceat(units, first)
+    if rest is not None:
+        finer = np.add.reduceat(rest, first)
+        return np.array(
+            [
+                (int(w) * _UNIT * _UNIT + int(u) * _UNIT + int(r)) / _UNIT**2
+                for w, u, r in zip(wholes, sums, finer, strict=True)
+            ]
+        )
+    totals = [int(w) * _UNIT + int(u) for w, u in zip(wholes, sums, strict=True)]
+    return np.array([total / _UNIT for total in totals])
+
+
+def _at_one_scale(values: Any) -> tuple[Any, int] | None:
+    """`values` as integers of one power of ten, where that is sure for all of them: the common case, in one pass."""
+    places = min(_PLACES, int(math.log10(_SURE / max(float(values.max()), 1.0))))
+    scale = 10 ** max(places, 0)
+    number = np.rint(values * float(scale))
+    return (number.astype(np.int64), scale) if (number / scale == values).all() else None
+
+
+def _digits(values: Any) -> tuple[Any, Any, Any]:
+    """The decimals of `values` as integers: the whole part, its next eight places, and the eight behind (or None)."""
+    whole = np.floor(values)
+    scaled = np.rint(values * float(_UNIT))
+    is_known = (scaled < _SURE) & (scaled / _UNIT == values)
+    units = np.where(is_known, scaled - whole * _UNIT, 0.0)
+    if is_known.all():
+        return whole.astype(np.int64), units.astype(np.int64), None
+    whole, units = whole.astype(np.int64), units.astype(np.int64)
+    rest = np.zeros(len(values), np.int64)
+    left = np.flatnonzero(~is_known)
+    for places in (7, 6, 5, 4, 3, 2, 1, *range(_PLACES + 1, 2 * _PLACES + 1)):
+        if not len(left):
+            break
+        scale = 10**places
+        number = np.rint(values[left] * float(scale))
+        is_known = (number < _SURE) & (number / scale == values[left])
+        at, digits = left[is_known], number[is_known].astype(np.int64)
+        whole[at] = digits // scale
+        below = digits % scale
+        if places <= _PLACES:
+            units[at] = below * 10 ** (_PLACES - places)
+        else:
+            finer = 10 ** (places - _PLACES)
+            units[at], rest[at] = below // finer, below % finer * 10 ** (2 * _PLACES - places)
+        left = left[~is_known]
+    if len(left):  # more digits than a float64 is sure to hold: the nearest decimal, of as many places as the others
+        known = np.delete(units, left)
+        finest = next((places for places in range(_PLACES) if not (known % 10 ** (_PLACES - places)).any()), _PLACES)
+        step = 10 ** (_PLACES - finest) if len(known) else 1
+        fraction = values[left] - np.floor(values[left])
+        units[left] = np.rint(fraction * (_UNIT // step)).astype(np.int64) * step
+    return whole, units, rest if rest.any() else None
