@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from backbone import Backbone
 from backbone.clock import SystemClock
 from backbone.simulator import SimulatorServer
 from tests.recordings import recordings as recordings
+
+hypothesis.settings.register_profile("backbone", deadline=None)  # a busy machine is no fault of the code
+hypothesis.settings.load_profile("backbone")
 
 NOW = "2025-08-22T09:00:00Z"
 _LOOPBACK = ("127.", "::1", "localhost")
