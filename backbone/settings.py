@@ -14,23 +14,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from backbone.errors import InputError
-from backbone.venues import VENUES, Venue, parse_exchange
+from backbone.venues import VENUES, ArchiveHosts, Venue, parse_exchange
 
 __all__ = ["FRAMES", "Settings", "parse_place", "resolve"]
 
 ARCHIVE_WORD = "accept-terms"
-ARCHIVE_TERMS = "https://www.upbit.com/historical_data/main"
-_ARCHIVE_FILES, _ARCHIVE_LIST = "https://crix-data.upbit.com", "https://crix-data-api.upbit.com"
 
 FRAMES = ("pandas", "polars", "arrow")
-
-
-@dataclass(frozen=True)
-class ArchivePlace:
-    """Where the bulk archive's files are, and where they are listed."""
-
-    file_url: str
-    list_url: str
 
 
 @dataclass(frozen=True)
@@ -62,12 +52,6 @@ class Settings:
     memo_rows: int = 20_000
     """Below this, reading Parquet is faster than loading a memoised frame."""
 
-    seconds_kept_days: int = 92
-    """The venue serves 1-second candles for three months only: older ones are not asked for."""
-
-    seconds_sure_days: int = 89
-    """The shortest three months: silence before it may be the venue's forgetting, and proves nothing."""
-
     markets_fresh_s: float = 600.0
     """The market list is asked again after this time; listings are rare, and a refusal refreshes it at once."""
 
@@ -77,8 +61,13 @@ class Settings:
     quota: str | None = None
     """Address, without a password, of the Redis that keeps one quota for several hosts; None: this machine's ledger."""
 
-    archive: ArchivePlace | None = None
+    archive: ArchiveHosts | None = None
     """The venue's bulk archive, where the user accepted its terms."""
+
+    @property
+    def venue(self) -> Venue:
+        """The record of the exchange: what it serves, how fast and for how long."""
+        return VENUES[self.exchange]
 
     @property
     def is_remote(self) -> bool:
@@ -88,7 +77,7 @@ class Settings:
     @property
     def is_overridden(self) -> bool:
         """Whether another host than the exchange's own answers (an embedded exchange, a proxy, a recording)."""
-        return self.rest_url != VENUES[self.exchange].rest_url
+        return self.rest_url != self.venue.rest_url
 
     @property
     def store_exchange(self) -> str:
@@ -135,19 +124,22 @@ def resolve(
 
 def _archive(
     word: str | None, url: str | None, venue: Venue, rest_url: str, env: Mapping[str, str]
-) -> ArchivePlace | None:
+) -> ArchiveHosts | None:
     """The archive's hosts, once its terms are accepted; beside another host than the venue's own, that host's."""
     if word is None:
         return None
+    own, other = venue.archive, urlsplit(rest_url).hostname != urlsplit(venue.rest_url).hostname
+    terms = own.terms_url if own else rest_url
     if word != ARCHIVE_WORD:
-        raise InputError("archive", word, f'"{ARCHIVE_WORD}", which says that you read the terms at {ARCHIVE_TERMS}')
-    is_own = urlsplit(rest_url).hostname == urlsplit(venue.rest_url).hostname
-    if is_own and venue.exchange != "upbit":
+        raise InputError("archive", word, f'"{ARCHIVE_WORD}", which says that you read the terms at {terms}')
+    if own is None and not other:
         raise InputError("archive", word, f"None for {venue.exchange}: only the Korean exchange has an archive")
-    files = url or env.get("BACKBONE_ARCHIVE_URL") or (_ARCHIVE_FILES if is_own else rest_url)
-    lists = env.get("BACKBONE_ARCHIVE_LIST_URL") or url or env.get("BACKBONE_ARCHIVE_URL")
-    lists = lists or (_ARCHIVE_LIST if is_own else rest_url)
-    return ArchivePlace(_url("archive_url", files, ("http", "https")), _url("archive_url", lists, ("http", "https")))
+    hosts = ArchiveHosts(rest_url, rest_url, terms) if other or own is None else own
+    files = url or env.get("BACKBONE_ARCHIVE_URL") or hosts.file_url
+    lists = env.get("BACKBONE_ARCHIVE_LIST_URL") or url or env.get("BACKBONE_ARCHIVE_URL") or hosts.list_url
+    return ArchiveHosts(
+        _url("archive_url", files, ("http", "https")), _url("archive_url", lists, ("http", "https")), terms
+    )
 
 
 def parse_place(value: object) -> str:

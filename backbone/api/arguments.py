@@ -21,7 +21,6 @@ from backbone.model import Priority
 
 __all__ = [
     "DEFAULT_COUNT",
-    "HOME_QUOTES",
     "TimeLike",
     "in_zone",
     "parse_age",
@@ -35,9 +34,6 @@ __all__ = [
 
 DEFAULT_COUNT = 200
 """Rows of a call that names neither a start nor a count."""
-
-HOME_QUOTES = {"upbit": "KRW", "upbit-sg": "SGD", "upbit-id": "IDR", "upbit-th": "THB"}
-"""The currency a bare ``"BTC"`` is priced in, by exchange."""
 
 _CODE = re.compile(r"[A-Z0-9]{1,12}-[A-Z0-9._]{1,20}")
 _MARKETS = "a market such as KRW-BTC (krw-btc, BTC/KRW and BTC are read as that)"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from backbone.api.arguments import DEFAULT_COUNT, HOME_QUOTES, TimeLike, parse_count, parse_time
+from backbone.api.arguments import DEFAULT_COUNT, TimeLike, parse_count, parse_time
 from backbone.clock import Clock, SystemClock, VenueClock
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import ClosedError, InputError
@@ -58,7 +58,7 @@ class Session:
     @property
     def home(self) -> str:
         """The currency that a bare ``"BTC"`` is priced in."""
-        return HOME_QUOTES[self.settings.exchange]
+        return self.settings.venue.home
 
     @property
     def is_closed(self) -> bool:

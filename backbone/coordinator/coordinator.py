@@ -107,11 +107,15 @@ class Coordinator:
             return
         from backbone.coordinator.candles.archive import Archive, show_terms
 
-        show_terms()
+        show_terms(where.terms_url)
         self._archive_line = ArchiveClient(where.file_url, where.list_url, clock=self.clock)
-        kept_days = self.settings.seconds_kept_days
         self.candles.archive = Archive(
-            self.scheduler, self.store, self.venue, self.clock, hear=self.sync_clock, kept_days=kept_days
+            self.scheduler,
+            self.store,
+            self.venue,
+            self.clock,
+            hear=self.sync_clock,
+            retention=self.settings.venue.retention,
         )
 
     # -- the ways to the venue -----------------------------------------------------------------------------------

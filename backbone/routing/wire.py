@@ -31,6 +31,7 @@ from backbone.errors import InputError, PayloadError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Level, LiveCandle, MarketInfo, OrderBook, Ticker, Trade
 from backbone.routing.refusals import sample_of
 from backbone.timeframe import TIMEFRAMES, Timeframe
+from backbone.venues import Venue
 
 __all__ = [
     "FORMATS",
@@ -58,13 +59,13 @@ __all__ = [
     "trades_ask",
 ]
 
-PAGE = 200
+PAGE = Venue.candle_page  # all venues speak one dialect
 """Most candles of one reply; the venue cuts a larger count silently."""
-TRADES_PAGE = 500
+TRADES_PAGE = Venue.trades_page
 """Most trades of one reply."""
-ORDERBOOK_DEPTH = 30
+ORDERBOOK_DEPTH = Venue.book_levels
 """Most levels of a book."""
-GROUPS = ("market", "candles", "crix-trades", "ticker", "orderbook")
+GROUPS = Venue.groups
 """Rate groups as the wire names them (the venue's documentation has other names)."""
 FORMATS = ("DEFAULT", "SIMPLE", "JSON_LIST", "SIMPLE_LIST")
 
@@ -273,7 +274,7 @@ def _book_table(column: int) -> tuple[tuple[Any, ...], ...]:
 _STREAM_FRAMES = {"1h": "60m", "4h": "240m"}
 _TIMEFRAMES_BY_KIND = {
     f"candle.{_STREAM_FRAMES.get(name, name)}": TIMEFRAMES[name]
-    for name in ("1s", "1m", "3m", "5m", "10m", "15m", "30m", "1h", "4h")
+    for name in Venue.streamed
 }
 KINDS = ("ticker", "trade", "orderbook", *_TIMEFRAMES_BY_KIND)
 """What the socket can be asked for."""

@@ -14,12 +14,13 @@ from backbone.settings import resolve
 from backbone.simulator import SimulatorServer
 
 YEAR = ("2024-06-01T00:00Z", "2025-06-01T00:00Z")
+_TERMS = "https://www.upbit.com/historical_data/main"
 WEEKS = ("2025-06-01T00:00Z", "2025-07-15T00:00Z")  # a whole month and the half of one
 
 
 @pytest.fixture(autouse=True)
 def terms_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "_shown", {archives.ARCHIVE_TERMS})
+    monkeypatch.setattr(archives, "_shown", {_TERMS})
 
 
 def opened(venue: SimulatorServer, folder: Path, **words: str | None) -> Backbone:

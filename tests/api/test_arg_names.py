@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbone.api.arguments import HOME_QUOTES, parse_market, parse_markets, parse_priority, parse_quote
+from backbone.api.arguments import parse_market, parse_markets, parse_priority, parse_quote
 from backbone.errors import InputError
 from backbone.model import Priority
+from backbone.venues import VENUES
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_market_spellings_mean_one_code(written: str, market: str) -> None:
 )
 def test_bare_code_is_priced_in_the_exchanges_currency(exchange: str, market: str) -> None:
     """``"BTC"`` is the market that the exchange's country trades."""
-    assert parse_market("BTC", HOME_QUOTES[exchange]) == market
+    assert parse_market("BTC", VENUES[exchange].home) == market
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from backbone.api.session import Session
 
 __all__ = ["CandleCall", "Plan", "candles", "coverage", "explain"]
-RATE = 10 / 1.03  # requests a second that the quota allows
 
 
 def candles(
@@ -345,7 +344,8 @@ def explain(
     last = core.candles.closed_before(tf)
     stop = last if asked.end_us is None else min(last, tf.ceil(asked.end_us))
     begin = tf.next(stop, -DEFAULT_COUNT) if asked.start_us is None else tf.ceil(asked.start_us)
-    found: CandlePlan = core.candles.explain(market, tf, Span(min(begin, stop), stop), RATE)
+    pace = session.settings.venue.pace_per_s
+    found: CandlePlan = core.candles.explain(market, tf, Span(min(begin, stop), stop), pace)
 
     def shown(spans: Sequence[Span]) -> tuple[tuple[Any, Any], ...]:
         return tuple((in_zone(s.start, session.tz), in_zone(s.end, session.tz)) for s in spans)

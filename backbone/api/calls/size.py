@@ -18,6 +18,7 @@ from backbone.coordinator.candles.ranges import Range
 from backbone.errors import InputError
 from backbone.model import Priority, Span
 from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, parse_timeframe
+from backbone.venues import Venue
 
 if TYPE_CHECKING:
     from backbone.api.session import Session
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Sizing", "size"]
 
-PAGES_PER_S = 9.7
-"""Pages a second and address: what a backfill reaches of the venue's 10, measured on the embedded exchange."""
 BYTES_A_CANDLE = 24.0
 """Recorded minutes of the majors take 21 to 23 bytes in the store, of thin coins 27, hours 25."""
 BYTES_A_DAY_CANDLE = 30.0
@@ -35,7 +34,6 @@ FIRST_DAY_US = 1_506_297_600_000_000
 """2017-09-25: no market of the venue has an older candle."""
 ARCHIVE_FILES_PER_S = 4.0
 """Archive files a second: two requests each, a sample page and reading it, measured on the embedded exchange."""
-_ROWS_A_PAGE = 200
 _FILES_LOOKED_AT = 24  # a market's newest files say enough about its density
 _ARCHIVED = ("1m", "3m", "5m", "10m", "15m", "30m", "1h")  # below, a month is a page or two
 _MONTH = TIMEFRAMES["1M"]
@@ -180,16 +178,16 @@ def _share(tf: Timeframe, span: Span, density: float) -> _Share:
         if whole.start < whole.end:
             months = _MONTH.count(whole)
             tail = slots - tf.count(whole)
-    pages = math.ceil(rows / _ROWS_A_PAGE) + 1 if slots else 0
-    return _Share(rows, slots, pages, months, math.ceil(tail * density / _ROWS_A_PAGE))
+    pages = math.ceil(rows / Venue.candle_page) + 1 if slots else 0
+    return _Share(rows, slots, pages, months, math.ceil(tail * density / Venue.candle_page))
 
 
 def _hours(shares: Sequence[_Share], addresses: Sequence[int]) -> Iterable[tuple[str, int, int, float]]:
     """A whole market goes to one address, so the largest one is a floor."""
-    rest = [share.pages / PAGES_PER_S for share in shares]
+    rest = [share.pages / Venue.pace_per_s for share in shares]
     yield from (("rest", n, sum(s.pages for s in shares), _spread(rest, n)) for n in addresses)
     if any(share.files for share in shares):
-        archive = [max(s.files / ARCHIVE_FILES_PER_S, (s.files + s.tail_pages) / PAGES_PER_S) for s in shares]
+        archive = [max(s.files / ARCHIVE_FILES_PER_S, (s.files + s.tail_pages) / Venue.pace_per_s) for s in shares]
         requests = sum(3 * share.files + share.tail_pages for share in shares)
         yield from (("archive", n, requests, _spread(archive, n)) for n in addresses)
 

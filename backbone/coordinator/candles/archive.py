@@ -39,11 +39,11 @@ from backbone.routing.archive import (
     listing_ask,
 )
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
-from backbone.settings import ARCHIVE_TERMS
 from backbone.storage.coverage import SpanSet
 from backbone.storage.fold import fold
 from backbone.storage.store import CandleStore
 from backbone.timeframe import TIMEFRAMES, Timeframe
+from backbone.venues import Retention
 
 __all__ = ["Archive", "Recheck", "show_terms"]
 
@@ -82,11 +82,11 @@ class _Folder:
 _shown: set[str] = set()
 
 
-def show_terms() -> None:
-    """Say once, where it is seen, under which terms the archive's data may be used."""
-    if ARCHIVE_TERMS not in _shown:
-        _shown.add(ARCHIVE_TERMS)
-        said = f"data of the archive is for personal, non-commercial use, not for redistribution: {ARCHIVE_TERMS}"
+def show_terms(url: str) -> None:
+    """Say once, where it is seen, under which terms (at `url`) the archive's data may be used."""
+    if url not in _shown:
+        _shown.add(url)
+        said = f"data of the archive is for personal, non-commercial use, not for redistribution: {url}"
         warnings.warn(said, UserWarning, stacklevel=2)
 
 
@@ -101,14 +101,14 @@ class Archive:
         clock: Clock,
         *,
         hear: Callable[[], object],
-        kept_days: int = 92,
+        retention: Callable[[str], Retention | None],
     ) -> None:
         self._scheduler = scheduler
         self._store = store
         self._venue = venue
         self._clock = clock
         self._hear = hear
-        self._kept_us = kept_days * _DAY_US
+        self._retention = retention
         self._lock = threading.Lock()
         self._folders: dict[str, _Folder] = {}
         self._refused: set[str] = set()
@@ -219,7 +219,8 @@ class Archive:
 
     def sample(self, file: ArchiveFile, table: pa.Table) -> _Sample:
         """What to ask of REST before `table` is believed."""
-        is_old = file.timeframe.name == "1s" and file.span.start < self._venue.now_us() - self._kept_us
+        kept = self._retention(file.timeframe.name)
+        is_old = kept is not None and file.span.start < self._venue.now_us() - kept.days * _DAY_US
         return _Sample(file, table, _MINUTE if is_old else file.timeframe)
 
     # -- later ---------------------------------------------------------------------------------------------------

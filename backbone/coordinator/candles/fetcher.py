@@ -42,7 +42,7 @@ from backbone.storage.continuity import Interval, Outage, intervals, outages
 from backbone.storage.coverage import SpanSet
 from backbone.storage.fold import fold
 from backbone.storage.store import CandleStore, Stored
-from backbone.timeframe import TIMEFRAMES, Timeframe, periods_in
+from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, periods_in
 
 if TYPE_CHECKING:
     from backbone.coordinator.candles.archive import Archive
@@ -388,9 +388,10 @@ class CandleFetcher:
                 series.plan.give_up(want, _out_of_reach(claim.claim.start), lost)
 
     def _within_retention(self, timeframe: Timeframe, gaps: SpanSet) -> tuple[SpanSet, SpanSet]:
-        if timeframe.name != "1s" or not self._venue.is_known:  # this machine's clock is no judge of that
+        kept = self._settings.venue.retention(timeframe.name)
+        if kept is None or not self._venue.is_known:  # this machine's clock is no judge of that
             return gaps, SpanSet()
-        kept_us = self._settings.seconds_kept_days * 86_400_000_000
+        kept_us = kept.days * DAY_US
         lost = gaps & SpanSet([Span(EARLIEST_US, max(1, timeframe.ceil(self._venue.now_us() - kept_us)))])
         return gaps - lost, lost
 
@@ -424,7 +425,9 @@ class CandleFetcher:
         self._finish(pending)
 
     def is_start_unknown(self, market: str, timeframe: Timeframe, start_us: int) -> bool:
-        """Whether the store knows nothing of what is at or before `start_us`."""
+        """Whether the store knows nothing of what is at or before `start_us`, and the venue may tell."""
+        if self._settings.venue.retention(timeframe.name) is not None:
+            return False  # its first candles are gone
         oldest = self._store.oldest(market, timeframe)
         return self._store.quiet_before(market, timeframe) <= start_us and (oldest is None or oldest > start_us)
 
@@ -713,9 +716,10 @@ class CandleFetcher:
 
     def _provable(self, timeframe: Timeframe, proof: SpanSet, oldest_us: int | None) -> tuple[SpanSet, SpanSet]:
         """What a reply's silence proves, and what it does not: there the venue may have forgotten its candles."""
-        if timeframe.name != "1s" or not proof.holds(EARLIEST_US):
+        kept = self._settings.venue.retention(timeframe.name)
+        if kept is None or not proof.holds(EARLIEST_US):
             return proof, _NOTHING
-        sure_us = timeframe.ceil(self._venue.now_us() - self._settings.seconds_sure_days * 86_400_000_000)
+        sure_us = timeframe.ceil(self._venue.now_us() - kept.sure_days * DAY_US)
         lost = proof & SpanSet([Span(EARLIEST_US, sure_us if oldest_us is None else min(sure_us, oldest_us))])
         return proof - lost, lost
 

@@ -231,7 +231,7 @@ class CandleJob:
         self._heed(course.probe)
 
     def _is_worth_probing(self, course: _Course) -> bool:
-        if self.timeframe.step_us >= TIMEFRAMES["1d"].step_us or self.timeframe.name == "1s":
+        if self.timeframe.step_us >= TIMEFRAMES["1d"].step_us:
             return False
         if self.timeframe.count(self.span) <= _PROBE_SLOTS or _MONTH.count(self.span) < 1:
             return False

@@ -47,6 +47,7 @@ from backbone.routing.wire import (
     trades_ask,
 )
 from backbone.timeframe import TIMEFRAMES, Timeframe
+from backbone.venues import Venue
 
 __all__ = ["KINDS", "Feed", "Subscription", "parse_kind", "timeframe_of"]
 
@@ -63,7 +64,7 @@ _BOOKS = 30
 _POLLED_TRADES = 100
 _CANDLE_HEARD_S = 1.5
 """The venue tells a candle's changes once a second."""
-_CANDLE_KINDS = frozenset(f"candle.{name}" for name in ("1s", "1m", "3m", "5m", "10m", "15m", "30m", "1h", "4h"))
+_CANDLE_KINDS = frozenset(f"candle.{name}" for name in Venue.streamed)
 _GROUPS = {"ticker": "ticker", "orderbook": "orderbook", "trade": "crix-trades"}
 
 log = logging.getLogger("backbone.live")

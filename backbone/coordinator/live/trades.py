@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from backbone.errors import BackboneError, PayloadError
 from backbone.model import Span, Trade
 from backbone.routing.wire import TRADES_PAGE, Ask, trades_ask
+from backbone.venues import Venue
 
 __all__ = ["DAYS_KEPT", "DAY_US", "TradeWalk", "TradesAnswer"]
 
 DAY_US = 86_400_000_000
-DAYS_KEPT = 7
+DAYS_KEPT = Venue.trades_kept_days
 """Whole UTC days before today that the venue answers."""
 
 

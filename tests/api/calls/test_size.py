@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from backbone import Backbone
-from backbone.api.calls.size import PAGES_PER_S, Sizing
+from backbone.api.calls.size import Sizing
 from backbone.api.cli import main as cli
 from backbone.errors import InputError
 from backbone.simulator import SimulatorServer
+from backbone.venues import Venue
 
 DAY = 1440
 
@@ -53,7 +54,7 @@ def test_size_hours_fall_with_addresses_down_to_the_largest_market(client: Backb
     """A whole market goes to one address, so more addresses than markets help no further."""
     found = client.size(["KRW-BTC", "KRW-ETH"], "1m", "2024-12-01T00:00Z", "2025-03-01T00:00Z", addresses=[1, 2, 4])
     rest = {n: hours for source, n, _, hours in found.hours if source == "rest"}
-    assert rest[1] == pytest.approx(found.requests / PAGES_PER_S / 3600)
+    assert rest[1] == pytest.approx(found.requests / Venue.pace_per_s / 3600)
     assert rest[2] == pytest.approx(rest[1] / 2)
     assert rest[4] == rest[2]
     archive = {n: hours for source, n, _, hours in found.hours if source == "archive"}
