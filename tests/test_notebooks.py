@@ -12,10 +12,12 @@ import pytest
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+NOTEBOOKS = sorted(FOLDER.rglob("[0-9]*.ipynb"))
 LIVE = "application/vnd.jupyter.widget-view+json"
 
-every = pytest.mark.parametrize("book", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS], indirect=True)
+every = pytest.mark.parametrize(
+    "book", NOTEBOOKS, ids=[path.relative_to(FOLDER).with_suffix("").as_posix() for path in NOTEBOOKS], indirect=True
+)
 
 
 @pytest.fixture
@@ -40,9 +42,11 @@ def outputs(book: Any) -> str:
     return text + "\n".join(base64.b64decode(svg).decode() for svg in svgs)
 
 
-def test_tutorials_are_numbered_without_a_hole() -> None:
-    """They are read in order, 01 to 09."""
-    assert [path.name[:3] for path in NOTEBOOKS] == [f"{i:02d}_" for i in range(1, 10)]
+@pytest.mark.parametrize("folder", sorted({path.parent for path in NOTEBOOKS}), ids=lambda path: path.name)
+def test_tutorials_are_numbered_without_a_hole(folder: Path) -> None:
+    """They are read in order, in each language, from 01 on."""
+    names = sorted(path.name[:3] for path in NOTEBOOKS if path.parent == folder)
+    assert names == [f"{i:02d}_" for i in range(1, len(names) + 1)]
 
 
 @every
