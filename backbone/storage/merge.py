@@ -93,7 +93,7 @@ def _merge(partition: Partition, page: Page) -> Partition:
     ledger = partition.ledger.proved(page.proof, page.fresh)
     pieces: list[pa.Table] = []
     revisions: list[pa.Table] = []
-    at, is_changed, kept, shift = 0, False, partition.kept, 0
+    at, is_changed = 0, False
     for span in page.proof:
         low, high = (int(i) for i in np.searchsorted(partition.times, span))
         rows = page.rows_in(span)
@@ -102,13 +102,6 @@ def _merge(partition: Partition, page: Page) -> Partition:
         if is_same(old, new):
             continue
         is_changed = True
-        added = _around(old, new)
-        for place, count in () if added is None else ((low, added[0]), (high, added[1])):
-            if kept is not None and count and kept[0] < place < kept[1]:
-                kept = None
-            elif kept is not None and place <= kept[0]:
-                shift += count
-        kept = None if added is None else kept
         pieces += [partition.table.slice(at, low - at), new]
         at = high
         if known := partition.ledger.covered.clip(span):
@@ -122,18 +115,7 @@ def _merge(partition: Partition, page: Page) -> Partition:
     found = partition.revisions
     if revisions:
         found = pa.concat_tables([found, *revisions]).combine_chunks()
-    return Partition(table, ledger, found, None if kept is None else (kept[0] + shift, kept[1] + shift))
-
-
-def _around(old: pa.Table, new: pa.Table) -> tuple[int, int] | None:
-    """How many rows of `new` come before and after all of `old`, unchanged; None where it is not in `new` like that."""
-    if not old.num_rows:
-        return new.num_rows, 0
-    at = int(np.searchsorted(times_of(new), times_of(old)[0]))
-    part = new.slice(at, old.num_rows)
-    if not is_same(old, part):
-        return None
-    return at, new.num_rows - at - old.num_rows
+    return Partition(table, ledger, found)
 
 
 def _difference(old: pa.Table, new: pa.Table, known: SpanSet, page: Page) -> pa.Table:

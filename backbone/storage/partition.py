@@ -12,9 +12,8 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,7 +23,6 @@ from backbone.candle_table import times_of
 from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span, empty_candles
 from backbone.storage.coverage import Coverage, Provisional, SpanSet
-from backbone.storage.grow import grow
 
 if TYPE_CHECKING:
     from backbone.storage.layout import Series
@@ -64,8 +62,6 @@ class Partition:
     table: pa.Table
     ledger: Coverage
     revisions: pa.Table
-    kept: tuple[int, int] | None = None
-    """Where the file's rows lie in the table, if all are there unchanged: from one row number up to another."""
 
     @classmethod
     def empty(cls, ledger: Coverage | None = None) -> Partition:
@@ -103,16 +99,11 @@ class _Header(msgspec.Struct):
 _ENCODING = {"time": "DELTA_BINARY_PACKED"} | dict.fromkeys(CANDLE_COLUMNS, "BYTE_STREAM_SPLIT")
 _MARK = b'{"seal":"'
 _ZEROS = b"00000000"
-_FEW = 8_000  # rows that are encoded anew as fast as a file is grown
 _BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, msgspec.MsgspecError)
 
 
-def encode_partition(
-    partition: Partition, series: Series, period: str, base: bytes | bytearray | None = None
-) -> bytearray:
-    """The file of one partition, sealed. Of `base`, the file before the change, the rows are taken as they lie there
-    where that is possible.
-    """
+def encode_partition(partition: Partition, series: Series, period: str) -> bytearray:
+    """The file of one partition, sealed."""
     footer = _Footer(
         exchange=series.exchange,
         market=series.market,
@@ -123,9 +114,7 @@ def encode_partition(
         fresh=[(a, b, due) for a, b, due in partition.ledger.fresh],
         revisions=_pack(partition.revisions),
     )
-    encode = partial(_write_parquet, text=msgspec.json.encode(footer).decode())
-    grown = None if base is None else _grown(partition, base, encode)
-    data = bytearray(encode(partition.table)) if grown is None else grown
+    data = bytearray(_write_parquet(partition.table, text=msgspec.json.encode(footer).decode()))
     at = data.rfind(_MARK) + len(_MARK)
     data[at : at + 8] = b"%08x" % zlib.crc32(data)
     return data
@@ -150,21 +139,6 @@ def _write_parquet(table: pa.Table, *, text: str) -> memoryview:
     return memoryview(sink.getvalue())
 
 
-def _grown(partition: Partition, base: bytes | bytearray, encode: Callable[[pa.Table], memoryview]) -> bytearray | None:
-    """`base` with the rows that came before or after its own; None where that is not what changed, or not worth it."""
-    if partition.kept is None:
-        return None
-    start, end = partition.kept
-    if end - start < _FEW or (start > 0 and end < partition.table.num_rows):
-        return None
-    try:
-        _check_seal(base, "")
-    except CorruptPartitionError:
-        return None  # what is in memory replaces it
-    rows = partition.table.slice(0, start) if start > 0 else partition.table.slice(end)
-    return grow(base, rows, is_before=start > 0, encode=encode)
-
-
 def decode_partition(data: bytes | bytearray, series: Series, period: Span, period_text: str, path: str) -> Partition:
     """The state that a partition file holds.
 
@@ -183,7 +157,7 @@ def decode_partition(data: bytes | bytearray, series: Series, period: Span, peri
     found = (footer.exchange, footer.market, footer.timeframe, footer.period)
     if found != (series.exchange, series.market, series.timeframe.directory, period_text):
         raise _corrupt(path, f"it belongs elsewhere: {' '.join(found)}")
-    partition = Partition(table, ledger, revisions, kept=(0, table.num_rows))
+    partition = Partition(table, ledger, revisions)
     if reason := _disorder(partition, footer.rows, period):
         raise _corrupt(path, reason)
     return partition

@@ -19,7 +19,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -320,14 +320,10 @@ class CandleStore:
         if entry.version is None and self._files.stat(key) is not None:  # writing would be deleting
             path = self._files.path(key)
             raise StoreError(f"{path} is damaged and cannot be set aside", path=path)
-        base = None if partition.kept is None else self._files.read(key)
-        if base is not None and base.version != entry.version:
-            base = None
-        name = period_name(series.timeframe, period)
-        data = encode_partition(partition, series, name, None if base is None else base.data)
+        data = encode_partition(partition, series, period_name(series.timeframe, period))
         version = self._files.replace(key, data)
         self._commits += 1
-        self._keep(key, version, replace(partition, kept=(0, partition.table.num_rows)))
+        self._keep(key, version, partition)
 
     # -- reading
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +9,7 @@ from backbone.model import CANDLE_COLUMNS, Span
 from backbone.storage.coverage import Provisional, SpanSet
 from backbone.storage.merge import Page, merge_pages
 from backbone.storage.partition import Partition
-from tests.storage.helpers import MAY, MINUTE_US, candles, minutes, rows_of, span
+from tests.storage.helpers import MAY, MINUTE_US, candles, rows_of, span
 
 PERIOD = span(0, 30)
 minute = st.integers(0, 40)
@@ -108,27 +106,3 @@ def test_candle_that_differs_only_in_a_nan_or_a_last_bit_is_compared_by_bits() -
     held = merge_pages(Partition.empty(), [page(blank)], PERIOD)
     assert merge_pages(held, [page(blank)], PERIOD) is held
     assert merge_pages(held, [page(nudged)], PERIOD).revisions.num_rows == 1
-
-
-@given(st.lists(pages(), min_size=1, max_size=3), st.lists(pages(), max_size=4))
-def test_what_is_said_to_be_kept_lies_there_unchanged(before: list[Page], after: list[Page]) -> None:
-    """A writer takes the file's rows over where merging says that they are: they must be, every one."""
-    file = merge_pages(Partition.empty(), before, PERIOD)
-    file = replace(file, kept=(0, file.table.num_rows))
-    found = merge_pages(file, after, PERIOD)
-    if found.kept is not None:
-        start, end = found.kept
-        assert end - start == file.table.num_rows
-        assert found.table.slice(start, end - start).equals(file.table)
-
-
-def test_rows_behind_the_known_leave_those_in_their_place() -> None:
-    """The newest page overlaps what is held: only what is new in it counts as new."""
-    file = merge_pages(Partition.empty(), [Page(1, minutes(5, 15), SpanSet([span(5, 15)]), (), "rest", 1)], PERIOD)
-    file = replace(file, kept=(0, 10))
-    later = merge_pages(file, [Page(2, minutes(8, 20), SpanSet([span(8, 20)]), (), "rest", 2)], PERIOD)
-    assert later.kept == (0, 10)
-    around = merge_pages(later, [Page(3, minutes(0, 22), SpanSet([span(0, 22)]), (), "rest", 3)], PERIOD)
-    assert around.kept == (5, 15)
-    changed = merge_pages(around, [Page(4, minutes(7, 8, 9), SpanSet([span(7, 8)]), (), "rest", 4)], PERIOD)
-    assert changed.kept is None
