@@ -6,9 +6,10 @@ Where it failed, ``success`` is False, ``data`` None and ``error`` says why; not
 single symbol is unwrapped from its list (candles are always a list). A candle's ``timestamp`` is its opening in
 milliseconds. `use_cache` is accepted and has no effect: what is now is asked for, what is closed does not change.
 
-The adapter was awaited in its old home. Here the answer is there when the call returns, and may be awaited as well:
-``get_ticker("KRW-BTC")`` and ``await get_ticker("KRW-BTC")`` are the same. A program whose event loop must go on
-meanwhile imports `backbone.compat.legacy_async` instead: the same names as coroutines, which work in a thread.
+The calls of the original were coroutines. Here the answer is ready when the call returns, and passes for a coroutine as
+well: ``get_ticker("KRW-BTC")``, ``await get_ticker("KRW-BTC")`` and ``asyncio.run(get_ticker("KRW-BTC"))`` give the
+same. A program whose event loop must go on meanwhile imports `backbone.compat.legacy_async` instead: the same names as
+coroutines that work in a thread.
 """
 
 from __future__ import annotations
@@ -47,17 +48,25 @@ _COUNT = 100
 
 
 class Answer(dict[str, Any]):
-    """A dict that may also be awaited, which gives the dict at once."""
+    """A dict that also passes for a coroutine whose result is the dict: `await`, `asyncio.run` and tasks take it."""
 
     def __hash__(self) -> int:  # type: ignore[override]
-        return id(self)  # asyncio.gather remembers what it was given by it
+        return id(self)  # asyncio.gather keeps what it was given in a set
 
     def __await__(self) -> Generator[Any, Any, Answer]:
-        return _itself(self).__await__()
+        yield from ()
+        return self
 
+    def send(self, value: Any) -> Any:
+        """End at once, with the answer as the result."""
+        raise StopIteration(self)
 
-async def _itself(answer: Answer) -> Answer:
-    return answer
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any:
+        """Raise what was thrown in: the coroutine was cancelled before its first step."""
+        raise kind if value is None else value
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class MarketDataAdapter:

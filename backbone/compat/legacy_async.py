@@ -1,14 +1,15 @@
-"""`backbone.compat.legacy` as coroutines, for programs whose event loop must go on while an answer is awaited.
+"""`backbone.compat.legacy` as coroutines that work in a thread, for programs whose event loop must go on meanwhile.
 
-Same names, same answers; each call works in a thread of the loop's executor.
+Same names, same answers. Each call runs in the loop's default executor.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec
 
-from backbone.api.client import Backbone
 from backbone.compat import legacy
 
 __all__ = [
@@ -23,35 +24,31 @@ __all__ = [
 ]
 
 
+_P = ParamSpec("_P")
+
+
+def _in_thread(call: Callable[_P, legacy.Answer]) -> Callable[_P, Coroutine[Any, Any, legacy.Answer]]:
+    @functools.wraps(call)
+    async def asked(*args: _P.args, **kwargs: _P.kwargs) -> legacy.Answer:
+        return await asyncio.to_thread(call, *args, **kwargs)
+
+    return asked
+
+
 class MarketDataAdapter:
-    """The calls of `legacy.MarketDataAdapter`, to be awaited."""
+    """The calls of `legacy.MarketDataAdapter`, to be awaited; the summary is ready at once and may be awaited."""
 
     def __init__(self, adapter: legacy.MarketDataAdapter) -> None:
         self._adapter = adapter
+        self.initialize = _in_thread(adapter.initialize)
+        self.cleanup = _in_thread(adapter.cleanup)
+        self.get_ticker_data = _in_thread(adapter.get_ticker_data)
+        self.get_orderbook_data = _in_thread(adapter.get_orderbook_data)
+        self.get_candle_data = _in_thread(adapter.get_candle_data)
+        self.get_performance_summary = adapter.get_performance_summary
 
     def __repr__(self) -> str:
         return repr(self._adapter)
-
-    async def initialize(self) -> dict[str, Any]:
-        return await asyncio.to_thread(self._adapter.initialize)
-
-    async def cleanup(self) -> dict[str, Any]:
-        return await asyncio.to_thread(self._adapter.cleanup)
-
-    async def get_ticker_data(self, symbols: legacy.Symbols, use_cache: bool = True) -> dict[str, Any]:
-        return await asyncio.to_thread(self._adapter.get_ticker_data, symbols, use_cache)
-
-    async def get_orderbook_data(self, symbols: legacy.Symbols, use_cache: bool = True) -> dict[str, Any]:
-        return await asyncio.to_thread(self._adapter.get_orderbook_data, symbols, use_cache)
-
-    async def get_candle_data(
-        self, symbols: legacy.Symbols, interval: str = "1m", count: int = legacy._COUNT, use_cache: bool = True
-    ) -> dict[str, Any]:
-        return await asyncio.to_thread(self._adapter.get_candle_data, symbols, interval, count, use_cache)
-
-    def get_performance_summary(self) -> dict[str, Any]:
-        """Never awaited in its old home either; the answer may be."""
-        return self._adapter.get_performance_summary()
 
 
 _adapter = MarketDataAdapter(legacy.get_market_data_adapter())
@@ -62,31 +59,9 @@ def get_market_data_adapter(enable_smart_routing: bool = True) -> MarketDataAdap
     return _adapter
 
 
-async def initialize(client: Backbone | None = None, **settings: Any) -> dict[str, Any]:
-    """See `legacy.initialize`."""
-    return await asyncio.to_thread(legacy.initialize, client, **settings)
-
-
-async def cleanup() -> dict[str, Any]:
-    """See `legacy.cleanup`."""
-    return await _adapter.cleanup()
-
-
-async def get_ticker(symbols: legacy.Symbols) -> dict[str, Any]:
-    """See `legacy.get_ticker`."""
-    return await _adapter.get_ticker_data(symbols)
-
-
-async def get_candles(symbols: legacy.Symbols, interval: str = "1m", count: int = legacy._COUNT) -> dict[str, Any]:
-    """See `legacy.get_candles`."""
-    return await _adapter.get_candle_data(symbols, interval, count)
-
-
-async def get_orderbook(symbols: legacy.Symbols) -> dict[str, Any]:
-    """See `legacy.get_orderbook`."""
-    return await _adapter.get_orderbook_data(symbols)
-
-
-def get_performance_summary() -> dict[str, Any]:
-    """See `legacy.get_performance_summary`."""
-    return _adapter.get_performance_summary()
+initialize = _in_thread(legacy.initialize)
+cleanup = _in_thread(legacy.cleanup)
+get_ticker = _in_thread(legacy.get_ticker)
+get_candles = _in_thread(legacy.get_candles)
+get_orderbook = _in_thread(legacy.get_orderbook)
+get_performance_summary = legacy.get_performance_summary

@@ -123,6 +123,25 @@ def test_answer_may_be_awaited(opened: Backbone) -> None:
     assert legacy.get_ticker("KRW-BTC")["data"]["market"] == "KRW-BTC"
 
 
+def test_answer_passes_for_a_coroutine(opened: Backbone) -> None:
+    """`asyncio.run`, tasks, `gather`, `wait_for` and threads take it; a task may be cancelled."""
+    assert asyncio.run(legacy.get_ticker("KRW-BTC"))["data"]["market"] == "KRW-BTC"
+
+    async def old_program() -> None:
+        task = asyncio.create_task(legacy.get_candles("KRW-BTC", "1m", 2))
+        assert (await task)["candle_count"] == 2
+        answers = await asyncio.gather(legacy.get_ticker("KRW-BTC"), legacy.get_ticker("KRW-ETH"))
+        assert [answer["data"]["market"] for answer in answers] == ["KRW-BTC", "KRW-ETH"]
+        assert (await asyncio.wait_for(legacy.get_orderbook("KRW-BTC"), 5))["success"]
+        assert (await legacy.get_market_data_adapter().get_ticker_data("KRW-BTC"))["success"]
+        cancelled = asyncio.create_task(legacy.get_ticker("KRW-BTC"))
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+
+    asyncio.run(old_program())
+
+
 def test_coroutines_leave_the_loop_free(opened: Backbone, exchange: SimulatorServer) -> None:
     """While a coroutine of the door waits for the venue, the event loop goes on."""
     legacy.get_ticker("KRW-BTC")
