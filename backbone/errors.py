@@ -139,7 +139,7 @@ class RejectedError(SourceError):
 
 
 class PayloadError(SourceError):
-    """The venue's answer is not what it should be; nothing of it was believed.
+    """The venue's answer is not what it should be; nothing of it was used.
 
     Attributes: ``sample`` (the start of the offending body).
     """
@@ -162,7 +162,7 @@ class IncompleteError(BackboneError):
 
     Attributes: ``gaps`` (what is missing: for candles `Span`s, half-open, in microseconds since the epoch in UTC, as
     everywhere behind the API, where `Plan.gaps` and coverage have datetimes in the client's zone; market codes for
-    tickers and books), ``causes`` (the errors behind it; none where nobody was asked and no file was damaged),
+    tickers and books), ``causes`` (the errors behind it; none where no request was made and no file was damaged),
     ``frame`` (what arrived, in the caller's frame type; set by the API layer).
     """
 
@@ -192,7 +192,7 @@ class StoreError(BackboneError):
 
 
 class CorruptPartitionError(StoreError):
-    """A stored file is not what was written. It is set aside, never deleted.
+    """A stored file is not what was written. It is quarantined, never deleted.
 
     Attributes: ``path``, ``reason``.
     """

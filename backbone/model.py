@@ -46,7 +46,7 @@ def empty_candles() -> pa.Table:
 
 
 class Span(NamedTuple):
-    """A half-open stretch of time ``[start, end)`` in microseconds UTC."""
+    """A half-open interval of time ``[start, end)`` in microseconds UTC."""
 
     start: int
     end: int
@@ -70,12 +70,12 @@ class Priority(enum.Enum):
 
 
 class DataType(enum.Enum):
-    """What an envelope request asks for."""
+    """What an envelope request asks for. Names are accepted as strings in any case, also in the plural."""
 
-    CANDLES = "candles"
-    TICKERS = "tickers"
-    ORDERBOOKS = "orderbooks"
-    TRADES = "trades"
+    CANDLE = "candle"
+    TICKER = "ticker"
+    ORDERBOOK = "orderbook"
+    TRADE = "trade"
 
 
 class MarketInfo(msgspec.Struct, frozen=True):

@@ -35,7 +35,7 @@ class BackboneRequest:
 
     Parameters
     ----------
-    data_type : a `DataType` or its name: ``"candles"``, ``"tickers"``, ``"orderbooks"``, ``"trades"``.
+    data_type : a `DataType` or its name: ``"candle"``, ``"ticker"``, ``"orderbook"``, ``"trade"``.
     symbols : a market or several; for tickers also one quote currency (``"KRW"``).
     timeframe : candles only; None is one minute.
     start_time, end_time : candles and trades, half-open; kept as ISO text (naive: in the client's zone).
@@ -182,9 +182,9 @@ def _parse_data_type(value: object) -> DataType:
         return value
     name = value.strip().lower() if isinstance(value, str) else ""
     for kind in DataType:
-        if name in (kind.value, kind.value.removesuffix("s")):
+        if name in (kind.value, f"{kind.value}s"):
             return kind
-    raise InputError("data_type", value, "one of " + ", ".join(kind.value for kind in DataType))
+    raise InputError("data_type", value, "one of " + ", ".join(kind.name for kind in DataType))
 
 
 def _parse_symbols(value: object) -> tuple[str, ...]:
@@ -263,10 +263,10 @@ def run(session: Session, request: BackboneRequest) -> BackboneResponse:
 
 
 _MEANINGLESS = {
-    DataType.CANDLES: (),
-    DataType.TICKERS: ("timeframe", "start_time", "end_time", "count"),
-    DataType.ORDERBOOKS: ("timeframe", "start_time", "end_time"),
-    DataType.TRADES: ("timeframe",),
+    DataType.CANDLE: (),
+    DataType.TICKER: ("timeframe", "start_time", "end_time", "count"),
+    DataType.ORDERBOOK: ("timeframe", "start_time", "end_time"),
+    DataType.TRADE: ("timeframe",),
 }
 
 
@@ -329,10 +329,10 @@ def _trades(session: Session, request: BackboneRequest) -> pa.Table:
 
 
 _CALLS: dict[DataType, Callable[[Session, BackboneRequest], pa.Table]] = {
-    DataType.CANDLES: _candles,
-    DataType.TICKERS: _tickers,
-    DataType.ORDERBOOKS: _orderbooks,
-    DataType.TRADES: _trades,
+    DataType.CANDLE: _candles,
+    DataType.TICKER: _tickers,
+    DataType.ORDERBOOK: _orderbooks,
+    DataType.TRADE: _trades,
 }
 
 

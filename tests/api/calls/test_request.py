@@ -76,7 +76,7 @@ def test_several_markets_answer_in_one_list(client: Backbone) -> None:
 
 def test_tickers_of_a_quote_currency(client: Backbone, venue: SimulatorServer) -> None:
     """One symbol may be a quote currency; times are text, numbers numbers."""
-    response = answer(client, DataType.TICKERS, "KRW", priority=Priority.HIGH)
+    response = answer(client, DataType.TICKER, "KRW", priority=Priority.HIGH)
     assert len(response.data) > 200
     assert {row["market"][:4] for row in response.data} == {"KRW-"}
     assert isinstance(response.data[0]["price"], float)
@@ -232,10 +232,10 @@ def test_request_without_a_plain_form_is_refused(words: dict[str, Any]) -> None:
         BackboneRequest(**words)
 
 
-@pytest.mark.parametrize("name", ["candles", "CANDLES", "candle", DataType.CANDLES])
+@pytest.mark.parametrize("name", ["candles", "CANDLES", "candle", "Candle", " CANDLE ", DataType.CANDLE])
 def test_data_type_is_itself_or_its_name(name: Any) -> None:
     """Names are accepted in any case, and in the singular."""
-    assert BackboneRequest(name, "KRW-BTC").data_type is DataType.CANDLES
+    assert BackboneRequest(name, "KRW-BTC").data_type is DataType.CANDLE
 
 
 @given(
