@@ -12,6 +12,7 @@ from backbone.errors import UnreachableError
 from backbone.model import Span
 from backbone.storage.coverage import SpanSet
 from backbone.timeframe import parse_timeframe
+from backbone.venues import VENUES
 
 MINUTE = parse_timeframe("1m")
 DAY_US = 86_400_000_000
@@ -32,7 +33,7 @@ class Venue:
 def archive(now_us: int = JULY + 10 * DAY_US, hear: Any = lambda: None) -> Archive:
     nothing: Any = None
     venue: Any = Venue(now_us)
-    return Archive(nothing, nothing, venue, SystemClock(), hear=hear)
+    return Archive(nothing, nothing, venue, SystemClock(), hear=hear, retention=VENUES["upbit"].retention)
 
 
 def names(found: Archive, *gaps: tuple[int, int], timeframe: str = "1m") -> list[str]:
