@@ -87,7 +87,6 @@ def _parser() -> argparse.ArgumentParser:
     add.status()
     add.verify()
     add.repair()
-    add.bench()
     add.size()
     commands.add_parser("simulator", help="run the embedded exchange (see: backbone simulator --help)", add_help=False)
     return parser
@@ -195,10 +194,6 @@ class _Commands:
         parser.add_argument("--probe", action="store_true", help="ask where each market begins, one request each")
         parser.add_argument("--addresses", type=int, nargs="+", default=[1, 2, 4, 8], help="how many hosts (1 2 4 8)")
         self._client(parser)
-
-    def bench(self) -> None:
-        parser = self._add("bench", _bench, "measure it here, beside pyupbit and ccxt where they are installed")
-        parser.add_argument("--seconds", type=float, default=20.0, help="how long each timed part runs (20)")
 
 
 def _open(options: argparse.Namespace) -> Any:
@@ -419,15 +414,6 @@ def _size(options: argparse.Namespace) -> int:
                 addresses=options.addresses,
             )
         )
-    return 0
-
-
-def _bench(options: argparse.Namespace) -> int:
-    from backbone.api.bench import run
-
-    if not options.seconds >= 3:
-        raise InputError("--seconds", options.seconds, "3 or more")
-    run(options.seconds, lambda line: print(line, flush=True))
     return 0
 
 
