@@ -1,7 +1,8 @@
 """Where the package's defaults live: one frozen record, each value with its unit and reason.
 
 `resolve` reads the environment: an argument wins over it, and it wins over the default. Settings travel to other hosts
-and into messages, so what must not is read where it is used: credentials, this machine's name, its ledger's folder.
+and into messages, so what must not travel is not part of them: credentials, this machine's name, the folders of its
+ledger and caches. Those are read by `from_environment` at the moment of use; no other module reads the environment.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from backbone.errors import InputError
 from backbone.venues import VENUES, ArchiveHosts, Venue, parse_exchange
 
-__all__ = ["FRAMES", "Settings", "parse_place", "resolve"]
+__all__ = ["FRAMES", "Settings", "from_environment", "parse_place", "resolve"]
 
 ARCHIVE_WORD = "accept-terms"
 
@@ -87,6 +88,11 @@ class Settings:
         parts = urlsplit(self.rest_url)
         place = "-".join(str(part) for part in (parts.hostname, parts.port) if part)
         return f"{self.exchange}-at-" + "".join(c if c.isalnum() or c in ".-" else "-" for c in place)
+
+
+def from_environment(*names: str) -> str | None:
+    """The value of the first of these variables that is set and not empty, or None."""
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
 
 
 def resolve(

@@ -29,7 +29,7 @@ from typing import Any
 from backbone.clock import Clock
 from backbone.errors import InputError, StoreBusyError, StoreError
 from backbone.locks import renew_after_fork
-from backbone.settings import parse_place
+from backbone.settings import from_environment, parse_place
 from backbone.storage.coverage import Coverage
 from backbone.storage.files import Blob, Files, LocalFiles, OvertakenError, Version
 from backbone.storage.layout import CANDLES, QUARANTINE, QUIET, parse_partition_key, parse_quiet_key
@@ -72,14 +72,13 @@ def scan_options(data_dir: str) -> dict[str, str] | None:
 
 
 def _endpoint() -> str | None:
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-    return next((os.environ[name] for name in names if os.environ.get(name)), None)
+    return from_environment("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
 def _cache_folder(data_dir: str) -> Path:
     import platformdirs
 
-    root = os.environ.get("BACKBONE_CACHE_DIR") or platformdirs.user_cache_dir("backbone", appauthor=False)
+    root = from_environment("BACKBONE_CACHE_DIR") or platformdirs.user_cache_dir("backbone", appauthor=False)
     place = f"{_endpoint() or ''} {data_dir.rstrip('/')}"
     return Path(root) / "objects" / hashlib.blake2b(place.encode(), digest_size=10).hexdigest()
 

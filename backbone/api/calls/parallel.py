@@ -26,7 +26,7 @@ from backbone.api.session import Session
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import BackboneError, ClosedError, IncompleteError, InputError
 from backbone.model import Priority
-from backbone.settings import Settings
+from backbone.settings import Settings, from_environment
 from backbone.timeframe import Timeframe, parse_timeframe
 
 __all__ = ["SpreadJob", "SpreadView", "is_spread", "map_markets", "spread_backfill"]
@@ -493,7 +493,7 @@ def _close_clients() -> None:
 
 
 def _where() -> str:
-    return os.environ.get("BACKBONE_HOST") or socket.gethostname()
+    return from_environment("BACKBONE_HOST") or socket.gethostname()
 
 
 def _fetched(task: _Task) -> Any:

@@ -39,6 +39,7 @@ from backbone.coordinator.quota.rules import GroupState, Rules
 from backbone.errors import ClosedError
 from backbone.locks import renew_after_fork
 from backbone.model import Priority
+from backbone.settings import from_environment
 
 if TYPE_CHECKING:
     from backbone.coordinator.quota.rules import Cells
@@ -577,7 +578,7 @@ def ledger_path(rest_url: str, folder: Path | None = None, rules: Rules | None =
     readable = "".join(c if c.isalnum() or c in ".-" else "-" for c in host)[:60]
     digest = hashlib.blake2b(kin.encode(), digest_size=6).hexdigest()
     if folder is None:
-        folder = Path(os.environ.get("BACKBONE_LEDGER_DIR") or Path(tempfile.gettempdir()) / "backbone-quota")
+        folder = Path(from_environment("BACKBONE_LEDGER_DIR") or Path(tempfile.gettempdir()) / "backbone-quota")
     return folder / f"{readable}-{port}-{digest}.quota"
 
 

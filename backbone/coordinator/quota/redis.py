@@ -17,7 +17,6 @@ while it is held.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import socket
 import tempfile
@@ -36,6 +35,7 @@ from backbone.coordinator.quota.rules import GroupState, Rules
 from backbone.errors import ClosedError, InputError, UnreachableError
 from backbone.locks import renew_after_fork
 from backbone.model import Priority
+from backbone.settings import from_environment
 
 __all__ = ["RedisLimiter"]
 
@@ -82,7 +82,7 @@ class RedisLimiter:
         self.url = url
         self._rest_url = rest_url
         self._clock = clock
-        named = host or os.environ.get("BACKBONE_HOST", "")
+        named = host or from_environment("BACKBONE_HOST") or ""
         self._host = named or socket.gethostname()
         self._folder = folder or (Path(tempfile.gettempdir()) / "backbone-quota" / named if named else None)
         self._prefix = _prefix(rest_url, self.rules)
@@ -152,8 +152,8 @@ class RedisLimiter:
 
             self._client = redis.Redis.from_url(
                 self.url,
-                username=os.environ.get("BACKBONE_QUOTA_USER") or None,
-                password=os.environ.get("BACKBONE_QUOTA_PASSWORD") or None,
+                username=from_environment("BACKBONE_QUOTA_USER"),
+                password=from_environment("BACKBONE_QUOTA_PASSWORD"),
                 socket_timeout=_TIMEOUT_S,
                 socket_connect_timeout=_TIMEOUT_S,
                 retry=Retry(NoBackoff(), 1),  # a connection that the server dropped while idle is opened again
