@@ -162,7 +162,7 @@ class Trade(msgspec.Struct, frozen=True):
 
 
 class LiveCandle(msgspec.Struct, frozen=True):
-    """The state of one candle as a stream told it; forming until a later one or the clock says otherwise."""
+    """The state of one candle as a stream sent it; forming until a later one or the clock says otherwise."""
 
     market: str
     timeframe: str

@@ -1,4 +1,4 @@
-"""What a client is told about itself: checked before anything is opened."""
+"""A client's settings: checked before anything is opened."""
 
 from __future__ import annotations
 

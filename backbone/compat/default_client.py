@@ -1,7 +1,7 @@
-"""The one client behind the doors, and what was said already.
+"""The one client behind these modules, and which differences were warned about already.
 
 Invariant: at most one client is made here at a time, on first use, and whoever made it ends it: a client that was
-handed in stays open. The lock guards the client and the words said; clients are closed outside it.
+handed in stays open. The lock guards the client and the warnings given; clients are closed outside it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ __all__ = ["DifferenceWarning", "cleanup", "get_client", "initialize", "say_once
 
 
 class DifferenceWarning(UserWarning):
-    """A door does the right thing where the original does not; said once a process for each such thing."""
+    """A compat module does the right thing where the original does not; given once a process for each such thing."""
 
 
-class _Door:
+class _Default:
     def __init__(self) -> None:
         self._client: Backbone | None = None
         self._is_own = False
         self._is_watching_exit = False
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._begin()
-        renew_after_fork(self, _Door._begin)
+        renew_after_fork(self, _Default._begin)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
 
-    def enter(self) -> Backbone:
+    def client(self) -> Backbone:
         with self._lock:
             if self._client is None:
                 self._keep_locked(Backbone(), is_own=True)
@@ -56,21 +56,21 @@ class _Door:
 
     def is_new(self, subject: str) -> bool:
         with self._lock:
-            is_new = subject not in self._said
-            self._said.add(subject)
+            is_new = subject not in self._warned
+            self._warned.add(subject)
         return is_new
 
 
-_door = _Door()
+_default = _Default()
 
 
 def get_client() -> Backbone:
-    """The client behind the doors; made from the environment on first use."""
-    return _door.enter()
+    """The client behind these modules; made from the environment on first use."""
+    return _default.client()
 
 
 def initialize(client: Backbone | None = None, **settings: Any) -> Backbone:
-    """Choose the client behind the doors: yours, which you close yourself, or a new one of `settings` (see `Backbone`).
+    """Choose the client behind these modules: yours, which you close yourself, or a new one of `settings`.
 
     The one before is closed if it was made here.
     """
@@ -78,16 +78,16 @@ def initialize(client: Backbone | None = None, **settings: Any) -> Backbone:
         raise InputError("settings", sorted(settings), "nothing besides a client")
     if client is not None and not isinstance(client, Backbone):
         raise InputError("client", client, "a Backbone")
-    _door.replace(Backbone(**settings) if client is None else client, is_own=client is None)
-    return _door.enter()
+    _default.replace(Backbone(**settings) if client is None else client, is_own=client is None)
+    return _default.client()
 
 
 def cleanup() -> None:
-    """End the client behind the doors; the next call makes a new one. May be called twice."""
-    _door.replace(None, is_own=False)
+    """End the client behind these modules; the next call makes a new one. May be called twice."""
+    _default.replace(None, is_own=False)
 
 
 def say_once(subject: str, message: str) -> None:
     """Warn the caller of the calling function, once a process for each `subject`."""
-    if _door.is_new(subject):
+    if _default.is_new(subject):
         warnings.warn(message, DifferenceWarning, stacklevel=3)

@@ -23,7 +23,7 @@ from backbone.api.client import Backbone
 from backbone.api.frames import attrs_of
 from backbone.candle_table import times_of
 from backbone.clock import SystemClock
-from backbone.compat import default_client as door
+from backbone.compat import default_client
 from backbone.compat.spelling import KOREA, candle_row
 from backbone.errors import BackboneError
 from backbone.locks import renew_after_fork
@@ -87,16 +87,16 @@ class MarketDataAdapter:
         return f"<MarketDataAdapter {self._calls} calls, {self._failures} failed>"
 
     def initialize(self) -> Answer:
-        """Make the client behind the door, unless there is one."""
+        """Make the client behind this module, unless there is one."""
         try:
-            door.get_client()
+            default_client.get_client()
         except BackboneError as exc:
             return Answer(success=False, error=str(exc))
         return Answer(success=True)
 
     def cleanup(self) -> Answer:
-        """End the client behind the door."""
-        door.cleanup()
+        """End the client behind this module."""
+        default_client.cleanup()
         return Answer(success=True)
 
     def get_ticker_data(self, symbols: Symbols, use_cache: bool = True) -> Answer:
@@ -159,7 +159,7 @@ class MarketDataAdapter:
         began = clock.monotonic()
         answer = Answer(success=False, data=None)
         try:
-            data, source = ask(door.get_client())
+            data, source = ask(default_client.get_client())
             answer.update(success=True, data=data, source=source)
         except BackboneError as exc:
             answer.update(source="none", error=str(exc), error_type=type(exc).__name__)
@@ -202,13 +202,13 @@ def get_market_data_adapter(enable_smart_routing: bool = True) -> MarketDataAdap
 
 
 def initialize(client: Backbone | None = None, **settings: Any) -> Answer:
-    """Choose the client behind the door: yours, or a new one of `settings`; see `backbone.compat.initialize`."""
-    door.initialize(client, **settings)
+    """Choose the client behind this module: yours, or a new one of `settings`; see `backbone.compat.initialize`."""
+    default_client.initialize(client, **settings)
     return Answer(success=True)
 
 
 def cleanup() -> Answer:
-    """End the client behind the door."""
+    """End the client behind this module."""
     return _adapter.cleanup()
 
 

@@ -209,8 +209,8 @@ def get_tickers(fiat: str = "", is_details: bool = False, limit_info: bool = Fal
     client = get_client()
     if not (is_details or limit_info or verbose):
         return [code for code in client.markets(frames="arrow").column("market").to_pylist() if code.startswith(fiat)]
-    told = client.session.coordinator().realtime.market_rows(Priority.HIGH)
-    rows = [row for row in told.rows if row["market"].startswith(fiat)]
+    reply = client.session.coordinator().realtime.market_rows(Priority.HIGH)
+    rows = [row for row in reply.rows if row["market"].startswith(fiat)]
     tickers: list[Any]
     if is_details:
         tickers = rows
@@ -218,7 +218,7 @@ def get_tickers(fiat: str = "", is_details: bool = False, limit_info: bool = Fal
         tickers = [{name: value for name, value in row.items() if name != "market_event"} for row in rows]
     else:
         tickers = [row["market"] for row in rows]
-    return (tickers, _limit(told)) if limit_info else tickers
+    return (tickers, _limit(reply)) if limit_info else tickers
 
 
 def get_current_price(ticker: str | Iterable[str] = "KRW-BTC", limit_info: bool = False, verbose: bool = False) -> Any:
@@ -234,26 +234,26 @@ def get_current_price(ticker: str | Iterable[str] = "KRW-BTC", limit_info: bool 
             zip(frame.column("market").to_pylist(), frame.column("price").to_pylist(), strict=True)
         )
         return prices if len(codes) > 1 else prices[codes[0]]
-    told = _tell(client.session.coordinator().realtime.ticker_rows, codes)
+    reply = _reply(client.session.coordinator().realtime.ticker_rows, codes)
     if verbose:
-        answer: Any = told.rows
+        answer: Any = reply.rows
     else:
-        answer = {row["market"]: row["trade_price"] for row in told.rows}
+        answer = {row["market"]: row["trade_price"] for row in reply.rows}
         if len(codes) == 1:
             answer = answer[codes[0]]
-    return (answer, _limit(told)) if limit_info else answer
+    return (answer, _limit(reply)) if limit_info else answer
 
 
 def get_orderbook(ticker: str | Iterable[str] = "KRW-BTC", limit_info: bool = False) -> Any:
     """The order book of a ticker in the venue's own words, or the list of several; `limit_info` as in `get_tickers`."""
     client = get_client()
     codes = parse_markets(ticker, client.session.home)
-    told = _tell(client.session.coordinator().realtime.book_rows, codes)
-    books: Any = told.rows if len(codes) > 1 else told.rows[0]
-    return (books, _limit(told)) if limit_info else books
+    reply = _reply(client.session.coordinator().realtime.book_rows, codes)
+    books: Any = reply.rows if len(codes) > 1 else reply.rows[0]
+    return (books, _limit(reply)) if limit_info else books
 
 
-def _tell(rows_of: Callable[[list[str], Priority], Any], codes: list[str]) -> Any:
+def _reply(rows_of: Callable[[list[str], Priority], Any], codes: list[str]) -> Any:
     """Rows of listed markets; a code that the venue does not know is named."""
     core = get_client().session.coordinator()
     core.check_listed(codes, Priority.HIGH)
@@ -266,8 +266,8 @@ def _tell(rows_of: Callable[[list[str], Priority], Any], codes: list[str]) -> An
         raise
 
 
-def _limit(told: Any) -> dict[str, Any]:
-    return {"group": told.group, "min": _MINUTE_QUOTA, "sec": told.remaining}
+def _limit(reply: Any) -> dict[str, Any]:
+    return {"group": reply.group, "min": _MINUTE_QUOTA, "sec": reply.remaining}
 
 
 # -- live --------------------------------------------------------------------------------------------------------
@@ -280,9 +280,9 @@ class WebSocketManager:
     ----------
     type : ``"ticker"``, ``"trade"``, ``"orderbook"``, or a candle such as ``"candle.1m"``.
     codes : markets.
-    qsize : messages kept while nobody takes them; the oldest are dropped (pyupbit stops reading instead).
+    qsize : messages kept while they are not taken; the oldest are dropped (pyupbit stops reading instead).
 
-    Messages tell what happens from the start on, in the venue's words, with the fields that backbone keeps. Safe to
+    Messages begin with the start, in the venue's words, with the fields that backbone keeps. Safe to
     share between threads; the lock guards the start.
     """
 
@@ -319,7 +319,7 @@ class WebSocketManager:
         return frame_of(record)
 
     def terminate(self) -> None:
-        """End it; whoever waits in `get` hears so. May be called twice."""
+        """End it; whoever waits in `get` gets `StreamClosedError`. May be called twice."""
         with self._lock:
             table, self.alive = self._table, False
         if table is not None:

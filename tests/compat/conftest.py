@@ -39,7 +39,7 @@ def opened(exchange: SimulatorServer, tmp_path: Path) -> Iterator[Backbone]:
 @pytest.fixture
 def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was said yet."""
-    monkeypatch.setattr(door._door, "_said", set())
+    monkeypatch.setattr(door._default, "_warned", set())
 
 
 @pytest.fixture

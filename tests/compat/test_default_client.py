@@ -1,4 +1,4 @@
-"""The client behind the doors: made once, from the environment or as told, and ended by whoever made it."""
+"""The client of the compat modules: made once, from the environment or settings, and ended by whoever made it."""
 
 from __future__ import annotations
 
