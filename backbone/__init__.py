@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from backbone.api.calls.request import BackboneRequest as BackboneRequest
     from backbone.api.calls.request import BackboneResponse as BackboneResponse
     from backbone.api.client import Backbone as Backbone
+    from backbone.api.convert import export as export
     from backbone.api.convert import naive as naive
     from backbone.api.convert import resample_trading_day as resample_trading_day
     from backbone.api.convert import to_ohlc as to_ohlc
@@ -38,6 +39,7 @@ _HOMES = {
     "BackboneResponse": "backbone.api.calls.request",
     "DataType": "backbone.model",
     "Priority": "backbone.model",
+    "export": "backbone.api.convert",
     "naive": "backbone.api.convert",
     "resample_trading_day": "backbone.api.convert",
     "to_display": "backbone.api.format",
@@ -52,6 +54,7 @@ __all__ = [
     "DataType",
     "Priority",
     "errors",
+    "export",
     "naive",
     "resample_trading_day",
     "to_display",

@@ -131,6 +131,8 @@ def to_display(df: pd.DataFrame, tick: float | None = None) -> pd.DataFrame:
         if name in _PRICE_COLUMNS:
             beside = "price" if name == "change" and "price" in df.columns else name  # a change has the price's digits
             texts = _price_texts(df[name].tolist(), df[beside].tolist(), markets, tick)
+        elif name in _TURNOVER_COLUMNS and df[name].dtype.kind == "f":
+            texts = [_turnover(value, market) for value, market in zip(df[name].tolist(), markets, strict=True)]
         elif name in _AMOUNT_FORMATS and df[name].dtype.kind == "f":
             texts = [_AMOUNT_FORMATS[name](value) for value in df[name].tolist()]
         else:
@@ -156,8 +158,17 @@ def _rate(value: float) -> str:
     return f"{value:+.2%}" if math.isfinite(value) else "–"
 
 
-def _whole(value: float) -> str:
-    return f"{value:,.0f}" if math.isfinite(value) else "–"
+def _turnover(value: float, market: str) -> str:
+    """A turnover with the digits of its quote currency: whole won, cents of a dollar, all of a bitcoin's."""
+    if not math.isfinite(value):
+        return "–"
+    quote = market.partition("-")[0]
+    if quote == "BTC":
+        return _full(value)
+    return f"{value:,.2f}" if quote in ("USDT", "USDC", "SGD") else f"{value:,.0f}"
+
+
+_TURNOVER_COLUMNS: Final = frozenset(("value", "value_24h"))
 
 
 _AMOUNT_FORMATS: Final[dict[str, Callable[[float], str]]] = {
@@ -165,8 +176,6 @@ _AMOUNT_FORMATS: Final[dict[str, Callable[[float], str]]] = {
     "volume_24h": _full,
     "ask_size": _full,
     "bid_size": _full,
-    "value": _whole,
-    "value_24h": _whole,
     "change_rate": _rate,
     "age": lambda value: f"{value:.1f}",
 }

@@ -272,10 +272,7 @@ def _book_table(column: int) -> tuple[tuple[Any, ...], ...]:
 
 
 _STREAM_FRAMES = {"1h": "60m", "4h": "240m"}
-_TIMEFRAMES_BY_KIND = {
-    f"candle.{_STREAM_FRAMES.get(name, name)}": TIMEFRAMES[name]
-    for name in Venue.streamed
-}
+_TIMEFRAMES_BY_KIND = {f"candle.{_STREAM_FRAMES.get(name, name)}": TIMEFRAMES[name] for name in Venue.streamed}
 KINDS = ("ticker", "trade", "orderbook", *_TIMEFRAMES_BY_KIND)
 """What the socket can be asked for."""
 _KINDS_BY_TIMEFRAME = {timeframe.name: kind for kind, timeframe in _TIMEFRAMES_BY_KIND.items()}

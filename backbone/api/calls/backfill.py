@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, in_zone
-from backbone.api.calls.candles import facts
+from backbone.api.calls.candles import facts, named
 from backbone.api.notebook.bar import Bar
 from backbone.coordinator.candles.fetcher import CandleAnswer, Progress, incomplete
 from backbone.coordinator.candles.jobs import CandleJob, JobProgress
@@ -170,6 +170,7 @@ class Job:
             quiet=sum(a.quiet for a in answers),
             unknown=sum(a.unknown for a in answers),
         )
+        attrs |= named([a.market for a in answers], self._job.timeframe)
         return shaping.deliver(table, self._frames, index="time", zone=self._session.tz, attrs=attrs)
 
     def _read(self) -> Progress:

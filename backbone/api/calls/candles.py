@@ -151,7 +151,7 @@ class CandleCall:
         frame.attrs["backbone"] = facts(
             sources={"memo": len(frame)}, elapsed_ms=elapsed_ms, rows=len(frame), priority=self.priority, requests=0,
             pages=0, quiet=was["quiet"], unknown=was["unknown"],
-        )  # fmt: skip
+        ) | named(self.markets, self.timeframe)  # fmt: skip
         return frame
 
     def _collect(self) -> list[CandleAnswer]:
@@ -217,7 +217,7 @@ class CandleCall:
             for name, number in answer.sources.items():
                 sources[name] = sources.get(name, 0) + number
         pages = sum(answer.pages for answer in answers)
-        return facts(
+        found = facts(
             sources=sources,
             elapsed_ms=elapsed_ms,
             rows=rows,
@@ -227,6 +227,7 @@ class CandleCall:
             quiet=sum(answer.quiet for answer in answers),
             unknown=sum(answer.unknown for answer in answers),
         )
+        return {**found, **named(self.markets, self.timeframe)}
 
     def _error(self, answers: Sequence[CandleAnswer]) -> BackboneError | None:
         error = incomplete(answers, self.timeframe)
@@ -242,6 +243,11 @@ class CandleCall:
                     return refused
         error.__cause__ = error.causes[0] if error.causes else None
         return error
+
+
+def named(markets: Sequence[str], timeframe: Timeframe) -> dict[str, Any]:
+    """What a candle frame says of itself: its market (a list, where several were asked for) and timeframe."""
+    return {"market": markets[0] if len(markets) == 1 else list(markets), "timeframe": timeframe.name}
 
 
 def facts(

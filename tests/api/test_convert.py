@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbone.api.convert import OHLC_STYLES, naive, resample_trading_day, to_ohlc
-from backbone.api.format import format_amount, format_price, price_digits, tick_size, to_display
-from backbone.errors import InputError
+from backbone.api.convert import OHLC_STYLES, export, naive, resample_trading_day, to_ohlc
+from backbone.api.format import to_display
+from backbone.errors import InputError, StoreError
 
 ATTRS = {"backbone": {"request_id": "r1", "source": "store", "quiet": [["2024-01-01T00:00:00Z", 3]], "pages": 2}}
 
@@ -89,14 +90,76 @@ def test_to_ohlc_of_no_rows_keeps_columns_and_types() -> None:
         assert len(none) == 0
 
 
-def test_to_ohlc_takes_a_market_column_of_one_market_only() -> None:
-    """A frame of several markets is refused by name; of one market it is taken."""
+def test_to_ohlc_of_several_markets_is_a_frame_a_market() -> None:
+    """One market in its column is taken as one frame; several are a dict of frames, by market."""
     frame = candles()
     frame.insert(0, "market", "KRW-BTC")
     assert list(to_ohlc(frame).columns) == ["Open", "High", "Low", "Close", "Volume"]
     frame.iloc[1, 0] = "KRW-ETH"
-    with pytest.raises(InputError, match="one market"):
-        to_ohlc(frame)
+    found = to_ohlc(frame)
+    assert {market: len(part) for market, part in found.items()} == {"KRW-BTC": 2, "KRW-ETH": 1}
+
+
+@pytest.mark.parametrize(
+    ("freq", "tz", "shown"),
+    [("1min", "Asia/Seoul", "min"), ("1h", "UTC", "h"), ("1D", "Asia/Seoul", "D"), ("45min", "UTC", "45min")],
+)
+def test_to_ohlc_of_a_whole_grid_has_its_freq(freq: str, tz: str, shown: str) -> None:
+    """An index without a hole says its step; one with a hole says none."""
+    frame = candles(count=5, freq=freq, tz=tz)
+    for style in ("vectorbt", "backtesting"):
+        assert to_ohlc(frame, style).index.freqstr == shown
+        assert to_ohlc(frame.drop(frame.index[2]), style).index.freq is None
+
+
+def test_to_ohlc_of_days_over_a_clock_change_has_days_of_one_length() -> None:
+    """Days of 24 hours in a zone that set its clocks are no calendar's days: their step is in hours."""
+    frame = candles("2024-03-09", count=4, freq="24h", tz="UTC").tz_convert("America/New_York")
+    assert to_ohlc(frame).index.freqstr == "24h"
+
+
+@pytest.mark.parametrize("style", ["backtesting", "mplfinance"])
+def test_to_ohlc_in_a_zone_that_set_its_clocks_back_is_refused(style: str) -> None:
+    """An hour that comes twice cannot be told apart without its zone: the error names zones that can; UTC is taken."""
+    frame = candles("2024-11-03 04:00", count=5, freq="1h", tz="UTC").tz_convert("America/New_York")
+    with pytest.raises(InputError, match="UTC"):
+        to_ohlc(frame, style)
+    found = to_ohlc(frame.tz_convert("UTC"), style).index
+    assert found.is_unique
+    assert found.is_monotonic_increasing
+
+
+def test_export_writes_what_freqtrade_reads(tmp_path: Path) -> None:
+    """A feather file a market, named BASE_QUOTE-timeframe, dates in UTC; forming rows are left out."""
+    frame = candles(count=4)
+    frame["forming"] = [False, False, False, True]
+    frame.attrs = {"backbone": {"market": "KRW-BTC", "timeframe": "1m"}}
+    (path,) = export(frame, "freqtrade", tmp_path / "upbit")
+    assert path.name == "BTC_KRW-1m.feather"
+    found = pd.read_feather(path)
+    assert list(found.columns) == ["date", "open", "high", "low", "close", "volume"]
+    assert str(found["date"].dt.tz) == "UTC"
+    assert found["date"].tolist() == frame.index[:3].tolist()
+    assert found["close"].tolist() == frame["close"].tolist()[:3]
+    frame.insert(0, "market", ["KRW-BTC", "KRW-BTC", "KRW-ETH", "KRW-ETH"])
+    assert [one.name for one in export(frame, path=tmp_path)] == ["BTC_KRW-1m.feather", "ETH_KRW-1m.feather"]
+
+
+def test_export_of_a_frame_that_does_not_say_what_it_is_is_refused(tmp_path: Path) -> None:
+    """Without a timeframe or a market no file could be named; a folder that cannot be is an error of the disk."""
+    frame = candles()
+    frame.attrs = {}
+    with pytest.raises(InputError, match="timeframe"):
+        export(frame, path=tmp_path)
+    frame.attrs = {"backbone": {"timeframe": "1m"}}
+    with pytest.raises(InputError, match="market"):
+        export(frame, path=tmp_path)
+    with pytest.raises(InputError, match="freqtrade"):
+        export(frame, "excel", tmp_path)
+    (tmp_path / "file").touch()
+    frame.attrs = {"backbone": {"timeframe": "1m", "market": "KRW-BTC"}}
+    with pytest.raises(StoreError):
+        export(frame, path=tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -286,73 +349,40 @@ def test_trading_day_equals_a_day_by_day_loop(start: int, gaps: list[int], hour:
 
 
 @pytest.mark.parametrize(
-    ("market", "price", "tick"),
+    ("day", "open_hour", "tz", "hours"),
     [
-        ("KRW-BTC", 91_234_000, 1000),
-        ("KRW-BTC", 999_500, 500),
-        ("KRW-X", 100_000, 100),
-        ("KRW-X", 50_000, 50),
-        ("KRW-X", 10_000, 10),
-        ("KRW-X", 5_000, 5),
-        ("KRW-X", 4_999, 1),
-        ("KRW-X", 100, 1),
-        ("KRW-X", 99.9, 0.1),
-        ("KRW-X", 1.0, 0.01),
-        ("KRW-X", 0.001, 0.00001),
-        ("KRW-X", 0.00001, 1e-7),
-        ("KRW-X", 0.000009, 1e-8),
-        ("BTC-ETH", 0.05, 1e-8),
-        ("USDT-BTC", 65_000, 0.01),
-        ("USDT-XRP", 1.0, 0.001),
-        ("USDT-X", 0.5, 0.0001),
-        ("SGD-BTC", 90_000, 1e-8),
-        ("KRW-X", 0.0, 1e-8),
-        ("KRW-X", float("nan"), 1e-8),
+        ("2024-03-10", 2, "America/New_York", 23),
+        ("2024-11-03", 1, "America/New_York", 25),
+        ("2024-03-31", 1, "Europe/London", 23),
+        ("2024-10-27", 1, "Europe/London", 25),
+        ("2024-03-10", 0, "America/New_York", 23),
     ],
 )
-def test_tick_size_follows_the_venue_s_tables(market: str, price: float, tick: float) -> None:
-    """The price step of each published band, and the finest one where nothing is published."""
-    assert tick_size(market, price) == tick
+def test_trading_day_over_a_clock_change_has_its_own_length(day: str, open_hour: int, tz: str, hours: int) -> None:
+    """Days of 23 and 25 hours where a zone sets its clocks at the hour of opening, and no volume is lost."""
+    start = pd.Timestamp(day, tz=tz) - pd.Timedelta("3D")
+    frame = candles(str(start.tz_convert("UTC").tz_localize(None)), count=24 * 7, freq="1h", tz="UTC").tz_convert(tz)
+    days = resample_trading_day(frame, open_hour=open_hour, tz=tz, keep_partial=True)
+    lengths = (days.index[1:] - days.index[:-1]) / pd.Timedelta("1h")
+    assert hours in lengths.tolist()
+    assert set(lengths.tolist()) <= {24.0, float(hours), 24.0 + (24 - hours)}
+    assert days["volume"].sum() == pytest.approx(frame["volume"].sum(), rel=1e-12)
+    assert days.index.is_unique
 
 
-@settings(deadline=None)
-@given(st.integers(1, 10**15), st.sampled_from([1000.0, 1.0, 0.5, 0.1, 0.01, 0.001, 1e-8]))
-def test_format_price_never_hides_a_digit(hundred_millionths: int, tick: float) -> None:
-    """Whatever the tick, the text reads back as the very price the venue said."""
-    price = hundred_millionths / 1e8
-    text = format_price(price, tick)
-    assert float(text.replace(",", "")) == price
-    assert len(text.partition(".")[2]) >= price_digits(tick)
+def test_trading_day_of_weeks_is_refused() -> None:
+    """Weeks are no days, whether the frame says so or its rows show it."""
+    weeks = candles(count=8, freq="7D")
+    weeks.attrs = {}
+    with pytest.raises(InputError, match="no longer than a day"):
+        resample_trading_day(weeks)
+    weeks = candles(count=2, freq="7D")
+    weeks.attrs = {"backbone": {"timeframe": "1w"}}
+    with pytest.raises(InputError, match="no longer than a day"):
+        resample_trading_day(weeks)
 
 
-def test_format_price_of_nothing_is_a_dash() -> None:
-    """A missing price is shown as missing, not as zero."""
-    assert format_price(float("nan"), 1.0) == format_price(float("inf"), 1.0) == "–"
-
-
-@pytest.mark.parametrize(
-    ("amount", "text"),
-    [
-        (9_999_999_999, "10.00B"),
-        (999_999.0, "999,999"),
-        (99_999.4, "99,999"),
-        (-2.5e6, "-2.500M"),
-        (0.00001, "1.000e-05"),
-    ],
-)
-def test_format_amount_keeps_about_four_digits(amount: float, text: str) -> None:
-    """Amounts are short whatever their size."""
-    assert format_amount(amount) == text
-
-
-def test_to_display_uses_each_market_s_own_digits() -> None:
-    """One frame of many markets shows each price with the digits of its own band."""
-    frame = pd.DataFrame(
-        {"price": [91234000.0, 0.00123], "change_rate": [0.0123, -0.05], "value_24h": [1.5e12, float("nan")]},
-        index=pd.Index(["KRW-BTC", "KRW-SHIB"], name="market"),
-    )
-    out = to_display(frame)
-    assert out["price"].tolist() == ["91,234,000", "0.00123"]
-    assert out["change_rate"].tolist() == ["+1.23%", "-5.00%"]
-    assert out["value_24h"].tolist() == ["1,500,000,000,000", "–"]
-    assert to_display(candles(), tick=0.5)["open"].tolist()[0] == "100.0"
+def test_trading_day_sums_decimals() -> None:
+    """Volumes are summed as the decimals they are, rounded once: ten times 0.1 is 1."""
+    frame = candles("2024-01-01 09:00", count=48, freq="1h").assign(volume=0.1)
+    assert resample_trading_day(frame)["volume"].tolist() == [2.4, 2.4]
