@@ -1,4 +1,4 @@
-"""The Korean README says what the English one says: the same code, the same sections, the same figures."""
+"""The front pages: short, true, and the same facts in both languages. Each language has an order of its own."""
 
 from __future__ import annotations
 
@@ -7,53 +7,81 @@ from pathlib import Path
 
 import pytest
 
+from backbone import Backbone
+from backbone.simulator import SimulatorServer
+
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH, KOREAN = ROOT / "README.md", ROOT / "README.ko.md"
+PAGES = [ENGLISH, KOREAN, ROOT / "CHANGELOG.md", *sorted((ROOT / "notebooks").rglob("*.md"))]
+BREAKOUT = "target ="
 
 
 def text(path: Path) -> str:
-    if not path.exists():
-        pytest.skip(f"{path.name} is not here")
     return path.read_text(encoding="utf-8")
 
 
+def blocks(path: Path) -> list[tuple[str, str]]:
+    return re.findall(r"```(\w+)\n(.*?)```", text(path), re.S)
+
+
 def code(path: Path) -> list[str]:
-    """The blocks of code, without the comments beside it and without what is no code (the error tree)."""
+    """The blocks of code, without the comments beside it, in a fixed order."""
     found = []
-    for language, block in re.findall(r"```(\w+)\n(.*?)```", text(path), re.S):
+    for language, block in blocks(path):
         lines = [re.sub(r"\s*(?<!\S)# (?!client =).*$", "", line).rstrip() for line in block.splitlines()]
         found.append("\n".join([language, *filter(None, lines)]))
-    return found
+    return sorted(found)
 
 
-def rows(path: Path) -> list[list[str]]:
-    """The figures of each row of each table: numbers with their digits, and what stands in code."""
-    lines = [line for line in text(path).splitlines() if line.startswith("|") and not line.startswith("|--")]
-    return [re.findall(r"`[^`]+`", line) for line in lines]
+def figures(path: Path) -> list[str]:
+    """The numbers with a point or several digits that stand in tables and prose, in a fixed order."""
+    prose = re.sub(r"```.*?```|\(.*?\)|`[^`]+`", "", text(path), flags=re.S)
+    rows = [line for line in prose.splitlines() if line.startswith("|")]
+    return sorted(number for row in rows for number in re.findall(r"\d[\d,.:+-]*\d", row))
 
 
-def figures(path: Path) -> list[set[str]]:
-    """The measured figures, row by row; single digits are often written out."""
-    measured = re.search(r"^## (?:Measured|측정값)\n(.*?)^## ", text(path), re.S | re.M)
-    assert measured is not None
-    lines = [line for line in measured[1].splitlines() if line.startswith("|")]
-    return [set(re.findall(r"\d[\d,.]*\d", re.sub(r"`[^`]+`", "", line))) for line in lines]
+@pytest.mark.parametrize("path", [ENGLISH, KOREAN], ids=lambda path: path.name)
+def test_readme_is_a_screen_and_a_half(path: Path) -> None:
+    """What does not fit in 130 lines has a page of its own."""
+    assert len(text(path).splitlines()) <= 130
 
 
-def test_korean_readme_has_the_same_code() -> None:
-    """Every block of code is the same but for its comments."""
-    assert code(KOREAN) == code(ENGLISH)
+def test_readmes_show_the_same_code() -> None:
+    """Every block of the English one is in the Korean one, which adds the breakout for those who come from pyupbit."""
+    assert [block for block in code(KOREAN) if BREAKOUT not in block] == code(ENGLISH)
 
 
-def test_korean_readme_has_the_same_sections_and_tables() -> None:
-    """As many headings of each level, in the same order, and tables of the same shape naming the same calls."""
-    levels = [
-        re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text(path), flags=re.S), re.M) for path in (ENGLISH, KOREAN)
-    ]
-    assert levels[0] == levels[1]
-    assert rows(KOREAN) == rows(ENGLISH)
-
-
-def test_korean_readme_has_the_same_figures() -> None:
-    """What was measured reads the same in both."""
+def test_readmes_give_the_same_figures() -> None:
+    """Numbers in the tables read the same in both."""
     assert figures(KOREAN) == figures(ENGLISH)
+    assert figures(ENGLISH)
+
+
+def test_korean_breakout_is_eight_lines_that_run(
+    shared_venue: SimulatorServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader copies it and gets a return and a drawdown."""
+    (block,) = [block for _, block in blocks(KOREAN) if BREAKOUT in block]
+    assert len([line for line in block.splitlines() if line]) <= 8
+    with Backbone.demo(server=shared_venue) as client:
+        monkeypatch.setattr(Backbone, "demo", lambda **_: client)
+        exec(compile(block, KOREAN.name, "exec"), {})
+    assert re.fullmatch(r"수익률 [+-]\d+\.\d%, MDD \d+\.\d%\n", capsys.readouterr().out)
+
+
+def test_first_cell_prints_what_the_readme_shows(shared_venue: SimulatorServer) -> None:
+    """The table under the first cell is its answer."""
+    with Backbone.demo(server=shared_venue) as client:
+        frame = client.candles("KRW-BTC", "1m", count=3)
+    shown = [line.strip("| ").split(" | ") for line in text(ENGLISH).splitlines() if line.startswith("| 2025-")]
+    assert [[row[0], *map(float, row[1:])] for row in shown] == [
+        [str(time), *(round(value, 8) if name != "value" else round(value, 4) for name, value in row.items())]
+        for time, row in frame.iterrows()
+    ]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path: Path) -> None:
+    """Every link to a file of the checkout names one that is there."""
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text(path)):
+        assert (path.parent / target).exists(), target
