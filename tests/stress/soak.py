@@ -545,7 +545,7 @@ def _settled(before: tuple[int, int]) -> tuple[int, int]:
 def _ten_times_the_rate() -> Iterator[None]:
     """The machine's ledger, with the limit that this exchange grants."""
     from backbone.coordinator import coordinator as fetch
-    from backbone.coordinator import ledger
+    from backbone.coordinator.quota import ledger
     from backbone.coordinator.quota.rules import Rules
 
     real = fetch.MachineLimiter

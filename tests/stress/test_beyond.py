@@ -99,7 +99,7 @@ def test_two_hosts_fill_one_bucket_and_one_is_killed(
         assert len(venue.requests) == asked
         assert len(client.store.verify()) == 0
         for market in MARKETS:
-            truth = venue.exchange.candle_table(market, "1m", client._time("start", START), client._time("end", END))
+            truth = venue.exchange.candle_table(market, "1m", client._session.time("start", START), client._session.time("end", END))
             mine = frame[frame["market"] == market]
             assert mine["close"].to_list() == truth.column("close").to_pylist()
             assert mine["value"].to_list() == truth.column("value").to_pylist()
