@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import pytest
 
 from backbone import Backbone
 from backbone.clock import SystemClock
+from backbone.coordinator import coordinator
+from backbone.coordinator.quota.ledger import MachineLimiter
+from backbone.coordinator.quota.rules import Rules
 from backbone.simulator import SimulatorServer
 from tests.recordings import recordings as recordings
 
@@ -21,6 +25,14 @@ hypothesis.settings.load_profile("backbone")
 
 NOW = "2025-08-22T09:00:00Z"
 _LOOPBACK = ("127.", "::1", "localhost")
+
+
+_LONGEST = ("tests/browser/", "tests/stress/", "notebooks/", "tests/api/calls/test_parallel.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that several workers end at the same time."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -73,9 +85,16 @@ def no_exchange_left_behind() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def shared_venue() -> Iterator[SimulatorServer]:
-    """An embedded exchange for the whole module, its clock standing still; tests clear its faults and log."""
-    with SimulatorServer(seed=7, now=NOW, frozen=True) as server:
+def shared_venue(request: pytest.FixtureRequest) -> Iterator[SimulatorServer]:
+    """An embedded exchange for the whole module, its clock standing still; tests clear its faults and log.
+
+    A module whose tests are about something else than the quota names a larger one, ``LIMIT`` requests a second,
+    which the exchange then grants and its clients use.
+    """
+    limit = getattr(request.module, "LIMIT", 10)
+    with pytest.MonkeyPatch.context() as patch, SimulatorServer(seed=7, now=NOW, frozen=True, limit=limit) as server:
+        if limit != 10:
+            patch.setattr(coordinator, "MachineLimiter", partial(MachineLimiter, rules=Rules(limit=limit)))
         yield server
 
 

@@ -15,6 +15,8 @@ import backbone
 from backbone import Backbone
 from backbone.simulator import SimulatorServer
 
+LIMIT = 500  # the quota is not what is tested here
+
 
 def examples() -> Iterator[doctest.DocTest]:
     """The docstrings with examples, of every module that has some."""

@@ -13,6 +13,8 @@ from backbone.errors import InputError
 from backbone.settings import resolve
 from backbone.simulator import SimulatorServer
 
+LIMIT = 500  # the quota is not what is tested here
+
 YEAR = ("2024-06-01T00:00Z", "2025-06-01T00:00Z")
 _TERMS = "https://www.upbit.com/historical_data/main"
 WEEKS = ("2025-06-01T00:00Z", "2025-07-15T00:00Z")  # a whole month and the half of one
@@ -94,7 +96,7 @@ def test_archive_year_is_ten_times_faster_than_the_quota(venue: SimulatorServer,
 
     clock = SystemClock()
     with (
-        SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True, latency_s=0.03) as far,
+        SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True, latency_s=0.03, limit=LIMIT) as far,
         opened(far, tmp_path) as client,
     ):
         began = clock.monotonic()

@@ -16,6 +16,8 @@ from backbone.api.convert import OHLC_STYLES, export, naive, resample_trading_da
 from backbone.api.format import to_display
 from backbone.errors import InputError, StoreError
 
+LIMIT = 500  # the quota is not what is tested here
+
 ATTRS = {"backbone": {"request_id": "r1", "source": "store", "quiet": [["2024-01-01T00:00:00Z", 3]], "pages": 2}}
 
 

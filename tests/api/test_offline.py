@@ -11,6 +11,8 @@ from backbone import Backbone
 from backbone.errors import IncompleteError, InputError
 from backbone.simulator import SimulatorServer
 
+LIMIT = 500  # the quota is not what is tested here
+
 
 @pytest.fixture
 def left(tmp_path: Path) -> Any:

@@ -13,6 +13,8 @@ from backbone.errors import InputError, StoreError
 from backbone.simulator import SimulatorServer
 from tests.storage.s3 import BUCKET, place, s3_server  # noqa: F401
 
+LIMIT = 500  # the quota is not what is tested here
+
 # ruff: noqa: F811 - fixtures
 
 START, END = "2025-07-30T00:00Z", "2025-08-02T00:00Z"

@@ -23,6 +23,8 @@ from backbone.simulator import SimulatorServer
 from backbone.simulator.cli import run as run_simulator
 from tests.routing.test_rest import Venue, reply
 
+LIMIT = 500  # the quota is not what is tested here
+
 EVIL = '<img src=x onerror="alert(1)">&'
 LEAVING = [
     "../../KRW-BTC", "KRW-../../../etc/passwd", "KRW-BTC/../../x", "/etc/passwd", "KRW-BTC\0", "KRW-\nBTC", "..-..",

@@ -13,6 +13,8 @@ from backbone import Backbone
 from backbone.compat import legacy, legacy_async
 from backbone.simulator import SimulatorServer
 
+LIMIT = 500  # the quota is not what is tested here
+
 KEYS = {"success", "data", "timestamp", "source", "response_time_ms"}
 
 

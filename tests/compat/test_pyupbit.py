@@ -15,6 +15,8 @@ from backbone.compat import pyupbit as door
 from backbone.errors import InputError, PayloadError, UnreachableError
 from backbone.simulator import SimulatorServer
 
+LIMIT = 500  # the quota is not what is tested here
+
 INTERVALS = ["day", "days", "week", "month", "minute1", "minutes3", "minute5", "minute10"]
 INTERVALS += ["minute15", "minute30", "minute60", "minutes60", "minute240"]
 NINE_HOURS = pd.Timedelta(hours=9)

@@ -15,6 +15,8 @@ from backbone.compat.pyupbit import WebSocketManager
 from backbone.errors import InputError, StreamClosedError
 from backbone.simulator import SimulatorServer
 
+LIMIT = 500  # the quota is not what is tested here
+
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[SimulatorServer]:

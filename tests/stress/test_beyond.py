@@ -98,8 +98,9 @@ def test_two_hosts_fill_one_bucket_and_one_is_killed(
         frame = job.result()
         assert len(venue.requests) == asked
         assert len(client.store.verify()) == 0
+        span = client._session.time("start", START), client._session.time("end", END)
         for market in MARKETS:
-            truth = venue.exchange.candle_table(market, "1m", client._session.time("start", START), client._session.time("end", END))
+            truth = venue.exchange.candle_table(market, "1m", *span)
             mine = frame[frame["market"] == market]
             assert mine["close"].to_list() == truth.column("close").to_pylist()
             assert mine["value"].to_list() == truth.column("value").to_pylist()

@@ -16,6 +16,8 @@ from backbone.clock import SystemClock
 from backbone.errors import InputError, StreamClosedError
 from backbone.simulator import SimulatorServer
 
+LIMIT = 500  # the quota is not what is tested here
+
 NOW = "2025-08-22T09:00:00Z"
 
 

@@ -19,6 +19,8 @@ from backbone.errors import ClosedError, InputError, StreamClosedError
 from backbone.model import LiveCandle, OrderBook, Ticker, Trade
 from backbone.simulator import SimulatorServer
 
+LIMIT = 500  # the quota is not what is tested here
+
 MARKETS = ["KRW-BTC", "KRW-ETH", "KRW-XRP"]
 TICKER_COLUMNS = [
     *("time", "price", "open", "high", "low", "prev_close", "change", "change_rate"),

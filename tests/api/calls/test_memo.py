@@ -17,6 +17,8 @@ from backbone.settings import resolve
 from backbone.storage.store import CandleStore
 from tests.storage.helpers import MAY, MINUTE, MINUTE_US, minutes, span
 
+LIMIT = 500  # the quota is not what is tested here
+
 ROWS = 25_200  # 420 hours
 START, END = (pd.Timestamp(t, unit="us", tz="UTC") for t in span(0, ROWS))
 

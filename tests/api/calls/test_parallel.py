@@ -18,6 +18,8 @@ from backbone.api.calls.parallel import SpreadJob
 from backbone.errors import IncompleteError, InputError
 from backbone.simulator import SimulatorServer
 
+LIMIT = 500  # the quota is not what is tested here
+
 START, END = "2025-08-20T00:00Z", "2025-08-21T00:00Z"
 MARKETS = ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL"]
 pytestmark = pytest.mark.filterwarnings("ignore")  # joblib's engines warn of their own forks and sockets

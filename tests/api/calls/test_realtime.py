@@ -21,6 +21,8 @@ from backbone.model import Span
 from backbone.simulator import SimulatorServer
 from tests.conftest import NOW
 
+LIMIT = 500  # the quota is not what is tested here
+
 TICKER_COLUMNS = ["time", "price", "open", "high", "low", "prev_close", "change", "change_rate", "volume", "value"]
 TICKER_COLUMNS += ["volume_24h", "value_24h", "source", "age"]
 BOOK_COLUMNS = ["market", "time", "level", "ask_price", "ask_size", "bid_price", "bid_size"]

@@ -20,6 +20,8 @@ from backbone.api.frames import attrs_of
 from backbone.errors import InputError
 from backbone.simulator import SimulatorServer
 
+LIMIT = 500  # the quota is not what is tested here
+
 
 def answer(client: Backbone, *words: Any, **more: Any) -> BackboneResponse:
     """One call, whose request and response survive their JSON."""

@@ -18,6 +18,8 @@ from backbone.storage.partition import TAIL_BYTES, peek_footer
 from backbone.storage.store import CandleStore
 from backbone.timeframe import Timeframe, parse_timeframe
 
+LIMIT = 500  # the quota is not what is tested here
+
 START, END = "2025-07-30", "2025-08-02"  # over a month's end, so that there are two files a market
 MARKETS = ["KRW-BTC", "KRW-ETH"]
 

@@ -14,6 +14,8 @@ from backbone.errors import InputError
 from backbone.simulator import SimulatorServer
 from backbone.venues import Venue
 
+LIMIT = 500  # the quota is not what is tested here
+
 DAY = 1440
 
 

@@ -15,6 +15,8 @@ from backbone.clock import SystemClock
 from backbone.errors import ClosedError, InputError
 from backbone.simulator import SimulatorServer
 
+LIMIT = 500  # the quota is not what is tested here
+
 
 def test_dashboard_shows_what_the_client_did(client: Backbone) -> None:
     """Budget, latency, cache tiers and the store are there after some calls; the title names the exchange."""

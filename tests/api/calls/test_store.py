@@ -18,6 +18,8 @@ from backbone.coordinator.quota.rules import Rules
 from backbone.errors import IncompleteError, InputError
 from backbone.simulator import SimulatorServer
 
+LIMIT = 500  # the quota is not what is tested here
+
 START, END = "2025-08-22T00:00:00Z", "2025-08-22T06:00:00Z"
 PROBLEM = ["market", "timeframe", "path", "kind", "detail"]
 
