@@ -58,8 +58,6 @@ CIRCLES: set[str] = {
     "api.client",
     "api.demo",
     "backbone",
-    "coordinator.candles.archive",
-    "coordinator.candles.fetcher",
 }
 UPWARDS: set[str] = {
     "api/client.py",
@@ -80,8 +78,6 @@ WITHOUT_TESTS: set[str] = {
     "api/session.py",
     "clock.py",
     "compat/legacy_async.py",
-    "coordinator/candles/jobs.py",
-    "coordinator/candles/ranges.py",
     "errors.py",
     "model.py",
     "storage/copy.py",
@@ -89,7 +85,6 @@ WITHOUT_TESTS: set[str] = {
 }
 TOO_LONG: set[str] = {
     "api/client.py",
-    "coordinator/candles/fetcher.py",
     "coordinator/quota/redis.py",
     "coordinator/scheduler.py",
     "routing/wire.py",
@@ -97,7 +92,6 @@ TOO_LONG: set[str] = {
 }
 TOO_MANY_METHODS: set[str] = {
     "api/client.py:Backbone",
-    "coordinator/candles/fetcher.py:CandleFetcher",
     "coordinator/live/feed.py:Feed",
     "coordinator/scheduler.py:Scheduler",
     "simulator/market/venue.py:Venue",

@@ -177,7 +177,7 @@ class MarketDataAdapter:
 
 def _listed(client: Backbone, symbols: Symbols) -> list[str]:
     codes = parse_markets(symbols, client.session.home)
-    client.session.coordinator().check_listed(codes, Priority.HIGH)
+    client.session.coordinator().markets.check_listed(codes, Priority.HIGH)
     return codes
 
 

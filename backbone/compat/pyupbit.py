@@ -256,13 +256,13 @@ def get_orderbook(ticker: str | Iterable[str] = "KRW-BTC", limit_info: bool = Fa
 def _reply(rows_of: Callable[[list[str], Priority], Any], codes: list[str]) -> Any:
     """Rows of listed markets; a code that the venue does not know is named."""
     core = get_client().session.coordinator()
-    core.check_listed(codes, Priority.HIGH)
+    core.markets.check_listed(codes, Priority.HIGH)
     try:
         return rows_of(codes, Priority.HIGH)
     except RejectedError as exc:
         if exc.status == 404:  # delisted since: the new list names it
-            core.markets(fresh=True)
-            core.check_listed(codes, Priority.HIGH)
+            core.markets.listed(fresh=True)
+            core.markets.check_listed(codes, Priority.HIGH)
         raise
 
 

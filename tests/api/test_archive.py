@@ -177,7 +177,7 @@ def test_archive_that_does_not_answer_is_left_alone_for_a_while(
     with opened(venue, tmp_path, archive_url=nobody) as client:
         first = client.candles("KRW-BTC", "1m", "2025-08-19T00:00Z", "2025-08-20T00:00Z")
         second = client.candles("KRW-BTC", "1m", "2025-08-20T00:00Z", "2025-08-21T00:00Z")
-        assert client.session.coordinator().candles.archive.fallbacks == 1  # type: ignore[union-attr]
+        assert client.session.coordinator().archive.fallbacks == 1  # type: ignore[union-attr]
         assert "instead of 1 file of the archive" in " ".join(client.health().reasons)
     assert first.attrs["backbone"]["sources"] == {"rest": len(first)}
     assert second.attrs["backbone"]["sources"] == {"rest": len(second)}

@@ -178,14 +178,10 @@ class FakeAnswer:
 
 
 @dataclass
-class _Causes:
-    causes: list[BaseException] = field(default_factory=list)
-
-
-@dataclass
 class FakePending:
+    fetch: Fetch
     store_error: BackboneError | None = None
-    want: _Causes = field(default_factory=_Causes)
+    causes: list[BaseException] = field(default_factory=list)
 
 
 class HandFetcher:
@@ -212,7 +208,8 @@ class HandFetcher:
     def flush(self, markets: Any, timeframe: Timeframe) -> None:
         self.flushed += 1
 
-    def recall(self, market: str, timeframe: Timeframe, span: Span) -> FakeAnswer:
+    def answer(self, pending: FakePending) -> FakeAnswer:
+        market, span = pending.fetch.market, pending.fetch.span
         rows = [c for (m, t), c in sorted(self.rows.items()) if m == market and span.start <= t < span.end]
         return FakeAnswer(candle_rows(rows), (span,) if self.failing else ())
 
@@ -220,9 +217,9 @@ class HandFetcher:
         """End all that is being fetched."""
         ended, self.asked = self.asked, []
         for one in ended:
-            pending = FakePending()
+            pending = FakePending(one)
             if self.failing:
-                pending.want.causes.append(self.failing)
+                pending.causes.append(self.failing)
             one.on_done(pending)
         return ended
 

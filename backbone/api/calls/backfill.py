@@ -16,8 +16,9 @@ from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, in_zone
 from backbone.api.calls.candles import facts, named
 from backbone.api.notebook.bar import Bar
-from backbone.coordinator.candles.fetcher import CandleAnswer, Progress, incomplete
-from backbone.coordinator.candles.jobs import CandleJob, JobProgress
+from backbone.coordinator.candles.jobs import CandleJob
+from backbone.coordinator.candles.pending import Progress
+from backbone.coordinator.candles.reader import CandleAnswer, incomplete
 from backbone.errors import InputError
 from backbone.model import Priority
 from backbone.timeframe import parse_timeframe
@@ -77,7 +78,7 @@ class Job:
     @property
     def progress(self) -> JobView:
         """Where it stands now."""
-        now: JobProgress = self._job.progress
+        now: Progress = self._job.progress
         fraction = now.done_slots / now.total_slots if now.total_slots else 1.0
         reached = in_zone(now.reached_us, self._session.tz)
         return JobView(now.state, now.pages, now.rows, fraction, reached, now.pages_per_s, now.eta_s, now.elapsed_s)
@@ -196,7 +197,7 @@ class Job:
     def _snapshot(self) -> ProgressView:
         from backbone.api.notebook.progress import ProgressView
 
-        now: JobProgress = self._job.progress
+        now: Progress = self._job.progress
         return ProgressView(
             self._label,
             now.state,
@@ -241,11 +242,11 @@ def start_job(
         raise InputError("priority", priority.value, "low, normal or high: a backfill is no critical request")
     core = session.coordinator()
     core.sync_clock()
-    listed = core.known_markets()
+    listed = core.markets.known
     if listed is not None:
         held = [m for m in markets if core.store.oldest(m, tf) is None]
         if held:
-            core.check_listed(held, priority)
+            core.markets.check_listed(held, priority)
     return Job(session, core.jobs.start(markets, tf, asked.start_us, asked.end_us, priority), many=many, frames=frames)
 
 

@@ -19,9 +19,11 @@ from backbone.api.calls.fill import fill_quiet, parse_fill
 from backbone.api.calls.memo import Remembered
 from backbone.api.notebook.bar import Bar
 from backbone.candle_table import times_of
-from backbone.coordinator.candles.fetcher import CandleAnswer, CandlePlan, Progress, incomplete
+from backbone.coordinator.candles.fetcher import CandlePlan
+from backbone.coordinator.candles.pending import Progress
 from backbone.coordinator.candles.ranges import Range, Watch
-from backbone.coordinator.coordinator import unknown_market
+from backbone.coordinator.candles.reader import CandleAnswer, incomplete
+from backbone.coordinator.markets import unknown_market
 from backbone.errors import BackboneError, IncompleteError, InputError, RejectedError
 from backbone.model import Priority, Span
 from backbone.timeframe import Timeframe, parse_timeframe
@@ -109,12 +111,12 @@ class CandleCall:
         """A market that a list already at hand does not have is refused now; a delisted one may still be stored."""
         core = self.session.coordinator()
         if self.offline:
-            core.check_known(self.markets)
-        elif (listed := core.known_markets()) is not None:
+            core.markets.check_known(self.markets)
+        elif (listed := core.markets.known) is not None:
             codes = {info.market for info in listed}
             for market in self.markets:
-                if market not in codes and not core.candles.is_held(market, self.timeframe):
-                    core.check_listed([market], self.priority)
+                if market not in codes and not core.reader.is_held(market, self.timeframe):
+                    core.markets.check_listed([market], self.priority)
 
     def run(self, *, many: bool) -> Any:
         """Fetch, shape, and raise where the range is not whole."""
@@ -159,7 +161,7 @@ class CandleCall:
         if self.offline:
             return core.ranges.recall(self.markets, self.timeframe, self.asked)
         if self.priority is Priority.CRITICAL:
-            return [core.direct_candles(market, self.timeframe, self.asked) for market in self.markets]
+            return [core.direct.candles(market, self.timeframe, self.asked) for market in self.markets]
         return core.ranges.collect(self.markets, self.timeframe, self.asked, self.priority, self._bar)
 
     def _bar(self, read: Callable[[], Progress]) -> AbstractContextManager[Watch]:
@@ -194,11 +196,11 @@ class CandleCall:
     def _with_forming(self, answer: CandleAnswer, table: pa.Table) -> pa.Table:
         core = self.session.coordinator()
         rows, source = None, ""
-        is_recent = answer.span.end >= core.candles.closed_before(self.timeframe) - self.timeframe.step_us
+        is_recent = answer.span.end >= core.reader.closed_before(self.timeframe) - self.timeframe.step_us
         if is_recent and not self.offline and not answer.causes:  # where the rest failed, that is what is told
             wants_now = self.asked.end_us is None or self.asked.end_us > answer.span.end
             if wants_now:
-                rows, source = core.forming_candles(
+                rows, source = core.direct.forming(
                     answer.market, self.timeframe, answer.span.end, self.asked.end_us, self.priority
                 )
         table = table.append_column("forming", pa.array(np.zeros(table.num_rows, bool)))
@@ -207,7 +209,7 @@ class CandleCall:
         answer.sources[source] = answer.sources.get(source, 0) + rows.num_rows
         if self.fill is not None:
             rows = rows.append_column("synthetic", pa.array(np.zeros(rows.num_rows, bool)))
-        closed = core.candles.closed_before(self.timeframe)
+        closed = core.reader.closed_before(self.timeframe)
         rows = rows.append_column("forming", pa.array(times_of(rows) >= closed))
         return pa.concat_tables([table, rows])
 
@@ -236,7 +238,7 @@ class CandleCall:
         for answer in answers:
             gone = any(isinstance(cause, RejectedError) and cause.status == 404 for cause in answer.causes)
             if gone and answer.table.num_rows == 0:
-                codes = {info.market for info in self.session.coordinator().markets(fresh=True)}
+                codes = self.session.coordinator().markets.all_codes(fresh=True)
                 if answer.market not in codes:
                     refused = unknown_market(answer.market, codes)
                     refused.__cause__ = answer.causes[0]
@@ -345,9 +347,9 @@ def explain(
     """The plan of a range; makes no request."""
     market = parse_market(asked_market, session.home)
     core, tf = session.coordinator(), parse_timeframe(timeframe)
-    core.check_known([market])
+    core.markets.check_known([market])
     asked = session.range(start, end, None, may_ask=False)
-    last = core.candles.closed_before(tf)
+    last = core.reader.closed_before(tf)
     stop = last if asked.end_us is None else min(last, tf.ceil(asked.end_us))
     begin = tf.next(stop, -DEFAULT_COUNT) if asked.start_us is None else tf.ceil(asked.start_us)
     pace = session.settings.venue.pace_per_s
@@ -373,8 +375,8 @@ def coverage(session: Session, asked_market: str, timeframe: str = "1m", *, fram
     """The coverage frame: ``start end state rows``."""
     market, wanted = parse_market(asked_market, session.home), session.frames(frames)
     core, tf = session.coordinator(), parse_timeframe(timeframe)
-    core.check_known([market])
-    rows = core.candles.ledger(market, tf)
+    core.markets.check_known([market])
+    rows = core.reader.intervals(market, tf)
     time = pa.timestamp("us", tz="UTC")
     table = pa.table(
         {

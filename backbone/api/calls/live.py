@@ -222,7 +222,7 @@ class LiveTable:
             table = shaping.trades_table(rows).append_column("source", pa.array(sources, pa.string()))
             table = table.append_column("age", pa.array(ages, pa.float64()))
         else:
-            table = _candles(rows, sources, ages, kind, self._core.candles.closed_before)
+            table = _candles(rows, sources, ages, kind, self._core.reader.closed_before)
         attrs = self._attrs(sources, len(table), began)
         return shaping.deliver(table, wanted, index=index, zone=self._session.tz, attrs=attrs)
 
@@ -377,7 +377,7 @@ class LiveTable:
 
         now = self._core.clock.monotonic()
         known_tick = self._core.realtime.known_tick
-        listed = {info.market: info.korean_name or info.english_name for info in self._core.known_markets() or ()}
+        listed = {info.market: info.korean_name or info.english_name for info in self._core.markets.known or ()}
         rows = [
             TableRow(
                 held.row.market,
@@ -491,11 +491,11 @@ def start_live(session: Session, asked: str | Iterable[str], kinds: object) -> L
     markets = [] if quote is not None else parse_markets(asked, session.home)
     core = session.coordinator()
     if quote is not None:
-        markets = [info.market for info in core.markets() if info.market.startswith(quote + "-")]
+        markets = list(core.markets.codes(quote))
         if not markets:
             raise InputError("markets", asked, "a quote currency that the venue has markets in, such as KRW")
     else:
-        core.check_listed(markets)
+        core.markets.check_listed(markets)
     table = LiveTable(session, core, core.feed.open(names, markets))
     session.remember_table(table)
     try:

@@ -63,7 +63,7 @@ class Remembered:
         is_foldable = _MINUTE.step_us < call.timeframe.step_us <= _DAY.step_us
         finest = _MINUTE if is_foldable else call.timeframe
         is_large = finest.count(Span(start, end)) * len(call.markets) >= self._core.settings.memo_rows
-        is_over = end <= self._core.candles.closed_before(call.timeframe)
+        is_over = end <= self._core.reader.closed_before(call.timeframe)
         return Span(start, end) if is_large and is_over else None
 
     def _sources(self) -> list[tuple[str, Timeframe]]:

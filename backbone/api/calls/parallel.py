@@ -302,12 +302,12 @@ def _tasks(
     core = session.coordinator()
     quote = parse_quote(markets, session.home)
     if quote is not None:
-        codes = [info.market for info in core.markets() if info.market.startswith(f"{quote}-")]
+        codes = list(core.markets.codes(quote))
     else:
         codes = parse_markets(markets, session.home)
         unheld = [code for code in codes if core.store.oldest(code, tf) is None]
         if unheld:
-            core.check_listed(unheld)
+            core.markets.check_listed(unheld)
     end_us = _end(session, tf, asked.end_us)
     core.store.flush()
     return [
@@ -320,7 +320,7 @@ def _end(session: Session, timeframe: Timeframe, end_us: int | None) -> int:
     if end_us is not None:
         return end_us
     session.now_us()  # the venue's clock, not this machine's, says what is closed
-    return session.coordinator().candles.closed_before(timeframe)
+    return session.coordinator().reader.closed_before(timeframe)
 
 
 class _Spread(Generic[T]):
@@ -511,7 +511,7 @@ def _fetched(task: _Task) -> Any:
 
 def _fill_one(task: _Task) -> _Outcome:
     """Fetch and store one market; only counts travel back."""
-    from backbone.coordinator.candles.fetcher import incomplete
+    from backbone.coordinator.candles.reader import incomplete
 
     try:
         job = _fetched(task)._job

@@ -20,9 +20,10 @@ from backbone.api.arguments import (
     parse_quote,
 )
 from backbone.api.calls.candles import facts
-from backbone.coordinator.coordinator import Coordinator, unknown_market
+from backbone.coordinator.coordinator import Coordinator
 from backbone.coordinator.live.realtime import Answer, missing_error
 from backbone.coordinator.live.trades import DAY_US, DAYS_KEPT
+from backbone.coordinator.markets import unknown_market
 from backbone.errors import IncompleteError, InputError, RejectedError
 from backbone.model import Priority
 
@@ -48,14 +49,13 @@ def tickers(
     began = core.clock.monotonic()
     quote = parse_quote(asked, session.home)
     if quote is not None:
-        if quote != session.home:  # its own is not worth a request: the venue has markets in it
-            core.markets(priority=lane)
-            if not core.known_codes(quote):
-                raise InputError("markets", asked, "a quote currency that the venue has markets in, such as KRW")
-        answer = core.realtime.tickers_of_quote([quote], core.known_codes(quote), lane, age)
+        # the home currency is not worth a request: the venue has markets in it
+        if quote != session.home and not core.markets.codes(quote, lane):
+            raise InputError("markets", asked, "a quote currency that the venue has markets in, such as KRW")
+        answer = core.realtime.tickers_of_quote([quote], core.markets.known_codes(quote), lane, age)
     else:
         codes = parse_markets(asked, session.home)
-        core.check_listed(codes, lane)
+        core.markets.check_listed(codes, lane)
         answer = core.realtime.tickers(codes, lane, age)
     now = core.clock.monotonic()
     table = shaping.shape_tickers(
@@ -86,7 +86,7 @@ def orderbooks(
     core = session.coordinator()
     began = core.clock.monotonic()
     number = _parse_level(core, codes, level, lane)
-    core.check_listed(codes, lane)
+    core.markets.check_listed(codes, lane)
     answer = core.realtime.orderbooks(codes, number, lane, age)
     table = shaping.orderbooks_table([held.row for held in answer.held], int(depth))
     rows = [min(int(depth), len(held.row.levels)) for held in answer.held]
@@ -98,7 +98,7 @@ def _parse_level(core: Coordinator, codes: list[str], level: object, priority: P
     if isinstance(level, bool) or not isinstance(level, int | float) or not 0 <= level < float("inf"):
         raise InputError("level", level, "0, or one of the market's own price groupings")
     if level:
-        core.check_listed(codes, priority)
+        core.markets.check_listed(codes, priority)
         heard = {code: core.realtime.known_instrument(code) for code in codes}
         unsure = [code for code, known in heard.items() if known is None or float(level) not in known.levels]
         for code, instrument in core.realtime.instruments(unsure, priority).items():
@@ -128,7 +128,7 @@ def trades(
     if start_us is not None and end_us is not None and number is not None:
         raise InputError("count", count, "start, end and count together say too much: leave one out")
     if not core.venue.is_known:
-        core.check_listed([market], lane)  # the first reply tells the venue's day
+        core.markets.check_listed([market], lane)  # the first reply tells the venue's day
     now = core.venue.now_us()
     first_kept = (now // DAY_US - DAYS_KEPT) * DAY_US
     for name, given, value in (("start", start, start_us), ("end", end, end_us)):
@@ -138,8 +138,8 @@ def trades(
         raise InputError("start", start, "a time before the end")
     if start_us is None and number is None:
         number = DEFAULT_COUNT
-    if core.known_markets() is not None:
-        core.check_listed([market], lane)
+    if core.markets.known is not None:
+        core.markets.check_listed([market], lane)
     first_of = number if start_us is not None else None
     try:
         answer = core.realtime.trades(
@@ -148,7 +148,7 @@ def trades(
     except RejectedError as exc:
         if exc.status != 404:
             raise
-        raise unknown_market(market, {i.market for i in core.markets(fresh=True)}) from exc
+        raise unknown_market(market, core.markets.all_codes(fresh=True)) from exc
     rows = answer.rows
     if first_of is not None and not answer.gaps:
         rows = rows[:first_of]
@@ -181,8 +181,8 @@ def markets(session: Session, quote: object = None, *, frames: str | None = None
     wanted_frames = session.frames(frames)
     core = session.coordinator()
     began = core.clock.monotonic()
-    held = core.known_markets()
-    listed = core.markets()
+    held = core.markets.known
+    listed = core.markets.listed()
     known = listed is held
     if quote is not None:
         if not isinstance(quote, str):
@@ -218,7 +218,7 @@ def _deliver(
 ) -> Any:
     """The frame with its facts, or the error that carries it; `rows` says how many each record became, if not one."""
     if answer.missing and not answer.held:
-        codes = {info.market for info in core.known_markets() or ()}
+        codes = {info.market for info in core.markets.known or ()}
         if answer.missing[0] not in codes:
             raise unknown_market(answer.missing[0], codes) from answer.causes[0]
     elapsed_s = core.clock.monotonic() - began

@@ -129,7 +129,7 @@ def _select(
     gaps: list[tuple[str, Span]] = []
     absent: list[str] = []
     names = _markets(session, markets, tf)
-    session.coordinator().check_known(names)
+    session.coordinator().markets.check_known(names)
     for market in names:
         store.flush(market, tf)
         if not partial:  # a read of each file's end, which a bucket of very many files makes slow

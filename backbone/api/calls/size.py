@@ -106,14 +106,14 @@ def size(
     core = session.coordinator()
     codes = _codes(session, markets)
     start = max(FIRST_DAY_US, tf.ceil(session.time("since", since)))
-    end = core.candles.closed_before(tf) if until is None else tf.ceil(session.time("until", until))
+    end = core.reader.closed_before(tf) if until is None else tf.ceil(session.time("until", until))
     if start > end:
         raise InputError("since", since, "a time before the end")
     if probe:
         core.ranges.collect(codes, _MONTH, Range(start, end, None), Priority.LOW)
     assumed: list[str] = []
     weight, density = _measured(core, codes, tf, assumed)
-    begins = [core.candles.listed_from(code, _MONTH) or core.candles.listed_from(code, tf) for code in codes]
+    begins = [core.reader.listed_from(code, _MONTH) or core.reader.listed_from(code, tf) for code in codes]
     if None in begins:
         unknown = sum(1 for begin in begins if begin is None)
         some = "1 market reaches" if unknown == 1 else f"{unknown} markets reach"
@@ -147,10 +147,9 @@ def _codes(session: Session, markets: str | Iterable[str]) -> list[str]:
     quote = parse_quote(markets, session.home)
     if quote is None:
         codes = parse_markets(markets, session.home)
-        session.coordinator().check_known(codes)
+        session.coordinator().markets.check_known(codes)
         return codes
-    listed = session.coordinator().markets()
-    return [info.market for info in listed if info.market.startswith(f"{quote}-")]
+    return list(session.coordinator().markets.codes(quote))
 
 
 def _measured(core: Coordinator, codes: Sequence[str], tf: Timeframe, assumed: list[str]) -> tuple[float, float]:

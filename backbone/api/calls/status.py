@@ -136,7 +136,7 @@ def health(session: Session, found: dict[str, Any] | None = None) -> Health:
     if found["failures"] and (not answered or found["failures"] >= _SILENT):
         reasons.append(f"the venue does not answer: {found['failures']} questions in a row were given up")
         is_down = True
-    archive = core.candles.archive
+    archive = core.archive
     if archive is not None and archive.fallbacks:
         some = "1 file" if archive.fallbacks == 1 else f"{archive.fallbacks} files"
         reasons.append(f"REST was asked instead of {some} of the archive")

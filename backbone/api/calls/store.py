@@ -118,8 +118,8 @@ class StoreView:
         else:
             names = parse_markets(markets, session.home)
         begin = 0 if start is None else session.time("start", start, may_ask=False)
-        last = core.candles.closed_before(tf) if end is None else session.time("end", end, may_ask=False)
-        found = core.candles.outages(names, tf, Span(begin, max(begin, last)))
+        last = core.reader.closed_before(tf) if end is None else session.time("end", end, may_ask=False)
+        found = core.reader.outages(names, tf, Span(begin, max(begin, last)))
         columns = {
             "start": pa.array([one.start for one in found], pa.int64()).cast(_STAMP),
             "end": pa.array([one.end for one in found], pa.int64()).cast(_STAMP),
@@ -136,7 +136,7 @@ class StoreView:
         if market is None:
             return None
         name = parse_market(market, self._session.home)
-        self._session.coordinator().check_known([name])
+        self._session.coordinator().markets.check_known([name])
         return name
 
     def _stored(self, market: str | None) -> str | None:
@@ -178,9 +178,9 @@ class StoreView:
         if held.table.num_rows == 0:
             return []
         span = Span(int(times_of(held.table)[0]), held.span.end)
-        theirs = core.fetch_unstored(market, timeframe, span, Priority.LOW)
+        theirs = core.direct.unstored(market, timeframe, span, Priority.LOW)
         stored = core.store.read(market, timeframe, span)
-        folded, foldable = core.candles.fold_minutes(market, timeframe, span)
+        folded, foldable = core.reader.fold_minutes(market, timeframe, span)
         path = str(session.data_dir)
         return [
             Problem(market, timeframe.name, path, "differs", f"{what}: {detail}")
@@ -196,7 +196,7 @@ class StoreView:
         changed). A request a file.
         """
         core = self._session.coordinator()
-        if core.candles.archive is None:
+        if core.archive is None:
             raise InputError("archive", None, 'a client with archive="accept-terms"')
         tf = None if timeframe is None else parse_timeframe(timeframe)
         name = self._named(market)
@@ -204,7 +204,7 @@ class StoreView:
             row
             for held, held_tf in core.store.series()
             if name in (None, held) and tf in (None, held_tf)
-            for row in core.candles.archive.recheck(
+            for row in core.archive.recheck(
                 held, held_tf, Span(0, core.venue.now_us()), lambda ask: core.request(ask, Priority.LOW).value
             )
         ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from backbone.api.arguments import in_zone
 from backbone.clock import Clock
-from backbone.coordinator.candles.fetcher import Progress
+from backbone.coordinator.candles.pending import Progress
 
 __all__ = ["Bar", "is_watched"]
 

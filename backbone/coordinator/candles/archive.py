@@ -1,15 +1,15 @@
-"""The archive as a source of candles: what is worth taking from it, and what has to be true before it is believed.
+"""The archive as a source of candles: what is worth taking from it, and what is checked before it is used.
 
-A file is taken for a whole closed month, or day, where it saves more requests than it costs. It is believed only when
+A file is taken for a whole closed month, or day, where it saves more requests than it costs. It is used only when
 the folder lists it, its checksum agrees, every row is a candle of its period, and a sample of rows is what the venue's
 REST interface says of them. Anything else (a host that does not answer, a layout that is not known, a file that is
-missing or wrong) gives the span back to REST, once told as a warning.
+missing or wrong) gives the span back to REST, with one warning a reason.
 
 Each step of a file is a ticket in the scheduler's queue, at the priority of whoever wants the candles; nothing here
-waits. The checksum of each file that was believed is noted in the store, so that `recheck` finds the files that were
+waits. The checksum of each file that was used is noted in the store, so that `recheck` finds the files that were
 issued again since; what those change goes through revisions like any other correction.
 
-`_lock` guards what is known of folders and files; tickets are submitted and callers told outside it.
+`_lock` guards what is known of folders and files; tickets are submitted and callbacks called outside it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ log = logging.getLogger("backbone.archive")
 
 _WORTH = 4 * PAGE  # missing candles in a period from which on its file is cheaper than its pages
 _OFF_S = 300.0  # after it failed as a whole, the archive is not asked for so long
-_LISTED_S = 600.0  # a folder's listing is believed for so long
+_LISTED_S = 600.0  # a folder's listing is used for so long
 _RELATIVE = 1e-9  # volume and value may be sums in another order
 _DAY_US = TIMEFRAMES["1d"].step_us
 _MINUTE = TIMEFRAMES["1m"]
@@ -61,7 +61,7 @@ Done = Callable[["pa.Table | BackboneError"], None]
 
 @dataclass(frozen=True)
 class Recheck:
-    """What became of a file that was once believed: ``same``, ``changed``, or ``refused`` with the reason."""
+    """What became of a file that was used: ``same``, ``changed``, or ``refused`` with the reason."""
 
     file: str
     market: str
@@ -100,19 +100,19 @@ class Archive:
         venue: VenueClock,
         clock: Clock,
         *,
-        hear: Callable[[], object],
+        sync_clock: Callable[[], object],
         retention: Callable[[str], Retention | None],
     ) -> None:
         self._scheduler = scheduler
         self._store = store
         self._venue = venue
         self._clock = clock
-        self._hear = hear
+        self._sync_clock = sync_clock
         self._retention = retention
         self._lock = threading.Lock()
         self._folders: dict[str, _Folder] = {}
         self._refused: set[str] = set()
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._off_until_s = float("-inf")
         self.fallbacks = 0
         """Files that were given back to REST."""
@@ -122,13 +122,13 @@ class Archive:
     def files(self, market: str, timeframe: Timeframe, gaps: SpanSet, *, may_ask: bool = True) -> list[ArchiveFile]:
         """The files worth taking for `gaps`, oldest first: months, and days where there is no month's file yet.
 
-        What is published is a matter of the venue's clock, so the venue is asked for anything if it was never heard.
+        What is published is a matter of the venue's clock, so a small request is made where that is unknown.
         """
         if self._clock.monotonic() < self._off_until_s or sum(timeframe.count(gap) for gap in gaps) < _WORTH:
             return []
         if may_ask:
             try:
-                self._hear()
+                self._sync_clock()
             except BackboneError as exc:
                 log.info("archive.left market=%s %s", market, exc)
                 return []
@@ -199,26 +199,26 @@ class Archive:
             then(found)
 
     def refuse(self, file: ArchiveFile, reason: str, error: BackboneError | None = None) -> BackboneError:
-        """REST is to be asked for this file's span; each reason is told once."""
+        """REST is to be asked for this file's span; each reason is logged once."""
         with self._lock:
             self.fallbacks += 1
             if isinstance(error, UnreachableError):
                 self._off_until_s = self._clock.monotonic() + _OFF_S
             elif not isinstance(error, ClosedError):
                 self._refused.add(file.key)
-            is_news = reason not in self._told and not isinstance(error, ClosedError)
-            self._told.add(reason)
+            is_news = reason not in self._warned and not isinstance(error, ClosedError)
+            self._warned.add(reason)
         if is_news:
             detail = f" ({error})" if error else ""
             log.warning("archive.unused file=%s %s: asked of REST instead%s", file, reason, detail)
         return error or PayloadError(f"{file}: {reason}", market=file.market)
 
-    def believe(self, file: ArchiveFile, download: Download) -> None:
+    def note(self, file: ArchiveFile, download: Download) -> None:
         """Note the checksum of what is being stored."""
         self._store.note_files(file.market, file.timeframe, {file.key: download.sha256})
 
     def sample(self, file: ArchiveFile, table: pa.Table) -> _Sample:
-        """What to ask of REST before `table` is believed."""
+        """What to ask of REST before `table` is used."""
         kept = self._retention(file.timeframe.name)
         is_old = kept is not None and file.span.start < self._venue.now_us() - kept.days * _DAY_US
         return _Sample(file, table, _MINUTE if is_old else file.timeframe)
@@ -226,7 +226,7 @@ class Archive:
     # -- later ---------------------------------------------------------------------------------------------------
 
     def recheck(self, market: str, timeframe: Timeframe, span: Span, ask: Callable[[Ask], Any]) -> Iterator[Recheck]:
-        """Compare the files that were believed with what the archive now says of them; store what was issued again.
+        """Compare the files that were used with what the archive now says of them; store what was issued again.
 
         `ask` puts one question and waits for its value; raises the error tree.
         """
@@ -257,12 +257,12 @@ class Archive:
         now = self._venue.now_us()
         self._store.put(file.market, file.timeframe, table, held, source="archive", now_us=now)
         self._store.flush(file.market, file.timeframe)
-        self.believe(file, download)
+        self.note(file, download)
         return f"{self._store.revisions(file.market, file.timeframe).num_rows - before} candles revised"
 
 
 class _Taking:
-    """One file on its way: listing → checksum → file → sample → told. A checksum that disagrees is asked once more."""
+    """One file on its way: listing → checksum → file → sample → done. A checksum that disagrees is asked once more."""
 
     def __init__(self, archive: Archive, file: ArchiveFile, priority: Priority, done: Done) -> None:
         self._archive = archive
@@ -277,13 +277,13 @@ class _Taking:
     def start(self) -> None:
         self._archive.list_folder(self._file, self._priority, self._listed)
 
-    def _tell(self, outcome: pa.Table | BackboneError) -> None:
+    def _finish(self, outcome: pa.Table | BackboneError) -> None:
         done, self._done = self._done, None
         if done is not None:
             done(outcome)
 
     def _refuse(self, reason: str, error: BackboneError | None = None) -> None:
-        self._tell(self._archive.refuse(self._file, reason, error))
+        self._finish(self._archive.refuse(self._file, reason, error))
 
     def _failed(self, what: str, error: BackboneError) -> None:
         if isinstance(error, UnreachableError):
@@ -330,17 +330,17 @@ class _Taking:
         assert self._download is not None
         assert self._sample is not None
         if isinstance(page, BackboneError):
-            self._tell(self._archive.refuse(self._file, "a sample could not be had", page))
+            self._finish(self._archive.refuse(self._file, "a sample could not be had", page))
             return
         difference = self._sample.difference(page)
         if difference is not None:
             self._refuse("a file differs from REST", PayloadError(difference, market=self._file.market))
             return
         try:
-            self._archive.believe(self._file, self._download)
-        except BackboneError as exc:  # the disk's refusal: the rows themselves will be refused too, and told
+            self._archive.note(self._file, self._download)
+        except BackboneError as exc:  # the disk's refusal: the rows themselves will be refused too, with an error
             log.warning("archive.not_noted file=%s %s", self._file, exc)
-        self._tell(self._download.table)
+        self._finish(self._download.table)
 
 
 class _Sample:

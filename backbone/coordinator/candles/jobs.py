@@ -15,38 +15,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from backbone.clock import Clock
-from backbone.coordinator.candles.fetcher import CandleAnswer, CandleFetcher, Pending, Progress
+from backbone.coordinator.candles.fetcher import CandleFetcher
+from backbone.coordinator.candles.pending import Pending, Progress
+from backbone.coordinator.candles.reader import CandleAnswer, Fetched
 from backbone.errors import BackboneError, ClosedError, StoreError
 from backbone.model import Priority, Span
 from backbone.timeframe import TIMEFRAMES, Timeframe
 
-__all__ = ["CandleJob", "JobProgress", "Jobs"]
+__all__ = ["CandleJob", "Jobs"]
 
 SECTION_ROWS = 10_000
 _AT_ONCE = 2
 _PROBE_SLOTS = 50 * 200  # a shorter span is walked as fast as probed
 _MONTH = TIMEFRAMES["1M"]
-
-
-@dataclass(frozen=True)
-class JobProgress:
-    """How far a job is: ``done_slots`` are had, what was given up is not.
-
-    ``reached_us`` is the time up to which all is stored of every market that the job has come to (of all its markets,
-    once it ended); ``sections_done`` counts those that are stored whole, ``pages`` what was asked, the search for the
-    listing included. ``eta_s`` is None before there is a rate.
-    """
-
-    state: str
-    sections_done: int
-    done_slots: int
-    total_slots: int
-    pages: int
-    rows: int
-    reached_us: int
-    elapsed_s: float
-    pages_per_s: float
-    eta_s: float | None
 
 
 @dataclass(eq=False)
@@ -58,14 +39,14 @@ class _Section:
     is_done: bool = False
     is_kept: bool = True  # the disk took all that arrived
 
-    def standing(self) -> Progress:
+    def progress(self) -> Progress:
         """How far it is; what the disk did not take is not had."""
         if self.pending is None:
-            return Progress(0, 0, 0, 0, self.span.start, self.ascending)
+            return Progress(0, 0, 0, 0, self.span.start)
         now = self.pending.progress()
         if self.is_kept:
             return now
-        slots = sum(self.pending.series.timeframe.count(s) for s in self.pending.fetched.clip(self.span))
+        slots = sum(self.pending.timeframe.count(s) for s in self.pending.fetched.spans.clip(self.span))
         return replace(now, done_slots=max(0, now.done_slots - slots))
 
     def whole_until_us(self) -> int:
@@ -77,10 +58,10 @@ class _Section:
 
 
 @dataclass
-class _Course:
-    """One market's way through its span."""
+class _MarketProgress:
+    """How far one market's span is cut into sections."""
 
-    market: str
+    code: str
     next_us: int
     probed: bool = False
     waiting: bool = False  # for its probe
@@ -101,6 +82,7 @@ class CandleJob:
         priority: Priority,
     ) -> None:
         self._fetcher = fetcher
+        self._reader = fetcher.reader
         self._clock = clock
         self.markets = tuple(markets)
         self.timeframe = timeframe
@@ -108,13 +90,13 @@ class CandleJob:
         self.priority = priority
         self.changed = threading.Condition()
         self._sections: list[_Section] = []
-        self._courses = [_Course(market, span.start) for market in markets]
+        self._markets = [_MarketProgress(market, span.start) for market in markets]
         self._began_s = clock.monotonic()
         self._ended_s: float | None = None
         self._end = "running"  # how it ended; nothing that comes later changes it
         self._cancelled = False
         self._error: BackboneError | None = None
-        self._ahead: int | None = None  # back-pressure of somebody who iterates
+        self._ahead: int | None = None  # back-pressure of a caller that iterates
         self._taken = 0
         self._advancing = False
         self._again = False
@@ -153,30 +135,30 @@ class CandleJob:
         held = self._ahead is not None and len(self._sections) - self._taken >= self._ahead
         if self._cancelled or self._error is not None or running >= _AT_ONCE or held:
             return None
-        course = next((c for c in self._courses if self._has_more(c)), None)
-        if course is None or course.waiting:
+        market = next((c for c in self._markets if self._has_more(c)), None)
+        if market is None or market.waiting:
             return None
-        if not course.probed:
-            course.probed = course.waiting = True
-            return lambda: self._probe(course)
-        section = course.queue.pop(0) if course.queue else self._cut(course)
+        if not market.probed:
+            market.probed = market.waiting = True
+            return lambda: self._probe(market)
+        section = market.queue.pop(0) if market.queue else self._cut(market)
         self._sections.append(section)
         return lambda: self._begin(section)
 
-    def _has_more(self, course: _Course) -> bool:
-        return course.waiting or bool(course.queue) or course.next_us < self.span.end
+    def _has_more(self, market: _MarketProgress) -> bool:
+        return market.waiting or bool(market.queue) or market.next_us < self.span.end
 
     def _is_over_locked(self) -> bool:
-        if any(not s.is_done for s in self._sections) or any(c.waiting for c in self._courses):
+        if any(not s.is_done for s in self._sections) or any(c.waiting for c in self._markets):
             return False
-        return self._cancelled or self._error is not None or not any(self._has_more(c) for c in self._courses)
+        return self._cancelled or self._error is not None or not any(self._has_more(c) for c in self._markets)
 
-    def _cut(self, course: _Course) -> _Section:
-        slots = self._fetcher.slots_for(course.market, self.timeframe, SECTION_ROWS)
-        end = min(self.span.end, self.timeframe.next(course.next_us, slots))
-        end = self._fetcher.section_end(course.market, self.timeframe, Span(course.next_us, self.span.end), end)
-        section = _Section(course.market, Span(course.next_us, end))
-        course.next_us = end
+    def _cut(self, market: _MarketProgress) -> _Section:
+        slots = self._fetcher.slots_for(market.code, self.timeframe, SECTION_ROWS)
+        end = min(self.span.end, self.timeframe.next(market.next_us, slots))
+        end = self._fetcher.section_end(market.code, self.timeframe, Span(market.next_us, self.span.end), end)
+        section = _Section(market.code, Span(market.next_us, end))
+        market.next_us = end
         return section
 
     def _begin(self, section: _Section) -> None:
@@ -192,9 +174,9 @@ class CandleJob:
             patient=True,
             on_done=done,
         )
-        self._heed(section.pending)
+        self._check_cancelled(section.pending)
 
-    def _heed(self, pending: Pending) -> None:
+    def _check_cancelled(self, pending: Pending) -> None:
         """A job that was cancelled while `pending` began does not wait for it."""
         with self.changed:
             is_cancelled = self._cancelled
@@ -215,40 +197,40 @@ class CandleJob:
             self.changed.notify_all()
         self.advance()
 
-    def _probe(self, course: _Course) -> None:
+    def _probe(self, market: _MarketProgress) -> None:
         """Ask where the market's history begins, where that may save many pages."""
-        if not self._is_worth_probing(course):
-            course.waiting = False
+        if not self._is_worth_probing(market):
+            market.waiting = False
             return
 
         def done(pending: Pending) -> None:
-            course.probe = pending
+            market.probe = pending
             self._fetcher.release(pending)
-            self._probed(course)
+            self._probed(market)
 
         months = Span(_MONTH.floor(self.span.start), _MONTH.floor(self.span.end))
-        course.probe = self._fetcher.begin(course.market, _MONTH, months, self.priority, patient=True, on_done=done)
-        self._heed(course.probe)
+        market.probe = self._fetcher.begin(market.code, _MONTH, months, self.priority, patient=True, on_done=done)
+        self._check_cancelled(market.probe)
 
-    def _is_worth_probing(self, course: _Course) -> bool:
+    def _is_worth_probing(self, market: _MarketProgress) -> bool:
         if self.timeframe.step_us >= TIMEFRAMES["1d"].step_us:
             return False
         if self.timeframe.count(self.span) <= _PROBE_SLOTS or _MONTH.count(self.span) < 1:
             return False
-        return self._fetcher.is_start_unknown(course.market, self.timeframe, self.span.start)
+        return self._reader.is_start_unknown(market.code, self.timeframe, self.span.start)
 
-    def _probed(self, course: _Course) -> None:
-        listed = self._fetcher.listed_from(course.market, _MONTH)
+    def _probed(self, market: _MarketProgress) -> None:
+        listed = self._reader.listed_from(market.code, _MONTH)
         with self.changed:
-            course.waiting = False
+            market.waiting = False
             if listed is not None and self.span.start < listed < self.span.end:
-                before = Span(course.next_us, self.timeframe.ceil(listed))
+                before = Span(market.next_us, self.timeframe.ceil(listed))
                 first = Span(before.end, min(self.span.end, self.timeframe.ceil(_MONTH.next(listed))))
-                course.queue = [
-                    _Section(course.market, before, ascending=False),
-                    _Section(course.market, first, ascending=False),
+                market.queue = [
+                    _Section(market.code, before, ascending=False),
+                    _Section(market.code, first, ascending=False),
                 ]
-                course.next_us = first.end
+                market.next_us = first.end
         self.advance()
 
     def _fail(self, error: BackboneError) -> None:
@@ -257,8 +239,8 @@ class CandleJob:
             for section in self._sections:
                 if section.pending is None:
                     section.is_done = True
-            for course in self._courses:
-                course.waiting = False
+            for market in self._markets:
+                market.waiting = False
             self._again = True
             self.changed.notify_all()
 
@@ -276,30 +258,34 @@ class CandleJob:
         if self._cancelled:
             return "cancelled"
         pendings = [s.pending for s in self._sections if s.pending is not None]
-        lost = any(pending.want.failed - pending.look.stored.covered for pending in pendings)
+        lost = any(pending.failed - pending.held.stored.covered for pending in pendings)
         return "incomplete" if lost else "done"
 
     @property
-    def progress(self) -> JobProgress:
+    def progress(self) -> Progress:
         """A consistent reading of where the job stands."""
         with self.changed:
             sections = [(section, section.is_done) for section in self._sections]
             state, ended = self._end, self._ended_s
-            probes = [course.probe for course in self._courses if course.probe is not None]
-        now = [section.standing() for section, _ in sections]
-        done_slots, rows = sum(n.done_slots for n in now), sum(n.rows for n in now)
-        pages = sum(n.pages for n in now) + sum(probe.want.pages for probe in probes)
+            probes = [market.probe for market in self._markets if market.probe is not None]
+        now = [section.progress() for section, _ in sections]
         total = self.timeframe.count(self.span) * len(self.markets)
         total -= sum(
             self.timeframe.count(Span(section.pending.closed_span.end, section.span.end))
             for section, _ in sections
             if section.pending is not None
         )
-        elapsed = max(1e-9, (ended if ended is not None else self._clock.monotonic()) - self._began_s)
-        share = done_slots / total if total else 1.0
-        eta = elapsed * (1 - share) / share if share > 0 and ended is None else (0.0 if ended is not None else None)
         finished, reached = self._stored(sections, every_market=ended is not None)
-        return JobProgress(state, finished, done_slots, total, pages, rows, reached, elapsed, pages / elapsed, eta)
+        return Progress(
+            sum(n.done_slots for n in now),
+            total,
+            sum(n.pages for n in now) + sum(probe.pages for probe in probes),
+            sum(n.rows for n in now),
+            reached,
+            state=state,
+            sections_done=finished,
+            elapsed_s=max(1e-9, (ended if ended is not None else self._clock.monotonic()) - self._began_s),
+        )
 
     def _stored(self, sections: Sequence[tuple[_Section, bool]], *, every_market: bool) -> tuple[int, int]:
         """How many sections are stored whole, and the time up to which all is stored."""
@@ -367,17 +353,16 @@ class CandleJob:
         found = []
         for market in self.markets:
             mine = [s.pending for s in self._sections if s.market == market and s.pending is not None]
-            fetched = [span for p in mine for span in p.fetched]
-            probes = [c.probe for c in self._courses if c.market == market and c.probe is not None]
-            pages = sum(p.want.pages for p in (*mine, *probes))
+            probes = [c.probe for c in self._markets if c.code == market and c.probe is not None]
+            fetched = sum((p.fetched for p in mine), Fetched(pages=sum(p.pages for p in probes)))
             end = max(self.span.start, min([self.span.end, *(p.closed_us for p in mine)]))  # not closed is not missing
-            answer = self._fetcher.recall(market, self.timeframe, Span(self.span.start, end), fetched, pages)
-            causes = tuple(cause for p in mine for cause in p.want.causes)
+            answer = self._reader.recall(market, self.timeframe, Span(self.span.start, end), fetched)
+            causes = tuple(cause for p in mine for cause in p.causes)
             found.append(replace(answer, causes=(*causes, *answer.causes)))
         return found
 
     def end(self, error: BackboneError) -> None:
-        """Start nothing more and tell whoever waits why."""
+        """Start nothing more; whoever waits gets `error`."""
         self._fail(error)
 
     def cancel(self) -> None:
@@ -387,7 +372,7 @@ class CandleJob:
                 return
             self._cancelled = True
             waits = [s.pending for s in self._sections if not s.is_done]
-            waits += [course.probe for course in self._courses if course.waiting]
+            waits += [market.probe for market in self._markets if market.waiting]
         for pending in waits:
             if pending is not None:
                 self._fetcher.abandon(pending, _cancelled())
@@ -412,7 +397,7 @@ class Jobs:
     ) -> CandleJob:
         """A running job for this request: the one there is, or a new one."""
         key = (tuple(markets), timeframe.name, start_us, end_us, priority)
-        closed = self._fetcher.closed_before(timeframe)
+        closed = self._fetcher.reader.closed_before(timeframe)
         end = closed if end_us is None else min(closed, timeframe.ceil(end_us))
         start = timeframe.ceil(start_us)
         with self._lock:

@@ -1,36 +1,37 @@
 """Which pages are still to be asked of one market's candles in one timeframe, for everyone who waits for them.
 
-The venue answers "the newest `count` candles that opened before `to`", and gives no row to a candle that nobody traded
-in. So a reply proves more, or less, than the stretch it was asked for: all from its oldest row up to `to`; and, when it
-is short, that nothing lies before, which is believed only once a second ask has said the same. Where a row is known at
-or soon after the silence, the second ask includes that row (its *anchor*), so that an empty reply by mistake betrays
-itself; where none is, the newest candle is sought before: a venue that has none is not believed about silence either.
+The venue answers "the newest `count` candles that opened before `to`", and has no row for a slot without trades. So a
+reply proves more, or less, than the span it was asked for: all from its oldest row up to `to`; and, when it is short,
+that nothing lies before, which counts only once a second reply says the same. Where a row is known at or soon after the
+silence, the second request includes that row (its *anchor*), so that a wrong empty reply shows itself; where none is
+known, the newest candle is sought first: a venue that has none proves nothing.
 
-`SeriesPlan` is pure: it is told what is wanted and what was answered, and says what to ask next. It decides as late as
+`SeriesPlan` is pure: it takes what is wanted and what was answered, and gives the next page. It decides as late as
 possible (`next_page` is called when a permit has opened), so a page is always chosen with all that is known by then: on
-a thin market one reply removes many pages that a fixed plan would have asked for. Wants share their pages: what one
+a thin market one reply removes many pages that a fixed plan would have asked for. Callers share their pages: what one
 waits for is never asked again for another.
 
-Invariants: a page is claimed by at most one asker at a time; a want is done exactly when its missing set is empty;
-nothing leaves the missing set without a proof, a final failure or `give_up`.
+Invariants: a page is claimed by at most one caller at a time; a `Pending` is done exactly when its missing set is
+empty; nothing leaves the missing set without a proof, a final failure or `give_up`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from backbone.coordinator.candles.pending import Pending
 from backbone.model import Span
-from backbone.storage.coverage import SpanSet
+from backbone.storage.coverage import EVER, SpanSet
 from backbone.timeframe import Timeframe
 
-__all__ = ["EARLIEST_US", "FOREVER_US", "Page", "SeriesPlan", "Verdict", "Want", "pages_needed"]
+__all__ = ["EARLIEST_US", "FOREVER_US", "Page", "SeriesPlan", "Verdict", "pages_needed"]
 
-EARLIEST_US = 0
+EARLIEST_US = EVER.start
 """Nothing lies before the epoch: a proven beginning of history is quiet from here on."""
 
-FOREVER_US = 1 << 62
+FOREVER_US = EVER.end
 """The bound of a page that asks for the newest candles."""
 
 _DENSE = 0.98  # above this share of traded slots, a page is planned to hold exactly its slots
@@ -40,9 +41,9 @@ _UNDERSHOOT = 0.85  # planning a thin page a little short is cheaper than anothe
 
 @dataclass(frozen=True)
 class Page:
-    """One request: the newest `count` candles before `to_us`; `claim` is the stretch it is asked for.
+    """One request: the newest `count` candles before `to_us`; `claim` is the span it is asked for.
 
-    ``confirms``: the second ask behind a short reply, whose newest row must be ``anchor_us`` where that is known.
+    ``confirms``: the second request behind a short reply, whose newest row must be ``anchor_us`` where that is known.
     ``seeks``: asks whether the series has any candle, the forming one included.
     """
 
@@ -52,22 +53,6 @@ class Page:
     confirms: bool = False
     anchor_us: int | None = None
     seeks: bool = False
-
-
-@dataclass(eq=False)
-class Want:
-    """One asker's share of the plan."""
-
-    rank: int
-    ascending: bool
-    missing: SpanSet
-    causes: list[BaseException] = field(default_factory=list)
-    failed: SpanSet = field(default_factory=SpanSet)
-    pages: int = 0  # asked for it, whether or not the reply was still needed, and those of others that answered it
-
-    @property
-    def is_done(self) -> bool:
-        return not self.missing
 
 
 @dataclass(frozen=True)
@@ -89,67 +74,65 @@ class SeriesPlan:
         self.page_size = page_size
         self.density = density
         self.has_learned = False
-        self._wants: list[Want] = []
-        self._claims: list[tuple[Page, Want | None]] = []  # and for whom it is asked; None: of another source
-        self._doubts: dict[int, int | None] = {}  # edges of short replies that wait for their second ask → anchor
+        self._waiting: list[Pending] = []
+        self._claims: list[tuple[Page, Pending | None]] = []  # and for whom it is asked; None: of another source
+        self._doubts: dict[int, int | None] = {}  # edges of short replies that wait for their second one → anchor
         self._sought: set[int] = set()  # those since which the newest candle was found
-        self._lookers = 0
-        self._meanwhile = SpanSet()  # proven since the first of those who look began
+        self._readers = 0
+        self._meanwhile = SpanSet()  # proven since the first of those who read began
 
     # -- what is wanted ------------------------------------------------------------------------------------------
 
-    def look(self) -> None:
-        """Somebody begins to look at what is stored, to want the rest. Ends with `looked`."""
-        self._lookers += 1
+    def begin_read(self) -> None:
+        """Somebody begins to read what is stored, to ask for the rest. Ends with `end_read`."""
+        self._readers += 1
 
-    def looked(self) -> SpanSet:
-        """What was proven while that lasted, and so need not be wanted although it was not seen."""
+    def end_read(self) -> SpanSet:
+        """What was proven while that lasted, and so need not be asked although it was not seen."""
         meanwhile = self._meanwhile
-        self._lookers -= 1
-        if not self._lookers:
+        self._readers -= 1
+        if not self._readers:
             self._meanwhile = SpanSet()
         return meanwhile
 
-    def want(self, missing: SpanSet, *, rank: int, ascending: bool = False) -> Want:
-        """Ask for all of `missing`; `rank` 0 is the most urgent."""
-        want = Want(rank, ascending, missing)
-        self._wants.append(want)
-        return want
+    def add(self, pending: Pending) -> None:
+        """Ask for all that `pending` misses."""
+        self._waiting.append(pending)
 
-    def drop(self, want: Want) -> None:
-        """Nobody waits for `want` any more. Pages in flight are left to arrive."""
-        if want in self._wants:
-            self._wants.remove(want)
+    def drop(self, pending: Pending) -> None:
+        """`pending` is not waited for any more. Pages in flight are left to arrive."""
+        if pending in self._waiting:
+            self._waiting.remove(pending)
 
     @property
-    def wants(self) -> tuple[Want, ...]:
-        return tuple(self._wants)
+    def waiting(self) -> tuple[Pending, ...]:
+        return tuple(self._waiting)
 
     @property
     def is_idle(self) -> bool:
-        return not self._wants and not self._claims
+        return not self._waiting and not self._claims
 
     # -- what to ask ---------------------------------------------------------------------------------------------
 
-    def claimable(self, want: Want) -> SpanSet:
-        """What `want` misses and nobody is asking for at this moment."""
-        free = want.missing
+    def claimable(self, pending: Pending) -> SpanSet:
+        """What `pending` misses and is not being asked for at this moment."""
+        free = pending.missing
         for page, _ in self._claims:
             free = free - SpanSet([page.claim])
         return free
 
-    def pages_left(self, want: Want) -> int:
-        """How many more pages `want` should take, going by the density seen so far (pages in flight not counted)."""
-        return pages_needed(self.timeframe, self.claimable(want), self.page_size, self.density)
+    def pages_left(self, pending: Pending) -> int:
+        """How many more pages `pending` should take, going by the density seen so far (pages in flight not counted)."""
+        return pages_needed(self.timeframe, self.claimable(pending), self.page_size, self.density)
 
-    def next_page(self, want: Want) -> Page | None:
-        """The page to ask now on behalf of `want`, claimed and counted as its; None where nothing is left to ask."""
-        if want not in self._wants:
+    def next_page(self, pending: Pending) -> Page | None:
+        """The page to ask now for `pending`, claimed and counted as its; None where nothing is left to ask."""
+        if pending not in self._waiting:
             return None
-        page = self._confirmation(want) or self._next_stretch(want)
+        page = self._confirmation(pending) or self._next_span(pending)
         if page is not None:
-            self._claims.append((page, want))
-            want.pages += 1
+            self._claims.append((page, pending))
+            pending.pages += 1
         return page
 
     def claim(self, span: Span) -> Page | None:
@@ -160,9 +143,9 @@ class SeriesPlan:
         self._claims.append((page, None))
         return page
 
-    def _confirmation(self, want: Want) -> Page | None:
+    def _confirmation(self, pending: Pending) -> Page | None:
         edge = max(self._doubts, default=EARLIEST_US)
-        if not want.missing or next(iter(want.missing)).start >= edge:
+        if not pending.missing or next(iter(pending.missing)).start >= edge:
             return None
         claim = Span(EARLIEST_US, edge)
         anchor = self._doubts[edge] if self.page_size > 1 else None
@@ -174,12 +157,12 @@ class SeriesPlan:
         to_us = edge if anchor is None else self.timeframe.next(anchor)
         return Page(to_us, self.page_size, claim, confirms=True, anchor_us=anchor)
 
-    def _next_stretch(self, want: Want) -> Page | None:
-        spans = list(self.claimable(want))
+    def _next_span(self, pending: Pending) -> Page | None:
+        spans = list(self.claimable(pending))
         if not spans:
             return None
         tf, slots = self.timeframe, self._stride()
-        if want.ascending:
+        if pending.ascending:
             start, end = spans[0]
             end = min(end, tf.next(tf.floor(start), slots))
         else:
@@ -213,15 +196,15 @@ class SeriesPlan:
 
         `anchor_us`: the open of a candle that is held at most a page behind the edge in doubt, where there is one.
         """
-        asker = self._release(page)
-        if self._lookers:
+        caller = self._release(page)
+        if self._readers:
             self._meanwhile = self._meanwhile | verdict.proof
         if page.seeks:
             self._sought.update(self._doubts)
-        for want in self._wants:
-            if want is not asker and (want.missing & SpanSet([page.claim]) or want.missing & verdict.proof):
-                want.pages += 1
-            want.missing = want.missing - verdict.proof
+        for one in self._waiting:
+            if one is not caller and (one.missing & SpanSet([page.claim]) or one.missing & verdict.proof):
+                one.pages += 1
+            one.missing = one.missing - verdict.proof
         if verdict.edge_us is not None and verdict.edge_us > EARLIEST_US:
             self._doubts[verdict.edge_us] = anchor_us
         self._learn(page, verdict, rows)
@@ -235,15 +218,10 @@ class SeriesPlan:
             self.has_learned = True
 
     def fail(self, page: Page, cause: BaseException) -> None:
-        """The page was given up on: its stretch stays unknown for all who waited for it."""
+        """The page was given up on: its span stays unknown for all who waited for it."""
         self._release(page)
-        lost = SpanSet([page.claim])
-        for want in self._wants:
-            hit = want.missing & lost
-            if hit:
-                want.failed = want.failed | hit
-                want.missing = want.missing - lost
-                want.causes.append(cause)
+        for one in self._waiting:
+            self.give_up(one, cause, SpanSet([page.claim]))
 
     def retract(self, page: Page) -> None:
         """The page was not answered and may be asked again."""
@@ -251,19 +229,19 @@ class SeriesPlan:
         if page.confirms:
             self._doubts.setdefault(page.claim.end, page.anchor_us)
 
-    def give_up(self, want: Want, cause: BaseException, within: SpanSet | None = None) -> None:
-        """What `want` still misses (`within` a set, or all) will not be had."""
-        hit = want.missing if within is None else want.missing & within
+    def give_up(self, pending: Pending, cause: BaseException, within: SpanSet | None = None) -> None:
+        """What `pending` still misses (`within` a set, or all) will not be had."""
+        hit = pending.missing if within is None else pending.missing & within
         if hit:
-            want.failed = want.failed | hit
-            want.missing = want.missing - hit
-            want.causes.append(cause)
+            pending.failed = pending.failed | hit
+            pending.missing = pending.missing - hit
+            pending.causes.append(cause)
 
-    def forget(self, want: Want, spans: Iterable[Span]) -> None:
-        """Take `spans` out of `want`: they are not to be had yet (not closed on the venue's clock)."""
-        want.missing = want.missing - SpanSet(spans)
+    def forget(self, pending: Pending, spans: Iterable[Span]) -> None:
+        """Take `spans` out of `pending`: they are not to be had yet (not closed on the venue's clock)."""
+        pending.missing = pending.missing - SpanSet(spans)
 
-    def _release(self, page: Page) -> Want | None:
+    def _release(self, page: Page) -> Pending | None:
         at = next(at for at, (claimed, _) in enumerate(self._claims) if claimed == page)
         return self._claims.pop(at)[1]
 

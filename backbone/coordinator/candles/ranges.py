@@ -1,20 +1,22 @@
 """The three ways to say which candles: a span, the newest so many, the first so many. Several markets at once.
 
 A span's end is cut to what is closed on the venue's clock. While that clock is not known (before the first reply, and
-after this machine slept), only the machine's is, which may be hours off; so a range that ends now is looked at once
-more when the venue was heard, be it by the pages that were asked or, where nothing was missing, by asking the time.
+after this machine slept), only the machine's is, which may be hours off; so a range that ends now is read once more
+when the venue's clock is known, from the pages that were asked or, where nothing was missing, by a small request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
-from backbone.candle_table import count_inside, times_of
+from backbone.candle_table import times_of
 from backbone.clock import VenueClock
-from backbone.coordinator.candles.fetcher import CandleAnswer, CandleFetcher, Pending, Progress
+from backbone.coordinator.candles.fetcher import CandleFetcher
+from backbone.coordinator.candles.pending import Pending, Progress
+from backbone.coordinator.candles.reader import CandleAnswer, Fetched, Reach
 from backbone.model import Priority, Span
 from backbone.timeframe import Timeframe
 
@@ -39,23 +41,24 @@ class Watch(Protocol):
 Watcher = Callable[[Callable[[], Progress]], AbstractContextManager[Watch]]
 
 
-class _Nobody:
+class _Unwatched:
     def update(self) -> None:
-        """Nobody watches."""
+        """Nothing is shown."""
 
 
 def unwatched(_: Callable[[], Progress]) -> AbstractContextManager[Watch]:
-    """The watcher of a call that nobody watches."""
-    return nullcontext(_Nobody())
+    """The watcher of a call without a progress display."""
+    return nullcontext(_Unwatched())
 
 
 class CandleRanges:
     """Answers ranges with the fetcher's spans."""
 
-    def __init__(self, fetcher: CandleFetcher, venue: VenueClock, hear: Callable[[], object]) -> None:
+    def __init__(self, fetcher: CandleFetcher, venue: VenueClock, sync_clock: Callable[[], object]) -> None:
         self._fetcher = fetcher
+        self._reader = fetcher.reader
         self._venue = venue
-        self._hear = hear  # any request will do: each reply tells the time
+        self._sync_clock = sync_clock  # any request will do: each reply has the time
 
     def collect(
         self,
@@ -66,14 +69,14 @@ class CandleRanges:
         watcher: Watcher = unwatched,
     ) -> list[CandleAnswer]:
         """The candles of each market; what could not be had is in each answer's ``gaps``."""
-        heard = self._venue.is_known
+        was_known = self._venue.is_known
         answers = self._collect(markets, timeframe, asked, priority, watcher)
-        ends_now = asked.end_us is None or asked.end_us > self._fetcher.closed_before(timeframe)
-        if not heard and ends_now and not any(a.gaps for a in answers):
+        ends_now = asked.end_us is None or asked.end_us > self._reader.closed_before(timeframe)
+        if not was_known and ends_now and not any(a.gaps for a in answers):
             if not self._venue.is_known:
-                self._hear()
+                self._sync_clock()
             again = self._collect(markets, timeframe, asked, priority, watcher)
-            return [_joined(first, second) for first, second in zip(answers, again, strict=True)]
+            return [second.after(first) for first, second in zip(answers, again, strict=True)]
         return answers
 
     def recall(self, markets: Sequence[str], timeframe: Timeframe, asked: Range) -> list[CandleAnswer]:
@@ -84,15 +87,16 @@ class CandleRanges:
         end = self._end(timeframe, asked)
         if asked.count is None:
             start = timeframe.ceil(asked.start_us or 0)
-            return self._fetcher.recall(market, timeframe, Span(min(start, end), end))
+            return self._reader.recall(market, timeframe, Span(min(start, end), end))
         if asked.start_us is None:
-            known, further = self._fetcher.reach_back(market, timeframe, end, asked.count)
-            start = known.start if further is None else further.start
-            return self._fetcher.recall(market, timeframe, Span(start, end))
+            reach = self._reader.reach_back(market, timeframe, end, asked.count)
+            further = self._further(market, timeframe, reach)
+            start = reach.known.start if further is None else further.start
+            return self._reader.recall(market, timeframe, Span(start, end))
         start, slots = timeframe.ceil(asked.start_us), asked.count
         while True:
             stop = min(end, timeframe.next(start, slots))
-            answer = self._fetcher.recall(market, timeframe, Span(min(start, stop), stop))
+            answer = self._reader.recall(market, timeframe, Span(min(start, stop), stop))
             if answer.gaps or stop >= end or answer.table.num_rows >= asked.count:
                 return self._first_rows(answer, timeframe, asked.count)
             slots *= 4
@@ -109,7 +113,7 @@ class CandleRanges:
         return [self._first(market, timeframe, start, asked.count, priority, watcher) for market in markets]
 
     def _end(self, timeframe: Timeframe, asked: Range) -> int:
-        closed = self._fetcher.closed_before(timeframe)
+        closed = self._reader.closed_before(timeframe)
         return closed if asked.end_us is None else min(closed, timeframe.ceil(asked.end_us))
 
     # -- a span --------------------------------------------------------------------------------------------------
@@ -141,7 +145,7 @@ class CandleRanges:
         finally:
             for pending in pendings:
                 self._fetcher.release(pending)
-            self._fetcher.flush([pending.series.market for pending in pendings if pending.rows], timeframe)
+            self._fetcher.flush([pending.market for pending in pendings if pending.rows], timeframe)
         for pending in pendings:
             if pending.store_error is not None:
                 raise pending.store_error
@@ -159,53 +163,57 @@ class CandleRanges:
         watcher: Watcher,
     ) -> list[CandleAnswer]:
         answers: dict[str, CandleAnswer] = {}
-        pages = dict.fromkeys(markets, 0)
-        fetched: dict[str, list[Span]] = {market: [] for market in markets}
+        fetched = dict.fromkeys(markets, Fetched())
         ends = dict.fromkeys(markets, end_us)
         open_markets = list(markets)
         while True:
             wanted: list[tuple[str, Span]] = []
             for market in open_markets:
-                end = ends[market]
-                known, further = self._fetcher.reach_back(market, timeframe, end, count)
+                reach = self._reader.reach_back(market, timeframe, ends[market], count)
+                further = self._further(market, timeframe, reach)
                 if further is None:
-                    answers[market] = self._fetcher.recall(market, timeframe, known, fetched[market], pages[market])
+                    answers[market] = self._reader.recall(market, timeframe, reach.known, fetched[market])
                 else:
                     wanted.append((market, further))
             if not wanted:
                 break
             open_markets = []
             for pending in self._fetch(wanted, timeframe, priority, watcher, enough=count):
-                market = pending.series.market
+                market = pending.market
                 ends[market] = min(ends[market], pending.closed_us)
-                if pending.want.failed:
+                if pending.failed:
                     whole = Span(pending.span.start, end_us)
-                    before, asked = fetched[market], pages[market]
-                    answers[market] = self._fetcher.answer(pending, whole, fetched=before, pages=asked)
+                    answers[market] = self._fetcher.answer(pending, whole, fetched[market])
                 else:
                     open_markets.append(market)
-                pages[market] += pending.want.pages
-                fetched[market] += list(pending.fetched)
+                fetched[market] += pending.fetched
         return [answers[market] for market in markets]
+
+    def _further(self, market: str, timeframe: Timeframe, reach: Reach) -> Span | None:
+        """The span before what is known that should hold the rows that are wanted; None where nothing is wanted."""
+        if not reach.short:
+            return None
+        slots = self._fetcher.slots_for(market, timeframe, reach.short)
+        start = timeframe.next(timeframe.floor(reach.known.start), -slots)
+        return Span(max(self._reader.quiet_before(market, timeframe), start), reach.known.start)
 
     # -- the first so many ---------------------------------------------------------------------------------------
 
     def _first(
         self, market: str, timeframe: Timeframe, start_us: int, count: int, priority: Priority, watcher: Watcher
     ) -> CandleAnswer:
-        slots, pages, end = count, 0, start_us
-        closed = self._fetcher.closed_before(timeframe)
-        fetched: list[Span] = []
+        slots, end = count, start_us
+        closed = self._reader.closed_before(timeframe)
+        fetched = Fetched()
         while True:
             end = max(start_us, min(closed, timeframe.next(end, slots)))
             (pending,) = self._fetch([(market, Span(start_us, end))], timeframe, priority, watcher)
             closed = min(closed, pending.closed_us)
-            if pending.want.failed:
-                return self._fetcher.answer(pending, fetched=fetched, pages=pages)
-            pages += pending.want.pages
-            fetched += list(pending.fetched)
+            if pending.failed:
+                return self._fetcher.answer(pending, fetched=fetched)
+            fetched += pending.fetched
             end = max(start_us, min(end, closed))
-            answer = self._fetcher.recall(market, timeframe, Span(start_us, end), fetched, pages)
+            answer = self._reader.recall(market, timeframe, Span(start_us, end), fetched)
             short = count - answer.table.num_rows
             if short <= 0 or end >= closed:
                 return self._first_rows(answer, timeframe, count)
@@ -217,7 +225,7 @@ class CandleRanges:
         if answer.table.num_rows <= count:
             return answer
         span = Span(answer.span.start, timeframe.next(int(times_of(answer.table)[count - 1])))
-        return self._fetcher.recall(answer.market, timeframe, span, answer.fetched.spans, answer.pages)
+        return self._reader.recall(answer.market, timeframe, span, answer.fetched)
 
 
 def _together(pendings: Sequence[Pending]) -> Progress:
@@ -230,17 +238,3 @@ def _together(pendings: Sequence[Pending]) -> Progress:
         min((p.reached_us for p in parts), default=0),
         all(p.ascending for p in parts),
     )
-
-
-def _joined(first: CandleAnswer, second: CandleAnswer) -> CandleAnswer:
-    """The second look's rows, with what both looks cost: what the first one brought, the second found in memory."""
-    sources = dict(second.sources)
-    brought = count_inside(second.table, first.fetched - second.fetched)
-    archived = min(brought, first.sources.get("archive", 0))
-    read = first.sources.get("disk", 0) - sources.get("disk", 0)
-    for name, rows in (("archive", archived), ("rest", brought - archived), ("disk", read)):
-        taken = max(0, min(rows, sources.get("memory", 0)))
-        sources["memory"] = sources.get("memory", 0) - taken
-        sources[name] = sources.get(name, 0) + taken
-    found = {name: rows for name, rows in sources.items() if rows}
-    return replace(second, pages=first.pages + second.pages, sources=found, fetched=first.fetched | second.fetched)

@@ -21,7 +21,8 @@ import pyarrow as pa
 
 from backbone.candle_table import differing_columns
 from backbone.clock import Clock, VenueClock
-from backbone.coordinator.candles.fetcher import CandleFetcher, Pending
+from backbone.coordinator.candles.fetcher import CandleFetcher
+from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.live.latest import LatestRows, Slot
 from backbone.coordinator.live.recent import CandleTrack, live_candles
 from backbone.errors import BackboneError, ClosedError
@@ -266,7 +267,7 @@ class Confirmer:
         """A fetch ended (on a worker): compare, move the edge, or try again later."""
         self._candles.release(pending)
         try:
-            answer = self._candles.recall(series.market, series.timeframe, span)
+            answer = self._candles.answer(pending)
             self._candles.flush([series.market], series.timeframe)
             if pending.store_error is not None:
                 raise pending.store_error
@@ -274,7 +275,7 @@ class Confirmer:
             self._retry(series, error)
             return
         if answer.gaps:
-            causes = [cause for cause in pending.want.causes if isinstance(cause, BackboneError)]
+            causes = [cause for cause in pending.causes if isinstance(cause, BackboneError)]
             if not any(isinstance(cause, ClosedError) for cause in causes):
                 self._retry(series, causes[0] if causes else None)
             return

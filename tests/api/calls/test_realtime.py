@@ -201,9 +201,9 @@ def test_tickers_of_a_market_listed_since_are_answered(own_client: Backbone, own
     """A list that is no longer young is asked for again before a code is refused."""
     own_venue.faults.add("rename", market="KRW-NEO", to="KRW-NEW")
     own_client.markets()
-    core = own_client.session.coordinator()
-    core._markets = tuple(info for info in core._markets or () if info.market != "KRW-NEW")
-    core._markets_at_s -= 11
+    held = own_client.session.coordinator().markets
+    held._list = tuple(info for info in held._list or () if info.market != "KRW-NEW")
+    held._at_s -= 11
     assert list(own_client.tickers("KRW-NEW").index) == ["KRW-NEW"]
 
 

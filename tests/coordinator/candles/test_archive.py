@@ -30,10 +30,10 @@ class Venue:
         return self._now_us
 
 
-def archive(now_us: int = JULY + 10 * DAY_US, hear: Any = lambda: None) -> Archive:
+def archive(now_us: int = JULY + 10 * DAY_US, sync_clock: Any = lambda: None) -> Archive:
     nothing: Any = None
     venue: Any = Venue(now_us)
-    return Archive(nothing, nothing, venue, SystemClock(), hear=hear, retention=VENUES["upbit"].retention)
+    return Archive(nothing, nothing, venue, SystemClock(), sync_clock=sync_clock, retention=VENUES["upbit"].retention)
 
 
 def names(found: Archive, *gaps: tuple[int, int], timeframe: str = "1m") -> list[str]:
@@ -70,9 +70,9 @@ def test_files_need_the_venues_clock() -> None:
     def silent() -> None:
         raise UnreachableError("nobody there")
 
-    assert names(archive(hear=silent), (MAY, JULY)) == []
+    assert names(archive(sync_clock=silent), (MAY, JULY)) == []
     gaps = SpanSet([Span(MAY, JULY)])
-    assert len(archive(hear=silent).files("KRW-BTC", MINUTE, gaps, may_ask=False)) == 2
+    assert len(archive(sync_clock=silent).files("KRW-BTC", MINUTE, gaps, may_ask=False)) == 2
 
 
 @pytest.mark.parametrize(

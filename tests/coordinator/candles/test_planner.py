@@ -9,10 +9,13 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from backbone.coordinator.candles.planner import EARLIEST_US, Page, SeriesPlan, Want, pages_needed
+from backbone.coordinator.candles.pending import Pending
+from backbone.coordinator.candles.planner import EARLIEST_US, Page, SeriesPlan, pages_needed
+from backbone.coordinator.candles.reader import Held
 from backbone.errors import PayloadError, UnreachableError
-from backbone.model import Span
+from backbone.model import Priority, Span, empty_candles
 from backbone.storage.coverage import SpanSet
+from backbone.storage.store import Stored
 from backbone.timeframe import TIMEFRAMES
 
 MINUTE = TIMEFRAMES["1m"]
@@ -22,6 +25,15 @@ BASE = MINUTE.floor(1_700_000_000_000_000)
 
 def at(slot: int) -> int:
     return BASE + slot * STEP
+
+
+def want_of(plan: SeriesPlan, missing: SpanSet, *, ascending: bool = False) -> Pending:
+    """A caller that waits for all of `missing`."""
+    nothing = Held(Stored(empty_candles(), SpanSet(), {}), SpanSet(), SpanSet(), missing)
+    span = missing.bounds or Span(BASE, BASE)
+    pending = Pending("KRW-BTC", MINUTE, span, Priority.NORMAL, nothing, missing, ascending=ascending)
+    plan.add(pending)
+    return pending
 
 
 class Venue:
@@ -37,7 +49,7 @@ class Venue:
         return self.opens[max(0, end - page.count) : end]
 
 
-def run(plan: SeriesPlan, wants: list[Want], venue: Venue, rng: random.Random, flight: int) -> list[SpanSet]:
+def run(plan: SeriesPlan, wants: list[Pending], venue: Venue, rng: random.Random, flight: int) -> list[SpanSet]:
     """Answer pages in random order, `flight` at a time; returns every proof that was settled."""
     flying: list[Page] = []
     proofs: list[SpanSet] = []
@@ -80,7 +92,7 @@ def test_plan_any_wants_any_order_ends_with_everything_proven(data: st.DataObjec
     rng = random.Random(data.draw(st.integers(0, 1 << 30)))
     venue, plan = Venue(slots), SeriesPlan(MINUTE, page_size=data.draw(st.integers(1, 20)))
     wanted = [SpanSet([Span(at(a), at(a + n))]) for a, n, _ in spans]
-    wants = [plan.want(w, rank=2, ascending=asc) for w, (_, _, asc) in zip(wanted, spans, strict=True)]
+    wants = [want_of(plan, w, ascending=asc) for w, (_, _, asc) in zip(wanted, spans, strict=True)]
     proofs = run(plan, wants, venue, rng, flight=rng.randint(1, 5))
     proven = SpanSet([s for proof in proofs for s in proof])
     for want in wanted:
@@ -98,7 +110,7 @@ def test_plan_thin_market_asks_at_most_two_and_a_half_times_the_rows(seed: int, 
     slots = {s for s in range(-60_000, 44_640) if rng.random() < density}
     rows = sum(s >= 0 for s in slots)
     venue, plan = Venue(slots), SeriesPlan(MINUTE, page_size=200)
-    want = plan.want(SpanSet([Span(at(0), at(44_640))]), rank=2)
+    want = want_of(plan, SpanSet([Span(at(0), at(44_640))]))
     run(plan, [want], venue, rng, flight=10)
     assert venue.asked <= 2.5 * rows / 200 + 1
 
@@ -106,7 +118,7 @@ def test_plan_thin_market_asks_at_most_two_and_a_half_times_the_rows(seed: int, 
 def test_plan_dense_span_asks_exactly_its_pages() -> None:
     """1,000 candles are five requests, planned at once."""
     plan = SeriesPlan(MINUTE, page_size=200)
-    want = plan.want(SpanSet([Span(at(0), at(1000))]), rank=2)
+    want = want_of(plan, SpanSet([Span(at(0), at(1000))]))
     pages = [plan.next_page(want) for _ in range(6)]
     assert pages[5] is None
     assert [p.to_us for p in pages if p] == [at(1000), at(800), at(600), at(400), at(200)]
@@ -116,7 +128,7 @@ def test_plan_dense_span_asks_exactly_its_pages() -> None:
 def test_plan_ascending_want_starts_at_its_oldest_page() -> None:
     """A backtest gets its first section first."""
     plan = SeriesPlan(MINUTE, page_size=200)
-    want = plan.want(SpanSet([Span(at(0), at(1000))]), rank=3, ascending=True)
+    want = want_of(plan, SpanSet([Span(at(0), at(1000))]), ascending=True)
     page = plan.next_page(want)
     assert page is not None
     assert page.claim == Span(at(0), at(200))
@@ -125,9 +137,9 @@ def test_plan_ascending_want_starts_at_its_oldest_page() -> None:
 def test_plan_page_in_flight_is_not_asked_again_for_another_want() -> None:
     """Two who want the same span share its pages; the second takes what the first has not asked yet."""
     plan = SeriesPlan(MINUTE, page_size=200)
-    slow = plan.want(SpanSet([Span(at(0), at(400))]), rank=3)
+    slow = want_of(plan, SpanSet([Span(at(0), at(400))]))
     first = plan.next_page(slow)
-    quick = plan.want(SpanSet([Span(at(0), at(400))]), rank=1)
+    quick = want_of(plan, SpanSet([Span(at(0), at(400))]))
     second = plan.next_page(quick)
     assert first is not None
     assert second is not None
@@ -140,7 +152,7 @@ def test_plan_page_in_flight_is_not_asked_again_for_another_want() -> None:
     assert quick.is_done
 
 
-def short_of_history(plan: SeriesPlan, want: Want) -> Page:
+def short_of_history(plan: SeriesPlan, want: Pending) -> Page:
     """A page of 200 that came with 50 rows, the oldest held; the next page asked."""
     page = plan.next_page(want)
     assert page is not None
@@ -155,7 +167,7 @@ def short_of_history(plan: SeriesPlan, want: Want) -> Page:
 def test_plan_short_reply_is_not_believed_before_its_second_ask() -> None:
     """Silence before a short reply becomes the beginning of history only when a second ask says the same."""
     plan = SeriesPlan(MINUTE, page_size=200)
-    want = plan.want(SpanSet([Span(at(0), at(200))]), rank=2)
+    want = want_of(plan, SpanSet([Span(at(0), at(200))]))
     again = short_of_history(plan, want)
     assert again.confirms
     assert (again.to_us, again.anchor_us) == (at(151), at(150)), "the second ask includes a candle that is known"
@@ -168,7 +180,7 @@ def test_plan_short_reply_is_not_believed_before_its_second_ask() -> None:
 def test_plan_second_ask_that_lacks_the_known_candle_is_contradicted() -> None:
     """An empty body by mistake, twice, is not taken for the beginning of history."""
     plan = SeriesPlan(MINUTE, page_size=200)
-    want = plan.want(SpanSet([Span(at(0), at(200))]), rank=2)
+    want = want_of(plan, SpanSet([Span(at(0), at(200))]))
     again = short_of_history(plan, want)
     assert plan.is_contradicted(again, None)
     assert plan.is_contradicted(again, at(149))
@@ -181,7 +193,7 @@ def test_plan_short_reply_that_was_a_fault_is_healed_by_the_second_ask() -> None
     """Rows that a faulty reply left out are found, not taken for silence."""
     plan, held = SeriesPlan(MINUTE, page_size=200), set[int]()
     venue = Venue(set(range(250)))
-    want = plan.want(SpanSet([Span(at(0), at(200))]), rank=2)
+    want = want_of(plan, SpanSet([Span(at(0), at(200))]))
     page = plan.next_page(want)
     assert page is not None
     take(plan, page, [], held)  # an empty body, by mistake
@@ -201,7 +213,7 @@ def test_plan_short_reply_that_was_a_fault_is_healed_by_the_second_ask() -> None
 def test_plan_before_listing_is_proven_to_the_beginning() -> None:
     """Before listing there is nothing, and once confirmed that holds for all time before."""
     plan, venue = SeriesPlan(MINUTE, page_size=200), Venue({200_000})
-    want = plan.want(SpanSet([Span(at(0), at(100_000))]), rank=2)
+    want = want_of(plan, SpanSet([Span(at(0), at(100_000))]))
     proofs = run(plan, [want], venue, random.Random(0), flight=1)
     assert venue.asked == 3
     assert proofs[-1] == SpanSet([Span(EARLIEST_US, at(100_000))])
@@ -210,7 +222,7 @@ def test_plan_before_listing_is_proven_to_the_beginning() -> None:
 def test_plan_series_without_any_candle_is_never_believed() -> None:
     """A venue that has nothing at all of a market may be at fault: nothing is proven, the want fails."""
     plan, venue = SeriesPlan(MINUTE, page_size=200), Venue(set())
-    want = plan.want(SpanSet([Span(at(0), at(100_000))]), rank=2)
+    want = want_of(plan, SpanSet([Span(at(0), at(100_000))]))
     assert not any(run(plan, [want], venue, random.Random(0), flight=1))
     assert want.failed == SpanSet([Span(at(0), at(100_000))])
 
@@ -218,7 +230,7 @@ def test_plan_series_without_any_candle_is_never_believed() -> None:
 def test_plan_failed_page_leaves_its_span_failed_for_all_who_waited() -> None:
     """What could not be had is told to everyone who wanted it, with the cause."""
     plan = SeriesPlan(MINUTE, page_size=200)
-    wants = [plan.want(SpanSet([Span(at(0), at(200))]), rank=2) for _ in range(2)]
+    wants = [want_of(plan, SpanSet([Span(at(0), at(200))])) for _ in range(2)]
     page = plan.next_page(wants[0])
     assert page is not None
     cause = UnreachableError("down")
@@ -232,7 +244,7 @@ def test_plan_failed_page_leaves_its_span_failed_for_all_who_waited() -> None:
 def test_plan_dropped_want_gets_no_page() -> None:
     """A caller who went away costs no further request."""
     plan = SeriesPlan(MINUTE, page_size=200)
-    want = plan.want(SpanSet([Span(at(0), at(200))]), rank=2)
+    want = want_of(plan, SpanSet([Span(at(0), at(200))]))
     plan.drop(want)
     assert plan.next_page(want) is None
     assert plan.is_idle
@@ -241,24 +253,24 @@ def test_plan_dropped_want_gets_no_page() -> None:
 def test_plan_tells_each_who_looked_what_was_proven_meanwhile() -> None:
     """Nothing is forgotten while somebody still looks, and everything when nobody does."""
     plan = SeriesPlan(MINUTE, page_size=200)
-    want = plan.want(SpanSet([Span(at(0), at(400))]), rank=2)
-    plan.look()
+    want = want_of(plan, SpanSet([Span(at(0), at(400))]))
+    plan.begin_read()
     newest, oldest = plan.next_page(want), plan.next_page(want)
     assert newest is not None
     assert oldest is not None
     plan.settle(newest, plan.judge(newest, at(200), 200), 200)
-    plan.look()
-    assert plan.looked() == SpanSet([Span(at(200), at(400))])
+    plan.begin_read()
+    assert plan.end_read() == SpanSet([Span(at(200), at(400))])
     plan.settle(oldest, plan.judge(oldest, at(0), 200), 200)
-    assert plan.looked() == SpanSet([Span(at(0), at(400))])
-    plan.look()
-    assert plan.looked() == SpanSet()
+    assert plan.end_read() == SpanSet([Span(at(0), at(400))])
+    plan.begin_read()
+    assert plan.end_read() == SpanSet()
 
 
 def test_plan_forgotten_span_is_no_longer_missing() -> None:
     """What is not closed yet on the venue's clock is neither missing nor failed."""
     plan = SeriesPlan(MINUTE, page_size=200)
-    want = plan.want(SpanSet([Span(at(0), at(200))]), rank=2)
+    want = want_of(plan, SpanSet([Span(at(0), at(200))]))
     plan.forget(want, [Span(at(0), at(200))])
     assert want.is_done
     assert not want.failed

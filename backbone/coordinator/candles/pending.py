@@ -1,0 +1,131 @@
+"""A span of candles on its way: what was asked for, what is still missing, what has arrived, and how far that is.
+
+The plan takes spans out of ``missing``, the fetcher counts what arrives; both hold the condition ``changed`` of the
+series. `Progress` is the one record of how far anything is: a call, a section, a job.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from backbone.coordinator.candles.reader import Fetched, Held
+from backbone.errors import StoreError
+from backbone.model import Priority, Span
+from backbone.storage.coverage import EVER, SpanSet
+from backbone.timeframe import Timeframe
+
+__all__ = ["Pending", "Progress"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a fetch is.
+
+    done_slots, total_slots : candle slots had, and in all. What was given up is not had; what is not closed on the
+        venue's clock is not counted in all.
+    pages, rows : pages asked (a job's search for the listing included), and rows received.
+    reached_us : the time up to which all is stored; for a job, of every market that it has come to (of all its markets,
+        once it ended).
+    ascending : whether it runs from old to new.
+    state, sections_done, elapsed_s : of a job, its state, how many sections are stored whole, and how long it has run.
+    """
+
+    done_slots: int
+    total_slots: int
+    pages: int
+    rows: int
+    reached_us: int
+    ascending: bool = True
+    state: str = "running"
+    sections_done: int = 0
+    elapsed_s: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """The part of the slots that is had, 0 to 1."""
+        return self.done_slots / self.total_slots if self.total_slots else 1.0
+
+    @property
+    def pages_per_s(self) -> float:
+        return self.pages / self.elapsed_s if self.elapsed_s else 0.0
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to go; None before there is a rate."""
+        if self.state != "running":
+            return 0.0
+        return self.elapsed_s * (1 - self.share) / self.share if self.share > 0 else None
+
+
+@dataclass(eq=False)
+class Pending:
+    """Candles of `span` on their way, for one caller.
+
+    held : the store's part of it at the beginning.
+    missing, failed : still to come, and given up; ``causes`` says why.
+    gaps : what it was begun for; ``beyond`` is what its pages brought besides that was not held.
+    pages : asked for it, whether or not the reply was still needed, and those of others that answered it.
+    queued : its places in the queue that are not bound to a page yet.
+    patient : outlasts an outage. ``enough``: ends when so many rows have arrived.
+    closed_us : candles that open at or after this turned out not to be closed on the venue's clock.
+    """
+
+    market: str
+    timeframe: Timeframe
+    span: Span
+    priority: Priority
+    held: Held
+    missing: SpanSet
+    ascending: bool = False
+    patient: bool = False
+    enough: int | None = None
+    on_done: Callable[[Pending], None] | None = None
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    gaps: SpanSet = field(default_factory=SpanSet)
+    beyond: SpanSet = field(default_factory=SpanSet)
+    failed: SpanSet = field(default_factory=SpanSet)
+    causes: list[BaseException] = field(default_factory=list)
+    store_error: StoreError | None = None
+    closed_us: int = EVER.end
+    pages: int = 0
+    queued: int = 0
+    rows: int = 0
+    failures: int = 0
+    archived: SpanSet = field(default_factory=SpanSet)
+
+    @property
+    def is_done(self) -> bool:
+        return not self.missing
+
+    @property
+    def fetched(self) -> Fetched:
+        """What it brought that was not in the store when it was begun, and what that cost."""
+        return Fetched(self.gaps | self.beyond, self.archived, self.pages)
+
+    @property
+    def closed_span(self) -> Span:
+        """Its span, as far as that is closed on the venue's clock."""
+        return Span(self.span.start, max(self.span.start, min(self.span.end, self.closed_us)))
+
+    def lacking(self) -> SpanSet:
+        """What of the closed span is not had: still to come, or given up."""
+        with self.changed:
+            return self._lacking_locked()
+
+    def _lacking_locked(self) -> SpanSet:
+        owed = self.missing | self.failed
+        return owed and (owed - self.held.stored.covered).clip(self.closed_span)
+
+    def progress(self) -> Progress:
+        """Where it stands now."""
+        with self.changed:
+            span, lacking, pages, rows = self.closed_span, self._lacking_locked(), self.pages, self.rows
+        total = self.timeframe.count(span)
+        left = sum(self.timeframe.count(s) for s in lacking)
+        if self.ascending:
+            reached = lacking.spans[0].start if lacking else span.end
+        else:
+            reached = lacking.spans[-1].end if lacking else span.start
+        return Progress(total - left, total, pages, rows, reached, self.ascending)

@@ -1,0 +1,300 @@
+"""What is held of a market's candles: stored rows, candles folded from stored minutes, and what is unknown.
+
+Makes no request. Every answer is made here, also of what was just fetched: whatever arrived is in the store first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from backbone.candle_table import count_inside, times_of
+from backbone.clock import VenueClock
+from backbone.errors import IncompleteError
+from backbone.model import Span, empty_candles
+from backbone.settings import Settings
+from backbone.storage.continuity import Interval, Outage, intervals, outages
+from backbone.storage.coverage import EVER, SpanSet
+from backbone.storage.fold import fold
+from backbone.storage.store import CandleStore, Stored
+from backbone.timeframe import TIMEFRAMES, Timeframe, periods_in
+
+__all__ = ["CandleAnswer", "CandleReader", "Fetched", "Held", "Reach", "incomplete"]
+
+_MINUTE = TIMEFRAMES["1m"]
+_NOTHING = SpanSet()
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a call brought that was not stored before: its spans, those from the archive, and the pages it took."""
+
+    spans: SpanSet = _NOTHING
+    archived: SpanSet = _NOTHING
+    pages: int = 0
+
+    def __add__(self, other: Fetched) -> Fetched:
+        return Fetched(self.spans | other.spans, self.archived | other.archived, self.pages + other.pages)
+
+
+@dataclass(frozen=True)
+class CandleAnswer:
+    """One market's candles and where they came from. ``sources`` counts rows by source.
+
+    ``fetched.pages`` counts the requests of this answer: each page that was asked for it, whether or not its reply was
+    still needed, and each that somebody else had asked and that answered it. So answers that share a page both count
+    it, and together they never count less than was sent. A page that the transport had to repeat counts once.
+    """
+
+    market: str
+    span: Span
+    table: pa.Table
+    quiet: int
+    unknown: int
+    sources: dict[str, int]
+    gaps: tuple[Span, ...] = ()
+    causes: tuple[BaseException, ...] = ()
+    fetched: Fetched = Fetched()
+
+    @property
+    def pages(self) -> int:
+        return self.fetched.pages
+
+    def after(self, earlier: CandleAnswer) -> CandleAnswer:
+        """This answer with what an `earlier` one of the same range cost: what that fetched, this found in memory."""
+        sources = dict(self.sources)
+        new = earlier.fetched.spans - self.fetched.spans
+        brought, archived = count_inside(self.table, new), count_inside(self.table, new & earlier.fetched.archived)
+        read = earlier.sources.get("disk", 0) - sources.get("disk", 0)
+        for name, rows in (("archive", archived), ("rest", brought - archived), ("disk", read)):
+            taken = max(0, min(rows, sources.get("memory", 0)))
+            sources["memory"] = sources.get("memory", 0) - taken
+            sources[name] = sources.get(name, 0) + taken
+        found = {name: rows for name, rows in sources.items() if rows}
+        return replace(self, sources=found, fetched=earlier.fetched + self.fetched)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A span as the store has it.
+
+    stored : what was read.
+    have, derived, gaps : how the span divides: held, to be folded from stored minutes, to be fetched.
+    """
+
+    stored: Stored
+    have: SpanSet
+    derived: SpanSet
+    gaps: SpanSet
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far back the newest candles are known without a hole: `known` holds at most as many rows as were asked for.
+
+    ``short`` is how many rows are wanted from before it; 0 where all are known, or history begins there.
+    """
+
+    known: Span
+    short: int
+
+
+class CandleReader:
+    """Candles as the store has them, up to what is closed on the venue's clock."""
+
+    def __init__(self, store: CandleStore, venue: VenueClock, settings: Settings) -> None:
+        self._store = store
+        self._venue = venue
+        self._settings = settings
+
+    def closed_before(self, timeframe: Timeframe) -> int:
+        """Candles that open before this are closed: their end has passed on the venue's clock, plus the grace."""
+        return timeframe.floor(self._venue.now_us() - int(self._settings.close_grace_s * 1e6))
+
+    # -- a span --------------------------------------------------------------------------------------------------
+
+    def read(self, market: str, timeframe: Timeframe, span: Span) -> Held:
+        """How `span` divides: held, to be folded from stored minutes, to be fetched."""
+        whole = SpanSet([span]) if span.start < span.end else SpanSet()
+        stored = self._store.read(market, timeframe, span)
+        due = self._store.due(market, timeframe, span, self._venue.now_us()) if stored.covered else SpanSet()
+        gaps = (whole - stored.covered) | due
+        derived = self._foldable(market, timeframe, gaps)
+        return Held(stored, stored.covered - due, derived, gaps - derived)
+
+    def recall(self, market: str, timeframe: Timeframe, span: Span, fetched: Fetched | None = None) -> CandleAnswer:
+        """The answer for `span` as it is held; `fetched` is what it took to hold it.
+
+        Where a damaged file is why it is not held, that is the cause.
+        """
+        held = self.read(market, timeframe, span)
+        lost = held.gaps - held.stored.covered  # an overdue second request is no hole
+        causes = tuple(self._store.damages(market, timeframe, lost)) if lost else ()
+        return self.answer(market, timeframe, span, held.stored, lost, held.derived, fetched or Fetched(), causes)
+
+    def answer(
+        self,
+        market: str,
+        timeframe: Timeframe,
+        span: Span,
+        stored: Stored,
+        lost: SpanSet,
+        derived: SpanSet = _NOTHING,
+        fetched: Fetched = Fetched(),
+        causes: tuple[BaseException, ...] = (),
+        before: dict[str, int] | None = None,
+    ) -> CandleAnswer:
+        """The answer for `span`: `stored` rows and folded ones, counted by where they came from.
+
+        `before` is how many rows each tier had before anything was fetched, where that is known.
+        """
+        table = stored.table
+        sources = _tiers(stored.tiers, count_inside(table, fetched.spans), before)
+        if archived := count_inside(table, fetched.spans & fetched.archived):
+            sources = {**sources, "rest": sources.get("rest", 0) - archived, "archive": archived}
+        if spans := derived.clip(span) - stored.covered:
+            folded = self._folded(market, timeframe, spans)
+            sources["derived:1m"] = folded.num_rows
+            table = pa.concat_tables([table, folded]).sort_by("time")
+        unknown = sum(timeframe.count(s) for s in lost)
+        quiet = max(0, timeframe.count(span) - unknown - table.num_rows)
+        found = {name: rows for name, rows in sources.items() if rows}
+        return CandleAnswer(market, span, table, quiet, unknown, found, tuple(lost), causes, fetched)
+
+    # -- longer candles from minutes -----------------------------------------------------------------------------
+
+    def _foldable(self, market: str, timeframe: Timeframe, gaps: SpanSet) -> SpanSet:
+        """The whole candles inside `gaps` whose minutes are all stored."""
+        day = TIMEFRAMES["1d"].step_us
+        if timeframe.step_us <= _MINUTE.step_us or timeframe.step_us > day or not gaps:
+            return SpanSet()
+        found = []
+        for gap in gaps:
+            for held in self._store.coverage(market, _MINUTE, gap):
+                start, end = timeframe.ceil(held.start), timeframe.floor(held.end)
+                if start < end:
+                    found.append(Span(start, end))
+        return SpanSet(found)
+
+    def fold_minutes(self, market: str, timeframe: Timeframe, span: Span) -> tuple[pa.Table, SpanSet]:
+        """The candles of `span` that can be folded from stored minutes, and the spans that they are all of."""
+        foldable = self._foldable(market, timeframe, SpanSet([span]))
+        return self._folded(market, timeframe, foldable), foldable
+
+    def _folded(self, market: str, timeframe: Timeframe, spans: SpanSet) -> pa.Table:
+        parts = [fold(self._store.read(market, _MINUTE, span).table, timeframe) for span in spans]
+        return pa.concat_tables([empty_candles(), *parts])
+
+    # -- the newest so many --------------------------------------------------------------------------------------
+
+    def reach_back(self, market: str, timeframe: Timeframe, end_us: int, count: int) -> Reach:
+        """How far back the newest `count` candles before `end_us` are known without a hole."""
+        listed = self.quiet_before(market, timeframe)
+        window = max(1, count)
+        while True:
+            start = max(listed, timeframe.next(timeframe.floor(end_us), -window))
+            held = self.read(market, timeframe, Span(start, end_us))
+            spans = list(held.have | held.derived)
+            known = spans[-1] if spans and spans[-1].end >= end_us else Span(end_us, end_us)
+            table = self.answer(market, timeframe, known, held.stored, SpanSet(), held.derived).table
+            times = times_of(table)
+            times = times[np.searchsorted(times, known.start) :]
+            if len(times) >= count:
+                return Reach(Span(int(times[len(times) - count]), end_us), 0)
+            if known.start > start:
+                return Reach(known, count - len(times))
+            if start <= listed:
+                return Reach(known, 0)
+            window *= 4
+
+    # -- what is known of a series -------------------------------------------------------------------------------
+
+    def quiet_before(self, market: str, timeframe: Timeframe) -> int:
+        """Before this there was nothing, as far as is proven; 0 where nothing is."""
+        return self._store.quiet_before(market, timeframe)
+
+    def is_start_unknown(self, market: str, timeframe: Timeframe, start_us: int) -> bool:
+        """Whether the store knows nothing of what is at or before `start_us`, and the venue may tell."""
+        if self._settings.venue.retention(timeframe.name) is not None:
+            return False  # its first candles are gone
+        oldest = self._store.oldest(market, timeframe)
+        return self.quiet_before(market, timeframe) <= start_us and (oldest is None or oldest > start_us)
+
+    def is_held(self, market: str, timeframe: Timeframe) -> bool:
+        """Whether any candle is stored that an answer could be made of: of this timeframe, or minutes to fold."""
+        held = self._store.oldest(market, timeframe)
+        return held is not None or self._store.oldest(market, _MINUTE) is not None
+
+    def listed_from(self, market: str, timeframe: Timeframe) -> int | None:
+        """Before this there was nothing, where the beginning of its history is proven."""
+        proven = self.quiet_before(market, timeframe)
+        if proven <= EVER.start:
+            return None
+        oldest = self._store.oldest(market, timeframe)
+        return proven if oldest is None else oldest
+
+    def intervals(self, market: str, timeframe: Timeframe) -> list[Interval]:
+        """What is covered, oldest first: runs of candles, quiet intervals, and the unknown between them."""
+        listed = self.quiet_before(market, timeframe)
+        found = [Interval(EVER.start, listed, "quiet", 0)] if listed > EVER.start else []
+        now = timeframe.next(self.closed_before(timeframe), 1)
+        bounds = self._store.coverage(market, timeframe, Span(listed, max(listed, now))).bounds
+        if bounds is None:
+            return found
+        begin = listed if found else bounds.start
+        for period in periods_in(timeframe, Span(begin, bounds.end)):  # one partition in memory at a time
+            part = Span(max(begin, period.start), min(bounds.end, period.end))
+            held = self._store.read(market, timeframe, part)
+            for one in intervals(times_of(held.table), held.covered, part, timeframe):
+                if found and found[-1].state == one.state and found[-1].start > EVER.start:
+                    last = found.pop()
+                    one = Interval(last.start, one.end, last.state, last.slots + one.slots)
+                found.append(one)
+        return found
+
+    def outages(self, markets: Sequence[str], timeframe: Timeframe, span: Span) -> list[Outage]:
+        """Where none of `markets` traded, though as many of them as are covered at that time would have."""
+        known: list[tuple[Any, SpanSet]] = []
+        for market in markets:
+            listed = self.quiet_before(market, timeframe)  # before its listing a market without trades says nothing
+            part = Span(max(span.start, listed), max(span.end, listed))
+            held = self._store.read(market, timeframe, part)
+            known.append((times_of(held.table), held.covered))
+        return outages(known, timeframe)
+
+
+def _tiers(now: dict[str, int], fetched: int, before: dict[str, int] | None) -> dict[str, int]:
+    """Row counts by source: `fetched` rows came from the venue (and are read back from memory), the others from where
+    they were `before` that, if it is known."""
+    if before is not None and sum(now.values()) - fetched == sum(before.values()):
+        return {**before, "rest": fetched}
+    left = dict(now)
+    rows = fetched
+    for name in ("memory", "disk"):
+        taken = min(rows, left.get(name, 0))
+        left[name] = left.get(name, 0) - taken
+        rows -= taken
+    return {**left, "rest": fetched}
+
+
+def incomplete(answers: Sequence[CandleAnswer], timeframe: Timeframe) -> IncompleteError | None:
+    """The one error for what could not be had, or None. A single cause of the venue's is named first."""
+    gaps = [gap for answer in answers for gap in answer.gaps]
+    if not gaps:
+        return None
+    causes = [cause for answer in answers for cause in answer.causes]
+    rows = sum(answer.table.num_rows for answer in answers)
+    unknown = sum(answer.unknown for answer in answers)
+    markets = ", ".join(a.market for a in answers if a.gaps)
+    why = f": {causes[0]}" if causes else ": not held"
+    return IncompleteError(
+        f"{markets} {timeframe}: {unknown} candles in {len(gaps)} {'gap' if len(gaps) == 1 else 'gaps'} could not be "
+        f"had{why}. The {rows} rows that "
+        "arrived are stored and in .frame; the same call asks only for the gaps (.gaps).",
+        gaps=gaps,
+        causes=causes,
+    )

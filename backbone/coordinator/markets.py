@@ -1,0 +1,140 @@
+"""The market list: who is listed, by quote currency, and what a code is that the venue does not list.
+
+The list is asked when it is needed and kept in memory; `known` and `known_codes` make no request.
+"""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from backbone.clock import Clock
+from backbone.errors import InputError
+from backbone.model import MarketInfo, Priority
+from backbone.routing.rest import Reply
+from backbone.routing.wire import Ask, markets_ask
+
+__all__ = ["Markets", "unknown_market"]
+
+_YOUNG_S = 10.0  # a market may have been listed since: after this, an unknown code is worth one request
+
+
+class Markets:
+    """The venue's market list. Thread-safe.
+
+    Parameters
+    ----------
+    request : sends one request and waits for its reply.
+    fresh_s : how long a list is used before it is asked again.
+    stored : the markets of which something is stored.
+    """
+
+    def __init__(
+        self,
+        request: Callable[[Ask, Priority], Reply],
+        clock: Clock,
+        *,
+        fresh_s: float,
+        stored: Callable[[], Iterable[str]],
+    ) -> None:
+        self._request = request
+        self._clock = clock
+        self._fresh_s = fresh_s
+        self._stored = stored
+        self._lock = threading.Lock()  # guards the list and its time
+        self._list: tuple[MarketInfo, ...] | None = None
+        self._at_s = 0.0
+        self._codes = _Codes(())
+
+    def listed(self, *, fresh: bool = False, priority: Priority = Priority.HIGH) -> tuple[MarketInfo, ...]:
+        """The market list, from memory while it is young enough."""
+        with self._lock:
+            known, age_s = self._list, self._clock.monotonic() - self._at_s
+        if known is not None and not fresh and age_s < self._fresh_s:
+            return known
+        listed: tuple[MarketInfo, ...] = self._request(markets_ask(), priority).value
+        with self._lock:
+            self._list, self._at_s = listed, self._clock.monotonic()
+        return listed
+
+    def codes(self, quote: str, priority: Priority = Priority.HIGH) -> tuple[str, ...]:
+        """The markets priced in `quote`, in the venue's order; empty where the venue has no such quote currency."""
+        self.listed(priority=priority)
+        return self.known_codes(quote)
+
+    def all_codes(self, *, fresh: bool = False, priority: Priority = Priority.HIGH) -> frozenset[str]:
+        """Every code of the list."""
+        self.listed(fresh=fresh, priority=priority)
+        with self._lock:
+            return self._codes_locked().all
+
+    @property
+    def known(self) -> tuple[MarketInfo, ...] | None:
+        """The list if it was ever asked for."""
+        with self._lock:
+            return self._list
+
+    def known_codes(self, quote: str) -> tuple[str, ...]:
+        """The markets priced in `quote` of the list if it was ever asked for."""
+        with self._lock:
+            return self._codes_locked().by_quote.get(quote, ())
+
+    def check_listed(self, markets: Sequence[str], priority: Priority = Priority.HIGH) -> None:
+        """Raise `InputError`, naming the nearest ones, for a market that the venue does not list.
+
+        A known list is used for what it has (a delisting shows as a refusal), and for what it lacks only while it is
+        very young.
+        """
+        with self._lock:
+            is_young = self._list is not None and self._clock.monotonic() - self._at_s <= _YOUNG_S
+            codes = self._codes_locked().all
+        if codes.issuperset(markets):
+            return
+        if not is_young:
+            codes = self.all_codes(fresh=True, priority=priority)
+        for market in markets:
+            if market not in codes:
+                raise unknown_market(market, codes)
+
+    def check_known(self, markets: Sequence[str]) -> None:
+        """Raise `InputError` for a market that a known list lacks and nothing is stored of. Makes no request: without a
+        list every market passes."""
+        with self._lock:
+            is_known, codes = self._list is not None, self._codes_locked().all
+        if not is_known or codes.issuperset(markets):
+            return
+        stored = set(self._stored())
+        for market in markets:
+            if market not in codes and market not in stored:
+                raise unknown_market(market, codes)
+
+    def _codes_locked(self) -> _Codes:
+        """The codes of the known list; ordered once a list, because nearly every call asks."""
+        listed = self._list or ()
+        if self._codes.listed is not listed:
+            self._codes = _Codes(listed)
+        return self._codes
+
+
+class _Codes:
+    """What a market list holds: all its codes, and those of each quote currency in the venue's order."""
+
+    def __init__(self, listed: tuple[MarketInfo, ...]) -> None:
+        self.listed = listed
+        self.all = frozenset(info.market for info in listed)
+        by_quote: dict[str, list[str]] = {}
+        for info in listed:
+            by_quote.setdefault(info.market.partition("-")[0], []).append(info.market)
+        self.by_quote = {quote: tuple(codes) for quote, codes in by_quote.items()}
+
+
+def unknown_market(market: str, codes: Collection[str]) -> InputError:
+    """The `InputError` for a market that is not listed."""
+    close = difflib.get_close_matches(market, sorted(codes), n=8, cutoff=0.5)
+    nearest = sorted(close, key=lambda code: not code.startswith(market[:-1]))[:3]  # the last letter is soonest wrong
+    base = market.partition("-")[2]
+    same_base = sorted(code for code in codes if code.partition("-")[2] == base)
+    hints = list(dict.fromkeys(same_base[:3] + nearest))[:4]
+    allowed = "a market the venue lists" + (f"; the nearest: {', '.join(hints)}" if hints else "")
+    return InputError("market", market, allowed)

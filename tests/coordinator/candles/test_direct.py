@@ -1,0 +1,76 @@
+"""Candles past the store: the critical lane, the forming candle, what an audit compares with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backbone.coordinator.candles.direct import DirectCandles
+from backbone.coordinator.candles.ranges import Range
+from backbone.model import Priority, Span
+from backbone.routing.rest import Reply
+from backbone.routing.wire import Ask
+from tests.coordinator.candles.world import HOUR_US, MARKET, MINUTE, MINUTE_US, NOW, World
+from tests.storage.helpers import opens
+
+LAST = MINUTE.floor(NOW)
+
+
+class Lane:
+    """A world's venue, asked directly."""
+
+    def __init__(self, folder: Path, **venue: Any) -> None:
+        self.world = World(folder, **venue)
+        self.world.estimate.observe(NOW // 1_000_000 * 1_000_000, 1000.0, 1000.0)
+        self.direct = DirectCandles(self._request, self.world.ranges, self.world.reader, lambda *_: None, grace_s=3.0)
+
+    def _request(self, ask: Ask, _: Priority) -> Reply:
+        outcome = self.world.venue.answer(ask)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def candles(self, start: int | None = None, end: int | None = None, count: int | None = None) -> Any:
+        return self.direct.candles(MARKET, MINUTE, Range(start, end, count))
+
+
+@pytest.fixture
+def lane(tmp_path: Path) -> Lane:
+    return Lane(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows", "requests"),
+    [((LAST - 5 * HOUR_US, None, None), 300, 2), ((None, None, 300), 300, 2), ((LAST - 5 * HOUR_US, None, 7), 7, 2)],
+)
+def test_candles_are_the_venues_and_not_stored(lane: Lane, asked: Any, rows: int, requests: int) -> None:
+    """A range, the newest so many, the first so many: full pages, only what is closed, nothing on disk."""
+    answer = lane.candles(*asked)
+    assert answer.table.num_rows == rows
+    assert (answer.quiet, answer.gaps, answer.pages) == (0, (), requests)
+    assert lane.world.truth(answer.table)
+    assert lane.world.stored().table.num_rows == 0
+
+
+def test_candles_that_are_held_cost_no_request(lane: Lane) -> None:
+    """Memory and disk answer the critical lane as well."""
+    lane.world.candles(LAST - HOUR_US, LAST)
+    lane.world.asked()
+    assert lane.candles(LAST - HOUR_US, LAST).table.num_rows == 60
+    assert lane.world.asked() == 0
+
+
+def test_forming_is_what_is_not_closed(lane: Lane) -> None:
+    """From the first candle that is not closed up to the bound, from REST where no stream has it."""
+    table, source = lane.direct.forming(MARKET, MINUTE, LAST, None, Priority.HIGH)
+    assert (opens(table), source) == ([LAST], "rest")
+    assert lane.direct.forming(MARKET, MINUTE, LAST, LAST, Priority.HIGH)[0].num_rows == 0
+
+
+def test_unstored_is_the_whole_span(lane: Lane) -> None:
+    """What an audit compares with begins and ends where it is asked to."""
+    span = Span(LAST - 5 * HOUR_US, LAST - MINUTE_US)
+    found = opens(lane.direct.unstored(MARKET, MINUTE, span, Priority.LOW))
+    assert (found[0], found[-1], len(found)) == (span.start, span.end - MINUTE_US, 299)

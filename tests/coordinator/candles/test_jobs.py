@@ -1,0 +1,165 @@
+"""How far a job is, also when it does not end well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backbone.coordinator.candles.jobs import CandleJob, Jobs
+from backbone.errors import (
+    StoreError,
+)
+from backbone.model import Priority, Span
+from tests.coordinator.candles.world import (
+    HOUR_US,
+    MARKET,
+    MINUTE,
+    NOW,
+    World,
+)
+from tests.storage.helpers import MAY
+
+MONTH = Span(MAY - 9 * 24 * HOUR_US, MAY)
+
+
+def job_of(world: World, span: Span = MONTH) -> CandleJob:
+    return CandleJob(world.fetcher, world.clock, [MARKET], MINUTE, span, Priority.LOW)
+
+
+def says_the_truth(world: World, job: CandleJob) -> None:
+    """Its slots are those that the store vouches for, and up to its reached time there is no hole."""
+    now = job.progress
+    held = world.store.coverage(MARKET, MINUTE, job.span)
+    assert now.done_slots == sum(MINUTE.count(span) for span in held)
+    first = held.spans[0] if held else Span(job.span.start, job.span.start)
+    assert now.reached_us == (first.end if first.start == job.span.start else job.span.start)
+    assert now.rows == world.stored().table.num_rows
+
+
+def test_job_of_garbage_alone_got_nowhere(tmp_path: Path) -> None:
+    """A job whose every reply was refused has done nothing, reached nothing, and says what it asked."""
+    world = World(tmp_path)
+    world.venue.lies.extend([lambda rows: [{"no": "candle"}]] * 1000)
+    job = job_of(world)
+    job.advance()
+    now = job.progress
+    assert (now.state, now.done_slots, now.sections_done, now.rows) == ("incomplete", 0, 0, 0)
+    assert now.reached_us == MONTH.start
+    assert now.pages == world.asked() > 0
+    says_the_truth(world, job)
+
+
+@pytest.mark.parametrize("answered", [0, 1, 7, 30])
+def test_job_cancelled_says_what_it_had(tmp_path: Path, answered: int) -> None:
+    """After a cancel, slots and reached time are what is stored, also when pages in flight have landed."""
+    world = World(tmp_path)
+    world.desk.at_once, world.desk.most = 3, answered
+    job = job_of(world)
+    job.advance()
+    world.desk.run()
+    job.cancel()
+    assert job.state == "cancelled"
+    says_the_truth(world, job)
+    world.desk.most = None
+    world.desk.run()
+    says_the_truth(world, job)
+    assert job.progress.pages == world.asked() == answered + 3
+    assert job.progress.done_slots > 199 * answered, "a section's last page is a shorter one"
+
+
+def test_job_of_a_closed_client_says_what_it_had(tmp_path: Path) -> None:
+    """A close in the middle leaves a failed job at what was had."""
+    world = World(tmp_path)
+    world.desk.at_once, world.desk.most = 3, 10
+    jobs = Jobs(world.fetcher, world.clock)
+    job = jobs.start([MARKET], MINUTE, MONTH.start, MONTH.end, Priority.LOW)
+    world.desk.run()
+    jobs.close()
+    world.fetcher.close()
+    assert job.progress.state == "failed"
+    assert job.progress.done_slots == 2000
+    says_the_truth(world, job)
+
+
+def test_job_with_a_hole_reached_its_beginning(tmp_path: Path) -> None:
+    """A page that could not be had ends the reached time there, though what lies behind it was stored."""
+    world = World(tmp_path)
+    rows: list[list[Any]] = []
+
+    def refuse(page: list[Any]) -> list[Any]:
+        rows.append(page)
+        return [{"no": "candle"}] if 10 <= len(rows) <= 12 else page
+
+    world.venue.lies.extend([refuse] * 1000)
+    job = job_of(world)
+    job.advance()
+    assert job.state == "incomplete"
+    assert 0 < job.progress.done_slots < job.progress.total_slots
+    says_the_truth(world, job)
+
+
+def test_job_on_a_fast_clock_reached_the_venues_now(tmp_path: Path) -> None:
+    """What is not closed on the venue's clock is neither had nor to be had."""
+    world = World(tmp_path, ahead=2 * 3600)
+    jobs = Jobs(world.fetcher, world.clock)
+    job = jobs.start([MARKET], MINUTE, MINUTE.floor(NOW) - 10 * HOUR_US, None, Priority.LOW)
+    now = job.progress
+    assert now.state == "done"
+    assert now.done_slots == now.total_slots == 600
+    assert now.reached_us == MINUTE.floor(NOW)
+
+
+def test_job_whose_disk_refused_reached_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that the disk did not take are not stored: the job failed, and claims none of them."""
+    world = World(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(world.store, "flush", refuse)
+    job = job_of(world, Span(NOW - 5 * HOUR_US, NOW - HOUR_US))
+    job.advance()
+    now = job.progress
+    assert (now.state, now.done_slots, now.sections_done, now.reached_us) == ("failed", 0, 0, job.span.start)
+
+
+def test_job_that_is_over_is_not_cancelled_any_more(tmp_path: Path) -> None:
+    """`cancel` on a job that ended, however it ended, changes nothing."""
+    world = World(tmp_path)
+    done = job_of(world, Span(NOW - 5 * HOUR_US, NOW - 3 * HOUR_US))
+    done.advance()
+    world.venue.lies.extend([lambda rows: [{"no": "candle"}]] * 1000)
+    lost = job_of(world, Span(NOW - 15 * HOUR_US, NOW - 13 * HOUR_US))
+    lost.advance()
+    for job, state in ((done, "done"), (lost, "incomplete")):
+        before = job.progress
+        job.cancel()
+        assert job.state == state
+        assert job.progress.done_slots == before.done_slots
+
+
+def test_job_cancelled_while_it_looks_for_the_listing_ends(tmp_path: Path) -> None:
+    """The search for a market's beginning is cancelled like any page, and its request is counted."""
+    world = World(tmp_path)
+    world.desk.at_once, world.desk.most, world.venue.down = 2, 0, True
+    job = job_of(world, Span(MAY - 300 * 24 * HOUR_US, MAY))
+    job.advance()
+    world.desk.run()
+    asked = world.asked()
+    assert asked > 0
+    job.cancel()
+    now = job.progress
+    assert (now.state, now.done_slots, now.reached_us, now.pages) == ("cancelled", 0, job.span.start, asked)
+
+
+def test_job_of_several_markets_reached_what_all_have(tmp_path: Path) -> None:
+    """While it runs, the markets it came to count; once it ended, every market."""
+    world = World(tmp_path)
+    span = Span(NOW - 5 * HOUR_US, NOW - 3 * HOUR_US)
+    job = CandleJob(world.fetcher, world.clock, [MARKET, "KRW-ETH"], MINUTE, span, Priority.LOW)
+    job.advance()
+    assert job.state == "incomplete", "the venue answers with another market's candles"
+    assert job.progress.reached_us == span.start
+    assert job.progress.done_slots == 120
