@@ -1,5 +1,8 @@
 """Candle lengths: parsing their spellings, and calendar arithmetic on their opens, in UTC.
 
+The venue serves thirteen lengths (`TIMEFRAMES`). Any other that divides a day is derived: folded from the longest of
+those that divides it, its `base`, on a grid that begins at 00:00 UTC (09:00 in Korea).
+
 A `Timeframe` knows where candles begin (`floor`), where the next one begins (`next`), how many slots a span has
 (`count`), the directory it is stored under and the length of its storage period. Weeks open on Monday, months on the
 1st, years on 1 January, all at 00:00 UTC, as the venue has it.
@@ -44,6 +47,13 @@ class Timeframe:
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def base(self) -> Timeframe | None:
+        """The venue's timeframe that this one is folded from; None for the venue's own."""
+        if self.name in TIMEFRAMES:
+            return None
+        return max((t for t in _DAILY if self.step_us % t.step_us == 0), key=lambda t: t.step_us)
 
     @property
     def is_calendar(self) -> bool:
@@ -107,32 +117,89 @@ TIMEFRAMES: dict[str, Timeframe] = {
     )
 }
 
-_ALIASES = {
-    "second": "1s", "seconds": "1s", "second1": "1s", "seconds/1": "1s",
-    "minute": "1m", "minutes": "1m", "60m": "1h", "240m": "4h", "60min": "1h", "1hour": "1h",
-    "hour": "1h", "day": "1d", "days": "1d", "1D": "1d", "week": "1w", "weeks": "1w", "1W": "1w",
-    "month": "1M", "months": "1M", "1mo": "1M", "year": "1y", "years": "1y", "1Y": "1y",
+_DAILY = tuple(t for t in TIMEFRAMES.values() if t.step_us < DAY_US)  # what a derived length can be made of
+
+_WORDS = {
+    "second": "1s", "seconds": "1s", "minute": "1m", "minutes": "1m", "hour": "1h", "hours": "1h", "day": "1d",
+    "days": "1d", "week": "1w", "weeks": "1w", "month": "1M", "months": "1M", "year": "1y", "years": "1y",
 }  # fmt: skip
+_UNITS = {
+    "s": "s", "sec": "s", "second": "s", "seconds": "s", "S": "s",
+    "m": "m", "min": "m", "minute": "m", "minutes": "m", "T": "m",
+    "h": "h", "H": "h", "hour": "h", "hours": "h",
+    "d": "d", "D": "d", "day": "d", "days": "d",
+    "w": "w", "W": "w", "week": "w", "weeks": "w",
+    "M": "M", "mo": "M", "month": "M", "months": "M",
+    "y": "y", "Y": "y", "year": "y", "years": "y",
+}  # fmt: skip
+_UNIT_US = {"s": SECOND_US, "m": MINUTE_US, "h": HOUR_US, "d": DAY_US, "w": WEEK_US}
+_SPELLINGS = "60m 240m 1min 1H minute1 minutes/1 60 day week month year"
 
 
-def parse_timeframe(value: object) -> Timeframe:
-    """The timeframe a spelling means: ``"1m"``, ``"60m"``, ``"minute1"``, ``"minutes/1"``, ``"day"``, ….
+def parse_timeframe(value: object, *, derived: bool = False) -> Timeframe:
+    """The timeframe a spelling means: ``"1m"``, ``"60m"``, ``"1min"``, ``"minute1"``, ``"minutes/1"``, ``"60"``, ….
 
-    Case matters where it must: ``"1M"`` is a month, ``"1m"`` a minute. Raises `InputError` for anything else.
+    Case matters where it must: ``"1M"`` is a month, ``"1m"`` a minute; a bare number is minutes, as in the venue's
+    paths.
+
+    Parameters
+    ----------
+    value : a spelling, or a `Timeframe`.
+    derived : also take any other length that divides a day, such as ``"2h"`` or ``"45m"``.
+
+    Raises
+    ------
+    InputError  for anything else; a length that does not divide a day names the resampling to use.
+
+    Examples
+    --------
+    >>> parse_timeframe("240m").name, parse_timeframe("1H").name, parse_timeframe("2h", derived=True).base.name
+    ('4h', '1h', '1h')
     """
     if isinstance(value, Timeframe):
-        return value
-    allowed = "one of " + " ".join(TIMEFRAMES) + " (or 60m 240m minute1 minutes/1 day week month year)"
-    if not isinstance(value, str):
-        raise InputError("timeframe", value, allowed)
-    text = value.strip()
-    name = _ALIASES.get(text, text)
-    if match := re.fullmatch(r"minutes?/?(\d+)", text):
-        minutes = int(match.group(1))
-        name = {60: "1h", 240: "4h"}.get(minutes, f"{minutes}m")
-    if name not in TIMEFRAMES:
-        raise InputError("timeframe", value, allowed)
-    return TIMEFRAMES[name]
+        found: Timeframe | None = value
+    else:
+        found = _read_timeframe(value)
+    if found is None or (found.name not in TIMEFRAMES and not derived):
+        allowed = "one of " + " ".join(TIMEFRAMES) + f" (also spelled {_SPELLINGS})"
+        more = ", or another length that divides a day, such as 2h or 45m" if derived else ""
+        raise InputError("timeframe", value, allowed + more)
+    return found
+
+
+def _read_timeframe(value: object) -> Timeframe | None:
+    """What a spelling means; None for what is none. Raises `InputError` for a length that cannot be folded."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    text = str(value).strip()
+    text = _WORDS.get(text, text)
+    if match := re.fullmatch(r"(second|minute|hour|day|week|month)s?/?(\d+)", text):
+        text = match.group(2) + _UNITS[match.group(1)]
+    match = re.fullmatch(r"(\d{1,5})\s*([A-Za-z]*)", text)
+    if match is None or int(match.group(1)) == 0:
+        return None
+    number, unit = int(match.group(1)), _UNITS.get(match.group(2) or "m")
+    if unit is None:
+        return None
+    if unit in "My":
+        return TIMEFRAMES.get(f"{number}{unit}") or _not_a_day(value, number, unit)
+    step_us = number * _UNIT_US[unit]
+    for own in TIMEFRAMES.values():
+        if own.step_us == step_us and not own.is_calendar:
+            return own
+    if DAY_US % step_us:
+        return _not_a_day(value, number, unit)
+    seconds = step_us // SECOND_US
+    name = f"{seconds // 3600}h" if seconds % 3600 == 0 else f"{seconds // 60}m" if seconds % 60 == 0 else f"{seconds}s"
+    return Timeframe(name, step_us, f"derived-{name}", "none")
+
+
+def _not_a_day(value: object, number: int, unit: str) -> Timeframe:
+    """A length that does not divide a day: nothing says where its candles would begin."""
+    base = {"s": "1s", "m": "1m", "h": "1h", "w": "1w", "M": "1M", "y": "1y"}.get(unit, "1d")
+    rule = {"m": "min", "M": "MS", "y": "YS", "w": "W-MON"}.get(unit, unit if unit != "d" else "D")
+    how = f'df.resample("{number}{rule}").agg({{"open": "first", "high": "max", "low": "min", "close": "last", …}})'
+    raise InputError("timeframe", value, f"a length that divides a day; or ask for {base} and resample: {how}")
 
 
 _PERIOD_UNITS: dict[str, Literal["D", "M", "Y"]] = {"day": "D", "month": "M", "year": "Y"}
