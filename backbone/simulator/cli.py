@@ -60,7 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--replay", nargs="+", default=[], metavar="FILE", help="recorded candle Parquet to serve as if live")
     add("--markets", nargs="+", metavar="CODE", help="list only these markets")
     add("--fault", action="append", default=[], metavar="KIND[:k=v…]", help="script a fault; may be repeated")
-    add("--flood", type=float, default=0.0, metavar="N", help="send N socket messages a second to each subscriber")
     add("--quiet", action="store_true", help="print the REST address only")
     add("--log", action="store_true", help="log every request to standard error")
     return parser
@@ -167,8 +166,6 @@ def run(argv: Sequence[str] | None = None, stop: threading.Event | None = None) 
         print(f"backbone simulator: {exc}", file=sys.stderr)
         return 2
     with server, _stop_signals(stop):
-        if options.flood:
-            server.flood(options.flood)
         print(server.rest_url if options.quiet else _describe(server), flush=True)
         stop.wait()
     if not options.quiet:

@@ -16,17 +16,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from backbone.simulator.market.book import book_stamp_us, next_book_us, rounded
 from backbone.simulator.market.catalogue import Market
+from backbone.simulator.market.listing import UnknownMarketError
 from backbone.simulator.market.venue import (
     KST_US,
     Bars,
     Executions,
     Row,
     Summary,
-    UnknownMarketError,
     Venue,
     iso_seconds,
-    rounded,
     stamp_of,
     stamps_of,
     ticker_row,
@@ -166,13 +166,13 @@ class Feed:
     ) -> int:
         """Add the changes of a book; returns when the next one is due."""
         if until_us - after_us > _THIN_US:
-            after_us = max(after_us, self._venue.book_stamp_us(market, until_us) - 1)
-        at = self._venue.next_book_us(market, after_us)
+            after_us = max(after_us, book_stamp_us(market, until_us) - 1)
+        at = next_book_us(market, after_us)
         while at <= until_us:
             row = self._venue.orderbook(code, at, level)
             if row is not None:
                 found.append(Event(at, ("orderbook", level), code, book_stream_row(row)))
-            at = self._venue.next_book_us(market, at)
+            at = next_book_us(market, at)
         return at
 
     def _read(self, market: Market, start_us: int, end_us: int) -> _Trades:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from backbone.simulator.market.venue import BOOK_DEPTH, Row
+from backbone.simulator.market.book import BOOK_DEPTH
+from backbone.simulator.market.venue import Row
 
 __all__ = ["STREAM_TIMEFRAMES", "Request", "StreamError", "Want", "parse_request", "render", "subscriptions"]
 

@@ -38,8 +38,7 @@ from backbone.simulator.market.exchange import Exchange
 from backbone.simulator.market.venue import Row, Venue
 from backbone.simulator.server.archive import Answer, ArchiveBranch, is_archive_path
 from backbone.simulator.server.clock import ExchangeClock, parse_instant
-from backbone.simulator.server.corrupt import ROW_FAULTS, corrupt
-from backbone.simulator.server.faults import Fault, Faults
+from backbone.simulator.server.faults import ROW_FAULTS, Fault, Faults, corrupt
 from backbone.simulator.server.limits import Limits, Verdict
 from backbone.simulator.server.rest import NOT_FOUND, Refusal, Route, answer, error_body, find_route, spell
 from backbone.simulator.server.sockets import Hub
@@ -148,7 +147,7 @@ class SimulatorServer:
         self._worker: ThreadPoolExecutor | None = None
         self._hub: Hub | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self.clock.on_jump(self._tell_hub)
+        self.clock.on_jump(self._wake_hub)
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -213,24 +212,7 @@ class SimulatorServer:
         """Listen again on the same port."""
         self._call(self._plug())
 
-    def flood(self, n_per_s: float, kinds: Sequence[str] | None = None) -> None:
-        """Send every subscriber `n_per_s` extra messages a second (of the given types), for benchmarks; 0
-        ends it.
-
-        They are well-formed frames of what was subscribed to, stamped with the time they were sent.
-        """
-        self._call(self._flood(n_per_s, kinds))
-
-    async def _flood(self, n_per_s: float, kinds: Sequence[str] | None) -> None:
-        assert self._hub is not None
-        self._hub.flood(n_per_s, kinds)
-
-    @property
-    def flooded(self) -> int:
-        """How many messages the flood has sent."""
-        return 0 if self._hub is None else self._hub.flooded
-
-    def _tell_hub(self) -> None:
+    def _wake_hub(self) -> None:
         """The clock was moved: let the stream look at once."""
         loop, hub = self._loop, self._hub
         if loop is not None and hub is not None:
@@ -310,7 +292,7 @@ class SimulatorServer:
                 one_way_s=self._latency_s / 2,
                 wall=_WALL,
             )
-            self._tasks = [self._loop.create_task(work) for work in (self._hub.run(), self._hub.run_flood())]
+            self._tasks = [self._loop.create_task(self._hub.run())]
         except OSError as exc:
             await self._end()
             ready.set_exception(InputError("port", self._port, f"a free port of this machine ({exc.strerror})"))

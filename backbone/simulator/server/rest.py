@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from backbone.simulator.market.venue import BOOK_DEPTH, MINUTE_UNITS, Row, UnknownMarketError, Venue
+from backbone.simulator.market.book import BOOK_DEPTH
+from backbone.simulator.market.listing import UnknownMarketError
+from backbone.simulator.market.venue import MINUTE_UNITS, Row, Venue
 from backbone.simulator.server.clock import parse_to
 
 __all__ = ["NOT_FOUND", "Refusal", "Route", "error_body", "find_route", "spell"]

@@ -1,5 +1,4 @@
-"""The stream's sessions: subscriptions, keep-alive, limits, error frames, idle cut-off, and the flood for
-benchmarks.
+"""The stream's sessions: subscriptions, keep-alive, limits, error frames and idle cut-off.
 
 Everything here runs on the server's loop; nothing is locked. `Hub` owns the sessions and follows the
 exchange's clock: it asks the `Feed` what was published since it last looked and hands each event to whoever
@@ -11,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from backbone.clock import SystemClock
-from backbone.simulator.market.venue import Row, Venue
+from backbone.simulator.market.venue import Venue
 from backbone.simulator.server.clock import ExchangeClock
 from backbone.simulator.server.events import Channel, Event, Feed
 from backbone.simulator.server.faults import Fault, Faults
@@ -41,8 +40,6 @@ _CLOSE_AFTER_S = 0.15
 _MAX_BUFFER = 64 * 2**20
 _LIVE_FAULTS = frozenset({"ws-drop", "ws-stall", "ws-garbage", "ws-slow"})
 _JUMP_US = 3_600_000_000  # after a longer jump, only the last hour is told
-_BATCH = 256
-_FLOOD_BUFFER = 512 * 1024
 _UP = b'{"status":"UP"}'
 _DROP = b"drop"  # queued instead of a frame: the socket ends here
 
@@ -61,7 +58,6 @@ class Session:
         self.since_us = 0
         self.active_s = _now_s()
         self.stalled_until_s = 0.0
-        self.flood: list[tuple[bytes, bytes]] = []
         self._queue: deque[tuple[float, bytes]] = deque()
         self._queued = asyncio.Event()
         self._second = Window(5, 1.0, False)
@@ -191,7 +187,6 @@ class Hub:
         self.faults = faults
         self.one_way_s = one_way_s
         self.wall = wall
-        self.flooded = 0
         self._idle_s = idle_s
         self._feed = Feed(venue)
         self._sessions: set[Session] = set()
@@ -199,8 +194,6 @@ class Hub:
         self._wanted: dict[str, frozenset[Channel]] = {}
         self._at_us = 0
         self._jumped = asyncio.Event()
-        self._flood_rate = 0.0
-        self._flood_kinds: frozenset[str] | None = None
 
     def wake(self) -> None:
         """The clock was moved."""
@@ -248,7 +241,6 @@ class Hub:
         for want in wants:
             if want.snapshot:
                 self._send_snapshots(session, want, [c for c in want.codes if c[0] in listed], now_us)
-        session.flood = self._flood_frames(session, now_us)
 
     def _send_snapshots(self, session: Session, want: Want, codes: Sequence[tuple[str, int]], now_us: int) -> None:
         rows = self._feed.snapshots((want.type, want.level), [code for code, _ in codes], now_us)
@@ -281,7 +273,7 @@ class Hub:
     # -- publishing ------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Publish, cut off the idle, and flood, for as long as the server lives."""
+        """Publish and cut off the idle, for as long as the server lives."""
         while True:
             self.publish()
             self._cut_idle()
@@ -332,71 +324,3 @@ class Hub:
             silent = now_s - session.active_s > self._idle_s and now_s >= session.stalled_until_s
             if silent or session.transport.get_write_buffer_size() > _MAX_BUFFER:
                 session.transport.abort()
-
-    # -- the flood -------------------------------------------------------------------------------------------
-
-    def flood(self, rate: float, kinds: Iterable[str] | None) -> None:
-        """Send every subscriber `rate` extra messages a second of the given types; 0 ends it."""
-        self._flood_rate = rate
-        self._flood_kinds = None if kinds is None else frozenset(kinds)
-        for session in self._sessions:
-            session.flood = self._flood_frames(session, self.clock.now_us())
-
-    async def run_flood(self) -> None:
-        """The flood itself: small batches written straight to the transport, within what the reader takes."""
-        owed, last = 0.0, _now_s()
-        while True:
-            await asyncio.sleep(0.05 if not self._flood_rate else 0.0 if owed >= _BATCH else 0.001)
-            now = _now_s()
-            owed = min(owed + (now - last) * self._flood_rate, 0.2 * self._flood_rate) if self._flood_rate else 0.0
-            last = now
-            batch = min(int(owed), _BATCH)
-            owed -= batch
-            for session in list(self._sessions):
-                if batch and session.flood and now >= session.stalled_until_s:
-                    self._pour(session, batch)
-
-    def _pour(self, session: Session, batch: int) -> None:
-        if session.transport.is_closing() or session.transport.get_write_buffer_size() > _FLOOD_BUFFER:
-            return
-        frames = session.flood
-        stamp = str(self.clock.now_us() // 1000).encode()
-        start = self.flooded
-        session.transport.write(
-            b"".join(head + stamp + tail for head, tail in (frames[(start + i) % len(frames)] for i in range(batch)))
-        )
-        self.flooded += batch
-        session.active_s = _now_s()
-
-    def _flood_frames(self, session: Session, now_us: int) -> list[tuple[bytes, bytes]]:
-        """Ready-made frames around a hole for the ``timestamp``, a few prices each."""
-        if not self._flood_rate or session.socket.compress:
-            return []
-        frames: list[tuple[bytes, bytes]] = []
-        listed = self.venue.listed(now_us)
-        for turn in range(4):
-            for want in session.wants:
-                if self._flood_kinds is not None and want.type not in self._flood_kinds:
-                    continue
-                depths = {code: depth for code, depth in want.codes if code in listed}
-                rows = self._feed.snapshots((want.type, want.level), depths, now_us)
-                for code, row in rows.items():
-                    frames.append(_flood_frame(row, session.form, depths[code], turn))
-        return frames
-
-
-def _flood_frame(row: Row, form: str, depth: int, turn: int) -> tuple[bytes, bytes]:
-    changed: dict[str, Any] = {**row, "stream_type": "REALTIME", "timestamp": 1_000_000_000_000}
-    if "high_price" in row:
-        changed["trade_price"] = (row["trade_price"], row["high_price"], row["low_price"], row["opening_price"])[turn]
-    text = render(changed, form, depth)
-    if form.endswith("LIST"):
-        text = f"[{text}]"
-    payload = text.encode()
-    size = len(payload)
-    length = (
-        bytes((size,)) if size < 126 else b"\x7e" + size.to_bytes(2) if size < 65536 else b"\x7f" + size.to_bytes(8)
-    )
-    head, hole, tail = payload.partition(b"1000000000000")
-    assert hole
-    return b"\x82" + length + head, tail

@@ -18,6 +18,7 @@ from backbone.clock import SystemClock
 from backbone.errors import ClosedError, InputError, StreamClosedError
 from backbone.model import LiveCandle, OrderBook, Ticker, Trade
 from backbone.simulator import SimulatorServer
+from tests.benchmarks.flood import flooded
 
 LIMIT = 500  # the quota is not what is tested here
 
@@ -517,8 +518,7 @@ def test_live_crowd_opening_and_stopping_tables_leaves_nothing(trader: Backbone,
     """Threads that open, read and stop tables at once, over a busy socket and an outage, leave one table as it was."""
     clock = SystemClock()
     failures: list[BaseException] = []
-    with trader.live(MARKETS, ("ticker", "trade")) as kept:
-        moving.flood(1000)
+    with trader.live(MARKETS, ("ticker", "trade")) as kept, flooded(moving, 1000):
         end = clock.monotonic() + 3
 
         def crowd(number: int) -> None:

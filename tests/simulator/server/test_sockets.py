@@ -11,6 +11,7 @@ import requests
 import websocket
 
 from backbone.simulator import SimulatorServer
+from tests.benchmarks.flood import flooded
 from tests.simulator.conftest import NOW, Connect
 
 ABNORMAL = (ConnectionError, websocket.WebSocketConnectionClosedException)
@@ -279,10 +280,9 @@ def test_flood_sends_stamped_frames_at_the_rate_asked_for(connect: Connect, clea
     _subscribe(socket, _want("ticker", "KRW-BTC", "KRW-ETH"), _want("orderbook", "KRW-BTC"))
     for _ in range(3):
         _next(socket)
-    clean.flood(2000, kinds=("ticker",))
-    frames = [_next(socket) for _ in range(400)]
-    clean.flood(0)
+    with flooded(clean, 2000, kinds=("ticker",)) as sent:
+        frames = [_next(socket) for _ in range(400)]
     assert {f["type"] for f in frames} == {"ticker"}
     assert {f["code"] for f in frames} == {"KRW-BTC", "KRW-ETH"}
     assert {f["timestamp"] for f in frames} == {clean.clock.now_us() // 1000}
-    assert clean.flooded >= 400
+    assert sent[0] >= 400
