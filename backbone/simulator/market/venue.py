@@ -5,31 +5,28 @@ endpoints.
 go on the wire, with the venue's own field names and rules: newest first, ``open < to``, nothing for a candle
 nobody traded in, the forming candle included, seconds for three months only. It knows no socket and no clock:
 every call is told the time. It shares no code with the package's client side.
-
-The lock guards the market list and the scripted changes to it (delisting, renaming, restatements); answers
-are computed outside it.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from backbone.errors import InputError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
-from backbone.simulator.market.catalogue import CAUTIONS, Market, hash_text, tick_of
+from backbone.simulator.market.book import BOOK_DEPTH, book_stamp_us, make_book, rounded, supported_levels
+from backbone.simulator.market.catalogue import Market, hash_text, tick_of
+from backbone.simulator.market.listing import MarketList, UnknownMarketError
 from backbone.simulator.market.tape import mix
 from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Bars", "Executions", "Summary", "UnknownMarketError", "Venue", "fold_bars"]
+__all__ = ["Bars", "Executions", "Summary", "Venue", "fold_bars"]
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -38,15 +35,7 @@ Row = dict[str, Any]
 KST_US = 9 * 3_600_000_000
 SECONDS_KEPT_US = 92 * DAY_US  # second candles reach back three months
 SECONDS_SINCE_US = 1_730_246_400_000_000  # and never before 2024-10-30
-BOOK_DEPTH = 30
 MINUTE_UNITS = {1: "1m", 3: "3m", 5: "5m", 10: "10m", 15: "15m", 30: "30m", 60: "1h", 240: "4h"}
-
-
-class UnknownMarketError(InputError):
-    """A code that is not listed (now). The wire form is 404 ``Code not found``."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__("market", code, "one of the exchange's markets")
 
 
 @dataclass(frozen=True)
@@ -148,17 +137,6 @@ class Summary:
     low_52w_us: int
 
 
-@dataclass(frozen=True)
-class Restatement:
-    """A scripted correction: opens of the candles inside `span` are moved by `shift` (a fraction of the
-    open).
-    """
-
-    market: str
-    span: Span
-    shift: float
-
-
 def iso_seconds(times_us: I64) -> list[str]:
     """``yyyy-MM-ddTHH:mm:ss`` without a zone, as the venue spells candle times."""
     return np.datetime_as_string((times_us // 1_000_000).astype("datetime64[s]")).tolist()  # type: ignore[no-any-return]
@@ -168,21 +146,12 @@ def iso_day(time_us: int) -> str:
     return str(np.datetime64(time_us // DAY_US, "D"))
 
 
-def rounded(value: float, decimals: int) -> float:
-    return round(value, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
-
-
-class Venue:
+class Venue(MarketList):
     """An embedded exchange without sockets. Subclasses supply the primitives; see the module's docstring."""
 
     late_stamps = True
     """Whether about 2 % of closed candles carry a ``timestamp`` up to 54 ms past their end, as on the venue.
     """
-
-    def __init__(self, markets: Mapping[str, Market]) -> None:
-        self._lock = threading.Lock()
-        self._listed = dict(markets)
-        self._restated: tuple[Restatement, ...] = ()
 
     # -- primitives ------------------------------------------------------------------------------------------
 
@@ -217,61 +186,6 @@ class Venue:
     def close_span(self, span: Span) -> None:
         """An outage: nobody traded in `span`, in any market."""
         raise NotImplementedError
-
-    # -- the market list -------------------------------------------------------------------------------------
-
-    def listed(self, now_us: int | None = None) -> dict[str, Market]:
-        """The markets by code; with `now_us`, only those that are listed by then."""
-        with self._lock:
-            listed = self._listed
-        return {code: m for code, m in listed.items() if now_us is None or m.listed_us <= now_us}
-
-    def market(self, code: str, now_us: int | None = None) -> Market:
-        """One listed market; lower case is accepted. Raises `UnknownMarketError`."""
-        with self._lock:
-            found = self._listed.get(code.upper())
-        if found is None or (now_us is not None and found.listed_us > now_us):
-            raise UnknownMarketError(code)
-        return found
-
-    def delist(self, code: str) -> None:
-        """The market vanishes, with its history."""
-        market = self.market(code)
-        with self._lock:
-            self._listed = {key: value for key, value in self._listed.items() if key != market.code}
-
-    def rename(self, code: str, to: str) -> None:
-        """The market's history moves to a new code; the old one is unknown from now on."""
-        market = self.market(code)
-        with self._lock:
-            self._listed = {
-                (to if key == market.code else key): (replace(value, code=to) if key == market.code else value)
-                for key, value in self._listed.items()
-            }
-
-    @property
-    def edition(self) -> int:
-        """Another number after each correction of past candles."""
-        return len(self._restated)
-
-    def restate(self, code: str, span: Span, shift: float = 0.0005) -> None:
-        """The venue corrects history: opens inside `span` move by the fraction `shift`, within the range."""
-        market = self.market(code)
-        with self._lock:
-            self._restated = (*self._restated, Restatement(market.history, span, shift))
-
-    def markets(self, details: bool = True, now_us: int | None = None) -> list[Row]:
-        """The rows of ``market/all``; with `now_us`, of the markets listed by then."""
-        rows: list[Row] = []
-        for market in self.listed(now_us).values():
-            row: Row = {
-                "market": market.code, "korean_name": market.korean_name, "english_name": market.english_name
-            }  # fmt: skip
-            if details:
-                caution = {name: name in market.cautions for name in CAUTIONS}
-                row["market_event"] = {"warning": market.warning, "caution": caution}
-            rows.append(row)
-        return rows
 
     # -- candles ---------------------------------------------------------------------------------------------
 
@@ -496,103 +410,21 @@ class Venue:
 
     # -- order books -----------------------------------------------------------------------------------------
 
-    def supported_levels(self, market: Market, price: float) -> list[float]:
-        """The price groupings a KRW book can be asked in; other books know only 0."""
-        if market.quote != "KRW":
-            return [0.0]
-        tick = tick_of(market.quote, price)
-        levels = [0.0]
-        step = tick * 10
-        while step <= price * 1.000001 and len(levels) < 6:
-            levels.append(rounded(step, market.price_decimals))
-            step *= 10
-        return levels
-
-    def book_stamp_us(self, market: Market, now_us: int) -> int:
-        """When the book last changed: on a 100 ms grid, often in busy markets, rarely in thin ones."""
-        beat = self._beat_us(market)
-        version = now_us // beat
-        stamp = self._book_change_us(market, version, beat)
-        return stamp if stamp <= now_us else self._book_change_us(market, version - 1, beat)
-
-    def next_book_us(self, market: Market, after_us: int) -> int:
-        """The first book change after `after_us`."""
-        beat = self._beat_us(market)
-        version = after_us // beat
-        while (stamp := self._book_change_us(market, version, beat)) <= after_us:
-            version += 1
-        return stamp
-
-    @staticmethod
-    def _beat_us(market: Market) -> int:
-        per_trade = 60_000 / max(market.trades_per_minute, 1e-6) / 6
-        return max(1, min(600, round(per_trade / 100))) * 100_000
-
-    @staticmethod
-    def _book_change_us(market: Market, version: int, beat: int) -> int:
-        draw = hash_text(f"book {market.history} {version}")
-        return version * beat + draw % (beat // 100_000) * 100_000
-
     def orderbook(self, market: str, now_us: int, level: float = 0.0, depth: int = BOOK_DEPTH) -> Row | None:
         """The whole book of one market, or None where it has none at that grouping (the venue omits it)."""
         spec = self.market(market, now_us)
-        stamp = self.book_stamp_us(spec, now_us)
+        stamp = book_stamp_us(spec, now_us)
         last = self.last_execution(spec, stamp + 1)
         if not len(last):
             last = self.last_execution(spec, now_us + 1)
             if not len(last):
                 return None
         price = float(last.price[0])
-        if level and level not in self.supported_levels(spec, price):
+        if level and level not in supported_levels(spec, price):
             return None
         tick = level or tick_of(spec.quote, price)
         bid = price - tick_of(spec.quote, price) if bool(last.is_buy[0]) else price
-        return self._book(spec, stamp, bid, tick, level, depth)
-
-    def _book(self, market: Market, stamp_us: int, bid: float, tick: float, level: float, depth: int) -> Row:
-        decimals, sizes = market.price_decimals, market.volume_decimals
-        draw = mix(
-            np.uint64(hash_text(f"depth {market.history}")),
-            np.arange(2 * BOOK_DEPTH, dtype=np.uint64) + np.uint64(stamp_us // 100_000 % 2**40 * 64),
-        )
-        share = ((draw & np.uint64(0xFFFF)).astype(np.float64) + 1) / 65536
-        gap = 1 + ((draw >> np.uint64(16)) & np.uint64(3)).astype(np.int64) // (3 if level else 2)
-        gap[0] = gap[BOOK_DEPTH] = 1
-        if level:
-            bid = np.floor(bid / level) * level
-            gap[:] = 1
-        unit = market.trade_value / max(bid, tick) * 4 * (level / tick_of(market.quote, bid) if level else 1.0)
-        amount = np.round(unit * (0.01 + share**3 * 2), sizes)
-        np.maximum(amount, 10.0**-sizes, out=amount)
-        asks = np.round(bid + tick * np.cumsum(gap[:BOOK_DEPTH]), decimals)
-        bids = np.round(bid - tick * (np.cumsum(gap[BOOK_DEPTH:]) - 1), decimals)
-        ask_sizes, bid_sizes = amount[:BOOK_DEPTH], amount[BOOK_DEPTH:]
-        ask_sizes[self._side_depth(market, "ask") :] = 0.0
-        bid_sizes[self._side_depth(market, "bid") :] = 0.0
-        bid_sizes[bids <= 0] = 0.0
-        units = [
-            {
-                "bid_price": bids[i] if bid_sizes[i] else 0.0,
-                "bid_size": bid_sizes[i],
-                "ask_price": asks[i] if ask_sizes[i] else 0.0,
-                "ask_size": ask_sizes[i],
-            }
-            for i in range(BOOK_DEPTH)
-        ]
-        return {
-            "market": market.code,
-            "timestamp": stamp_us // 1000,
-            "total_ask_size": rounded(float(np.sum(ask_sizes)), 8),
-            "total_bid_size": rounded(float(np.sum(bid_sizes)), 8),
-            "orderbook_units": [{k: _plain(v) for k, v in one.items()} for one in units[:depth]],
-            "level": _plain(level),
-        }
-
-    @staticmethod
-    def _side_depth(market: Market, side: str) -> int:
-        """Most books outside KRW have fewer orders on a side than the frame has room for."""
-        draw = hash_text(f"{side} {market.history}")
-        return 3 + draw % 26 if market.quote == "BTC" and draw % 3 else BOOK_DEPTH
+        return make_book(spec, stamp, bid, tick, level, depth)
 
     def instruments(self, markets: Iterable[str], now_us: int) -> list[Row]:
         """The rows of ``orderbook/instruments``: tick sizes and groupings, as text."""
@@ -606,16 +438,10 @@ class Venue:
                     "market": market.code,
                     "quote_currency": market.quote,
                     "tick_size": _decimal_text(tick_of(market.quote, price)),
-                    "supported_levels": [_decimal_text(v) for v in self.supported_levels(market, price)],
+                    "supported_levels": [_decimal_text(v) for v in supported_levels(market, price)],
                 }
             )
         return rows
-
-
-def _plain(value: float) -> int | float:
-    """Whole numbers without a fraction, as the book spells prices."""
-    number = float(value)
-    return int(number) if number.is_integer() else number
 
 
 def _decimal_text(value: float) -> str:

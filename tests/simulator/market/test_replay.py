@@ -13,8 +13,8 @@ import pytest
 
 from backbone.errors import InputError
 from backbone.model import CANDLE_COLUMNS, Span
+from backbone.simulator.market.listing import UnknownMarketError
 from backbone.simulator.market.replay import Replay
-from backbone.simulator.market.venue import UnknownMarketError
 from backbone.timeframe import DAY_US, MINUTE_US, TIMEFRAMES
 from tests.recordings import recordings
 

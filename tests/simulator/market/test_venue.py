@@ -11,7 +11,7 @@ import pytest
 from backbone.errors import InputError
 from backbone.model import CANDLE_SCHEMA, Span
 from backbone.simulator import Exchange
-from backbone.simulator.market.venue import UnknownMarketError
+from backbone.simulator.market.listing import UnknownMarketError
 from backbone.timeframe import DAY_US, MINUTE_US, TIMEFRAMES
 from tests.simulator.conftest import DAY, NOW_US
 
@@ -290,50 +290,12 @@ def test_level_groups_krw_books_and_empties_others(exchange: Exchange) -> None:
     assert exchange.orderbook("BTC-ETH", NOW_US, level=100) is None
 
 
-def test_book_changes_on_the_grid_it_announces(exchange: Exchange) -> None:
-    """Between two changes the book is the same; at the change its stamp is that time."""
-    market = exchange.market("KRW-ETH")
-    change = exchange.next_book_us(market, NOW_US)
-    assert change > NOW_US
-    assert change % 100_000 == 0
-    before, at = exchange.orderbook("KRW-ETH", change - 1), exchange.orderbook("KRW-ETH", change)
-    assert before == exchange.orderbook("KRW-ETH", NOW_US) or exchange.book_stamp_us(market, NOW_US) != change
-    assert at is not None
-    assert at["timestamp"] == change // 1000
-
-
 def test_instruments_are_text_and_follow_the_price_band(exchange: Exchange) -> None:
     """Tick sizes and levels as strings; only level 0 outside KRW."""
     bitcoin, ether = exchange.instruments(["KRW-BTC", "BTC-ETH"], NOW_US)
     assert bitcoin["tick_size"] == "1000"
     assert bitcoin["supported_levels"][:3] == ["0", "10000", "100000"]
     assert (ether["tick_size"], ether["supported_levels"]) == ("0.00000001", ["0"])
-
-
-def test_delisted_market_vanishes_and_renamed_one_keeps_its_history() -> None:
-    """Old codes are unknown; the new code has the old candles, to the last digit."""
-    exchange = Exchange(7)
-    before = exchange.candles("KRW-XRP", "1h", None, 50, NOW_US)
-    exchange.rename("KRW-XRP", "KRW-XRP2")
-    exchange.delist("KRW-ETH")
-    after = exchange.candles("KRW-XRP2", "1h", None, 50, NOW_US)
-    assert [{**row, "market": "KRW-XRP"} for row in after] == before
-    for code in ("KRW-XRP", "KRW-ETH"):
-        with pytest.raises(UnknownMarketError):
-            exchange.ticker(code, NOW_US)
-    assert "KRW-ETH" not in {row["market"] for row in exchange.markets()}
-
-
-def test_restated_opens_move_within_the_candle_and_nothing_else_does() -> None:
-    """As the venue did with the opens of 2022 to 2024."""
-    exchange = Exchange(7)
-    before = exchange.candle_table("KRW-BTC", "1h", DAY - DAY_US, DAY).to_pandas()
-    exchange.restate("KRW-BTC", Span(DAY - DAY_US, DAY - DAY_US // 2), shift=0.0005)
-    after = exchange.candle_table("KRW-BTC", "1h", DAY - DAY_US, DAY).to_pandas()
-    assert (after.open != before.open).sum() > 6
-    assert (after.open[12:] == before.open[12:]).all()
-    assert ((after.low <= after.open) & (after.open <= after.high)).all()
-    assert after.drop(columns="open").equals(before.drop(columns="open"))
 
 
 def test_outage_leaves_a_hole_in_every_market() -> None:

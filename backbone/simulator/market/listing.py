@@ -1,0 +1,98 @@
+"""Which markets are listed, under which code, and what a script changed about them.
+
+Scripted changes are delisting, renaming and restating; each takes effect at once. The lock guards the list and the
+corrections.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from backbone.errors import InputError
+from backbone.model import Span
+from backbone.simulator.market.catalogue import CAUTIONS, Market
+
+__all__ = ["MarketList", "Restatement", "UnknownMarketError"]
+
+Row = dict[str, Any]
+
+
+class UnknownMarketError(InputError):
+    """A code that is not listed (now). The wire form is 404 ``Code not found``."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__("market", code, "one of the exchange's markets")
+
+
+@dataclass(frozen=True)
+class Restatement:
+    """A scripted correction: the opens of the candles inside `span` move by `shift`, a fraction of the open."""
+
+    market: str
+    span: Span
+    shift: float
+
+
+class MarketList:
+    """The markets of an exchange. Safe to share between threads."""
+
+    def __init__(self, markets: Mapping[str, Market]) -> None:
+        self._lock = threading.Lock()
+        self._listed = dict(markets)
+        self._restated: tuple[Restatement, ...] = ()
+
+    def listed(self, now_us: int | None = None) -> dict[str, Market]:
+        """The markets by code; with `now_us`, only those that are listed by then."""
+        with self._lock:
+            listed = self._listed
+        return {code: m for code, m in listed.items() if now_us is None or m.listed_us <= now_us}
+
+    def market(self, code: str, now_us: int | None = None) -> Market:
+        """One listed market; lower case is accepted. Raises `UnknownMarketError`."""
+        with self._lock:
+            found = self._listed.get(code.upper())
+        if found is None or (now_us is not None and found.listed_us > now_us):
+            raise UnknownMarketError(code)
+        return found
+
+    def delist(self, code: str) -> None:
+        """The market vanishes, with its history."""
+        market = self.market(code)
+        with self._lock:
+            self._listed = {key: value for key, value in self._listed.items() if key != market.code}
+
+    def rename(self, code: str, to: str) -> None:
+        """The market's history moves to a new code; the old one is unknown from now on."""
+        market = self.market(code)
+        with self._lock:
+            self._listed = {
+                (to if key == market.code else key): (replace(value, code=to) if key == market.code else value)
+                for key, value in self._listed.items()
+            }
+
+    @property
+    def edition(self) -> int:
+        """Another number after each correction of past candles."""
+        return len(self._restated)
+
+    def restate(self, code: str, span: Span, shift: float = 0.0005) -> None:
+        """The venue corrects history: opens inside `span` move by the fraction `shift`, within the range."""
+        market = self.market(code)
+        with self._lock:
+            self._restated = (*self._restated, Restatement(market.history, span, shift))
+
+    def markets(self, details: bool = True, now_us: int | None = None) -> list[Row]:
+        """The rows of ``market/all``; with `now_us`, of the markets listed by then."""
+        rows: list[Row] = []
+        for market in self.listed(now_us).values():
+            row: Row = {
+                "market": market.code, "korean_name": market.korean_name, "english_name": market.english_name
+            }  # fmt: skip
+            if details:
+                caution = {name: name in market.cautions for name in CAUTIONS}
+                row["market_event"] = {"warning": market.warning, "caution": caution}
+            rows.append(row)
+        return rows
