@@ -64,7 +64,7 @@ def test_truth_of_a_machine_whose_clock_is_off(own_venue: SimulatorServer, tmp_p
         same(held, truth(own_venue, "KRW-BTC", "1m", "2025-08-22T08:00:00Z", "2025-08-22T09:03:00Z"))
 
 
-def test_truth_restated_by_the_venue_is_told_as_a_revision(own_venue: SimulatorServer, tmp_path: Path) -> None:
+def test_truth_restated_by_the_venue_is_listed_changes_as_a_revision(own_venue: SimulatorServer, tmp_path: Path) -> None:
     """The newest candles are asked once more; what changed is given, and recorded with what it was."""
     last = "2025-08-22T08:58:00Z"
     own_venue.clock.advance(20)
@@ -79,11 +79,11 @@ def test_truth_restated_by_the_venue_is_told_as_a_revision(own_venue: SimulatorS
         same(after, truth(own_venue, "KRW-BTC", "1m", "2025-08-22T08:00:00Z", "2025-08-22T09:00:00Z"))
         frame = client.store.revisions()
         assert len(frame) >= 1
-        told = frame.set_index("time")
+        listed_changes = frame.set_index("time")
         changed = after.index[(after != before).any(axis=1)]
-        assert told.index.tolist() == changed.tolist()
-        assert (told["old_open"] == before.loc[changed, "open"]).all()
-        assert (told["new_open"] == after.loc[changed, "open"]).all()
+        assert listed_changes.index.tolist() == changed.tolist()
+        assert (listed_changes["old_open"] == before.loc[changed, "open"]).all()
+        assert (listed_changes["new_open"] == after.loc[changed, "open"]).all()
         own_venue.reset_log()
         client.candles("KRW-BTC", "1m", "2025-08-22T08:00:00Z", "2025-08-22T09:00:00Z")
         assert own_venue.counts() == {}
@@ -146,7 +146,7 @@ def test_truth_of_a_market_that_went_away_stays_readable(own_venue: SimulatorSer
 
 
 def test_truth_hours_folded_from_recorded_minutes_equal_recorded_hours(recordings: Path, tmp_path: Path) -> None:
-    """Real minutes of five weeks, folded, are the hours that the venue itself told, to the last digit."""
+    """Real minutes of five weeks, folded, are the hours that the venue itself sent, to the last digit."""
     files = [recordings / "candles" / f"{name}.parquet" for name in _RECORDED]
     hours = pq.read_table(files[1]).to_pandas()
     hours = hours[hours["market"] == "KRW-BTC"].set_index("timestamp")
@@ -181,7 +181,7 @@ _RECORDED = ("1m_majors_2025-09", "1h_majors_2025-08_2026-01_with-value")
 
 
 def test_truth_recorded_outage_of_the_exchange_is_recognised(recordings: Path, tmp_path: Path) -> None:
-    """The 38 minutes of May 2021 in which nobody could trade are told from all other silence."""
+    """The 38 minutes of May 2021 in which nobody traded differ from all other quiet minutes."""
     path = recordings / "candles" / "1m_majors_2021-05.parquet"
     recorded = pq.read_table(path, columns=["market", "timestamp"]).to_pandas()
     first, last = recorded["timestamp"].min(), recorded["timestamp"].max()

@@ -82,9 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         tried[name], culprit = run(name, options.seconds / len(names), options.seed)
         if culprit is not None:
             broken[name] = culprit
-    told = " ".join(f"{name} {number}" for name, number in tried.items())
+    counts = " ".join(f"{name} {number}" for name, number in tried.items())
     how = "guided by coverage" if is_guided else "by chance"
-    print(f"fuzz {how}: inputs {sum(tried.values())} ({told}) · promises broken {len(broken)}")
+    print(f"fuzz {how}: inputs {sum(tried.values())} ({counts}) · promises broken {len(broken)}")
     for name, culprit in broken.items():
         print(f"  {name}: {culprit!r}")
     return 1 if broken else 0

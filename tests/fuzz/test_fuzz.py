@@ -16,7 +16,7 @@ from tests.fuzz.targets import SEEDS, TARGETS
 
 @pytest.fixture(autouse=True)
 def _quiet_log() -> Iterator[None]:
-    """Damage is told on purpose, thousands of times."""
+    """Damage is reported on purpose, thousands of times."""
     logging.disable()
     yield
     logging.disable(logging.NOTSET)
@@ -40,5 +40,5 @@ def test_target_keeps_its_promise_for_mutated_inputs(name: str, rounds: int) -> 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=400))
 def test_plan_survives_any_session_of_true_and_lying_replies(data: bytes) -> None:
-    """The plan ends, its pages are sound, and what true replies proved holds no candle that was not told."""
+    """The plan ends, its pages are sound, and what true replies proved holds no candle that was not sent."""
     TARGETS["planner"](data)

@@ -88,7 +88,7 @@ class Exchange(Venue):
     ----------
     seed : which market history.
     markets : codes to list; default is the whole catalogue (about 290 KRW, 30 BTC and 20 USDT markets).
-    outages : spans in which nobody could trade; default are some of the real venue's.
+    outages : spans without any trade; default are some of the real venue's.
     """
 
     def __init__(
@@ -121,9 +121,7 @@ class Exchange(Venue):
             self._last: OrderedDict[tuple[str, int], Executions] = OrderedDict()
 
     def close_span(self, span: Span) -> None:
-        """An outage from now on in the script: nobody traded in `span`, in any market (widened to 15
-        seconds).
-        """
+        """An outage: no trades in `span`, in any market (widened to 15 seconds)."""
         self._open_tapes((*self._outages, span))
 
     def _tape(self, market: Market) -> tuple[Tape, int]:
@@ -439,7 +437,7 @@ class _Board:
             time_ms, price, volume, is_buy = self._last[:, index].tolist()
         unit, size = 10.0**market.price_decimals, 10.0**market.volume_decimals
         decimals = market.price_decimals + market.volume_decimals
-        if quiet:  # nobody traded today yet: the day stands where yesterday ended
+        if quiet:  # no trades today yet: the day stands where yesterday ended
             sums["open"] = sums["high"] = sums["low"] = price
         day_us = now_us // DAY_US * DAY_US
         previous = sums["previous"] if sums["previous"] >= 0 else self._previous_locked(market, index, day_us)
@@ -467,7 +465,7 @@ class _Board:
         )
 
     def _previous_locked(self, market: Market, index: int, day_us: int) -> int:
-        """The last price before the day, where the 24 hours do not tell; -1 where nobody ever traded."""
+        """The last price before the day, where the 24 hours hold none; -1 where there never was any."""
         key = (index, day_us)
         if key not in self._previous:
             if len(self._previous) > 4 * len(self._tape.markets):

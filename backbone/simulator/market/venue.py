@@ -2,9 +2,8 @@
 endpoints.
 
 `Venue` turns a few primitives (whole candles, the forming candle, executions, summaries) into the rows that
-go on the wire, with the venue's own field names and rules: newest first, ``open < to``, nothing for a candle
-nobody traded in, the forming candle included, seconds for three months only. It knows no socket and no clock:
-every call is told the time. It shares no code with the package's client side.
+go on the wire, with the venue's own field names and rules: newest first, ``open < to``, no candle without trades, the forming candle included, seconds for three months only. It knows no socket and no clock:
+every call takes the time. It shares no code with the package's client side.
 """
 
 from __future__ import annotations
@@ -184,7 +183,7 @@ class Venue(MarketList):
         raise NotImplementedError
 
     def close_span(self, span: Span) -> None:
-        """An outage: nobody traded in `span`, in any market."""
+        """An outage: no trades in `span`, in any market."""
         raise NotImplementedError
 
     # -- candles ---------------------------------------------------------------------------------------------
@@ -390,7 +389,7 @@ class Venue(MarketList):
         return rows
 
     def previous_close(self, market: Market, day_us: int) -> float | None:
-        """The last price before the UTC day that starts at `day_us`; None where nobody ever traded."""
+        """The last price before the UTC day that starts at `day_us`; None where there never was any."""
         last = self.last_execution(market, day_us)
         return float(last.price[0]) if len(last) else None
 

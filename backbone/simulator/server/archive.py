@@ -128,29 +128,29 @@ class ArchiveBranch:
         if key not in self._keys(code, kind, interval, now_us):
             return None
         edition = self._venue.edition
-        spoilt = kinds & {"archive-columns", "archive-values"}
-        known = self._files.get((key, edition)) if not spoilt else None
+        corrupted = kinds & {"archive-columns", "archive-values"}
+        known = self._files.get((key, edition)) if not corrupted else None
         if known is not None:
             return known
         day = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:] or '01'}"
         start = int(np.datetime64(day, "us").astype(np.int64))
         unit = _MONTH if kind == "monthly" else _DAY
-        body = _zip(key, self._csv(code, _timeframe(interval), start, unit.next(start), spoilt))
-        if not spoilt:
+        body = _zip(key, self._csv(code, _timeframe(interval), start, unit.next(start), corrupted))
+        if not corrupted:
             self._files[key, edition] = body
             if len(self._files) > _KEPT:
                 self._files.popitem(last=False)
         return body
 
-    def _csv(self, code: str, timeframe: Timeframe, start_us: int, end_us: int, spoilt: Set[str]) -> bytes:
+    def _csv(self, code: str, timeframe: Timeframe, start_us: int, end_us: int, corrupted: Set[str]) -> bytes:
         table = self._venue.candle_table(code, timeframe.name, start_us, end_us)
         columns = {name: table.column(name).to_numpy() for name in table.column_names[1:]}
-        if "archive-values" in spoilt:
+        if "archive-values" in corrupted:
             columns["close"] = columns["low"]
         times = iso_seconds(table.column("time").to_numpy().astype("datetime64[us]").astype(np.int64))
         names = ("open", "high", "low", "close", "value", "volume")
         header = "date_time_utc,open,high,low,close,acc_trade_price,acc_trade_volume"
-        if "archive-columns" in spoilt:
+        if "archive-columns" in corrupted:
             header = "time,o,h,l,c,amount,volume"
         rows = zip(times, *(columns[name].tolist() for name in names), strict=True)
         lines = [",".join([time, *map(repr, numbers)]) for time, *numbers in rows]

@@ -2,7 +2,7 @@
 time.
 
 Rate windows and time-outs do not run on it: they are real, whatever the market's clock shows. The lock guards
-the anchor; listeners (the stream's feed) are told of every jump outside it.
+the anchor; listeners (the stream's feed) are called after every jump, outside it.
 """
 
 from __future__ import annotations

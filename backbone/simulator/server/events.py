@@ -1,8 +1,8 @@
-"""What the stream publishes, and when: a pure function of the tape and a stretch of the exchange's time.
+"""What the stream publishes, and when: a pure function of the tape and an interval of the exchange's time.
 
 A trade is published a few dozen milliseconds after it happened, and so is the ticker it changes; a book at
 its changes, on a 100 ms grid; a candle once a second, when somebody traded in that second. So the same
-stretch of time always holds the same events, however the clock got through it. A long jump is thinned: of
+interval always holds the same events, however the clock got through it. A long jump is thinned: of
 tickers and books only the last, of candles each one's last state.
 
 Not shared between threads: the server's loop owns it.
@@ -253,7 +253,7 @@ class Feed:
 
 
 def ticker_stream_row(one: Summary, now_us: int) -> Row:
-    """A ticker as the stream tells it: the REST row's numbers, and those that only the stream has."""
+    """A ticker as the stream has it: the REST row's numbers, and those that REST lacks."""
     rest = ticker_row(one, now_us)
     row = {"type": "ticker", "code": rest.pop("market"), **rest}
     row["ask_bid"] = "BID" if one.last_is_buy else "ASK"
@@ -267,12 +267,12 @@ def ticker_stream_row(one: Summary, now_us: int) -> Row:
 
 
 def book_stream_row(book: Row) -> Row:
-    """A book as the stream tells it."""
+    """A book as the stream has it."""
     return {"type": "orderbook", "code": book["market"], **{k: v for k, v in book.items() if k != "market"}}
 
 
 def candle_stream_row(market: Market, kind: str, bars: Bars) -> Row:
-    """The last of `bars` as the stream tells it."""
+    """The last of `bars` as the stream has it."""
     last = bars.take(slice(len(bars) - 1, None))
     return {
         "type": kind,

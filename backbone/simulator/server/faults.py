@@ -42,7 +42,7 @@ KINDS: Mapping[str, str] = {
     "numbers": "exponent and padded spellings of every number",
     "gzip-off": "no compression though it was asked for",
     "late": "the last seconds of trades are not counted yet: seconds=2",
-    "outage": "nobody traded: start=, end= (now)",
+    "outage": "no trades: start=, end= (now)",
     "delist": "a market vanishes: market=",
     "rename": "a market moves to another code: market=, to=",
     "restate": "opens are corrected: market=, start=, end=, shift=0.0005",

@@ -213,7 +213,7 @@ class SimulatorServer:
         self._call(self._plug())
 
     def _wake_hub(self) -> None:
-        """The clock was moved: let the stream look at once."""
+        """The clock was moved: let the stream publish at once."""
         loop, hub = self._loop, self._hub
         if loop is not None and hub is not None:
             with contextlib.suppress(RuntimeError):  # the loop ended meanwhile

@@ -1,4 +1,4 @@
-"""Who may ask how often: the venue's request windows, as pure arithmetic told the time.
+"""Who may ask how often: the venue's request windows, as pure arithmetic on a given time.
 
 Budgets are per address and wire group: `limit` requests in each whole second of the real clock (``fixed``) or
 in any second (``sliding``). A request with an ``Origin`` header draws on a bucket of one in ten seconds

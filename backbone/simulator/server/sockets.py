@@ -2,7 +2,7 @@
 
 Everything here runs on the server's loop; nothing is locked. `Hub` owns the sessions and follows the
 exchange's clock: it asks the `Feed` what was published since it last looked and hands each event to whoever
-subscribed. A session sends through its own task, so a slow reader holds up nobody else.
+subscribed. A session sends through its own task, so a slow reader delays no other.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _UP_S = 10.0
 _CLOSE_AFTER_S = 0.15
 _MAX_BUFFER = 64 * 2**20
 _LIVE_FAULTS = frozenset({"ws-drop", "ws-stall", "ws-garbage", "ws-slow"})
-_JUMP_US = 3_600_000_000  # after a longer jump, only the last hour is told
+_JUMP_US = 3_600_000_000  # after a longer jump, only the last hour is published
 _UP = b'{"status":"UP"}'
 _DROP = b"drop"  # queued instead of a frame: the socket ends here
 
@@ -106,7 +106,7 @@ class Session:
                     return
                 try:
                     await self.socket.send_bytes(payload)
-                except (ConnectionError, RuntimeError):  # the socket is gone: nobody is left to tell
+                except (ConnectionError, RuntimeError):  # the socket is gone
                     return
                 self.active_s = _now_s()
             self._queued.clear()
@@ -217,7 +217,7 @@ class Hub:
         self._sessions.add(session)
         writer = asyncio.get_running_loop().create_task(session.write())
         try:
-            if request.path != "/websocket/v1":  # the private sockets want a token, which nobody here has
+            if request.path != "/websocket/v1":  # the private sockets want a token, and there are none here
                 await session._reject(StreamError("INVALID_AUTH", "인증 정보가 올바르지 않습니다."))
             else:
                 await session.read()
@@ -289,7 +289,7 @@ class Hub:
         self._jumped.clear()
 
     def publish(self) -> None:
-        """Hand out what was published since the last look."""
+        """Hand out what was published since the last time."""
         now_us = self.clock.now_us()
         after_us = max(self._at_us, now_us - _JUMP_US)
         if now_us < self._at_us:  # the clock was set back: start over from there

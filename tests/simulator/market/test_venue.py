@@ -51,7 +51,7 @@ def test_forming_candle_comes_first_and_grows(exchange: Exchange) -> None:
 
 
 def test_to_in_the_future_or_absent_is_now(exchange: Exchange) -> None:
-    """Nothing of the future is told."""
+    """No answer holds anything of the future."""
     now = exchange.candles("KRW-BTC", "5m", None, 5, NOW_US)
     assert exchange.candles("KRW-BTC", "5m", NOW_US + 400 * DAY_US, 5, NOW_US) == now
 
@@ -109,7 +109,7 @@ def test_seconds_reach_back_three_months_and_never_before_they_existed(exchange:
 
 
 def test_before_listing_is_an_empty_list_and_unlisted_is_unknown(exchange: Exchange) -> None:
-    """The two are told apart, as on the venue."""
+    """The two differ, as on the venue."""
     assert exchange.candles("KRW-BTC", "1d", 1_400_000_000_000_000, 10, NOW_US) == []
     for code in ("KRW-NOPE", "BTC-KRW", ""):
         with pytest.raises(UnknownMarketError):
@@ -243,7 +243,7 @@ def test_ticker_agrees_with_the_candles(exchange: Exchange, code: str) -> None:
 
 
 def _forming_volume(exchange: Exchange, code: str) -> float:
-    """The running minute's whole volume, which the table (told no time) includes."""
+    """The running minute's whole volume, which the table (which takes no time) includes."""
     minute = NOW_US // MINUTE_US * MINUTE_US
     return float(sum(exchange.candle_table(code, "1m", minute, NOW_US)["volume"].to_pylist()))
 
@@ -299,7 +299,7 @@ def test_instruments_are_text_and_follow_the_price_band(exchange: Exchange) -> N
 
 
 def test_outage_leaves_a_hole_in_every_market() -> None:
-    """Nobody traded in it; before and after are unchanged."""
+    """No trades in it; before and after are unchanged."""
     exchange = Exchange(7)
     hole = Span(DAY + 2 * 3_600_000_000, DAY + 3 * 3_600_000_000)
     before = exchange.candle_table("KRW-BTC", "1m", DAY, hole.start)

@@ -24,7 +24,7 @@ def test_frozen_clock_moves_by_advance_and_set_only() -> None:
 
 
 class Machine(SystemClock):
-    """A machine whose time stands until it is told."""
+    """A machine whose time stands until a test moves it."""
 
     mono = 100.0
 
@@ -55,11 +55,11 @@ def test_clock_stopped_and_let_go_runs_on_from_where_it_stood() -> None:
 
 def test_listener_hears_every_jump() -> None:
     """The stream looks at once when the clock is moved."""
-    clock, heard = ExchangeClock(NOW_US, frozen=True), []
-    clock.on_jump(lambda: heard.append(clock.now_us()))
+    clock, seen = ExchangeClock(NOW_US, frozen=True), []
+    clock.on_jump(lambda: seen.append(clock.now_us()))
     clock.advance(1)
     clock.set(NOW_US)
-    assert heard == [NOW_US + 1_000_000, NOW_US]
+    assert seen == [NOW_US + 1_000_000, NOW_US]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def _keys(events: list[Event]) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("step", [20_000, 333_333, 1_000_000, 7_777_777])
 def test_events_do_not_depend_on_how_the_clock_went_through(exchange: Exchange, step: int) -> None:
-    """Trades, books and candles of a stretch are the same in any steps."""
+    """Trades, books and candles of an interval are the same in any steps."""
     wanted = {code: frozenset({TRADE, BOOK, MINUTE, SECOND}) for code in ("KRW-BTC", "KRW-XRP", "KRW-POND")}
     whole = Feed(exchange).events(wanted, NOW_US, NOW_US + 20_000_000)
     assert _keys(_collect(Feed(exchange), wanted, NOW_US, NOW_US + 20_000_000, step)) == _keys(whole)

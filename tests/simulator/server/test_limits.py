@@ -1,4 +1,4 @@
-"""The venue's request windows, told the time."""
+"""The venue's request windows, at given times."""
 
 from __future__ import annotations
 

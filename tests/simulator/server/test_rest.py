@@ -126,7 +126,7 @@ def test_market_list_has_details_only_when_asked(exchange: Exchange) -> None:
 
 
 def test_ticker_all_takes_quote_currencies(exchange: Exchange) -> None:
-    """One or several; one nobody knows has no rows."""
+    """One or several; an unknown one has no rows."""
     everything = _ask(exchange, "/v1/ticker/all", quote_currencies="KRW,BTC,USDT")
     won = _ask(exchange, "/v1/ticker/all", quote_currencies="KRW")
     assert {row["market"].partition("-")[0] for row in everything} == {"KRW", "BTC", "USDT"}
