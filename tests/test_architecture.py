@@ -94,7 +94,6 @@ TOO_MANY_METHODS: set[str] = {
     "api/client.py:Backbone",
     "coordinator/live/feed.py:Feed",
     "coordinator/scheduler.py:Scheduler",
-    "simulator/market/venue.py:Venue",
     "simulator/server/http.py:SimulatorServer",
     "storage/store.py:CandleStore",
 }

@@ -64,7 +64,7 @@ def test_truth_of_a_machine_whose_clock_is_off(own_venue: SimulatorServer, tmp_p
         same(held, truth(own_venue, "KRW-BTC", "1m", "2025-08-22T08:00:00Z", "2025-08-22T09:03:00Z"))
 
 
-def test_truth_restated_by_the_venue_is_listed_changes_as_a_revision(own_venue: SimulatorServer, tmp_path: Path) -> None:
+def test_truth_restated_by_the_venue_becomes_a_revision(own_venue: SimulatorServer, tmp_path: Path) -> None:
     """The newest candles are asked once more; what changed is given, and recorded with what it was."""
     last = "2025-08-22T08:58:00Z"
     own_venue.clock.advance(20)

@@ -1,8 +1,7 @@
-"""Doubles for the feed: a clock moved by hand, a stream that says what a test says, a queue that runs when told."""
+"""Doubles for the feed: a stream that says what a test says, a queue that runs when told."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,28 +18,12 @@ from backbone.model import Level, LiveCandle, OrderBook, Priority, Span, Ticker,
 from backbone.routing.rest import Reply
 from backbone.routing.stream import StreamState
 from backbone.routing.wire import Ask
+from backbone.testing import ManualClock
 from backbone.timeframe import Timeframe
 
 START_US = 1_755_853_200_000_000  # 2025-08-22T09:00:00Z
 MINUTE_US = 60_000_000
 GRACE_S = 3.0
-
-
-class HandClock:
-    """Time that moves when a test says so, and by the time-out of every wait."""
-
-    def __init__(self) -> None:
-        self.s = 1000.0
-
-    def now_us(self) -> int:
-        return START_US + int((self.s - 1000.0) * 1e6)
-
-    def monotonic(self) -> float:
-        return self.s
-
-    def wait(self, condition: threading.Condition, timeout_s: float | None) -> bool:
-        self.s += timeout_s or 0.0
-        return False
 
 
 def ticker(market: str = "KRW-BTC", price: float = 100.0, stamp_s: float = 0.0) -> Ticker:
@@ -65,14 +48,14 @@ def candle(minute: int, close: float = 100.0, market: str = "KRW-BTC", stamp_s: 
     return LiveCandle(market, "1m", opens, 100.0, max(close, 110.0), min(close, 90.0), close, 1.0, 2.0, stamp)
 
 
-def reply(value: Any, clock: HandClock) -> Reply:
+def reply(value: Any, clock: ManualClock) -> Reply:
     return Reply(value, None, None, None, clock.monotonic(), clock.monotonic(), 0)
 
 
 class SaidStream:
     """A stream that does what a test says."""
 
-    def __init__(self, url: str, *, clock: HandClock, sink: Any, on_state: Callable[[StreamState], None]) -> None:
+    def __init__(self, url: str, *, clock: ManualClock, sink: Any, on_state: Callable[[StreamState], None]) -> None:
         self.clock = clock
         self.sink = sink
         self.on_state = on_state
@@ -127,7 +110,7 @@ class Queued:
 class HandScheduler:
     """Runs timers when their time has come and a test says so; keeps what was submitted."""
 
-    def __init__(self, clock: HandClock) -> None:
+    def __init__(self, clock: ManualClock) -> None:
         self.clock = clock
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.queued: list[Queued] = []
@@ -150,9 +133,9 @@ class HandScheduler:
 
     def advance(self, seconds: float, step_s: float = 0.05) -> None:
         """Let time pass, running what becomes due."""
-        end = self.clock.s + seconds
-        while self.clock.s < end - 1e-9:
-            self.clock.s = min(end, self.clock.s + step_s)
+        end = self.clock.mono_s + seconds
+        while self.clock.mono_s < end - 1e-9:
+            self.clock.advance(min(step_s, end - self.clock.mono_s))
             self.run()
 
     def asks(self) -> list[tuple[Ask, Queued]]:
@@ -228,7 +211,7 @@ class Rig:
     """A feed with doubles all round."""
 
     def __init__(self, held: Iterable[str] = ()) -> None:
-        self.clock = HandClock()
+        self.clock = ManualClock(START_US)
         self.scheduler = HandScheduler(self.clock)
         self.fetcher = HandFetcher()
         self.board = LatestRows(self.clock)

@@ -134,7 +134,7 @@ def fuzz_refusal(data: bytes) -> None:
 
 
 def fuzz_planner(data: bytes) -> None:
-    """Among true and corrupted replies the plan never breaks; what it calls proven holds no candle that was not sent."""
+    """Among true and corrupted replies the plan never breaks; what it proves holds no candle that was not sent."""
     hostile = Bytes(data)
     step, base = MINUTE.step_us, MAY
     plan = SeriesPlan(MINUTE, page_size=2 + hostile.number(8))

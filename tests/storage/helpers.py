@@ -1,9 +1,8 @@
-"""Candles that are a pure function of their open, and a clock that stands still."""
+"""Candles that are a pure function of their open, and small helpers."""
 
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,33 +13,12 @@ import pytest
 
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
 from backbone.storage.store import CandleStore
+from backbone.testing import ManualClock
 from backbone.timeframe import parse_timeframe
 
 MINUTE_US = 60_000_000
 MAY = 1_714_521_600_000_000  # 2024-05-01T00:00:00Z
 MINUTE, SECOND, DAY = parse_timeframe("1m"), parse_timeframe("1s"), parse_timeframe("1d")
-
-
-class StillClock:
-    """A clock that moves when told."""
-
-    def __init__(self, now_us: int = MAY) -> None:
-        self.wall_us = now_us
-        self.mono_s = 1000.0
-
-    def now_us(self) -> int:
-        return self.wall_us
-
-    def monotonic(self) -> float:
-        return self.mono_s
-
-    def wait(self, condition: threading.Condition, timeout_s: float | None) -> bool:
-        self.advance(timeout_s or 0.0)
-        return False
-
-    def advance(self, seconds: float) -> None:
-        self.wall_us += int(seconds * 1e6)
-        self.mono_s += seconds
 
 
 def candles(times: Iterable[int], salt: int = 0) -> pa.Table:
@@ -63,8 +41,8 @@ def span(first: int, last: int) -> Span:
     return Span(MAY + first * MINUTE_US, MAY + last * MINUTE_US)
 
 
-def open_store(root: Path, clock: StillClock | None = None, **options: object) -> CandleStore:
-    return CandleStore(root, "upbit", clock=clock or StillClock(), **options)  # type: ignore[arg-type]
+def open_store(root: Path, clock: ManualClock | None = None, **options: object) -> CandleStore:
+    return CandleStore(root, "upbit", clock=clock or ManualClock(MAY), **options)  # type: ignore[arg-type]
 
 
 def opens(table: pa.Table) -> list[int]:

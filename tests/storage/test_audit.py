@@ -13,8 +13,9 @@ from backbone.model import CANDLE_SCHEMA, Span
 from backbone.storage.coverage import Coverage, SpanSet
 from backbone.storage.layout import Series
 from backbone.storage.partition import REVISION_SCHEMA, Partition, encode_ledger, encode_partition
+from backbone.testing import ManualClock
 from backbone.timeframe import period_name, period_of
-from tests.storage.helpers import DAY, MAY, MINUTE, StillClock, candles, minutes, open_store, span
+from tests.storage.helpers import DAY, MAY, MINUTE, candles, minutes, open_store, span
 from tests.storage.test_partition import reseal
 from tests.storage.test_store import BTC, ETH, EVER, partitions_in, spoil
 
@@ -207,7 +208,7 @@ def test_file_that_the_disk_refuses_to_give_is_told(tmp_path: Path, monkeypatch:
 
 def test_verified_year_of_minutes_is_quick_enough_to_be_done_often(tmp_path: Path) -> None:
     """Every row of every partition is looked at, in one vectorised pass each."""
-    store = open_store(tmp_path, StillClock())
+    store = open_store(tmp_path, ManualClock(MAY))
     first = np.arange(0, 366 * 1440 * 60_000_000, 60_000_000, dtype=np.int64) + 1_704_067_200_000_000
     store.put(BTC, MINUTE, candles(first.tolist()), Span(int(first[0]), int(first[-1]) + 60_000_000), now_us=MAY)
     store.close()

@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backbone.storage.cache import MemoryCache
-from tests.storage.helpers import StillClock, in_child, needs_fork
+from backbone.testing import ManualClock
+from tests.storage.helpers import in_child, needs_fork
 
 
 @given(st.lists(st.tuples(st.sampled_from("gpd"), st.integers(0, 5), st.integers(1, 40)), max_size=40))
 def test_memory_cache_agrees_with_a_list_model(steps: list[tuple[str, int, int]]) -> None:
     """The bytes held never pass the limit, and what goes first was used least recently."""
-    cache: MemoryCache[int] = MemoryCache(100, StillClock())
+    cache: MemoryCache[int] = MemoryCache(100, ManualClock())
     model: list[tuple[int, int]] = []  # (key, weight), least recently used first
     for what, key, weight in steps:
         held = dict(model)
@@ -36,7 +37,7 @@ def test_memory_cache_agrees_with_a_list_model(steps: list[tuple[str, int, int]]
 
 def test_memory_cache_entry_past_its_time_is_gone() -> None:
     """An entry with a time to live is not returned once that has passed."""
-    clock = StillClock()
+    clock = ManualClock()
     cache: MemoryCache[str] = MemoryCache(100, clock)
     cache.put("a", "x", 1, ttl_s=2.0)
     clock.advance(1.9)
@@ -48,7 +49,7 @@ def test_memory_cache_entry_past_its_time_is_gone() -> None:
 
 def test_memory_cache_larger_value_than_the_limit_is_not_kept() -> None:
     """A value that could never fit drives nothing else out."""
-    cache: MemoryCache[str] = MemoryCache(10, StillClock())
+    cache: MemoryCache[str] = MemoryCache(10, ManualClock())
     cache.put("a", "x", 4)
     cache.put("b", "y", 11)
     assert (cache.get("a"), cache.get("b")) == ("x", None)
@@ -60,7 +61,7 @@ def test_memory_cache_larger_value_than_the_limit_is_not_kept() -> None:
 
 def test_memory_cache_used_by_many_threads_keeps_its_count() -> None:
     """Bytes and entries agree after threads have fought over the same keys."""
-    cache: MemoryCache[int] = MemoryCache(500, StillClock())
+    cache: MemoryCache[int] = MemoryCache(500, ManualClock())
 
     def work(seed: int) -> None:
         for i in range(2000):
@@ -82,7 +83,7 @@ def test_memory_cache_used_by_many_threads_keeps_its_count() -> None:
 @needs_fork
 def test_memory_cache_in_a_forked_child_is_empty_and_usable() -> None:
     """A lock held at the fork does not stay locked in the child."""
-    cache: MemoryCache[int] = MemoryCache(500, StillClock())
+    cache: MemoryCache[int] = MemoryCache(500, ManualClock())
     cache.put("a", 1, 1)
     cache._lock.acquire()
     try:

@@ -14,14 +14,14 @@ import pytest
 from backbone.errors import StoreBusyError, StoreError
 from backbone.storage import files as module
 from backbone.storage.files import LocalFiles
-from tests.storage.helpers import StillClock
+from backbone.testing import ManualClock
 
 KEY = "candles/a/b.parquet"
 LOCK = "locks/a.lock"
 
 
 def local(root: Path, **options: float) -> LocalFiles:
-    return LocalFiles(root, StillClock(), **options)
+    return LocalFiles(root, ManualClock(), **options)
 
 
 def names(root: Path) -> list[str]:

@@ -18,6 +18,7 @@ from backbone.errors import ClosedError, InputError, StoreError
 from backbone.model import CANDLE_SCHEMA, Span
 from backbone.storage.coverage import SpanSet
 from backbone.storage.store import CandleStore
+from backbone.testing import ManualClock
 from backbone.timeframe import TIMEFRAMES, parse_timeframe
 from tests.storage.helpers import (
     DAY,
@@ -25,7 +26,6 @@ from tests.storage.helpers import (
     MINUTE,
     MINUTE_US,
     SECOND,
-    StillClock,
     candles,
     in_child,
     minutes,
@@ -186,7 +186,7 @@ def test_span_of_very_many_periods_is_answered_by_one_listing(tmp_path: Path) ->
 
 def test_markets_timeframes_and_exchanges_do_not_mix(tmp_path: Path) -> None:
     """Each series has its own folder."""
-    store, other = open_store(tmp_path), CandleStore(tmp_path, "127.0.0.1-8080", clock=StillClock())
+    store, other = open_store(tmp_path), CandleStore(tmp_path, "127.0.0.1-8080", clock=ManualClock(MAY))
     store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
     store.put(ETH, DAY, candles([MAY]), Span(MAY, MAY + 1440 * MINUTE_US), now_us=MAY)
     other.put(BTC, MINUTE, minutes(0, 9, 1), span(0, 9), now_us=MAY)
@@ -337,7 +337,7 @@ def test_put_does_not_wait_for_a_commit_that_somebody_else_is_making(
 
 def test_put_after_the_group_commit_time_brings_all_to_disk(tmp_path: Path) -> None:
     """Pages of one half second are one file rewrite, and are not left in memory for longer."""
-    clock = StillClock()
+    clock = ManualClock(MAY)
     store = open_store(tmp_path, clock)
     for n in range(5):
         store.put(BTC, MINUTE, minutes(n * 200, n * 200 + 200), span(n * 200, n * 200 + 200), now_us=MAY)
@@ -600,7 +600,7 @@ def test_partition_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
 
 def test_threads_that_write_and_read_one_partition_see_whole_pages(tmp_path: Path) -> None:
     """Readers find each page whole, rows with their claim, while writers come and go."""
-    clock = StillClock()
+    clock = ManualClock(MAY)
     store = open_store(tmp_path, clock, memory_bytes=1 << 20)
     wrong: list[str] = []
 
@@ -733,7 +733,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         self._folder = tempfile.TemporaryDirectory()
         self.root = Path(self._folder.name)
-        self.clock = StillClock()
+        self.clock = ManualClock(MAY)
         self.stores = [open_store(self.root, self.clock) for _ in range(2)]
         self.disk: dict[int, Any] = {}
         self.pending: list[list[tuple[Span, dict[int, Any]]]] = [[], []]

@@ -1,9 +1,9 @@
-"""What an embedded exchange answers, whatever its prices come from: the rows of the venue's quotation
-endpoints.
+"""What an embedded exchange answers, whatever its prices come from: the rows of the venue's quotation endpoints.
 
-`Venue` turns a few primitives (whole candles, the forming candle, executions, summaries) into the rows that
-go on the wire, with the venue's own field names and rules: newest first, ``open < to``, no candle without trades, the forming candle included, seconds for three months only. It knows no socket and no clock:
-every call takes the time. It shares no code with the package's client side.
+`Venue` turns a few primitives (whole candles, the forming candle, executions, summaries) into the rows that go on the
+wire, with the venue's own field names and rules: newest first, ``open < to``, no candle without trades, the forming
+candle included, seconds for three months only. It knows no socket and no clock: every call takes the time. It shares
+no code with the package's client side.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.api.notebook.table import TableDelta, TableRow, TableView, TickerTable, table_html, table_text
-from backbone.clock import SystemClock
 from backbone.errors import InputError
+from backbone.testing import ManualClock
 
 NAN = math.nan
 
@@ -114,13 +114,6 @@ def test_another_set_of_markets_is_another_shape() -> None:
         assert not delta.is_same_shape(TableView(other))
 
 
-class StillClock(SystemClock):
-    """A clock at which no time passes."""
-
-    def monotonic(self) -> float:
-        return 100.0
-
-
 class Venue:
     """A snapshot that the test changes."""
 
@@ -135,7 +128,7 @@ class Venue:
 def shown() -> Iterator[tuple[Venue, TickerTable, list[Any]]]:
     """A table with its widget made, and the messages it sends."""
     venue = Venue()
-    table = TickerTable(venue, period_s=0.0, clock=StillClock())
+    table = TickerTable(venue, period_s=0.0, clock=ManualClock())
     messages: list[Any] = []
     table.widget.send = messages.append
     yield venue, table, messages

@@ -15,22 +15,7 @@ import pytest
 from backbone.api.notebook import view as view_module
 from backbone.api.notebook.view import Refresher, View, in_kernel
 from backbone.errors import StreamClosedError, UnreachableError
-
-
-class FakeClock:
-    """Monotonic seconds that move when told to."""
-
-    def __init__(self) -> None:
-        self.s = 100.0
-
-    def monotonic(self) -> float:
-        return self.s
-
-    def now_us(self) -> int:
-        return int(self.s * 1e6)
-
-    def wait(self, condition: threading.Condition, timeout_s: float | None) -> bool:
-        raise AssertionError("a view never waits")
+from backbone.testing import ManualClock
 
 
 class FakeWidget:
@@ -56,7 +41,7 @@ class FakeWidget:
 class Counter(View):
     """A view that counts its pulls."""
 
-    def __init__(self, clock: FakeClock, period_s: float = 0.1) -> None:
+    def __init__(self, clock: ManualClock, period_s: float = 0.1) -> None:
         super().__init__(clock=clock, period_s=period_s)
         self.pulls = 0
         self.whole = 0
@@ -85,8 +70,8 @@ class Counter(View):
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+def clock() -> ManualClock:
+    return ManualClock(waits=False)
 
 
 def run(coroutine: Any) -> Any:
@@ -100,19 +85,19 @@ async def ticks(count: int) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_refresh_more_often_than_its_period_does_nothing(clock: FakeClock) -> None:
+def test_refresh_more_often_than_its_period_does_nothing(clock: ManualClock) -> None:
     """A view pulls at most once a period, unless it is forced to."""
     view = Counter(clock)
     assert view.refresh()
-    clock.s += 0.05
+    clock.advance(0.05)
     assert not view.refresh()
     assert view.refresh(force=True)
-    clock.s += 0.1
+    clock.advance(0.1)
     assert view.refresh()
     assert view.pulls == 3
 
 
-def test_refresh_by_hand_raises_the_source_s_error(clock: FakeClock) -> None:
+def test_refresh_by_hand_raises_the_source_s_error(clock: ManualClock) -> None:
     """Whoever refreshes in the foreground hears of the failure."""
     view = Counter(clock)
     view.error = UnreachableError("down")
@@ -122,7 +107,7 @@ def test_refresh_by_hand_raises_the_source_s_error(clock: FakeClock) -> None:
     assert view.refresh(force=True)
 
 
-def test_refresh_of_a_closed_view_does_nothing(clock: FakeClock) -> None:
+def test_refresh_of_a_closed_view_does_nothing(clock: ManualClock) -> None:
     """A closed view never pulls again, and says why it stands still."""
     view = Counter(clock)
     view.close("stopped")
@@ -132,7 +117,7 @@ def test_refresh_of_a_closed_view_does_nothing(clock: FakeClock) -> None:
     assert view.pulls == 0
 
 
-def test_refresh_while_another_one_runs_does_nothing(clock: FakeClock) -> None:
+def test_refresh_while_another_one_runs_does_nothing(clock: ManualClock) -> None:
     """Two refreshes never overlap: the second one is skipped, it does not wait."""
     view = Counter(clock)
     inside: list[bool] = []
@@ -141,7 +126,7 @@ def test_refresh_while_another_one_runs_does_nothing(clock: FakeClock) -> None:
     assert inside == [False]
 
 
-def test_refresher_without_a_running_loop_does_not_start(clock: FakeClock) -> None:
+def test_refresher_without_a_running_loop_does_not_start(clock: ManualClock) -> None:
     """In a script there is no loop: the view is refreshed by hand, and no thread is started."""
     before = threading.active_count()
     view = Counter(clock)
@@ -151,7 +136,7 @@ def test_refresher_without_a_running_loop_does_not_start(clock: FakeClock) -> No
     assert threading.active_count() == before
 
 
-def test_refresher_on_a_loop_refreshes_by_itself(clock: FakeClock) -> None:
+def test_refresher_on_a_loop_refreshes_by_itself(clock: ManualClock) -> None:
     """Where a loop runs, showing the view is enough to keep it fresh, on the loop's own thread."""
     where: set[int] = set()
 
@@ -169,7 +154,7 @@ def test_refresher_on_a_loop_refreshes_by_itself(clock: FakeClock) -> None:
     assert where == {threading.get_ident()}
 
 
-def test_refresher_of_a_closed_view_stops(clock: FakeClock) -> None:
+def test_refresher_of_a_closed_view_stops(clock: ManualClock) -> None:
     """Closing a view ends its chain of timers."""
 
     async def main() -> None:
@@ -186,7 +171,7 @@ def test_refresher_of_a_closed_view_stops(clock: FakeClock) -> None:
     run(main())
 
 
-def test_refresher_that_a_view_outlives_the_loop_of_leaves_nothing_pending(clock: FakeClock) -> None:
+def test_refresher_that_a_view_outlives_the_loop_of_leaves_nothing_pending(clock: ManualClock) -> None:
     """The end of the kernel's loop needs no farewell: there is no task to be destroyed."""
 
     async def main() -> Counter:
@@ -201,7 +186,7 @@ def test_refresher_that_a_view_outlives_the_loop_of_leaves_nothing_pending(clock
     assert view.pulls == pulls
 
 
-def test_refresher_never_spends_more_than_a_twentieth_of_a_core(clock: FakeClock) -> None:
+def test_refresher_never_spends_more_than_a_twentieth_of_a_core(clock: ManualClock) -> None:
     """A pull that takes 20 ms is repeated after 400 ms, whatever the period says."""
     delays: list[float] = []
 
@@ -212,7 +197,7 @@ def test_refresher_never_spends_more_than_a_twentieth_of_a_core(clock: FakeClock
     view = Counter(clock)
 
     def slow() -> None:
-        clock.s += 0.02
+        clock.advance(0.02)
 
     view._pull = slow  # type: ignore[method-assign]
     refresher = Refresher(view)
@@ -221,7 +206,7 @@ def test_refresher_never_spends_more_than_a_twentieth_of_a_core(clock: FakeClock
     assert delays == [pytest.approx(0.4)]
 
 
-def test_refresher_shows_a_failure_and_goes_on(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+def test_refresher_shows_a_failure_and_goes_on(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
     """A failing source is shown on the view, logged once, asked less often, and believed again when it
     recovers."""
     delays: list[float] = []
@@ -236,20 +221,20 @@ def test_refresher_shows_a_failure_and_goes_on(clock: FakeClock, caplog: pytest.
     refresher._loop = Loop()  # type: ignore[assignment]
     with caplog.at_level(logging.WARNING):
         for _ in range(9):
-            clock.s += 10
+            clock.advance(10)
             refresher._tick(view)
     assert len(caplog.records) == 1
     assert view.problems[0] == "UnreachableError: venue is down"
     assert delays[0] < delays[1] < delays[4]
     assert max(delays) <= 6.4
     view.error = None
-    clock.s += 10
+    clock.advance(10)
     refresher._tick(view)
     assert view.problem == ""
     assert delays[-1] == pytest.approx(0.1)
 
 
-def test_refresher_ends_with_the_stream(clock: FakeClock) -> None:
+def test_refresher_ends_with_the_stream(clock: ManualClock) -> None:
     """A stream that was closed closes the view; its words stay on it."""
     view = Counter(clock)
     view.error = StreamClosedError("the venue said goodbye")
@@ -260,7 +245,7 @@ def test_refresher_ends_with_the_stream(clock: FakeClock) -> None:
     assert view.problem == "the venue said goodbye"
 
 
-def test_view_that_nobody_sees_is_not_refreshed(clock: FakeClock) -> None:
+def test_view_that_nobody_sees_is_not_refreshed(clock: ManualClock) -> None:
     """After the last browser view went, nothing is pulled until another one appears."""
     view = Counter(clock)
     widget, refresher = view.widget, view._refresher
@@ -274,22 +259,22 @@ def test_view_that_nobody_sees_is_not_refreshed(clock: FakeClock) -> None:
     refresher._loop = loop  # type: ignore[assignment]
     refresher.ticks = view_module._GRACE_TICKS
     widget.sync_clock("seen")
-    clock.s += 1
+    clock.advance(1)
     refresher._tick(view)
     pulls = view.pulls
     assert loop.held is view
     widget.sync_clock("gone")
-    clock.s += 1
+    clock.advance(1)
     refresher._tick(view)
     assert view.pulls == pulls
     assert loop.held is None
     widget.sync_clock("seen", "b")
-    clock.s += 1
+    clock.advance(1)
     refresher._tick(view)
     assert view.pulls == pulls + 1
 
 
-def test_view_whose_browser_fell_silent_counts_as_unseen(clock: FakeClock) -> None:
+def test_view_whose_browser_fell_silent_counts_as_unseen(clock: ManualClock) -> None:
     """A browser that was closed without a farewell is forgotten after some minutes of ticks."""
     view = Counter(clock)
     view.widget.sync_clock("seen")
@@ -297,7 +282,7 @@ def test_view_whose_browser_fell_silent_counts_as_unseen(clock: FakeClock) -> No
     assert not view.is_watched(view_module._UNSEEN_TICKS + 1)
 
 
-def test_view_sends_the_whole_state_to_each_new_browser_view_once(clock: FakeClock) -> None:
+def test_view_sends_the_whole_state_to_each_new_browser_view_once(clock: ManualClock) -> None:
     """A view that appears gets everything; the heartbeat of a known one does not send it again."""
     view = Counter(clock)
     for who in ("a", "a", "b", "a"):
@@ -305,7 +290,7 @@ def test_view_sends_the_whole_state_to_each_new_browser_view_once(clock: FakeClo
     assert view.whole == 2
 
 
-def test_view_ignores_what_is_no_message(clock: FakeClock) -> None:
+def test_view_ignores_what_is_no_message(clock: ManualClock) -> None:
     """Whatever a browser sends, the kernel's side takes no harm."""
     view = Counter(clock)
     for content in (None, 7, {}, {"t": "seen"}, {"t": "gone", "v": None}, {"t": "x" * 10_000, "v": []}):
@@ -313,7 +298,7 @@ def test_view_ignores_what_is_no_message(clock: FakeClock) -> None:
     assert view.pulls == 1
 
 
-def test_view_that_is_watched_is_kept_alive_and_dropped_afterwards(clock: FakeClock) -> None:
+def test_view_that_is_watched_is_kept_alive_and_dropped_afterwards(clock: ManualClock) -> None:
     """A shown view lives while somebody sees it, even if no name holds it; then it is collected and its
     widget closed."""
 
@@ -339,7 +324,7 @@ def test_view_that_is_watched_is_kept_alive_and_dropped_afterwards(clock: FakeCl
     run(main())
 
 
-def test_bundle_outside_a_kernel_has_no_widget(clock: FakeClock) -> None:
+def test_bundle_outside_a_kernel_has_no_widget(clock: ManualClock) -> None:
     """In a script or a terminal no widget is made: text and static HTML are."""
     view = Counter(clock)
     assert view._repr_mimebundle_() == {"text/html": "<b>html</b>", "text/plain": "text"}
@@ -348,7 +333,7 @@ def test_bundle_outside_a_kernel_has_no_widget(clock: FakeClock) -> None:
     assert view.pulls == 1
 
 
-def test_bundle_in_a_kernel_has_every_face(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundle_in_a_kernel_has_every_face(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a notebook the widget comes with its static faces, for the pages that cannot run it."""
     monkeypatch.setattr(view_module, "in_kernel", lambda: True)
     bundle = Counter(clock)._repr_mimebundle_()

@@ -24,8 +24,9 @@ from backbone.routing.wire import Ask
 from backbone.settings import resolve
 from backbone.storage.coverage import EVER
 from backbone.storage.store import CandleStore
+from backbone.testing import ManualClock
 from backbone.timeframe import TIMEFRAMES, Timeframe
-from tests.storage.helpers import MAY, StillClock, opens
+from tests.storage.helpers import MAY, opens
 
 MARKET, MINUTE, SECOND, DAY = "KRW-BTC", TIMEFRAMES["1m"], TIMEFRAMES["1s"], TIMEFRAMES["1d"]
 NOW = MAY + 12 * 3600 * 1_000_000 + 30_000_000  # noon, and half a minute
@@ -35,7 +36,7 @@ HOUR_US, MINUTE_US = 3_600_000_000, 60_000_000
 class Venue:
     """One market that trades in every slot from `listed_us` on; what it shows of the forming one changes."""
 
-    def __init__(self, clock: StillClock, now_us: int = NOW, listed_us: int = MAY - 10 * 24 * HOUR_US) -> None:
+    def __init__(self, clock: ManualClock, now_us: int = NOW, listed_us: int = MAY - 10 * 24 * HOUR_US) -> None:
         self.clock = clock
         self.ahead_us = now_us - clock.wall_us  # of the machine's clock, at the start
         self._began = clock.mono_s, now_us
@@ -153,7 +154,7 @@ class World:
     """A venue, and a machine whose wall clock is `ahead` of the venue's."""
 
     def __init__(self, folder: Path, *, ahead: float = 0.0, **venue: Any) -> None:
-        self.clock = StillClock(NOW + int(ahead * 1e6))
+        self.clock = ManualClock(NOW + int(ahead * 1e6))
         self.venue = Venue(self.clock, **venue)
         self.folder = folder
         self.hearings = 0

@@ -98,36 +98,36 @@ def test_timeframe_of_kinds() -> None:
 def test_feed_quiet_market_on_a_live_socket_is_current(rig: Rig) -> None:
     """A row that the stream told stays the latest for as long as the socket is heard, whichever market spoke."""
     streaming(rig)
-    rig.clock.s += 20
+    rig.clock.advance(20)
     rig.stream.say(ticker(ETH, 55.0))
     cell = rig.board.cell("ticker", BTC)
-    assert rig.feed.known_at(cell, rig.feed.heard_s()) == (rig.clock.s, True)
-    rig.clock.s += 3
-    assert rig.feed.known_at(cell, rig.feed.heard_s()) == (rig.clock.s - 3, True)
+    assert rig.feed.known_at(cell, rig.feed.heard_s()) == (rig.clock.mono_s, True)
+    rig.clock.advance(3)
+    assert rig.feed.known_at(cell, rig.feed.heard_s()) == (rig.clock.mono_s - 3, True)
     rig.stream.pong()
-    assert rig.feed.known_at(cell, rig.feed.heard_s()) == (rig.clock.s, True)
+    assert rig.feed.known_at(cell, rig.feed.heard_s()) == (rig.clock.mono_s, True)
 
 
 def test_feed_vouches_for_nothing_while_the_socket_is_away(rig: Rig) -> None:
     """Off the stream, a row is as old as its arrival; back on it, only markets told anew are vouched for."""
     streaming(rig)
-    told = rig.clock.s
-    rig.clock.s += 5
+    told = rig.clock.mono_s
+    rig.clock.advance(5)
     rig.stream.enter("backing-off")
     btc, eth = rig.board.cell("ticker", BTC), rig.board.cell("ticker", ETH)
     assert rig.feed.known_at(btc, rig.feed.heard_s()) == (told, False)
     rig.stream.connect(ticker(ETH))
     assert rig.feed.known_at(btc, rig.feed.heard_s()) == (told, False)
-    assert rig.feed.known_at(eth, rig.feed.heard_s()) == (rig.clock.s, True)
+    assert rig.feed.known_at(eth, rig.feed.heard_s()) == (rig.clock.mono_s, True)
 
 
 def test_feed_vouches_for_nothing_that_nobody_wants_told(rig: Rig) -> None:
     """The last row of a closed table ages, though another table keeps the socket busy."""
     table = rig.feed.open(["ticker"], [BTC])
     streaming(rig, "trade", ticker(), trade(1))
-    told = rig.clock.s
+    told = rig.clock.mono_s
     table.close()
-    rig.clock.s += 9
+    rig.clock.advance(9)
     rig.stream.say(trade(2))
     assert rig.feed.known_at(rig.board.cell("ticker", BTC), rig.feed.heard_s()) == (told, False)
 
@@ -136,10 +136,10 @@ def test_feed_answers_trades_it_has_without_a_hole(rig: Rig) -> None:
     """The newest trades are answered where the stream told them all and was just heard."""
     streaming(rig, "trade", trade(1), trade(1, ETH))
     rig.stream.say(trade(2), trade(3))
-    assert rig.feed.trades(BTC, 3, rig.clock.s - 1) == [trade(1), trade(2), trade(3)]
-    assert rig.feed.trades(BTC, 4, rig.clock.s - 1) is None
-    rig.clock.s += 2
-    assert rig.feed.trades(BTC, 3, rig.clock.s - 1) is None
+    assert rig.feed.trades(BTC, 3, rig.clock.mono_s - 1) == [trade(1), trade(2), trade(3)]
+    assert rig.feed.trades(BTC, 4, rig.clock.mono_s - 1) is None
+    rig.clock.advance(2)
+    assert rig.feed.trades(BTC, 3, rig.clock.mono_s - 1) is None
 
 
 def test_feed_answers_the_forming_candle_it_was_told(rig: Rig) -> None:
@@ -148,7 +148,7 @@ def test_feed_answers_the_forming_candle_it_was_told(rig: Rig) -> None:
     assert rig.feed.forming(BTC, TIMEFRAMES["1m"], START_US, Priority.NORMAL) == [candle(0)]
     assert rig.feed.forming(BTC, TIMEFRAMES["1m"], START_US - MINUTE_US, Priority.NORMAL) is None
     assert rig.feed.forming(BTC, TIMEFRAMES["1d"], START_US, Priority.NORMAL) is None
-    rig.clock.s += 5
+    rig.clock.advance(5)
     assert rig.feed.forming(BTC, TIMEFRAMES["1m"], START_US, Priority.NORMAL) is None
 
 
@@ -296,7 +296,7 @@ def test_feed_outage_mends_the_minutes_of_live_markets_that_are_kept() -> None:
     """A market that is live without candles has its minutes fetched if the store keeps any of them."""
     rig = Rig(held=[BTC])
     table = streaming(rig)
-    rig.clock.s += 150
+    rig.clock.advance(150)
     rig.stream.connect(ticker(), ticker(ETH), gap=Span(START_US + 30_000_000, rig.clock.now_us()))
     rig.scheduler.advance(5.0)
     ((market, span),) = [(one.market, one.span) for one in rig.fetcher.asked]
@@ -367,7 +367,7 @@ def test_feed_asks_earn_nothing_where_no_socket_works(rig: Rig) -> None:
     for _ in range(9):
         rig.feed.asked("ticker", [BTC])
     assert rig.stream.wanted == {}
-    rig.clock.s += 400
+    rig.clock.advance(400)
     for _ in range(5):
         rig.feed.asked("ticker", [BTC])
     assert rig.stream.wanted
@@ -386,6 +386,6 @@ def test_feed_asked_for_alone_is_not_polled(rig: Rig) -> None:
 def test_feed_status_says_where_it_stands(rig: Rig) -> None:
     """The state of the socket, its age, and what is live, in plain values."""
     streaming(rig)
-    rig.clock.s += 2
+    rig.clock.advance(2)
     status = rig.feed.status()
     assert (status["state"], status["age_s"], status["tables"], status["markets"]) == ("streaming", 2.0, 1, 2)

@@ -9,12 +9,13 @@ import pytest
 from backbone.clock import SystemClock
 from backbone.coordinator.live.latest import NEVER, LatestRows, grouped
 from backbone.coordinator.live.recent import TradeTape
-from tests.coordinator.live_doubles import HandClock, book, candle, ticker, trade
+from backbone.testing import ManualClock
+from tests.coordinator.live_doubles import book, candle, ticker, trade
 
 
 @pytest.fixture
 def board() -> LatestRows:
-    return LatestRows(HandClock())
+    return LatestRows(ManualClock())
 
 
 def held(board: LatestRows, kind: str, market: str = "KRW-BTC"):  # type: ignore[no-untyped-def]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from typing import Any
 
 import pytest
@@ -17,32 +16,16 @@ from backbone.errors import PayloadError, RejectedError, UnreachableError
 from backbone.model import Level, OrderBook, Priority, Ticker, Trade
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask, Instrument, tickers_ask
+from backbone.testing import ManualClock
 
 AT = 1_755_853_200_000_000
-
-
-class Clock:
-    """Moves when told."""
-
-    def __init__(self) -> None:
-        self.s = 1000.0
-
-    def now_us(self) -> int:
-        return AT + int((self.s - 1000) * 1e6)
-
-    def monotonic(self) -> float:
-        return self.s
-
-    def wait(self, condition: threading.Condition, timeout_s: float | None) -> bool:
-        self.s += timeout_s or 0.0
-        return False
 
 
 class Venue:
     """Answers for what it lists; one unknown code refuses the whole call. `names` is what its list says."""
 
     def __init__(self, *codes: str) -> None:
-        self.clock = Clock()
+        self.clock = ManualClock(AT)
         self.codes = set(codes)
         self.names = set(codes)
         self.asked: list[tuple[str, tuple[str, ...]]] = []
@@ -62,9 +45,9 @@ class Venue:
         self.asked.append((ask.path, codes))
         if not set(codes) <= self.codes:
             raise RejectedError("the venue refused (404): Code not found", status=404, code="404")
-        self.clock.s += 0.03
+        self.clock.advance(0.03)
         value = self.rows(ask.path, codes, query)
-        return Reply(value, ask.group, 9, AT, self.clock.s - 0.03, self.clock.s, 100)
+        return Reply(value, ask.group, 9, AT, self.clock.mono_s - 0.03, self.clock.mono_s, 100)
 
     def rows(self, path: str, codes: tuple[str, ...], query: dict[str, str]) -> Any:
         stamp = self.clock.now_us()
@@ -160,7 +143,7 @@ def test_rows_answer_from_memory_for_their_kinds_time(
         return venue.realtime.orderbooks(CODES[:3], 0, priority, None)
 
     ask()
-    venue.clock.s += age_s
+    venue.clock.advance(age_s)
     assert ask().from_memory == (3 if is_memory else 0)
 
 
@@ -173,7 +156,7 @@ def test_rows_are_held_once_and_the_newest_stays() -> None:
     venue.price = 1.0
     late = venue.rows("/ticker", ("KRW-A",), {})[0]
     late = Ticker(*[getattr(late, name) for name in late.__struct_fields__[:-1]], newer.stamp_us - 1)
-    venue.realtime._board.offer("ticker", [late], venue.clock.s)
+    venue.realtime._board.offer("ticker", [late], venue.clock.mono_s)
     held = venue.realtime.tickers(["KRW-A"], Priority.HIGH, 60).held[0]
     assert held.row is newer
 
@@ -185,10 +168,10 @@ def test_quote_currency_is_answered_from_memory_once_it_was_told_whole() -> None
     assert [held.row.market for held in first.held] == ["KRW-A", "KRW-B"]
     again = venue.realtime.tickers_of_quote(["KRW"], ["KRW-A", "KRW-B", "KRW-GONE"], Priority.HIGH, 5)
     assert (again.requests, again.from_memory) == (0, 2)
-    venue.clock.s += 6
+    venue.clock.advance(6)
     assert venue.realtime.tickers_of_quote(["KRW"], [], Priority.HIGH, 5).requests == 1
     venue.codes.add("KRW-C")
-    venue.clock.s += 601
+    venue.clock.advance(601)
     assert len(venue.realtime.tickers_of_quote(["KRW"], [], Priority.HIGH, 1e9).held) == 3
 
 
@@ -226,7 +209,7 @@ def test_venues_own_words_are_checked_and_never_shared_with_parsed_rows() -> Non
         asks.append(ask)
         return Reply(ask.parse(body), "ticker", 7, None, 0.0, 0.0, len(body))
 
-    realtime = Realtime(request, Clock(), Metrics(), lambda priority: set())
+    realtime = Realtime(request, ManualClock(AT), Metrics(), lambda priority: set())
     with pytest.raises(PayloadError):
         realtime.ticker_rows(["KRW-A"], Priority.HIGH)
     body = b"[]"
@@ -244,7 +227,7 @@ def test_venues_own_words_are_checked_and_never_shared_with_parsed_rows() -> Non
 
 def test_trades_that_break_off_keep_what_arrived() -> None:
     """The newest pages with the gap and its cause; a venue that fails at once raises."""
-    clock = Clock()
+    clock = ManualClock(AT)
     left = [1]
 
     def request(ask: Ask, priority: Priority) -> Reply:

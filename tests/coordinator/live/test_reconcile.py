@@ -103,7 +103,7 @@ def test_confirm_candle_cut_by_an_outage_is_healed_not_reported(rig: Rig) -> Non
     table = live(rig)
     rig.stream.enter("backing-off")
     rig.fetcher.has(candle(0, 111.0), candle(1, 112.0))
-    rig.clock.s += 125
+    rig.clock.advance(125)
     rig.stream.connect(candle(2), gap=Span(START_US + 1, rig.clock.now_us()))
     for _ in range(3):
         rig.scheduler.advance(2.0)

@@ -22,6 +22,7 @@ from backbone.coordinator.quota.ledger import FileLimiter, MachineLimiter, Memor
 from backbone.coordinator.quota.rules import Rules
 from backbone.errors import ClosedError
 from backbone.model import Priority
+from backbone.testing import ManualClock
 
 CRITICAL, HIGH, NORMAL, LOW = Priority
 RULES = Rules(unheard_s=0.0, soon_s=9.0)  # answers come at once, and the last permit is one like the others
@@ -29,25 +30,9 @@ WALL_US = 1_755_853_200_000_000
 posix = pytest.mark.skipif(sys.platform == "win32", reason="permissions and fork are POSIX")
 
 
-class StillClock:
-    """A clock that stands still until told."""
-
-    def __init__(self, now: float = 1000.0) -> None:
-        self.now = now
-
-    def now_us(self) -> int:
-        return WALL_US + int((self.now - 1000.0) * 1e6)
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def wait(self, condition: threading.Condition, timeout_s: float | None) -> bool:
-        raise AssertionError("a limiter never waits")
-
-
 @pytest.fixture
-def clock() -> StillClock:
-    return StillClock()
+def clock() -> ManualClock:
+    return ManualClock(WALL_US, waits=False)
 
 
 @pytest.fixture
@@ -113,7 +98,7 @@ def test_ban_stops_all_groups_of_all_processes(pair, clock):
     first, second = pair
     first.take("candles", NORMAL, 0.0, 1000.0)
     first.banned(WALL_US + 90_000_000, 1000.0)
-    clock.now = 1010.0
+    clock.advance(1010.0 - clock.mono_s)
     assert second.ban_left(1010.0) == pytest.approx(80.0)
     for group in ("candles", "ticker"):
         assert second.take(group, CRITICAL, 1010.0, 1010.0) == pytest.approx(1090.0)
@@ -141,7 +126,7 @@ def test_unused_and_late_permits_are_settled_in_the_shared_state(pair, clock):
     """`undo` and `move` of one process are seen by the other."""
     first, second = pair
     drain(first, "candles", 1000.0)
-    clock.now = 1000.4
+    clock.advance(1000.4 - clock.mono_s)
     first.undo("candles", 1000.0)
     first.leave("candles")
     assert second.take("candles", NORMAL, 1000.4, 1000.4) == 0.0
@@ -216,12 +201,12 @@ def test_ledger_of_another_boot_is_cleared_but_for_its_ban(clock, path, monkeypa
     limiter.banned(WALL_US + 60_000_000, 1000.0)
     limiter.close()
     monkeypatch.setattr(ledgers, "_boot", lambda: b"another boot".ljust(36, b"\0"))
-    clock.now = 1020.0
+    clock.advance(1020.0 - clock.mono_s)
     rebooted = FileLimiter(path, clock, RULES)
     assert rebooted.ban_left(1020.0) == pytest.approx(40.0)
     assert rebooted.take("candles", HIGH, 1020.0, 1020.0) == pytest.approx(1060.0)
     rebooted.close()
-    clock.now = 2000.0
+    clock.advance(2000.0 - clock.mono_s)
     monkeypatch.setattr(ledgers, "_boot", lambda: b"a third boot".ljust(36, b"\0"))
     again = FileLimiter(path, clock, RULES)
     assert again.ban_left(2000.0) == 0.0
@@ -235,7 +220,8 @@ def test_file_removed_or_replaced_is_noticed(clock, path):
     first.take("candles", NORMAL, 0.0, 1000.0)
     path.unlink()
     second.take("candles", NORMAL, 0.0, 1000.0)
-    clock.now = later = 1000.0 + 6.0
+    later = 1000.0 + 6.0
+    clock.advance(later - clock.mono_s)
     assert drain(first, "candles", later) == 10
     assert drain(second, "candles", later) == 0
     first.close()
@@ -251,7 +237,7 @@ def test_damage_while_open_is_mended_within_seconds(clock, path):
         file.write(struct.pack("<8d", 1e300, *[float("nan")] * 7) * 400)
     for now in (1000.1, 1001.0):
         limiter.take("candles", NORMAL, now, now)
-    clock.now = 1006.0
+    clock.advance(1006.0 - clock.mono_s)
     assert drain(limiter, "candles", 1006.0) == 10
     limiter.close()
 

@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,30 +19,12 @@ from backbone.coordinator.quota.redis import RedisLimiter, _fair_rules
 from backbone.coordinator.quota.rules import Rules
 from backbone.errors import InputError, UnreachableError
 from backbone.model import Priority
+from backbone.testing import ManualClock
 
 redis = pytest.importorskip("redis")
 CRITICAL, HIGH, NORMAL, LOW = Priority
 VENUE = "http://127.0.0.1:8000"
 RULES = Rules()
-
-
-class ManualClock:
-    """A clock that stands still until told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def now_us(self) -> int:
-        return 1_755_853_200_000_000 + int((self.now - 1000.0) * 1e6)
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def wait(self, condition: threading.Condition, timeout_s: float | None) -> bool:
-        raise AssertionError("a limiter never waits")
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class RedisServer:
@@ -230,7 +211,7 @@ def test_ban_and_refusal_of_one_host_hold_all(fresh: RedisServer) -> None:
 
 def test_late_and_unused_permits_are_settled_by_the_servers_time(fresh: RedisServer) -> None:
     """An unused permit is free again, a late one is moved, a lapsed one refused."""
-    clock = ManualClock()
+    clock = ManualClock(waits=False)
     one = limiter(fresh, clock=clock)
     now = clock.monotonic()
     assert not one.take("g", NORMAL, now, now)
@@ -275,7 +256,7 @@ def test_lost_redis_leaves_each_host_its_fair_share(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, own: RedisServer
 ) -> None:
     """Killed, Redis costs one warning and a window's pause; then two hosts have five a second each; it returns."""
-    clock = ManualClock()
+    clock = ManualClock(waits=False)
     hosts = [limiter(own, name, clock, tmp_path / name) for name in "ab"]
     for one in [*hosts, *hosts]:
         now = clock.monotonic()
@@ -307,7 +288,7 @@ def test_lost_redis_leaves_each_host_its_fair_share(
 
 def test_lost_redis_keeps_a_ban(tmp_path: Path, own: RedisServer) -> None:
     """A ban outlives the Redis that knew of it."""
-    clock = ManualClock()
+    clock = ManualClock(waits=False)
     one = limiter(own, "a", clock, tmp_path)
     now = clock.monotonic()
     one.banned(clock.now_us() + 60_000_000, now)
