@@ -9,7 +9,7 @@ import pytest
 from backbone.coordinator.markets import Markets, unknown_market
 from backbone.errors import InputError
 from backbone.model import MarketInfo
-from tests.storage.helpers import StillClock
+from backbone.testing import ManualClock
 
 
 class Listing:
@@ -18,7 +18,7 @@ class Listing:
     def __init__(self, *codes: str) -> None:
         self.codes = list(codes)
         self.requests = 0
-        self.clock = StillClock()
+        self.clock = ManualClock()
         self.stored: set[str] = set()
         ask: Any = self._request
         self.markets = Markets(ask, self.clock, fresh_s=60.0, stored=lambda: self.stored)
