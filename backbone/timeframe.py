@@ -169,9 +169,9 @@ def parse_timeframe(value: object, *, derived: bool = False) -> Timeframe:
 
 def _read_timeframe(value: object) -> Timeframe | None:
     """What a spelling means; None for what is none. Raises `InputError` for a length that cannot be folded."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    if not isinstance(value, str):
         return None
-    text = str(value).strip()
+    text = value.strip()
     text = _WORDS.get(text, text)
     if match := re.fullmatch(r"(second|minute|hour|day|week|month)s?/?(\d+)", text):
         text = match.group(2) + _UNITS[match.group(1)]
