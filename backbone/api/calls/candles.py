@@ -19,6 +19,7 @@ from backbone.api.calls.fill import fill_quiet, parse_fill
 from backbone.api.calls.memo import Remembered
 from backbone.api.notebook.bar import Bar
 from backbone.candle_table import times_of
+from backbone.coordinator.candles.derived import base_range, folded
 from backbone.coordinator.candles.fetcher import CandlePlan
 from backbone.coordinator.candles.pending import Progress
 from backbone.coordinator.candles.ranges import Range, Watch
@@ -26,6 +27,7 @@ from backbone.coordinator.candles.reader import CandleAnswer, incomplete
 from backbone.coordinator.markets import unknown_market
 from backbone.errors import BackboneError, IncompleteError, InputError, RejectedError
 from backbone.model import Priority, Span
+from backbone.storage.fold import fold
 from backbone.timeframe import Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ class CandleCall:
         offline: bool,
     ) -> CandleCall:
         """Check every word of the call."""
-        tf, lane, how = parse_timeframe(timeframe), parse_priority(priority), parse_fill(fill)
+        tf, lane, how = parse_timeframe(timeframe, derived=True), parse_priority(priority), parse_fill(fill)
         if not (progress is None or isinstance(progress, bool) or callable(progress)):
             raise InputError("progress", progress, "None, True, False or a function")
         asked = session.range(start, end, count, may_ask=not offline)
@@ -115,7 +117,7 @@ class CandleCall:
         elif (listed := core.markets.known) is not None:
             codes = {info.market for info in listed}
             for market in self.markets:
-                if market not in codes and not core.reader.is_held(market, self.timeframe):
+                if market not in codes and not core.reader.is_held(market, self.timeframe.base or self.timeframe):
                     core.markets.check_listed([market], self.priority)
 
     def run(self, *, many: bool) -> Any:
@@ -158,11 +160,23 @@ class CandleCall:
 
     def _collect(self) -> list[CandleAnswer]:
         core = self.session.coordinator()
+        if self.timeframe.base is None:
+            return self._collect_of(self.markets, self.timeframe, self.asked)
+        if not self.offline:
+            core.sync_clock()  # what is closed decides which short candles are asked for
+        closed = core.reader.closed_before(self.timeframe)
+        part = base_range(self.asked, self.timeframe, closed)
+        answers = self._collect_of(self.markets, self.timeframe.base, part)
+        return [folded(answer, self.asked, self.timeframe, closed) for answer in answers]
+
+    def _collect_of(self, markets: Sequence[str], timeframe: Timeframe, asked: Range) -> list[CandleAnswer]:
+        """The answers for candles that the venue serves, by the way that this call takes."""
+        core = self.session.coordinator()
         if self.offline:
-            return core.ranges.recall(self.markets, self.timeframe, self.asked)
+            return core.ranges.recall(markets, timeframe, asked)
         if self.priority is Priority.CRITICAL:
-            return [core.direct.candles(market, self.timeframe, self.asked) for market in self.markets]
-        return core.ranges.collect(self.markets, self.timeframe, self.asked, self.priority, self._bar)
+            return [core.direct.candles(market, timeframe, asked) for market in markets]
+        return core.ranges.collect(markets, timeframe, asked, self.priority, self._bar)
 
     def _bar(self, read: Callable[[], Progress]) -> AbstractContextManager[Watch]:
         label = f"{', '.join(self.markets[:3])}{'…' if len(self.markets) > 3 else ''} {self.timeframe}"
@@ -186,11 +200,11 @@ class CandleCall:
 
     def _close_before(self, market: str, time_us: int) -> float | None:
         core = self.session.coordinator()
-        asked = Range(None, time_us, 1)
+        asked, timeframe = Range(None, time_us, 1), self.timeframe.base or self.timeframe
         if self.offline:
-            found = core.ranges.recall([market], self.timeframe, asked)[0]
+            found = core.ranges.recall([market], timeframe, asked)[0]
         else:
-            found = core.ranges.collect([market], self.timeframe, asked, self.priority)[0]
+            found = core.ranges.collect([market], timeframe, asked, self.priority)[0]
         return None if found.table.num_rows == 0 else float(found.table.column("close")[-1].as_py())
 
     def _with_forming(self, answer: CandleAnswer, table: pa.Table) -> pa.Table:
@@ -200,9 +214,7 @@ class CandleCall:
         if is_recent and not self.offline and not answer.causes:  # where the rest failed, that is what is told
             wants_now = self.asked.end_us is None or self.asked.end_us > answer.span.end
             if wants_now:
-                rows, source = core.direct.forming(
-                    answer.market, self.timeframe, answer.span.end, self.asked.end_us, self.priority
-                )
+                rows, source = self._forming(answer)
         table = table.append_column("forming", pa.array(np.zeros(table.num_rows, bool)))
         if rows is None or rows.num_rows == 0:
             return table
@@ -212,6 +224,17 @@ class CandleCall:
         closed = core.reader.closed_before(self.timeframe)
         rows = rows.append_column("forming", pa.array(times_of(rows) >= closed))
         return pa.concat_tables([table, rows])
+
+    def _forming(self, answer: CandleAnswer) -> tuple[pa.Table, str]:
+        """The candles behind an answer that are not closed yet, and where from; a derived one is made of what is there
+        of it."""
+        core, base = self.session.coordinator(), self.timeframe.base
+        after_us, before_us = answer.span.end, self.asked.end_us
+        if base is None:
+            return core.direct.forming(answer.market, self.timeframe, after_us, before_us, self.priority)
+        closed = self._collect_of([answer.market], base, Range(after_us, before_us, None))[0]
+        rows, source = core.direct.forming(answer.market, base, closed.span.end, before_us, self.priority)
+        return fold(pa.concat_tables([closed.table, rows]), self.timeframe), source
 
     def _facts(self, answers: Sequence[CandleAnswer], rows: int, elapsed_ms: float) -> dict[str, Any]:
         sources: dict[str, int] = {}
@@ -346,12 +369,13 @@ def explain(
 ) -> Plan:
     """The plan of a range; makes no request."""
     market = parse_market(asked_market, session.home)
-    core, tf = session.coordinator(), parse_timeframe(timeframe)
+    core, shown_tf = session.coordinator(), parse_timeframe(timeframe, derived=True)
+    tf = shown_tf.base or shown_tf
     core.markets.check_known([market])
     asked = session.range(start, end, None, may_ask=False)
     last = core.reader.closed_before(tf)
     stop = last if asked.end_us is None else min(last, tf.ceil(asked.end_us))
-    begin = tf.next(stop, -DEFAULT_COUNT) if asked.start_us is None else tf.ceil(asked.start_us)
+    begin = shown_tf.next(stop, -DEFAULT_COUNT) if asked.start_us is None else tf.ceil(asked.start_us)
     pace = session.settings.venue.pace_per_s
     found: CandlePlan = core.candles.explain(market, tf, Span(min(begin, stop), stop), pace)
 
@@ -360,7 +384,7 @@ def explain(
 
     return Plan(
         market,
-        tf.name,
+        shown_tf.name,
         in_zone(found.span.start, session.tz),
         in_zone(found.span.end, session.tz),
         shown(found.cached),

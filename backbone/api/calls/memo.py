@@ -57,6 +57,7 @@ class Remembered:
         """The range, where a frame of it may be kept."""
         call, asked = self._call, self._call.asked
         is_plain = call.frames == "pandas" and not call.include_forming and call.fill != "ffill"
+        is_plain = is_plain and call.timeframe.base is None
         if not is_plain or call.priority is Priority.CRITICAL or asked.start_us is None or asked.end_us is None:
             return None
         start, end = call.timeframe.ceil(asked.start_us), call.timeframe.ceil(asked.end_us)

@@ -514,3 +514,46 @@ def test_client_of_another_host_never_mixes_its_candles(client: Backbone, venue:
     assert all(name.startswith("exchange=upbit-at-127.0.0.1-") for name in folders)
     with Backbone(data_dir=client.data_dir) as own, pytest.raises(IncompleteError):
         own.candles("KRW-BTC", "1m", START, END, offline=True)
+
+
+@pytest.mark.parametrize("timeframe", ["2h", "45m", "12h", "2m"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"start": "2025-08-20T01:07:00Z", "end": "2025-08-21T13:00:00Z"},
+        {"count": 7},
+        {"start": "2025-08-18", "count": 5},
+        {"count": 5, "priority": "critical"},
+    ],
+)
+def test_candles_of_any_length_that_divides_a_day_are_folded(
+    client: Backbone, timeframe: str, words: dict[str, Any]
+) -> None:
+    """Any way of asking gives whole candles on the UTC grid, equal to the sums of the venue's own shorter ones."""
+    found = client.candles("KRW-BTC", timeframe, **words)
+    length = pd.Timedelta(timeframe.replace("m", "min"))
+    assert found.attrs["backbone"]["timeframe"] == timeframe
+    assert len(found) == words.get("count", len(found)) > 0
+    assert (found.index.tz_convert("UTC").floor(length) == found.index).all()
+    shorter = client.candles("KRW-BTC", "1m", found.index[0], found.index[-1] + length)
+    groups = shorter.groupby(shorter.index.tz_convert("UTC").floor(length))
+    assert groups["high"].max().tolist() == found["high"].tolist()
+    assert groups["close"].last().tolist() == found["close"].tolist()
+    assert groups["volume"].sum().to_numpy() == pytest.approx(found["volume"].to_numpy(), rel=1e-12)
+    assert client.candles("KRW-BTC", timeframe, **words, offline="priority" not in words).equals(found)
+
+
+def test_candles_of_a_derived_length_form_from_what_is_there(client: Backbone) -> None:
+    """The last row is the one that forms, made of the short candles so far; all before it are closed."""
+    found = client.candles("KRW-BTC", "2h", count=3, include_forming=True)
+    assert found["forming"].tolist() == [False, False, False, True]
+    assert str(found.index[-1].tz_convert("UTC")) == "2025-08-22 08:00:00+00:00"
+    ticker = client.tickers("KRW-BTC")
+    assert found["close"].iloc[-1] == ticker["price"].iloc[0]
+
+
+@pytest.mark.parametrize("timeframe", ["7m", "2d", "5h"])
+def test_candles_of_a_length_that_does_not_divide_a_day_are_refused(client: Backbone, timeframe: str) -> None:
+    """The error names the resampling to use; no request is made."""
+    with pytest.raises(InputError, match="resample"):
+        client.candles("KRW-BTC", timeframe)
