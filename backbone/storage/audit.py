@@ -1,9 +1,9 @@
-"""Proving a store from its files alone, and mending it.
+"""Proving a store from its files alone, and repairing it.
 
 Nothing here trusts a cache or the state of a running store. The proof of a partition: its seal, its place,
-its rows (sorted, unique, on the grid, inside the period and inside what the file vouches for, prices that can
-be). Around the partitions: nothing that does not belong there, and no unfinished write that nobody works on.
-Mending moves files out of the data and never deletes one, save our own unfinished writes.
+its rows (sorted, unique, on the grid, inside the period and inside the file's coverage, prices that can
+be). Around the partitions: nothing that does not belong there, and no unfinished write of a process that is gone.
+Repairing moves files to quarantine and never deletes one, save our own unfinished writes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from backbone.candle_table import count_inside
 from backbone.errors import CorruptPartitionError, StoreBusyError, StoreError
 from backbone.model import Span
 from backbone.storage.coverage import SpanSet
 from backbone.storage.files import Files
 from backbone.storage.layout import CANDLES, QUIET, TMP, Series, parse_partition_key, parse_quiet_key
-from backbone.storage.partition import Partition, decode_ledger, decode_partition, encode_ledger
+from backbone.storage.partition import Partition, decode_coverage, decode_partition, encode_coverage
 from backbone.timeframe import Timeframe, period_name
 
 __all__ = ["Problem", "repair", "series_in", "verify"]
@@ -45,7 +46,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A problem with what mending needs to know."""
+    """A problem with what repairing needs to know."""
 
     key: str
     series: Series | None
@@ -53,7 +54,7 @@ class _Found:
     kind: str
     detail: str
 
-    def told(self, files: Files, done: str = "") -> Problem:
+    def problem(self, files: Files, done: str = "") -> Problem:
         market = self.series.market if self.series else ""
         timeframe = self.series.timeframe.name if self.series else ""
         return Problem(market, timeframe, str(files.path(self.key)), self.kind, self.detail + done)
@@ -61,12 +62,12 @@ class _Found:
 
 def verify(files: Files, exchange: str, market: str | None = None, timeframe: Timeframe | None = None) -> list[Problem]:
     """The problems of one exchange's files, in path order."""
-    return [found.told(files) for found in _problems(files, exchange, market, timeframe)]
+    return [found.problem(files) for found in _problems(files, exchange, market, timeframe)]
 
 
 def repair(files: Files, exchange: str, now_us: int) -> list[Problem]:
-    """Mend every problem that can be mended, and tell what was done about each."""
-    return [_mend(files, found, now_us) for found in list(_problems(files, exchange, None, None))]
+    """Repair every problem that can be repaired, and report what was done about each."""
+    return [_repair(files, found, now_us) for found in list(_problems(files, exchange, None, None))]
 
 
 def series_in(files: Files, exchange: str) -> set[Series]:
@@ -141,10 +142,10 @@ def _row_problems(partition: Partition, timeframe: Timeframe) -> Iterator[tuple[
         return
     if count := int((timeframe.floor_array(times) != times).sum()):
         yield "grid", f"{count} rows do not open on the {timeframe.name} grid"
-    covered = partition.ledger.covered
-    inside = sum(int(np.diff(np.searchsorted(times, span))[0]) for span in covered)
+    covered = partition.coverage.covered
+    inside = count_inside(partition.table, covered)
     if inside != len(times):
-        yield "uncovered", f"{len(times) - inside} rows lie outside what the file vouches for"
+        yield "uncovered", f"{len(times) - inside} rows lie outside what the file covers"
     if count := int(_impossible(partition).sum()):
         yield "prices", f"{count} rows have impossible prices or volumes"
 
@@ -163,7 +164,7 @@ def _quiet_problems(files: Files, key: str, series: Series) -> Iterator[_Found]:
     if blob is None:
         return
     try:
-        decode_ledger(blob.data, series, str(files.path(key)))
+        decode_coverage(blob.data, series, str(files.path(key)))
     except CorruptPartitionError as exc:
         yield _Found(key, series, None, "damaged", exc.reason)
     except StoreError as exc:
@@ -171,7 +172,7 @@ def _quiet_problems(files: Files, key: str, series: Series) -> Iterator[_Found]:
 
 
 def _leftovers(files: Files, exchange: str) -> Iterator[_Found]:
-    """Unfinished writes of series that nobody is writing."""
+    """Unfinished writes of series that are not being written."""
     for name in files.list(TMP):
         key = f"{TMP}/{name}"
         series = _series_of_tmp(name)
@@ -200,23 +201,23 @@ def _is_at_work(files: Files, series: Series, key: str) -> bool:
         return False
 
 
-def _mend(files: Files, found: _Found, now_us: int) -> Problem:
+def _repair(files: Files, found: _Found, now_us: int) -> Problem:
     if found.kind in ("newer", "unreadable"):
-        return found.told(files, "; left where it is")
+        return found.problem(files, "; left where it is")
     lock_key = found.series.lock_key if found.series is not None else f"{TMP}.lock"
     with files.exclusive(lock_key):
         if files.stat(found.key) is None:
-            return found.told(files, "; already gone")
+            return found.problem(files, "; already gone")
         if found.kind == "leftover":
             files.remove(found.key)
-            return found.told(files, "; removed")
+            return found.problem(files, "; removed")
         if found.series is not None and found.period is not None:
-            _forget_silence(files, found.series, found.period)
-        moved = files.set_aside(found.key, now_us)
-    return found.told(files, f"; moved to {moved}")
+            _forget_quiet(files, found.series, found.period)
+        moved = files.quarantine(found.key, now_us)
+    return found.problem(files, f"; moved to {moved}")
 
 
-def _forget_silence(files: Files, series: Series, period: Span) -> None:
+def _forget_quiet(files: Files, series: Series, period: Span) -> None:
     """What the sidecar says of a period that has a file is older than the file: it must not come back to
     life.
     """
@@ -224,9 +225,9 @@ def _forget_silence(files: Files, series: Series, period: Span) -> None:
     if blob is None:
         return
     try:
-        ledger = decode_ledger(blob.data, series, str(files.path(series.quiet_key)))
-    except CorruptPartitionError:  # it is a problem of its own, and vouches for nothing
+        coverage = decode_coverage(blob.data, series, str(files.path(series.quiet_key)))
+    except CorruptPartitionError:  # it is a problem of its own, and covers nothing
         return
-    rest = ledger.without(SpanSet((period,)))
-    if rest != ledger:
-        files.replace(series.quiet_key, encode_ledger(rest, series))
+    rest = coverage.without(SpanSet((period,)))
+    if rest != coverage:
+        files.replace(series.quiet_key, encode_coverage(rest, series))

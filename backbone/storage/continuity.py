@@ -1,5 +1,7 @@
-"""A span of candles in three states: data, quiet (asked, nobody traded) and unknown (never asked, or lost); and where
-the whole exchange stood still. Pure.
+"""A span of candles in three states, and where the whole exchange stood still. Pure.
+
+The states are data, quiet (requested, no trades) and unknown (never requested, or lost). Not a part of `coverage`:
+that module knows no rows and decides nothing, and how sure a common pause must be is a judgement that may change alone.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from backbone.timeframe import Timeframe
 
 __all__ = ["Interval", "Outage", "intervals", "outages"]
 
-_SURE = 6.0  # one in a million: the chance that the silence of a slot is an accident, as a power of ten
-_MOST_SURE = 0.999  # share of traded slots above which a market's word weighs no more
+_SURE = 6.0  # one in a million: the chance that a slot without trades is an accident, as a power of ten
+_MOST_SURE = 0.999  # share of traded slots above which a market weighs no more
 
 
 class Outage(NamedTuple):
-    """A run of slots in which no market traded though it would have; ``markets`` vouch for all of it."""
+    """A run of slots in which no market traded though it would have; ``markets`` cover all of it."""
 
     start: int
     end: int
@@ -59,27 +61,27 @@ def intervals(times: Any, covered: SpanSet, span: Span, timeframe: Timeframe) ->
     return sorted(found)
 
 
-def outages(heard: Iterable[tuple[Any, SpanSet]], timeframe: Timeframe) -> list[Outage]:
+def outages(held: Iterable[tuple[Any, SpanSet]], timeframe: Timeframe) -> list[Outage]:
     """Where none of the markets has a candle, and that is no accident, in time order.
 
-    `heard` are each market's opens and what is vouched for. A market that trades in a share `d` of its slots is silent
-    in one with chance ``1 - d``; a slot counts where the chances of all markets that vouch for it, multiplied, are
+    `held` are each market's opens and coverage. A market that trades in a share `d` of its slots has no trade in
+    one with chance ``1 - d``; a slot counts where the chances of all markets that cover it, multiplied, are
     below one in a million. Two busy markets with a day of minutes are enough for that, a hundred thin ones may not be.
-    Shares are taken over the slots in which anybody traded, so that a long outage does not make a market look thin.
+    Shares are taken over the slots in which some market traded, so that a long outage does not make a market look thin.
     """
-    markets = [_Market(on_grid(covered, timeframe), _runs(times, timeframe), len(times)) for times, covered in heard]
-    silence = SpanSet(span for span, _ in _still(markets, [0.0] * len(markets)))
+    markets = [_Market(on_grid(covered, timeframe), _runs(times, timeframe), len(times)) for times, covered in held]
+    still = SpanSet(span for span, _ in _still(markets, [0.0] * len(markets)))
     weights = []
     for market in markets:
-        slots = sum(timeframe.count(span) for span in market.covered - silence)
+        slots = sum(timeframe.count(span) for span in market.covered - still)
         share = (market.candles + 1) / (slots + 2)
         weights.append(-math.log10(1 - min(_MOST_SURE, share)) if market.candles else 0.0)
     found: list[Outage] = []
-    for span, vouching in _still(markets, weights, _SURE):
+    for span, covering in _still(markets, weights, _SURE):
         if found and found[-1].end == span.start:
             last = found.pop()
-            span, vouching = Span(last.start, span.end), min(last.markets, vouching)
-        found.append(Outage(*span, timeframe.count(span), vouching))
+            span, covering = Span(last.start, span.end), min(last.markets, covering)
+        found.append(Outage(*span, timeframe.count(span), covering))
     return found
 
 
@@ -90,19 +92,19 @@ class _Market(NamedTuple):
 
 
 def _still(markets: Sequence[_Market], weights: Sequence[float], least: float = 0.0) -> Iterator[tuple[Span, int]]:
-    """Where nobody trades and the weights of the markets that vouch add up to `least`, with their number."""
-    edges: list[tuple[int, float, int, int]] = []  # time; the change of weight, of vouching and of trading markets
+    """Where no market trades and the weights of the markets that cover it add up to `least`, with their number."""
+    edges: list[tuple[int, float, int, int]] = []  # time; the change of weight, of covering and of trading markets
     for market, weight in zip(markets, weights, strict=True):
         for start, end in market.covered:
             edges += [(start, weight, 1, 0), (end, -weight, -1, 0)]
         for start, end in market.traded:
             edges += [(start, 0.0, 0, 1), (end, 0.0, 0, -1)]
     edges.sort()
-    total, vouching, trading = 0.0, 0, 0
+    total, covering, trading = 0.0, 0, 0
     for (time, weight, voices, candles), (until, *_) in pairwise(edges):
-        total, vouching, trading = total + weight, vouching + voices, trading + candles
-        if until > time and vouching and not trading and total > least - 1e-9:
-            yield Span(time, until), vouching
+        total, covering, trading = total + weight, covering + voices, trading + candles
+        if until > time and covering and not trading and total > least - 1e-9:
+            yield Span(time, until), covering
 
 
 def _runs(times: Any, timeframe: Timeframe) -> SpanSet:

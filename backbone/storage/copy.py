@@ -33,7 +33,7 @@ class Copied:
 
 
 def copy_store(source: Files, target: Files) -> Copied:
-    """Copy every candle and every claim of `source` to `target`, then prove the target.
+    """Copy every candle and all coverage of `source` to `target`, then prove the target.
 
     Raises `StoreError` where the target holds something else under one of the names (before anything is copied), or
     where the source does not stop changing.
@@ -95,7 +95,7 @@ def _copy(source: Files, target: Files, key: str, *, is_ours: bool) -> int | Non
             return None
         if held is not None and not is_ours:
             path = str(target.path(key))
-            raise StoreError(f"{path} was written by somebody else during the copy", path=path)
+            raise StoreError(f"{path} was written by another process during the copy", path=path)
         target.replace(key, blob.data)
     return len(blob.data)
 

@@ -1,8 +1,8 @@
-"""What a store vouches for, as arithmetic on time: sets of half-open spans, and the ledger built from them.
+"""What a store covers, as arithmetic on time: sets of half-open spans, and the coverage built from them.
 
 A `SpanSet` is immutable, sorted, and holds no empty, overlapping or touching spans, so two sets that mean the
-same are equal. A `Coverage` adds to the covered spans the *fresh* ones: covered, but to be asked a second time
-once they are due, since the venue may still correct its newest candles. Pure: no clock, no disk.
+same are equal. A `Coverage` adds to the covered spans the *provisional* ones: covered, but to be requested once more
+when they are due, since the venue may still correct its newest candles. Pure: no clock, no disk.
 """
 
 from __future__ import annotations
@@ -27,14 +27,9 @@ class SpanSet:
 
     __slots__ = ("_spans",)
 
-    def __init__(self, spans: Iterable[tuple[int, int]] = ()) -> None:
-        self._spans = _normal(spans)
-
-    @classmethod
-    def _trusted(cls, spans: tuple[Span, ...]) -> SpanSet:
-        made = cls.__new__(cls)
-        made._spans = spans
-        return made
+    def __init__(self, spans: Iterable[tuple[int, int]] = (), *, normal: tuple[Span, ...] | None = None) -> None:
+        """The set of `spans`; ``normal`` are spans that are known to be sorted, disjoint and not touching."""
+        self._spans = _normal(spans) if normal is None else normal
 
     @classmethod
     def of(cls, value: SpanSet | Span) -> SpanSet:
@@ -93,7 +88,7 @@ class SpanSet:
             low, high = max(held.start, start), min(held.end, end)
             if low < high:
                 kept.append(Span(low, high))
-        return SpanSet._trusted(tuple(kept))
+        return SpanSet(normal=tuple(kept))
 
     def __or__(self, other: SpanSet) -> SpanSet:
         if not other._spans:
@@ -116,7 +111,7 @@ class SpanSet:
                 i += 1
             else:
                 j += 1
-        return SpanSet._trusted(tuple(kept))
+        return SpanSet(normal=tuple(kept))
 
     def __sub__(self, other: SpanSet) -> SpanSet:
         if not self._spans or not other._spans:
@@ -133,7 +128,7 @@ class SpanSet:
                 k += 1
             if low < end:
                 kept.append(Span(low, end))
-        return SpanSet._trusted(tuple(kept))
+        return SpanSet(normal=tuple(kept))
 
     def __iter__(self) -> Iterator[Span]:
         return iter(self._spans)
@@ -188,52 +183,50 @@ class Provisional(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What is vouched for (rows or silence), and which part of it is still provisional. ``fresh`` lies in
-    ``covered``.
-    """
+    """What is covered (rows or quiet), and which part of it is still ``provisional``."""
 
     covered: SpanSet = _EMPTY
-    fresh: tuple[Provisional, ...] = ()
+    provisional: tuple[Provisional, ...] = ()
 
-    def proved(self, proof: SpanSet, fresh: tuple[Provisional, ...] = ()) -> Coverage:
-        """After a reply that proves `proof`. The newest word counts: in it, only the new `fresh` stays."""
-        kept = _outside(self.fresh, proof) + tuple(_inside(fresh, proof))
+    def proved(self, proof: SpanSet, provisional: tuple[Provisional, ...] = ()) -> Coverage:
+        """After a reply that proves `proof`. The newest reply counts: in it, only the new `provisional` stays."""
+        kept = _outside(self.provisional, proof) + tuple(_inside(provisional, proof))
         return Coverage(self.covered | proof, _joined(kept))
 
     def clip(self, span: tuple[int, int]) -> Coverage:
         """The part inside `span`."""
-        return Coverage(self.covered.clip(span), _joined(_inside(self.fresh, SpanSet((span,)))))
+        return Coverage(self.covered.clip(span), _joined(_inside(self.provisional, SpanSet((span,)))))
 
     def without(self, spans: SpanSet) -> Coverage:
         """The part outside `spans`."""
-        return Coverage(self.covered - spans, _joined(_outside(self.fresh, spans)))
+        return Coverage(self.covered - spans, _joined(_outside(self.provisional, spans)))
 
     @staticmethod
-    def joined(ledgers: Sequence[Coverage]) -> Coverage:
+    def joined(coverages: Sequence[Coverage]) -> Coverage:
         """All of them, where they speak of different spans."""
-        if len(ledgers) == 1:
-            return ledgers[0]
-        covered = SpanSet(span for ledger in ledgers for span in ledger.covered)
-        return Coverage(covered, _joined(item for ledger in ledgers for item in ledger.fresh))
+        if len(coverages) == 1:
+            return coverages[0]
+        covered = SpanSet(span for coverage in coverages for span in coverage.covered)
+        return Coverage(covered, _joined(item for coverage in coverages for item in coverage.provisional))
 
     def due(self, now_us: int) -> SpanSet:
-        """The fresh spans whose second ask is due."""
-        return SpanSet((item.start, item.end) for item in self.fresh if item.due_us <= now_us)
+        """The provisional spans whose second request is due."""
+        return SpanSet((item.start, item.end) for item in self.provisional if item.due_us <= now_us)
 
 
-def _inside(fresh: Iterable[Provisional], spans: SpanSet) -> tuple[Provisional, ...]:
-    return tuple(Provisional(a, b, item.due_us) for item in fresh for a, b in spans.clip((item.start, item.end)))
+def _inside(provisional: Iterable[Provisional], spans: SpanSet) -> tuple[Provisional, ...]:
+    return tuple(Provisional(a, b, item.due_us) for item in provisional for a, b in spans.clip((item.start, item.end)))
 
 
-def _outside(fresh: Iterable[Provisional], spans: SpanSet) -> tuple[Provisional, ...]:
+def _outside(provisional: Iterable[Provisional], spans: SpanSet) -> tuple[Provisional, ...]:
     return tuple(
-        Provisional(a, b, item.due_us) for item in fresh for a, b in SpanSet(((item.start, item.end),)) - spans
+        Provisional(a, b, item.due_us) for item in provisional for a, b in SpanSet(((item.start, item.end),)) - spans
     )
 
 
-def _joined(fresh: Iterable[Provisional]) -> tuple[Provisional, ...]:
+def _joined(provisional: Iterable[Provisional]) -> tuple[Provisional, ...]:
     kept: list[Provisional] = []
-    for item in sorted(fresh):
+    for item in sorted(provisional):
         if kept and kept[-1].end == item.start and kept[-1].due_us == item.due_us:
             kept[-1] = Provisional(kept[-1].start, item.end, item.due_us)
         else:

@@ -1,4 +1,4 @@
-"""Bytes on a local disk: whole reads, atomic replacement, one writer a series, and failures told in one way.
+"""Bytes on a local disk: whole reads, atomic replacement, one writer a series, and failures reported in one way.
 
 A key is a path below the root, with ``/``. `replace` writes a temporary file beside the data (never inside
 it, where other readers look), syncs it, renames it over the old one and syncs the folder, so a reader sees
@@ -65,7 +65,7 @@ class Files(Protocol):
     def exclusive(self, lock_key: str, timeout_s: float | None = None) -> AbstractContextManager[None]: ...
     def list(self, folder: str) -> Sequence[str]: ...
     def walk(self, folder: str) -> Iterator[str]: ...
-    def set_aside(self, key: str, now_us: int) -> Path | str: ...
+    def quarantine(self, key: str, now_us: int) -> Path | str: ...
     def remove(self, key: str) -> None: ...
     def size(self, key: str) -> int: ...
 
@@ -281,8 +281,8 @@ class LocalFiles:
             for name in sorted(names):
                 yield os.path.relpath(os.path.join(parent, name), self._root).replace(os.sep, "/")
 
-    def set_aside(self, key: str, now_us: int) -> Path:
-        """Move a file out of the data, keeping it. Call it inside `exclusive`. Returns where it went."""
+    def quarantine(self, key: str, now_us: int) -> Path:
+        """Move a file to quarantine. Call it inside `exclusive`. Returns where it went."""
         where = f"{self._root}/{QUARANTINE}/{key}.{now_us}"
         try:
             self._make_folder(os.path.dirname(where))
@@ -291,7 +291,7 @@ class LocalFiles:
             os.replace(self._full(key), where)
             _sync_folder(os.path.dirname(self._full(key)))
         except OSError as exc:
-            raise self._failed("set aside", key, exc) from exc
+            raise self._failed("quarantine", key, exc) from exc
         return Path(where)
 
     def remove(self, key: str) -> None:

@@ -1,7 +1,7 @@
 """Where things lie in a data folder: keys computed from names, never discovered; and back again, for audits.
 
 A key is a path relative to the data folder, with ``/`` on every system. ``candles/`` holds nothing but
-partitions, so that any engine can be pointed at it; coverage of silence, locks, unfinished writes and damaged
+partitions, so that any engine can be pointed at it; coverage of quiet spans, locks, unfinished writes and damaged
 files lie beside it. Names are checked here, so that no market can leave the folder.
 """
 
@@ -32,8 +32,9 @@ __all__ = [
     "parse_quiet_key",
 ]
 
-CANDLES, QUIET, LOCKS, TMP, QUARANTINE = "candles", "quiet", "locks", "tmp", "set-aside"
-TAKEN = "taken"
+CANDLES = "candles"
+QUIET, LOCKS, TMP, QUARANTINE = "_quiet", "_locks", "_tmp", "_quarantine"  # names that other engines skip
+TAKEN = "_taken"
 FILE_NAME = "candles.parquet"
 
 _MARKET = re.compile(r"[A-Z0-9]{1,32}-[A-Z0-9._]{1,64}")

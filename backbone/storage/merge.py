@@ -1,7 +1,7 @@
 """What a reply changes: pages put on top of a partition, and the record of what they changed.
 
 Inside its proof the newest page is the whole truth: stored rows there are replaced, missing ones removed. A
-difference from what was already vouched for is a revision, never a silent overwrite. Applying the same page
+difference from what was already covered is a revision, never a silent overwrite. Applying the same page
 twice changes nothing the second time, which is what lets a failed write be repeated. Pure.
 """
 
@@ -25,12 +25,12 @@ __all__ = ["Page", "merge_pages"]
 
 @dataclass(frozen=True)
 class Page:
-    """Rows, and the spans they are all of. ``fresh`` is the provisional part, ``seen_us`` when they came."""
+    """Rows, and the spans they are all of. ``seen_us`` is when they came."""
 
     id: int
     table: pa.Table
     proof: SpanSet
-    fresh: tuple[Provisional, ...]
+    provisional: tuple[Provisional, ...]
     source: str
     seen_us: int
 
@@ -49,9 +49,9 @@ class Page:
         if proof is self.proof:
             return self
         rows = self.rows_in(span)
-        fresh = tuple(Provisional(max(a, span.start), min(b, span.end), due) for a, b, due in self.fresh)
+        provisional = tuple(Provisional(max(a, span.start), min(b, span.end), due) for a, b, due in self.provisional)
         table = self.table.slice(rows.start, rows.stop - rows.start)
-        return Page(self.id, table, proof, tuple(f for f in fresh if f.start < f.end), self.source, self.seen_us)
+        return Page(self.id, table, proof, tuple(f for f in provisional if f.start < f.end), self.source, self.seen_us)
 
 
 def merge_pages(partition: Partition, pages: Sequence[Page], period: Span) -> Partition:
@@ -62,7 +62,7 @@ def merge_pages(partition: Partition, pages: Sequence[Page], period: Span) -> Pa
 
 
 def _batches(pages: Sequence[Page]) -> Iterator[Page]:
-    """Neighbouring pages that speak of different spans, as one: the cost of a merge is the partition, not the
+    """Neighbouring pages about different spans, as one: the cost of a merge is the partition, not the
     page.
     """
     batch: list[Page] = []
@@ -85,12 +85,12 @@ def _joined(batch: list[Page], proof: SpanSet) -> Page:
     times = times_of(table)
     if len(times) > 1 and not bool((times[1:] > times[:-1]).all()):
         table = table.take(np.argsort(times, kind="stable"))
-    fresh = tuple(item for page in batch for item in page.fresh)
-    return Page(batch[-1].id, table, proof, fresh, batch[0].source, max(page.seen_us for page in batch))
+    provisional = tuple(item for page in batch for item in page.provisional)
+    return Page(batch[-1].id, table, proof, provisional, batch[0].source, max(page.seen_us for page in batch))
 
 
 def _merge(partition: Partition, page: Page) -> Partition:
-    ledger = partition.ledger.proved(page.proof, page.fresh)
+    coverage = partition.coverage.proved(page.proof, page.provisional)
     pieces: list[pa.Table] = []
     revisions: list[pa.Table] = []
     at, is_changed = 0, False
@@ -104,9 +104,9 @@ def _merge(partition: Partition, page: Page) -> Partition:
         is_changed = True
         pieces += [partition.table.slice(at, low - at), new]
         at = high
-        if known := partition.ledger.covered.clip(span):
+        if known := partition.coverage.covered.clip(span):
             revisions.append(_difference(old, new, known, page))
-    if not is_changed and ledger == partition.ledger:
+    if not is_changed and coverage == partition.coverage:
         return partition
     table = partition.table
     if is_changed:
@@ -115,7 +115,7 @@ def _merge(partition: Partition, page: Page) -> Partition:
     found = partition.revisions
     if revisions:
         found = pa.concat_tables([found, *revisions]).combine_chunks()
-    return Partition(table, ledger, found)
+    return Partition(table, coverage, found)
 
 
 def _difference(old: pa.Table, new: pa.Table, known: SpanSet, page: Page) -> pa.Table:

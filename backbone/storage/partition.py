@@ -1,9 +1,9 @@
 """One partition file as bytes: plain sorted Parquet, with coverage, revisions and a seal in its footer.
 
 The footer's key-value entry ``backbone`` is one JSON text that begins with the seal: a CRC-32 over the whole
-file, computed with eight zeros in its own place. Rows and the claims about them are therefore one byte string
+file, computed with eight zeros in its own place. Rows and their coverage are therefore one byte string
 that is either whole or found out, wherever a bit flips. The seal's form is the one thing that every format
-version shares, so that a file from a newer version is told from a damaged one. Pure: bytes in, `Partition`
+version shares, so that a file from a newer version is distinguished from a damaged one. Pure: bytes in, `Partition`
 out, and back.
 """
 
@@ -32,9 +32,9 @@ __all__ = [
     "REVISION_SCHEMA",
     "TAIL_BYTES",
     "Partition",
-    "decode_ledger",
+    "decode_coverage",
     "decode_partition",
-    "encode_ledger",
+    "encode_coverage",
     "encode_partition",
     "peek_footer",
 ]
@@ -60,12 +60,12 @@ class Partition:
     """
 
     table: pa.Table
-    ledger: Coverage
+    coverage: Coverage
     revisions: pa.Table
 
     @classmethod
-    def empty(cls, ledger: Coverage | None = None) -> Partition:
-        return cls(empty_candles(), ledger or Coverage(), REVISION_SCHEMA.empty_table())
+    def empty(cls, coverage: Coverage | None = None) -> Partition:
+        return cls(empty_candles(), coverage or Coverage(), REVISION_SCHEMA.empty_table())
 
     @cached_property
     def times(self) -> Any:
@@ -88,7 +88,7 @@ class _Footer(msgspec.Struct, kw_only=True):
     period: str
     rows: int
     covered: list[tuple[int, int]]
-    fresh: list[tuple[int, int, int]]
+    provisional: list[tuple[int, int, int]] = []
     revisions: str = ""
 
 
@@ -110,8 +110,8 @@ def encode_partition(partition: Partition, series: Series, period: str) -> bytea
         timeframe=series.timeframe.directory,
         period=period,
         rows=partition.table.num_rows,
-        covered=[(a, b) for a, b in partition.ledger.covered],
-        fresh=[(a, b, due) for a, b, due in partition.ledger.fresh],
+        covered=[(a, b) for a, b in partition.coverage.covered],
+        provisional=[(a, b, due) for a, b, due in partition.coverage.provisional],
         revisions=_pack(partition.revisions),
     )
     data = bytearray(_write_parquet(partition.table, text=msgspec.json.encode(footer).decode()))
@@ -151,13 +151,13 @@ def decode_partition(data: bytes | bytearray, series: Series, period: Span, peri
         _check_format(text, path)
         footer = msgspec.json.decode(text, type=_Footer)
         revisions = _unpack(footer.revisions)
-        ledger = _ledger_of(footer.covered, footer.fresh)
+        coverage = _coverage_of(footer.covered, footer.provisional)
     except _BROKEN as exc:
         raise _corrupt(path, f"unreadable although its seal is right ({exc})") from exc
     found = (footer.exchange, footer.market, footer.timeframe, footer.period)
     if found != (series.exchange, series.market, series.timeframe.directory, period_text):
         raise _corrupt(path, f"it belongs elsewhere: {' '.join(found)}")
-    partition = Partition(table, ledger, revisions)
+    partition = Partition(table, coverage, revisions)
     if reason := _disorder(partition, footer.rows, period):
         raise _corrupt(path, reason)
     return partition
@@ -168,9 +168,9 @@ TAIL_BYTES = 64 << 10
 
 
 def peek_footer(tail: bytes) -> tuple[int, Coverage] | None:
-    """A partition's number of rows and what it claims, from its last bytes alone; its seal is not checked.
+    """A partition's number of rows and its coverage, from its last bytes alone; its seal is not checked.
 
-    None where those bytes do not tell: a long footer, damage, a newer version. The whole file has to be read then.
+    None where those bytes are not enough: a long footer, damage, a newer version. The whole file has to be read then.
     """
     start = tail.rfind(_MARK)
     end = tail.find(b',"revisions":', max(0, start))
@@ -180,7 +180,7 @@ def peek_footer(tail: bytes) -> tuple[int, Coverage] | None:
         footer = msgspec.json.decode(tail[start:end] + b"}", type=_Footer)
     except (ValueError, msgspec.MsgspecError):  # bytes that are no text, or no footer
         return None
-    return (footer.rows, _ledger_of(footer.covered, footer.fresh)) if footer.format <= FORMAT else None
+    return (footer.rows, _coverage_of(footer.covered, footer.provisional)) if footer.format <= FORMAT else None
 
 
 def _read_parquet(data: bytes | bytearray) -> tuple[pa.Table, bytes]:
@@ -236,8 +236,8 @@ def _corrupt(path: str, reason: str) -> CorruptPartitionError:
     return CorruptPartitionError(f"{path} is damaged: {reason}", path=path, reason=reason)
 
 
-def _ledger_of(covered: list[tuple[int, int]], fresh: list[tuple[int, int, int]]) -> Coverage:
-    return Coverage(SpanSet(covered), tuple(Provisional(*item) for item in fresh))
+def _coverage_of(covered: list[tuple[int, int]], provisional: list[tuple[int, int, int]]) -> Coverage:
+    return Coverage(SpanSet(covered), tuple(Provisional(*item) for item in provisional))
 
 
 def _pack(revisions: pa.Table) -> str:
@@ -267,25 +267,25 @@ class _QuietFile(msgspec.Struct, kw_only=True):
     market: str
     timeframe: str
     covered: list[tuple[int, int]]
-    fresh: list[tuple[int, int, int]]
+    provisional: list[tuple[int, int, int]] = []
 
 
-def encode_ledger(ledger: Coverage, series: Series) -> bytes:
-    """The sidecar that vouches for the silence of periods without a candle, sealed like a partition."""
+def encode_coverage(coverage: Coverage, series: Series) -> bytes:
+    """The sidecar that covers periods without a candle, sealed like a partition."""
     text = msgspec.json.encode(
         _QuietFile(
             exchange=series.exchange,
             market=series.market,
             timeframe=series.timeframe.directory,
-            covered=[(a, b) for a, b in ledger.covered],
-            fresh=[(a, b, due) for a, b, due in ledger.fresh],
+            covered=[(a, b) for a, b in coverage.covered],
+            provisional=[(a, b, due) for a, b, due in coverage.provisional],
         )
     )
     return _MARK + b"%08x" % binascii.crc32(text) + text[len(_MARK) + 8 :]
 
 
-def decode_ledger(data: bytes, series: Series, path: str) -> Coverage:
-    """The ledger of a sidecar; raises like `decode_partition`."""
+def decode_coverage(data: bytes, series: Series, path: str) -> Coverage:
+    """The coverage of a sidecar; raises like `decode_partition`."""
     start = len(_MARK)
     zeroed = data[:start] + _ZEROS + data[start + 8 :]
     if data[:start] != _MARK or data[start : start + 8] != b"%08x" % zlib.crc32(zeroed):
@@ -293,7 +293,7 @@ def decode_ledger(data: bytes, series: Series, path: str) -> Coverage:
     try:
         _check_format(data, path)
         file = msgspec.json.decode(data, type=_QuietFile)
-        ledger = _ledger_of(file.covered, file.fresh)
+        coverage = _coverage_of(file.covered, file.provisional)
     except _BROKEN as exc:
         raise _corrupt(path, f"unreadable although its seal is right ({exc})") from exc
     if (file.exchange, file.market, file.timeframe) != (
@@ -302,4 +302,4 @@ def decode_ledger(data: bytes, series: Series, path: str) -> Coverage:
         series.timeframe.directory,
     ):
         raise _corrupt(path, f"it belongs elsewhere: {file.exchange} {file.market} {file.timeframe}")
-    return ledger
+    return coverage

@@ -4,7 +4,7 @@ There is no lock that dies with its holder, so there is none: every write says w
 a *look*: the first stat or read of a key pins the state that the caller works from, and `replace` puts only if the
 object is still in that state (create-if-absent, or compare-and-swap on the etag). Whoever was overtaken gets
 `OvertakenError`, with nothing changed, and does it again from a new look. A put is atomic, so a killed writer leaves
-nothing behind, and a claim and its rows are still one object.
+nothing behind, and rows and their coverage are still one object.
 
 Outside a look, a listing of the series' folder answers `stat` for a second, and objects read lately come from a bounded
 local cache, by etag, each proven by a checksum before it is believed. Reads may thus be a second old; writes never are.
@@ -33,7 +33,7 @@ from backbone.settings import from_environment, parse_place
 from backbone.storage.coverage import Coverage
 from backbone.storage.files import Blob, Files, LocalFiles, OvertakenError, Version
 from backbone.storage.layout import CANDLES, QUARANTINE, QUIET, parse_partition_key, parse_quiet_key
-from backbone.storage.partition import Partition, encode_ledger, encode_partition
+from backbone.storage.partition import Partition, encode_coverage, encode_partition
 from backbone.timeframe import period_name
 
 __all__ = ["LocalCache", "ObjectFiles", "is_remote", "open_files", "scan_options"]
@@ -62,7 +62,7 @@ def open_files(data_dir: str, clock: Clock, *, cache_bytes: int = 4 << 30) -> Fi
 
 
 def scan_options(data_dir: str) -> dict[str, str] | None:
-    """What another engine must be told to read `data_dir` as we do (never credentials); None for a folder."""
+    """What another engine needs to read `data_dir` as we do (never credentials); None for a folder."""
     if not is_remote(data_dir):
         return None
     endpoint = _endpoint()
@@ -212,11 +212,11 @@ class ObjectFiles:
         import obstore
 
         store = self._open()
-        with self._told("use", ""):
+        with self._translated("use", ""):
             obstore.list_with_delimiter(store, prefix=CANDLES)
 
     @contextmanager
-    def _told(self, verb: str, key: str) -> Iterator[None]:
+    def _translated(self, verb: str, key: str) -> Iterator[None]:
         from obstore.exceptions import BaseError
 
         try:
@@ -258,7 +258,7 @@ class ObjectFiles:
 
         states: dict[str, _State] = {}
         store = self._open()
-        with self._told("list", folder):
+        with self._translated("list", folder):
             for batch in obstore.list(store, prefix=folder):
                 for found in batch:
                     etag = str(found["e_tag"])
@@ -283,7 +283,7 @@ class ObjectFiles:
 
         store = self._open()
         try:
-            with self._told("read", key):
+            with self._translated("read", key):
                 answer = obstore.get(store, key)
                 etag, data = str(answer.meta["e_tag"]), answer.bytes().to_bytes()
         except StoreError as exc:
@@ -308,7 +308,7 @@ class ObjectFiles:
             return cached[-size:]
         store = self._open()
         try:
-            with self._told("read", key):
+            with self._translated("read", key):
                 options: Any = {"range": {"suffix": min(size, state[1][2])}}
                 return obstore.get(store, key, options=options).bytes().to_bytes()
         except StoreError as exc:
@@ -324,7 +324,7 @@ class ObjectFiles:
             depth = len(folder) + 1
             return sorted({key[depth:].split("/")[0] for key in self._listing(folder).states})
         store = self._open()
-        with self._told("list", folder):
+        with self._translated("list", folder):
             found: Any = obstore.list_with_delimiter(store, prefix=folder)
         names = [str(path) for path in found["common_prefixes"]] + [str(item["path"]) for item in found["objects"]]
         return sorted(name.rsplit("/", 1)[-1] for name in names)
@@ -334,7 +334,7 @@ class ObjectFiles:
         import obstore
 
         store = self._open()
-        with self._told("list", folder):
+        with self._translated("list", folder):
             keys = sorted(str(found["path"]) for batch in obstore.list(store, prefix=folder) for found in batch)
         yield from keys
 
@@ -357,7 +357,7 @@ class ObjectFiles:
         mode: Any = "create" if state is None else {"e_tag": state[0]}
         content = bytes(data)
         store = self._open()
-        with self._told("write", key):
+        with self._translated("write", key):
             try:
                 done = obstore.put(store, key, content, mode=mode, use_multipart=False)
             except (AlreadyExistsError, PreconditionError, FileNotFoundError) as exc:
@@ -413,8 +413,8 @@ class ObjectFiles:
         look: _Look | None = getattr(self._looks, "now", None)
         return look
 
-    def set_aside(self, key: str, now_us: int) -> str:
-        """Copy an object out of the data and leave one there that claims nothing: removing could hit a newer one.
+    def quarantine(self, key: str, now_us: int) -> str:
+        """Copy an object out of the data and leave one there that covers nothing: removing could hit a newer one.
 
         Call it inside `exclusive`. What is not ours is removed.
         """
@@ -422,7 +422,7 @@ class ObjectFiles:
 
         target = f"{QUARANTINE}/{key}.{now_us}"
         store = self._open()
-        with self._told("set aside", key):
+        with self._translated("quarantine", key):
             obstore.copy(store, key, target)
         blank = _blank(key)
         if blank is None:
@@ -436,7 +436,7 @@ class ObjectFiles:
         import obstore
 
         store = self._open()
-        with self._told("remove", key), suppress(FileNotFoundError):
+        with self._translated("remove", key), suppress(FileNotFoundError):
             obstore.delete(store, key)
         self._remember(key, None)
 
@@ -464,13 +464,13 @@ def _folder_of(key: str) -> str:
 
 
 def _blank(key: str) -> bytes | None:
-    """An object that takes a key's place and claims nothing; None for a key that is not ours."""
+    """An object that takes a key's place and covers nothing; None for a key that is not ours."""
     place = parse_partition_key(key)
     if place is not None:
         series, period = place
         return bytes(encode_partition(Partition.empty(), series, period_name(series.timeframe, period)))
     quiet = parse_quiet_key(key)
-    return None if quiet is None else encode_ledger(Coverage(), quiet)
+    return None if quiet is None else encode_coverage(Coverage(), quiet)
 
 
 def _reason(exc: BaseException) -> str:

@@ -22,9 +22,9 @@ from backbone.storage.coverage import EVER, Coverage, SpanSet
 from backbone.storage.layout import Series, is_market_name
 from backbone.storage.partition import (
     Partition,
-    decode_ledger,
+    decode_coverage,
     decode_partition,
-    encode_ledger,
+    encode_coverage,
     encode_partition,
     peek_footer,
 )
@@ -198,7 +198,7 @@ def _sealed() -> tuple[bytes, bytes, Series, Span]:
     series, period = Series("upbit", "KRW-BTC", MINUTE), period_of(MINUTE, MAY)
     partition = Partition(minutes(0, 300, every=2), Coverage(SpanSet([span(0, 300)])), Partition.empty().revisions)
     data = bytes(encode_partition(partition, series, period_name(MINUTE, period)))
-    quiet = bytes(encode_ledger(Coverage(SpanSet([span(-9000, -5000)])), series))
+    quiet = bytes(encode_coverage(Coverage(SpanSet([span(-9000, -5000)])), series))
     return data, quiet, series, period
 
 
@@ -232,7 +232,7 @@ def fuzz_partition(data: bytes) -> None:
     peek_footer(edited[-4096:])
     sidecar = _edited(quiet, Bytes(data))
     try:
-        ledger = decode_ledger(sidecar, series, "p")
+        ledger = decode_coverage(sidecar, series, "p")
     except StoreError:
         assert sidecar != quiet
     else:
@@ -253,7 +253,7 @@ def fuzz_store(data: bytes) -> None:
         store = open_store(Path(folder))
         try:
             found = store.read("KRW-BTC", MINUTE, EVER)
-            store.claims("KRW-BTC", MINUTE, EVER)
+            store.footer_coverage("KRW-BTC", MINUTE, EVER)
         except CorruptPartitionError as exc:
             raise AssertionError("damage is survived, not raised") from exc
         except StoreError:

@@ -12,12 +12,12 @@ from backbone.errors import StoreError
 from backbone.model import CANDLE_SCHEMA, Span
 from backbone.storage.coverage import Coverage, SpanSet
 from backbone.storage.layout import Series
-from backbone.storage.partition import REVISION_SCHEMA, Partition, encode_ledger, encode_partition
+from backbone.storage.partition import REVISION_SCHEMA, Partition, encode_coverage, encode_partition
 from backbone.testing import ManualClock
 from backbone.timeframe import period_name, period_of
 from tests.storage.helpers import DAY, MAY, MINUTE, candles, minutes, open_store, span
 from tests.storage.test_partition import reseal
-from tests.storage.test_store import BTC, ETH, EVER, partitions_in, spoil
+from tests.storage.test_store import BTC, ETH, EVER, corrupt, partitions_in
 
 SERIES = Series("upbit", BTC, MINUTE)
 PERIOD = period_of(MINUTE, MAY)
@@ -84,12 +84,12 @@ def test_verify_finds_rows_that_break_a_rule(tmp_path: Path, table: pa.Table, ki
     assert (problem.market, problem.timeframe, problem.path, problem.kind) == (BTC, "1m", str(path), kind)
     assert problem.detail
     store = open_store(tmp_path)
-    (mended,) = store.repair()
-    assert mended.kind == kind
-    assert "moved to" in mended.detail
+    (repaired,) = store.repair()
+    assert repaired.kind == kind
+    assert "moved to" in repaired.detail
     assert open_store(tmp_path).verify() == []
     assert store.coverage(BTC, MINUTE, EVER) == SpanSet()
-    assert [incident.kind for incident in store.incidents()] == ["set-aside"]
+    assert [incident.kind for incident in store.incidents()] == ["quarantined"]
 
 
 def test_verify_takes_a_turnover_that_was_never_known(tmp_path: Path) -> None:
@@ -105,11 +105,11 @@ def test_verify_finds_rows_outside_what_the_file_vouches_for(tmp_path: Path) -> 
 
 
 def test_verify_finds_every_damaged_file_and_changes_nothing(tmp_path: Path) -> None:
-    """Auditing is reading: the damage is told each time, until somebody repairs."""
+    """Auditing is reading: the damage is reported each time, until somebody repairs."""
     fill(tmp_path)
-    paths = [*partitions_in(tmp_path), *(tmp_path / "quiet").rglob("*.json")]
+    paths = [*partitions_in(tmp_path), *(tmp_path / "_quiet").rglob("*.json")]
     for path in paths:
-        spoil(path)
+        corrupt(path)
     store = open_store(tmp_path)
     for _ in range(2):
         assert sorted(p.path for p in store.verify()) == sorted(map(str, paths))
@@ -118,7 +118,7 @@ def test_verify_finds_every_damaged_file_and_changes_nothing(tmp_path: Path) -> 
     assert len(store.verify(ETH, DAY)) == 1
     assert len(store.repair()) == len(paths)
     assert store.verify() == []
-    assert len([path for path in (tmp_path / "set-aside").rglob("*") if path.is_file()]) == len(paths)
+    assert len([path for path in (tmp_path / "_quarantine").rglob("*") if path.is_file()]) == len(paths)
 
 
 def test_foreign_file_among_the_partitions_is_told_and_set_aside(tmp_path: Path) -> None:
@@ -126,23 +126,23 @@ def test_foreign_file_among_the_partitions_is_told_and_set_aside(tmp_path: Path)
     fill(tmp_path)
     copy = partitions_in(tmp_path)[0].with_name("candles (conflicted copy).parquet")
     copy.write_bytes(partitions_in(tmp_path)[0].read_bytes())
-    (tmp_path / "quiet" / "notes.txt").write_text("hello")
-    (tmp_path / "quiet" / "exchange=upbit" / "notes.txt").write_text("hello")
+    (tmp_path / "_quiet" / "notes.txt").write_text("hello")
+    (tmp_path / "_quiet" / "exchange=upbit" / "notes.txt").write_text("hello")
     store = open_store(tmp_path)
     problems = store.verify()
     assert {problem.kind for problem in problems} == {"foreign"}
     assert str(copy) in {problem.path for problem in problems}
     store.repair()
     assert store.verify() == []
-    assert len(list((tmp_path / "set-aside").rglob("candles (conflicted copy).parquet*"))) == 1
+    assert len(list((tmp_path / "_quarantine").rglob("candles (conflicted copy).parquet*"))) == 1
 
 
 def test_unfinished_write_is_told_and_removed_unless_somebody_is_at_it(tmp_path: Path) -> None:
     """What a killed writer left is garbage; what a living one is writing is not."""
     fill(tmp_path)
-    left = tmp_path / "tmp" / (SERIES.key(PERIOD).replace("/", "+") + ".4711-0")
+    left = tmp_path / "_tmp" / (SERIES.key(PERIOD).replace("/", "+") + ".4711-0")
     left.write_bytes(b"PAR1half")
-    quiet = tmp_path / "tmp" / (SERIES.quiet_key.replace("/", "+") + ".4711-1")
+    quiet = tmp_path / "_tmp" / (SERIES.quiet_key.replace("/", "+") + ".4711-1")
     quiet.write_bytes(b"{")
     store = open_store(tmp_path)
     assert [problem.kind for problem in store.verify()] == ["leftover", "leftover"]
@@ -176,8 +176,8 @@ def test_repair_lets_no_stale_silence_speak_for_a_file_set_aside(tmp_path: Path)
     """The span of a partition that repair moved is unknown, whatever an old sidecar says of it."""
     fill(tmp_path)
     sidecar = tmp_path / SERIES.quiet_key
-    sidecar.write_bytes(encode_ledger(Coverage(SpanSet([Span(0, PERIOD.end)])), SERIES))
-    spoil(tmp_path / SERIES.key(PERIOD))
+    sidecar.write_bytes(encode_coverage(Coverage(SpanSet([Span(0, PERIOD.end)])), SERIES))
+    corrupt(tmp_path / SERIES.key(PERIOD))
     store = open_store(tmp_path)
     store.repair()
     assert store.coverage(BTC, MINUTE, EVER) == SpanSet([Span(0, MAY)])

@@ -24,7 +24,7 @@ slots = st.sets(st.integers(0, 25))
 def test_stretches_give_every_slot_its_state(
     traded: set[int], silent: set[int], edges: tuple[int, int], off: int
 ) -> None:
-    """Each candle slot of the span is in exactly one stretch, of the right state, and states alternate."""
+    """Each candle slot of the span is in exactly one interval, of the right state, and states alternate."""
     window = Span(*sorted(MAY + n * MINUTE_US - off for n in edges))
     inside = [n for n in range(-1, 26) if window.start <= MAY + n * MINUTE_US < window.end]
     times = np.array([MAY + n * MINUTE_US for n in sorted(traded) if n in inside], dtype=np.int64)
@@ -82,24 +82,24 @@ def test_outage_of_half_the_day_is_not_taken_for_thinness() -> None:
 
 
 def test_outage_counts_only_markets_that_were_asked() -> None:
-    """Where too few markets vouch for the silence, it is not called an outage."""
+    """Where too few markets cover the pause, it is not called an outage."""
     outage = set(range(1490, 1510))
-    heard = [market(outage, 0, 1500), market(outage, 0, 3000)]
-    assert outages(heard, MINUTE) == [Outage(*span(1490, 1500), 10, 2)]
+    received = [market(outage, 0, 1500), market(outage, 0, 3000)]
+    assert outages(received, MINUTE) == [Outage(*span(1490, 1500), 10, 2)]
 
 
 @given(st.lists(st.tuples(slots, slots), max_size=8))
 def test_outages_agree_with_a_slot_by_slot_count(worlds: list[tuple[set[int], set[int]]]) -> None:
-    """Each slot is in an outage exactly if nobody trades and the chance of that is below one in a million."""
+    """Each slot is in an outage exactly if no market trades and the chance of that is below one in a million."""
     anybody = {n for traded, _ in worlds for n in traded}
-    heard, evidence = [], [0.0] * 26
+    received, evidence = [], [0.0] * 26
     for traded, silent in worlds:
         times = np.array([MAY + n * MINUTE_US for n in sorted(traded)], dtype=np.int64)
-        heard.append((times, SpanSet(span(n, n + 1) for n in traded | silent)))
+        received.append((times, SpanSet(span(n, n + 1) for n in traded | silent)))
         share = (len(traded) + 1) / (len((traded | silent) & anybody) + 2)
         for n in traded | silent if traded else ():
             evidence[n] -= math.log10(1 - min(0.999, share))
-    found = outages(heard, MINUTE)
+    found = outages(received, MINUTE)
     expected = {n for n in range(26) if evidence[n] > 6 - 1e-9 and n not in anybody}
     assert {(t - MAY) // MINUTE_US for one in found for t in range(one.start, one.end, MINUTE_US)} == expected
     assert all(a.end < b.start for a, b in pairwise(found))

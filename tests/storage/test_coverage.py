@@ -79,23 +79,23 @@ def provisional(fresh: object, proof: SpanSet) -> tuple[Provisional, ...]:
 
 
 @given(replies, spans, st.integers(0, 10))
-def test_ledger_agrees_with_a_map_of_instants(told: list[object], window: Span, now: int) -> None:
+def test_coverage_agrees_with_a_map_of_instants(reported: list[object], window: Span, now: int) -> None:
     """Coverage only grows, and the newest reply decides alone what of its span is provisional."""
-    ledger, due_at = Coverage(), dict[int, int]()
+    coverage, due_at = Coverage(), dict[int, int]()
     covered = set[int]()
-    for proof_span, fresh in told:  # type: ignore[misc]
+    for proof_span, fresh in reported:  # type: ignore[misc]
         proof = SpanSet([proof_span])
-        ledger = ledger.proved(proof, provisional(fresh, proof))
+        coverage = coverage.proved(proof, provisional(fresh, proof))
         covered |= instants(proof)
         due_at = {i: due for i, due in due_at.items() if i not in instants(proof)}
         due_at |= {i: item.due_us for item in provisional(fresh, proof) for i in range(item.start, item.end)}
     inside = set(range(*window))
-    assert instants(ledger.covered) == covered
-    assert instants(ledger.due(now)) == {i for i, due in due_at.items() if due <= now}
-    assert instants(ledger.clip(window).covered) == covered & inside
-    assert instants(ledger.clip(window).due(now)) == instants(ledger.due(now)) & inside
-    rest = ledger.without(SpanSet([window]))
+    assert instants(coverage.covered) == covered
+    assert instants(coverage.due(now)) == {i for i, due in due_at.items() if due <= now}
+    assert instants(coverage.clip(window).covered) == covered & inside
+    assert instants(coverage.clip(window).due(now)) == instants(coverage.due(now)) & inside
+    rest = coverage.without(SpanSet([window]))
     assert instants(rest.covered) == covered - inside
-    assert instants(rest.due(now)) == instants(ledger.due(now)) - inside
-    parts = [ledger.clip((0, 11)), ledger.clip((11, 12)), ledger.clip((12, 40))]
-    assert Coverage.joined(parts) == ledger
+    assert instants(rest.due(now)) == instants(coverage.due(now)) - inside
+    parts = [coverage.clip((0, 11)), coverage.clip((11, 12)), coverage.clip((12, 40))]
+    assert Coverage.joined(parts) == coverage

@@ -17,7 +17,7 @@ from backbone.storage.files import LocalFiles
 from backbone.testing import ManualClock
 
 KEY = "candles/a/b.parquet"
-LOCK = "locks/a.lock"
+LOCK = "_locks/a.lock"
 
 
 def local(root: Path, **options: float) -> LocalFiles:
@@ -102,20 +102,20 @@ def test_write_that_fails_at_any_step_is_one_error_and_leaves_the_old_file(
     assert (tmp_path / target).read_bytes() == b"new"
 
 
-@pytest.mark.parametrize("call", ["stat", "read", "list", "remove", "set_aside"])
+@pytest.mark.parametrize("call", ["stat", "read", "list", "remove", "quarantine"])
 def test_failure_of_any_call_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    """A disk that refuses is told in the error tree, with the path."""
+    """A disk that refuses is reported in the error tree, with the path."""
     files = local(tmp_path)
     files.replace(KEY, b"x")
 
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    patched = {"stat": "stat", "read": "fstat", "list": "listdir", "remove": "unlink", "set_aside": "replace"}[call]
+    patched = {"stat": "stat", "read": "fstat", "list": "listdir", "remove": "unlink", "quarantine": "replace"}[call]
     with monkeypatch.context() as patch:
         patch.setattr(module.os, patched, fail)
         with pytest.raises(StoreError, match="Input/output error") as caught:
-            getattr(files, call)(KEY, *([7] if call == "set_aside" else []))
+            getattr(files, call)(KEY, *([7] if call == "quarantine" else []))
     assert str(caught.value.path) == str(tmp_path / KEY)
 
 
@@ -167,12 +167,12 @@ def test_folder_below_the_root_that_was_deleted_is_made_again(tmp_path: Path) ->
 
 
 def test_set_aside_keeps_every_file_it_moves(tmp_path: Path) -> None:
-    """Two files set aside from one place in one instant are both kept."""
+    """Two files quarantined from one place in one instant are both kept."""
     files = local(tmp_path)
     for content in (b"one", b"two"):
         files.replace(KEY, content)
-        files.set_aside(KEY, 7)
-    assert sorted(path.read_bytes() for path in (tmp_path / "set-aside").rglob("b.parquet*")) == [b"one", b"two"]
+        files.quarantine(KEY, 7)
+    assert sorted(path.read_bytes() for path in (tmp_path / "_quarantine").rglob("b.parquet*")) == [b"one", b"two"]
     assert files.stat(KEY) is None
 
 
@@ -180,7 +180,7 @@ def test_set_aside_keeps_every_file_it_moves(tmp_path: Path) -> None:
 
 
 def test_lock_is_taken_again_by_its_own_thread_and_by_no_other(tmp_path: Path) -> None:
-    """The holder may nest; another thread waits until the deadline and is told."""
+    """The holder may nest; another thread waits until the deadline and gets an error."""
     files = local(tmp_path, lock_timeout_s=0.05)
     refused: list[StoreBusyError] = []
 
@@ -229,7 +229,7 @@ def test_lock_held_by_another_process_times_out_and_is_free_once_that_dies(tmp_p
 
 def test_lock_in_a_folder_that_refuses_is_a_store_error(tmp_path: Path) -> None:
     """Where no lock can be made, the error names the lock's path."""
-    (tmp_path / "locks").write_text("in the way")
+    (tmp_path / "_locks").write_text("in the way")
     with pytest.raises(StoreError, match="cannot lock"), local(tmp_path).exclusive(LOCK):
         pass
 

@@ -70,7 +70,7 @@ def test_period_name_of_another_timeframe_is_none(name: str) -> None:
         "candles/exchange=upbit/market=KRW-BTC/timeframe=minute2/period=month-2024-05/candles.parquet",
         "candles/exchange=upbit/market=KRW-BTC/timeframe=minute1/candles.parquet",
         "candles/market=KRW-BTC/exchange=upbit/timeframe=minute1/period=month-2024-05/candles.parquet",
-        "quiet/exchange=upbit/market=KRW-BTC/timeframe=minute1/period=month-2024-05/candles.parquet",
+        "_quiet/exchange=upbit/market=KRW-BTC/timeframe=minute1/period=month-2024-05/candles.parquet",
     ],
 )
 def test_foreign_key_is_no_partition(key: str) -> None:

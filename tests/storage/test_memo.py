@@ -72,7 +72,7 @@ def test_memo_touches_no_disk_until_used(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners or modes here")
 @pytest.mark.parametrize("mode", [0o777, 0o755, 0o700])
 def test_memo_folder_is_private_to_the_user(tmp_path: Path, mode: int) -> None:
-    """What is unpickled is in a folder that nobody else can write to or look into."""
+    """What is unpickled is in a folder that no other user can write to or look into."""
     folder = tmp_path / "memo"
     folder.mkdir()
     folder.chmod(mode)

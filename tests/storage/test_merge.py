@@ -31,11 +31,11 @@ def pages(draw: st.DrawFn) -> Page:
 Row = tuple[float, ...] | None
 
 
-def replay(told: list[Page]) -> tuple[dict[int, Row], list[tuple[int, Row, Row, str]]]:
+def replay(reported: list[Page]) -> tuple[dict[int, Row], list[tuple[int, Row, Row, str]]]:
     """What the same pages leave in a dictionary of open → row (None for silence), and the revisions."""
     held: dict[int, Row] = {}
     revised = []
-    for page in told:
+    for page in reported:
         rows = rows_of(page.table)
         for a, b in page.proof.clip(PERIOD):
             for open_us in range(a, b, MINUTE_US):
@@ -56,34 +56,34 @@ def revisions_of(partition: Partition) -> list[tuple[int, Row, Row, str]]:
 
 
 @given(st.lists(pages(), max_size=6))
-def test_merged_pages_agree_with_one_candle_at_a_time(told: list[Page]) -> None:
+def test_merged_pages_agree_with_one_candle_at_a_time(reported: list[Page]) -> None:
     """Rows, coverage and revisions are those of a plain dictionary, however pages overlap."""
-    held, revised = replay(told)
-    found = merge_pages(Partition.empty(), told, PERIOD)
+    held, revised = replay(reported)
+    found = merge_pages(Partition.empty(), reported, PERIOD)
     assert rows_of(found.table) == {time: row for time, row in held.items() if row is not None}
     assert list(rows_of(found.table)) == sorted(rows_of(found.table))
-    assert found.ledger.covered == SpanSet((time, time + MINUTE_US) for time in held)
+    assert found.coverage.covered == SpanSet((time, time + MINUTE_US) for time in held)
     assert sorted(revisions_of(found), key=repr) == sorted(revised, key=repr)
     assert all(found.table.column(i).num_chunks <= 1 for i in range(7))
 
 
 @given(st.lists(pages(), max_size=6))
-def test_merged_pages_one_by_one_are_those_merged_at_once(told: list[Page]) -> None:
+def test_merged_pages_one_by_one_are_those_merged_at_once(reported: list[Page]) -> None:
     """Batching neighbours is an optimisation and nothing else."""
-    at_once = merge_pages(Partition.empty(), told, PERIOD)
+    at_once = merge_pages(Partition.empty(), reported, PERIOD)
     one_by_one = Partition.empty()
-    for page in told:
+    for page in reported:
         one_by_one = merge_pages(one_by_one, [page], PERIOD)
     assert at_once.table.equals(one_by_one.table)
-    assert at_once.ledger == one_by_one.ledger
+    assert at_once.coverage == one_by_one.coverage
     assert sorted(revisions_of(at_once), key=repr) == sorted(revisions_of(one_by_one), key=repr)
 
 
 @given(st.lists(pages(), min_size=1, max_size=4))
-def test_page_merged_again_changes_nothing(told: list[Page]) -> None:
+def test_page_merged_again_changes_nothing(reported: list[Page]) -> None:
     """Repeating the newest page, as a retried write does, gives the same object back."""
-    found = merge_pages(Partition.empty(), told, PERIOD)
-    assert merge_pages(found, [told[-1]], PERIOD) is found
+    found = merge_pages(Partition.empty(), reported, PERIOD)
+    assert merge_pages(found, [reported[-1]], PERIOD) is found
 
 
 def test_page_of_another_period_changes_nothing() -> None:

@@ -20,9 +20,9 @@ from backbone.storage.layout import Series
 from backbone.storage.merge import Page, merge_pages
 from backbone.storage.partition import (
     Partition,
-    decode_ledger,
+    decode_coverage,
     decode_partition,
-    encode_ledger,
+    encode_coverage,
     encode_partition,
 )
 from backbone.timeframe import period_name, period_of
@@ -39,8 +39,8 @@ def decode(data: bytes | bytearray, series: Series = SERIES, name: str = NAME) -
 
 def partition_with_everything() -> Partition:
     """Rows, holes, provisional spans and revisions."""
-    ledger = Coverage(SpanSet([span(0, 40), span(50, 60)]), (Provisional(*span(55, 60), 7),))
-    held = Partition(minutes(0, 40, every=3), ledger, codec.REVISION_SCHEMA.empty_table())
+    coverage = Coverage(SpanSet([span(0, 40), span(50, 60)]), (Provisional(*span(55, 60), 7),))
+    held = Partition(minutes(0, 40, every=3), coverage, codec.REVISION_SCHEMA.empty_table())
     page = Page(1, minutes(3, 12, 5, every=2), SpanSet([span(3, 12)]), (), "rest", MAY)
     return merge_pages(held, [page], PERIOD)
 
@@ -61,18 +61,18 @@ def test_partition_read_back_is_what_was_written() -> None:
     found = decode(WHOLE)
     assert found.table.equals(written.table)
     assert found.table.schema == CANDLE_SCHEMA
-    assert found.ledger == written.ledger
+    assert found.coverage == written.coverage
     assert found.revisions.equals(written.revisions)
     assert found.revisions.num_rows == 6
 
 
 def test_partition_without_rows_keeps_its_coverage() -> None:
-    """A file of silence vouches for it."""
+    """A file of a quiet span covers it."""
     empty = Partition.empty(Coverage(SpanSet([span(0, 9)])))
     found = decode(encode_partition(empty, SERIES, NAME))
     assert found.table.num_rows == 0
     assert found.table.schema == CANDLE_SCHEMA
-    assert found.ledger == empty.ledger
+    assert found.coverage == empty.coverage
 
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=6, max_size=6))
@@ -186,8 +186,8 @@ def test_partition_copied_to_another_place_is_damaged(series: Series, name: str)
 
 
 def sealed(table: pa.Table) -> bytearray:
-    ledger = Coverage(SpanSet([PERIOD]))
-    return encode_partition(Partition(table, ledger, codec.REVISION_SCHEMA.empty_table()), SERIES, NAME)
+    coverage = Coverage(SpanSet([PERIOD]))
+    return encode_partition(Partition(table, coverage, codec.REVISION_SCHEMA.empty_table()), SERIES, NAME)
 
 
 @pytest.mark.parametrize(
@@ -207,22 +207,22 @@ def test_partition_sealed_over_wrong_rows_is_damaged(table: pa.Table, reason: st
 
 def test_ledger_read_back_is_what_was_written() -> None:
     """The sidecar of silence survives the round trip, and no changed byte or cut of it does."""
-    ledger = Coverage(SpanSet([Span(0, MAY), span(5, 9)]), (Provisional(*span(5, 7), 3),))
-    data = encode_ledger(ledger, SERIES)
-    assert decode_ledger(data, SERIES, "p") == ledger
+    coverage = Coverage(SpanSet([Span(0, MAY), span(5, 9)]), (Provisional(*span(5, 7), 3),))
+    data = encode_coverage(coverage, SERIES)
+    assert decode_coverage(data, SERIES, "p") == coverage
     for at in range(len(data)):
         damaged = bytearray(data)
         damaged[at] ^= 4
         with pytest.raises(CorruptPartitionError):
-            decode_ledger(bytes(damaged), SERIES, "p")
+            decode_coverage(bytes(damaged), SERIES, "p")
         with pytest.raises(CorruptPartitionError):
-            decode_ledger(data[:at], SERIES, "p")
+            decode_coverage(data[:at], SERIES, "p")
     with pytest.raises(CorruptPartitionError, match="belongs elsewhere"):
-        decode_ledger(data, Series("upbit", "KRW-ETH", MINUTE), "p")
+        decode_coverage(data, Series("upbit", "KRW-ETH", MINUTE), "p")
 
 
-def test_ledger_of_a_newer_version_asks_for_an_upgrade() -> None:
-    """The sidecar's format is told apart as the partition's is."""
-    data = encode_ledger(Coverage(), SERIES).replace(b'"format":1', b'"format":9')
+def test_coverage_of_a_newer_version_asks_for_an_upgrade() -> None:
+    """The sidecar's format is distinguished as the partition's is."""
+    data = encode_coverage(Coverage(), SERIES).replace(b'"format":1', b'"format":9')
     with pytest.raises(StoreError, match="upgrade"):
-        decode_ledger(reseal(data), SERIES, "p")
+        decode_coverage(reseal(data), SERIES, "p")

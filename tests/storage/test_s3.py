@@ -99,7 +99,7 @@ def test_store_reads_back_what_another_process_wrote(place: str, tmp_path: Path)
 
 
 def test_store_quiet_spans_cross_too(place: str, tmp_path: Path) -> None:
-    """A span in which nobody traded is known on the other host, and no partition is made for it."""
+    """A span without trades is known on the other host, and no partition is made for it."""
     one, two = open_store(place, tmp_path, "a"), open_store(place, tmp_path, "b")
     one.put("KRW-BTC", MINUTE, minutes(0, 0), span(0, 5000), now_us=MAY)
     one.flush()
@@ -132,9 +132,9 @@ def test_damaged_object_is_set_aside_and_its_span_unknown(place: str, tmp_path: 
     assert [problem.kind for problem in two.verify()] == ["damaged"]
     found = two.read("KRW-BTC", MINUTE, span(0, 100))
     assert (found.table.num_rows, len(found.covered)) == (0, 0)
-    assert [incident.kind for incident in two.incidents()] == ["set-aside"]
+    assert [incident.kind for incident in two.incidents()] == ["quarantined"]
     assert two.verify() == []
-    assert len(list(files.walk("set-aside"))) == 1
+    assert len(list(files.walk("_quarantine"))) == 1
     put(two, 0, 100)
     two.flush()
     assert opens(open_store(place, tmp_path, "c").read("KRW-BTC", MINUTE, span(0, 100)).table) == opens(minutes(0, 100))
@@ -169,7 +169,7 @@ def test_cache_answers_reads_and_is_bounded(place: str, tmp_path: Path) -> None:
 
 
 def test_cache_that_was_damaged_is_not_believed(tmp_path: Path) -> None:
-    """A flipped bit on the local disk is a miss, so that no good object is set aside for it."""
+    """A flipped bit on the local disk is a miss, so that no good object is quarantined for it."""
     cache = LocalCache(tmp_path, 1 << 20)
     cache.put("k", "e", b"hello")
     (path,) = tmp_path.iterdir()
@@ -265,7 +265,7 @@ def test_bucket_that_is_not_there_is_one_error(place: str) -> None:
 
 
 def test_endpoint_that_does_not_answer_is_one_error(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody at the endpoint is one error within seconds."""
+    """No server at the endpoint is one error within seconds."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match="does not answer"):
         open_files(f"s3://{BUCKET}/x", SystemClock())

@@ -1,4 +1,4 @@
-"""The store: what it holds, what it vouches for, and when that is on disk."""
+"""The store: what it holds, what it covers, and when that is on disk."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def partitions_in(root: Path) -> list[Path]:
     return sorted(root.glob("candles/**/*.parquet"))
 
 
-def spoil(path: Path, at: int = 50) -> None:
+def corrupt(path: Path, at: int = 50) -> None:
     """Flip a bit of a file, as a failing disk would."""
     data = bytearray(path.read_bytes())
     data[at] ^= 1
@@ -124,7 +124,7 @@ def test_silence_inside_a_period_with_rows_is_kept_with_them(tmp_path: Path) -> 
     store.put(BTC, MINUTE, minutes(0, 10, every=4), span(0, 10), now_us=MAY)
     store.put(BTC, MINUTE, minutes(0, 0), span(10, 500), now_us=MAY)
     store.flush()
-    assert [name for name in files_in(tmp_path) if name.startswith("quiet")] == []
+    assert [name for name in files_in(tmp_path) if name.startswith("_quiet")] == []
     assert open_store(tmp_path).coverage(BTC, MINUTE, EVER) == SpanSet([span(0, 500)])
 
 
@@ -142,7 +142,7 @@ def test_page_across_periods_lands_in_each(tmp_path: Path) -> None:
 
 
 def test_coverage_of_ragged_spans_counts_candle_opens_only(tmp_path: Path) -> None:
-    """Proofs that leave out no candle open join, and a span's ends between opens are nobody's gap."""
+    """Proofs that leave out no candle open join, and a span's ends between opens are no gap."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 5), Span(MAY - 7, MAY + 5 * MINUTE_US - 30), now_us=MAY)
     store.put(BTC, MINUTE, minutes(5, 9), Span(MAY + 5 * MINUTE_US - 11, MAY + 9 * MINUTE_US), now_us=MAY)
@@ -237,7 +237,7 @@ def test_page_that_contradicts_itself_is_refused_whole(tmp_path: Path, table: An
 
 
 def test_second_ask_that_differs_is_a_revision_and_the_newest_is_given(tmp_path: Path) -> None:
-    """A restated candle replaces the old one, and what it was is told."""
+    """A restated candle replaces the old one, and what it was is reported."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
     store.flush()
@@ -245,12 +245,12 @@ def test_second_ask_that_differs_is_a_revision_and_the_newest_is_given(tmp_path:
     for which in (store, store, open_store(tmp_path)):
         if which is not store:
             store.flush()
-        told = which.revisions(BTC, MINUTE)
-        assert told["time"].cast("int64").to_pylist() == [MAY + n * MINUTE_US for n in (3, 4, 5)]
-        assert told["old_close"].to_pylist() == minutes(3, 6)["close"].to_pylist()
-        assert told["new_close"].to_pylist() == [*minutes(3, 5, 1)["close"].to_pylist(), None]
-        assert set(told["seen"].cast("int64").to_pylist()) == {MAY + 5}
-        assert set(told["market"].to_pylist()) == {BTC}
+        reported = which.revisions(BTC, MINUTE)
+        assert reported["time"].cast("int64").to_pylist() == [MAY + n * MINUTE_US for n in (3, 4, 5)]
+        assert reported["old_close"].to_pylist() == minutes(3, 6)["close"].to_pylist()
+        assert reported["new_close"].to_pylist() == [*minutes(3, 5, 1)["close"].to_pylist(), None]
+        assert set(reported["seen"].cast("int64").to_pylist()) == {MAY + 5}
+        assert set(reported["market"].to_pylist()) == {BTC}
         rows = rows_of(which.read(BTC, MINUTE, span(0, 9)).table)
         assert rows == rows_of(minutes(0, 3)) | rows_of(minutes(3, 5, 1)) | rows_of(minutes(6, 9))
     assert open_store(tmp_path).revisions().num_rows == 3
@@ -265,21 +265,21 @@ def test_first_ask_is_no_revision(tmp_path: Path) -> None:
 
 
 def test_candle_in_what_was_quiet_is_a_revision(tmp_path: Path) -> None:
-    """A candle that comes late, into silence already vouched for, is recorded even where no file was."""
+    """A candle that comes late, into silence already covered, is recorded even where no file was."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 0), Span(0, MAY + 9 * MINUTE_US), now_us=MAY)
     store.flush()
     store.put(BTC, MINUTE, minutes(2, 3), span(0, 9), now_us=MAY + 1)
     store.flush()
-    told = open_store(tmp_path).revisions(BTC)
-    assert told["old_open"].to_pylist() == [None]
-    assert told["new_open"].to_pylist() == minutes(2, 3)["open"].to_pylist()
+    reported = open_store(tmp_path).revisions(BTC)
+    assert reported["old_open"].to_pylist() == [None]
+    assert reported["new_open"].to_pylist() == minutes(2, 3)["open"].to_pylist()
 
 
-def test_fresh_span_is_due_once_and_then_no_more(tmp_path: Path) -> None:
+def test_provisional_span_is_due_once_and_then_no_more(tmp_path: Path) -> None:
     """The newest candles are held provisionally until a second ask has confirmed them."""
     store = open_store(tmp_path)
-    store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), fresh=(span(7, 99), MAY + 100), now_us=MAY)
+    store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), provisional=(span(7, 99), MAY + 100), now_us=MAY)
     for which in (store, open_store(tmp_path)):
         assert which.due(BTC, MINUTE, EVER, MAY + 99) == SpanSet()
         assert which.due(BTC, MINUTE, EVER, MAY + 100) == SpanSet([span(7, 9)])
@@ -292,10 +292,10 @@ def test_fresh_span_is_due_once_and_then_no_more(tmp_path: Path) -> None:
     assert open_store(tmp_path).due(BTC, MINUTE, EVER, MAY + 300) == SpanSet()
 
 
-def test_fresh_silence_is_due_too(tmp_path: Path) -> None:
+def test_provisional_quiet_is_due_too(tmp_path: Path) -> None:
     """Provisional silence in a period without rows survives in the sidecar."""
     store = open_store(tmp_path)
-    store.put(BTC, MINUTE, minutes(0, 0), span(0, 9), fresh=(span(5, 9), MAY + 1), now_us=MAY)
+    store.put(BTC, MINUTE, minutes(0, 0), span(0, 9), provisional=(span(5, 9), MAY + 1), now_us=MAY)
     store.flush()
     assert open_store(tmp_path).due(BTC, MINUTE, EVER, MAY + 1) == SpanSet([span(5, 9)])
 
@@ -475,7 +475,7 @@ def test_damaged_partition_is_set_aside_told_once_and_unknown_again(
     store.put(BTC, MINUTE, minutes(june - 50, june + 50), span(june - 50, june + 50), now_us=MAY)
     store.flush()
     damaged = partitions_in(tmp_path)[0]
-    spoil(damaged)
+    corrupt(damaged)
     spoilt = damaged.read_bytes()
     again = open_store(tmp_path)
     with caplog.at_level(logging.WARNING):
@@ -484,10 +484,10 @@ def test_damaged_partition_is_set_aside_told_once_and_unknown_again(
             assert opens(found.table) == opens(minutes(june, june + 50))
             assert found.covered == SpanSet([span(june, june + 50)])
     assert not damaged.exists()
-    kept = [path for path in (tmp_path / "set-aside").rglob("*") if path.is_file()]
+    kept = [path for path in (tmp_path / "_quarantine").rglob("*") if path.is_file()]
     assert [path.read_bytes() for path in kept] == [spoilt]
     (incident,) = again.incidents()
-    assert (incident.kind, incident.path) == ("set-aside", str(damaged))
+    assert (incident.kind, incident.path) == ("quarantined", str(damaged))
     assert [str(damaged) in record.getMessage() for record in caplog.records] == [True]
     again.put(BTC, MINUTE, minutes(june - 50, june), span(june - 50, june), now_us=MAY)
     again.flush()
@@ -504,30 +504,30 @@ def test_cut_empty_or_foreign_partition_is_set_aside_by_coverage_alone(tmp_path:
     partitions_in(tmp_path)[0].write_bytes(content)
     again = open_store(tmp_path)
     assert again.coverage(BTC, MINUTE, EVER) == SpanSet()
-    assert [incident.kind for incident in again.incidents()] == ["set-aside"]
+    assert [incident.kind for incident in again.incidents()] == ["quarantined"]
     assert partitions_in(tmp_path) == []
 
 
 def test_partition_damaged_under_a_running_store_is_found_at_the_next_write(tmp_path: Path) -> None:
-    """New pages do not bury damage: the file is set aside first, and its old span is unknown."""
+    """New pages do not bury damage: the file is quarantined first, and its old span is unknown."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
     store.flush()
-    spoil(partitions_in(tmp_path)[0])
+    corrupt(partitions_in(tmp_path)[0])
     store.put(BTC, MINUTE, minutes(9, 12), span(9, 12), now_us=MAY)
     store.flush()
     assert open_store(tmp_path).coverage(BTC, MINUTE, EVER) == SpanSet([span(9, 12)])
-    assert [incident.kind for incident in store.incidents()] == ["set-aside"]
+    assert [incident.kind for incident in store.incidents()] == ["quarantined"]
 
 
 def test_damaged_sidecar_is_set_aside_and_its_silence_unknown(tmp_path: Path) -> None:
-    """Silence is vouched for by bytes that are checked like any others."""
+    """Silence is covered by bytes that are checked like any others."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 0), Span(0, MAY), now_us=MAY)
     store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
     store.flush()
-    (sidecar,) = (tmp_path / "quiet").rglob("*.json")
-    spoil(sidecar)
+    (sidecar,) = (tmp_path / "_quiet").rglob("*.json")
+    corrupt(sidecar)
     again = open_store(tmp_path)
     assert again.coverage(BTC, MINUTE, EVER) == SpanSet([span(0, 9)])
     assert not sidecar.exists()
@@ -538,13 +538,13 @@ def test_stale_sidecar_does_not_speak_for_a_damaged_partition(tmp_path: Path) ->
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 0), Span(0, MAY + 50 * MINUTE_US), now_us=MAY)
     store.flush()
-    (sidecar,) = (tmp_path / "quiet").rglob("*.json")
+    (sidecar,) = (tmp_path / "_quiet").rglob("*.json")
     stale = sidecar.read_bytes()
     store.put(BTC, MINUTE, minutes(3, 9), span(0, 9), now_us=MAY)
     store.flush()
     sidecar.write_bytes(stale)  # as if the process had died before the sidecar was cleaned
     assert open_store(tmp_path).read(BTC, MINUTE, span(0, 50)).table.num_rows == 6
-    spoil(partitions_in(tmp_path)[0])
+    corrupt(partitions_in(tmp_path)[0])
     assert open_store(tmp_path).coverage(BTC, MINUTE, EVER) == SpanSet([Span(0, MAY)])
 
 
@@ -556,19 +556,19 @@ def test_damaged_partition_that_cannot_be_set_aside_is_not_written_over(
     store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
     store.flush()
     (path,) = partitions_in(tmp_path)
-    spoil(path)
+    corrupt(path)
     spoilt = path.read_bytes()
     again = open_store(tmp_path)
 
     def refuse(key: str, now_us: int) -> Path:
-        raise StoreError(f"cannot set aside {key}", path=key)
+        raise StoreError(f"cannot quarantine {key}", path=key)
 
     with monkeypatch.context() as patched:
-        patched.setattr(again._files, "set_aside", refuse)
+        patched.setattr(again._files, "quarantine", refuse)
         again.put(BTC, MINUTE, minutes(9, 12), span(9, 12), now_us=MAY)
         for _ in range(2):
             assert again.read(BTC, MINUTE, EVER).covered == SpanSet([span(9, 12)])
-        with pytest.raises(StoreError, match="cannot be set aside"):
+        with pytest.raises(StoreError, match="cannot be moved to quarantine"):
             again.flush()
         assert path.read_bytes() == spoilt
         assert [incident.kind for incident in again.incidents()] == ["damaged", "damaged", "flush-failed"]
@@ -577,7 +577,7 @@ def test_damaged_partition_that_cannot_be_set_aside_is_not_written_over(
 
 
 def test_partition_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
-    """A store does not set aside, or write over, what a newer backbone has written."""
+    """A store does not quarantine or write over, what a newer backbone has written."""
     from tests.storage.test_partition import reseal
 
     store = open_store(tmp_path)
@@ -639,8 +639,9 @@ def test_forked_child_neither_writes_the_parents_pages_nor_waits_for_its_locks(t
     """Pending pages are the parent's; the child starts with fresh locks and can write its own."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
-    store._lock.acquire()
-    store._memory._lock.acquire()
+    locks = [store._pending._lock, store._periods._memory._lock]
+    for lock in locks:
+        lock.acquire()
 
     def child() -> bool:
         if store.pending_rows() or store.coverage(BTC, MINUTE, EVER):
@@ -652,8 +653,8 @@ def test_forked_child_neither_writes_the_parents_pages_nor_waits_for_its_locks(t
     try:
         assert in_child(child)
     finally:
-        store._memory._lock.release()
-        store._lock.release()
+        for lock in locks:
+            lock.release()
     assert open_store(tmp_path).series() == [(ETH, MINUTE)]
     store.flush()
     assert open_store(tmp_path).coverage(BTC, MINUTE, EVER) == SpanSet([span(0, 9)])
@@ -772,7 +773,7 @@ class StoreMachine(RuleBasedStateMachine):
     def damage(self, which: int, at: int) -> None:
         paths = partitions_in(self.root)
         path = paths[which % len(paths)]
-        spoil(path, at % path.stat().st_size)
+        corrupt(path, at % path.stat().st_size)
         border = MAY + 31 * 1440 * MINUTE_US
         is_may = path.parent.name.endswith("05")
         self.disk = {t: row for t, row in self.disk.items() if (t < border) is not is_may}
@@ -809,7 +810,7 @@ TestStoreMachine = StoreMachine.TestCase
 )
 @settings(deadline=None, max_examples=50)
 def test_coverage_of_any_span_agrees_with_the_slots(pages: list[tuple[int, int]], asked: tuple[int, int]) -> None:
-    """For any question, exactly the candle opens that were proved are vouched for."""
+    """For any question, exactly the candle opens that were proved are covered."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:

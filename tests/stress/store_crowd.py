@@ -2,7 +2,7 @@
 
 Writers put overlapping pages into one folder while readers read it, and one more process dies holding the lock
 of each series. Checked: no reader ever sees a row that is not the venue's or a claim without its rows, every page of
-every writer is there in the end, no row twice, and nobody waits for the dead.
+every writer is there in the end, no row twice, and no process waits for a dead one.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def write(root: str, seed: int, pages: int, out: Any) -> None:
     """Put pages, most of them where other writers put theirs too; say which."""
     chance = random.Random(seed)
     store = open_store(Path(root), group_commit_s=0.02)
-    told = []
+    reported = []
     for _ in range(pages):
         reply = any_reply(chance, slots=20_000)
         reply.put(store)
-        told.append((reply.market, reply.timeframe.name, *reply.span))
+        reported.append((reply.market, reply.timeframe.name, *reply.span))
         if chance.random() < 0.1:
             store.flush()
     store.close()
-    out.send((told, [str(incident) for incident in store.incidents()]))
+    out.send((reported, [str(incident) for incident in store.incidents()]))
 
 
 def read(root: str, seed: int, done: Any, out: Any) -> None:
@@ -99,10 +99,10 @@ def _one_crowd(context: Any, chance: random.Random, tally: CrowdTally, writers: 
         writing = [_start(context, write, root, chance.getrandbits(32), pages) for _ in range(writers)]
         reading = [_start(context, read, root, chance.getrandbits(32), done) for _ in range(readers)]
         proofs: dict[Any, SpanSet] = {}
-        for told, incidents in (_result(*started) for started in writing):
-            tally.pages += len(told)
+        for reported, incidents in (_result(*started) for started in writing):
+            tally.pages += len(reported)
             tally.verdict.problems += incidents
-            for market, name, start, end in told:
+            for market, name, start, end in reported:
                 place = market, next(t for t in TIMEFRAMES if t.name == name)
                 proofs[place] = proofs.get(place, SpanSet()) | SpanSet([(start, end)])
         done.set()

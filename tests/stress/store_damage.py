@@ -64,7 +64,7 @@ def foreign(path: Path, chance: random.Random) -> None:
 
 def swap(path: Path, chance: random.Random) -> None:
     """A whole and sealed file of another market."""
-    root = next(parent for parent in path.parents if parent.name in ("candles", "quiet"))
+    root = next(parent for parent in path.parents if parent.name in ("candles", "_quiet"))
     others = [other for other in root.rglob(f"*{path.suffix}") if other != path]
     if others:
         path.write_bytes(chance.choice(others).read_bytes())
@@ -103,16 +103,16 @@ class DamageTally(Tally):
 
 
 def run(seed: int, rounds: int, slots: int = 50_000) -> DamageTally:
-    """Damage one or two files a round, read, mend, fill again."""
+    """Damage one or two files a round, read, repair, fill again."""
     chance, tally = random.Random(seed), DamageTally()
     root = Path(tempfile.mkdtemp(prefix="backbone-damage-"))
     try:
         while tally.tried["damages"] < rounds:
             _fill(root, slots)
-            files = sorted(path for top in ("candles", "quiet") for path in (root / top).rglob("*") if path.is_file())
+            files = sorted(path for top in ("candles", "_quiet") for path in (root / top).rglob("*") if path.is_file())
             for path in chance.sample(files, chance.randint(1, 2)):
                 _round(root, path, chance, tally)
-            shutil.rmtree(root / "set-aside", ignore_errors=True)
+            shutil.rmtree(root / "_quarantine", ignore_errors=True)
     finally:
         shutil.rmtree(root)
     return tally
@@ -148,11 +148,11 @@ def _round(root: Path, path: Path, chance: random.Random, tally: DamageTally) ->
                 tally.verdict.problems.append(f"damage was raised instead of survived: {exc}")
             except StoreError as exc:
                 is_found = is_found or (damage is newer and "upgrade" in str(exc))
-    told = [incident for incident in store.incidents() if incident.path == str(path)]
-    is_found = is_found or (len(told) == 1 and not path.exists())
+    reported = [incident for incident in store.incidents() if incident.path == str(path)]
+    is_found = is_found or (len(reported) == 1 and not path.exists())
     tally.found += is_found
     if expected and not (is_found and is_verified):
         tally.unseen += 1
-        tally.verdict.problems.append(f"{damage.__name__} of {path} went unseen ({told}, verify {is_verified})")
+        tally.verdict.problems.append(f"{damage.__name__} of {path} went unseen ({reported}, verify {is_verified})")
     if damage is newer:
         path.write_bytes(before)

@@ -34,7 +34,7 @@ _CODES = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES, errno.EDQUOT)
 
 @dataclass
 class DiskTally(Tally):
-    """What was made to fail, and how many errors told of it."""
+    """What was made to fail, and how many errors reported of it."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     errors: int = 0

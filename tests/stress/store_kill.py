@@ -32,7 +32,7 @@ _READY, _PUT, _DONE, _BUSY, _FLUSHED = b"r", b"p", b"d", b"b", b"f"
 
 
 def write_for_ever(root: str, seed: int, out: int) -> None:
-    """A writer: pages at random places, group commits and flushes, every step told to the parent."""
+    """A writer: pages at random places, group commits and flushes, every step reported to the parent."""
     chance = random.Random(seed)
     group_commit_s = chance.choice([0.01, 0.1, 0.5])
     store = open_store(Path(root), group_commit_s=group_commit_s)
@@ -82,7 +82,7 @@ Proofs = dict[Place, SpanSet]
 
 @dataclass
 class _Page:
-    """A page as its writer told of it."""
+    """A page as its writer reported of it."""
 
     place: Place
     span: Span
@@ -127,19 +127,19 @@ def _one_crowd(
         process.start()
         sender.close()
         started.append((process, receiver))
-    told = [bytearray(os.read(receiver.fileno(), _RECORD.size)) for _, receiver in started]  # all are at work
-    _listen(started, told, chance.uniform(0.0, 0.25) if chance.random() < 0.8 else chance.uniform(0.5, 1.5))
+    reported = [bytearray(os.read(receiver.fileno(), _RECORD.size)) for _, receiver in started]  # all are at work
+    _listen(started, reported, chance.uniform(0.0, 0.25) if chance.random() < 0.8 else chance.uniform(0.5, 1.5))
     for process, _ in started:
         process.kill()
     killed_s = time.monotonic()
     for process, _ in started:
         process.join()
         tally.tried["kills"] += 1
-    _listen(started, told, None)
+    _listen(started, reported, None)
     store = open_store(folder)
-    for (_, receiver), heard in zip(started, told, strict=True):
+    for (_, receiver), received in zip(started, reported, strict=True):
         receiver.close()
-        for page in _pages(bytes(heard)):
+        for page in _pages(bytes(received)):
             tally.pages += 1
             tally.promised += page.is_promised
             if page.is_promised:
@@ -152,12 +152,12 @@ def _writer(root: str, seed: int, sender: Any) -> None:
     write_for_ever(root, seed, sender.fileno())
 
 
-def _listen(started: list[tuple[Any, Any]], told: list[bytearray], seconds: float | None) -> None:
+def _listen(started: list[tuple[Any, Any]], reported: list[bytearray], seconds: float | None) -> None:
     """Take what the writers say, for a while, or (None) until their pipes are empty."""
     from multiprocessing.connection import wait
 
     deadline = None if seconds is None else time.monotonic() + seconds
-    waiting = {receiver: heard for (_, receiver), heard in zip(started, told, strict=True)}
+    waiting = {receiver: received for (_, receiver), received in zip(started, reported, strict=True)}
     while waiting:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
@@ -169,19 +169,19 @@ def _listen(started: list[tuple[Any, Any]], told: list[bytearray], seconds: floa
                 del waiting[receiver]
 
 
-def _pages(heard: bytes) -> list[_Page]:
+def _pages(received: bytes) -> list[_Page]:
     """A dead writer's pages, and which of them the store had promised to have on disk."""
     markets = list(MARKETS)
     pages: list[_Page] = []
     group_commit_s = 0.0
-    for at in range(0, len(heard) // _RECORD.size * _RECORD.size, _RECORD.size):
-        kind, market, timeframe, start, end, told_s = _RECORD.unpack_from(heard, at)
+    for at in range(0, len(received) // _RECORD.size * _RECORD.size, _RECORD.size):
+        kind, market, timeframe, start, end, reported_s = _RECORD.unpack_from(received, at)
         if kind == _READY:
             group_commit_s = start / 1e6
         elif kind == _PUT:
-            pages.append(_Page((markets[market], TIMEFRAMES[timeframe]), Span(start, end), told_s))
+            pages.append(_Page((markets[market], TIMEFRAMES[timeframe]), Span(start, end), reported_s))
         elif kind == _DONE:
-            pages[-1].done_s = told_s
+            pages[-1].done_s = reported_s
             for page in pages[:-1]:
                 is_due = page.done_s is not None and page.done_s + group_commit_s <= pages[-1].put_s
                 page.is_promised = page.is_promised or is_due
@@ -190,5 +190,5 @@ def _pages(heard: bytes) -> list[_Page]:
                 page.is_promised = True
         elif kind == _BUSY:  # the next try is a group-commit time away
             for page in pages:
-                page.done_s = told_s
+                page.done_s = reported_s
     return pages

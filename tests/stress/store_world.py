@@ -84,7 +84,7 @@ def check(root: Path, verdict: Verdict, *, proofs: dict[tuple[str, Timeframe], S
     """Open the store and hold every row and claim of it against the venue.
 
     A claimed candle that is not there is lost, one that differs or does not exist is invented, a row outside
-    every claim is uncovered. `proofs` must be vouched for.
+    nothing is covered. `proofs` must be covered.
     """
     store = open_store(root)
     for problem in store.verify():

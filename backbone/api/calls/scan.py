@@ -133,7 +133,7 @@ def _select(
     for market in names:
         store.flush(market, tf)
         if not partial:  # a read of each file's end, which a bucket of very many files makes slow
-            held = store.claims(market, tf, span)
+            held = store.footer_coverage(market, tf, span)
             gaps += [(market, gap) for gap in _wanted(span, held) - held]
             if not held and (span.start == _EVER.start or span.end == _EVER.end):
                 absent.append(market)

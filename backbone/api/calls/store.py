@@ -1,4 +1,4 @@
-"""``session.store``: what is on disk, proven, mended, and what the venue restated."""
+"""``session.store``: what is on disk, proven, repaired, and what the venue restated."""
 
 from __future__ import annotations
 
@@ -67,8 +67,11 @@ class StoreView:
         return self._frame(problems, frames)
 
     def repair(self, *, frames: str | None = None) -> Any:
-        """Mend what `verify` finds and say what was done, one row each. Damaged files are set aside, never deleted;
-        what they vouched for is unknown again and asked for at the next call."""
+        """Repair what `verify` finds and say what was done, one row each.
+
+        Damaged files are moved to quarantine, never deleted; what they covered is unknown again and is requested at the
+        next call.
+        """
         return self._frame(self._session.coordinator().store.repair(), frames)
 
     def revisions(self, market: str | None = None, timeframe: str | None = None, *, frames: str | None = None) -> Any:
@@ -79,7 +82,7 @@ class StoreView:
         return self._deliver(table, frames)
 
     def incidents(self, *, frames: str | None = None) -> Any:
-        """Damaged files set aside and writes that failed, since this client was opened: ``at kind path detail``."""
+        """Damaged files in quarantine and writes that failed, since this client was opened: ``at kind path detail``."""
         rows = self._session.coordinator().store.incidents()
         table = pa.table(
             {
@@ -100,11 +103,11 @@ class StoreView:
         markets: Iterable[str] | None = None,
         frames: str | None = None,
     ) -> Any:
-        """When the whole exchange stood still, going by what is stored: ``start end slots markets``. Asks nobody.
+        """When the whole exchange stood still, going by what is stored: ``start end slots markets``. Makes no request.
 
         A slot counts where none of the markets traded and the chance of that, given how often each trades, is below one
-        in a million; so a thin market's silence is none, and one market alone never tells. Half-open, in the client's
-        zone; ``markets`` is how many vouch for it.
+        in a million; so a thin market's pause is none, and one market alone is never enough. Half-open, in the client's
+        zone; ``markets`` is how many cover it.
 
         Parameters
         ----------

@@ -443,7 +443,7 @@ class CandleFetcher:
                 series.timeframe,
                 table,
                 proof,
-                fresh=None if provisional is None else (provisional, due_us),
+                provisional=None if provisional is None else (provisional, due_us),
                 source=source,
                 now_us=now,
             )

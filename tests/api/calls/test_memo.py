@@ -23,11 +23,11 @@ ROWS = 25_200  # 420 hours
 START, END = (pd.Timestamp(t, unit="us", tz="UTC") for t in span(0, ROWS))
 
 
-def put(folder: Path, first: int, last: int, salt: int = 0, fresh: tuple[Span, int] | None = None) -> None:
+def put(folder: Path, first: int, last: int, salt: int = 0, provisional: tuple[Span, int] | None = None) -> None:
     settings = resolve("upbit", data_dir=folder, rest_url=None, ws_url=None, tz=None, frames="pandas")
     store = CandleStore(folder, settings.store_exchange, clock=SystemClock())
     rows = minutes(first, last, salt)
-    store.put("KRW-BTC", MINUTE, rows, span(first, last), fresh=fresh, now_us=MAY + last * MINUTE_US)
+    store.put("KRW-BTC", MINUTE, rows, span(first, last), provisional=provisional, now_us=MAY + last * MINUTE_US)
     store.close()
 
 
@@ -101,7 +101,7 @@ def test_remember_hours_folded_from_minutes(client: Backbone) -> None:
 
 def test_remember_provisional_rows_are_not_kept(tmp_path: Path) -> None:
     """What is to be asked once more is no final answer."""
-    put(tmp_path, 0, ROWS, fresh=(span(ROWS - 2, ROWS), 1 << 60))
+    put(tmp_path, 0, ROWS, provisional=(span(ROWS - 2, ROWS), 1 << 60))
     with Backbone(data_dir=tmp_path) as client:
         assert all("memo" not in ask(client)[1] for _ in range(4))
 

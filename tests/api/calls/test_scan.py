@@ -106,7 +106,7 @@ def test_scan_claims_equal_the_proven_coverage(filled: Backbone) -> None:
     tf, span = parse_timeframe("1m"), Span(0, 1 << 60)
     proven = core.store.coverage("KRW-BTC", tf, span)
     fresh = CandleStore(Path(filled.data_dir), filled.session.settings.store_exchange, clock=filled.session.clock)
-    assert fresh.claims("KRW-BTC", tf, span) == proven
+    assert fresh.footer_coverage("KRW-BTC", tf, span) == proven
     data = Path(filled.files("KRW-BTC")[0]).read_bytes()
     assert peek_footer(data[-TAIL_BYTES:]) is not None
     assert peek_footer(data[-20:]) is None

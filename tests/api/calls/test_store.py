@@ -78,7 +78,7 @@ def test_store_frames_are_of_the_type_asked_for(
     assert all(isinstance(call(frames=frames), kind) for call in calls)
 
 
-def test_store_damage_is_found_set_aside_and_fetched_again(stocked: tuple[Backbone, SimulatorServer]) -> None:
+def test_store_damage_is_found_quarantined_and_fetched_again(stocked: tuple[Backbone, SimulatorServer]) -> None:
     """verify names the file, repair moves it, the span is unknown, and the next call heals it."""
     client, venue = stocked
     before = client.candles("KRW-BTC", "1m", START, END)
@@ -87,8 +87,8 @@ def test_store_damage_is_found_set_aside_and_fetched_again(stocked: tuple[Backbo
     (problem,) = client.store.verify().to_dict("records")
     assert (problem["market"], problem["kind"], problem["path"]) == ("KRW-BTC", "damaged", str(path))
     assert path.exists(), "proving changes nothing"
-    (mended,) = client.store.repair().to_dict("records")
-    assert "moved to" in mended["detail"]
+    (repaired,) = client.store.repair().to_dict("records")
+    assert "moved to" in repaired["detail"]
     assert not path.exists()
     assert client.store.verify().empty
     assert client.coverage("KRW-BTC", "1m").empty
@@ -97,11 +97,11 @@ def test_store_damage_is_found_set_aside_and_fetched_again(stocked: tuple[Backbo
     venue.reset_log()
     pd.testing.assert_frame_equal(client.candles("KRW-BTC", "1m", START, END), before)
     assert sum(venue.counts()["candles"].values()) == 2
-    (kept,) = (client.data_dir / "set-aside").rglob("candles.parquet*")
+    (kept,) = (client.data_dir / "_quarantine").rglob("candles.parquet*")
     assert kept.is_file()
 
 
-def test_store_damage_read_is_told_once_with_its_path(
+def test_store_damage_read_is_reported_once_with_its_path(
     stocked: tuple[Backbone, SimulatorServer], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A read that meets damage survives it, says so once, and health has the path."""
@@ -112,7 +112,7 @@ def test_store_damage_read_is_told_once_with_its_path(
     for _ in range(3):
         pd.testing.assert_frame_equal(client.candles("KRW-ETH", "1m", START, END), before)
     (incident,) = client.store.incidents().to_dict("records")
-    assert (incident["kind"], incident["path"]) == ("set-aside", str(path))
+    assert (incident["kind"], incident["path"]) == ("quarantined", str(path))
     assert caplog.text.count(str(path)) == 1
     assert any(str(path) in reason for reason in client.health().reasons)
 

@@ -1,0 +1,236 @@
+"""The periods of a series as the files have them, through bounded caches, with pending pages put on top.
+
+A cached period is used only while its file is still in the version that it was read from. A damaged file is moved to
+quarantine when it is met, and its span is unknown from then on; the *quiet* sidecar forgets the period first, since
+what it says of it is older than the file. Writers of a series are serialised by `Files.exclusive`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from backbone.clock import Clock
+from backbone.errors import CorruptPartitionError, StoreError
+from backbone.model import Span
+from backbone.storage.cache import MemoryCache, MemoryStats
+from backbone.storage.coverage import EVER, Coverage, SpanSet
+from backbone.storage.files import Files, Version
+from backbone.storage.incidents import Incidents
+from backbone.storage.layout import Series, parse_period
+from backbone.storage.merge import Page, merge_pages
+from backbone.storage.partition import (
+    TAIL_BYTES,
+    Partition,
+    decode_coverage,
+    decode_partition,
+    encode_coverage,
+    encode_partition,
+    peek_footer,
+)
+from backbone.timeframe import DAY_US, period_name, period_of, periods_in
+
+__all__ = ["Held", "Periods", "row_periods"]
+
+_MANY_PERIODS = 64  # beyond this, one listing of the series folder is cheaper than asking for each period
+_COVERAGE_BYTES = 16 << 20
+_PERIOD_US = {"day": DAY_US, "month": 28 * DAY_US, "year": 365 * DAY_US, "all": 1 << 62}
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One period: the file's version it was read from (None: there is no file) and the pages put on top of it."""
+
+    version: Version | None
+    applied: tuple[int, ...]
+    partition: Partition
+    is_changed: bool = False
+
+
+class Periods:
+    """Reads and writes the period files of one exchange. Thread-safe; touches no disk until used."""
+
+    def __init__(self, files: Files, clock: Clock, incidents: Incidents, memory_bytes: int) -> None:
+        self._files = files
+        self._clock = clock
+        self._incidents = incidents
+        self._memory: MemoryCache[Held] = MemoryCache(memory_bytes, clock)
+        self._coverages: MemoryCache[tuple[Version, Coverage]] = MemoryCache(_COVERAGE_BYTES, clock)
+        self._bad: dict[str, Version] = {}  # damaged files that could not be moved
+
+    # -- reading
+
+    def with_file(self, series: Series, span: Span) -> list[Span]:
+        """The periods of `span` that have a file, oldest first."""
+        timeframe = series.timeframe
+        span = Span(max(span.start, EVER.start), min(span.end, EVER.end))
+        if span.length_us <= _MANY_PERIODS * _PERIOD_US[timeframe.period]:
+            periods: Iterable[Span] = periods_in(timeframe, span)
+        else:
+            names = self._files.list(series.folder)
+            found = (parse_period(timeframe, name.removeprefix("period=")) for name in names)
+            periods = sorted(p for p in found if p is not None and p.start < span.end and span.start < p.end)
+        return [period for period in periods if self._files.stat(series.key(period)) is not None]
+
+    def quiet(self, series: Series) -> Coverage:
+        """The sidecar's coverage: of periods without any candle."""
+        key = series.quiet_key
+        version = self._files.stat(key)
+        if version is None:
+            return Coverage()
+        known = self._coverages.get(key)
+        if known is not None and known[0] == version:
+            return known[1]
+        while (blob := self._files.read(key)) is not None:
+            try:
+                coverage = decode_coverage(blob.data, series, str(self._files.path(key)))
+                self._coverages.put(key, (blob.version, coverage), _coverage_bytes(coverage))
+                return coverage
+            except CorruptPartitionError as exc:
+                if not self._has_replacement(series, key, None, blob.version, exc):
+                    break
+        return Coverage()
+
+    def coverage(self, series: Series, span: Span) -> Coverage:
+        """What the files say of `span`; rows are not read again for it."""
+        quiet = self.quiet(series)
+        periods = self.with_file(series, span)
+        return Coverage.joined(
+            [quiet.without(SpanSet(periods)), *(self._file_coverage(series, period, quiet) for period in periods)]
+        )
+
+    def _file_coverage(self, series: Series, period: Span, quiet: Coverage) -> Coverage:
+        return self._known_coverage(series.key(period)) or self._load(series, period, quiet)[0].partition.coverage
+
+    def _known_coverage(self, key: str) -> Coverage | None:
+        known = self._coverages.get(key)
+        return known[1] if known is not None and known[0] == self._files.stat(key) else None
+
+    def footer_coverage(self, series: Series, span: Span) -> Coverage:
+        """What the files say of `span`, read from their last bytes and not proven."""
+        quiet = self.quiet(series)
+        periods = self.with_file(series, span)
+        found = [quiet.without(SpanSet(periods))]
+        for period in periods:
+            key = series.key(period)
+            coverage = self._known_coverage(key)
+            if coverage is None and (footer := peek_footer(self._files.tail(key, TAIL_BYTES) or b"")):
+                coverage = footer[1]
+            found.append(coverage or self._file_coverage(series, period, quiet))
+        return Coverage.joined(found)
+
+    def current(self, series: Series, period: Span, pages: Sequence[Page], quiet: Coverage) -> tuple[Held, str]:
+        """A period as this process sees it, pending pages included, and the tier it came from."""
+        key = series.key(period)
+        mine = [page for page in pages if page.proof.touches(period)]
+        ids = tuple(page.id for page in mine)
+        held = self._memory.get(key)
+        tier = "memory"
+        if held is None or held.version != self._files.stat(key) or held.applied != ids[: len(held.applied)]:
+            held, tier = self._load(series, period, quiet)
+        if held.applied == ids:
+            return held, tier
+        merged = merge_pages(held.partition, mine[len(held.applied) :], period)
+        held = Held(held.version, ids, merged, held.is_changed or merged is not held.partition)
+        if held.version is not None:  # without a file, what the sidecar says of it is part of it and may change
+            self._memory.put(key, held, merged.nbytes)
+        return held, tier
+
+    def _load(self, series: Series, period: Span, quiet: Coverage) -> tuple[Held, str]:
+        """A period as the files have it, and the tier. Where there is no file, what the sidecar says of it."""
+        key = series.key(period)
+        name, path = period_name(series.timeframe, period), str(self._files.path(key))
+        while (blob := self._files.read(key)) is not None:
+            try:
+                partition = decode_partition(blob.data, series, period, name, path)
+                return self._keep(key, blob.version, partition), "disk"
+            except CorruptPartitionError as exc:
+                if not self._has_replacement(series, key, period, blob.version, exc):
+                    return Held(None, (), Partition.empty()), "disk"
+        return Held(None, (), Partition.empty(quiet.clip(period))), "memory"
+
+    def _keep(self, key: str, version: Version, partition: Partition) -> Held:
+        held = Held(version, (), partition)
+        self._memory.put(key, held, partition.nbytes)
+        self._coverages.put(key, (version, partition.coverage), _coverage_bytes(partition.coverage))
+        return held
+
+    def memory_stats(self) -> MemoryStats:
+        """Hits, misses and bytes of the decoded periods."""
+        return self._memory.stats()
+
+    # -- writing
+
+    def write(self, series: Series, pages: Sequence[Page]) -> int:
+        """Put pages into files, and quiet spans where there is none into the sidecar. Repeatable at any point.
+
+        Call it inside `exclusive`. Returns how many partition files were written.
+        """
+        proof = SpanSet(span for page in pages for span in page.proof)
+        periods = row_periods(series, pages)
+        for span in proof:
+            periods.update(self.with_file(series, span))
+        quiet = self.quiet(series)
+        count = sum(self._write_period(series, period, pages, quiet) for period in sorted(periods))
+        after = quiet
+        for page in pages:
+            after = after.proved(page.proof, page.provisional)
+        after = after.without(SpanSet(periods))
+        if after != quiet:
+            self._files.replace(series.quiet_key, encode_coverage(after, series))
+        return count
+
+    def _write_period(self, series: Series, period: Span, pages: Sequence[Page], quiet: Coverage) -> bool:
+        key = series.key(period)
+        self._bad.pop(key, None)  # a damaged file that could not be moved: try again
+        held, _ = self.current(series, period, pages, quiet)
+        if held.version is not None and not held.is_changed:
+            return False
+        if held.version is None and self._files.stat(key) is not None:  # writing would be deleting
+            path = self._files.path(key)
+            raise StoreError(f"{path} is damaged and cannot be moved to quarantine", path=path)
+        data = encode_partition(held.partition, series, period_name(series.timeframe, period))
+        self._keep(key, self._files.replace(key, data), held.partition)
+        return True
+
+    # -- damage
+
+    def _has_replacement(
+        self, series: Series, key: str, period: Span | None, version: Version, exc: CorruptPartitionError
+    ) -> bool:
+        """Quarantine a damaged file and report it; True where another process has replaced it meanwhile: look again."""
+        if self._bad.get(key) == version:
+            return False
+        try:
+            with self._files.exclusive(series.lock_key):
+                if self._files.stat(key) != version:
+                    return self._files.stat(key) is not None
+                if period is not None:
+                    quiet = self.quiet(series)
+                    rest = quiet.without(SpanSet((period,)))
+                    if rest != quiet:
+                        self._files.replace(series.quiet_key, encode_coverage(rest, series))
+                moved = self._files.quarantine(key, self._clock.now_us())
+        except StoreError as failure:
+            self._bad[key] = version
+            self._incidents.record("damaged", str(exc.path), f"{exc.reason}; it stays where it is ({failure})")
+            return False
+        self._incidents.record("quarantined", str(exc.path), f"{exc.reason}; moved to {moved}")
+        return False
+
+
+def row_periods(series: Series, pages: Iterable[Page], span: Span = EVER) -> set[Span]:
+    """The periods of `span` that rows of `pages` fall in."""
+    found: set[Span] = set()
+    for page in pages:
+        at, times = 0, page.times
+        while at < len(times):
+            period = period_of(series.timeframe, int(times[at]))
+            if period.start < span.end and span.start < period.end:
+                found.add(period)
+            at = int(times.searchsorted(period.end))
+    return found
+
+
+def _coverage_bytes(coverage: Coverage) -> int:
+    return 400 + 120 * (len(coverage.covered) + len(coverage.provisional))
