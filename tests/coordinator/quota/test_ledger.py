@@ -18,14 +18,14 @@ import pytest
 
 from backbone.clock import SystemClock
 from backbone.coordinator.quota import ledger as ledgers
-from backbone.coordinator.quota.ledger import FileLimiter, MachineLimiter, MemoryLimiter, PacedLimiter, ledger_path
+from backbone.coordinator.quota.ledger import FileLimiter, MachineLimiter, MemoryLimiter, ledger_path
 from backbone.coordinator.quota.rules import Rules
 from backbone.errors import ClosedError
 from backbone.model import Priority
 from backbone.testing import ManualClock
 
 CRITICAL, HIGH, NORMAL, LOW = Priority
-RULES = Rules(unheard_s=0.0, soon_s=9.0)  # answers come at once, and the last permit is one like the others
+RULES = Rules(unanswered_s=0.0, soon_s=9.0)  # answers come at once, and the last permit is one like the others
 WALL_US = 1_755_853_200_000_000
 posix = pytest.mark.skipif(sys.platform == "win32", reason="permissions and fork are POSIX")
 
@@ -333,19 +333,19 @@ def test_forked_child_opens_the_ledger_anew(path):
     limiter = FileLimiter(path, clock, RULES)
     now = clock.monotonic()
     assert limiter.take("candles", NORMAL, now, now) == 0.0
-    inherited = limiter._fd
+    inherited = limiter._place._fd
     read, write = os.pipe()
     pid = fork()
     if not pid:
         try:
             now = clock.monotonic()
             count = drain(limiter, "candles", now)
-            fresh = os.fstat(limiter._fd).st_ino == path.stat().st_ino and limiter._map is not None
+            fresh = os.fstat(limiter._place._fd).st_ino == path.stat().st_ino and limiter._place._map is not None
             os.write(write, bytes([count, fresh]))
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
-    assert limiter._fd == inherited
+    assert limiter._place._fd == inherited
     assert os.read(read, 2) == bytes([9, True])
     os.close(read)
     os.close(write)
@@ -363,12 +363,12 @@ def test_killed_process_holds_nothing(path):
         from backbone.coordinator.quota.rules import Rules
         from backbone.model import Priority
         clock = SystemClock()
-        limiter = FileLimiter(Path({str(path)!r}), clock, Rules(unheard_s=0.0, soon_s=9.0))
+        limiter = FileLimiter(Path({str(path)!r}), clock, Rules(unanswered_s=0.0, soon_s=9.0))
         while True:
             now = clock.monotonic()
             if limiter.take("candles", Priority.HIGH, 0.0, now):
                 break
-        assert _try_lock(limiter._fd)
+        assert _try_lock(limiter._place._fd)
         print("waiting", flush=True)
         input()
         """
@@ -390,6 +390,12 @@ def test_killed_process_holds_nothing(path):
 
 
 # ------------------------------------------------------------------------------------------ the even pace
+
+
+def paced(clock: StillClock, folder: Path) -> MachineLimiter:
+    """A limiter whose ledger cannot be had."""
+    (folder / "a-file").touch()
+    return MachineLimiter("https://api.upbit.com", clock, folder=folder / "a-file")
 
 
 def test_unusable_ledger_falls_back_to_an_even_pace_with_one_warning(clock, tmp_path, caplog):
@@ -432,9 +438,9 @@ def test_symlink_in_place_of_the_ledger_is_not_followed(clock, path, tmp_path):
     assert victim.read_bytes() == b"precious"
 
 
-def test_even_pace_keeps_the_limit_stops_and_slows(clock):
+def test_even_pace_keeps_the_limit_stops_and_slows(clock, tmp_path):
     """The fallback spaces requests, stops after a 429, then goes slower, and honours a ban."""
-    limiter = PacedLimiter(clock)
+    limiter = paced(clock, tmp_path)
     granted, now = [], 1000.0
     while now < 1005.0:
         again = limiter.take("candles", LOW, now, now)
@@ -455,12 +461,12 @@ def test_even_pace_keeps_the_limit_stops_and_slows(clock):
     assert limiter.take("ticker", CRITICAL, 1011.0, 1011.0) == pytest.approx(1070.0)
 
 
-def test_even_pace_gives_unused_permits_back_and_refuses_stale_ones(clock):
+def test_even_pace_gives_unused_permits_back_and_refuses_stale_ones(clock, tmp_path):
     """A permit undone is free at once; one that is older than its period may not be sent with."""
-    limiter = PacedLimiter(clock)
-    assert limiter.take("candles", LOW, 0.0, 1000.0) == 0.0
+    limiter = paced(clock, tmp_path)
+    assert limiter.take("candles", NORMAL, 0.0, 1000.0) == 0.0
     limiter.undo("candles", 1000.0)
-    assert limiter.take("candles", LOW, 0.0, 1000.0) == 0.0
+    assert limiter.take("candles", NORMAL, 0.0, 1000.0) == 0.0
     assert limiter.move("candles", 1000.0, 1000.05)
     assert not limiter.move("candles", 1000.0, 1000.2)
     limiter.observe("candles", 0, 1000.0, 1000.0, 1000.1)

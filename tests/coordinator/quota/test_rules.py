@@ -18,12 +18,12 @@ from backbone.coordinator.quota import rules as rates
 from backbone.coordinator.quota.rules import Delay, Rules
 from backbone.model import Priority
 
-RULES = Rules(unheard_s=0.0, soon_s=9.0)  # answers come at once and no permit is kept, save where a test says so
+RULES = Rules(unanswered_s=0.0, soon_s=9.0)  # answers come at once and no permit is kept, save where a test says so
 START = 1000.0  # simulated time begins in a machine that has been up for a while
 CRITICAL, HIGH, NORMAL, LOW = (priority.rank for priority in Priority)
 
 
-def new_cells(rules: Rules = RULES) -> array[float]:
+def new_state(rules: Rules = RULES) -> array[float]:
     return array("d", bytes(8 * rules.size))
 
 
@@ -56,11 +56,11 @@ class Process:
 
 
 class Machine:
-    """Processes that share one group's cells, in simulated time. Each wakes a little late, by turns."""
+    """Processes that share one group's state, in simulated time. Each wakes a little late, by turns."""
 
     def __init__(self, processes: int, *, lateness: float = 0.0005, rules: Rules = RULES) -> None:
         self.rules = rules
-        self.cells = new_cells(rules)
+        self.state = new_state(rules)
         self.processes = [Process(name) for name in range(processes)]
         self.lateness = lateness
         self.grants: list[Grant] = []
@@ -100,7 +100,7 @@ class Machine:
             key, rank = best
             self.asks += 1
             owner, depth = float(process.name + 1), len(process.rows[rank])
-            again = rates.take(self.cells, self.rules, owner, rank, key, now, depth)
+            again = rates.take(self.state, self.rules, owner, rank, key, now, depth)
             if again:
                 process.try_at[rank] = again
                 self._at(again + self.lateness * (1 + (self._number * 7) % 5), process.name, -1)
@@ -137,7 +137,7 @@ arrivals = st.lists(
 @given(arrivals=arrivals, lateness=st.sampled_from([0.0, 0.0005, 0.02]), limit=st.sampled_from([1, 3, 10]))
 def test_limit_under_random_arrivals_is_never_exceeded(arrivals, lateness, limit):
     """Whatever arrives when and where, no stretch of a window's length holds more than the limit."""
-    machine = Machine(3, lateness=lateness, rules=Rules(limit=limit, unheard_s=0.0))
+    machine = Machine(3, lateness=lateness, rules=Rules(limit=limit, unanswered_s=0.0))
     for time, process, rank, count in arrivals:
         machine.arrive(time, process, rank, count)
     machine.run(10_000)
@@ -221,11 +221,11 @@ def test_interactive_burst_into_a_free_quota_is_granted_at_once():
 @pytest.mark.parametrize("rank", [HIGH, NORMAL, LOW])
 def test_last_permit_is_left_to_critical_that_comes_out_of_the_blue(rank):
     """Behind a burst of others, a critical request that nobody expected waits for a fifth of a second at most."""
-    machine = Machine(2, rules=Rules(unheard_s=0.0))
+    machine = Machine(2, rules=Rules(unanswered_s=0.0))
     machine.arrive(0.0, 0, NORMAL, 9)
     machine.arrive(0.01, 0, rank, 30)
     for tenth in range(1, 10):
-        lone = Machine(2, rules=Rules(unheard_s=0.0))
+        lone = Machine(2, rules=Rules(unanswered_s=0.0))
         lone.arrive(0.0, 0, NORMAL, 9)
         lone.arrive(0.01, 0, rank, 30)
         lone.arrive(tenth / 10, 1, CRITICAL)
@@ -238,7 +238,7 @@ def test_last_permit_is_left_to_critical_that_comes_out_of_the_blue(rank):
 
 def test_last_permit_left_to_critical_costs_bulk_work_nothing():
     """Evenly paced, another permit always opens soon: low work still runs at the full legal rate."""
-    machine = Machine(4, rules=Rules(unheard_s=0.0))
+    machine = Machine(4, rules=Rules(unanswered_s=0.0))
     for process in range(4):
         machine.arrive(0.0, process, LOW, 300)
     machine.run(30.0)
@@ -312,13 +312,13 @@ def test_critical_share_follows_the_demand_and_ends_a_minute_after():
     machine = Machine(1)
     machine.arrive(0.0, 0, CRITICAL, 3)
     machine.run(0.5)
-    assert rates.describe(machine.cells, RULES, START + 0.5).share == 4
+    assert rates.describe(machine.state, RULES, START + 0.5).share == 4
     machine.arrive(1.5, 0, LOW, 2000)
     machine.run(55.0)
     assert len(machine.counts(5.0, 55.0)) == 1
     assert machine.counts(5.0, 55.0)[0] == pytest.approx(50 * 6 / RULES.window_s, rel=0.02)
     machine.run(130.0)
-    assert rates.describe(machine.cells, RULES, START + 130.0).share == 1
+    assert rates.describe(machine.state, RULES, START + 130.0).share == 1
     assert machine.counts(70.0, 130.0)[0] >= 0.95 * 600
 
 
@@ -344,42 +344,42 @@ def test_dead_process_holds_nothing():
 
 def test_waiter_of_a_dead_process_yields_its_turn_at_its_expiry():
     """A better-keyed waiter that never comes is passed over once its time and the grace are over."""
-    cells = new_cells()
+    state = new_state()
     for index in range(10):
-        assert rates.take(cells, RULES, 1.0, NORMAL, 0.0, 5.0 + index / 100) == 0.0
-    told = rates.take(cells, RULES, 1.0, HIGH, 5.2, 5.2)  # owner 1 waits for the first slot, and dies
+        assert rates.take(state, RULES, 1.0, NORMAL, 0.0, 5.0 + index / 100) == 0.0
+    told = rates.take(state, RULES, 1.0, HIGH, 5.2, 5.2)  # owner 1 waits for the first slot, and dies
     assert told == 5.0 + RULES.window_s
-    again = rates.take(cells, RULES, 2.0, HIGH, 5.3, 5.3)
+    again = rates.take(state, RULES, 2.0, HIGH, 5.3, 5.3)
     assert again == pytest.approx(told + 0.01)
-    assert rates.take(cells, RULES, 2.0, HIGH, 5.3, told) > told, "its turn is kept for it"
-    assert rates.take(cells, RULES, 2.0, HIGH, 5.3, told + 0.005) > told
-    cells[RULES.first_critical - 4 : RULES.first_critical - 3] = array("d", [told])  # a slot fewer: one opens
-    assert rates.take(cells, RULES, 2.0, HIGH, 5.3, told + RULES.grace_s + 0.001) == 0.0
+    assert rates.take(state, RULES, 2.0, HIGH, 5.3, told) > told, "its turn is kept for it"
+    assert rates.take(state, RULES, 2.0, HIGH, 5.3, told + 0.005) > told
+    state[RULES.first_critical - 4 : RULES.first_critical - 3] = array("d", [told])  # a slot fewer: one opens
+    assert rates.take(state, RULES, 2.0, HIGH, 5.3, told + RULES.grace_s + 0.001) == 0.0
 
 
 def test_waiters_are_told_the_time_of_their_own_slot():
     """The k-th waiter is told when the k-th slot opens, so nobody wakes in vain."""
-    cells = new_cells()
+    state = new_state()
     for index in range(10):
-        assert rates.take(cells, RULES, 1.0, HIGH, 0.0, 100 + 0.05 * index) == 0.0
-    told = [rates.take(cells, RULES, owner, HIGH, 100 + owner, 100.9) for owner in (2.0, 3.0, 4.0)]
+        assert rates.take(state, RULES, 1.0, HIGH, 0.0, 100 + 0.05 * index) == 0.0
+    told = [rates.take(state, RULES, owner, HIGH, 100 + owner, 100.9) for owner in (2.0, 3.0, 4.0)]
     assert told == pytest.approx([100 + 0.05 * index + RULES.window_s for index in range(3)])
 
 
 def test_leaving_waiter_makes_room_for_the_next():
     """A waiter that leaves is not waited for."""
-    cells = new_cells()
+    state = new_state()
     for _ in range(10):
-        rates.take(cells, RULES, 1.0, NORMAL, 0.0, 5.0)
-    rates.take(cells, RULES, 1.0, HIGH, 5.0, 5.0)
-    rates.leave(cells, RULES, 1.0)
-    assert rates.take(cells, RULES, 2.0, NORMAL, 6.0, 5.5) == 5.0 + RULES.window_s
-    assert rates.describe(cells, RULES, 5.5).waiting == {"critical": 0, "high": 0, "normal": 1, "low": 0}
+        rates.take(state, RULES, 1.0, NORMAL, 0.0, 5.0)
+    rates.take(state, RULES, 1.0, HIGH, 5.0, 5.0)
+    rates.leave(state, RULES, 1.0)
+    assert rates.take(state, RULES, 2.0, NORMAL, 6.0, 5.5) == 5.0 + RULES.window_s
+    assert rates.describe(state, RULES, 5.5).waiting == {"critical": 0, "high": 0, "normal": 1, "low": 0}
 
 
 def test_crowd_larger_than_the_table_is_still_served():
     """More waiters than the table has rows: nobody is lost, the limit holds."""
-    machine = Machine(60, rules=Rules(waiters=8, unheard_s=0.0))
+    machine = Machine(60, rules=Rules(waiters=8, unanswered_s=0.0))
     for process in range(60):
         machine.arrive(0.01 * process, process, NORMAL, 2)
     machine.run(60.0)
@@ -395,14 +395,14 @@ def test_crowd_larger_than_the_table_is_still_served():
 @given(steps=st.lists(st.tuples(st.floats(0.0, 0.4), st.floats(0.0, 1.3), st.integers(0, 3)), max_size=80))
 def test_late_sending_is_counted_at_the_time_of_sending(steps):
     """However late permits are used: as long as they are moved first, no window sends more than the limit."""
-    cells, now, sent, held = new_cells(), 100.0, [], []
+    state, now, sent, held = new_state(), 100.0, [], []
     for pause, late, rank in steps:
         now += pause
         while held and held[0][0] <= now:
             when, granted = heapq.heappop(held)
-            if rates.move(cells, RULES, granted, when):
+            if rates.move(state, RULES, granted, when):
                 sent.append(when)
-        if rates.take(cells, RULES, 1.0, rank, now, now) == 0.0:
+        if rates.take(state, RULES, 1.0, rank, now, now) == 0.0:
             heapq.heappush(held, (now + late, now))
     assert most_in_window(sent, RULES.window_s) <= RULES.limit
 
@@ -417,14 +417,14 @@ def test_late_sending_is_counted_at_the_time_of_sending(steps):
 def test_requests_late_on_their_way_never_exceed_the_limit_where_they_are_counted(steps):
     """With any delay of up to a second before the venue counts, and answers whenever: ten a window there."""
     rules, now, counted = Rules(), START, []
-    cells = new_cells(rules)
+    state = new_state(rules)
     answers: list[tuple[float, float, float]] = []
     for pause, out, back, rank in steps:
         now += pause
         while answers and answers[0][0] <= now:
             answered, granted, count = heapq.heappop(answers)
-            rates.settle(cells, rules, granted, count, None, answered)
-        if rates.take(cells, rules, 1.0, rank, now, now) == 0.0:
+            rates.settle(state, rules, granted, count, None, answered)
+        if rates.take(state, rules, 1.0, rank, now, now) == 0.0:
             counted.append(now + out)
             heapq.heappush(answers, (now + out + back, now, now + out))
     assert most_in_window(counted, rules.window_s) <= rules.limit
@@ -433,33 +433,33 @@ def test_requests_late_on_their_way_never_exceed_the_limit_where_they_are_counte
 def test_unanswered_request_keeps_its_slot_for_longer():
     """Until the answer is there, the request may still be counted; the answer frees the slot in time."""
     rules = Rules(soon_s=9.0)
-    cells = new_cells(rules)
+    state = new_state(rules)
     for index in range(10):
-        assert rates.take(cells, rules, 1.0, NORMAL, 0.0, START + index / 100) == 0.0
+        assert rates.take(state, rules, 1.0, NORMAL, 0.0, START + index / 100) == 0.0
     in_time = START + rules.window_s
-    assert rates.take(cells, rules, 1.0, CRITICAL, START, in_time) > in_time
-    rates.settle(cells, rules, START, START + 0.001, None, START + 0.9)
-    assert rates.take(cells, rules, 1.0, CRITICAL, START, in_time + 0.002) == 0.0
-    late = START + 0.01 + rules.window_s + rules.unheard_s
-    assert rates.take(cells, rules, 1.0, CRITICAL, START, late) == 0.0, "and not for ever"
+    assert rates.take(state, rules, 1.0, CRITICAL, START, in_time) > in_time
+    rates.settle(state, rules, START, START + 0.001, None, START + 0.9)
+    assert rates.take(state, rules, 1.0, CRITICAL, START, in_time + 0.002) == 0.0
+    late = START + 0.01 + rules.window_s + rules.unanswered_s
+    assert rates.take(state, rules, 1.0, CRITICAL, START, late) == 0.0, "and not for ever"
 
 
 def test_permit_that_left_the_window_cannot_be_moved():
     """A permit unused for a whole window has lapsed: its place may have been given to another."""
-    cells = new_cells()
-    rates.take(cells, RULES, 1.0, NORMAL, 0.0, 5.0)
-    assert not rates.move(cells, RULES, 5.0, 5.0 + RULES.window_s)
-    assert not rates.move(cells, RULES, 4.0, 5.5), "nor one that was never given"
+    state = new_state()
+    rates.take(state, RULES, 1.0, NORMAL, 0.0, 5.0)
+    assert not rates.move(state, RULES, 5.0, 5.0 + RULES.window_s)
+    assert not rates.move(state, RULES, 4.0, 5.5), "nor one that was never given"
 
 
 def test_unused_permit_given_back_is_free_again():
     """`undo` frees the slot at once."""
-    cells = new_cells()
+    state = new_state()
     for _ in range(10):
-        rates.take(cells, RULES, 1.0, NORMAL, 0.0, 5.0)
-    rates.undo(cells, RULES, 5.0)
-    assert rates.take(cells, RULES, 1.0, NORMAL, 0.0, 5.1) == 0.0
-    assert rates.take(cells, RULES, 1.0, NORMAL, 0.0, 5.1) > 0.0
+        rates.take(state, RULES, 1.0, NORMAL, 0.0, 5.0)
+    rates.undo(state, RULES, 5.0)
+    assert rates.take(state, RULES, 1.0, NORMAL, 0.0, 5.1) == 0.0
+    assert rates.take(state, RULES, 1.0, NORMAL, 0.0, 5.1) > 0.0
 
 
 def test_delay_believes_in_lateness_on_the_way_up_to_its_cap():
@@ -489,15 +489,15 @@ def test_delay_forgets_the_quickest_answer_when_the_way_has_become_longer():
 def test_requests_late_by_any_way_never_exceed_the_limit_at_the_venue(ways):
     """With any way out and back, of which only the round trip is known, the venue counts at most ten in a second."""
     rules, delay, now, counted = Rules(soon_s=9.0), Delay(), START, []
-    cells = new_cells(rules)
+    state = new_state(rules)
     answers: list[tuple[float, float]] = []
     for pause, out, back in [*[(0.3, 0.005, 0.005)] * 3, *ways, *ways]:
         now += pause
         while answers and answers[0][0] <= now:
             came, granted = heapq.heappop(answers)
-            rates.settle(cells, rules, granted, delay.counted(granted, came), None, came)
+            rates.settle(state, rules, granted, delay.counted(granted, came), None, came)
         for _ in range(3):
-            if rates.take(cells, rules, 1.0, CRITICAL, now, now) == 0.0:
+            if rates.take(state, rules, 1.0, CRITICAL, now, now) == 0.0:
                 counted.append(now + out)
                 heapq.heappush(answers, (now + out + back, now))
                 now += 1e-4
@@ -506,12 +506,12 @@ def test_requests_late_by_any_way_never_exceed_the_limit_at_the_venue(ways):
 
 def test_late_request_keeps_its_slot_for_longer():
     """A request that the venue may have counted 80 ms late blocks its slot 80 ms longer."""
-    cells = new_cells()
+    state = new_state()
     for _ in range(10):
-        rates.take(cells, RULES, 1.0, NORMAL, 0.0, 5.0)
+        rates.take(state, RULES, 1.0, NORMAL, 0.0, 5.0)
     for _ in range(10):
-        rates.settle(cells, RULES, 5.0, 5.08, None, 5.2)
-    assert rates.take(cells, RULES, 1.0, NORMAL, 6.0, 5.5) == pytest.approx(5.08 + RULES.window_s)
+        rates.settle(state, RULES, 5.0, 5.08, None, 5.2)
+    assert rates.take(state, RULES, 1.0, NORMAL, 6.0, 5.5) == pytest.approx(5.08 + RULES.window_s)
 
 
 # ------------------------------------------------------------------------------------------ the venue's word
@@ -519,88 +519,88 @@ def test_late_request_keeps_its_slot_for_longer():
 
 def test_remaining_lower_than_believed_leaves_a_share_to_others():
     """`sec=3` after our first request: six others asked, so we leave them six a window and one to spare."""
-    cells = new_cells()
-    rates.take(cells, RULES, 1.0, NORMAL, 0.0, 5.0)
-    assert rates.settle(cells, RULES, 5.0, 5.0, 3, 5.03) == 6
-    state = rates.describe(cells, RULES, 5.03)
-    assert (state.limit, state.used, state.free, state.foreign) == (3, 1, 2, 6)
-    assert rates.settle(cells, RULES, 5.0, 5.0, 3, 5.04) == 6
-    assert rates.describe(cells, RULES, 5.04).limit == 3, "the same word twice is one"
-    assert rates.describe(cells, RULES, 5.04 + RULES.heed_s).free == 10
+    state = new_state()
+    rates.take(state, RULES, 1.0, NORMAL, 0.0, 5.0)
+    assert rates.settle(state, RULES, 5.0, 5.0, 3, 5.03) == 6
+    found = rates.describe(state, RULES, 5.03)
+    assert (found.limit, found.used, found.free, found.foreign) == (3, 1, 2, 6)
+    assert rates.settle(state, RULES, 5.0, 5.0, 3, 5.04) == 6
+    assert rates.describe(state, RULES, 5.04).limit == 3, "the same word twice is one"
+    assert rates.describe(state, RULES, 5.04 + RULES.foreign_s).free == 10
 
 
 def test_remaining_higher_than_believed_changes_nothing():
     """The venue's new second may say `sec=9`; our window still holds what it holds."""
-    cells = new_cells()
+    state = new_state()
     for _ in range(8):
-        rates.take(cells, RULES, 1.0, NORMAL, 0.0, 5.0)
-    before = cells.tobytes()
-    assert rates.settle(cells, RULES, 5.0, 5.0, 9, 5.03) == 0
-    assert cells.tobytes() == before
+        rates.take(state, RULES, 1.0, NORMAL, 0.0, 5.0)
+    before = state.tobytes()
+    assert rates.settle(state, RULES, 5.0, 5.0, 9, 5.03) == 0
+    assert state.tobytes() == before
 
 
 @settings(max_examples=60, deadline=None)
 @given(gaps=st.lists(st.floats(0.0, 0.3), min_size=1, max_size=60), window=st.sampled_from(["fixed", "sliding"]))
 def test_remaining_of_our_own_requests_never_invents_others(gaps, window):
     """A venue that counts only us, in fixed or sliding seconds, never makes us believe in somebody else."""
-    cells, now, counted = new_cells(), 50.0, []
+    state, now, counted = new_state(), 50.0, []
     for gap in gaps:
         now += gap
-        if rates.take(cells, RULES, 1.0, NORMAL, now, now):
+        if rates.take(state, RULES, 1.0, NORMAL, now, now):
             continue
         arrived = now + 0.015
         counted.append(arrived)
         start = math.floor(arrived) if window == "fixed" else arrived - 1.0
         used = sum(1 for time in counted if time > start or (window == "fixed" and time >= start))
-        assert rates.settle(cells, RULES, now, now, RULES.limit - used, now + 0.03) == 0
+        assert rates.settle(state, RULES, now, now, RULES.limit - used, now + 0.03) == 0
 
 
 def test_other_software_on_the_address_is_made_room_for():
     """With four foreign requests a second, told only by `Remaining-Req`, the venue never has to refuse."""
-    cells, now, counted, refusals, sent = new_cells(), 50.0, [], 0, 0
+    state, now, counted, refusals, sent = new_state(), 50.0, [], 0, 0
     for step in range(20_000):
         now = 50.0 + step * 0.001
         if step % 250 == 0:
             counted.append(now)
-        if rates.take(cells, RULES, 1.0, LOW, now, now) == 0.0:
+        if rates.take(state, RULES, 1.0, LOW, now, now) == 0.0:
             counted = [time for time in counted if time > now - 1.0]
             if len(counted) >= 10:
                 refusals += 1
                 continue
             counted.append(now)
             sent += 1
-            rates.settle(cells, RULES, now, now, 10 - len(counted), now)
+            rates.settle(state, RULES, now, now, 10 - len(counted), now)
     assert refusals == 0
     assert sent >= 4.5 * 20, "and what they leave is used"
 
 
 def test_refusal_stops_the_group_until_the_next_second_and_slows_it():
     """After a 429 nothing is granted for a second, then less for half a minute, then all again."""
-    cells = new_cells()
-    rates.take(cells, RULES, 1.0, NORMAL, 0.0, 5.0)
-    rates.refuse(cells, RULES, 5.1, None)
-    rates.refuse(cells, RULES, 5.2, None)  # of the same burst
-    assert rates.take(cells, RULES, 1.0, CRITICAL, 5.0, 5.3) == 5.1 + RULES.stop_s
-    state = rates.describe(cells, RULES, 7.0)
-    assert (state.limit, state.level, state.refused) == (8, 1, 2)
-    assert rates.describe(cells, RULES, 37.0).limit == 10
+    state = new_state()
+    rates.take(state, RULES, 1.0, NORMAL, 0.0, 5.0)
+    rates.refuse(state, RULES, 5.1, None)
+    rates.refuse(state, RULES, 5.2, None)  # of the same burst
+    assert rates.take(state, RULES, 1.0, CRITICAL, 5.0, 5.3) == 5.1 + RULES.stop_s
+    found = rates.describe(state, RULES, 7.0)
+    assert (found.limit, found.level, found.refused) == (8, 1, 2)
+    assert rates.describe(state, RULES, 37.0).limit == 10
 
 
 def test_repeated_refusals_slow_the_group_further():
     """Refusals that come again within the recovery lower the pace step by step, and longer."""
-    cells = new_cells()
+    state = new_state()
     limits = []
     for now in (10.0, 20.0, 30.0, 40.0, 50.0, 60.0):
-        rates.refuse(cells, RULES, now, None)
-        limits.append(rates.describe(cells, RULES, now + 2).limit)
+        rates.refuse(state, RULES, now, None)
+        limits.append(rates.describe(state, RULES, now + 2).limit)
     assert limits == [8, 6, 4, 2, 2, 2]
-    assert rates.describe(cells, RULES, 60 + RULES.stop_s + 4 * RULES.ease_s + 1).limit == 10
+    assert rates.describe(state, RULES, 60 + RULES.stop_s + 4 * RULES.ease_s + 1).limit == 10
 
 
 def test_slowed_group_keeps_its_lower_limit():
     """While the pace is lowered, bulk and bursts alike stay under the lower limit."""
     machine = Machine(2)
-    rates.refuse(machine.cells, RULES, START, None)
+    rates.refuse(machine.state, RULES, START, None)
     machine.arrive(0.0, 0, NORMAL, 100)
     machine.arrive(0.0, 1, LOW, 100)
     machine.run(25.0)
@@ -609,14 +609,14 @@ def test_slowed_group_keeps_its_lower_limit():
 
 def test_ban_stops_everybody_until_its_end():
     """Nothing is granted before the stated time, not even critical."""
-    cells = new_cells()
-    rates.ban(cells, RULES, 65.0, 5.0)
-    rates.ban(cells, RULES, 30.0, 5.0)  # a shorter one does not shorten it
+    state = new_state()
+    rates.ban(state, RULES, 65.0, 5.0)
+    rates.ban(state, RULES, 30.0, 5.0)  # a shorter one does not shorten it
     for rank in (CRITICAL, HIGH, NORMAL, LOW):
-        assert rates.take(cells, RULES, 1.0, rank, 0.0, 64.9) == 65.0
-    assert rates.ban_until(cells, RULES, 10.0) == 65.0
-    assert rates.ban_until(cells, RULES, 65.0) == 0.0
-    assert rates.take(cells, RULES, 1.0, LOW, 0.0, 65.0) == 0.0
+        assert rates.take(state, RULES, 1.0, rank, 0.0, 64.9) == 65.0
+    assert rates.ban_until(state, RULES, 10.0) == 65.0
+    assert rates.ban_until(state, RULES, 65.0) == 0.0
+    assert rates.take(state, RULES, 1.0, LOW, 0.0, 65.0) == 0.0
 
 
 # ------------------------------------------------------------------------------------------------- damage
@@ -628,15 +628,15 @@ def test_garbage_cells_never_raise_nor_block_for_long(seed, share, first):
     """Impossible values in the ledger cost a reset: permits are given again, and within the limit."""
     chance = random.Random(seed)
     lies = [math.nan, math.inf, -math.inf, -2.0, 0.5, 999.9, 1001.0, 1e6, 1e300, 7.0]
-    cells = new_cells()
+    state = new_state()
     for index in range(RULES.size):
         if chance.random() < share:
-            cells[index] = chance.choice(lies)
+            state[index] = chance.choice(lies)
     now, granted = START, []
-    rates.mend(cells, RULES, now)
+    rates.repair(state, RULES, now)
     for rank in [first, *[NORMAL] * 40, *[LOW] * 10]:
         for _ in range(400):
-            again = rates.take(cells, RULES, 1.0, rank, now, now)
+            again = rates.take(state, RULES, 1.0, rank, now, now)
             if not again:
                 granted.append(now)
                 break
@@ -644,16 +644,16 @@ def test_garbage_cells_never_raise_nor_block_for_long(seed, share, first):
             now = max(min(again, now + 0.5), now + 1e-3)
         else:
             pytest.fail("blocked for long")
-    rates.describe(cells, RULES, now)
+    rates.describe(state, RULES, now)
     assert most_in_window(granted, RULES.window_s) <= RULES.limit
 
 
 def test_stamps_of_another_boot_are_not_believed():
     """Stamps of a clock that ran longer than ours lie in the far future: cleared."""
-    cells = new_cells()
+    state = new_state()
     for _ in range(10):
-        rates.take(cells, RULES, 1.0, NORMAL, 0.0, 900_000.0)
-    assert rates.take(cells, RULES, 1.0, NORMAL, 5.0, 5.0) == 0.0
+        rates.take(state, RULES, 1.0, NORMAL, 0.0, 900_000.0)
+    assert rates.take(state, RULES, 1.0, NORMAL, 5.0, 5.0) == 0.0
 
 
 def test_rules_that_cannot_be_kept_are_refused():
