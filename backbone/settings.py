@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,11 @@ class Settings:
 def from_environment(*names: str) -> str | None:
     """The value of the first of these variables that is set and not empty, or None."""
     return next((os.environ[name] for name in names if os.environ.get(name)), None)
+
+
+def ledger_folder() -> Path:
+    """Where the machine's quota ledgers lie: ``$BACKBONE_LEDGER_DIR``, else a temporary folder that all users share."""
+    return Path(from_environment("BACKBONE_LEDGER_DIR") or Path(tempfile.gettempdir()) / "backbone-quota")
 
 
 def resolve(

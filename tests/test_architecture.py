@@ -30,11 +30,11 @@ ALLOWED = {
     "testing": {"simulator", "api"} | LEAVES,
 }
 # The places that open the embedded exchange for a person: the demo client, and the command line.
-OPENS_THE_SIMULATOR = {"api/demo.py", "api/cli/main.py", "api/bench.py"}
+OPENS_THE_SIMULATOR = {"api/demo.py", "api/cli/main.py"}
 # Inside a layer, a room imports its own and those before it in this order.
 ORDER = {
-    "api": ["format convert", "arguments frames", "session", "notebook", "calls", "client", "demo", "cli bench"],
-    "coordinator": ["quota queue metrics", "scheduler", "markets", "candles", "live", "coordinator"],
+    "api": ["format convert", "arguments frames", "session", "notebook", "calls", "client", "demo", "cli"],
+    "coordinator": ["quota queue metrics", "permits", "scheduler", "markets", "candles", "live", "coordinator"],
 }
 QUOTA_KNOWS = {"quota"} | LEAVES
 QUEUE_KNOWS = {"queue"} | LEAVES
@@ -43,7 +43,6 @@ MAY_START_THREADS = {
     "routing/stream.py",
     "api/calls/live.py",
     "api/calls/prometheus.py",
-    "api/bench.py",  # plays a crowd of callers; it is no part of a client
 }
 LONGEST_FILE = 700
 MOST_METHODS = 30
@@ -64,13 +63,10 @@ UPWARDS: set[str] = {
 }
 READ_THE_ENVIRONMENT: set[str] = {
     "api/calls/parallel.py",
-    "coordinator/quota/ledger.py",
-    "coordinator/quota/redis.py",
     "storage/s3.py",
 }
 WITHOUT_TESTS: set[str] = {
     "api/arguments.py",
-    "api/bench.py",
     "api/client.py",
     "api/convert.py",
     "api/format.py",
@@ -85,14 +81,11 @@ WITHOUT_TESTS: set[str] = {
 }
 TOO_LONG: set[str] = {
     "api/client.py",
-    "coordinator/quota/redis.py",
-    "coordinator/scheduler.py",
     "routing/wire.py",
 }
 TOO_MANY_METHODS: set[str] = {
     "api/client.py:Backbone",
     "coordinator/live/feed.py:Feed",
-    "coordinator/scheduler.py:Scheduler",
     "simulator/server/http.py:SimulatorServer",
     "storage/store.py:CandleStore",
 }

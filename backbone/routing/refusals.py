@@ -7,15 +7,26 @@ anything. Pure.
 
 from __future__ import annotations
 
+import http.client
 import re
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import msgspec
 
 from backbone.errors import PayloadError, RateLimitedError, RejectedError, SourceError, UnreachableError
 
-__all__ = ["BLOCK_S", "parse_block_s", "parse_date", "parse_error", "parse_remaining", "refusal", "sample_of"]
+__all__ = [
+    "BLOCK_S",
+    "is_dropped",
+    "parse_block_s",
+    "parse_date",
+    "parse_error",
+    "parse_remaining",
+    "refusal",
+    "sample_of",
+]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -128,3 +139,15 @@ def refusal(
         message = f"redirected ({status}) to {location!r}, which is not followed"
         return RejectedError(message, status=status, code="redirect", reason=location)
     return PayloadError(f"the venue answered {status} where 200 was expected", sample=sample_of(body))
+
+
+def is_dropped(error: SourceError) -> bool:
+    """Whether the connection was gone before anything came back: normal for one kept open, and safe to repeat."""
+    causes: list[Any] = [error.__cause__]
+    while causes and isinstance(error, UnreachableError):
+        cause = causes.pop()
+        if isinstance(cause, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
+            return True
+        if isinstance(cause, BaseException):
+            causes += [getattr(cause, "reason", None), *cause.args]
+    return False

@@ -284,8 +284,8 @@ def test_lifted_ticket_goes_before_what_it_overtook(bench):
     """A page of a backfill that somebody now waits for is sent at their priority; nothing is ever lowered."""
     tickets = {path: bench.submit(path, LOW) for path in ("a", "b", "c")}
     bench.submit("n", NORMAL)
-    bench.scheduler.lift(tickets["c"], HIGH)
-    bench.scheduler.lift(tickets["c"], LOW)
+    bench.scheduler.raise_priority(tickets["c"], HIGH)
+    bench.scheduler.raise_priority(tickets["c"], LOW)
     assert bench.scheduler.depths()["candles"] == {"critical": 0, "high": 1, "normal": 1, "low": 2}
     bench.permit()
     wait_for(lambda: bench.venue.sent == ["c"])
@@ -530,7 +530,6 @@ def test_direct_is_sent_by_the_calling_thread_past_the_queue(bench):
         bench.submit(f"low{index}", LOW)
     depth = bench.scheduler.depths()["candles"]["low"]
     assert depth == 20
-    bench.scheduler.cancel  # noqa: B018 - nothing of the queue is touched
     bench.limiter.permits = 1
     reply = None
     while reply is None:  # the dispatcher may have taken that permit first
@@ -771,7 +770,7 @@ def test_cancelled_tickets_do_not_pile_up_behind_a_stopped_head(bench):
     bench.submit("head", LOW)
     for index in range(3000):
         bench.scheduler.cancel(bench.submit(f"{index}", LOW))
-    assert len(bench.scheduler._rows["candles"][LOW.rank]._heap) < 100
+    assert len(bench.scheduler._queue._queues["candles"][LOW.rank]._heap) < 100
     assert bench.scheduler.depths()["candles"]["low"] == 1
 
 

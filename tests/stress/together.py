@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from backbone import Backbone
-from backbone.api.bench import _spawn, _venue
 from backbone.errors import BackboneError
+from tests.benchmarks.peers import spawn, venue
 
 
 def _bot(url: str, seconds: float) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=300.0)
     seconds = parser.parse_args().seconds
-    with _venue(jitter_s=0.01) as (url, venue):
+    with venue(jitter_s=0.01) as (url, pipe_to_venue):
         print("alone, a bare session:", _bare(url, min(20.0, seconds)), flush=True)
         works = {
             "bot (critical)": (_bot, (url, seconds)),
@@ -117,8 +117,8 @@ def main() -> None:
         }
         running = []
         for name, (work, args) in works.items():
-            pipe, theirs = _spawn.Pipe()
-            process = _spawn.Process(target=_run, args=(theirs, work, args))
+            pipe, theirs = spawn.Pipe()
+            process = spawn.Process(target=_run, args=(theirs, work, args))
             process.start()
             running.append((name, pipe, process))
         status = ""
@@ -127,8 +127,8 @@ def main() -> None:
             process.join()
             status = found.pop("status", status)
             print(f"{name}: {found}", flush=True)
-        venue.send("count")
-        asked, refused = venue.recv()
+        pipe_to_venue.send("count")
+        asked, refused = pipe_to_venue.recv()
         print(f"candle requests {asked} = {asked / seconds:.2f} a second, refused {refused}")
         print(status)
 

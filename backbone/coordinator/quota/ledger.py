@@ -10,7 +10,7 @@ wait; a lock that cannot be had at once (its holder is stopped) makes the caller
 in the file counts only as far as `quota.rules` finds it possible, so garbage costs a reset and not a wrong
 permit for long; a process that dies holds nothing.
 
-`Limiter._lock` guards the state against threads of this process, the file lock against other processes;
+`StateLimiter._lock` guards the state against threads of this process, the file lock against other processes;
 a forked child opens the file anew, since an inherited lock would be its parent's too.
 """
 
@@ -25,7 +25,6 @@ import secrets
 import stat
 import struct
 import sys
-import tempfile
 import threading
 from array import array
 from collections.abc import Callable
@@ -41,14 +40,14 @@ from backbone.coordinator.quota.rules import GroupState, Rules, State
 from backbone.errors import ClosedError
 from backbone.locks import renew_after_fork
 from backbone.model import Priority
-from backbone.settings import from_environment
+from backbone.settings import ledger_folder
 
 if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
 
-__all__ = ["FileLimiter", "Limiter", "MachineLimiter", "MemoryLimiter", "ledger_path"]
+__all__ = ["FileLimiter", "MachineLimiter", "MemoryLimiter", "StateLimiter", "ledger_path"]
 
 T = TypeVar("T")
 
@@ -69,11 +68,10 @@ _STALE_S = 86400.0  # a ledger unused for so long is removed by whoever opens an
 _STALE_LOCAL_S = 3600.0  # one of a port of this machine, which another exchange may get
 
 
-class Limiter:
-    """Gives permits to send. Times are monotonic seconds; no call waits. Safe to share between threads.
+class StateLimiter:
+    """A `Limiter` over the state at one *place*: memory, or the machine's file. Safe to share between threads.
 
-    This class decides over the state at one *place*: memory, or the machine's file. A place that fails with an
-    `OSError` is replaced by what `_fall_back` says, and the decision is made there.
+    A place that fails with an `OSError` is replaced by what `_fall_back` says, and the decision is made there.
     """
 
     def __init__(self, place: _Memory | _File, clock: Clock, rules: Rules | None) -> None:
@@ -81,7 +79,7 @@ class Limiter:
         self._place = place
         self._clock = clock
         self._renew()
-        renew_after_fork(self, Limiter._renew)
+        renew_after_fork(self, StateLimiter._renew)
 
     def _renew(self) -> None:
         """Begin anew, in a forked child too: another owner, nothing waiting, a lock that no thread holds."""
@@ -121,10 +119,6 @@ class Limiter:
             place.release()
 
     def take(self, group: str, priority: Priority, since: float, now: float, depth: int = 1) -> float:
-        """0.0: granted, with the stamp `now`. Otherwise when to ask again.
-
-        Until then this process counts as waiting, with `depth` requests, for a slot since `since`.
-        """
         rank = priority.rank
         key = rates.waiting_key(rank, since)
         again = self._decide(
@@ -137,7 +131,6 @@ class Limiter:
         return again
 
     def leave(self, group: str, priority: Priority | None = None) -> None:
-        """This process waits no longer in the group (at this priority)."""
         ranks = [each.rank for each in Priority if priority in (None, each)]
         for rank in ranks:
             if (group, rank) in self._waiting:  # an entry that cannot be removed now expires by itself
@@ -151,15 +144,12 @@ class Limiter:
         self._decide(group, change, None, self._clock.monotonic(), tries)
 
     def undo(self, group: str, granted: float) -> None:
-        """Give back an unused permit."""
         self._change(group, lambda state, rules: rates.undo(state, rules, granted))
 
     def move(self, group: str, granted: float, now: float) -> bool:
-        """The permit is used only now; False when it has lapsed."""
         return self._decide(group, lambda state, rules: rates.move(state, rules, granted, now), False, now)
 
     def observe(self, group: str, remaining: int | None, granted: float, counted: float, now: float) -> None:
-        """A reply came: when it was counted at the latest, and how many requests the venue says are left."""
         found = self._decide(
             group, lambda state, rules: rates.settle(state, rules, granted, counted, remaining, now), 0, now
         )
@@ -167,11 +157,9 @@ class Limiter:
             log.debug("quota.foreign group=%s requests=%d", group, found)
 
     def refused(self, group: str, now: float, retry_after_s: float | None) -> None:
-        """The venue answered 429."""
         self._change(group, lambda state, rules: rates.refuse(state, rules, now, retry_after_s), tries=100)
 
     def banned(self, until_wall_us: int, now: float) -> None:
-        """The venue answered 418."""
         until = now + max(0.0, (until_wall_us - self._clock.now_us()) / 1e6)
 
         def ban_all(_: State, rules: Rules) -> None:
@@ -182,12 +170,9 @@ class Limiter:
         self._change(_HOST, ban_all, tries=100)
 
     def ban_left(self, now: float) -> float:
-        """Seconds until a ban ends; 0.0 without one."""
         return max(0.0, self._decide(_HOST, lambda state, rules: rates.ban_until(state, rules, now), 0.0, now) - now)
 
     def snapshot(self, now: float) -> dict[str, GroupState]:
-        """Each group's state, for `status()`."""
-
         def describe_all(_: State, rules: Rules) -> dict[str, GroupState]:
             place = self._place
             return {group: rates.describe(place.state(group, now), rules, now) for group in place.groups()}
@@ -196,7 +181,6 @@ class Limiter:
         return self._decide(_HOST, describe_all, nothing, now, 10)
 
     def close(self) -> None:
-        """Give up the places in the queue, and the file."""
         with contextlib.suppress(OSError, ClosedError):
             for group, rank in list(self._waiting):
                 self.leave(group, list(Priority)[rank])
@@ -204,7 +188,7 @@ class Limiter:
             self._place.close()
 
 
-class MemoryLimiter(Limiter):
+class MemoryLimiter(StateLimiter):
     """The quota of one process. Several may share a `book`, as if they were the processes of one machine."""
 
     def __init__(
@@ -214,7 +198,7 @@ class MemoryLimiter(Limiter):
         super().__init__(_Memory(rules, book), clock, rules)
 
 
-class FileLimiter(Limiter):
+class FileLimiter(StateLimiter):
     """The quota of the machine, in the ledger at `path`. Opens at the first use; raises `OSError` where it cannot."""
 
     def __init__(self, path: Path, clock: Clock, rules: Rules | None = None) -> None:
@@ -483,7 +467,7 @@ def ledger_path(rest_url: str, folder: Path | None = None, rules: Rules | None =
     readable = "".join(c if c.isalnum() or c in ".-" else "-" for c in host)[:60]
     digest = hashlib.blake2b(kin.encode(), digest_size=6).hexdigest()
     if folder is None:
-        folder = Path(from_environment("BACKBONE_LEDGER_DIR") or Path(tempfile.gettempdir()) / "backbone-quota")
+        folder = ledger_folder()
     return folder / f"{readable}-{port}-{digest}.quota"
 
 

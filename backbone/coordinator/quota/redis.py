@@ -20,7 +20,6 @@ import json
 import logging
 import secrets
 import socket
-import tempfile
 import threading
 from array import array
 from collections import OrderedDict
@@ -38,7 +37,7 @@ from backbone.coordinator.quota.rules import GroupState, Rules, State
 from backbone.errors import ClosedError, InputError, UnreachableError
 from backbone.locks import renew_after_fork
 from backbone.model import Priority
-from backbone.settings import from_environment
+from backbone.settings import from_environment, ledger_folder
 
 __all__ = ["RedisLimiter"]
 
@@ -82,7 +81,7 @@ class RedisLimiter:
         self._clock = clock
         named = host or from_environment("BACKBONE_HOST") or ""
         self._host = named or socket.gethostname()
-        self._folder = folder or (Path(tempfile.gettempdir()) / "backbone-quota" / named if named else None)
+        self._folder = folder or (ledger_folder() / named if named else None)
         self._key = _key(rest_url, self.rules)
         self._client: Any = None
         self._is_closed = False

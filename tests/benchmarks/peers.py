@@ -1,4 +1,4 @@
-"""``backbone bench``: our figures beside a bare session, pyupbit and ccxt, in one run on the embedded exchange.
+"""Our figures beside a bare session, pyupbit and ccxt, in one run: ``python -m tests.benchmarks.peers --seconds 20``.
 
 The exchange runs in a process of its own, 30 ms away; every contestant runs in a fresh process with a fresh store. What
 is not installed is left out of the table. Everything stays on loopback.
@@ -6,6 +6,7 @@ is not installed is left out of the table. Everything stays on loopback.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import multiprocessing
 import statistics
@@ -19,14 +20,14 @@ from typing import Any
 
 from backbone.errors import BackboneError, ClosedError, IncompleteError
 
-__all__ = ["CONTESTANTS", "run"]
+__all__ = ["CONTESTANTS", "run", "spawn", "venue"]
 
 NOW = "2025-08-22T09:00:00Z"
 START = "2025-07-22T00:00:00Z"
 LATENCY_S = 0.03
 JITTER_S = 0.01
 CONTESTANTS = ("backbone", "pyupbit", "ccxt")
-_spawn = multiprocessing.get_context("spawn")
+spawn = multiprocessing.get_context("spawn")
 _Task = Callable[[str, float], dict[str, float]]
 
 
@@ -50,9 +51,9 @@ def _serve(pipe: Connection, window: str, jitter_s: float) -> None:
 
 
 @contextlib.contextmanager
-def _venue(window: str = "fixed", jitter_s: float = 0.0) -> Iterator[tuple[str, Connection]]:
-    pipe, theirs = _spawn.Pipe()
-    process = _spawn.Process(target=_serve, args=(theirs, window, jitter_s), daemon=True)
+def venue(window: str = "fixed", jitter_s: float = 0.0) -> Iterator[tuple[str, Connection]]:
+    pipe, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(theirs, window, jitter_s), daemon=True)
     process.start()
     try:
         yield pipe.recv(), pipe
@@ -70,8 +71,8 @@ def _race(pipe: Connection, task: _Task, url: str, seconds: float) -> None:
 
 def _apart(task: _Task, url: str, seconds: float = 0.0) -> dict[str, float] | str:
     """`task` in a process of its own."""
-    pipe, theirs = _spawn.Pipe()
-    process = _spawn.Process(target=_race, args=(theirs, task, url, seconds), daemon=False)
+    pipe, theirs = spawn.Pipe()
+    process = spawn.Process(target=_race, args=(theirs, task, url, seconds), daemon=False)
     process.start()
     found: dict[str, float] | str = pipe.recv()
     process.join()
@@ -271,7 +272,7 @@ def run(seconds: float, say: Callable[[str], None]) -> None:
 def _thousand(peers: list[str], say: Callable[[str], None]) -> None:
     tasks: dict[str, _Task] = {"backbone": _thousand_backbone, "pyupbit": _thousand_pyupbit, "ccxt": _thousand_ccxt}
     say("\n1,000 candles, cold (median of 5)")
-    with _venue() as (url, _):
+    with venue() as (url, _):
         bare = _apart(_bare_trips, url)
         say(f"  {'two round trips, bare session':34} {_figure(bare, 'ms', ' ms')}")
         for name in ["backbone", *peers]:
@@ -283,7 +284,7 @@ def _rates(peers: list[str], seconds: float, say: Callable[[str], None]) -> None
     for window in ("fixed", "sliding"):
         say(f"\nbackfill for {seconds:.0f} s, {JITTER_S * 1000:.0f} ms of jitter, the venue counts {window} seconds")
         for name in ["backbone", *peers]:
-            with _venue(window, JITTER_S) as (url, pipe):
+            with venue(window, JITTER_S) as (url, pipe):
                 found = _apart(tasks[name], url, seconds)
                 pipe.send("count")
                 _, refused = pipe.recv()
@@ -297,11 +298,11 @@ def _rates(peers: list[str], seconds: float, say: Callable[[str], None]) -> None
 
 def _bot(seconds: float, say: Callable[[str], None]) -> None:
     say("\na bot's ticker, while 3 processes backfill at low and 50 threads ask at normal")
-    with _venue() as (url, _):
+    with venue() as (url, _):
         bare = _apart(_bot_bare, url, seconds)
         say(f"  {'bare requests.Session, alone':34} {_spread(bare)}")
-        stop = _spawn.Event()
-        others = [_spawn.Process(target=_low, args=(url, stop), daemon=True) for _ in range(3)]
+        stop = spawn.Event()
+        others = [spawn.Process(target=_low, args=(url, stop), daemon=True) for _ in range(3)]
         for process in others:
             process.start()
         threading.Event().wait(3.0)  # until they are at work
@@ -320,3 +321,13 @@ def _figure(found: dict[str, float] | str, name: str, unit: str) -> str:
 
 def _spread(found: dict[str, float] | str) -> str:
     return f"{_figure(found, 'p50', ' ms p50')}, {_figure(found, 'p95', ' ms p95')}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long each timed part runs (20)")
+    run(max(3.0, parser.parse_args().seconds), lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    main()
