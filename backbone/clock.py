@@ -48,7 +48,7 @@ class VenueClock:
     """The venue's wall clock, estimated from ``Date`` headers; falls back to the machine's until one was seen.
 
     `now_us` never runs ahead of what the headers prove. A machine that slept counted fewer monotonic seconds than
-    passed; its two clocks then disagree about the time since the last reply, and the venue counts as not heard. The
+    passed; its two clocks then disagree about the time since the last reply, and the offset counts as unknown. The
     lock guards the offset interval.
     """
 
@@ -61,7 +61,7 @@ class VenueClock:
         self._low_us: float | None = None  # bounds of (venue wall time - monotonic time)
         self._high_us = 0.0
         self._seen_s = 0.0
-        self._apart_us = 0.0  # (this machine's wall time - monotonic time) when the venue was last heard
+        self._apart_us = 0.0  # (this machine's wall time - monotonic time) at the last reply
 
     def observe(self, date_us: int, sent_s: float, received_s: float) -> None:
         """Take a reply's ``Date`` header with the monotonic times at which it was asked for and received."""
@@ -89,13 +89,13 @@ class VenueClock:
 
     @property
     def is_known(self) -> bool:
-        """Whether the venue was heard since this machine last slept or had its clock set."""
+        """Whether a reply came since this machine last slept or had its clock set."""
         apart = self._apart_now_us()
         with self._lock:
             return self._low_us is not None and abs(apart - self._apart_us) <= self.STEP_US
 
     def now_us(self) -> int:
-        """A time the venue's clock has certainly reached (the machine's own time while nothing was heard)."""
+        """A time the venue's clock has certainly reached (the machine's own time before the first reply)."""
         with self._lock:
             low = self._low_us
         if low is None:
@@ -105,5 +105,5 @@ class VenueClock:
     def offset_s(self) -> float | None:
         """How far the venue is ahead of this machine's wall clock, seconds; None before the first reply."""
         with self._lock:
-            is_heard = self._low_us is not None
-        return (self.now_us() - self._clock.now_us()) / 1e6 if is_heard else None
+            is_known = self._low_us is not None
+        return (self.now_us() - self._clock.now_us()) / 1e6 if is_known else None

@@ -72,7 +72,6 @@ WITHOUT_TESTS: set[str] = {
     "api/format.py",
     "api/notebook/bar.py",
     "api/session.py",
-    "clock.py",
     "compat/legacy_async.py",
     "errors.py",
     "model.py",

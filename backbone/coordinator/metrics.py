@@ -20,7 +20,7 @@ __all__ = ["Histogram", "Metrics"]
 _SMALLEST_S = 1e-6
 _PER_OCTAVE = 8
 _BUCKETS = 32 * _PER_OCTAVE  # up to 4,000 s
-_MOST_NAMES = 500  # counters and distributions that are told apart; a bug must not grow memory without bound
+_MOST_NAMES = 500  # counters and distributions that are kept apart; a bug must not grow memory without bound
 _REST = "other"
 
 

@@ -544,7 +544,7 @@ def _name(group: str) -> bytes:
 if sys.platform == "win32":
 
     def _try_lock(fd: int) -> bool:
-        os.lseek(fd, 1 << 20, os.SEEK_SET)  # beyond the end: a lock there bars nobody's reading
+        os.lseek(fd, 1 << 20, os.SEEK_SET)  # beyond the end: a lock there hinders no reader
         try:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
         except OSError:

@@ -14,7 +14,7 @@ Invariants, for any calls whose times do not step back:
   comes;
 - low work is paced, never a burst, so that an urgent request soon finds a slot; once interactive work has
   overflowed the quota it is spread evenly too, which costs no throughput;
-- while somebody asks at critical, a share of the quota is left to critical alone;
+- while critical requests come, a share of the quota is left to critical alone;
 - what the venue reports (`settle`, `refuse`, `ban`) only makes a group slower than its limit, never faster;
 - a waiter that vanishes is forgotten at its expiry, a grant after its window: no clean-up is needed after a
   process that died.
@@ -209,9 +209,9 @@ def waiting_key(rank: int, since: float) -> float:
 
 
 def take(state: State, rules: Rules, owner: float, rank: int, key: float, now: float, depth: int = 1) -> float:
-    """Take a permit: 0.0 when granted, otherwise when to ask again; the asker is then in the waiting table.
+    """Take a permit: 0.0 when granted, otherwise when to ask again; the caller is then in the waiting table.
 
-    The k-th waiter gets the time of the k-th slot, so nobody polls and nobody is overtaken by a worse key.
+    The k-th waiter gets the time of the k-th slot, so there is no polling, and no worse key goes first.
     """
     if rank != _CRITICAL:
         values = rules.unpack_brief(state)
@@ -286,7 +286,7 @@ def _opening(
     key: float,
     now: float,
 ) -> float:
-    """When the slot opens that is due to this asker, given all who stand before it."""
+    """When the slot opens that is due to this caller, given all that go first."""
     limit = _limit(values, rules, now)
     next_paced = values[_NEXT_PACED]
     is_spread = values[_SPREAD_UNTIL] > now
@@ -470,7 +470,7 @@ def settle(state: State, rules: Rules, granted: float, counted: float, remaining
     """Learn from a reply; how many requests of other software the venue must have counted with it.
 
     `granted` is the permit's stamp, `counted` when the venue counted the request at the latest, `remaining` what
-    it says is left of its second. What the venue counted beyond all that we may have sent is somebody else's, and
+    it says is left of its second. What the venue counted beyond all that we may have sent is other software's, and
     left to them for a while. More left than we counted changes nothing: others' grants may still be on their way.
     """
     values = rules.unpack(state)

@@ -1,0 +1,91 @@
+"""The venue's clock, estimated from `Date` headers: never ahead of what they prove, whatever this machine's shows."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backbone.clock import SystemClock, VenueClock
+
+WALL_US = 1_755_853_200_000_000
+
+
+class TwoClocks:
+    """A wall clock and a monotonic one, set by the test."""
+
+    def __init__(self) -> None:
+        self.wall_us, self.now = WALL_US, 1000.0
+
+    def now_us(self) -> int:
+        return self.wall_us
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, condition: threading.Condition, timeout_s: float | None) -> bool:
+        raise AssertionError("an estimate never waits")
+
+    def advance(self, seconds: float, *, asleep: bool = False) -> None:
+        self.wall_us += int(seconds * 1e6)
+        self.now += 0.0 if asleep else seconds
+
+
+def test_without_a_reply_the_machines_clock_is_used() -> None:
+    """And said to be no estimate."""
+    estimate = VenueClock(clock := TwoClocks())
+    assert (estimate.now_us(), estimate.offset_s(), estimate.is_known) == (clock.wall_us, None, False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ahead_s=st.floats(-500, 500),
+    replies=st.lists(st.tuples(st.floats(0.01, 30), st.floats(0.001, 1), st.floats(0.001, 1)), min_size=1, max_size=20),
+)
+def test_estimate_is_never_ahead_of_the_venue_and_comes_near(
+    ahead_s: float, replies: list[tuple[float, float, float]]
+) -> None:
+    """However wrong this machine's clock is: at most a second and the way back behind, never before its time."""
+    clock = TwoClocks()
+    estimate = VenueClock(clock)
+    for pause, out, back in replies:
+        clock.advance(pause)
+        sent = clock.now
+        clock.advance(out)
+        date_us = (clock.wall_us + int(ahead_s * 1e6)) // 1_000_000 * 1_000_000
+        clock.advance(back)
+        estimate.observe(date_us, sent, clock.now)
+        true_us = clock.wall_us + int(ahead_s * 1e6)
+        assert true_us - (1.0 + back) * 1e6 - 10 <= estimate.now_us() <= true_us + 10
+    assert estimate.is_known
+
+
+def test_venue_whose_clock_was_set_is_followed_at_once() -> None:
+    """A header far outside the interval starts the estimate anew."""
+    clock = TwoClocks()
+    estimate = VenueClock(clock)
+    estimate.observe(WALL_US, clock.now, clock.now)
+    estimate.observe(WALL_US + 3600_000_000, clock.now, clock.now)
+    assert estimate.offset_s() == pytest.approx(3600.0)
+
+
+def test_machine_that_slept_knows_the_venues_time_no_more() -> None:
+    """Its wall clock went on and its monotonic one did not."""
+    clock = TwoClocks()
+    estimate = VenueClock(clock)
+    estimate.observe(WALL_US, clock.now, clock.now)
+    clock.advance(10.0)
+    assert estimate.is_known
+    clock.advance(60.0, asleep=True)
+    assert not estimate.is_known
+
+
+def test_system_clock_waits_as_long_as_it_was_asked_to() -> None:
+    """A wait that runs out says so; its monotonic clock does not step back."""
+    clock, condition = SystemClock(), threading.Condition()
+    begun = clock.monotonic()
+    with condition:
+        assert not clock.wait(condition, 0.01)
+    assert clock.monotonic() - begun >= 0.01
