@@ -154,6 +154,7 @@ class RedisLimiter:
                 self.url,
                 username=from_environment("BACKBONE_QUOTA_USER"),
                 password=from_environment("BACKBONE_QUOTA_PASSWORD"),
+                protocol=2,
                 socket_timeout=_TIMEOUT_S,
                 socket_connect_timeout=_TIMEOUT_S,
                 retry=Retry(NoBackoff(), 1),  # a connection that the server dropped while idle is opened again
@@ -163,26 +164,29 @@ class RedisLimiter:
 
     def _decide(self, decide: Callable[[_Shared, float], T], *, returned: bool = False) -> T:
         """Read what the hosts share, `decide` on it at the server's time, and write it unless another host has."""
-        redis = _redis()
-        with self._connect().pipeline() as pipe:
+        pool = self._connect().connection_pool
+        connection = pool.get_connection()
+        try:
             for _ in range(_TRIES):
-                try:
-                    pipe.watch(self._key)
-                    seconds, micros = pipe.time()
-                    now = seconds + micros / 1e6
-                    shared = _Shared(pipe.hgetall(self._key), self.rules, now)
-                    if returned:
-                        shared.wait_for_others()
-                    found = decide(shared, now)
-                    if changed := shared.changed():
-                        pipe.multi()
-                        pipe.hset(self._key, mapping=changed)
-                        pipe.expire(self._key, _KEPT_S)
-                        pipe.execute()
+                _, (seconds, micros), pairs = _talk(connection, ("WATCH", self._key), ("TIME",), ("HGETALL", self._key))
+                now = int(seconds) + int(micros) / 1e6
+                shared = _Shared(dict(zip(pairs[::2], pairs[1::2], strict=True)), self.rules, now)
+                if returned:
+                    shared.wait_for_others()
+                found = decide(shared, now)
+                changed = [part for pair in shared.changed().items() for part in pair]
+                if not changed:
+                    _talk(connection, ("UNWATCH",))
                     return found
-                except redis.WatchError:
-                    pipe.reset()
-        raise redis.WatchError("other hosts write without a pause")
+                write = ("HSET", self._key, *changed), ("EXPIRE", self._key, _KEPT_S)
+                if _talk(connection, ("MULTI",), *write, ("EXEC",))[-1] is not None:
+                    return found
+        except BaseException:
+            connection.disconnect()  # answers may be left unread
+            raise
+        finally:
+            pool.release(connection)
+        raise _redis().WatchError("other hosts write without a pause")
 
     def _ask(self, decide: Callable[[_Shared, float], T], *, probe: bool = False) -> T | None:
         """One decision, or None while Redis is lost (and this is not the time to try it again)."""
@@ -433,6 +437,12 @@ def _redis() -> Any:
     except ImportError as exc:
         raise InputError("quota", "redis", "available only with the extra: pip install 'backbone[redis]'") from exc
     return redis
+
+
+def _talk(connection: Any, *commands: tuple[Any, ...]) -> list[Any]:
+    """Send `commands` in one packet and read their answers: one round trip."""
+    connection.send_packed_command(connection.pack_commands(commands))
+    return [connection.read_response() for _ in commands]
 
 
 def _key(rest_url: str, rules: Rules) -> str:
