@@ -9,33 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.clock import SystemClock, VenueClock
+from backbone.testing import ManualClock
 
 WALL_US = 1_755_853_200_000_000
 
 
-class TwoClocks:
-    """A wall clock and a monotonic one, set by the test."""
-
-    def __init__(self) -> None:
-        self.wall_us, self.now = WALL_US, 1000.0
-
-    def now_us(self) -> int:
-        return self.wall_us
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def wait(self, condition: threading.Condition, timeout_s: float | None) -> bool:
-        raise AssertionError("an estimate never waits")
-
-    def advance(self, seconds: float, *, asleep: bool = False) -> None:
-        self.wall_us += int(seconds * 1e6)
-        self.now += 0.0 if asleep else seconds
-
-
 def test_without_a_reply_the_machines_clock_is_used() -> None:
     """And said to be no estimate."""
-    estimate = VenueClock(clock := TwoClocks())
+    estimate = VenueClock(clock := ManualClock(WALL_US))
     assert (estimate.now_us(), estimate.offset_s(), estimate.is_known) == (clock.wall_us, None, False)
 
 
@@ -48,15 +29,15 @@ def test_estimate_is_never_ahead_of_the_venue_and_comes_near(
     ahead_s: float, replies: list[tuple[float, float, float]]
 ) -> None:
     """However wrong this machine's clock is: at most a second and the way back behind, never before its time."""
-    clock = TwoClocks()
+    clock = ManualClock(WALL_US)
     estimate = VenueClock(clock)
     for pause, out, back in replies:
         clock.advance(pause)
-        sent = clock.now
+        sent = clock.mono_s
         clock.advance(out)
         date_us = (clock.wall_us + int(ahead_s * 1e6)) // 1_000_000 * 1_000_000
         clock.advance(back)
-        estimate.observe(date_us, sent, clock.now)
+        estimate.observe(date_us, sent, clock.mono_s)
         true_us = clock.wall_us + int(ahead_s * 1e6)
         assert true_us - (1.0 + back) * 1e6 - 10 <= estimate.now_us() <= true_us + 10
     assert estimate.is_known
@@ -64,21 +45,21 @@ def test_estimate_is_never_ahead_of_the_venue_and_comes_near(
 
 def test_venue_whose_clock_was_set_is_followed_at_once() -> None:
     """A header far outside the interval starts the estimate anew."""
-    clock = TwoClocks()
+    clock = ManualClock(WALL_US)
     estimate = VenueClock(clock)
-    estimate.observe(WALL_US, clock.now, clock.now)
-    estimate.observe(WALL_US + 3600_000_000, clock.now, clock.now)
+    estimate.observe(WALL_US, clock.mono_s, clock.mono_s)
+    estimate.observe(WALL_US + 3600_000_000, clock.mono_s, clock.mono_s)
     assert estimate.offset_s() == pytest.approx(3600.0)
 
 
 def test_machine_that_slept_knows_the_venues_time_no_more() -> None:
     """Its wall clock went on and its monotonic one did not."""
-    clock = TwoClocks()
+    clock = ManualClock(WALL_US)
     estimate = VenueClock(clock)
-    estimate.observe(WALL_US, clock.now, clock.now)
+    estimate.observe(WALL_US, clock.mono_s, clock.mono_s)
     clock.advance(10.0)
     assert estimate.is_known
-    clock.advance(60.0, asleep=True)
+    clock.wall_us += 60_000_000
     assert not estimate.is_known
 
 

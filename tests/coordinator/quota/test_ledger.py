@@ -392,7 +392,7 @@ def test_killed_process_holds_nothing(path):
 # ------------------------------------------------------------------------------------------ the even pace
 
 
-def paced(clock: StillClock, folder: Path) -> MachineLimiter:
+def paced(clock: ManualClock, folder: Path) -> MachineLimiter:
     """A limiter whose ledger cannot be had."""
     (folder / "a-file").touch()
     return MachineLimiter("https://api.upbit.com", clock, folder=folder / "a-file")
