@@ -85,7 +85,6 @@ TOO_LONG: set[str] = {
 TOO_MANY_METHODS: set[str] = {
     "api/client.py:Backbone",
     "coordinator/live/feed.py:Feed",
-    "simulator/server/http.py:SimulatorServer",
     "storage/store.py:CandleStore",
 }
 COMPARE_A_VENUE: set[str] = {

@@ -1,57 +1,37 @@
 """The embedded exchange on loopback: REST under ``/v1`` and the WebSocket on one port, in one thread.
 
-Decides what the network does to an answer: latency, rate refusals, headers, compression, scripted faults. The
-thread ``backbone-simulator`` runs one event loop that owns every connection, the rate windows and the stream
-sessions; long computations go to one worker thread ``backbone-simulator-work``. Public methods may be called
-from any thread: they hand work to the loop, or touch the log under its lock.
-
-A venue `latency_s` away: half of it passes before a request is counted and answered, half before the answer
-is sent, and a connection's first request pays one more round trip, because that is what connecting costs.
+The thread ``backbone-simulator`` runs one event loop that owns every connection, the rate windows and the stream
+sessions; long computations go to one worker thread ``backbone-simulator-work``. Public methods may be called from any
+thread: they hand work to the loop, or touch the log under its lock. What becomes of a request is the gateway's part.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gzip
 import logging
-import math
-import random
-import socket
-import struct
 import threading
-import zlib
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from datetime import UTC, datetime
-from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import msgspec
-
-from backbone.clock import SystemClock
 from backbone.errors import InputError
 from backbone.model import Span
 from backbone.simulator.market.exchange import Exchange
-from backbone.simulator.market.venue import Row, Venue
-from backbone.simulator.server.archive import Answer, ArchiveBranch, is_archive_path
+from backbone.simulator.market.venue import Venue
 from backbone.simulator.server.clock import ExchangeClock, parse_instant
-from backbone.simulator.server.faults import ROW_FAULTS, Fault, Faults, corrupt
-from backbone.simulator.server.limits import Limits, Verdict
-from backbone.simulator.server.rest import NOT_FOUND, Refusal, Route, answer, error_body, find_route, spell
+from backbone.simulator.server.faults import Fault, Faults
+from backbone.simulator.server.gateway import WALL_S, Gateway
+from backbone.simulator.server.limits import Limits
 from backbone.simulator.server.sockets import Hub
 
 if TYPE_CHECKING:
-    from aiohttp import web
-    from aiohttp.web_protocol import RequestHandler
+    pass
 
 __all__ = ["Logged", "SimulatorServer"]
 
 _logger = logging.getLogger("backbone.simulator")
-_SERVER = "backbone-simulator"
-_JSON = "application/json;charset=UTF-8"
 _LOG_SIZE = 50_000
 _START_TIMEOUT_S = 20.0
 
@@ -80,7 +60,7 @@ class SimulatorServer:
     record).
     port : 0 picks a free one.
     limit, window : requests a second of each wire group, counted in ``"fixed"`` or ``"sliding"`` seconds.
-    latency_s, jitter_s : the round trip to the venue, and how much it varies; see the module's docstring.
+    latency_s, jitter_s : the round trip to the venue, and how much it varies; see `backbone.simulator.server.gateway`.
     replay : recorded candle files (Parquet) to serve instead of the synthetic market.
     faults : a script; more can be added while it runs, through `faults`.
     frozen, speed : the exchange's clock stands still, or runs this many times as fast.
@@ -123,7 +103,6 @@ class SimulatorServer:
         if refusal not in ("text", "json"):
             raise InputError("refusal", refusal, '"text" or "json"')
         self.exchange: Venue = _open_venue(seed, markets, replay)
-        self._archive = ArchiveBranch(self.exchange)
         start = parse_instant(now)
         if start is None:
             start = getattr(self.exchange, "end_us", None)
@@ -131,13 +110,23 @@ class SimulatorServer:
         self.faults = faults if faults is not None else Faults()
         self._host, self._port = host, port
         self._limits = Limits(limit, window, ban_after=ban_after, ban_s=ban_s)
-        self._latency_s, self._jitter_s = latency_s, jitter_s
-        self._random = random.Random(seed)
-        self._gzip_on, self._refusal, self._verbose = gzip_on, refusal, log
+        self._verbose = log
         self.idle_s = idle_s
+        self._one_way_s = latency_s / 2
+        self._gateway = Gateway(
+            self.exchange,
+            self.clock,
+            self.faults,
+            self._limits,
+            self._note,
+            seed=seed,
+            latency_s=latency_s,
+            jitter_s=jitter_s,
+            gzip_on=gzip_on,
+            refusal=refusal,
+        )
         self._log_lock = threading.Lock()
         self._log: deque[Logged] = deque(maxlen=_LOG_SIZE)
-        self._met: set[RequestHandler] = set()  # connections that already paid for connecting
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -280,7 +269,7 @@ class SimulatorServer:
         self._stop = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="backbone-simulator-work")
         try:
-            self._web = web.Server(self._handle, keepalive_timeout=75.0, access_log=None)
+            self._web = web.Server(self._gateway.handle, keepalive_timeout=75.0, access_log=None)
             self._runner = web.ServerRunner(self._web, shutdown_timeout=1.0)
             await self._runner.setup()
             await self._plug()
@@ -289,9 +278,11 @@ class SimulatorServer:
                 self.clock,
                 self.faults,
                 idle_s=self.idle_s,
-                one_way_s=self._latency_s / 2,
-                wall=_WALL,
+                one_way_s=self._one_way_s,
+                wall=WALL_S,
             )
+            server = self._web
+            self._gateway.open(self._hub, self._worker, lambda: server.connections)
             self._tasks = [self._loop.create_task(self._hub.run())]
         except OSError as exc:
             await self._end()
@@ -330,185 +321,6 @@ class SimulatorServer:
                 if connection.transport is not None:
                     connection.transport.abort()
 
-    # -- one request -----------------------------------------------------------------------------------------
-
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        await self._travel(request)
-        arrived = _MACHINE.monotonic()
-        if request.path.startswith("/websocket/"):
-            return await self._handle_socket(request, arrived)
-        if is_archive_path(request.path):
-            return await self._handle_archive(request, arrived)
-        query = {name: ",".join(request.query.getall(name)) for name in request.query}  # pyupbit repeats a name
-        route = find_route(request.path) if request.method == "GET" else None
-        group = route.group if route is not None else ""
-        try:
-            reply = await self._reply(request, route, query)
-        except _Cut as cut:
-            self._note(arrived, group, request.path, query, 0)
-            return await cut.carry_out(request)
-        self._note(arrived, group, request.path, query, reply.status)
-        await self._pause_for(self._half_trip())
-        return reply
-
-    async def _handle_archive(self, request: web.BaseRequest, arrived: float) -> web.StreamResponse:
-        """The bulk archive: another host at the venue, without a quota."""
-        assert self._loop is not None
-        faults = self.faults.take(request.path_qs)
-        kinds = frozenset(fault.kind for fault in faults)
-        query = {"prefix": request.query.get("prefix", "")}
-        try:
-            for fault in faults:
-                await self._delay(fault)
-            found = Answer(500, b"", "text/plain")
-            if "500" not in kinds:
-                words = (request.path, query["prefix"], self.clock.now_us(), kinds)
-                found = await self._loop.run_in_executor(self._worker, self._archive.answer, *words)
-            body = b"<<" + found.body[:100] if "garbage" in kinds else b"[]" if "empty" in kinds else found.body
-            cut = next((fault for fault in faults if fault.kind == "cut"), None)
-            where = found.content_type
-            reply = self._respond(request, found.status, body, None, content_type=where, zipped=False, cut=cut)
-        except _Cut as cut:
-            self._note(arrived, "archive", request.path, query, 0)
-            return await cut.carry_out(request)
-        self._note(arrived, "archive", request.path, query, reply.status)
-        await self._pause_for(self._half_trip())
-        return reply
-
-    def _half_trip(self) -> float:
-        return max(0.0, self._latency_s + self._random.uniform(-self._jitter_s, self._jitter_s)) / 2
-
-    async def _travel(self, request: web.BaseRequest) -> None:
-        delay = self._half_trip()
-        if request.protocol not in self._met:
-            self._met = {known for known in self._web.connections if known in self._met} | {request.protocol}
-            delay += self._latency_s
-        await self._pause_for(delay)
-
-    @staticmethod
-    async def _pause_for(seconds: float) -> None:
-        if seconds > 0:
-            await asyncio.sleep(seconds)
-
-    async def _reply(self, request: web.BaseRequest, route: Route | None, query: dict[str, str]) -> web.Response:
-        faults = self.faults.take(request.path_qs)
-        for fault in faults:
-            await self._delay(fault)
-        if route is None:
-            return self._respond(request, 404, NOT_FOUND, None)
-        verdict = self._limits.ask(route.group, _MACHINE.monotonic() + _WALL, origin="Origin" in request.headers)
-        refused = self._refused(request, verdict, faults)
-        if refused is not None:
-            return refused
-        try:
-            rows = await self._rows(route, query, faults)
-        except Refusal as exc:
-            return self._respond(request, exc.status, error_body(exc.status, exc.message), verdict)
-        for fault in faults:
-            if fault.kind in ROW_FAULTS:
-                rows = corrupt(rows, fault)
-        kinds = {fault.kind for fault in faults}
-        body = spell(rows).encode() if "numbers" in kinds else msgspec.json.encode(rows)
-        if "garbage" in kinds:
-            body = b"<<" + body[: len(body) // 2]
-        cut = next((fault for fault in faults if fault.kind == "cut"), None)
-        return self._respond(request, 200, body, verdict, zipped="gzip-off" not in kinds, cut=cut)
-
-    async def _rows(self, route: Route, query: dict[str, str], faults: Sequence[Fault]) -> list[Row]:
-        now_us = self.clock.now_us()
-        for fault in faults:
-            if fault.kind == "late":
-                now_us -= int(fault.number("seconds", 2.0) * 1e6)
-        if not route.heavy:
-            return answer(route, self.exchange, query, now_us)
-        assert self._loop is not None
-        return await self._loop.run_in_executor(self._worker, answer, route, self.exchange, query, now_us)
-
-    async def _delay(self, fault: Fault) -> None:
-        if fault.kind == "slow":
-            await asyncio.sleep(fault.number("seconds", 1.0))
-        elif fault.kind == "stall":
-            await asyncio.sleep(fault.number("seconds", 30.0))
-            raise _Cut(_close)
-        elif fault.kind == "reset":
-            raise _Cut(_reset)
-
-    def _refused(self, request: web.BaseRequest, verdict: Verdict, faults: Iterable[Fault]) -> web.Response | None:
-        """The refusal that a rate verdict or a fault asks for, if any."""
-        for fault in faults:
-            if fault.kind == "429":
-                return self._too_many(request, verdict, fault.text("body", self._refusal))
-            if fault.kind == "418":
-                verdict = self._limits.block(_MACHINE.monotonic() + _WALL, fault.number("seconds", 5.0))
-            if fault.kind == "500":
-                return self._respond(request, 500, error_body(500, "server error"), verdict)
-            if fault.kind == "502-html":
-                page = b"<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>"
-                return self._respond(request, 502, page, None, content_type="text/html")
-        if verdict.status == 418:
-            seconds = max(1, math.ceil(verdict.block_s))
-            message = f"Too many requests. Your IP is blocked for {seconds} seconds."
-            return self._respond(request, 418, error_body(418, message), None)
-        if verdict.status == 429:
-            return self._too_many(request, verdict, self._refusal)
-        return None
-
-    def _too_many(self, request: web.BaseRequest, verdict: Verdict, body: str) -> web.Response:
-        if body == "json":
-            return self._respond(request, 429, error_body(429, "Too many API requests."), verdict)
-        return self._respond(request, 429, b"Too many API requests.", verdict, content_type="text/plain;charset=UTF-8")
-
-    def _respond(
-        self,
-        request: web.BaseRequest,
-        status: int,
-        body: bytes,
-        verdict: Verdict | None,
-        *,
-        content_type: str = _JSON,
-        zipped: bool = True,
-        cut: Fault | None = None,
-    ) -> web.Response:
-        from aiohttp import web
-
-        headers = {"Date": self._date(), "Content-Type": content_type, "Server": _SERVER}
-        if verdict is not None and verdict.header:
-            headers["Remaining-Req"] = verdict.header
-            headers["Limit-By-Ip"] = "Yes"
-        if status == 200:
-            headers["ETag"] = f'W/"0{zlib.crc32(body):08x}{len(body):x}"'
-            headers["Cache-Control"] = "no-cache, no-store, max-age=0, must-revalidate"
-            headers["Pragma"], headers["Expires"] = "no-cache", "0"
-            headers["Vary"] = "origin,access-control-request-method,access-control-request-headers,accept-encoding"
-            if self._gzip_on and zipped and len(body) > 256 and "gzip" in request.headers.get("Accept-Encoding", ""):
-                body = gzip.compress(body, 1)
-                headers["Content-Encoding"] = "gzip"
-        if cut is not None:
-            raise _Cut(_cutter(status, headers, body, cut.number("at", 0.5)))
-        return web.Response(status=status, body=body, headers=headers)
-
-    def _date(self) -> str:
-        return format_datetime(datetime.fromtimestamp(self.clock.now_us() // 1_000_000, UTC), usegmt=True)
-
-    async def _handle_socket(self, request: web.BaseRequest, arrived: float) -> web.StreamResponse:
-        """Upgrade, unless the path, the connection limit or a fault forbids it."""
-        if request.path not in _SOCKETS or request.headers.get("Upgrade", "").lower() != "websocket":
-            self._note(arrived, "", request.path, {}, 404)
-            return self._respond(request, 404, NOT_FOUND, None)
-        verdict = self._limits.ask("websocket", arrived + _WALL, origin="Origin" in request.headers)
-        status = verdict.status
-        for fault in self.faults.take(request.path_qs, websocket=True, only={"ws-refuse"}):
-            status = int(fault.number("status", 429))
-        self._note(arrived, "websocket", request.path, {}, 101 if status == 200 else status)
-        if status == 200:
-            assert self._hub is not None
-            headers = {"Date": self._date(), "Server": _SERVER, "Remaining-Req": verdict.header}
-            return await self._hub.serve(request, headers)
-        refused = self._refused(request, replace(verdict, status=status), ())
-        if refused is not None:
-            return refused
-        return self._respond(request, status, error_body(status, "unavailable"), None)
-
     # -- changes to the market -------------------------------------------------------------------------------
 
     def _change_market(self, fault: Fault) -> None:
@@ -531,13 +343,6 @@ class SimulatorServer:
             self._loop.call_soon_threadsafe(self._hub.forget)
 
 
-_SOCKETS = ("/websocket/v1", "/websocket/v1/private", "/websocket/v1/info")
-_MACHINE = SystemClock()
-_WALL = (
-    _MACHINE.now_us() / 1e6 - _MACHINE.monotonic()
-)  # rate windows follow the machine's whole seconds, and never step
-
-
 def _required(fault: Fault, name: str) -> str:
     value = fault.options.get(name)
     if not isinstance(value, str):
@@ -552,49 +357,3 @@ def _open_venue(seed: int, markets: Sequence[str] | None, replay: Sequence[Any])
         replayed: Venue = Replay(replay, seed=seed, markets=markets)
         return replayed
     return Exchange(seed, markets=markets)
-
-
-class _Cut(Exception):
-    """The connection ends here, in the way `carry_out` knows."""
-
-    def __init__(self, act: Callable[[web.BaseRequest], Coroutine[Any, Any, None]]) -> None:
-        super().__init__()
-        self._act = act
-
-    async def carry_out(self, request: web.BaseRequest) -> web.StreamResponse:
-        from aiohttp import web
-
-        await self._act(request)
-        if request.transport is not None:
-            request.transport.abort()
-        return web.Response(status=500)
-
-
-async def _close(request: web.BaseRequest) -> None:
-    if request.transport is not None:
-        request.transport.close()
-
-
-async def _reset(request: web.BaseRequest) -> None:
-    if request.transport is not None:
-        raw = request.transport.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def _cutter(
-    status: int, headers: dict[str, str], body: bytes, at: float
-) -> Callable[[web.BaseRequest], Coroutine[Any, Any, None]]:
-    """Send the head with the full length, then only the first part of the body."""
-
-    async def act(request: web.BaseRequest) -> None:
-        head = [
-            f"HTTP/1.1 {status} OK",
-            *(f"{k}: {v}" for k, v in headers.items()),
-            f"Content-Length: {len(body)}",
-        ]
-        transport = request.transport
-        if transport is not None:
-            transport.write("\r\n".join(head).encode() + b"\r\n\r\n" + body[: int(len(body) * at)])
-            await asyncio.sleep(0.02)  # let the part arrive before the connection goes
-
-    return act
