@@ -69,3 +69,12 @@ def connect(clean: SimulatorServer) -> Iterator[Connect]:
     yield dial
     for one in opened:
         one.shutdown()
+
+
+def burst(url: str, count: int) -> list[requests.Response]:
+    """So many requests for candles, as fast as one connection goes."""
+    with requests.Session() as session:
+        session.trust_env = False
+        return [
+            session.get(url + "/v1/candles/minutes/1", params={"market": "KRW-BTC"}, timeout=10) for _ in range(count)
+        ]

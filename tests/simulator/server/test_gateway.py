@@ -12,16 +12,10 @@ import requests
 
 from backbone.simulator import Exchange, SimulatorServer
 from tests.recordings import recordings
-from tests.simulator.conftest import NOW, NOW_US, Get
+from tests.simulator.conftest import NOW, NOW_US, Get, burst
 
 __all__ = ["recordings"]
 CANDLES = "/v1/candles/minutes/1"
-
-
-def _burst(url: str, count: int) -> list[requests.Response]:
-    with requests.Session() as session:
-        session.trust_env = False
-        return [session.get(url + CANDLES, params={"market": "KRW-BTC"}, timeout=10) for _ in range(count)]
 
 
 def test_answer_is_the_exchanges_as_bare_json(get: Get, exchange: Exchange) -> None:
@@ -101,7 +95,7 @@ def test_rows_have_the_recorded_fields_in_their_order(
 def test_eleventh_request_of_a_second_is_refused_in_plain_text() -> None:
     """Ten pass, the next is 429 with a body that is not JSON, until the second is over."""
     with SimulatorServer(now=NOW, frozen=True, window="sliding", limit=10) as server:
-        replies = _burst(server.rest_url, 11)
+        replies = burst(server.rest_url, 11)
         assert [r.status_code for r in replies] == [200] * 10 + [429]
         assert replies[-1].text == "Too many API requests."
         assert replies[-1].headers["Remaining-Req"] == "group=candles; min=600; sec=0"
@@ -115,7 +109,7 @@ def test_refusal_can_be_json_and_ends_in_a_block_that_states_its_time() -> None:
     with SimulatorServer(
         now=NOW, frozen=True, window="sliding", limit=1, refusal="json", ban_after=3, ban_s=30
     ) as server:
-        replies = _burst(server.rest_url, 5)
+        replies = burst(server.rest_url, 5)
         assert [r.status_code for r in replies] == [200, 429, 429, 418, 418]
         assert replies[1].json() == {"error": {"name": 429, "message": "Too many API requests."}}
         assert "30 seconds" in replies[3].json()["error"]["message"]

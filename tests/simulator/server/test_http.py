@@ -11,7 +11,7 @@ import requests
 from backbone.errors import InputError
 from backbone.simulator import Faults, SimulatorServer
 from tests.recordings import recordings
-from tests.simulator.conftest import NOW
+from tests.simulator.conftest import NOW, burst
 
 __all__ = ["recordings"]
 CANDLES = "/v1/candles/minutes/1"
@@ -89,7 +89,7 @@ def test_pulled_plug_refuses_and_comes_back_on_the_same_port(clean: SimulatorSer
 
 def test_log_can_be_reset_and_is_safe_while_requests_run(clean: SimulatorServer) -> None:
     """Read from any thread."""
-    threads = [threading.Thread(target=_burst, args=(clean.rest_url, 20)) for _ in range(4)]
+    threads = [threading.Thread(target=burst, args=(clean.rest_url, 20)) for _ in range(4)]
     for thread in threads:
         thread.start()
     while any(t.is_alive() for t in threads):
