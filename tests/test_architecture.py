@@ -53,7 +53,6 @@ REASON = " because "
 CIRCLES: set[str] = {
     "api.calls.candles",
     "api.calls.memo",
-    "api.calls.parallel",
     "api.client",
     "api.demo",
     "backbone",
@@ -62,7 +61,6 @@ UPWARDS: set[str] = {
     "api/client.py",
 }
 READ_THE_ENVIRONMENT: set[str] = {
-    "api/calls/parallel.py",
     "storage/s3.py",
 }
 WITHOUT_TESTS: set[str] = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from backbone.api.arguments import TimeLike, parse_markets, parse_priority
+from backbone.api.arguments import TimeLike
 from backbone.api.session import Session
 from backbone.model import Priority
 from backbone.settings import Settings, resolve
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from backbone.api.calls.backfill import Job
     from backbone.api.calls.chart import LiveChart
     from backbone.api.calls.live import LiveTable
-    from backbone.api.calls.parallel import SpreadJob
     from backbone.api.calls.prometheus import MetricsServer
     from backbone.api.calls.request import BackboneRequest, BackboneResponse
     from backbone.api.calls.size import Sizing
@@ -207,7 +206,7 @@ class Backbone:
         *,
         priority: str | Priority = "low",
         frames: str | None = None,
-    ) -> Job | SpreadJob:
+    ) -> Job:
         """Fetch a long range in the background, oldest first, at the venue's full legal rate.
 
         Returns a `Job` at once: ``progress``, ``sections()`` (finished frames in time order while later pages still
@@ -215,31 +214,15 @@ class Backbone:
         of some minutes, and keeps each page it gets; the same call while it runs joins it, and later fetches only what
         is missing.
 
-        Several markets inside ``joblib.parallel_config("dask")`` (or with ``n_jobs``) are spread over its workers, a
-        whole market to one worker with a client of its own; a `SpreadJob` then has the same methods, without timeouts.
-
         Examples
         --------
         >>> job = client.backfill("KRW-BTC", "1h", "2025-08-01", "2025-08-11")
         >>> sum(len(section) for section in job.sections())
         240
         """
-        from backbone.api.calls.backfill import start_job
-        from backbone.api.calls.parallel import is_spread, spread_backfill
+        from backbone.api.calls.backfill import backfill
 
-        codes, wanted = parse_markets(markets, self._session.home), self._session.frames(frames)
-        if is_spread(codes):
-            return spread_backfill(self._session, codes, timeframe, start, end, parse_priority(priority), frames=wanted)
-        return start_job(
-            self._session,
-            codes,
-            timeframe,
-            start,
-            end,
-            parse_priority(priority),
-            many=not isinstance(markets, str),
-            frames=wanted,
-        )
+        return backfill(self._session, markets, timeframe, start, end, priority=priority, frames=frames)
 
     @property
     def store(self) -> StoreView:
@@ -524,8 +507,7 @@ class Backbone:
 
         Runs on `joblib.Parallel`: a process for each core here, or the hosts of a Dask cluster inside
         ``joblib.parallel_config("dask")`` (extra ``[dask]``). A whole market goes to one worker, which has a client of
-        its own and so its own address's quota; a lost worker's markets are done again by another. Work begins at once,
-        not with the first result taken.
+        its own and so its own address's quota. Work begins at once, not with the first result taken.
 
         Parameters
         ----------
@@ -535,7 +517,8 @@ class Backbone:
 
         Raises
         ------
-        InputError  before any work: a wrong word, a cluster without workers or without the package.
+        InputError       before any work, for a wrong word.
+        IncompleteError  a worker died; what was fetched is stored.
         What `fn` or a fetch raised is raised after the last result, with a note which market it was.
 
         Examples

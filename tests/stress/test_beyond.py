@@ -15,7 +15,6 @@ import joblib
 import pytest
 
 from backbone import Backbone
-from backbone.api.calls.parallel import SpreadJob
 from backbone.clock import SystemClock
 from backbone.simulator import SimulatorServer
 from tests.coordinator.quota.test_redis import RedisServer, own  # noqa: F401
@@ -86,19 +85,17 @@ def test_two_hosts_fill_one_bucket_and_one_is_killed(
     urls = {"rest_url": venue.rest_url, "ws_url": venue.ws_url}
     with Backbone(data_dir=place, quota=own.url, **urls) as client:
         with joblib.parallel_config("dask"):
-            job = client.backfill(MARKETS, "1m", START, END)
-        assert isinstance(job, SpreadJob)
+            results = client.map(len, MARKETS, "1m", START, END)
         wait_for(20, venue)
         workers[0].kill()
-        assert job.wait().state == "done"
-        assert job.progress.markets_done == len(MARKETS)
+        assert set(dict(results)) == set(MARKETS)
         assert venue.counts()["candles"].get(429, 0) == 0
         assert venue.peak("candles") <= 10
         asked = len(venue.requests)
-        frame = job.result()
+        frame = client.candles(MARKETS, "1m", START, END)
         assert len(venue.requests) == asked
         assert len(client.store.verify()) == 0
-        span = client._session.time("start", START), client._session.time("end", END)
+        span = client.session.time("start", START), client.session.time("end", END)
         for market in MARKETS:
             truth = venue.exchange.candle_table(market, "1m", *span)
             mine = frame[frame["market"] == market]

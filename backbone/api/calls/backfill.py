@@ -7,13 +7,13 @@ so `Job.wait` refreshes that bar between its waits, and shows no other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from backbone.api import frames as shaping
-from backbone.api.arguments import TimeLike, in_zone
+from backbone.api.arguments import TimeLike, in_zone, parse_markets, parse_priority
 from backbone.api.calls.candles import facts, named
 from backbone.api.notebook.bar import Bar
 from backbone.coordinator.candles.jobs import CandleJob
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from backbone.api.notebook.progress import ProgressView
     from backbone.api.session import Session
 
-__all__ = ["Job", "JobView", "start_job"]
+__all__ = ["Job", "JobView", "backfill"]
 
 SECTIONS_AHEAD = 8
 
@@ -222,32 +222,33 @@ class Job:
         return ["cancel", "progress", "result", "sections", "state", "view", "wait"]
 
 
-def start_job(
+def backfill(
     session: Session,
-    markets: list[str],
+    markets: str | Iterable[str],
     timeframe: str,
     start: TimeLike,
-    end: TimeLike | None,
-    priority: Priority,
+    end: TimeLike | None = None,
     *,
-    many: bool,
-    frames: str,
+    priority: str | Priority = "low",
+    frames: str | None = None,
 ) -> Job:
-    """A job for `markets` in this process. See `Backbone.backfill`."""
+    """See `Backbone.backfill`."""
+    codes, lane, wanted = parse_markets(markets, session.home), parse_priority(priority), session.frames(frames)
     tf = parse_timeframe(timeframe)
     asked = session.range(start, end, None)
     if asked.start_us is None:
         raise InputError("start", start, "a time to begin with, such as 2024-01")
-    if priority is Priority.CRITICAL:
-        raise InputError("priority", priority.value, "low, normal or high: a backfill is no critical request")
+    if lane is Priority.CRITICAL:
+        raise InputError("priority", lane.value, "low, normal or high: a backfill is no critical request")
     core = session.coordinator()
     core.sync_clock()
     listed = core.markets.known
     if listed is not None:
-        held = [m for m in markets if core.store.oldest(m, tf) is None]
+        held = [m for m in codes if core.store.oldest(m, tf) is None]
         if held:
-            core.markets.check_listed(held, priority)
-    return Job(session, core.jobs.start(markets, tf, asked.start_us, asked.end_us, priority), many=many, frames=frames)
+            core.markets.check_listed(held, lane)
+    many = not isinstance(markets, str)
+    return Job(session, core.jobs.start(codes, tf, asked.start_us, asked.end_us, lane), many=many, frames=wanted)
 
 
 def _clock(seconds: float) -> str:
