@@ -21,7 +21,7 @@ JUNE, JULY = MAY + 31 * DAY_US, MAY + 61 * DAY_US
 
 
 class Venue:
-    """A clock of the venue that says what it is told."""
+    """A clock of the venue that a test sets."""
 
     def __init__(self, now_us: int) -> None:
         self._now_us = now_us
@@ -65,10 +65,10 @@ def test_files_that_cost_more_than_pages_are_left() -> None:
 
 
 def test_files_need_the_venues_clock() -> None:
-    """Where the venue cannot be heard, nothing is taken; a plan that asks nobody goes by the clock it has."""
+    """Where the venue cannot be reached, nothing is taken; a plan makes no request and goes by the clock it has."""
 
     def silent() -> None:
-        raise UnreachableError("nobody there")
+        raise UnreachableError("unreachable")
 
     assert names(archive(sync_clock=silent), (MAY, JULY)) == []
     gaps = SpanSet([Span(MAY, JULY)])

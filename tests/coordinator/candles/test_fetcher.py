@@ -69,7 +69,7 @@ def test_candles_second_ask_outlives_the_client(tmp_path: Path) -> None:
 
 
 def test_candles_late_correction_is_a_revision_and_the_newest_is_given(tmp_path: Path) -> None:
-    """A difference at the second ask is told, not mixed in silently."""
+    """A difference at the second request is a revision, not a silent overwrite."""
     world = World(tmp_path)
     last = MINUTE.floor(NOW) - MINUTE_US
     old = world.candles(NOW - HOUR_US, MINUTE.floor(NOW)).table.column("open")[-1].as_py()
@@ -101,37 +101,37 @@ def test_candles_second_ask_that_fails_takes_nothing_away(tmp_path: Path, asked:
     assert world.asked() == 1
 
 
-@pytest.mark.parametrize("lie", [empty, half])
+@pytest.mark.parametrize("edit", [empty, half])
 @pytest.mark.parametrize("times", [1, 2, 3, 5])
 @pytest.mark.parametrize("held", [False, True])
 def test_candles_silence_by_mistake_never_becomes_history(
-    tmp_path: Path, lie: Callable[[Any], Any], times: int, held: bool
+    tmp_path: Path, edit: Callable[[Any], Any], times: int, held: bool
 ) -> None:
     """Replies cut short by mistake, several in a row, cost an error at most: no candle is taken for quiet."""
     world = World(tmp_path)
     if held:
         world.candles(NOW - HOUR_US, MINUTE.floor(NOW))
-    world.venue.lies.extend([lie] * times)
+    world.venue.edits.extend([edit] * times)
     start, end = NOW - 10 * HOUR_US, NOW - 4 * HOUR_US
     first = world.candles(start, end)
     assert first.table.num_rows + first.unknown == 360
     assert bool(first.causes) == bool(first.gaps)
-    world.venue.lies.clear()
+    world.venue.edits.clear()
     second = world.candles(start, end)
     assert (second.table.num_rows, second.quiet, second.unknown) == (360, 0, 0)
     assert world.store.quiet_before(MARKET, MINUTE) == 0
 
 
-@pytest.mark.parametrize("lie", [empty, half])
-def test_candles_short_reply_against_held_rows_is_not_believed(tmp_path: Path, lie: Callable[[Any], Any]) -> None:
-    """Rows from before are held, so a reply that ends history after them is a mistake, and told as one."""
+@pytest.mark.parametrize("edit", [empty, half])
+def test_candles_short_reply_against_held_rows_is_rejected(tmp_path: Path, edit: Callable[[Any], Any]) -> None:
+    """Rows from before are held, so a reply that ends history after them is an error."""
     world = World(tmp_path)
     world.candles(NOW - 10 * HOUR_US, NOW - 9 * HOUR_US)
-    world.venue.lies.extend([lie] * 50)
+    world.venue.edits.extend([edit] * 50)
     answer = world.candles(NOW - 8 * HOUR_US, NOW - 7 * HOUR_US)
     assert answer.gaps
     assert all(isinstance(cause, PayloadError) for cause in answer.causes)
-    world.venue.lies.clear()
+    world.venue.edits.clear()
     assert world.candles(NOW - 10 * HOUR_US, NOW - 7 * HOUR_US).table.num_rows == 180
 
 
@@ -207,7 +207,7 @@ def test_candles_page_reaches_the_disk_though_none_follows(tmp_path: Path) -> No
 def test_candles_commit_gives_its_memory_back_and_what_is_held_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a commit Arrow's allocator is told to return what it keeps for the thread; a warm call does not ask it."""
+    """After a commit Arrow's allocator is asked to return what it keeps for the thread; a warm call does not ask it."""
     world, returned = World(tmp_path), []
 
     class Pool:
@@ -224,7 +224,7 @@ def test_candles_commit_gives_its_memory_back_and_what_is_held_costs_nothing(
 def test_candles_disk_that_cannot_be_read_is_an_error_not_a_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever fails while a reply is taken in, whoever waits is told."""
+    """Whatever fails while a reply is taken in, whoever waits gets the error."""
     world = World(tmp_path, listed_us=NOW - 2 * HOUR_US)
 
     def refuse(*_: object) -> int:
@@ -237,14 +237,14 @@ def test_candles_disk_that_cannot_be_read_is_an_error_not_a_wait(
 
 
 def test_seconds_are_not_given_up_on_the_word_of_a_wrong_clock(tmp_path: Path) -> None:
-    """Before the venue was heard, nobody says that its 1-second candles are too old to be had."""
+    """Before the venue's clock is known, it is not said that its 1-second candles are too old to be had."""
     world = World(tmp_path, ahead=200 * 86_400)
     answer = world.candles(NOW - 60_000_000, NOW - 30_000_000, timeframe=SECOND)
     assert (answer.table.num_rows, answer.gaps) == (30, ())
 
 
 def test_candles_ban_by_another_request_ends_the_wait(tmp_path: Path) -> None:
-    """Whose pages were still queued when the venue blocked the address is told, and does not wait for ever."""
+    """Whose pages were still queued when the venue blocked the address gets the error, and does not wait for ever."""
     world = World(tmp_path)
     world.desk.bans = RateLimitedError("blocked", banned=True)
     ended: list[Any] = []
@@ -305,7 +305,7 @@ def test_answers_that_share_pages_never_count_less_than_was_sent(tmp_path: Path)
     world.desk.at_once = 3
     span = Span(MINUTE.floor(NOW) - 20 * HOUR_US, MINUTE.floor(NOW))
     pendings = [world.fetcher.begin(MARKET, MINUTE, span, lane) for lane in (Priority.LOW, Priority.NORMAL)]
-    world.venue.lies.append(lambda rows: [{"no": "candle"}])
+    world.venue.edits.append(lambda rows: [{"no": "candle"}])
     world.desk.run()
     counts = [world.fetcher.answer(pending).pages for pending in pendings]
     sent = world.asked()

@@ -29,7 +29,7 @@ def job_of(world: World, span: Span = MONTH) -> CandleJob:
 
 
 def says_the_truth(world: World, job: CandleJob) -> None:
-    """Its slots are those that the store vouches for, and up to its reached time there is no hole."""
+    """Its slots are those that the store covers, and up to its reached time there is no hole."""
     now = job.progress
     held = world.store.coverage(MARKET, MINUTE, job.span)
     assert now.done_slots == sum(MINUTE.count(span) for span in held)
@@ -41,7 +41,7 @@ def says_the_truth(world: World, job: CandleJob) -> None:
 def test_job_of_garbage_alone_got_nowhere(tmp_path: Path) -> None:
     """A job whose every reply was refused has done nothing, reached nothing, and says what it asked."""
     world = World(tmp_path)
-    world.venue.lies.extend([lambda rows: [{"no": "candle"}]] * 1000)
+    world.venue.edits.extend([lambda rows: [{"no": "candle"}]] * 1000)
     job = job_of(world)
     job.advance()
     now = job.progress
@@ -92,7 +92,7 @@ def test_job_with_a_hole_reached_its_beginning(tmp_path: Path) -> None:
         rows.append(page)
         return [{"no": "candle"}] if 10 <= len(rows) <= 12 else page
 
-    world.venue.lies.extend([refuse] * 1000)
+    world.venue.edits.extend([refuse] * 1000)
     job = job_of(world)
     job.advance()
     assert job.state == "incomplete"
@@ -130,7 +130,7 @@ def test_job_that_is_over_is_not_cancelled_any_more(tmp_path: Path) -> None:
     world = World(tmp_path)
     done = job_of(world, Span(NOW - 5 * HOUR_US, NOW - 3 * HOUR_US))
     done.advance()
-    world.venue.lies.extend([lambda rows: [{"no": "candle"}]] * 1000)
+    world.venue.edits.extend([lambda rows: [{"no": "candle"}]] * 1000)
     lost = job_of(world, Span(NOW - 15 * HOUR_US, NOW - 13 * HOUR_US))
     lost.advance()
     for job, state in ((done, "done"), (lost, "incomplete")):

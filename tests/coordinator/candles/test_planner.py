@@ -228,7 +228,7 @@ def test_plan_series_without_any_candle_is_never_believed() -> None:
 
 
 def test_plan_failed_page_leaves_its_span_failed_for_all_who_waited() -> None:
-    """What could not be had is told to everyone who wanted it, with the cause."""
+    """What could not be had reaches everyone who wanted it, with the cause."""
     plan = SeriesPlan(MINUTE, page_size=200)
     wants = [want_of(plan, SpanSet([Span(at(0), at(200))])) for _ in range(2)]
     page = plan.next_page(wants[0])
@@ -251,7 +251,7 @@ def test_plan_dropped_want_gets_no_page() -> None:
 
 
 def test_plan_tells_each_who_looked_what_was_proven_meanwhile() -> None:
-    """Nothing is forgotten while somebody still looks, and everything when nobody does."""
+    """Nothing is forgotten while a read is under way, and everything after."""
     plan = SeriesPlan(MINUTE, page_size=200)
     want = want_of(plan, SpanSet([Span(at(0), at(400))]))
     plan.begin_read()

@@ -48,7 +48,7 @@ def test_candles_machine_clock_that_steps_back_changes_nothing(tmp_path: Path) -
 
 @pytest.mark.parametrize("asleep_s", [7200.0, 86_400.0])
 def test_candles_after_a_night_asleep_are_the_newest(tmp_path: Path, asleep_s: float) -> None:
-    """A machine that slept counts fewer seconds than passed: the venue is heard again before "now" is believed."""
+    """A machine that slept counts fewer seconds than passed: the clock is synchronised before "now" counts."""
     world = World(tmp_path)
     world.candles(count=5)
     world.clock.wall_us += int(asleep_s * 1e6)  # while monotonic time stood still

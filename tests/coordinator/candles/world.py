@@ -43,7 +43,7 @@ class Venue:
         self.listed_us = listed_us
         self.shift: dict[int, float] = {}
         self.asks: list[Ask] = []
-        self.lies: deque[Callable[[list[dict[str, Any]]], list[dict[str, Any]]]] = deque()
+        self.edits: deque[Callable[[list[dict[str, Any]]], list[dict[str, Any]]]] = deque()
         self.down = False
         self.kept_us = 1 << 62
         self.every = 1  # only each so many-th slot trades
@@ -58,8 +58,8 @@ class Venue:
             return UnreachableError("down")
         query = dict(ask.query)
         rows = self._rows(ask, int(query["count"]), query.get("to"))
-        if self.lies:
-            rows = self.lies.popleft()(rows)
+        if self.edits:
+            rows = self.edits.popleft()(rows)
         date_us = self.now_us() // 1_000_000 * 1_000_000
         body = json.dumps(rows).encode()
         mono = self.clock.mono_s
@@ -161,7 +161,7 @@ class World:
         self.open()
 
     def open(self) -> None:
-        """A new client on the folder, which never heard the venue."""
+        """A new client on the folder, without a reply so far."""
         settings = resolve("upbit", data_dir=self.folder, rest_url=None, ws_url=None, tz=None, frames="pandas")
         self.estimate = VenueClock(self.clock)
         self.store = CandleStore(self.folder, "upbit", clock=self.clock)
