@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from backbone.api.arguments import parse_market, parse_time
-from backbone.coordinator.candles.planner import EARLIEST_US, SeriesPlan
+from backbone.coordinator.candles.pending import Pending
+from backbone.coordinator.candles.planner import SeriesPlan
+from backbone.coordinator.candles.witness import EARLIEST_US, check, judge
 from backbone.errors import CorruptPartitionError, InputError, PayloadError, SourceError, StoreError
-from backbone.model import CANDLE_SCHEMA, Span
+from backbone.model import CANDLE_SCHEMA, Priority, Span
 from backbone.routing import refusals, wire
 from backbone.storage.coverage import EVER, Coverage, SpanSet
 from backbone.storage.layout import Series, is_market_name
@@ -145,7 +147,9 @@ def fuzz_planner(data: bytes) -> None:
     for _ in range(1 + hostile.number(3)):
         start = hostile.number(90)
         part = Span(base + start * step, base + (start + 1 + hostile.number(60)) * step)
-        wants.append(plan.want(SpanSet([part]), rank=hostile.number(3), ascending=bool(hostile.number(1))))
+        missing, ascending = SpanSet([part]), bool(hostile.number(1))
+        wants.append(Pending("KRW-BTC", MINUTE, part, Priority.LOW, missing, ascending=ascending))
+        plan.add(wants[-1])
     flying = []
     for _ in range(3000):
         open_wants = [want for want in wants if not want.is_done]
@@ -175,12 +179,11 @@ def fuzz_planner(data: bytes) -> None:
         elif deed == 4:
             plan.fail(page, PayloadError("lost"))
             continue
-        verdict = plan.judge(page, reply[0] if reply else None, len(reply))
-        edge = page.claim.end if verdict.edge_us is None else verdict.edge_us
-        is_silent = verdict.edge_us is not None or verdict.proof.holds(EARLIEST_US)
-        is_refuted = is_silent and any(t < edge for t in held)
-        if plan.is_contradicted(page, reply[-1] if reply else None) or is_refuted:
-            plan.fail(page, PayloadError("not believed"))
+        verdict = judge(page, reply[0] if reply else None, len(reply))
+        try:
+            check(page, verdict, reply[-1] if reply else None, min(held, default=None), "KRW-BTC 1m")
+        except PayloadError as exc:
+            plan.fail(page, exc)
             continue
         held.update(reply)
         if not is_lie and not verdict.proof.holds(EARLIEST_US):

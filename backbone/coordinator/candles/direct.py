@@ -1,6 +1,7 @@
 """Candles straight from the venue, past the store: the critical lane, the forming candle, what an audit compares with.
 
-Pages are asked one after the other and nothing is stored.
+Pages are asked one after the other, by the same plan and the same rule about silence as every other, and nothing is
+stored.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from backbone.candle_table import times_of
+from backbone.candle_table import rows_inside, times_of
+from backbone.coordinator.candles.pending import Pending
+from backbone.coordinator.candles.planner import SeriesPlan
 from backbone.coordinator.candles.ranges import CandleRanges, Range
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched
+from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, check, judge
+from backbone.errors import PayloadError
 from backbone.model import Priority, Span, empty_candles
 from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
@@ -20,6 +25,8 @@ from backbone.storage.coverage import SpanSet
 from backbone.timeframe import Timeframe
 
 __all__ = ["DirectCandles"]
+
+_FAILURES = 3  # replies that are not valid, before it is given up
 
 Streamed = Callable[[str, Timeframe, int, Priority], "pa.Table | None"]
 
@@ -53,20 +60,65 @@ class DirectCandles:
         held = self._ranges.recall([market], timeframe, asked)[0]
         if not held.gaps:
             return held
-        tables: list[pa.Table] = []
-        to_us, rows, pages = asked.end_us, 0, 0
-        while True:
-            page = self._page(market, timeframe, to_us, PAGE, Priority.CRITICAL)
-            closed = self._reader.closed_before(timeframe)
-            table = page.table.slice(0, int(np.searchsorted(times_of(page.table), closed)))
+        end = FOREVER_US if asked.end_us is None else timeframe.ceil(asked.end_us)
+        if asked.start_us is None:
+            span, enough = Span(EARLIEST_US, end), asked.count
+            table, pages = self._walk(market, timeframe, span, Priority.CRITICAL, enough)
+        elif asked.count is None:
+            start = timeframe.ceil(asked.start_us)
+            table, pages = self._walk(market, timeframe, Span(min(start, end), end), Priority.CRITICAL)
+        else:
+            table, pages = self._first(market, timeframe, timeframe.ceil(asked.start_us), end, asked.count)
+        return self._answer(market, timeframe, asked, table, pages)
+
+    def _first(self, market: str, timeframe: Timeframe, start: int, end: int, count: int) -> tuple[pa.Table, int]:
+        """The first `count` candles from `start` on."""
+        tables, pages, rows, slots = [empty_candles()], 0, 0, max(count, PAGE)
+        while rows < count and start < end:
+            stop = min(end, timeframe.next(start, slots))
+            table, took = self._walk(market, timeframe, Span(start, stop), Priority.CRITICAL)
             tables.append(table)
-            pages, rows = pages + 1, rows + table.num_rows
-            begun = page.rows < PAGE
-            reached = page.oldest_us is None or (asked.start_us is not None and page.oldest_us <= asked.start_us)
-            if begun or reached or (asked.start_us is None and asked.count is not None and rows >= asked.count):
+            pages, rows, slots, start = pages + took, rows + table.num_rows, slots * 4, stop
+            if stop >= self._reader.closed_before(timeframe):
                 break
-            to_us = page.oldest_us
-        return self._answer(market, timeframe, asked, pa.concat_tables(tables[::-1]), pages)
+        return pa.concat_tables(tables), pages
+
+    def _walk(
+        self, market: str, timeframe: Timeframe, span: Span, priority: Priority, enough: int | None = None
+    ) -> tuple[pa.Table, int]:
+        """The venue's closed candles of `span` (the newest `enough` at least), and how many requests they took.
+
+        Newest first, page by page, until all is proven. What was not a valid reply is asked for again a few times.
+        Raises the error tree.
+        """
+        plan = SeriesPlan(timeframe, PAGE)
+        pending = Pending(market, timeframe, span, priority, SpanSet([span]))
+        plan.add(pending)
+        tables: list[pa.Table] = [empty_candles()]
+        oldest_us, rows, failures, proven = None, 0, 0, SpanSet()
+        while (page := plan.next_page(pending)) is not None:
+            reply = self._page(market, timeframe, page.bound_us, page.count, priority)
+            times = times_of(reply.table)
+            verdict = judge(page, reply.oldest_us, reply.rows)
+            try:
+                check(page, verdict, int(times[-1]) if len(times) else None, oldest_us, f"{market} {timeframe}")
+            except PayloadError:
+                failures += 1
+                if failures >= _FAILURES:
+                    raise
+                plan.retract(page)
+                continue
+            if not page.seeks:
+                closed = Span(span.start, min(span.end, self._reader.closed_before(timeframe)))
+                table = rows_inside(reply.table, verdict.proof - proven)
+                oldest_us = int(times_of(table)[0]) if table.num_rows else oldest_us
+                table = rows_inside(table, [closed] if closed.start < closed.end else [])
+                tables.append(table)
+                rows, proven = rows + table.num_rows, proven | verdict.proof
+            plan.settle(page, verdict, reply.rows, anchor_us=None if verdict.edge_us is None else oldest_us)
+            if enough is not None and rows >= enough:
+                break
+        return pa.concat_tables(tables[::-1]), pending.pages
 
     def _page(self, market: str, timeframe: Timeframe, to_us: int | None, count: int, priority: Priority) -> CandlePage:
         page: CandlePage = self._request(candles_ask(market, timeframe, to_us, count), priority).value
@@ -112,15 +164,5 @@ class DirectCandles:
         return table.slice(first, max(0, last - first)), source
 
     def unstored(self, market: str, timeframe: Timeframe, span: Span, priority: Priority) -> pa.Table:
-        """The venue's own candles of `span`: what an audit compares with."""
-        tables: list[pa.Table] = []
-        to_us = span.end
-        while to_us > span.start:
-            count = min(PAGE, timeframe.count(Span(span.start, to_us)))
-            page = self._page(market, timeframe, to_us, count, priority)
-            tables.append(page.table)
-            if page.oldest_us is None or page.rows < page.asked_count:
-                break
-            to_us = page.oldest_us
-        table = pa.concat_tables([empty_candles(), *tables[::-1]])
-        return table.slice(int(np.searchsorted(times_of(table), span.start)))
+        """The venue's own closed candles of `span`: what an audit compares with."""
+        return self._walk(market, timeframe, span, priority)[0]

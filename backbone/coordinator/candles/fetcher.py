@@ -23,8 +23,9 @@ from backbone.candle_table import count_inside, rows_inside, times_of
 from backbone.clock import Clock, VenueClock
 from backbone.coordinator.candles.archive import Archive
 from backbone.coordinator.candles.pending import Pending
-from backbone.coordinator.candles.planner import EARLIEST_US, FOREVER_US, Page, SeriesPlan, Verdict, pages_needed
+from backbone.coordinator.candles.planner import SeriesPlan, pages_needed
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched
+from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, Page, Verdict, check, judge
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import (
     BackboneError,
@@ -168,8 +169,8 @@ class CandleFetcher:
                 timeframe,
                 span,
                 priority,
-                held,
                 gaps | lost,
+                held,
                 ascending=ascending,
                 patient=patient,
                 enough=enough,
@@ -347,7 +348,7 @@ class CandleFetcher:
                 page = series.plan.next_page(pending)
             if page is None:
                 return None
-            return candles_ask(series.market, series.timeframe, None if page.seeks else page.to_us, page.count)
+            return candles_ask(series.market, series.timeframe, page.bound_us, page.count)
 
         def done(_: Ask | None, outcome: Reply | BackboneError) -> None:
             if page is not None:
@@ -392,10 +393,9 @@ class CandleFetcher:
         """
         timeframe = series.timeframe
         times = times_of(reply.table)
-        with series.changed:
-            verdict = series.plan.judge(page, reply.oldest_us, reply.rows)
-            is_contradicted = series.plan.is_contradicted(page, int(times[-1]) if len(times) else None)
-        self._check_silence(series, page, verdict, reply, is_contradicted)
+        verdict = judge(page, reply.oldest_us, reply.rows)
+        known = self._store.oldest(series.market, timeframe) if verdict.is_silent else None
+        check(page, verdict, int(times[-1]) if len(times) else None, known, f"{series.market} {timeframe}")
         boundary = self.reader.closed_before(timeframe)
         proof = verdict.proof - SpanSet([Span(boundary, FOREVER_US)])
         proof, lost = self._provable(timeframe, proof, reply.oldest_us)
@@ -473,26 +473,6 @@ class CandleFetcher:
                 for one in series.pending:
                     one.store_error = one.store_error or exc
         _give_back()
-
-    def _check_silence(
-        self, series: _Series, page: Page, verdict: Verdict, reply: CandlePage, is_contradicted: bool
-    ) -> None:
-        """Raise `PayloadError` for silence that cannot be: a known candle is missing in the reply, candles are held
-        from before it, or there is not even a newest one."""
-        is_silent = verdict.edge_us is not None or verdict.proof.holds(EARLIEST_US)
-        edge = page.claim.end if verdict.edge_us is None else verdict.edge_us
-        held = self._store.oldest(series.market, series.timeframe) if is_silent else None
-        if is_contradicted:
-            why = "its answer lacks a candle that is known to be there, or any candle at all"
-        elif held is not None and held < edge:
-            why = "it says there is nothing before a time from before which rows are stored"
-        else:
-            return
-        raise PayloadError(
-            f"{series.market} {series.timeframe}: the reply is not valid, {why}; the span stays unknown",
-            market=series.market,
-            sample=f"{reply.rows} rows for to={page.to_us}",
-        )
 
     def _first_after(self, series: _Series, edge_us: int) -> int | None:
         """The open of the first candle held in the page of slots behind `edge_us`."""

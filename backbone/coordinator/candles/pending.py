@@ -76,8 +76,8 @@ class Pending:
     timeframe: Timeframe
     span: Span
     priority: Priority
-    held: Held
     missing: SpanSet
+    held: Held = field(default_factory=Held)
     ascending: bool = False
     patient: bool = False
     enough: int | None = None

@@ -1,10 +1,6 @@
 """Which pages are still to be asked of one market's candles in one timeframe, for everyone who waits for them.
 
-The venue answers "the newest `count` candles that opened before `to`", and has no row for a slot without trades. So a
-reply proves more, or less, than the span it was asked for: all from its oldest row up to `to`; and, when it is short,
-that nothing lies before, which counts only once a second reply says the same. Where a row is known at or soon after the
-silence, the second request includes that row (its *anchor*), so that a wrong empty reply shows itself; where none is
-known, the newest candle is sought first: a venue that has none proves nothing.
+What a reply proves, and when its silence counts, is `witness`'s to say.
 
 `SeriesPlan` is pure: it takes what is wanted and what was answered, and gives the next page. It decides as late as
 possible (`next_page` is called when a permit has opened), so a page is always chosen with all that is known by then: on
@@ -19,48 +15,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from backbone.coordinator.candles.pending import Pending
+from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, Page, Verdict, second_request
 from backbone.model import Span
-from backbone.storage.coverage import EVER, SpanSet
+from backbone.storage.coverage import SpanSet
 from backbone.timeframe import Timeframe
 
-__all__ = ["EARLIEST_US", "FOREVER_US", "Page", "SeriesPlan", "Verdict", "pages_needed"]
-
-EARLIEST_US = EVER.start
-"""Nothing lies before the epoch: a proven beginning of history is quiet from here on."""
-
-FOREVER_US = EVER.end
-"""The bound of a page that asks for the newest candles."""
+__all__ = ["SeriesPlan", "pages_needed"]
 
 _DENSE = 0.98  # above this share of traded slots, a page is planned to hold exactly its slots
 _TELLING = 20  # rows below which a reply says too little about the density
 _UNDERSHOOT = 0.85  # planning a thin page a little short is cheaper than another request for a leftover
-
-
-@dataclass(frozen=True)
-class Page:
-    """One request: the newest `count` candles before `to_us`; `claim` is the span it is asked for.
-
-    ``confirms``: the second request behind a short reply, whose newest row must be ``anchor_us`` where that is known.
-    ``seeks``: asks whether the series has any candle, the forming one included.
-    """
-
-    to_us: int
-    count: int
-    claim: Span
-    confirms: bool = False
-    anchor_us: int | None = None
-    seeks: bool = False
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a reply proves (`proof`), and whether its silence before `edge_us` has yet to be confirmed."""
-
-    proof: SpanSet
-    edge_us: int | None = None
 
 
 class SeriesPlan:
@@ -147,21 +113,21 @@ class SeriesPlan:
         edge = max(self._doubts, default=EARLIEST_US)
         if not pending.missing or next(iter(pending.missing)).start >= edge:
             return None
-        claim = Span(EARLIEST_US, edge)
         anchor = self._doubts[edge] if self.page_size > 1 else None
-        if anchor is None and edge not in self._sought:
-            is_sought = any(page.seeks for page, _ in self._claims)
-            return None if is_sought else Page(FOREVER_US, 1, claim, seeks=True)
+        page = second_request(self.timeframe, edge, anchor, is_sought=edge in self._sought, count=self.page_size)
+        if page.seeks:
+            return None if any(claimed.seeks for claimed, _ in self._claims) else page
         self._doubts.clear()  # a lower edge follows from the highest, or is asked about again
         self._sought.clear()
-        to_us = edge if anchor is None else self.timeframe.next(anchor)
-        return Page(to_us, self.page_size, claim, confirms=True, anchor_us=anchor)
+        return page
 
     def _next_span(self, pending: Pending) -> Page | None:
         spans = list(self.claimable(pending))
         if not spans:
             return None
         tf, slots = self.timeframe, self._stride()
+        if spans[-1].end >= FOREVER_US:  # the newest candles, wherever they are
+            return Page(FOREVER_US, self.page_size, spans[-1])
         if pending.ascending:
             start, end = spans[0]
             end = min(end, tf.next(tf.floor(start), slots))
@@ -169,27 +135,12 @@ class SeriesPlan:
             start, end = spans[-1]
             start = max(start, tf.next(tf.ceil(end), -slots))
         claim = Span(start, end)
-        return Page(end, max(1, min(self.page_size, tf.count(claim))), claim)
+        return Page(end, self.page_size, claim)  # a page costs one permit, whatever its length
 
     def _stride(self) -> int:
         return _stride(self.page_size, self.density)
 
     # -- what was answered ---------------------------------------------------------------------------------------
-
-    def is_contradicted(self, page: Page, newest_us: int | None) -> bool:
-        """Whether a reply, whose newest candle is `newest_us`, lacks what is known to be there: a mistake, no proof."""
-        return (page.anchor_us is not None and newest_us != page.anchor_us) or (page.seeks and newest_us is None)
-
-    def judge(self, page: Page, oldest_us: int | None, rows: int) -> Verdict:
-        """What a reply that is not contradicted, with `rows` candles, the oldest at `oldest_us`, proves.
-
-        Changes nothing.
-        """
-        proven = SpanSet([Span(oldest_us, page.to_us)]) if oldest_us is not None else SpanSet()
-        edge = oldest_us if oldest_us is not None else page.to_us
-        if rows < page.count and page.confirms and edge >= page.claim.end:
-            return Verdict(SpanSet([Span(EARLIEST_US, page.to_us)]))
-        return Verdict(proven) if rows >= page.count or page.seeks else Verdict(proven, edge)
 
     def settle(self, page: Page, verdict: Verdict, rows: int, *, anchor_us: int | None = None) -> None:
         """Take a judged reply into the plan, once its rows are in the store.

@@ -6,7 +6,7 @@ Makes no request. Every answer is made here, also of what was just fetched: what
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -86,10 +86,10 @@ class Held:
     have, derived, gaps : how the span divides: held, to be folded from stored minutes, to be fetched.
     """
 
-    stored: Stored
-    have: SpanSet
-    derived: SpanSet
-    gaps: SpanSet
+    stored: Stored = field(default_factory=lambda: Stored(empty_candles(), SpanSet(), {}))
+    have: SpanSet = _NOTHING
+    derived: SpanSet = _NOTHING
+    gaps: SpanSet = _NOTHING
 
 
 @dataclass(frozen=True)

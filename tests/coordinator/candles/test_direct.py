@@ -9,10 +9,11 @@ import pytest
 
 from backbone.coordinator.candles.direct import DirectCandles
 from backbone.coordinator.candles.ranges import Range
+from backbone.errors import PayloadError
 from backbone.model import Priority, Span
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask
-from tests.coordinator.candles.world import HOUR_US, MARKET, MINUTE, MINUTE_US, NOW, World
+from tests.coordinator.candles.world import HOUR_US, MARKET, MINUTE, MINUTE_US, NOW, World, empty, half
 from tests.storage.helpers import opens
 
 LAST = MINUTE.floor(NOW)
@@ -43,7 +44,7 @@ def lane(tmp_path: Path) -> Lane:
 
 @pytest.mark.parametrize(
     ("asked", "rows", "requests"),
-    [((LAST - 5 * HOUR_US, None, None), 300, 2), ((None, None, 300), 300, 2), ((LAST - 5 * HOUR_US, None, 7), 7, 2)],
+    [((LAST - 5 * HOUR_US, None, None), 300, 2), ((None, None, 300), 300, 2), ((LAST - 5 * HOUR_US, None, 7), 7, 1)],
 )
 def test_candles_are_the_venues_and_not_stored(lane: Lane, asked: Any, rows: int, requests: int) -> None:
     """A range, the newest so many, the first so many: full pages, only what is closed, nothing on disk."""
@@ -52,6 +53,47 @@ def test_candles_are_the_venues_and_not_stored(lane: Lane, asked: Any, rows: int
     assert (answer.quiet, answer.gaps, answer.pages) == (0, (), requests)
     assert lane.world.truth(answer.table)
     assert lane.world.stored().table.num_rows == 0
+
+
+@pytest.mark.parametrize("edit", [empty, half])
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("times", [1, 2, 5])
+@pytest.mark.parametrize(
+    "asked", [(LAST - 5 * HOUR_US, LAST, None), (None, None, 300), (LAST - 5 * HOUR_US, None, 250)]
+)
+def test_short_reply_is_never_silence(lane: Lane, edit: Any, after: int, times: int, asked: Any) -> None:
+    """Short or empty replies by mistake: all candles, or an error; and all again afterwards."""
+    whole = lane.candles(*asked).table
+    lane.world.venue.edits.extend([lambda rows: rows] * after + [edit] * times)
+    try:
+        answer = lane.candles(*asked)
+    except PayloadError:
+        assert times > 1
+    else:
+        assert answer.table.equals(whole)
+        assert answer.quiet == 0
+    lane.world.venue.edits.clear()
+    assert lane.candles(*asked).table.equals(whole)
+
+
+@pytest.mark.parametrize("edit", [empty, half])
+def test_audit_takes_no_short_reply_for_the_venues_word(lane: Lane, edit: Any) -> None:
+    """What an audit compares with is whole, or the audit ends with an error."""
+    span = Span(LAST - 5 * HOUR_US, LAST)
+    lane.world.venue.edits.append(edit)
+    assert lane.direct.unstored(MARKET, MINUTE, span, Priority.LOW).num_rows == 300
+    lane.world.venue.edits.extend([edit] * 50)
+    try:  # halves of pages, each with the known candle, are the whole in the end
+        assert lane.direct.unstored(MARKET, MINUTE, span, Priority.LOW).num_rows == 300
+    except PayloadError:
+        assert edit is empty
+
+
+def test_beginning_of_history_costs_one_request_more(tmp_path: Path) -> None:
+    """A market listed an hour ago: its candles, quiet before, and one request that says so again."""
+    lane = Lane(tmp_path, listed_us=LAST - HOUR_US)
+    answer = lane.candles(LAST - 5 * HOUR_US, LAST)
+    assert (answer.table.num_rows, answer.quiet, answer.pages) == (60, 240, 2)
 
 
 def test_candles_that_are_held_cost_no_request(lane: Lane) -> None:

@@ -43,7 +43,7 @@ def test_candles_newest_are_asked_once_more_and_never_again(tmp_path: Path) -> N
     world.clock.advance(20)
     world.candles(start, end)
     (again,) = world.venue.asks
-    assert dict(again.query)["count"] == "2", "only the candles of the last two minutes"
+    assert dict(again.query)["count"] == "200", "a page costs one permit whatever its length"
     assert world.asked() == 1
     for _ in range(3):
         world.clock.advance(3600)
@@ -196,7 +196,7 @@ def test_candles_page_reaches_the_disk_though_none_follows(tmp_path: Path) -> No
     world = World(tmp_path)
     pending = world.fetcher.begin(MARKET, MINUTE, Span(NOW - HOUR_US, MINUTE.floor(NOW)), Priority.LOW)
     assert pending.is_done
-    assert world.store.pending_rows() == 60
+    assert world.store.pending_rows() == 200
     ((delay_s, job),) = world.desk.later
     assert delay_s <= 0.5
     job()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 
 from backbone.coordinator.candles.pending import Pending, Progress
-from backbone.coordinator.candles.reader import Held
-from backbone.model import Priority, Span, empty_candles
+from backbone.model import Priority, Span
 from backbone.storage.coverage import SpanSet
-from backbone.storage.store import Stored
 from tests.storage.helpers import MAY, MINUTE, MINUTE_US
 
 
@@ -17,8 +15,7 @@ def minutes(first: int, last: int) -> Span:
 
 
 def pending_of(missing: SpanSet, *, ascending: bool = False) -> Pending:
-    nothing = Held(Stored(empty_candles(), SpanSet(), {}), SpanSet(), SpanSet(), missing)
-    return Pending("KRW-BTC", MINUTE, minutes(0, 100), Priority.LOW, nothing, missing, ascending=ascending)
+    return Pending("KRW-BTC", MINUTE, minutes(0, 100), Priority.LOW, missing, ascending=ascending)
 
 
 @pytest.mark.parametrize(("ascending", "reached"), [(True, 40), (False, 70)])

@@ -10,12 +10,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from backbone.coordinator.candles.pending import Pending
-from backbone.coordinator.candles.planner import EARLIEST_US, Page, SeriesPlan, pages_needed
-from backbone.coordinator.candles.reader import Held
+from backbone.coordinator.candles.planner import SeriesPlan, pages_needed
+from backbone.coordinator.candles.witness import EARLIEST_US, Page, check, judge
 from backbone.errors import PayloadError, UnreachableError
-from backbone.model import Priority, Span, empty_candles
+from backbone.model import Priority, Span
 from backbone.storage.coverage import SpanSet
-from backbone.storage.store import Stored
 from backbone.timeframe import TIMEFRAMES
 
 MINUTE = TIMEFRAMES["1m"]
@@ -29,9 +28,8 @@ def at(slot: int) -> int:
 
 def want_of(plan: SeriesPlan, missing: SpanSet, *, ascending: bool = False) -> Pending:
     """A caller that waits for all of `missing`."""
-    nothing = Held(Stored(empty_candles(), SpanSet(), {}), SpanSet(), SpanSet(), missing)
     span = missing.bounds or Span(BASE, BASE)
-    pending = Pending("KRW-BTC", MINUTE, span, Priority.NORMAL, nothing, missing, ascending=ascending)
+    pending = Pending("KRW-BTC", MINUTE, span, Priority.NORMAL, missing, ascending=ascending)
     plan.add(pending)
     return pending
 
@@ -70,10 +68,12 @@ def run(plan: SeriesPlan, wants: list[Pending], venue: Venue, rng: random.Random
 
 def take(plan: SeriesPlan, page: Page, opens: list[int], held: set[int]) -> SpanSet:
     """Settle one reply as its owner does, who holds the candles that came; returns what was proven."""
-    if plan.is_contradicted(page, opens[-1] if opens else None):
-        plan.fail(page, PayloadError("there was never any candle"))
+    verdict = judge(page, opens[0] if opens else None, len(opens))
+    try:
+        check(page, verdict, opens[-1] if opens else None, None, "KRW-BTC 1m")
+    except PayloadError as exc:
+        plan.fail(page, exc)
         return SpanSet()
-    verdict = plan.judge(page, opens[0] if opens else None, len(opens))
     held.update(opens)
     edge = verdict.edge_us
     anchor = None if edge is None else min((t for t in held if edge <= t < edge + 200 * STEP), default=None)
@@ -146,8 +146,8 @@ def test_plan_page_in_flight_is_not_asked_again_for_another_want() -> None:
     assert first.claim == Span(at(200), at(400))
     assert second.claim == Span(at(0), at(200))
     assert plan.next_page(slow) is None
-    plan.settle(first, plan.judge(first, at(200), 200), 200)
-    plan.settle(second, plan.judge(second, at(0), 200), 200)
+    plan.settle(first, judge(first, at(200), 200), 200)
+    plan.settle(second, judge(second, at(0), 200), 200)
     assert slow.is_done
     assert quick.is_done
 
@@ -156,7 +156,7 @@ def short_of_history(plan: SeriesPlan, want: Pending) -> Page:
     """A page of 200 that came with 50 rows, the oldest held; the next page asked."""
     page = plan.next_page(want)
     assert page is not None
-    verdict = plan.judge(page, at(150), 50)
+    verdict = judge(page, at(150), 50)
     assert verdict.proof == SpanSet([Span(at(150), at(200))])
     plan.settle(page, verdict, 50, anchor_us=at(150))
     again = plan.next_page(want)
@@ -171,7 +171,7 @@ def test_plan_short_reply_is_not_believed_before_its_second_ask() -> None:
     again = short_of_history(plan, want)
     assert again.confirms
     assert (again.to_us, again.anchor_us) == (at(151), at(150)), "the second ask includes a candle that is known"
-    verdict = plan.judge(again, at(150), 1)
+    verdict = judge(again, at(150), 1)
     assert verdict.proof == SpanSet([Span(EARLIEST_US, at(151))])
     plan.settle(again, verdict, 1)
     assert want.is_done
@@ -182,9 +182,10 @@ def test_plan_second_ask_that_lacks_the_known_candle_is_contradicted() -> None:
     plan = SeriesPlan(MINUTE, page_size=200)
     want = want_of(plan, SpanSet([Span(at(0), at(200))]))
     again = short_of_history(plan, want)
-    assert plan.is_contradicted(again, None)
-    assert plan.is_contradicted(again, at(149))
-    assert not plan.is_contradicted(again, at(150))
+    for newest in (None, at(149)):
+        with pytest.raises(PayloadError, match="known to be there"):
+            check(again, judge(again, newest, 0), newest, None, "KRW-BTC 1m")
+    check(again, judge(again, at(150), 1), at(150), None, "KRW-BTC 1m")
     plan.retract(again)
     assert plan.next_page(want) == again
 
@@ -258,10 +259,10 @@ def test_plan_tells_each_who_looked_what_was_proven_meanwhile() -> None:
     newest, oldest = plan.next_page(want), plan.next_page(want)
     assert newest is not None
     assert oldest is not None
-    plan.settle(newest, plan.judge(newest, at(200), 200), 200)
+    plan.settle(newest, judge(newest, at(200), 200), 200)
     plan.begin_read()
     assert plan.end_read() == SpanSet([Span(at(200), at(400))])
-    plan.settle(oldest, plan.judge(oldest, at(0), 200), 200)
+    plan.settle(oldest, judge(oldest, at(0), 200), 200)
     assert plan.end_read() == SpanSet([Span(at(0), at(400))])
     plan.begin_read()
     assert plan.end_read() == SpanSet()

@@ -1,0 +1,103 @@
+"""When a reply's silence counts: the one rule for every way of asking candles. Pure.
+
+The venue answers "the newest `count` candles that opened before `to`", and has no row for a slot without trades. So a
+full reply proves all from its oldest row up to `to`, and costs no second request. A reply that is shorter than asked,
+or empty, says besides that nothing lies before, and that may be a mistake: it counts once a second reply agrees that
+had to contain something known. Where a row is known at or soon after the edge, the second request includes that row
+(its *anchor*) and must show it as its newest; where none is known, the newest candle is sought first: a venue that has
+none proves nothing. So a true beginning of history costs one request more, once, and is stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backbone.errors import PayloadError
+from backbone.model import Span
+from backbone.storage.coverage import EVER, SpanSet
+from backbone.timeframe import Timeframe
+
+__all__ = ["EARLIEST_US", "FOREVER_US", "Page", "Verdict", "check", "judge", "second_request"]
+
+EARLIEST_US = EVER.start
+"""Nothing lies before the epoch: a proven beginning of history is quiet from here on."""
+
+FOREVER_US = EVER.end
+"""The bound of a page that asks for the newest candles."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One request: the newest `count` candles before `to_us`; `claim` is the span it is asked for.
+
+    ``confirms``: the second request behind a short reply, whose newest row must be ``anchor_us`` where that is known.
+    ``seeks``: asks whether the series has any candle, the forming one included.
+    """
+
+    to_us: int
+    count: int
+    claim: Span
+    confirms: bool = False
+    anchor_us: int | None = None
+    seeks: bool = False
+
+    @property
+    def bound_us(self) -> int | None:
+        """The request's `to`; None for the newest candles."""
+        return None if self.to_us >= FOREVER_US else self.to_us
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reply proves (`proof`), and whether its silence before `edge_us` has yet to be confirmed."""
+
+    proof: SpanSet
+    edge_us: int | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the reply says that nothing lies before a time, confirmed or not."""
+        return self.edge_us is not None or self.proof.holds(EARLIEST_US)
+
+
+def judge(page: Page, oldest_us: int | None, rows: int) -> Verdict:
+    """What a reply with `rows` candles, the oldest at `oldest_us`, proves, if nothing speaks against it (`check`)."""
+    proven = SpanSet([Span(oldest_us, page.to_us)]) if oldest_us is not None else SpanSet()
+    edge = oldest_us if oldest_us is not None else page.to_us
+    if rows < page.count and page.confirms and edge >= page.claim.end:
+        return Verdict(SpanSet([Span(EARLIEST_US, page.to_us)]))
+    return Verdict(proven) if rows >= page.count or page.seeks else Verdict(proven, edge)
+
+
+def check(page: Page, verdict: Verdict, newest_us: int | None, oldest_known_us: int | None, what: str) -> None:
+    """Raise `PayloadError` for silence that cannot be.
+
+    A known candle is missing in the reply, there is not even a newest one, or a candle is known from before the edge.
+
+    Parameters
+    ----------
+    newest_us : the newest candle of the reply.
+    oldest_known_us : the oldest candle that is known of the series, from wherever.
+    what : the market and timeframe, for the error.
+    """
+    edge = page.claim.end if verdict.edge_us is None else verdict.edge_us
+    if (page.anchor_us is not None and newest_us != page.anchor_us) or (page.seeks and newest_us is None):
+        why = "it lacks a candle that is known to be there, or any candle at all"
+    elif verdict.is_silent and oldest_known_us is not None and oldest_known_us < edge:
+        why = "it says that nothing lies before a time from before which candles are known"
+    else:
+        return
+    raise PayloadError(f"{what}: the reply is not valid, {why}; the span stays unknown", sample=f"to={page.bound_us}")
+
+
+def second_request(timeframe: Timeframe, edge_us: int, anchor_us: int | None, *, is_sought: bool, count: int) -> Page:
+    """The request whose reply decides about the silence before `edge_us`.
+
+    `anchor_us` is a candle known at or soon after the edge; without one the newest candle has to be sought first
+    (`is_sought`: it was found).
+    """
+    claim = Span(EARLIEST_US, edge_us)
+    if anchor_us is None and not is_sought:
+        return Page(FOREVER_US, 1, claim, seeks=True)
+    to_us = edge_us if anchor_us is None else timeframe.next(anchor_us)
+    return Page(to_us, count, claim, confirms=True, anchor_us=anchor_us)
