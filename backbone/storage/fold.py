@@ -14,6 +14,8 @@ addends have stands for it: nothing better can be known there.
 from __future__ import annotations
 
 import math
+from decimal import Decimal, localcontext
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,8 @@ __all__ = ["decimal_sums", "fold"]
 
 _PLACES = 8  # of the venue's volumes
 _UNIT = 10**_PLACES
+_SMALL = 1e6  # a float64 below this holds the venue's eight places and more: its own shortest decimal is the best guess
+_MANY_DIGITS = 60
 _SURE = float(1 << 51)  # below this, a float64 times a power of ten is the right integer once rounded
 _SAFE_ADDENDS = 1 << 12  # so many of the largest integers do not overflow
 _EXACT = 1 << 53  # integers up to here are float64, and their quotient by a power of ten is rounded once
@@ -68,7 +72,10 @@ def decimal_sums(values: Any, first: Any) -> Any:
         if sums.max() < _EXACT:
             return sums / scale
         return np.array([number / scale for number in sums.tolist()])  # Python's quotient of integers is rounded once
-    whole, units, rest = _digits(values)
+    found = _digits(values)
+    if found is None:
+        return _sums_by_text(values, first)
+    whole, units, rest = found
     wholes, sums = np.add.reduceat(whole, first), np.add.reduceat(units, first)
     if rest is not None:
         finer = np.add.reduceat(rest, first)
@@ -90,8 +97,19 @@ def _at_one_scale(values: Any) -> tuple[Any, int] | None:
     return (number.astype(np.int64), scale) if (number / scale == values).all() else None
 
 
-def _digits(values: Any) -> tuple[Any, Any, Any]:
-    """The decimals of `values` as integers: the whole part, its next eight places, and the eight behind (or None)."""
+def _sums_by_text(values: Any, first: Any) -> Any:
+    """The same for addends of any number of places, one by one."""
+    decimals = [Decimal(repr(value)) for value in values.tolist()]
+    bounds = [*first.tolist(), len(decimals)]
+    with localcontext(prec=_MANY_DIGITS):
+        return np.array([float(sum(decimals[start:end])) for start, end in pairwise(bounds)])
+
+
+def _digits(values: Any) -> tuple[Any, Any, Any] | None:
+    """The decimals of `values` as integers: the whole part, its next eight places, and the eight behind (or None).
+
+    None where a small addend has more than sixteen places, as turnovers of markets that are priced in bitcoin do.
+    """
     whole = np.floor(values)
     scaled = np.rint(values * float(_UNIT))
     is_known = (scaled < _SURE) & (scaled / _UNIT == values)
@@ -116,6 +134,8 @@ def _digits(values: Any) -> tuple[Any, Any, Any]:
             finer = 10 ** (places - _PLACES)
             units[at], rest[at] = below // finer, below % finer * 10 ** (2 * _PLACES - places)
         left = left[~is_known]
+    if len(left) and values[left].min() < _SMALL:
+        return None
     if len(left):  # more digits than a float64 is sure to hold: the nearest decimal, of as many places as the others
         known = np.delete(units, left)
         finest = next((places for places in range(_PLACES) if not (known % 10 ** (_PLACES - places)).any()), _PLACES)

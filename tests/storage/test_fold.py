@@ -68,6 +68,13 @@ def test_decimal_sums_are_the_nearest_to_the_sum_of_decimals(digits: list[int], 
     assert decimal_sums(values, first).tolist() == wanted
 
 
+def test_turnover_in_bitcoin_is_summed_to_its_last_place() -> None:
+    """Addends with seventeen digits behind the point, as the venue prints them, lose none of them."""
+    texts = ["0.0016396683270618001", "0.008470288059716601", "0.0048777392547456", "9.286645302e-05", "1.5"]
+    sums = decimal_sums(np.array([float(text) for text in texts]), np.array([0, 3]))
+    assert sums.tolist() == [float(sum(map(Decimal, texts[:3]))), float(sum(map(Decimal, texts[3:])))]
+
+
 def test_fold_of_nothing_is_nothing_typed() -> None:
     """Zero minutes are zero candles with the pinned schema."""
     assert fold(empty_candles(), LONGER[0]).schema == CANDLE_SCHEMA
