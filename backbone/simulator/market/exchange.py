@@ -488,5 +488,4 @@ class _Board:
 
 def _value(value: int, value_low: int, decimals: int) -> float:
     """As `value_as_float`, of one number."""
-    whole, low = value + value_low // 10**8, value_low % 10**8
-    return float(whole) / 10.0 ** (decimals - 8) + float(low) / 10.0**decimals
+    return float((int(value) * 10**8 + int(value_low)) / 10**decimals)

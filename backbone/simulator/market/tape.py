@@ -57,6 +57,7 @@ _NOW_CELL = 1_755_820_800_000_000 // CELL_US  # 2025-08-22, where a market's `pr
 # rows of a fold
 TIME, OPEN, HIGH, LOW, CLOSE, VOLUME, VALUE, VALUE_LOW, BOUGHT, STAMP = range(10)
 ROWS = 10
+_WHOLE = 1 << 53  # integers below this are float64
 _LIMB = 100_000_000  # turnover travels as VALUE * _LIMB + VALUE_LOW, so that no sum overflows 64 bits
 
 _SPACINGS = tuple(8**k for k in range(8))  # lattice spacings of the price noise, in cells: 15 s to a year
@@ -432,7 +433,11 @@ def fold_trades(trades: Trades, labels_us: I64) -> I64:
 
 
 def value_as_float(rows: I64, decimals: int) -> F64:
-    """The turnover of a fold, to within one rounding; `decimals` = price's + volume's."""
-    whole: F64 = rows[VALUE].astype(np.float64) / 10.0 ** (decimals - 8)  # decimals is never below 8
-    value: F64 = whole + rows[VALUE_LOW].astype(np.float64) / 10.0**decimals
+    """The turnover of a fold, rounded once to the nearest float64; `decimals` = price's + volume's."""
+    high, low = rows[VALUE] + rows[VALUE_LOW] // _LIMB, rows[VALUE_LOW] % _LIMB
+    value: F64 = (high.astype(np.float64) * _LIMB + low) / 10.0**decimals
+    inexact = np.flatnonzero(high >= _WHOLE // _LIMB)  # more digits than a float64: the quotient of integers is exact
+    value[inexact] = [
+        (h * _LIMB + w) / 10**decimals for h, w in zip(high[inexact].tolist(), low[inexact].tolist(), strict=True)
+    ]
     return value

@@ -22,6 +22,7 @@ from backbone.simulator.market.tape import (
     VOLUME,
     Tape,
     fold_trades,
+    value_as_float,
 )
 
 KRW = [m for m in catalogue().values() if m.quote == "KRW"]
@@ -151,3 +152,11 @@ def test_liquidity_is_as_the_catalogue_says(code: str, share: float) -> None:
     cells = TAPE.cells(START - 30 * 5760, START, [PLACE[code]])
     found = len(np.unique(cells.cell // 4)) / (30 * 1440)
     assert found == pytest.approx(share, rel=0.15)
+
+
+def test_turnover_is_rounded_once() -> None:
+    """A turnover is the float64 nearest to its decimal, small or large."""
+    rows = np.zeros((STAMP + 1, 2), np.int64)
+    rows[VALUE], rows[VALUE_LOW] = [163_966_832, 16_803_209_252], [70_618_000, 21_234_567]
+    assert value_as_float(rows[:, :1], 18).tolist() == [0.016396683270618]
+    assert value_as_float(rows[:, 1:], 8).tolist() == [16803209252.21234567]
