@@ -366,13 +366,14 @@ class LiveTable:
 
         with self._lock:
             if self._view is None or style:
-                self._view = TickerTable(self._snapshot, title="LiveTable", clock=self._core.clock, **style)
+                self._view = TickerTable(self.snapshot, title="LiveTable", clock=self._core.clock, **style)
             view = self._view
         if not self._subscription.is_closed:
             self._core.learn_ticks(self.markets)
         return view
 
-    def _snapshot(self) -> TableView:
+    def snapshot(self) -> TableView:
+        """The rows as widgets and terminals show them: numbers with their price step, source and age."""
         from backbone.api.notebook.table import TableRow, TableView
 
         now = self._core.clock.monotonic()

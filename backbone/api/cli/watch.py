@@ -1,4 +1,4 @@
-"""What a terminal shows of a live table: the table redrawn in place, or a line a change where nobody can look at it.
+"""What a terminal shows of a live table: the table redrawn in place, or a line a change elsewhere.
 
 Decided here: what is drawn when, in how many lines and columns, and that the terminal is left as it was found, however
 the watching ends. `Screen` only makes text; `watch` is the loop. Nothing is drawn from another thread.
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TextIO
 
 from backbone.api.arguments import in_zone
+from backbone.api.cli.output import writing
 from backbone.api.format import format_price
 from backbone.api.notebook.table import TableRow, TableView, table_text
 from backbone.clock import Clock
@@ -99,27 +100,28 @@ def watch(
     until = math.inf if seconds is None else clock.monotonic() + seconds
     try:
         if in_place:
-            _write(out, screen.draw(table._snapshot()))
+            _write(out, screen.draw(table.snapshot()))
         while clock.monotonic() < until and table.state != "stopped":
             for update in table.updates(timeout_s=max(0.01, min(_LOOK_S, until - clock.monotonic()))):
                 if in_place:
-                    _write(out, screen.draw(table._snapshot()))
+                    _write(out, screen.draw(table.snapshot()))
                     with pause:
                         clock.wait(pause, _FRAME_S)
                 else:
-                    _write(out, "".join(f"{line}\n" for line in update_lines(update, table._snapshot(), zone)))
+                    _write(out, "".join(f"{line}\n" for line in update_lines(update, table.snapshot(), zone)))
                 if clock.monotonic() >= until:
                     break
             if in_place:
-                _write(out, screen.draw(table._snapshot()))
+                _write(out, screen.draw(table.snapshot()))
     finally:
         if in_place:
             _write(out, screen.leave())
 
 
 def _write(out: TextIO, text: str) -> None:
-    out.write(text)
-    out.flush()
+    with writing():
+        out.write(text)
+        out.flush()
 
 
 def _terminal_size() -> tuple[int, int]:

@@ -492,7 +492,7 @@ def test_live_table_shows_prices_with_their_markets_digits(client: Backbone) -> 
     with client.live("KRW-BTC") as table:
         table._repr_html_()
         eventually(lambda: table._core.realtime.known_tick("KRW-BTC"))
-        (row,) = table._snapshot().rows
+        (row,) = table.snapshot().rows
         assert row.tick == 1000.0
         assert row.name
 

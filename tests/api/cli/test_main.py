@@ -1,16 +1,19 @@
-"""The command line: what it prints, how it exits, and what it says when it is interrupted."""
+"""The command line as a shell sees it: options, exit codes, streams, encodings, pipes, and interruption."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,7 +88,7 @@ def test_fetch_interrupted_says_what_was_kept_and_goes_on(tmp_path: Path, capsys
     with SimulatorServer(seed=7, now=NOW, frozen=True, port=slow.port) as venue:
         assert cli.main([*words, "--rest-url", venue.rest_url]) == 0
         assert len([r for r in venue.requests if r.group == "candles"]) == left
-    assert "2880 candles" in capsys.readouterr().out
+    assert "2880 candles" in capsys.readouterr().err
 
 
 def test_watch_is_ended_by_ctrl_c_without_a_word(tmp_path: Path) -> None:
@@ -102,87 +105,152 @@ def test_watch_is_ended_by_ctrl_c_without_a_word(tmp_path: Path) -> None:
     assert re.match(r"2025-08-22 18:\d\d:\d\d  KRW-BTC  [\d,]+  [+-]\d\.\d\d%  (stream|rest)$", line), line
 
 
-def test_watch_once_prints_the_table(at: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """`watch --once` is the table as text, in the order asked for."""
-    assert cli.main(["watch", "KRW-ETH", "btc", "--once", *at]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:2] == ["Market", "Price"]
-    assert [line.split()[0] for line in lines[1:3]] == ["KRW-ETH", "KRW-BTC"]
-    assert lines[3].startswith("streaming · 2 markets")
+def written(monkeypatch: pytest.MonkeyPatch, *words: str, encoding: str, out: Any = None) -> tuple[int, bytes, bytes]:
+    """A command whose streams have an encoding, or one that writes to `out`."""
+    data, said = io.BytesIO(), io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", out or io.TextIOWrapper(data, encoding=encoding, errors="strict"))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(said, encoding=encoding, errors="strict"))
+    code = cli.main(list(words))
+    sys.stderr.flush()
+    return code, data.getvalue(), said.getvalue()
 
 
-def test_watch_for_seconds_ends_by_itself(at: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """`--seconds` ends it, and a length that is none is refused."""
-    assert cli.main(["watch", "KRW-BTC", "--seconds", "0.2", *at]) == 0
-    assert cli.main(["watch", "KRW-BTC", "--seconds", "0", *at]) == cli.EXIT_INPUT
-    assert "--seconds" in capsys.readouterr().err
+DAY_TO_A_PIPE = ("fetch", "KRW-BTC", "1h", "--start", "2025-08-20", "--out", "-")
+COMMANDS = [
+    ("--help",),
+    ("status",),
+    ("status", "--json"),
+    ("markets", "KRW"),
+    ("markets", "KRW", "--format", "csv"),
+    ("markets", "--format", "json"),
+    ("watch", "KRW-BTC", "--once"),
+    ("fetch", "KRW-BTC", "1h", "--start", "2025-08-20"),
+    ("explain", "KRW-BTC", "1h", "--start", "2025-08-20"),
+    ("coverage", "KRW-BTC", "1h"),
+    ("size", "--markets", "KRW-BTC", "--timeframe", "1d"),
+    ("verify",),
+    ("repair",),
+    ("fetch", "KRW-없다"),
+]
 
 
-def test_status_tells_quota_store_and_verdict(at: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """`status` asks nobody; it shows what other processes used of the quota, and the store."""
-    assert cli.main(["fetch", "KRW-BTC", "1h", "--start", "2025-08-20", "--end", "2025-08-21", *at]) == 0
-    capsys.readouterr()
-    assert cli.main(["status", *at]) == 0
-    text = capsys.readouterr().out
-    assert text.startswith("ok · upbit at http://127.0.0.1")
-    assert re.search(r"candles +\d+% +\d+/10", text)
-    assert re.search(r"markets +1\n", text)
-    assert "data in" in text
-
-
-def test_status_as_json_is_for_scripts(at: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """`status --json` is one JSON object with the same facts."""
-    assert cli.main(["status", "--json", *at]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["exchange"] == "upbit"
-    assert facts["store"]["files"] == 0
-    assert {"quota", "queued", "banned_s", "last_error"} <= facts.keys()
-
-
-def test_verify_and_repair_find_and_mend_a_damaged_file(
-    at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("encoding", ["cp949", "ascii"])
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_no_command_raises_on_a_console_that_lacks_characters(
+    at: list[str], words: tuple[str, ...], encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`verify` exits with 0 where all is well and with 1, naming the file, where a byte was lost; `repair` mends."""
-    assert cli.main(["fetch", "KRW-BTC", "1h", "--start", "2025-08-20", "--end", "2025-08-21", *at]) == 0
-    assert cli.main(["verify", *at]) == 0
-    assert "all is well: 1 files of 1 markets" in capsys.readouterr().out
-    (path,) = (tmp_path / "data").rglob("*.parquet")
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    path.write_bytes(data)
-    assert cli.main(["verify", *at]) == cli.EXIT_PROBLEMS
+    """A Korean Windows console, and one that knows letters only: what it lacks is replaced."""
+    code, out, said = written(monkeypatch, *words, *([] if words == ("--help",) else at), encoding=encoding)
+    assert code == (cli.EXIT_INPUT if words[-1] == "KRW-없다" else 0), said
+    out.decode(encoding)
+    said.decode(encoding)
+    assert b"Traceback" not in said
+
+
+def test_json_loses_no_character_on_a_console_that_lacks_it(at: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Korean cannot be written, JSON escapes it."""
+    code, out, _ = written(monkeypatch, "markets", "KRW", "--format", "json", *at, encoding="ascii")
+    assert code == 0
+    names = {row["market"]: row["korean_name"] for row in json.loads(out)}
+    assert names["KRW-BTC"] == "비트코인"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fetch", "KRW-BTC", "1h", "--start", "2025-08-20", "--out", "-"),
+        ("--help",),
+        ("watch", "KRW-BTC", "--seconds", "30"),
+    ],
+    ids=" ".join,
+)
+def test_reader_that_closes_its_pipe_ends_a_command_quietly(
+    at: list[str], words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`| head` has seen enough: exit code 0 and no word on standard error but the facts."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w", encoding="utf-8") as out:
+        code, _, said = written(monkeypatch, *words, *([] if words == ("--help",) else at), encoding="utf-8", out=out)
+    assert code == 0
+    assert b"Traceback" not in said
+    assert b"cannot" not in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(
+    "words", [("status",), ("fetch", "KRW-BTC", "1h", "--start", "2025-08-20", "--out", "-"), ("--help",)], ids=" ".join
+)
+def test_full_disk_on_standard_output_has_an_exit_code_of_its_own(
+    at: list[str], words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that could not be written is not a success."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        code, _, said = written(monkeypatch, *words, *([] if words == ("--help",) else at), encoding="utf-8", out=full)
+    assert code == cli.EXIT_OUTPUT
+    assert "cannot write standard output: No space left on device" in said.decode()
+
+
+def test_shell_pipeline_ends_quietly(at: list[str]) -> None:
+    """The whole process, interpreter's end included: nothing on standard error after the facts."""
+    with running("fetch", "KRW-BTC", "1m", "--start", "2025-08-20", "--out", "-", *at) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "time,open,high,low,close,volume,value\n"
+        process.stdout.close()
+        said = process.stderr.read()
+        process.wait(30)
+    assert process.returncode == 0
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+
+
+def test_help_has_one_table_of_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each code that a command can end with is named once."""
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out.partition("exit codes:")[2]
+    found = [int(line.split()[0]) for line in text.splitlines() if line.strip()]
+    assert found == list(cli.EXIT_CODES)
+
+
+def test_wrong_option_is_a_wrong_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    """Usage goes to standard error, the code is that of a wrong argument."""
+    assert cli.main(["fetch"]) == cli.EXIT_INPUT
+    assert cli.main(["nonsense"]) == cli.EXIT_INPUT
     said = capsys.readouterr()
-    assert "damaged: KRW-BTC 1h" in said.out
-    assert str(path) in said.out
-    assert "backbone repair" in said.err
-    assert cli.main(["repair", *at]) == 0
-    assert "1 mended" in capsys.readouterr().out
-    assert cli.main(["verify", *at]) == 0
-    assert cli.main(["repair", *at]) == 0
-    assert "nothing to mend" in capsys.readouterr().out
+    assert said.out == ""
+    assert "usage: backbone" in said.err
 
 
-def test_verify_against_the_venue_compares_to_the_last_digit(
-    at: list[str], venue: SimulatorServer, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fetch", "KRW-BTC", "1h", "--start", "2025-08-20"),
+        ("markets",),
+        ("fetch", "KRW-BTC", "--count", "3", "--priority", "critical"),
+    ],
+    ids=" ".join,
+)
+def test_unreachable_venue_has_one_exit_code(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A candle that the venue restated since is a problem of kind `differs`."""
-    span = ["--start", "2025-08-10", "--end", "2025-08-11"]
-    assert cli.main(["fetch", "KRW-XRP", "1h", *span, *at]) == 0
-    assert cli.main(["verify", "KRW-XRP", "1h", "--against-venue", *span, *at]) == 0
-    start, end = "2025-08-10T02:00:00Z", "2025-08-10T03:00:00Z"
-    venue.faults.add("restate", market="KRW-XRP", start=start, end=end, shift=0.01)
-    capsys.readouterr()
-    assert cli.main(["verify", "KRW-XRP", "1h", "--against-venue", *span, *at]) == cli.EXIT_PROBLEMS
-    assert "differs: KRW-XRP 1h" in capsys.readouterr().out
+    """Nothing listens there: the venue's code, whatever was asked and however."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    at = ["--rest-url", f"http://127.0.0.1:{port}", "--data-dir", str(tmp_path)]
+    assert cli.main([*words, *at]) == cli.EXIT_SOURCE
+    assert capsys.readouterr().out == ""
 
 
-def test_explain_prints_the_plan(at: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """`explain` names what is held, what is to fetch, and what that takes."""
-    assert cli.main(["fetch", "KRW-BTC", "1h", "--start", "2025-08-20", "--end", "2025-08-21", *at]) == 0
-    capsys.readouterr()
-    assert cli.main(["explain", "KRW-BTC", "1h", "--start", "2025-08-19", "--end", "2025-08-21", *at]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "KRW-BTC 1h, 2025-08-19 00:00 to 2025-08-21 00:00 KST"
-    assert lines[1].split() == ["held", "2025-08-20", "00:00", "to", "2025-08-21", "00:00"]
-    assert lines[2].split() == ["to", "fetch", "2025-08-19", "00:00", "to", "2025-08-20", "00:00"]
-    assert lines[3] == "  1 page, about 0.1 s at the legal rate"
+def test_part_that_is_missing_has_a_code_of_its_own() -> None:
+    """An answer of which something arrived is incomplete; one of which nothing did is the venue's failure."""
+    import pandas as pd
+
+    from backbone.errors import IncompleteError, StoreError, UnreachableError
+
+    causes = [UnreachableError("no answer")]
+    assert cli._exit_code(IncompleteError("some", causes=causes, frame=pd.DataFrame({"a": [1]}))) == cli.EXIT_INCOMPLETE
+    assert cli._exit_code(IncompleteError("none", causes=causes, frame=pd.DataFrame())) == cli.EXIT_SOURCE
+    assert cli._exit_code(IncompleteError("none", causes=[StoreError("disk")])) == cli.EXIT_INCOMPLETE
+    assert cli._exit_code(IncompleteError("offline")) == cli.EXIT_INCOMPLETE
+    assert cli._exit_code(StoreError("disk")) == cli.EXIT_STORE

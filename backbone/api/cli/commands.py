@@ -1,0 +1,369 @@
+"""What each command does: one function a command, from its options to an exit code.
+
+A command opens one client, makes the calls that its options name, and prints. Errors of the tree pass through; `main`
+turns them into exit codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from backbone.api.arguments import in_zone, parse_quote
+from backbone.api.cli.output import check_target, emit, print_frame, print_value, say, write_file
+from backbone.errors import InputError, StoreError
+from backbone.timeframe import parse_timeframe
+
+__all__ = [
+    "backfill",
+    "copy",
+    "coverage",
+    "demo",
+    "explain",
+    "fetch",
+    "markets",
+    "repair",
+    "size",
+    "status",
+    "verify",
+    "watch",
+]
+
+EXIT_PROBLEMS, EXIT_INTERRUPTED = 1, 130
+
+_LENGTH = re.compile(r"[1-9]\d*\s*((s|sec|m|min|h|hr|hour|d|day|w|week|mo|month|y|year)s?)?|[1-9]\d*(M|Y)", re.I)
+"""A word that means a length of time, and can be no market."""
+
+
+def _open(options: argparse.Namespace) -> Any:
+    from backbone.api.client import Backbone
+
+    return Backbone(
+        options.exchange,
+        data_dir=options.data_dir,
+        rest_url=options.rest_url,
+        ws_url=options.ws_url,
+        tz=options.tz,
+        archive=options.archive,
+        quota=options.quota,
+    )
+
+
+def _split(words: list[str]) -> tuple[list[str], str]:
+    """Markets, and the timeframe that may stand behind them (``1m`` where none does)."""
+    *markets, last = words
+    try:
+        return (markets, parse_timeframe(last).name) if markets else (words, "1m")
+    except InputError:
+        if _LENGTH.fullmatch(last):
+            raise
+        return words, "1m"
+
+
+def _one_or_many(markets: list[str]) -> str | list[str]:
+    return markets[0] if len(markets) == 1 else markets
+
+
+def _codes(client: Any, words: Iterable[str]) -> list[str]:
+    """The markets that words mean; a quote currency means every market that the venue lists in it."""
+    codes: list[str] = []
+    for word in words:
+        quote = parse_quote(word, client.session.home)
+        codes += [word] if quote is None else list(client.markets(quote).index)
+    return list(dict.fromkeys(codes))
+
+
+# -- candles -----------------------------------------------------------------------------------------------------
+
+
+def fetch(options: argparse.Namespace) -> int:
+    """Fetch candles. What is held is not asked again; what arrives is kept, also when the rest fails.
+
+    Without --out and --format the first and last rows are shown; --format csv or json prints all of them.
+    """
+    out = None if options.out is None else check_target(options.out)
+    options.markets, options.timeframe = _split(options.words)
+    form = options.format or ("table" if options.out is None else "csv")
+    try:
+        with _open(options) as client:
+            frame = _fetched(client, options)
+            _say_facts(frame, f"{' '.join(options.markets)} {options.timeframe}")
+            if out is not None:
+                write_file(frame, out)
+            else:
+                print_frame(frame, form, whole=options.out is not None)
+            say(f"kept in {client.data_dir}")
+    except KeyboardInterrupt:
+        with _open(options) as client:  # the one before has stored by now what was still on its way
+            say(_interrupted(client, options))
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _fetched(client: Any, options: argparse.Namespace) -> Any:
+    try:
+        return client.candles(
+            _one_or_many(options.markets),
+            options.timeframe,
+            options.start,
+            options.end,
+            count=options.count,
+            fill=options.fill,
+            priority=options.priority,
+            offline=options.offline,
+        )
+    except KeyboardInterrupt:
+        for name in ("start", "end"):  # as absolute times, so that 3d means the same in the new client
+            if getattr(options, name) is not None:
+                setattr(options, name, in_zone(client.session.time(name, getattr(options, name)), client.tz))
+        if options.end is None:
+            options.end = in_zone(client.likely_now_us(), client.tz)
+        raise
+
+
+def _interrupted(client: Any, options: argparse.Namespace) -> str:
+    """What was kept, and how to go on."""
+    said = "\ninterrupted: every page that arrived is kept"
+    is_one = len(options.markets) == 1 and parse_quote(options.markets[0], client.session.home) is None
+    if is_one and options.start is not None and options.count is None:
+        plan = client.explain(options.markets[0], options.timeframe, options.start, options.end)
+        held = [f"  {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}" for start, end in plan.cached]
+        said = "\n".join([f"{said} in {client.data_dir}", *held, f"still to fetch: {plan.pages} pages"])
+    return f"{said}\nthe same command goes on from there"
+
+
+def _say_facts(frame: Any, what: str) -> None:
+    say(_facts(frame, what))
+
+
+def _facts(frame: Any, what: str) -> str:
+    facts = frame.attrs["backbone"]
+    sources = ", ".join(f"{number} from {name}" for name, number in facts["sources"].items()) or "none"
+    return (
+        f"{what}: {facts['data_count']} candles ({sources}), {facts['quiet']} quiet, {facts['unknown']} unknown, "
+        f"{facts['requests']} requests, {facts['elapsed_ms']:.0f} ms"
+    )
+
+
+def backfill(options: argparse.Namespace) -> int:
+    """Fetch long ranges oldest first, at the lowest priority and the venue's full legal rate, with a progress bar.
+
+    Ctrl-C keeps what arrived; the same command later asks for the rest only.
+    """
+    if options.start is None:
+        raise InputError("--start", None, "where the range begins, such as 2017, 2024-01 or 1y")
+    words, timeframe = _split(options.words)
+    with _open(options) as client:
+        job = client.backfill(_codes(client, words), timeframe, options.start, options.end)
+        job.wait(on_interrupt="cancel")
+        frame = job.result()
+        _say_facts(frame, f"{' '.join(words)} {timeframe}")
+        say(f"kept in {client.data_dir}")
+    return 0
+
+
+def explain(options: argparse.Namespace) -> int:
+    """What a fetch would take. Makes no request, but for the market list where a quote currency is given."""
+    import pandas as pd
+
+    words, timeframe = _split(options.words)
+    with _open(options) as client:
+        plans = [client.explain(code, timeframe, options.start, options.end) for code in _codes(client, words)]
+    if len(plans) == 1 and options.format in (None, "table"):
+        emit(str(plans[0]))
+        return 0
+    rows = [
+        (p.market, p.timeframe, p.start, p.end, len(p.cached), len(p.derived), len(p.gaps), p.pages, p.seconds)
+        for p in plans
+    ]
+    names = ["market", "timeframe", "start", "end", "cached", "derived", "gaps", "pages", "seconds"]
+    print_frame(pd.DataFrame(rows, columns=names), options.format or "table")
+    say(f"{sum(plan.pages for plan in plans):,} pages, about {sum(plan.seconds for plan in plans):.1f} s")
+    return 0
+
+
+def coverage(options: argparse.Namespace) -> int:
+    """What the store holds of a series, span by span: data, quiet (asked, no trades) or unknown."""
+    import pandas as pd
+
+    words, timeframe = _split(options.words)
+    with _open(options) as client:
+        parts = {code: client.coverage(code, timeframe) for code in _codes(client, words)}
+    if len(parts) == 1:
+        (frame,) = parts.values()
+    else:
+        held = [part.assign(market=code) for code, part in parts.items() if len(part)]
+        frame = pd.concat(held, ignore_index=True) if held else next(iter(parts.values())).assign(market="")
+        frame = frame[["market", *(name for name in frame.columns if name != "market")]]
+    if frame.empty and options.format in (None, "table"):
+        say("nothing is held of it yet")
+    else:
+        print_frame(frame, options.format or "table")
+    return 0
+
+
+# -- now ---------------------------------------------------------------------------------------------------------
+
+
+def markets(options: argparse.Namespace) -> int:
+    """The venue's markets: codes, names, warnings."""
+    with _open(options) as client:
+        frame = client.markets(options.quote)
+    print_frame(frame, options.format or "table")
+    return 0
+
+
+def watch(options: argparse.Namespace) -> int:
+    """The newest price of each market, redrawn in place as it changes, until Ctrl-C. Rising prices are red, falling
+    ones blue. Where the output is no terminal each change is a line: time, market, price, change, source. With --once
+    the table is printed, as --format says.
+    """
+    from backbone.api.cli.watch import watch as show
+
+    if options.seconds is not None and not options.seconds > 0:
+        raise InputError("--seconds", options.seconds, "more than 0")
+    with _open(options) as client, client.live(_one_or_many(options.markets)) as table:
+        if options.once and options.format in ("csv", "json"):
+            print_frame(table.frame(), options.format)
+            return 0
+        if options.once:
+            view = table.view()
+            view.refresh(force=True)
+            emit(view.text())
+            return 0
+        try:
+            show(
+                table,
+                sys.stdout,
+                clock=client.session.clock,
+                zone=client.tz,
+                seconds=options.seconds,
+                coloured=not options.plain,
+            )
+        except KeyboardInterrupt:
+            return 0  # how one ends it
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """What the processes of this machine have used of the running second's quota, what the store holds, and whether all
+    is well. Makes no request.
+    """
+    form = "json" if options.json else options.format or "table"
+    with _open(options) as client:
+        if form == "json":
+            from backbone.api.calls.status import status_facts
+
+            print_value(status_facts(client.session) | {"store": client.store.size()}, "json")
+        elif form == "csv":
+            print_frame(client.status(), "csv")
+        else:
+            emit(client.dashboard().text())
+            emit(f"\n{client!r}")
+    return 0
+
+
+# -- the store ---------------------------------------------------------------------------------------------------
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Reads every file of the store and proves it: seals, order, coverage, candles. With --against-venue the newest
+    candles (or a range) are fetched again and compared to the last digit. Ends with 1 where something is wrong.
+    """
+    with _open(options) as client:
+        against = "venue" if options.against_venue else None
+        found = client.store.verify(
+            options.market, options.timeframe, against=against, start=options.start, end=options.end
+        )
+        held = client.store.size()
+    _print_problems(found, options.format)
+    if len(found):
+        say(f"{len(found)} problems; `backbone repair` repairs what can be repaired")
+        return EXIT_PROBLEMS
+    say(f"all is well: {held['files']} files of {held['markets']} markets, {held['bytes'] / 1e6:.1f} MB")
+    return 0
+
+
+def repair(options: argparse.Namespace) -> int:
+    """Quarantines damaged files and drops coverage that has no rows. What is lost that way is unknown again, and
+    requested at the next fetch. Nothing is deleted.
+    """
+    with _open(options) as client:
+        done = client.store.repair()
+    _print_problems(done, options.format)
+    say(f"{len(done)} repaired" if len(done) else "nothing to repair")
+    return 0
+
+
+def _print_problems(found: Any, form: str | None) -> None:
+    if form not in (None, "table"):
+        print_frame(found, form)
+        return
+    for row in found.to_dict("records"):
+        emit(f"{row['kind']}: {row['market']} {row['timeframe']}  {row['path']}\n    {row['detail']}")
+
+
+def copy(options: argparse.Namespace) -> int:
+    """Copies every candle to another folder or object store, proven on the way; what is there already is kept."""
+    with _open(options) as client:
+        print_value(client.store.copy_to(options.target), options.format or "table")
+    return 0
+
+
+def size(options: argparse.Namespace) -> int:
+    """What it takes to hold many markets' candles. Bytes a candle and the traded share are measured on the store where
+    it has some of them; what is assumed instead is named. Asks the venue for its market list, and with --probe for the
+    beginning of each market's history.
+    """
+    with _open(options) as client:
+        found = client.size(
+            _one_or_many(options.markets),
+            options.timeframe,
+            options.since,
+            options.until,
+            probe=options.probe,
+            addresses=options.addresses,
+        )
+    if options.format == "csv":
+        print_frame(found.frame(), "csv")
+    else:
+        print_value(found, options.format or "table")
+    return 0
+
+
+# -- this machine ------------------------------------------------------------------------------------------------
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Starts the embedded exchange on loopback, fetches candles from it, stores them, reads them back, and says what
+    happened. Needs no network and leaves nothing behind.
+    """
+    from backbone.api.client import Backbone
+
+    if options.days < 1:
+        raise InputError("--days", options.days, "1 or more")
+    with Backbone.demo(seed=options.seed) as client:
+        emit(f"1. an embedded exchange, as strict as the venue: {client!r}")
+        plan = client.explain("KRW-BTC", "1m", f"{options.days}d")
+        emit(f"2. the plan for {options.days} days of minutes: {plan.pages} pages of 200, about {plan.seconds:.0f} s")
+        first = client.candles("KRW-BTC", "1m", f"{options.days}d")
+        emit(_facts(first, "3. fetched and stored"))
+        second = client.candles("KRW-BTC", "1m", f"{options.days}d")
+        emit(_facts(second, "4. the same call again"))
+        if not first.equals(second) or second.attrs["backbone"]["requests"] != 0:
+            raise StoreError("the second read differs from the first; please report this", path=client.data_dir)
+        emit("   equal to the last digit, and no request was made")
+        hours = client.candles("KRW-BTC", "1h", f"{options.days}d")
+        emit(_facts(hours, "5. hours of the same span"))
+        tickers = client.tickers("KRW")
+        emit(f"6. tickers of all {len(tickers)} KRW markets in {tickers.attrs['backbone']['elapsed_ms']:.0f} ms")
+        files = sorted(Path(client.data_dir).rglob("*.parquet"))
+        held = sum(f.stat().st_size for f in files)
+        each = held / len(first)
+        emit(f"7. on disk: {held / 1000:.0f} kB in {len(files)} plain Parquet files, {each:.1f} bytes a minute\n")
+        print_frame(first, "table", whole=False)
+    return 0

@@ -1,0 +1,220 @@
+"""How commands print: data on standard output, words on standard error, in any encoding, to a pipe that may close.
+
+A table has three forms: ``table`` for eyes, ``csv`` and ``json`` for programs. Characters that the console lacks are
+replaced. A reader that has seen enough (``| head``) ends a command quietly; an output that cannot be written, such as a
+full disk, is an `OutputError` with an exit code of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import errno
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from backbone.errors import InputError, StoreError
+
+__all__ = [
+    "FORMATS",
+    "OutputClosed",
+    "OutputError",
+    "check_target",
+    "console",
+    "drop_output",
+    "emit",
+    "flush_output",
+    "plain",
+    "print_frame",
+    "print_value",
+    "say",
+    "write_file",
+    "writing",
+]
+
+FORMATS = ("table", "csv", "json")
+_ENDINGS = (".csv", ".parquet", ".json", ".feather")
+_SHOWN_ROWS = 10
+
+
+class OutputError(Exception):
+    """Standard output cannot be written."""
+
+
+class OutputClosed(Exception):
+    """Whoever read standard output has closed it."""
+
+
+@contextlib.contextmanager
+def console() -> Iterator[None]:
+    """While a command runs, replace what the console cannot show instead of raising."""
+    changed: list[tuple[io.TextIOWrapper, str | None]] = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            changed.append((stream, stream.errors))
+            stream.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        for stream, errors in changed:
+            with contextlib.suppress(ValueError, OSError):  # closed meanwhile
+                stream.reconfigure(errors=errors)
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Around a write to standard output: raise `OutputClosed` or `OutputError` for what the system reports."""
+    try:
+        yield
+    except BrokenPipeError as exc:
+        raise OutputClosed from exc
+    except OSError as exc:
+        if exc.errno == errno.EINVAL and os.name == "nt":  # how Windows reports a closed pipe
+            raise OutputClosed from exc
+        raise OutputError(f"cannot write standard output: {exc.strerror or exc}") from exc
+
+
+def emit(text: str = "", end: str = "\n") -> None:
+    """Write data to standard output."""
+    with writing():
+        sys.stdout.write(text + end)
+
+
+def flush_output() -> None:
+    """Send what was written on its way; raises `OutputError` where it cannot be written."""
+    with writing():
+        sys.stdout.flush()
+
+
+def drop_output() -> None:
+    """Send what is still buffered nowhere, so that the interpreter's end does not fail on it again."""
+    with contextlib.suppress(OSError, ValueError):  # an output without a descriptor buffers nothing
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def say(text: str) -> None:
+    """Write words for a person to standard error; where that is closed, nobody can be reached."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+# -- tables ------------------------------------------------------------------------------------------------------
+
+
+class _Stdout:
+    """A file for pandas whose failures are the command line's."""
+
+    def write(self, text: str) -> int:
+        emit(text, end="")
+        return len(text)
+
+
+def _indexed(frame: Any) -> bool:
+    return any(name is not None for name in frame.index.names)
+
+
+def print_frame(frame: Any, form: str, *, whole: bool = True) -> None:
+    """Print a pandas frame. As a table not `whole`, only its first and last rows are shown."""
+    if form == "csv":
+        frame.to_csv(_Stdout(), index=_indexed(frame), lineterminator="\n")
+    elif form == "json":
+        _print_json(_records(frame))
+    elif whole or len(frame) <= _SHOWN_ROWS:
+        emit(frame.to_string(index=_indexed(frame)))
+    else:
+        emit(frame.to_string(index=_indexed(frame), max_rows=_SHOWN_ROWS, min_rows=_SHOWN_ROWS))
+
+
+def print_value(value: Any, form: str) -> None:
+    """Print what a call answered that is no frame: its text, or its fields as one JSON object or CSV line."""
+    import pandas as pd
+
+    if isinstance(value, pd.DataFrame):
+        print_frame(value, form)
+    elif form == "table":
+        emit(str(value))
+    elif form == "json":
+        _print_json(_fields(value))
+    else:
+        print_frame(pd.DataFrame([_fields(value)]), "csv")
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(item) for name, item in asdict(value).items()}
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    return {"value": plain(value)}
+
+
+def _print_json(value: Any) -> None:
+    spells_all = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "") == "utf8"
+    emit(json.dumps(value, indent=2, ensure_ascii=not spells_all))
+
+
+def _records(frame: Any) -> list[dict[str, Any]]:
+    flat = frame.reset_index() if _indexed(frame) else frame
+    columns = [[plain(item) for item in flat[name]] for name in flat.columns]
+    return [dict(zip(flat.columns, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: times as ISO text with their offset, what is not there as null."""
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if value is None or value != value:  # NaN and NaT differ from themselves
+        return None
+    if hasattr(value, "item") and not isinstance(value, str):
+        value = value.item()
+    if isinstance(value, dt.date | dt.datetime):
+        return value.isoformat()
+    if isinstance(value, dt.timedelta):
+        return value.total_seconds()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+# -- files -------------------------------------------------------------------------------------------------------
+
+
+def check_target(target: str) -> Path | None:
+    """The file to write, or None for standard output; raises `InputError` before anything is fetched."""
+    if target == "-":
+        return None
+    path = Path(target)
+    if path.suffix.lower() not in _ENDINGS:
+        raise InputError("--out", target, f"a file that ends in {', '.join(_ENDINGS)}, or - for standard output")
+    if not path.parent.is_dir():
+        raise InputError("--out", target, "a file in a folder that exists")
+    return path
+
+
+def write_file(frame: Any, path: Path) -> None:
+    """Write a frame in the form that the file's ending names. Raises `StoreError`."""
+    ending = path.suffix.lower()
+    try:
+        if ending == ".csv":
+            frame.to_csv(path)
+        elif ending == ".json":
+            path.write_text(json.dumps(_records(frame), indent=2, ensure_ascii=False), encoding="utf-8")
+        elif ending == ".feather":
+            frame.reset_index().to_feather(path)
+        else:
+            frame.to_parquet(path)
+    except OSError as exc:
+        raise StoreError(
+            f"cannot write {path}: {exc.strerror or exc}; the candles are in the store", path=path
+        ) from exc
+    say(f"wrote {len(frame)} rows to {path}")
