@@ -8,7 +8,9 @@ cannot be read is an `InputError` that names the argument and what is allowed; n
 
 from __future__ import annotations
 
+import calendar
 import datetime as dt
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -93,17 +95,38 @@ def parse_priority(value: object) -> Priority:
 
 TimeLike: TypeAlias = "str | dt.date | dt.datetime | Any"
 
-_AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)")
-_AGO_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
-_PARTIAL = re.compile(r"(\d{4})(?:-(\d{2}))?")
+_AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]+)")
+_AGO_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800, "H": 3600, "D": 86400, "W": 604800}
+_AGO_MONTHS = {"mo": 1, "y": 12, "Y": 12}
+_DAYS = {"today": 0, "yesterday": 1}
+_DATE = re.compile(r"(\d{4})(?:([-./])(\d{1,2})(?:\2(\d{1,2}))?)?(?:[T ]+(.+))?")
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
-_TIMES = "a date or time such as 2024-03-01, 2024-03, 2024-03-01T09:00:00Z, a datetime, or 3d / 12h (that long ago)"
+_TIMES = (
+    "a date or time such as 2024-03-01, 2024.03.01, 2024-03, 2024-03-01T09:00:00Z, a datetime, today, yesterday, or"
+    " 3d / 12h / 3mo / 1y or a timedelta (that long ago)"
+)
 
 
 def parse_time(argument: str, value: TimeLike, zone: str, now_us: Callable[[], int]) -> int:
-    """Microseconds UTC of `value`; naive values are in `zone`; relative ones count back from `now_us()`."""
-    moment = _moment(argument, value, now_us)
+    """Microseconds UTC of `value`; naive values are in `zone`; relative ones count back from `now_us()`.
+
+    Days, months and years have their length in `zone`: ``"1mo"`` on 31 March is the last of February, ``"yesterday"``
+    its midnight, whatever the clocks did in between.
+
+    Parameters
+    ----------
+    argument : the name of the argument, for the error.
+    value : text, a date, a datetime, a `pandas.Timestamp`, a ``datetime64``, or a length of time (that long ago).
+    zone : the zone of naive values and of calendar days.
+    now_us : asked only for relative values.
+
+    Raises
+    ------
+    InputError  for anything else. A number is refused, since it may be seconds or milliseconds; the error shows how it
+    is written.
+    """
+    moment = _moment(argument, value, zone, now_us)
     if isinstance(moment, int):
         return moment
     if moment.tzinfo is None:
@@ -119,9 +142,13 @@ def in_zone(time_us: int, zone: str) -> dt.datetime:
     return (_EPOCH + dt.timedelta(microseconds=time_us)).astimezone(ZoneInfo(zone))
 
 
-def _moment(argument: str, value: Any, now_us: Callable[[], int]) -> dt.datetime | int:
+def _moment(argument: str, value: Any, zone: str, now_us: Callable[[], int]) -> dt.datetime | int:
     if isinstance(value, str):
-        return _from_text(argument, value, now_us)
+        return _from_text(argument, value, zone, now_us)
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool | np.timedelta64):
+        raise InputError(argument, value, f"{_TIMES}; {_hint(value)}")
+    if isinstance(value, np.timedelta64 | dt.timedelta):
+        return _ago(argument, value, now_us)
     if hasattr(value, "to_pydatetime"):  # pandas.Timestamp, which is a datetime that knows nanoseconds
         if value != value:  # NaT
             raise InputError(argument, value, _TIMES)
@@ -138,18 +165,60 @@ def _moment(argument: str, value: Any, now_us: Callable[[], int]) -> dt.datetime
     raise InputError(argument, value, _TIMES)
 
 
-def _from_text(argument: str, text: str, now_us: Callable[[], int]) -> dt.datetime | int:
+def _hint(number: Any) -> str:
+    """How a number of seconds, milliseconds, … since 1970 is written, judged by its size."""
+    size = abs(float(number))
+    unit = next(unit for unit, limit in (("s", 1e11), ("ms", 1e14), ("us", 1e17), ("ns", math.inf)) if size <= limit)
+    return f'a number may mean several units: write pd.Timestamp({number}, unit="{unit}", tz="UTC")'
+
+
+def _ago(argument: str, value: dt.timedelta | np.timedelta64, now_us: Callable[[], int]) -> int:
+    if value != value or np.timedelta64(value) < np.timedelta64(0):  # NaT differs from itself
+        raise InputError(argument, value, _TIMES)
+    return now_us() - int(np.timedelta64(value, "us").astype(np.int64))
+
+
+def _from_text(argument: str, text: str, zone: str, now_us: Callable[[], int]) -> dt.datetime | int:
     text = text.strip()
     if text == "now":
         return now_us()
+    if text.isdecimal() and len(text) not in (4, 8):
+        raise InputError(argument, text, f"{_TIMES}; {_hint(int(text))}" if len(text) < 20 else _TIMES)
     try:
+        if text.lower() in _DAYS:
+            day = in_zone(now_us(), zone).date() - dt.timedelta(days=_DAYS[text.lower()])
+            return dt.datetime(day.year, day.month, day.day)  # noqa: DTZ001 - the zone is added by the caller
         if match := _AGO.fullmatch(text):
-            return now_us() - int(float(match.group(1)) * _AGO_S[match.group(2)] * 1_000_000)
-        if match := _PARTIAL.fullmatch(text):
-            return dt.datetime(int(match.group(1)), int(match.group(2) or 1), 1)  # noqa: DTZ001 - see above
+            return _long_ago(argument, text, match, zone, now_us)
+        if (match := _DATE.fullmatch(text)) and (match[2] or not match[5]):
+            day = dt.date(int(match[1]), int(match[3] or 1), int(match[4] or 1))
+            if not match[5]:
+                return dt.datetime(day.year, day.month, day.day)  # noqa: DTZ001 - see above
+            if match[4]:
+                text = f"{day}T{match[5]}"
         return dt.datetime.fromisoformat(text)
+    except InputError:
+        raise
     except (ValueError, OverflowError) as exc:
         raise InputError(argument, text, _TIMES) from exc
+
+
+def _long_ago(
+    argument: str, text: str, match: re.Match[str], zone: str, now_us: Callable[[], int]
+) -> dt.datetime | int:
+    """The time that a length such as ``3d``, ``3mo`` or ``1y`` lies back."""
+    number, unit = match[1], match[2]
+    if unit in _AGO_S:
+        return now_us() - int(float(number) * _AGO_S[unit] * 1_000_000)
+    if unit == "M":
+        raise InputError(argument, text, f"{number}mo for months, {number}m for minutes")
+    if unit not in _AGO_MONTHS or "." in number:
+        raise InputError(argument, text, _TIMES)
+    now = in_zone(now_us(), zone)
+    months = now.year * 12 + now.month - 1 - int(number) * _AGO_MONTHS[unit]
+    year, month = divmod(months, 12)
+    last = calendar.monthrange(year, month + 1)[1] if 1 <= year <= 9999 else 0
+    return now.replace(year=year, month=month + 1, day=min(now.day, last))
 
 
 def parse_count(value: object, argument: str = "count") -> int | None:

@@ -33,6 +33,14 @@ def parsed(value: Any, zone: str = SEOUL) -> int:
         "2024-03-01T00:00",
         "2024-03-01 00:00:00",
         "20240301",
+        "2024.03.01",
+        "2024/03/01",
+        "2024.3.1",
+        "2024/3/1 00:00",
+        "2024.03",
+        "2024/03",
+        "2024.03.01 00:00:00",
+        "2024-3-1T00:00:00+09:00",
         "2024-02-29T15:00:00Z",
         "2024-02-29T15:00:00+00:00",
         " 2024-03-01T00:00:00+09:00 ",
@@ -55,11 +63,60 @@ def test_spellings_of_one_instant_are_one_instant(value: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "ago_us"),
     [("3d", 72 * HOUR), ("3h", 3 * HOUR), ("90m", 90 * 60_000_000), ("90min", 90 * 60_000_000), ("1.5h", HOUR * 3 // 2),
-     ("45 s", 45_000_000), ("2w", 14 * 24 * HOUR), ("now", 0)],
+     ("45 s", 45_000_000), ("2w", 14 * 24 * HOUR), ("now", 0), ("3H", 3 * HOUR), ("3D", 72 * HOUR),
+     (dt.timedelta(hours=3), 3 * HOUR), (pd.Timedelta("3h"), 3 * HOUR), (np.timedelta64(90, "m"), 90 * 60_000_000),
+     (dt.timedelta(0), 0)],
 )  # fmt: skip
-def test_relative_times_count_back_from_now(value: str, ago_us: int) -> None:
+def test_relative_times_count_back_from_now(value: Any, ago_us: int) -> None:
     """That long ago, on the venue's clock."""
     assert parsed(value) == NOW - ago_us
+
+
+@pytest.mark.parametrize(
+    ("value", "now", "then"),
+    [
+        ("today", "2025-08-22T18:00+09:00", "2025-08-22T00:00+09:00"),
+        ("yesterday", "2025-08-22T18:00+09:00", "2025-08-21T00:00+09:00"),
+        ("Today", "2025-08-22T16:00Z", "2025-08-23T00:00+09:00"),  # by then it is the 23rd in Seoul
+        ("1y", "2025-08-22T18:00+09:00", "2024-08-22T18:00+09:00"),
+        ("3mo", "2025-08-22T18:00+09:00", "2025-05-22T18:00+09:00"),
+        ("1mo", "2025-03-31T12:00+09:00", "2025-02-28T12:00+09:00"),
+        ("1y", "2024-02-29T12:00+09:00", "2023-02-28T12:00+09:00"),
+        ("12mo", "2025-01-15T00:00+09:00", "2024-01-15T00:00+09:00"),
+        ("13mo", "2025-01-15T00:00+09:00", "2023-12-15T00:00+09:00"),
+    ],
+)
+def test_calendar_words_go_by_the_clients_zone(value: str, now: str, then: str) -> None:
+    """A day begins at the zone's midnight; a month ago is the same day, or the month's last."""
+    now_us = int(pd.Timestamp(now).value // 1000)
+    assert pd.Timestamp(parse_time("start", value, SEOUL, lambda: now_us), unit="us", tz="UTC") == pd.Timestamp(then)
+
+
+def test_calendar_words_keep_the_wall_clock_over_a_clock_change() -> None:
+    """A month ago at noon is noon, in a zone that set its clocks in between."""
+    now_us = int(pd.Timestamp("2024-03-20 12:00", tz="America/New_York").value // 1000)
+    found = parse_time("start", "1mo", "America/New_York", lambda: now_us)
+    assert in_zone(found, "America/New_York").isoformat() == "2024-02-20T12:00:00-05:00"
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (1754006400000, 'pd.Timestamp(1754006400000, unit="ms", tz="UTC")'),
+        (1754006400, 'pd.Timestamp(1754006400, unit="s", tz="UTC")'),
+        (1754006400.5, 'pd.Timestamp(1754006400.5, unit="s", tz="UTC")'),
+        (np.int64(1754006400000000), 'pd.Timestamp(1754006400000000, unit="us", tz="UTC")'),
+        ("1754006400000", 'pd.Timestamp(1754006400000, unit="ms", tz="UTC")'),
+        ("3M", "3mo for months, 3m for minutes"),
+    ],
+)
+def test_error_shows_how_it_is_written(value: Any, hint: str) -> None:
+    """A number with the unit that its size suggests; a letter that means months or minutes with both."""
+    with pytest.raises(InputError) as caught:
+        parsed(value)
+    assert hint in str(caught.value)
+    if hint.startswith("pd."):
+        assert eval(hint, {"pd": pd}) == pd.Timestamp("2025-08-01", tz="UTC") + pd.Timedelta(seconds=float(value) % 1)
 
 
 def test_only_relative_times_ask_for_now() -> None:
@@ -73,8 +130,11 @@ def test_only_relative_times_ask_for_now() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "yesterday", "2024-13", "2024-02-30", "24:00", "3x", "-3d", "9" * 400 + "d", "2024-03-01T25:00", None, 5,
-     1.7e9, True, dt.time(3), dt.timedelta(1), pd.NaT, np.datetime64("NaT", "us"), np.datetime64(2**62, "us"),
+    ["", "tomorrow", "2024-13", "2024-02-30", "24:00", "3x", "-3d", "1.5mo", "2024.03-01",
+     "2024.13.01", "01/03/2024", "2024 09:00", "20240", "9999y",
+     "9" * 400 + "d", "2024-03-01T25:00", None, 5,
+     1.7e9, True, dt.time(3), dt.timedelta(-1), pd.NaT, np.timedelta64("NaT"),
+     np.datetime64("NaT", "us"), np.datetime64(2**62, "us"),
      [], b"2024-03-01"],
 )  # fmt: skip
 def test_what_is_no_time_is_refused(value: Any) -> None:

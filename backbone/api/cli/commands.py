@@ -57,7 +57,7 @@ def _split(words: list[str]) -> tuple[list[str], str]:
     """Markets, and the timeframe that may stand behind them (``1m`` where none does)."""
     *markets, last = words
     try:
-        return (markets, parse_timeframe(last).name) if markets else (words, "1m")
+        return (markets, parse_timeframe(last, derived=True).name) if markets else (words, "1m")
     except InputError:
         if _LENGTH.fullmatch(last):
             raise
