@@ -76,7 +76,7 @@ def _fault_help() -> str:
 
 def parse_fault(text: str) -> Fault:
     """A fault of ``KIND[:name=value…]``. Raises `InputError` for what is not one."""
-    from backbone.simulator.server.faults import KINDS, Fault
+    from backbone.simulator.server.faults import KINDS, Fault, default_match
 
     kind, *pairs = text.split(":")
     if kind not in KINDS:
@@ -89,12 +89,11 @@ def parse_fault(text: str) -> Fault:
         options[name] = value
     times = options.pop("times", "1")
     after = options.pop("after", "0")
-    default = "/websocket/v1" if kind.startswith("ws-") else "/v1/candles"
     try:
         counts = (None if times == "all" else int(times)), int(after)
     except ValueError as exc:
         raise InputError("--fault", text, "whole numbers for times and after") from exc
-    return Fault(kind, options.pop("match", default), counts[0], counts[1], options)
+    return Fault(kind, options.pop("match", default_match(kind)), counts[0], counts[1], options)
 
 
 def _rejoined(pairs: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from backbone.simulator.market.catalogue import Market, hash_text, tick_of
+from backbone.simulator.market.catalogue import Market, decimals_of, hash_text, tick_of
 from backbone.simulator.market.tape import mix
 
 __all__ = ["BOOK_DEPTH", "book_stamp_us", "make_book", "next_book_us", "supported_levels"]
@@ -32,7 +32,7 @@ def supported_levels(market: Market, price: float) -> list[float]:
     levels = [0.0]
     step = tick * 10
     while step <= price * 1.000001 and len(levels) < 6:
-        levels.append(rounded(step, market.price_decimals))
+        levels.append(rounded(step, market.shown_decimals))
         step *= 10
     return levels
 
@@ -66,7 +66,7 @@ def _book_change_us(market: Market, version: int, beat: int) -> int:
 
 def make_book(market: Market, stamp_us: int, bid: float, tick: float, level: float, depth: int) -> Row:
     """The row of a book around `bid`: deterministic from the market and the stamp."""
-    decimals, sizes = market.price_decimals, market.volume_decimals
+    decimals, sizes = max(market.shown_decimals, decimals_of(tick)), market.shown_volume_decimals
     draw = mix(
         np.uint64(hash_text(f"depth {market.history}")),
         np.arange(2 * BOOK_DEPTH, dtype=np.uint64) + np.uint64(stamp_us // 100_000 % 2**40 * 64),

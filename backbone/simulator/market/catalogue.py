@@ -9,9 +9,15 @@ so that every sum is exact.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
-__all__ = ["CAUTIONS", "Market", "catalogue", "hash_text", "tick_of"]
+import numpy as np
+import numpy.typing as npt
+
+from backbone.errors import InputError
+
+__all__ = ["CAUTIONS", "Market", "catalogue", "decimals_of", "hash_text", "new_market", "rescaled", "tick_of"]
 
 CAUTIONS = (
     "PRICE_FLUCTUATIONS",
@@ -161,7 +167,9 @@ class Market:
 
     ``trades_per_minute`` is its long-run mean; ``price`` the level it hovers around; ``drift`` the yearly
     growth of it in powers of two; ``day_volatility`` in powers of two; ``price_decimals`` and
-    ``volume_decimals`` the integer units. ``history`` names the tape that it follows, which a rename keeps.
+    ``volume_decimals`` the integer units of the tape. ``history`` names the tape that it follows, which a rename keeps.
+    ``factor`` is how many of today's price units one of the tape's is (a redenomination changes it). It is unknown from
+    ``delisted_us`` on; ``state`` is what the stream says of it.
     """
 
     code: str
@@ -178,6 +186,9 @@ class Market:
     price_decimals: int
     volume_decimals: int
     history: str
+    factor: Fraction = Fraction(1)
+    delisted_us: int | None = None
+    state: str = "ACTIVE"
 
     @property
     def quote(self) -> str:
@@ -186,6 +197,46 @@ class Market:
     @property
     def base(self) -> str:
         return self.code.partition("-")[2]
+
+    @property
+    def shown_decimals(self) -> int:
+        """Digits after the point of its prices on the wire."""
+        return max(0, self.price_decimals + _digits(self.factor))
+
+    @property
+    def shown_volume_decimals(self) -> int:
+        """Digits after the point of its volumes on the wire."""
+        return max(0, self.volume_decimals + _digits(1 / self.factor))
+
+    def prices(self, units: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """The tape's integer prices as the wire has them: the float64 nearest to each decimal."""
+        return _decimals_of(units, self.factor, self.price_decimals)
+
+    def volumes(self, units: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """The tape's integer volumes as the wire has them."""
+        return _decimals_of(units, 1 / self.factor, self.volume_decimals)
+
+
+def _digits(factor: Fraction) -> int:
+    """The decimal places that a finite decimal factor adds (below 0: removes)."""
+    places = 0
+    while (factor * 10**places).denominator != 1:
+        places += 1
+    while places > -18 and places <= 0 and (factor * Fraction(10) ** (places - 1)).denominator == 1:
+        places -= 1
+    return places
+
+
+def _decimals_of(units: npt.NDArray[np.int64], factor: Fraction, decimals: int) -> npt.NDArray[np.float64]:
+    if factor == 1:
+        return np.true_divide(units, 10.0**decimals)
+    places = _digits(factor)
+    whole = units * int(factor * Fraction(10) ** places)
+    decimals += places
+    if decimals < 0:
+        whole, decimals = whole * 10**-decimals, 0
+    shown: npt.NDArray[np.float64] = np.true_divide(whole, 10.0**decimals)
+    return shown
 
 
 def hash_text(text: str) -> int:
@@ -212,7 +263,7 @@ def tick_bands(quote: str) -> tuple[tuple[float, float], ...]:
     return _TICKS[quote]
 
 
-def _decimals(step: float) -> int:
+def decimals_of(step: float) -> int:
     return max(0, -int(f"{step:.0e}".partition("e")[2]))
 
 
@@ -245,7 +296,7 @@ def _build(code: str, english: str, korean: str, price: float, rank: int, total:
     volatility = 0.004 if stable else 0.035 + ((moves >> 16) % 40) / 1000 + (0.0 if base in _MAJORS else 0.02)
     drift = 0.0 if stable else drift
     low = price / 2 ** (8 * max(drift, 0.0) + 60 * volatility)  # how far the price can fall within a decade
-    price_decimals = _decimals(tick_of(quote, low))
+    price_decimals = decimals_of(tick_of(quote, low))
     raised = tuple(name for name in CAUTIONS if hash_text(code + name) % 23 == 0)
     return Market(
         code=code,
@@ -263,6 +314,29 @@ def _build(code: str, english: str, korean: str, price: float, rank: int, total:
         volume_decimals=max(0, min(8, _VALUE_DECIMALS[quote] - price_decimals)),
         history=code,
     )
+
+
+def new_market(code: str, listed_us: int) -> Market:
+    """A market of the catalogue, or one made up for a code that it lacks, listed at a time of the caller's choice."""
+    known = catalogue().get(code)
+    if known is not None:
+        return replace(known, listed_us=listed_us)
+    quote, dash, base = code.partition("-")
+    if quote not in _TICKS or not dash or not base or code != code.upper():
+        raise InputError("market", code, "a code such as KRW-NEW, in KRW, BTC or USDT")
+    return replace(_build(code, base, base, 1000.0 / _QUOTE_KRW[quote], 40, 200, 1.0), listed_us=listed_us)
+
+
+def rescaled(market: Market, factor: object) -> Market:
+    """The market after a redenomination: prices times `factor`, volumes divided by it, turnovers as they were."""
+    try:
+        share = Fraction(str(factor))
+    except (ValueError, ZeroDivisionError) as exc:
+        raise InputError("factor", factor, "a number above 0") from exc
+    total = market.factor * share
+    if share <= 0 or not all((one * 10**8).denominator == 1 for one in (total, 1 / total)):
+        raise InputError("factor", factor, "a decimal above 0 whose inverse is one too, such as 10, 0.001 or 4")
+    return replace(market, factor=total)
 
 
 @functools.cache

@@ -16,13 +16,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
 from backbone.errors import InputError
 from backbone.model import Span
-from backbone.simulator.market.catalogue import Market, catalogue
+from backbone.simulator.market.catalogue import Market, catalogue, new_market
 from backbone.simulator.market.tape import (
     BOUGHT,
     CELL_US,
@@ -116,13 +117,27 @@ class Exchange(Venue):
             self._outages = outages
             self._tapes = tapes
             self._boards = {quote: _Board(tape) for quote, tape in tapes.items()}
-            self._blocks: OrderedDict[tuple[str, str, int], Bars] = OrderedDict()
+            self._blocks: OrderedDict[tuple[str, Fraction, str, int], Bars] = OrderedDict()
             self._block_bytes = 0
-            self._last: OrderedDict[tuple[str, int], Executions] = OrderedDict()
+            self._last: OrderedDict[tuple[str, Fraction, int], Executions] = OrderedDict()
 
     def close_span(self, span: Span) -> None:
         """An outage: no trades in `span`, in any market (widened to 15 seconds)."""
         self._open_tapes((*self._outages, span))
+
+    def list_market(self, code: str, at_us: int) -> Market:
+        made = new_market(code, -(-at_us // CELL_US) * CELL_US)
+        with self._cache_lock:
+            group = self._by_quote[made.quote]
+            if made.history in self._place:
+                group[self._place[made.history][1]] = made
+            else:
+                self._place[made.history] = (made.quote, len(group))
+                group.append(made)
+            outages = self._outages
+        added = self._add(made)
+        self._open_tapes(outages)
+        return added
 
     def _tape(self, market: Market) -> tuple[Tape, int]:
         quote, index = self._place[market.history]
@@ -154,7 +169,7 @@ class Exchange(Venue):
         return Bars.join(parts).between(start_us, end_us)
 
     def _block(self, market: Market, timeframe: Timeframe, start_us: int, end_us: int) -> Bars:
-        key = (market.history, timeframe.name, start_us)
+        key = (market.history, market.factor, timeframe.name, start_us)
         with self._cache_lock:
             found = self._blocks.get(key)
             if found is not None:
@@ -224,7 +239,7 @@ class Exchange(Venue):
         )
 
     def last_execution(self, market: Market, before_us: int) -> Executions:
-        key = (market.history, before_us)
+        key = (market.history, market.factor, before_us)
         with self._cache_lock:
             if (found := self._last.get(key)) is not None:
                 return found
@@ -270,15 +285,14 @@ def _last_trade(tape: Tape, index: int, before_us: int, listed_us: int) -> Trade
 
 
 def _as_bars(market: Market, rows: I64) -> Bars:
-    unit, size = 10.0**market.price_decimals, 10.0**market.volume_decimals
     value = value_as_float(rows, market.price_decimals + market.volume_decimals)
     return Bars(
         rows[TIME],
-        rows[OPEN] / unit,
-        rows[HIGH] / unit,
-        rows[LOW] / unit,
-        rows[CLOSE] / unit,
-        rows[VOLUME] / size,
+        market.prices(rows[OPEN]),
+        market.prices(rows[HIGH]),
+        market.prices(rows[LOW]),
+        market.prices(rows[CLOSE]),
+        market.volumes(rows[VOLUME]),
         value,
         rows[STAMP],
     )
@@ -288,8 +302,8 @@ def _as_executions(market: Market, trades: Trades) -> Executions:
     factor = np.where(trades.time_ms >= 1_704_067_200_000, 10_000, 1000)  # ids gained a digit
     return Executions(
         trades.time_ms,
-        trades.price / 10.0**market.price_decimals,
-        trades.volume / 10.0**market.volume_decimals,
+        market.prices(trades.price),
+        market.volumes(trades.volume),
         trades.is_buy,
         trades.time_ms * factor + trades.ordinal,
     )
@@ -435,28 +449,32 @@ class _Board:
                 return None
             self._note_last_locked(older)
             time_ms, price, volume, is_buy = self._last[:, index].tolist()
-        unit, size = 10.0**market.price_decimals, 10.0**market.volume_decimals
         decimals = market.price_decimals + market.volume_decimals
         if quiet:  # no trades today yet: the day stands where yesterday ended
             sums["open"] = sums["high"] = sums["low"] = price
         day_us = now_us // DAY_US * DAY_US
         previous = sums["previous"] if sums["previous"] >= 0 else self._previous_locked(market, index, day_us)
-        high, low = sums["high"] / unit, sums["low"] / unit
+        last_price, open_, high, low, close = market.prices(
+            np.array([price, sums["open"], sums["high"], sums["low"], previous if previous >= 0 else sums["open"]])
+        ).tolist()
+        amounts = (volume, sums["volume"], sums["bought"], sums["volume_24h"])
+        last_volume, today, bought, day = market.volumes(np.array(amounts)).tolist()
         top, top_us, bottom, bottom_us = self._year[index, day_us]
+        top, bottom = top * float(market.factor), bottom * float(market.factor)
         return Summary(
             market=market,
             last_ms=time_ms,
-            last_price=price / unit,
-            last_volume=volume / size,
+            last_price=last_price,
+            last_volume=last_volume,
             last_is_buy=bool(is_buy),
-            open=sums["open"] / unit,
+            open=open_,
             high=high,
             low=low,
-            prev_close=(previous if previous >= 0 else sums["open"]) / unit,
-            volume=sums["volume"] / size,
+            prev_close=close,
+            volume=today,
             value=_value(sums["value"], sums["value_low"], decimals),
-            bought=sums["bought"] / size,
-            volume_24h=sums["volume_24h"] / size,
+            bought=bought,
+            volume_24h=day,
             value_24h=_value(sums["value_24h"], sums["value_low_24h"], decimals),
             high_52w=max(top, high),
             high_52w_us=top_us if top > high else day_us,

@@ -1,7 +1,7 @@
 """Which markets are listed, under which code, and what a script changed about them.
 
-Scripted changes are delisting, renaming and restating; each takes effect at once. The lock guards the list and the
-corrections.
+Scripted changes are listing, delisting, renaming, redenominating, restating, and what is said of a market (names,
+warning, cautions, state). The lock guards the list and the corrections.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from backbone.errors import InputError
 from backbone.model import Span
-from backbone.simulator.market.catalogue import CAUTIONS, Market
+from backbone.simulator.market.catalogue import CAUTIONS, Market, rescaled
 
 __all__ = ["MarketList", "Restatement", "UnknownMarketError"]
 
@@ -43,26 +43,59 @@ class MarketList:
         self._lock = threading.Lock()
         self._listed = dict(markets)
         self._restated: tuple[Restatement, ...] = ()
+        self._rescales = 0
 
     def listed(self, now_us: int | None = None) -> dict[str, Market]:
         """The markets by code; with `now_us`, only those that are listed by then."""
         with self._lock:
             listed = self._listed
-        return {code: m for code, m in listed.items() if now_us is None or m.listed_us <= now_us}
+        return {code: m for code, m in listed.items() if now_us is None or _is_listed(m, now_us)}
 
     def market(self, code: str, now_us: int | None = None) -> Market:
         """One listed market; lower case is accepted. Raises `UnknownMarketError`."""
         with self._lock:
             found = self._listed.get(code.upper())
-        if found is None or (now_us is not None and found.listed_us > now_us):
+        if found is None or (now_us is not None and not _is_listed(found, now_us)):
             raise UnknownMarketError(code)
         return found
 
-    def delist(self, code: str) -> None:
-        """The market vanishes, with its history."""
+    def list_market(self, code: str, at_us: int) -> Market:
+        """A market that was not listed is from `at_us` on; its first trade is then."""
+        raise NotImplementedError
+
+    def _add(self, market: Market) -> Market:
+        with self._lock:
+            if market.code in self._listed:
+                raise InputError("market", market.code, "a code that is not listed")
+            self._listed = self._listed | {market.code: market}
+        return market
+
+    def delist(self, code: str, at_us: int | None = None) -> None:
+        """The market vanishes, with its history: at once, or at `at_us`, which the stream announces until then."""
         market = self.market(code)
+        if at_us is not None:
+            self._replace(replace(market, delisted_us=at_us))
+            return
         with self._lock:
             self._listed = {key: value for key, value in self._listed.items() if key != market.code}
+
+    def _replace(self, market: Market) -> None:
+        with self._lock:
+            self._listed = {code: market if code == market.code else one for code, one in self._listed.items()}
+
+    def describe(self, code: str, **changes: Any) -> None:
+        """What is said of a market: any of `korean_name`, `english_name`, `warning`, `cautions`, `state`."""
+        wrong = changes.keys() - {"korean_name", "english_name", "warning", "cautions", "state"}
+        if wrong or not set(changes.get("cautions", ())) <= set(CAUTIONS):
+            raise InputError("describe", changes, "names, warning, state, cautions of " + " ".join(CAUTIONS))
+        self._replace(replace(self.market(code), **changes))
+
+    def rescale(self, code: str, factor: object) -> None:
+        """A redenomination: the whole history's prices times `factor`, its volumes divided by it."""
+        market = self.market(code)
+        self._replace(rescaled(market, factor))
+        with self._lock:
+            self._rescales += 1
 
     def rename(self, code: str, to: str) -> None:
         """The market's history moves to a new code; the old one is unknown from now on."""
@@ -76,7 +109,7 @@ class MarketList:
     @property
     def edition(self) -> int:
         """Another number after each correction of past candles."""
-        return len(self._restated)
+        return len(self._restated) + self._rescales
 
     def restate(self, code: str, span: Span, shift: float = 0.0005) -> None:
         """The venue corrects history: opens inside `span` move by the fraction `shift`, within the range."""
@@ -96,3 +129,7 @@ class MarketList:
                 row["market_event"] = {"warning": market.warning, "caution": caution}
             rows.append(row)
         return rows
+
+
+def _is_listed(market: Market, now_us: int) -> bool:
+    return market.listed_us <= now_us and (market.delisted_us is None or now_us < market.delisted_us)

@@ -55,6 +55,8 @@ class Replay(Venue):
     ``end_us`` is just after the last recorded candle's end: where an exchange that replays it should start.
     """
 
+    sums_since_us = 0  # recorded rows are served as they are
+
     def __init__(self, files: Iterable[str | Path], *, seed: int = 7, markets: Sequence[str] | None = None) -> None:
         self._recorded = _load([Path(f) for f in files])
         found = sorted({market for market, _ in self._recorded})
@@ -142,6 +144,14 @@ class Replay(Venue):
             if closed is self._closed:
                 self._folded[key] = made
         return made
+
+    def list_market(self, code: str, at_us: int) -> Market:
+        if code not in {market for market, _ in self._recorded}:
+            raise InputError("market", code, "a market of the replayed files")
+        return self._add(self._describe(code))
+
+    def rescale(self, code: str, factor: object) -> None:
+        raise InputError("rescale", code, "a synthetic exchange: recorded rows are served as they were")
 
     def close_span(self, span: Span) -> None:
         with self._fold_lock:

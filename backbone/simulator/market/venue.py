@@ -20,7 +20,7 @@ from backbone.simulator.market.book import BOOK_DEPTH, book_stamp_us, make_book,
 from backbone.simulator.market.catalogue import Market, hash_text, tick_of
 from backbone.simulator.market.listing import MarketList, UnknownMarketError
 from backbone.simulator.market.tape import mix
-from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, parse_timeframe
+from backbone.timeframe import DAY_US, MINUTE_US, TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +33,7 @@ Row = dict[str, Any]
 
 KST_US = 9 * 3_600_000_000
 SECONDS_KEPT_US = 92 * DAY_US  # second candles reach back three months
+SUMS_SINCE_US = 1_664_582_400_000_000  # 2022-10-01
 SECONDS_SINCE_US = 1_730_246_400_000_000  # and never before 2024-10-30
 MINUTE_UNITS = {1: "1m", 3: "3m", 5: "5m", 10: "10m", 15: "15m", 30: "30m", 60: "1h", 240: "4h"}
 
@@ -136,6 +137,21 @@ class Summary:
     low_52w_us: int
 
 
+def _apart(market: Market, timeframe: Timeframe, bars: Bars, since_us: int) -> Bars:
+    """Longer candles from before `since_us` are no sums of shorter ones: some millionths apart."""
+    if timeframe.step_us <= MINUTE_US or not len(bars) or bars.time_us[0] >= since_us:
+        return bars
+    draw = mix(np.uint64(hash_text(f"apart {market.history} {timeframe.name}")), bars.time_us.astype(np.uint64))
+    share = ((draw >> np.uint64(20)).astype(np.int64) % 17 - 8) * 1e-6 * (bars.time_us < since_us)
+    decimals = market.shown_volume_decimals
+    volume = np.maximum(np.round(bars.volume * (1 + share), decimals), 10.0**-decimals)
+    return replace(
+        bars,
+        volume=np.where(share == 0, bars.volume, volume),
+        value=np.where(share == 0, bars.value, np.round(bars.value * (1 + share), 8)),
+    )
+
+
 def iso_seconds(times_us: I64) -> list[str]:
     """``yyyy-MM-ddTHH:mm:ss`` without a zone, as the venue spells candle times."""
     return np.datetime_as_string((times_us // 1_000_000).astype("datetime64[s]")).tolist()  # type: ignore[no-any-return]
@@ -148,6 +164,8 @@ def iso_day(time_us: int) -> str:
 class Venue(MarketList):
     """An embedded exchange without sockets. Subclasses supply the primitives; see the module's docstring."""
 
+    sums_since_us = SUMS_SINCE_US
+    """Since when longer candles are the sums of shorter ones."""
     late_stamps = True
     """Whether about 2 % of closed candles carry a ``timestamp`` up to 54 ms past their end, as on the venue.
     """
@@ -212,11 +230,13 @@ class Venue(MarketList):
         return self._corrected(market, timeframe, joined.take(slice(max(0, len(joined) - count), None)))
 
     def _corrected(self, market: Market, timeframe: Timeframe, bars: Bars) -> Bars:
+        """The candles as they are served: with scripted corrections, and no exact sums before the venue's date."""
+        bars = _apart(market, timeframe, bars, self.sums_since_us)
         for one in self._restated:
             if one.market != market.history or not len(bars):
                 continue
             inside = (bars.time_us >= one.span.start) & (bars.time_us < one.span.end)
-            decimals = market.price_decimals
+            decimals = market.shown_decimals
             moved = np.clip(np.round(bars.open * (1 + one.shift), decimals), bars.low, bars.high)
             bars = replace(bars, open=np.where(inside, moved, bars.open))
         return bars

@@ -2,7 +2,8 @@
 
 ``GET /api/v1/market-data/listing?prefix=…`` lists folders and files as JSON; ``GET /candle/…/….zip`` and
 ``….zip.checksum`` serve them. A file holds the candles that REST would answer for its UTC month or day, one CSV in a
-zip, and is there from the next day's 05:00 UTC on; delisted markets have none. The same file is the same to the byte
+zip, and is there from the next day's 05:00 UTC on; delisted markets have none. The tree ``trade/market/kind/year``
+holds every trade since 2022-05 in the same way. The same file is the same to the byte
 until the market itself is restated: then it is, as at the venue, issued again without notice.
 
 Faults: ``archive-missing``, ``archive-checksum``, ``archive-columns``, ``archive-values`` (a price that REST does not
@@ -32,10 +33,12 @@ _LISTING = "/api/v1/market-data/listing"
 _INTERVALS = ("1s", "1m", "3m", "5m", "10m", "15m", "30m", "60m", "240m", "day", "week", "month")
 _SINCE_US = {"1s": 1_688_169_600_000_000}  # 2023-07-01
 _SINCE_EVER_US = 1_508_803_200_000_000  # 2017-10-24
+_TRADES_SINCE_US = 1_651_363_200_000_000  # 2022-05-01
 _PUBLISHED_US = 5 * 3_600_000_000
 _DAY, _MONTH = TIMEFRAMES["1d"], TIMEFRAMES["1M"]
 _KEPT = 64
 _FILE = re.compile(r"candle/([^/]+)/(daily|monthly)/([^/]+)/(\d{4})/\1_candle-\3_(\d{6}|\d{8})\.zip(\.checksum)?")
+_TRADES = re.compile(r"trade/([^/]+)/(daily|monthly)/(\d{4})/\1_trade-(\d{6}|\d{8})\.zip(\.checksum)?")
 _NOT_FOUND = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>NoSuchKey</Code></Error>'
 
 
@@ -49,7 +52,7 @@ class Answer(NamedTuple):
 
 def is_archive_path(path: str) -> bool:
     """Whether a request is one for the archive."""
-    return path == _LISTING or path.startswith("/candle/")
+    return path == _LISTING or path.startswith(("/candle/", "/trade/"))
 
 
 class ArchiveBranch:
@@ -63,11 +66,11 @@ class ArchiveBranch:
         """The answer to one request, with the faults `kinds`."""
         if path == _LISTING:
             return self._listing(prefix.strip("/"), now_us, kinds)
-        found = _FILE.fullmatch(path.lstrip("/"))
-        body = None if found is None or "archive-missing" in kinds else self._file(found, now_us, kinds)
-        if found is None or body is None:
+        key = path.lstrip("/")
+        body = None if "archive-missing" in kinds else self._file(key.removesuffix(".checksum"), now_us, kinds)
+        if body is None:
             return Answer(404, _NOT_FOUND, "application/xml")
-        if found.group(6):
+        if key.endswith(".checksum"):
             digest = hashlib.sha256(body + b"?" if "archive-checksum" in kinds else body).hexdigest()
             return Answer(200, digest.encode(), "application/octet-stream")
         return Answer(200, body, "application/zip")
@@ -78,7 +81,7 @@ class ArchiveBranch:
         if "archive-layout" in kinds:
             return Answer(200, b'{"items":[]}', "application/json")
         parts = prefix.split("/") if prefix else []
-        entries = self._entries(parts, now_us) if parts[:1] == ["candle"] else ["candle"] if not parts else []
+        entries = self._entries(parts, now_us) if parts else ["candle", "trade"]
         rows = [
             {"key": key, "size": 0, "lastModified": None, "type": "FILE" if key.endswith(".zip") else "DIRECTORY"}
             for key in entries
@@ -86,46 +89,60 @@ class ArchiveBranch:
         return Answer(200, msgspec.json.encode(rows), "application/json")
 
     def _entries(self, parts: list[str], now_us: int) -> list[str]:
-        """What lies directly below ``candle/market/kind/interval/year``."""
-        here = "/".join(parts)
-        depth = len(parts)
+        """What lies directly below ``candle/market/kind/interval/year`` or ``trade/market/kind/year``."""
+        tree, depth = parts[0], len(parts)
+        intervals = tree == "candle"
+        if tree not in ("candle", "trade"):
+            return []
         names: list[str] = []
         if depth == 1:
             names = sorted(self._venue.listed(now_us))
         elif depth == 2:
             names = ["daily", "monthly"]
-        elif depth == 3:
+        elif depth == 3 and intervals:
             names = list(_INTERVALS)
-        elif depth in (4, 5):
-            files = self._keys(parts[1], parts[2], parts[3], now_us)
-            if depth == 5:
-                return [key for key in files if key.startswith(f"{here}/")]
-            names = sorted({key.split("/")[4] for key in files})
-        return [f"{here}/{name}" for name in names]
+        else:
+            here = "/".join(parts)
+            files = self._keys(parts[1], parts[2], parts[3] if intervals else "trade", now_us)
+            below = [key for key in files if key.startswith(f"{here}/")]
+            if depth == (5 if intervals else 4):
+                return below
+            names = sorted({key.split("/")[depth] for key in below})
+        return ["/".join([*parts, name]) for name in names]
 
-    def _keys(self, code: str, kind: str, interval: str, now_us: int) -> list[str]:
+    def _keys(self, code: str, kind: str, what: str, now_us: int) -> list[str]:
+        """The files of a market: of an interval's candles, or of its trades."""
         try:
             market = self._venue.market(code, now_us)
         except InputError:
             return []
-        if kind not in ("daily", "monthly") or interval not in _INTERVALS:
+        if kind not in ("daily", "monthly") or what not in (*_INTERVALS, "trade"):
             return []
         unit = _MONTH if kind == "monthly" else _DAY
-        at = unit.floor(max(self._venue.first_us(market), _SINCE_US.get(interval, _SINCE_EVER_US)))
+        since = _TRADES_SINCE_US if what == "trade" else _SINCE_US.get(what, _SINCE_EVER_US)
+        at = unit.floor(max(self._venue.first_us(market), since))
+        folder = f"trade/{code}/{kind}" if what == "trade" else f"candle/{code}/{kind}/{what}"
+        name = f"{code}_trade-" if what == "trade" else f"{code}_candle-{what}_"
         keys = []
         while unit.next(at) + _PUBLISHED_US <= now_us:
             stamp = str(np.datetime64(at, "us").astype("datetime64[M]" if kind == "monthly" else "datetime64[D]"))
             stamp = stamp.replace("-", "")
-            keys.append(f"candle/{code}/{kind}/{interval}/{stamp[:4]}/{code}_candle-{interval}_{stamp}.zip")
+            keys.append(f"{folder}/{stamp[:4]}/{name}{stamp}.zip")
             at = unit.next(at)
         return keys
 
     # -- files -----------------------------------------------------------------------------------------------
 
-    def _file(self, found: re.Match[str], now_us: int, kinds: Set[str]) -> bytes | None:
-        code, kind, interval, _, stamp, _ = found.groups()
-        key = found.group(0).removesuffix(".checksum")
-        if key not in self._keys(code, kind, interval, now_us):
+    def _file(self, key: str, now_us: int, kinds: Set[str]) -> bytes | None:
+        found = _FILE.fullmatch(key)
+        trades = _TRADES.fullmatch(key)
+        if found is not None:
+            code, kind, what, _, stamp, _ = found.groups()
+        elif trades is not None:
+            (code, kind, _, stamp, _), what = trades.groups(), "trade"
+        else:
+            return None
+        if key not in self._keys(code, kind, what, now_us):
             return None
         edition = self._venue.edition
         corrupted = kinds & {"archive-columns", "archive-values"}
@@ -135,12 +152,28 @@ class ArchiveBranch:
         day = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:] or '01'}"
         start = int(np.datetime64(day, "us").astype(np.int64))
         unit = _MONTH if kind == "monthly" else _DAY
-        body = _zip(key, self._csv(code, _timeframe(interval), start, unit.next(start), corrupted))
+        if what == "trade":
+            text = self._trades_csv(code, start, unit.next(start), corrupted)
+        else:
+            text = self._csv(code, _timeframe(what), start, unit.next(start), corrupted)
+        body = _zip(key, text)
         if not corrupted:
             self._files[key, edition] = body
             if len(self._files) > _KEPT:
                 self._files.popitem(last=False)
         return body
+
+    def _trades_csv(self, code: str, start_us: int, end_us: int, corrupted: Set[str]) -> bytes:
+        """Trades, oldest first; a corrupted file has the other source's names in another order."""
+        found = self._venue.executions(self._venue.market(code), start_us, end_us)
+        sides = np.where(found.is_buy, "BID", "ASK").tolist()
+        columns = [found.sequential_id.tolist(), found.time_ms.tolist(), found.volume.tolist(), found.price.tolist()]
+        header = "seq,timestamp,volume,price,ask_bid"
+        if "archive-columns" in corrupted:
+            header = "trade_id,timestamp,price,volume,ask_bid"
+            columns[2], columns[3] = columns[3], columns[2]
+        lines = [",".join([*map(repr, numbers), side]) for *numbers, side in zip(*columns, sides, strict=True)]
+        return ("\n".join([header, *lines]) + "\n").encode()
 
     def _csv(self, code: str, timeframe: Timeframe, start_us: int, end_us: int, corrupted: Set[str]) -> bytes:
         table = self._venue.candle_table(code, timeframe.name, start_us, end_us)

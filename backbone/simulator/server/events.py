@@ -26,6 +26,7 @@ from backbone.simulator.market.venue import (
     Row,
     Summary,
     Venue,
+    iso_day,
     iso_seconds,
     stamp_of,
     stamps_of,
@@ -74,6 +75,7 @@ class Feed:
         """The market was changed by a script: what was read ahead no longer holds."""
         self._held.clear()
         self._due.clear()
+        self._previous.clear()
 
     def touch(self, codes: Iterable[str]) -> None:
         """The channels of these markets changed."""
@@ -90,7 +92,7 @@ class Feed:
             if self._due.get(code, 0) > until_us:
                 continue
             try:
-                market = self._venue.market(code)
+                market = self._venue.market(code, until_us)
             except UnknownMarketError:  # delisted meanwhile: nothing more is said of it
                 self._due[code] = 1 << 62
                 continue
@@ -259,9 +261,10 @@ def ticker_stream_row(one: Summary, now_us: int) -> Row:
     row["ask_bid"] = "BID" if one.last_is_buy else "ASK"
     row["acc_bid_volume"] = one.bought
     row["acc_ask_volume"] = rounded(one.volume - one.bought, 8)
-    row["market_state"] = "ACTIVE"
+    row["market_state"] = one.market.state
     row["is_trading_suspended"] = False
-    row["delisting_date"] = None
+    gone_us = one.market.delisted_us
+    row["delisting_date"] = None if gone_us is None else iso_day(gone_us + KST_US)
     row["market_warning"] = "CAUTION" if one.market.warning else "NONE"
     return row
 

@@ -19,7 +19,7 @@ from typing import Any
 from backbone.errors import InputError
 from backbone.simulator.market.venue import Row
 
-__all__ = ["KINDS", "ROW_FAULTS", "Fault", "Faults", "corrupt"]
+__all__ = ["KINDS", "ROW_FAULTS", "Fault", "Faults", "corrupt", "default_match"]
 
 KINDS: Mapping[str, str] = {
     "429": "refused: body=text|json",
@@ -30,6 +30,8 @@ KINDS: Mapping[str, str] = {
     "cut": "body cut in the middle, Content-Length says more: at=0.5",
     "stall": "silence: seconds=30, then the connection closes",
     "slow": "a late answer: seconds=1",
+    "gate": "addresses longer than limit=2000 are refused with status=414",
+    "odd": "a row with a field that is not there: field=opening_price, value=null|0|missing, market=|row=half",
     "empty": "an empty list",
     "short": "fewer rows than there are: rows=half",
     "duplicate": "one row twice",
@@ -43,8 +45,11 @@ KINDS: Mapping[str, str] = {
     "gzip-off": "no compression though it was asked for",
     "late": "the last seconds of trades are not counted yet: seconds=2",
     "outage": "no trades: start=, end= (now)",
-    "delist": "a market vanishes: market=",
-    "rename": "a market moves to another code: market=, to=",
+    "list": "a market is listed: market=, at= (now)",
+    "delist": "a market vanishes: market=, at= (now; until then the stream announces it)",
+    "rename": "a market moves to another code with its history: market=, to=",
+    "rescale": "a redenomination: market=, factor=, prices times it and volumes divided by it, the whole history",
+    "describe": "what is said of a market: market=, state=, warning=, cautions=A,B, korean_name=, english_name=",
     "restate": "opens are corrected: market=, start=, end=, shift=0.0005",
     "archive-missing": "the archive has no such file",
     "archive-checksum": "the archive's checksum does not agree with its file",
@@ -55,11 +60,13 @@ KINDS: Mapping[str, str] = {
     "ws-stall": "socket open, nothing sent, no pong: seconds=60",
     "ws-garbage": "a frame that is not JSON among the others",
     "ws-refuse": "connection refused: status=429|503",
+    "ws-odd": "one frame with a field that is null, 0 or missing: as odd; match=ticker or a code",
     "ws-slow": "every frame late: seconds=1",
 }
 """Kind → what it does and its options."""
 
-MARKET_KINDS = frozenset({"outage", "delist", "rename", "restate"})
+MARKET_KINDS = frozenset({"outage", "list", "delist", "rename", "rescale", "describe", "restate"})
+_DEFAULT_MATCH = {"archive-layout": "/market-data/listing", "odd": "/v1/ticker", "gate": "/v1/"}
 
 
 @dataclass
@@ -83,6 +90,12 @@ class Fault:
 
     def text(self, name: str, default: str) -> str:
         return str(self.options.get(name, default))
+
+
+def default_match(kind: str) -> str:
+    """The requests that a fault meets if nothing is said."""
+    family = {"ws": "/websocket/v1", "archive": "/candle/"}.get(kind.partition("-")[0], "/v1/candles")
+    return _DEFAULT_MATCH.get(kind, family)
 
 
 class Faults:
@@ -110,10 +123,7 @@ class Faults:
         """Script one fault; `KINDS` lists what there is. Returns it, to watch ``used``."""
         if kind not in KINDS:
             raise InputError("kind", kind, "one of " + " ".join(KINDS))
-        default = "/websocket/v1" if kind.startswith("ws-") else "/v1/candles"
-        if kind.startswith("archive-"):
-            default = "/market-data/listing" if kind == "archive-layout" else "/candle/"
-        fault = Fault(kind, default if match is None else match, times, after, options)
+        fault = Fault(kind, default_match(kind) if match is None else match, times, after, options)
         with self._lock:
             apply = self._apply
             if apply is None or kind not in MARKET_KINDS:
@@ -149,6 +159,8 @@ class Faults:
                 if fault.match not in target or fault.kind.startswith("ws-") is not websocket:
                     continue
                 if only is not None and fault.kind not in only:
+                    continue
+                if fault.kind == "gate" and len(target) <= fault.number("limit", 2000):
                     continue
                 fault.seen += 1
                 if fault.seen <= fault.after:
@@ -221,6 +233,23 @@ def _bad_ohlc(rows: list[Row], _: Fault) -> list[Row]:
     ]
 
 
+def odd_row(row: Row, fault: Fault) -> Row:
+    """The row with one field null, 0 or missing."""
+    name, value = fault.text("field", "opening_price"), fault.text("value", "null")
+    if name not in row:
+        return row
+    if value == "missing":
+        return {key: one for key, one in row.items() if key != name}
+    return {**row, name: None if value in ("null", "None") else float(value)}
+
+
+def _odd(rows: list[Row], fault: Fault) -> list[Row]:
+    code = fault.options.get("market")
+    at = int(fault.number("row", len(rows) // 2))
+    chosen = [i for i, row in enumerate(rows) if (i == at if code is None else row.get("market") == code)]
+    return [odd_row(row, fault) if i in chosen else row for i, row in enumerate(rows)]
+
+
 ROW_FAULTS: dict[str, Callable[[list[Row], Fault], list[Row]]] = {
     "empty": lambda _rows, _fault: [],
     "short": _short,
@@ -230,4 +259,5 @@ ROW_FAULTS: dict[str, Callable[[list[Row], Fault], list[Row]]] = {
     "off-grid": _off_grid,
     "beyond": _beyond,
     "bad-ohlc": _bad_ohlc,
+    "odd": _odd,
 }

@@ -278,7 +278,8 @@ def render(row: Row, form: str, depth: int = BOOK_DEPTH) -> str:
         if default is None:
             parts.append(f'"{label}":[{",".join(_unit(u, simple) for u in row[name][:depth])}]')
         elif name in row:
-            parts.append(f'"{label}":{(plain if simple else default)(row[name])}')
+            value = row[name]
+            parts.append(f'"{label}":{"null" if value is None else (plain if simple else default)(value)}')
     return "{" + ",".join(parts) + "}"
 
 

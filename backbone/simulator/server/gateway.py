@@ -195,6 +195,9 @@ class Gateway:
                 verdict = self._limits.block(_MACHINE.monotonic() + WALL_S, fault.number("seconds", 5.0))
             if fault.kind == "500":
                 return self._respond(request, 500, error_body(500, "server error"), verdict)
+            if fault.kind == "gate":
+                page = b"<html><body><h1>Request-URI Too Long</h1></body></html>"
+                return self._respond(request, int(fault.number("status", 414)), page, None, content_type="text/html")
             if fault.kind == "502-html":
                 page = b"<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>"
                 return self._respond(request, 502, page, None, content_type="text/html")

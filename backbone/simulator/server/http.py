@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -326,8 +326,15 @@ class SimulatorServer:
     def _change_market(self, fault: Fault) -> None:
         """Carry out a fault that changes the market itself."""
         venue, options = self.exchange, fault.options
-        if fault.kind == "delist":
-            venue.delist(_required(fault, "market"))
+        at_us = parse_instant(options.get("at"), "at")
+        if fault.kind == "list":
+            venue.list_market(_required(fault, "market"), self.clock.now_us() if at_us is None else at_us)
+        elif fault.kind == "delist":
+            venue.delist(_required(fault, "market"), at_us)
+        elif fault.kind == "rescale":
+            venue.rescale(_required(fault, "market"), options.get("factor"))
+        elif fault.kind == "describe":
+            venue.describe(_required(fault, "market"), **_description(options))
         elif fault.kind == "rename":
             venue.rename(_required(fault, "market"), _required(fault, "to"))
         else:
@@ -348,6 +355,16 @@ def _required(fault: Fault, name: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{fault.kind}:{name}", value, "a market code")
     return value
+
+
+def _description(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of a market, from a program's values or a command line's words."""
+    said = {name: value for name, value in options.items() if name != "market"}
+    if "warning" in said:
+        said["warning"] = str(said["warning"]).lower() in ("true", "1", "yes")
+    if isinstance(cautions := said.get("cautions"), str):
+        said["cautions"] = tuple(name for name in cautions.split(",") if name)
+    return said
 
 
 def _open_venue(seed: int, markets: Sequence[str] | None, replay: Sequence[Any]) -> Venue:

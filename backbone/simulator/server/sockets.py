@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backbone.clock import SystemClock
-from backbone.simulator.market.venue import Venue
+from backbone.simulator.market.venue import Row, Venue
 from backbone.simulator.server.clock import ExchangeClock
 from backbone.simulator.server.events import Channel, Event, Feed
-from backbone.simulator.server.faults import Fault, Faults
+from backbone.simulator.server.faults import Fault, Faults, odd_row
 from backbone.simulator.server.frames import (
     Request,
     StreamError,
@@ -245,7 +245,7 @@ class Hub:
     def _send_snapshots(self, session: Session, want: Want, codes: Sequence[tuple[str, int]], now_us: int) -> None:
         rows = self._feed.snapshots((want.type, want.level), [code for code, _ in codes], now_us)
         texts = [
-            render({**rows[code], "stream_type": "SNAPSHOT"}, session.form, depth)
+            render({**self._row(rows[code]), "stream_type": "SNAPSHOT"}, session.form, depth)
             for code, depth in codes
             if code in rows
         ]
@@ -253,6 +253,13 @@ class Hub:
             texts = ["[" + ",".join(texts) + "]"] if texts else []
         for text in texts:
             session.publish(text.encode())
+
+    def _row(self, row: Row) -> Row:
+        """The row that goes out, unless a fault has another."""
+        target = f"/websocket/v1?type={row['type']}&code={row['code']}"
+        for fault in self.faults.take(target, websocket=True, only={"ws-odd"}):
+            row = odd_row(row, fault)
+        return row
 
     def _rebuild(self) -> None:
         """Who gets what, after any change of subscriptions."""
@@ -307,12 +314,13 @@ class Hub:
 
     def _hand_out(self, event: Event, lists: dict[tuple[Session, str], list[str]]) -> None:
         rendered: dict[tuple[str, int], str] = {}
+        row = self._row(event.row)
         for session, depth in self._routes.get((event.channel, event.code), ()):
             if event.time_us <= session.since_us:
                 continue
             key = (session.form.removesuffix("_LIST"), depth)
             if key not in rendered:
-                rendered[key] = render({**event.row, "stream_type": "REALTIME"}, *key)
+                rendered[key] = render({**row, "stream_type": "REALTIME"}, *key)
             if session.form.endswith("LIST"):
                 lists.setdefault((session, event.channel[0]), []).append(rendered[key])
             else:

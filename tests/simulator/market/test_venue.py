@@ -320,3 +320,19 @@ def test_exchange_of_unlisted_codes_is_an_input_error() -> None:
     """It names the code."""
     with pytest.raises(InputError, match="KRW-NOPE"):
         Exchange(7, markets=["KRW-NOPE"])
+
+
+@pytest.mark.parametrize(("start", "apart"), [("2022-09-20", True), ("2022-10-02", False)])
+def test_longer_candles_are_sums_from_the_venues_date_on(exchange: Exchange, start: str, apart: bool) -> None:
+    """Before it they differ by some millionths, in volume and turnover only, and by the same each time."""
+    first = int(datetime.fromisoformat(start + "T00:00+00:00").timestamp()) * 1_000_000
+    minutes = exchange.candle_table("KRW-XRP", "1m", first, first + DAY_US).to_pandas()
+    hours = exchange.candle_table("KRW-XRP", "1h", first, first + DAY_US).to_pandas()
+    folded = minutes.groupby(minutes["time"].dt.floor("1h")).agg({"close": "last", "volume": "sum", "value": "sum"})
+    assert (folded["close"].to_numpy() == hours["close"].to_numpy()).all()
+    for name in ("volume", "value"):
+        gap = (hours[name].to_numpy() / folded[name].to_numpy() - 1).__abs__()
+        assert gap.max() < 1e-5
+        assert (gap > 5e-7).sum() > 12 if apart else gap.max() < 1e-12
+    rows = exchange.candles("KRW-XRP", "1h", first + DAY_US, 24, NOW_US)
+    assert [row["candle_acc_trade_volume"] for row in rows[::-1]] == hours["volume"].tolist()

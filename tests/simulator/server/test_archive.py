@@ -108,3 +108,39 @@ def test_server_serves_it_beside_rest(venue) -> None:  # type: ignore[no-untyped
         assert len(answer.read()) == 64
         assert answer.headers.get("Remaining-Req") is None
     assert [one.group for one in venue.requests] == ["archive"]
+
+
+TRADES = "trade/KRW-ETH/daily/2025/KRW-ETH_trade-20250820.zip"
+
+
+def test_trades_are_listed_and_their_files_hold_every_trade(branch: ArchiveBranch, exchange: Exchange) -> None:
+    """A tree of its own, from May 2022 on; ids, times, sides and numbers as the tape has them."""
+    assert [row["key"] for row in listed(branch, "")] == ["candle", "trade"]
+    assert [row["key"] for row in listed(branch, "trade/KRW-ETH")] == ["trade/KRW-ETH/daily", "trade/KRW-ETH/monthly"]
+    years = [str(row["key"])[-4:] for row in listed(branch, "trade/KRW-ETH/monthly")]
+    assert years == ["2022", "2023", "2024", "2025"]
+    first = listed(branch, "trade/KRW-ETH/monthly/2022")[0]["key"]
+    assert first == "trade/KRW-ETH/monthly/2022/KRW-ETH_trade-202205.zip"
+    assert listed(branch, "trade/KRW-ETH/daily/2025")[-1]["key"] == TRADES.replace("0820", "0821")
+    body = branch.answer(f"/{TRADES}", "", NOW).body
+    digest = branch.answer(f"/{TRADES}.checksum", "", NOW).body
+    assert hashlib.sha256(body).hexdigest().encode() == digest
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        rows = list(csv.DictReader(io.StringIO(archive.read(archive.namelist()[0]).decode())))
+    day = NOW - NOW % DAY_US - 2 * DAY_US
+    truth = exchange.executions(exchange.market("KRW-ETH"), day, day + DAY_US)
+    assert [int(row["seq"]) for row in rows] == truth.sequential_id.tolist()
+    assert [int(row["timestamp"]) for row in rows] == truth.time_ms.tolist()
+    assert [float(row["price"]) for row in rows] == truth.price.tolist()
+    assert [float(row["volume"]) for row in rows] == truth.volume.tolist()
+    assert {row["ask_bid"] for row in rows} == {"ASK", "BID"}
+
+
+def test_trades_of_the_other_source_have_other_names_in_another_order(branch: ArchiveBranch) -> None:
+    """So a reader must go by the header; and what was never published is not there."""
+    body = branch.answer(f"/{TRADES}", "", NOW, frozenset({"archive-columns"})).body
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        header = archive.read(archive.namelist()[0]).decode().splitlines()[0]
+    assert header == "trade_id,timestamp,price,volume,ask_bid"
+    for key in (TRADES.replace("0820", "0822"), TRADES.replace("2025", "2021"), TRADES.replace("ETH", "NONE")):
+        assert branch.answer(f"/{key}", "", NOW).status == 404

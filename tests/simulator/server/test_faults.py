@@ -89,7 +89,8 @@ def test_every_row_fault_is_listed_and_leaves_the_rows_it_was_given_alone() -> N
     before = [dict(row) for row in ROWS]
     for kind in ROW_FAULTS:
         assert kind in KINDS
-        assert corrupt(ROWS, Fault(kind)) != ROWS
+        options = {"field": "low_price"} if kind == "odd" else {}
+        assert corrupt(ROWS, Fault(kind, options=options)) != ROWS
         assert before == ROWS
 
 
@@ -110,3 +111,25 @@ def test_row_faults_do_what_they_say() -> None:
 def test_row_faults_survive_an_empty_answer(kind: str) -> None:
     """There is nothing to corrupt."""
     assert corrupt([], Fault(kind)) == []
+
+
+@pytest.mark.parametrize(("value", "left"), [("null", None), ("0", 0.0), ("missing", "gone")])
+def test_odd_row_has_one_field_that_is_not_there(value: str, left: object) -> None:
+    """In the middle row, in a chosen one, or in that of a market."""
+    changed = corrupt(ROWS, Fault("odd", options={"field": "low_price", "value": value}))
+    assert [row.get("low_price", "gone") for row in changed] == [1.0, 1.0, left, 1.0]
+    first = corrupt(ROWS, Fault("odd", options={"field": "low_price", "value": value, "row": 0}))
+    assert [row.get("low_price", "gone") for row in first] == [left, 1.0, 1.0, 1.0]
+    rows = [ROWS[0], {**ROWS[1], "market": "KRW-ETH"}]
+    other = corrupt(rows, Fault("odd", options={"field": "low_price", "value": value, "market": "KRW-ETH"}))
+    assert [row.get("low_price", "gone") for row in other] == [1.0, left]
+    assert corrupt(ROWS, Fault("odd", options={"field": "none"})) == ROWS
+
+
+def test_gate_meets_long_addresses_only() -> None:
+    """Shorter ones pass and are not counted."""
+    faults = Faults()
+    fault = faults.add("gate", limit=50, times=None)
+    assert faults.take("/v1/ticker?markets=KRW-BTC") == []
+    assert faults.take("/v1/ticker?markets=" + "KRW-BTC," * 9) == [fault]
+    assert fault.seen == 1

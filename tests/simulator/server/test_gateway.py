@@ -210,3 +210,25 @@ def test_slow_computation_does_not_hold_up_other_requests() -> None:
         assert requests.get(server.rest_url + "/v1/market/all", timeout=5).status_code == 200
         heavy.join()
         assert [one.group for one in server.requests] == ["market", "candles"]
+
+
+@pytest.mark.parametrize("status", [414, 431, 400])
+def test_gate_refuses_long_addresses_as_a_proxy_does(get: Get, clean: SimulatorServer, status: int) -> None:
+    """With a page, not with JSON; a shorter address passes."""
+    clean.faults.add("gate", limit=100, status=status, times=None)
+    long = get("/v1/ticker", markets=",".join(["KRW-BTC"] * 20))
+    assert (long.status_code, long.headers["Content-Type"]) == (status, "text/html")
+    assert get("/v1/ticker", markets="KRW-BTC").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/market/all", "/v1/ticker/all", "/v1/orderbook", "/v1/trades/ticks", "/v1/candles/days"]
+)
+@pytest.mark.parametrize(("kind", "rows"), [("empty", 0), ("short", 1)])
+def test_any_list_can_be_short_or_empty(get: Get, clean: SimulatorServer, path: str, kind: str, rows: int) -> None:
+    """Status 200, fewer rows."""
+    query = {"market": "KRW-BTC", "markets": "KRW-BTC,KRW-ETH", "quote_currencies": "KRW", "count": 9}
+    clean.faults.add(kind, match=path, rows=1)
+    answer = get(path, **query)
+    assert (answer.status_code, len(answer.json())) == (200, rows)
+    assert len(get(path, **query).json()) > 1

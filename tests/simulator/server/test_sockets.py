@@ -286,3 +286,20 @@ def test_flood_sends_stamped_frames_at_the_rate_asked_for(connect: Connect, clea
     assert {f["code"] for f in frames} == {"KRW-BTC", "KRW-ETH"}
     assert {f["timestamp"] for f in frames} == {clean.clock.now_us() // 1000}
     assert sent[0] >= 400
+
+
+def test_stream_tells_states_and_coming_delistings_and_odd_frames() -> None:
+    """`market_state` and `delisting_date` on each ticker; a scripted field that is null, in one frame only."""
+    with SimulatorServer(now=NOW, frozen=True, markets=["KRW-BTC", "KRW-ETH"]) as server:
+        server.faults.add("describe", market="KRW-BTC", state="PREVIEW")
+        server.faults.add("delist", market="KRW-ETH", at="2025-08-25T03:00:00Z")
+        server.faults.add("ws-odd", match="KRW-BTC", field="opening_price")
+        socket = websocket.create_connection(server.ws_url, timeout=5, suppress_origin=True)
+        _subscribe(socket, _want("ticker", "KRW-BTC", "KRW-ETH", is_only_snapshot=True))
+        rows = {row["code"]: row for row in (_next(socket), _next(socket))}
+        assert (rows["KRW-BTC"]["market_state"], rows["KRW-BTC"]["delisting_date"]) == ("PREVIEW", None)
+        assert (rows["KRW-ETH"]["market_state"], rows["KRW-ETH"]["delisting_date"]) == ("ACTIVE", "2025-08-25")
+        assert rows["KRW-BTC"]["opening_price"] is None
+        _subscribe(socket, _want("ticker", "KRW-BTC", is_only_snapshot=True))
+        assert _next(socket)["opening_price"] > 0
+        socket.shutdown()
