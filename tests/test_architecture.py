@@ -55,29 +55,22 @@ CIRCLES: set[str] = {
     "api.calls.memo",
     "api.client",
     "api.demo",
-    "backbone",
 }
 UPWARDS: set[str] = {
     "api/client.py",
 }
-READ_THE_ENVIRONMENT: set[str] = {
-    "storage/s3.py",
-}
+READ_THE_ENVIRONMENT: set[str] = set()
 WITHOUT_TESTS: set[str] = {
     "api/arguments.py",
     "api/client.py",
-    "api/convert.py",
-    "api/format.py",
     "api/notebook/bar.py",
     "api/session.py",
     "compat/legacy_async.py",
     "errors.py",
     "model.py",
     "storage/copy.py",
-    "timeframe.py",
 }
 TOO_LONG: set[str] = {
-    "api/client.py",
     "routing/wire.py",
 }
 TOO_MANY_METHODS: set[str] = {
@@ -85,10 +78,7 @@ TOO_MANY_METHODS: set[str] = {
     "coordinator/live/feed.py:Feed",
     "storage/store.py:CandleStore",
 }
-COMPARE_A_VENUE: set[str] = {
-    "api/arguments.py",
-    "settings.py",
-}
+COMPARE_A_VENUE: set[str] = set()
 
 
 def modules() -> list[Path]:

@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import pyarrow as pa
@@ -68,14 +68,20 @@ class TableEvent(NamedTuple):
     confirmed: LiveCandle | None = None
 
 
+class _Shape(Protocol):
+    """Makes the frame of one kind of the rows given; the table's own, which knows its kinds and zone."""
+
+    def __call__(self, kind: str | None, held: Sequence[Held[Any]], frames: str | None) -> Any: ...
+
+
 class LiveUpdate(Sequence[Record]):
     """The newest record of each market (and kind) that changed since the last update.
 
     ``missed`` counts the records that newer ones had replaced by then.
     """
 
-    def __init__(self, table: LiveTable, held: Sequence[Held[Any]], missed: int) -> None:
-        self._table = table
+    def __init__(self, held: Sequence[Held[Any]], missed: int, shape: _Shape) -> None:
+        self._shape = shape
         self._held = tuple(held)
         self.missed = missed
 
@@ -86,13 +92,7 @@ class LiveUpdate(Sequence[Record]):
 
     def frame(self, kind: str | None = None, *, frames: str | None = None) -> Any:
         """The changed rows as `LiveTable.frame` shows them."""
-        kind = self._table._kind(kind)
-        wanted = _TYPES.get(kind, LiveCandle)
-        rows = [held for held in self._held if isinstance(held.row, wanted)]
-        timeframe = timeframe_of(kind)
-        if timeframe is not None:
-            rows = [held for held in rows if held.row.timeframe == timeframe.name]
-        return self._table._frame_of(kind, rows, frames)
+        return self._shape(kind, self._held, frames)
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -205,6 +205,14 @@ class LiveTable:
             raise InputError("kind", kind, "one of the table's kinds: " + " ".join(self.kinds))
         return known
 
+    def _frame_of_update(self, kind: str | None, held: Sequence[Held[Any]], frames: str | None) -> Any:
+        kind = self._kind(kind)
+        wanted, timeframe = _TYPES.get(kind, LiveCandle), timeframe_of(kind)
+        rows = [one for one in held if isinstance(one.row, wanted)]
+        if timeframe is not None:
+            rows = [one for one in rows if one.row.timeframe == timeframe.name]
+        return self._frame_of(kind, rows, frames)
+
     def _frame_of(self, kind: str, held: Sequence[Held[Any]], frames: str | None) -> Any:
         began = self._core.clock.monotonic()
         rows = [one.row for one in held]
@@ -263,7 +271,7 @@ class LiveTable:
             if held is None:
                 return
             missed, before = changes.missed, missed
-            update = LiveUpdate(self, held, missed - before)
+            update = LiveUpdate(held, missed - before, self._frame_of_update)
             with self._lock:
                 callbacks = list(self._callbacks)
             for callback in callbacks:
@@ -310,7 +318,7 @@ class LiveTable:
                 held = changes.take(1.0 if timeout_s is None else timeout_s)
                 if held:
                     missed, before = changes.missed, missed
-                    yield LiveUpdate(self, held, missed - before)
+                    yield LiveUpdate(held, missed - before, self._frame_of_update)
                 elif held is None or timeout_s is not None:
                     return
         finally:
@@ -497,10 +505,11 @@ def start_live(session: Session, asked: str | Iterable[str], kinds: object) -> L
             raise InputError("markets", asked, "a quote currency that the venue has markets in, such as KRW")
     else:
         core.markets.check_listed(markets)
-    table = LiveTable(session, core, core.feed.open(names, markets))
+    subscription = core.feed.open(names, markets)
+    table = LiveTable(session, core, subscription)
     session.remember_table(table)
     try:
-        _await_first(core, table._subscription)
+        _await_first(core, subscription)
     except BaseException:
         table.stop()
         raise

@@ -238,7 +238,7 @@ class CandleChart(View):
                 self._needs_whole = True
             self._send(self.problem)
 
-    def _show_problem(self) -> None:
+    def show_problem(self) -> None:
         self._send(self.problem)
 
     def _state(self, problem: str) -> dict[str, Any]:

@@ -226,7 +226,7 @@ class Dashboard(View):
             self._is_stale_state = False
             self._widget.state = {"parts": list(self._sent.items())}
 
-    def _show_problem(self) -> None:
+    def show_problem(self) -> None:
         self._send(self.problem)
 
     def _build(self) -> Any:

@@ -174,7 +174,7 @@ class JobProgress(View):
         if view.is_over or self._closed:
             parts["cancel"].layout.display = "none"
 
-    def _show_problem(self) -> None:
+    def show_problem(self) -> None:
         self._show()
 
     def _resend(self) -> None:

@@ -285,7 +285,7 @@ class TickerTable(View):
         if self._is_stale_state:
             self._set_state(self._clock.monotonic(), self.problem)
 
-    def _show_problem(self) -> None:
+    def show_problem(self) -> None:
         self._send(self.problem)
 
     def _build(self) -> Any:

@@ -92,7 +92,7 @@ class View:
             self.refresh(force=True)
             self._widget = self._build()
             self._listen(self._widget)
-            self._refresher = Refresher(self)
+            self._refresher = Refresher(self, self._widget, self._clock)
             self._refresher.start()
         return self._widget
 
@@ -122,9 +122,9 @@ class View:
         self.problem = reason
         if self._refresher is not None:
             self._refresher.stop()
-        self._show_problem()
+        self.show_problem()
 
-    def _show_problem(self) -> None:
+    def show_problem(self) -> None:
         """Show `problem` on the state line, where the view has one."""
 
     def _listen(self, widget: Any) -> None:
@@ -133,11 +133,12 @@ class View:
         def on_message(_: Any, content: Any, __: Any) -> None:
             view = me()
             if view is not None and isinstance(content, Mapping):
-                view._on_message(content)
+                view.on_message(content)
 
         widget.on_msg(on_message)
 
-    def _on_message(self, content: Mapping[str, Any]) -> None:
+    def on_message(self, content: Mapping[str, Any]) -> None:
+        """Note what a browser reported: that it shows the view, or no longer does."""
         who = str(content.get("v", ""))[:64]
         if content.get("t") == "gone":
             self._seen.pop(who, None)
@@ -178,11 +179,11 @@ class Refresher:
     then the widget is closed, on the loop.
     """
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, widget: Any, clock: Clock) -> None:
         self.ticks = 0
         self._view = weakref.ref(view)
-        self._widget = view._widget
-        self._clock = view._clock
+        self._widget = widget
+        self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._failures = 0
@@ -238,7 +239,7 @@ class Refresher:
             view.close(str(error) or "stopped")
         except Exception as error:  # noqa: BLE001
             view.problem = f"{type(error).__name__}: {error}"
-            view._show_problem()
+            view.show_problem()
             if not self._failures:
                 _log.warning("view.refresh_failed view=%s", type(view).__name__, exc_info=error)
             self._failures = min(self._failures + 1, 6)

@@ -131,10 +131,10 @@ class Session:
                 try:
                     self._obey(message.data)
                 except StreamError as exc:
-                    await self._reject(exc)
+                    await self.reject(exc)
                     return
 
-    async def _reject(self, error: StreamError) -> None:
+    async def reject(self, error: StreamError) -> None:
         """The error frame, and the close a moment later."""
         self.hub.replace(self, (), self.form)
         self.send(error.frame())
@@ -218,7 +218,7 @@ class Hub:
         writer = asyncio.get_running_loop().create_task(session.write())
         try:
             if request.path != "/websocket/v1":  # the private sockets want a token, and there are none here
-                await session._reject(StreamError("INVALID_AUTH", "인증 정보가 올바르지 않습니다."))
+                await session.reject(StreamError("INVALID_AUTH", "인증 정보가 올바르지 않습니다."))
             else:
                 await session.read()
         finally:

@@ -91,7 +91,7 @@ def test_chart_gives_a_late_browser_view_the_present_state(shown: tuple[CandleCh
     chart, _ = shown
     chart.update(candle(5))
     assert len(unpacked(chart.widget.data)) == 5
-    chart._on_message({"t": "seen", "v": "b"})
+    chart.on_message({"t": "seen", "v": "b"})
     assert len(unpacked(chart.widget.data)) == 6
 
 

@@ -105,7 +105,7 @@ def test_only_changed_cards_are_sent(moving: dict[str, Any]) -> None:
     moving["in_flight"] = {"low": 4}
     dashboard.refresh(force=True)
     assert [list(message["p"]) for message in messages] == [["Queue"]]
-    dashboard._on_message({"t": "seen", "v": "late"})
+    dashboard.on_message({"t": "seen", "v": "late"})
     assert dict(dashboard.widget.state["parts"])["Queue"] == messages[0]["p"]["Queue"]
     dashboard.close()
     assert list(messages[-1]["p"]) == [""]

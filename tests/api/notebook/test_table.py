@@ -151,7 +151,7 @@ def test_table_gives_a_late_browser_view_the_present_state(shown: tuple[Venue, T
     venue.view = venue.view._replace(rows=[row(price=91_300_000.0), venue.view.rows[1]])
     table.refresh(force=True)
     assert table.widget.state["rows"][0][1] == "91,234,000"
-    table._on_message({"t": "seen", "v": "b"})
+    table.on_message({"t": "seen", "v": "b"})
     assert table.widget.state["rows"][0][1] == "91,300,000"
 
 

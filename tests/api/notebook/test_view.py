@@ -56,7 +56,7 @@ class Counter(View):
     def _resend(self) -> None:
         self.whole += 1
 
-    def _show_problem(self) -> None:
+    def show_problem(self) -> None:
         self.problems.append(self.problem)
 
     def _build(self) -> Any:
@@ -200,7 +200,7 @@ def test_refresher_never_spends_more_than_a_twentieth_of_a_core(clock: ManualClo
         clock.advance(0.02)
 
     view._pull = slow  # type: ignore[method-assign]
-    refresher = Refresher(view)
+    refresher = Refresher(view, view._widget, view._clock)
     refresher._loop = Loop()  # type: ignore[assignment]
     refresher._tick(view)
     assert delays == [pytest.approx(0.4)]
@@ -217,7 +217,7 @@ def test_refresher_shows_a_failure_and_goes_on(clock: ManualClock, caplog: pytes
 
     view = Counter(clock)
     view.error = UnreachableError("venue is down")
-    refresher = Refresher(view)
+    refresher = Refresher(view, view._widget, view._clock)
     refresher._loop = Loop()  # type: ignore[assignment]
     with caplog.at_level(logging.WARNING):
         for _ in range(9):
@@ -238,7 +238,7 @@ def test_refresher_ends_with_the_stream(clock: ManualClock) -> None:
     """A stream that was closed closes the view; its words stay on it."""
     view = Counter(clock)
     view.error = StreamClosedError("the venue said goodbye")
-    refresher = Refresher(view)
+    refresher = Refresher(view, view._widget, view._clock)
     refresher._loop = object()  # type: ignore[assignment]  # a timer set now would fail
     refresher._tick(view)
     assert view.is_closed
