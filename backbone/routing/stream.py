@@ -8,7 +8,7 @@ socket that brings neither frame nor pong for `DEAD_S` is dead; a quiet market a
 Whatever ends a connection, the thread comes back by itself for as long as something is wanted, and says how
 long nothing could be heard.
 
-`Stream._condition` guards what is wanted, the thread and the phase; everything in `_Link` belongs to the
+`Stream._condition` guards what is wanted, the thread and the phase; everything in `Connection` belongs to the
 thread. The sink and the state callback run on the thread, outside the lock, and must be quick.
 """
 
@@ -17,13 +17,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-import selectors
 import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from backbone.clock import Clock
 from backbone.errors import (
@@ -37,7 +36,7 @@ from backbone.errors import (
 )
 from backbone.locks import renew_after_fork
 from backbone.model import Span
-from backbone.routing.refusals import refusal
+from backbone.routing.websocket import BINARY, MESSAGE_S, NAP_S, PING, PING_S, PONG, Connection, Message
 from backbone.routing.wire import (
     FORMATS,
     LiveRecord,
@@ -49,21 +48,16 @@ from backbone.routing.wire import (
     subscribe_frame,
 )
 
-__all__ = ["FrameSplitter", "Phase", "Stream", "StreamState", "backoff_s"]
+__all__ = ["Phase", "Stream", "StreamState", "backoff_s"]
 
 Phase = Literal["stopped", "connecting", "streaming", "stalled", "backing-off"]
 Sink = Callable[[LiveRecord, float, bool], None]
 
-PING_S = 10.0
-"""The venue hangs up after 60 s of silence (120 s by its documentation)."""
 STALL_S = 15.0
 """A ping has gone unanswered: not dead yet, but nothing to rely on."""
 DEAD_S = 30.0
-MESSAGE_S = 1.0
-"""Between two subscription frames: 60 a minute where 100 are allowed."""
 CONNECT_S = 1.0
 """Between two connects: the address may make five a second, and other processes share it."""
-CONNECT_TIMEOUT_S = 3.05
 QUIET_START_S = 1.0
 """An answered ping proves a subscription that brought neither data nor an error for this long."""
 SNAPSHOT_S = 10.0
@@ -76,9 +70,7 @@ NEAR_S, FAR_S = 4.0, 30.0
 """Longest back-off while the venue is unreachable (its return must be noticed within 5 s), and after a
 refusal.
 """
-MESSAGE_BYTES = 16 << 20
-_RECEIVE_BYTES = 1 << 16
-_NAP_S = 1.0
+_NOTICES = (Status, StreamError)
 
 log = logging.getLogger(__name__)
 
@@ -111,201 +103,6 @@ def backoff_s(failures: int, error: BackboneError, jitter: float) -> float:
         return max(error.retry_after_s, min(FAR_S, 2 * grown_s)) * (1 + jitter / 4)
     longest_s = NEAR_S if isinstance(error, UnreachableError) else FAR_S
     return min(longest_s, grown_s) * (0.5 + jitter / 2)
-
-
-# ------------------------------------------------------------------------------------------ frame splitting
-
-
-_NOTICES = (Status, StreamError)
-_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
-Message = tuple[int, bytes]
-
-
-class FrameSplitter:
-    """Bytes of a WebSocket connection in, whole messages out, however they were cut. No I/O.
-
-    The library's own reader asks the kernel three times a message; here one read may bring hundreds.
-    """
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._parts: list[bytes] = []
-
-    def split(self, data: bytes) -> list[Message]:
-        """The messages that `data` completes, as (opcode, payload), control messages among them in order.
-
-        Raises `StreamClosedError` for bytes that no server may send.
-        """
-        if self._rest:
-            data = self._rest + data
-        messages: list[Message] = []
-        at, end = 0, len(data)
-        while end - at >= 2:
-            size = data[at + 1]
-            start = at + 2
-            if size > 125:
-                if size > 127:
-                    raise StreamClosedError("the stream is not one of a server", reason="masked frame")
-                start += 2 if size == 126 else 8
-                if start > end:
-                    break
-                size = int.from_bytes(data[at + 2 : start], "big")
-                if size > MESSAGE_BYTES:
-                    raise StreamClosedError("a frame is too large", reason=f"{size} bytes")
-            stop = start + size
-            if stop > end:
-                break
-            head = data[at]
-            if head == 0x82 or head == 0x81:  # a whole message: nearly always
-                messages.append((head & 15, data[start:stop]))
-            else:
-                self._take(head, data[start:stop], messages)
-            at = stop
-        self._rest = data[at:]
-        return messages
-
-    def _take(self, head: int, payload: bytes, messages: list[Message]) -> None:
-        """A control frame, or a fragment of a message."""
-        is_last, opcode = head & 0x80, head & 15
-        if head & 0x70 or opcode not in (_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG):
-            raise StreamClosedError("a frame breaks the protocol", reason=f"head {head:#x}")
-        if opcode >= _CLOSE:
-            messages.append((opcode, payload))
-            return
-        if (opcode == _CONTINUATION) != bool(self._parts):
-            raise StreamClosedError("a frame breaks the protocol", reason="fragments out of order")
-        self._parts.append(payload)
-        if sum(map(len, self._parts)) > MESSAGE_BYTES:
-            raise StreamClosedError("a message is too large", reason="in fragments")
-        if is_last:
-            messages.append((_BINARY, b"".join(self._parts)))
-            self._parts = []
-
-
-# ------------------------------------------------------------------------------------------- one connection
-
-
-class _Link:
-    """One connection from open to close, and what the thread remembers of it. Used by the stream's thread
-    only.
-
-    `abort` alone may be called from elsewhere.
-    """
-
-    def __init__(self, url: str, clock: Clock, user_agent: str, waker: socket.socket) -> None:
-        import websocket
-
-        self._url = url
-        self._clock = clock
-        self._user_agent = user_agent
-        self._waker = waker
-        self._socket: Any = websocket.WebSocket(skip_utf8_validation=True, sslopt=_tls_options(url))
-        self._selector: selectors.BaseSelector | None = None
-        self._splitter = FrameSplitter()
-        self._buffer = bytearray(_RECEIVE_BYTES)
-        self._is_aborted = False
-        self.opened_s = self.heard_s = self.pinged_s = 0.0
-        self.asked_s = -MESSAGE_S  # when the last subscription was sent
-        self.version = -1  # of the subscription that was sent
-        self.retries = 0
-        self.has_data = False
-        self.was_heard = False  # data, or an answered ping
-        self.asked: set[tuple[str, str]] = set()  # (kind, market)
-        self.missing: set[tuple[str, str]] = set()  # those that have sent nothing yet
-        self.is_reported = False
-
-    def open(self) -> None:
-        """Connect and shake hands. Raises an error of the tree, with the venue's words if it had any."""
-        import websocket
-
-        try:
-            self._socket.connect(
-                self._url,
-                timeout=CONNECT_TIMEOUT_S,
-                suppress_origin=True,  # with it the venue allows one connect in ten seconds
-                redirect_limit=0,
-                header={"User-Agent": self._user_agent},
-            )
-        except websocket.WebSocketBadStatusException as exc:
-            retry_after = (exc.resp_headers or {}).get("retry-after")
-            body = exc.resp_body or b""
-            now_us = self._clock.now_us()
-            raise refusal(exc.status_code, body, "websocket", now_us, retry_after=retry_after) from exc
-        except (websocket.WebSocketException, OSError, ValueError) as exc:
-            raise UnreachableError(f"cannot open {self._url}: {exc}", url=self._url) from exc
-        self._socket.settimeout(_NAP_S)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._socket.sock, selectors.EVENT_READ)
-        self._selector.register(self._waker, selectors.EVENT_READ)
-        self.opened_s = self.heard_s = self._clock.monotonic()
-        self.pinged_s = self.opened_s - PING_S  # the first ping follows the subscription at once
-
-    def send(self, payload: bytes, opcode: int = _TEXT) -> None:
-        import websocket
-
-        try:
-            self._socket.send(payload, opcode)
-        except (websocket.WebSocketException, OSError) as exc:
-            raise UnreachableError(f"cannot send to {self._url}: {exc}", url=self._url) from exc
-
-    def receive(self, timeout_s: float) -> list[Message]:
-        """What arrived, waiting at most `timeout_s` for something; nothing when woken or out of time."""
-        assert self._selector is not None
-        sock = self._socket.sock
-        if self._is_aborted or sock is None:
-            raise StreamClosedError("the stream was closed", reason="aborted")
-        try:
-            pending = getattr(sock, "pending", None)
-            if not (pending and pending()):
-                ready = [key.fileobj for key, _ in self._selector.select(timeout_s)]
-                if self._waker in ready:
-                    self._waker.recv(4096)
-                if sock not in ready:
-                    return []
-            count = sock.recv_into(self._buffer)
-        except (TimeoutError, BlockingIOError):
-            return []
-        except OSError as exc:
-            raise UnreachableError(f"{self._url} was lost: {exc}", url=self._url) from exc
-        if not count:
-            raise UnreachableError(f"{self._url} hung up", url=self._url)
-        return self._splitter.split(bytes(memoryview(self._buffer)[:count]))
-
-    def abort(self) -> None:
-        """End whatever the thread is waiting for on this connection."""
-        self._is_aborted = True
-        sock = self._socket.sock
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        import websocket
-
-        if self._selector is not None:
-            self._selector.close()
-        with contextlib.suppress(websocket.WebSocketException, OSError):
-            if self._socket.connected and not self._is_aborted:
-                self._socket.send_close()
-        self._socket.shutdown()
-
-
-def _tls_options(url: str) -> dict[str, Any]:
-    """Trust what the REST half trusts: the system's authorities, the bundled ones, those of the environment."""
-    if not url.startswith("wss:"):
-        return {}
-    import ssl
-
-    import requests
-
-    context = ssl.create_default_context()
-    route = requests.Session().merge_environment_settings(url, {}, None, None, None)
-    bundle = route["verify"] if isinstance(route["verify"], str) else requests.utils.DEFAULT_CA_BUNDLE_PATH
-    context.load_verify_locations(bundle)
-    return {"context": context}
-
-
-# ----------------------------------------------------------------------------------------------- the stream
 
 
 class Stream:
@@ -355,7 +152,7 @@ class Stream:
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
         self._waker: socket.socket | None = None
-        self._link: _Link | None = None
+        self._link: Connection | None = None
         self._phase: Phase = "stopped"
         self._since_us = self._clock.now_us()
         self._heard_s: float | None = None
@@ -433,7 +230,7 @@ class Stream:
         if thread is not None:
             self._join(thread, link)
 
-    def _join(self, thread: threading.Thread, link: _Link | None) -> None:
+    def _join(self, thread: threading.Thread, link: Connection | None) -> None:
         if link is not None and not link.opened_s:
             link.abort()  # it may be stuck in the handshake; once open, it is woken and says goodbye
         self._wake()
@@ -483,7 +280,7 @@ class Stream:
         failures = 0
         with woken, waker:
             while self._is_wanted():
-                link = _Link(self._url, self._clock, self._user_agent, woken)
+                link = Connection(self._url, self._clock, self._user_agent, woken)
                 error = self._live_through(link)
                 if error is None:
                     continue
@@ -504,7 +301,7 @@ class Stream:
         self._tell(state)
         return False
 
-    def _live_through(self, link: _Link) -> BackboneError | None:
+    def _live_through(self, link: Connection) -> BackboneError | None:
         """One connection from its opening to its end; None when nothing was wanted any more."""
         self._pause(self._connect_after_s - self._clock.monotonic())
         with self._condition:
@@ -533,14 +330,14 @@ class Stream:
                 self._link = None
             link.close()
 
-    def _note_loss(self, link: _Link) -> None:
+    def _note_loss(self, link: Connection) -> None:
         """Remember since when nothing was heard, for the gap that is announced on return."""
         with self._condition:
             if self._phase in ("streaming", "stalled") and self._lost_us is None:
                 silence_s = self._clock.monotonic() - link.heard_s
                 self._lost_us = self._clock.now_us() - int(silence_s * 1e6)
 
-    def _serve(self, link: _Link) -> None:
+    def _serve(self, link: Connection) -> None:
         """Until nothing is wanted; raises when the connection ends otherwise."""
         while True:
             now = self._clock.monotonic()
@@ -551,7 +348,7 @@ class Stream:
             if messages:
                 self._take(link, messages)
 
-    def _resubscribe(self, link: _Link, now: float) -> bool:
+    def _resubscribe(self, link: Connection, now: float) -> bool:
         """Send the whole subscription, if the message limit allows it yet. False when nothing is wanted."""
         with self._condition:
             version, union = self._version, self._union_locked()
@@ -567,14 +364,14 @@ class Stream:
             self._set_silent(link.missing.intersection(self._silent))
         return True
 
-    def _keep_alive(self, link: _Link, now: float) -> float:
+    def _keep_alive(self, link: Connection, now: float) -> float:
         """Ping, judge, report; how long the thread may sleep then."""
         silence_s = now - link.heard_s
         if silence_s >= DEAD_S:
             raise UnreachableError(f"no frame and no pong for {silence_s:.0f} s", url=self._url)
         if now - link.pinged_s >= PING_S and link.version >= 0:
             link.pinged_s = now
-            link.send(b"", _PING)
+            link.send(b"", PING)
         if self._phase == "streaming" and silence_s >= STALL_S:
             self._enter("stalled")
         if self._phase == "connecting" and link.was_heard and now - link.asked_s >= QUIET_START_S:
@@ -582,10 +379,10 @@ class Stream:
         if link.missing and not link.is_reported and now - link.asked_s >= SNAPSHOT_S:
             self._report_silence(link)
         if link.version != self._version:
-            return min(_NAP_S, max(0.0, link.asked_s + MESSAGE_S - now))
-        return _NAP_S
+            return min(NAP_S, max(0.0, link.asked_s + MESSAGE_S - now))
+        return NAP_S
 
-    def _report_silence(self, link: _Link) -> None:
+    def _report_silence(self, link: Connection) -> None:
         link.is_reported = True
         self._set_silent(link.missing)
         log.warning("stream.silent url=%s codes=%s", self._url, sorted(link.missing)[:20])
@@ -593,13 +390,13 @@ class Stream:
             link.retries += 1
             link.version = -1
 
-    def _take(self, link: _Link, messages: list[Message]) -> None:
+    def _take(self, link: Connection, messages: list[Message]) -> None:
         """Hand the records of `messages` to the sink."""
         now = link.heard_s = self._clock.monotonic()
         sink, missing = self._sink, link.missing
         self._heard_s = now
         for opcode, payload in messages:
-            if opcode > _BINARY:
+            if opcode > BINARY:
                 self._control(link, opcode, payload)
                 continue
             self._frames += 1
@@ -624,10 +421,10 @@ class Stream:
         if link.is_reported and len(missing) < len(self._silent):
             self._set_silent(missing)
 
-    def _control(self, link: _Link, opcode: int, payload: bytes) -> None:
-        if opcode == _PING:
-            link.send(payload, _PONG)
-        elif opcode == _PONG:
+    def _control(self, link: Connection, opcode: int, payload: bytes) -> None:
+        if opcode == PING:
+            link.send(payload, PONG)
+        elif opcode == PONG:
             link.was_heard = True
         else:
             code, words = int.from_bytes(payload[:2], "big"), payload[2:].decode("utf-8", "replace")

@@ -17,20 +17,40 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import chain
 from operator import attrgetter
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
 from backbone.errors import InputError, PayloadError
-from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Level, LiveCandle, MarketInfo, OrderBook, Ticker, Trade
+from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, MarketInfo, OrderBook, Ticker, Trade
+from backbone.routing.records import (
+    DEFAULT_FRAMES,
+    EPOCH,
+    KINDS,
+    MICROSECOND,
+    SIMPLE_FRAMES,
+    Amount,
+    BookRow,
+    InvalidRow,
+    LiveRecord,
+    Millis,
+    Price,
+    TickerRow,
+    TradeRow,
+    build_orderbook,
+    build_ticker,
+    build_trade,
+    kind_of,
+    list_of,
+    parse_kind,
+)
 from backbone.routing.refusals import sample_of
-from backbone.timeframe import TIMEFRAMES, Timeframe
+from backbone.timeframe import Timeframe
 from backbone.venues import Venue
 
 __all__ = [
@@ -69,17 +89,8 @@ GROUPS = Venue.groups
 """Rate groups as the wire names them (the venue's documentation has other names)."""
 FORMATS = ("DEFAULT", "SIMPLE", "JSON_LIST", "SIMPLE_LIST")
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_INFINITY = float("inf")
 _LAST_SECOND_US = 253_402_300_799_000_000  # 9999-12-31T23:59:59Z, the last instant a four-digit year can name
 
-_Millis = Annotated[int, msgspec.Meta(ge=0, le=9_000_000_000_000_000)]  # its microseconds fit in 64 bits
-_Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-_Price = Annotated[float, msgspec.Meta(gt=0)]
-_Amount = Annotated[float, msgspec.Meta(ge=0)]  # an infinite number is no JSON
-_Side = Literal["BID", "ASK"]
-_TAKERS = {"BID": "buy", "ASK": "sell"}
 _BROKEN = (ValueError, RecursionError)  # all that decoding hostile bytes can raise
 
 
@@ -133,14 +144,7 @@ class StreamError(msgspec.Struct, frozen=True):
     message: str
 
 
-LiveRecord = Ticker | Trade | OrderBook | LiveCandle
-
-
 # ---------------------------------------------------------------------------------- checks and number forms
-
-
-class _Lie(ValueError):
-    """A row that cannot be true; becomes a `PayloadError` where the body is known."""
 
 
 def _reading(read: Callable[[bytes], Any], what: str, market: str | None = None) -> Callable[[bytes], Any]:
@@ -179,187 +183,12 @@ def _by_market(records: Sequence[Any], asked: tuple[str, ...]) -> tuple[Any, ...
     """`records` in the order of `asked`: exactly one for each market asked for, and no other."""
     found = {record.market: record for record in records}
     if len(found) != len(records):
-        raise _Lie("a market is told twice")
+        raise InvalidRow("a market is told twice")
     if missing := [market for market in asked if market not in found]:
-        raise _Lie(f"{', '.join(missing[:5])} is missing")
+        raise InvalidRow(f"{', '.join(missing[:5])} is missing")
     if len(found) != len(asked):
-        raise _Lie(f"{next(iter(found.keys() - set(asked)))} was not asked for")
+        raise InvalidRow(f"{next(iter(found.keys() - set(asked)))} was not asked for")
     return tuple(found[market] for market in asked)
-
-
-# ----------------------------------------------------------------------------------------- the field tables
-
-_REST, _DEFAULT, _SIMPLE = 0, 1, 2
-"""Columns of the tables below: how a REST row, a DEFAULT frame and a SIMPLE frame spell a field."""
-
-_FLAG = ("stream", str, ("stream_type", "stream_type", "st"), "REALTIME")
-
-_TICKER: tuple[tuple[Any, ...], ...] = (
-    ("market", str, ("market", "code", "cd")),
-    ("time", _Millis, ("trade_timestamp", "trade_timestamp", "ttms")),
-    ("price", _Price, ("trade_price", "trade_price", "tp")),
-    ("open", _Price, ("opening_price", "opening_price", "op")),
-    ("high", _Price, ("high_price", "high_price", "hp")),
-    ("low", _Price, ("low_price", "low_price", "lp")),
-    ("prev_close", _Price, ("prev_closing_price", "prev_closing_price", "pcp")),
-    ("change", float, ("signed_change_price", "signed_change_price", "scp")),
-    ("change_rate", float, ("signed_change_rate", "signed_change_rate", "scr")),
-    ("volume", _Amount, ("acc_trade_volume", "acc_trade_volume", "atv")),
-    ("value", _Amount, ("acc_trade_price", "acc_trade_price", "atp")),
-    ("volume_24h", _Amount, ("acc_trade_volume_24h", "acc_trade_volume_24h", "atv24h")),
-    ("value_24h", _Amount, ("acc_trade_price_24h", "acc_trade_price_24h", "atp24h")),
-    ("stamp", _Millis, ("timestamp", "timestamp", "tms")),
-    _FLAG,
-)
-
-_TRADE: tuple[tuple[Any, ...], ...] = (
-    ("market", str, ("market", "code", "cd")),
-    ("time", _Millis, ("timestamp", "trade_timestamp", "ttms")),  # a frame's timestamp is when it was sent
-    ("price", _Price, ("trade_price", "trade_price", "tp")),
-    ("volume", _Price, ("trade_volume", "trade_volume", "tv")),
-    ("side", _Side, ("ask_bid", "ask_bid", "ab")),
-    ("id", _Id, ("sequential_id", "sequential_id", "sid")),
-    _FLAG,
-)
-
-_LEVEL: tuple[tuple[Any, ...], ...] = (
-    ("ask_price", _Amount, ("ask_price", "ask_price", "ap")),
-    ("ask_size", _Amount, ("ask_size", "ask_size", "as")),
-    ("bid_price", _Amount, ("bid_price", "bid_price", "bp")),
-    ("bid_size", _Amount, ("bid_size", "bid_size", "bs")),
-)
-_level_values = attrgetter(*Level.__struct_fields__)
-
-_LIVE_CANDLE: tuple[tuple[Any, ...], ...] = (
-    ("market", str, ("market", "code", "cd")),
-    ("time", str, ("candle_date_time_utc", "candle_date_time_utc", "cdttmu")),
-    ("open", _Price, ("opening_price", "opening_price", "op")),
-    ("high", _Price, ("high_price", "high_price", "hp")),
-    ("low", _Price, ("low_price", "low_price", "lp")),
-    ("close", _Price, ("trade_price", "trade_price", "tp")),
-    ("volume", _Amount, ("candle_acc_trade_volume", "candle_acc_trade_volume", "catv")),
-    ("value", _Amount, ("candle_acc_trade_price", "candle_acc_trade_price", "catp")),
-    ("stamp", _Millis, ("timestamp", "timestamp", "tms")),
-    _FLAG,
-)
-
-_TAGS = (None, "type", "ty")
-
-
-def _struct(name: str, table: Iterable[tuple[Any, ...]], column: int, tag: str | None = None) -> Any:
-    """The msgspec type of one dialect of a table; with `tag`, a member of that dialect's union of frames."""
-    fields: list[Any] = []
-    for attribute, kind, spellings, *default in table:
-        spec = msgspec.field(name=spellings[column], **({"default": default[0]} if default else {}))
-        fields.append((attribute, kind, spec))
-    tagged = {"tag_field": _TAGS[column], "tag": tag} if tag else {}
-    return msgspec.defstruct(name, fields, gc=False, **tagged)  # type: ignore[arg-type]
-
-
-def _list_of(kind: Any) -> Any:
-    return list[kind]
-
-
-def _book_table(column: int) -> tuple[tuple[Any, ...], ...]:
-    level: Any = _struct("SimpleLevel", _LEVEL, column) if column == _SIMPLE else Level
-    return (
-        ("market", str, ("market", "code", "cd")),
-        ("time", _Millis, ("timestamp", "timestamp", "tms")),
-        ("levels", tuple[level, ...], ("orderbook_units", "orderbook_units", "obu")),
-        ("level", float, ("level", "level", "lv"), 0.0),  # absent on regional venues and in older frames
-        _FLAG,
-    )
-
-
-_STREAM_FRAMES = {"1h": "60m", "4h": "240m"}
-_TIMEFRAMES_BY_KIND = {f"candle.{_STREAM_FRAMES.get(name, name)}": TIMEFRAMES[name] for name in Venue.streamed}
-KINDS = ("ticker", "trade", "orderbook", *_TIMEFRAMES_BY_KIND)
-"""What the socket can be asked for."""
-_KINDS_BY_TIMEFRAME = {timeframe.name: kind for kind, timeframe in _TIMEFRAMES_BY_KIND.items()}
-_KINDS_BY_TYPE: dict[type, str] = {Ticker: "ticker", Trade: "trade", OrderBook: "orderbook"}
-
-
-# ------------------------------------------------------------------------- builders: a row becomes a record
-
-
-def _ticker(row: Any) -> Ticker:
-    return Ticker(
-        row.market,
-        row.time * 1000,
-        row.price,
-        row.open,
-        row.high,
-        row.low,
-        row.prev_close,
-        row.change,
-        row.change_rate,
-        row.volume,
-        row.value,
-        row.volume_24h,
-        row.value_24h,
-        row.stamp * 1000,
-    )
-
-
-def _trade(row: Any) -> Trade:
-    return Trade(row.market, row.time * 1000, row.price, row.volume, _TAKERS[row.side], row.id)
-
-
-def _orderbook(row: Any) -> OrderBook:
-    last_ask, last_bid = 0.0, _INFINITY
-    for level in row.levels:
-        ask, bid = level.ask_price, level.bid_price
-        if not (last_ask < ask and 0.0 < bid < last_bid):  # rarely
-            return OrderBook(row.market, row.time * 1000, row.level, _padded_levels(row))
-        last_ask, last_bid = ask, bid
-    return OrderBook(row.market, row.time * 1000, row.level, row.levels)
-
-
-def _padded_levels(row: Any) -> tuple[Level, ...]:
-    """The venue pads the thinner side with zero price and size. A level that is all padding is left out."""
-    last_ask, last_bid = 0.0, _INFINITY
-    for level in row.levels:
-        ask, bid = level.ask_price, level.bid_price
-        if not (last_ask < ask or ask == level.ask_size == 0):
-            raise _Lie(f"the asks of {row.market} do not ascend")
-        if not (0 < bid < last_bid or bid == level.bid_size == 0):
-            raise _Lie(f"the bids of {row.market} do not descend")
-        last_ask, last_bid = ask or _INFINITY, bid
-    return tuple(level for level in row.levels if level.ask_price or level.bid_price)
-
-
-def _simple_orderbook(row: Any) -> OrderBook:
-    """The other dialects spell a level as the record does."""
-    row.levels = tuple(Level(*_level_values(level)) for level in row.levels)
-    return _orderbook(row)
-
-
-def _open_us(text: str) -> int:
-    """A candle's open; the wire gives ``YYYY-MM-DDTHH:MM:SS`` in UTC without a zone."""
-    moment = datetime.fromisoformat(text)
-    if len(text) != 19 or moment.tzinfo is not None:
-        raise _Lie(f"{text!r} is not a time")
-    return (moment.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
-
-
-def _live_candle(row: Any, timeframe: Timeframe) -> LiveCandle:
-    time_us = _open_us(row.time)
-    if timeframe.floor(time_us) != time_us:
-        raise _Lie(f"{row.time} is not where a {timeframe} candle opens")
-    if not row.low <= min(row.open, row.close) <= max(row.open, row.close) <= row.high:
-        raise _Lie(f"the prices of the candle {row.time} of {row.market} contradict each other")
-    return LiveCandle(
-        row.market,
-        timeframe.name,
-        time_us,
-        row.open,
-        row.high,
-        row.low,
-        row.close,
-        row.volume,
-        row.value,
-        row.stamp * 1000,
-    )
 
 
 # -------------------------------------------------------------------------------------------------- candles
@@ -368,13 +197,13 @@ def _live_candle(row: Any, timeframe: Timeframe) -> LiveCandle:
 class _CandleRow(msgspec.Struct, gc=False):
     market: str
     candle_date_time_utc: str
-    opening_price: _Price
-    high_price: _Price
-    low_price: _Price
-    trade_price: _Price
-    candle_acc_trade_volume: _Amount
-    candle_acc_trade_price: _Price
-    timestamp: _Millis
+    opening_price: Price
+    high_price: Price
+    low_price: Price
+    trade_price: Price
+    candle_acc_trade_volume: Amount
+    candle_acc_trade_price: Price
+    timestamp: Millis
 
 
 _candle_rows = msgspec.json.Decoder(list[_CandleRow])
@@ -387,39 +216,39 @@ def _open_times(texts: list[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """`_open_us` of a whole column."""
     for text in texts:
         if len(text) != 19:
-            raise _Lie(f"{text!r} is not a time")
+            raise InvalidRow(f"{text!r} is not a time")
     letters = np.frombuffer("".join(texts).encode("ascii"), dtype=np.uint8).reshape(-1, 19)
     expected = np.where(_IS_DIGIT, (letters >= 48) & (letters <= 57), letters == _STAMP_FORM)
     if not expected.all():
-        raise _Lie(f"{texts[int(np.argmin(expected.all(axis=1)))]!r} is not a time")
+        raise InvalidRow(f"{texts[int(np.argmin(expected.all(axis=1)))]!r} is not a time")
     return np.array(texts, dtype="datetime64[us]").view(np.int64)
 
 
 def _check_times(times: np.ndarray[Any, np.dtype[np.int64]], timeframe: Timeframe, to_us: int | None) -> None:
     if (times[1:] >= times[:-1]).any():
-        raise _Lie("rows are not newest first")
+        raise InvalidRow("rows are not newest first")
     if (timeframe.floor_array(times) != times).any():
-        raise _Lie(f"a time is not where a {timeframe} candle opens")
+        raise InvalidRow(f"a time is not where a {timeframe} candle opens")
     if to_us is not None and times[0] >= to_us:
-        raise _Lie("a row is not before the time asked for")
+        raise InvalidRow("a row is not before the time asked for")
 
 
 def _check_prices(columns: np.ndarray[Any, np.dtype[np.float64]]) -> None:
     """`columns` are rows of open, high, low, close, volume, value."""
     low, high = columns[2], columns[1]
     if (columns[:4] < low).any() or (columns[:4] > high).any():
-        raise _Lie("a price is outside its candle's low and high")
+        raise InvalidRow("a price is outside its candle's low and high")
 
 
 def _read_candles(body: bytes, market: str, timeframe: Timeframe, to_us: int | None, count: int) -> CandlePage:
     rows = _candle_rows.decode(body)
     if len(rows) > count:
-        raise _Lie(f"{len(rows)} rows where {count} were asked for")
+        raise InvalidRow(f"{len(rows)} rows where {count} were asked for")
     if not rows:
         return CandlePage(CANDLE_SCHEMA.empty_table(), 0, None, to_us, count, np.empty(0, dtype=np.int64))
     for row in rows:
         if row.market != market:
-            raise _Lie(f"a row is of {row.market}")
+            raise InvalidRow(f"a row is of {row.market}")
     times = _open_times([row.candle_date_time_utc for row in rows])
     values = chain.from_iterable(map(_candle_values, reversed(rows)))
     columns = np.fromiter(values, np.float64, 6 * len(rows)).reshape(-1, 6).T.copy()
@@ -450,7 +279,7 @@ def candles_ask(market: str, timeframe: Timeframe, to_us: int | None, count: int
     query: tuple[tuple[str, str], ...] = (("market", market), ("count", str(count)))
     if to_us is not None:
         to_us = min(-(-to_us // 1_000_000) * 1_000_000, _LAST_SECOND_US)
-        bound = _EPOCH + to_us * _MICROSECOND
+        bound = EPOCH + to_us * MICROSECOND
         query += (("to", f"{bound:%Y-%m-%dT%H:%M:%S}Z".rjust(20, "0")),)
 
     def read(body: bytes) -> CandlePage:
@@ -484,13 +313,13 @@ def _read_markets(body: bytes) -> tuple[MarketInfo, ...]:
     markets = {}
     for row in _market_rows.decode(body):
         if not _MARKET_CODE.fullmatch(row.market):
-            raise _Lie(f"{row.market!r} is not a market code")
+            raise InvalidRow(f"{row.market!r} is not a market code")
         event = row.market_event
         warning = row.market_warning == "CAUTION" if event is None else event.warning
         cautions = tuple(name for name, is_raised in event.caution.items() if is_raised) if event else ()
         markets[row.market] = MarketInfo(row.market, row.korean_name, row.english_name, warning, cautions)
     if not markets:  # believed, an empty list would make every market unknown
-        raise _Lie("no market at all")
+        raise InvalidRow("no market at all")
     return tuple(markets.values())
 
 
@@ -501,9 +330,9 @@ def markets_ask() -> Ask:
 
 # ----------------------------------------------------------------------------- tickers, order books, trades
 
-_ticker_rows = msgspec.json.Decoder(_list_of(_struct("TickerRow", _TICKER, _REST)))
-_book_rows = msgspec.json.Decoder(_list_of(_struct("BookRow", _book_table(_REST), _REST)))
-_trade_rows = msgspec.json.Decoder(_list_of(_struct("TradeRow", _TRADE, _REST)))
+_ticker_rows = msgspec.json.Decoder(list_of(TickerRow))
+_book_rows = msgspec.json.Decoder(list_of(BookRow))
+_trade_rows = msgspec.json.Decoder(list_of(TradeRow))
 
 
 def tickers_ask(markets: Iterable[str]) -> Ask:
@@ -511,7 +340,7 @@ def tickers_ask(markets: Iterable[str]) -> Ask:
     asked = _check_codes("markets", markets)
 
     def read(body: bytes) -> tuple[Ticker, ...]:
-        return _by_market([_ticker(row) for row in _ticker_rows.decode(body)], asked)
+        return _by_market([build_ticker(row) for row in _ticker_rows.decode(body)], asked)
 
     return Ask("ticker", "/ticker", (("markets", ",".join(asked)),), _reading(read, "tickers"))
 
@@ -521,10 +350,10 @@ def tickers_all_ask(quotes: Iterable[str]) -> Ask:
     asked = _check_codes("quotes", quotes)
 
     def read(body: bytes) -> tuple[Ticker, ...]:
-        tickers = tuple(_ticker(row) for row in _ticker_rows.decode(body))
+        tickers = tuple(build_ticker(row) for row in _ticker_rows.decode(body))
         for ticker in tickers:
             if ticker.market.partition("-")[0] not in asked:
-                raise _Lie(f"{ticker.market} was not asked for")
+                raise InvalidRow(f"{ticker.market} was not asked for")
         return tuple(_by_market(tickers, tuple(ticker.market for ticker in tickers)))
 
     return Ask("ticker", "/ticker/all", (("quote_currencies", ",".join(asked)),), _reading(read, "tickers"))
@@ -544,12 +373,12 @@ def orderbooks_ask(markets: Iterable[str], level: float = 0, count: int = ORDERB
         query += (("level", _plain(level)),)
 
     def read(body: bytes) -> tuple[OrderBook, ...]:
-        books = [_orderbook(row) for row in _book_rows.decode(body)]
+        books = [build_orderbook(row) for row in _book_rows.decode(body)]
         for book in books:
             if book.level != level:
-                raise _Lie(f"{book.market} is grouped by {book.level:g}, not {level:g}")
+                raise InvalidRow(f"{book.market} is grouped by {book.level:g}, not {level:g}")
             if len(book.levels) > count:
-                raise _Lie(f"{book.market} is deeper than the {count} levels asked for")
+                raise InvalidRow(f"{book.market} is deeper than the {count} levels asked for")
         return _by_market(books, asked)
 
     return Ask("orderbook", "/orderbook", query, _reading(read, "order books"))
@@ -569,9 +398,9 @@ def _read_instruments(body: bytes, asked: tuple[str, ...]) -> dict[str, Instrume
     for row in _by_market(_instrument_rows.decode(body), asked):
         instrument = Instrument(float(row.tick_size), tuple(float(level) for level in row.supported_levels))
         if not 0 < instrument.tick_size < float("inf"):
-            raise _Lie(f"the tick size of {row.market} is {row.tick_size!r}")
+            raise InvalidRow(f"the tick size of {row.market} is {row.tick_size!r}")
         if not all(0 <= level < float("inf") for level in instrument.levels):
-            raise _Lie(f"a level of {row.market} is not a number")
+            raise InvalidRow(f"a level of {row.market} is not a number")
         found[row.market] = instrument
     return found
 
@@ -600,35 +429,18 @@ def trades_ask(
     query += tuple((name, str(value)) for name, value in given if value is not None)
 
     def read(body: bytes) -> tuple[Trade, ...]:
-        trades = tuple(_trade(row) for row in _trade_rows.decode(body))
+        trades = tuple(build_trade(row) for row in _trade_rows.decode(body))
         if len(trades) > count:
-            raise _Lie(f"{len(trades)} rows where {count} were asked for")
+            raise InvalidRow(f"{len(trades)} rows where {count} were asked for")
         for trade in trades:
             if trade.market != market:
-                raise _Lie(f"a row is of {trade.market}")
+                raise InvalidRow(f"a row is of {trade.market}")
         return trades
 
     return Ask("crix-trades", "/trades/ticks", query, _reading(read, "trades", market), market)
 
 
 # ----------------------------------------------------------------------------------------------- the socket
-
-
-def parse_kind(value: object) -> str:
-    """The venue's name of a kind of live data; our ``candle.1h`` and ``candle.4h`` are accepted as well."""
-    kind = value.strip() if isinstance(value, str) else ""
-    head, dot, length = kind.partition(".")
-    kind = head + dot + _STREAM_FRAMES.get(length, length)
-    if kind not in KINDS:
-        raise InputError("kinds", value, "one of " + " ".join(KINDS))
-    return kind
-
-
-def kind_of(record: LiveRecord) -> str:
-    """The kind of live data that a record is, as the venue names it."""
-    if isinstance(record, LiveCandle):
-        return _KINDS_BY_TIMEFRAME[record.timeframe]
-    return _KINDS_BY_TYPE[type(record)]
 
 
 def subscribe_frame(
@@ -661,20 +473,6 @@ class Event(NamedTuple):
     is_snapshot: bool = False
 
 
-def _frame_types(column: int) -> dict[Any, Callable[[Any], LiveRecord]]:
-    """Each frame type of one dialect with its builder."""
-    types: dict[Any, Callable[[Any], LiveRecord]] = {
-        _struct("TickerFrame", _TICKER, column, "ticker"): _ticker,
-        _struct("TradeFrame", _TRADE, column, "trade"): _trade,
-    }
-    book = _struct("BookFrame", _book_table(column), column, "orderbook")
-    types[book] = _simple_orderbook if column == _SIMPLE else _orderbook
-    for kind, timeframe in _TIMEFRAMES_BY_KIND.items():
-        frame = _struct(f"Frame_{kind.replace('.', '_')}", _LIVE_CANDLE, column, kind)
-        types[frame] = lambda row, timeframe=timeframe: _live_candle(row, timeframe)  # type: ignore[misc]
-    return types
-
-
 def _union(types: Iterable[Any]) -> Any:
     union: Any = None
     for each in types:
@@ -682,12 +480,11 @@ def _union(types: Iterable[Any]) -> Any:
     return union
 
 
-_default_types, _simple_types = _frame_types(_DEFAULT), _frame_types(_SIMPLE)
-_builders = _default_types | _simple_types
-_default_union, _simple_union = _union(_default_types), _union(_simple_types)
+_builders = DEFAULT_FRAMES | SIMPLE_FRAMES
+_default_union, _simple_union = _union(DEFAULT_FRAMES), _union(SIMPLE_FRAMES)
 _default_frame, _simple_frame = msgspec.json.Decoder(_default_union), msgspec.json.Decoder(_simple_union)
-_default_list = msgspec.json.Decoder(_list_of(_default_union))
-_simple_list = msgspec.json.Decoder(_list_of(_simple_union))
+_default_list = msgspec.json.Decoder(list_of(_default_union))
+_simple_list = msgspec.json.Decoder(list_of(_simple_union))
 
 
 def parse_frame(data: bytes) -> tuple[Event, ...]:
@@ -715,7 +512,7 @@ def _parse_odd_frame(data: bytes, why: Exception) -> tuple[Event, ...]:
         content = msgspec.json.decode(data)
         return tuple(_odd_event(part) for part in (content if isinstance(content, list) else [content]))
     except _BROKEN as exc:
-        told = exc if isinstance(exc, _Lie) else why
+        told = exc if isinstance(exc, InvalidRow) else why
         raise PayloadError(f"a frame that is none of the venue's: {told}", sample=sample_of(data)) from exc
 
 

@@ -1,0 +1,273 @@
+"""How the venue spells a row, and the builders that make a record of it, for REST and for the socket.
+
+One table a kind says how a REST row, a DEFAULT frame and a SIMPLE frame spell each field; all three become the same
+record of `backbone.model`. Only ``Ticker.stamp_us``, the time at which the row was made, differs between the channels.
+The other half of the dialect, questions and frames, is `wire`: together they were one file of more than 700 lines.
+
+Numbers become the float64 nearest to the decimal on the wire, whatever its spelling; ids and times are read as
+integers and never pass through a float; unknown fields are ignored. Pure: no clock, no I/O, no state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from operator import attrgetter
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from backbone.errors import InputError
+from backbone.model import Level, LiveCandle, OrderBook, Ticker, Trade
+from backbone.timeframe import TIMEFRAMES, Timeframe
+from backbone.venues import Venue
+
+__all__ = [
+    "DEFAULT_FRAMES",
+    "EPOCH",
+    "KINDS",
+    "MICROSECOND",
+    "SIMPLE_FRAMES",
+    "Amount",
+    "BookRow",
+    "InvalidRow",
+    "LiveRecord",
+    "Millis",
+    "Price",
+    "TickerRow",
+    "TradeRow",
+    "build_orderbook",
+    "build_ticker",
+    "build_trade",
+    "kind_of",
+    "list_of",
+    "parse_kind",
+]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+_INFINITY = float("inf")
+
+Millis = Annotated[int, msgspec.Meta(ge=0, le=9_000_000_000_000_000)]  # its microseconds fit in 64 bits
+Id = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Price = Annotated[float, msgspec.Meta(gt=0)]
+Amount = Annotated[float, msgspec.Meta(ge=0)]  # an infinite number is no JSON
+_Side = Literal["BID", "ASK"]
+_TAKERS = {"BID": "buy", "ASK": "sell"}
+
+LiveRecord = Ticker | Trade | OrderBook | LiveCandle
+
+
+class InvalidRow(ValueError):
+    """A row that cannot be true; becomes a `PayloadError` where the body is known."""
+
+
+_REST, _DEFAULT, _SIMPLE = 0, 1, 2
+"""Columns of the tables below: how a REST row, a DEFAULT frame and a SIMPLE frame spell a field."""
+
+_FLAG = ("stream", str, ("stream_type", "stream_type", "st"), "REALTIME")
+
+_TICKER: tuple[tuple[Any, ...], ...] = (
+    ("market", str, ("market", "code", "cd")),
+    ("time", Millis, ("trade_timestamp", "trade_timestamp", "ttms")),
+    ("price", Price, ("trade_price", "trade_price", "tp")),
+    ("open", Price, ("opening_price", "opening_price", "op")),
+    ("high", Price, ("high_price", "high_price", "hp")),
+    ("low", Price, ("low_price", "low_price", "lp")),
+    ("prev_close", Price, ("prev_closing_price", "prev_closing_price", "pcp")),
+    ("change", float, ("signed_change_price", "signed_change_price", "scp")),
+    ("change_rate", float, ("signed_change_rate", "signed_change_rate", "scr")),
+    ("volume", Amount, ("acc_trade_volume", "acc_trade_volume", "atv")),
+    ("value", Amount, ("acc_trade_price", "acc_trade_price", "atp")),
+    ("volume_24h", Amount, ("acc_trade_volume_24h", "acc_trade_volume_24h", "atv24h")),
+    ("value_24h", Amount, ("acc_trade_price_24h", "acc_trade_price_24h", "atp24h")),
+    ("stamp", Millis, ("timestamp", "timestamp", "tms")),
+    _FLAG,
+)
+
+_TRADE: tuple[tuple[Any, ...], ...] = (
+    ("market", str, ("market", "code", "cd")),
+    ("time", Millis, ("timestamp", "trade_timestamp", "ttms")),  # a frame's timestamp is when it was sent
+    ("price", Price, ("trade_price", "trade_price", "tp")),
+    ("volume", Price, ("trade_volume", "trade_volume", "tv")),
+    ("side", _Side, ("ask_bid", "ask_bid", "ab")),
+    ("id", Id, ("sequential_id", "sequential_id", "sid")),
+    _FLAG,
+)
+
+_LEVEL: tuple[tuple[Any, ...], ...] = (
+    ("ask_price", Amount, ("ask_price", "ask_price", "ap")),
+    ("ask_size", Amount, ("ask_size", "ask_size", "as")),
+    ("bid_price", Amount, ("bid_price", "bid_price", "bp")),
+    ("bid_size", Amount, ("bid_size", "bid_size", "bs")),
+)
+_level_values = attrgetter(*Level.__struct_fields__)
+
+_LIVE_CANDLE: tuple[tuple[Any, ...], ...] = (
+    ("market", str, ("market", "code", "cd")),
+    ("time", str, ("candle_date_time_utc", "candle_date_time_utc", "cdttmu")),
+    ("open", Price, ("opening_price", "opening_price", "op")),
+    ("high", Price, ("high_price", "high_price", "hp")),
+    ("low", Price, ("low_price", "low_price", "lp")),
+    ("close", Price, ("trade_price", "trade_price", "tp")),
+    ("volume", Amount, ("candle_acc_trade_volume", "candle_acc_trade_volume", "catv")),
+    ("value", Amount, ("candle_acc_trade_price", "candle_acc_trade_price", "catp")),
+    ("stamp", Millis, ("timestamp", "timestamp", "tms")),
+    _FLAG,
+)
+
+_TAGS = (None, "type", "ty")
+
+
+def _struct(name: str, table: Iterable[tuple[Any, ...]], column: int, tag: str | None = None) -> Any:
+    """The msgspec type of one dialect of a table; with `tag`, a member of that dialect's union of frames."""
+    fields: list[Any] = []
+    for attribute, kind, spellings, *default in table:
+        spec = msgspec.field(name=spellings[column], **({"default": default[0]} if default else {}))
+        fields.append((attribute, kind, spec))
+    tagged = {"tag_field": _TAGS[column], "tag": tag} if tag else {}
+    return msgspec.defstruct(name, fields, gc=False, **tagged)  # type: ignore[arg-type]
+
+
+def list_of(kind: Any) -> Any:
+    return list[kind]
+
+
+def _book_table(column: int) -> tuple[tuple[Any, ...], ...]:
+    level: Any = _struct("SimpleLevel", _LEVEL, column) if column == _SIMPLE else Level
+    return (
+        ("market", str, ("market", "code", "cd")),
+        ("time", Millis, ("timestamp", "timestamp", "tms")),
+        ("levels", tuple[level, ...], ("orderbook_units", "orderbook_units", "obu")),
+        ("level", float, ("level", "level", "lv"), 0.0),  # absent on regional venues and in older frames
+        _FLAG,
+    )
+
+
+_STREAM_FRAMES = {"1h": "60m", "4h": "240m"}
+_TIMEFRAMES_BY_KIND = {f"candle.{_STREAM_FRAMES.get(name, name)}": TIMEFRAMES[name] for name in Venue.streamed}
+KINDS = ("ticker", "trade", "orderbook", *_TIMEFRAMES_BY_KIND)
+"""What the socket can be asked for."""
+_KINDS_BY_TIMEFRAME = {timeframe.name: kind for kind, timeframe in _TIMEFRAMES_BY_KIND.items()}
+_KINDS_BY_TYPE: dict[type, str] = {Ticker: "ticker", Trade: "trade", OrderBook: "orderbook"}
+
+
+# ------------------------------------------------------------------------- builders: a row becomes a record
+
+
+def build_ticker(row: Any) -> Ticker:
+    return Ticker(
+        row.market,
+        row.time * 1000,
+        row.price,
+        row.open,
+        row.high,
+        row.low,
+        row.prev_close,
+        row.change,
+        row.change_rate,
+        row.volume,
+        row.value,
+        row.volume_24h,
+        row.value_24h,
+        row.stamp * 1000,
+    )
+
+
+def build_trade(row: Any) -> Trade:
+    return Trade(row.market, row.time * 1000, row.price, row.volume, _TAKERS[row.side], row.id)
+
+
+def build_orderbook(row: Any) -> OrderBook:
+    last_ask, last_bid = 0.0, _INFINITY
+    for level in row.levels:
+        ask, bid = level.ask_price, level.bid_price
+        if not (last_ask < ask and 0.0 < bid < last_bid):  # rarely
+            return OrderBook(row.market, row.time * 1000, row.level, _padded_levels(row))
+        last_ask, last_bid = ask, bid
+    return OrderBook(row.market, row.time * 1000, row.level, row.levels)
+
+
+def _padded_levels(row: Any) -> tuple[Level, ...]:
+    """The venue pads the thinner side with zero price and size. A level that is all padding is left out."""
+    last_ask, last_bid = 0.0, _INFINITY
+    for level in row.levels:
+        ask, bid = level.ask_price, level.bid_price
+        if not (last_ask < ask or ask == level.ask_size == 0):
+            raise InvalidRow(f"the asks of {row.market} do not ascend")
+        if not (0 < bid < last_bid or bid == level.bid_size == 0):
+            raise InvalidRow(f"the bids of {row.market} do not descend")
+        last_ask, last_bid = ask or _INFINITY, bid
+    return tuple(level for level in row.levels if level.ask_price or level.bid_price)
+
+
+def _simple_orderbook(row: Any) -> OrderBook:
+    """The other dialects spell a level as the record does."""
+    row.levels = tuple(Level(*_level_values(level)) for level in row.levels)
+    return build_orderbook(row)
+
+
+def _open_us(text: str) -> int:
+    """A candle's open; the wire gives ``YYYY-MM-DDTHH:MM:SS`` in UTC without a zone."""
+    moment = datetime.fromisoformat(text)
+    if len(text) != 19 or moment.tzinfo is not None:
+        raise InvalidRow(f"{text!r} is not a time")
+    return (moment.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
+
+
+def _live_candle(row: Any, timeframe: Timeframe) -> LiveCandle:
+    time_us = _open_us(row.time)
+    if timeframe.floor(time_us) != time_us:
+        raise InvalidRow(f"{row.time} is not where a {timeframe} candle opens")
+    if not row.low <= min(row.open, row.close) <= max(row.open, row.close) <= row.high:
+        raise InvalidRow(f"the prices of the candle {row.time} of {row.market} contradict each other")
+    return LiveCandle(
+        row.market,
+        timeframe.name,
+        time_us,
+        row.open,
+        row.high,
+        row.low,
+        row.close,
+        row.volume,
+        row.value,
+        row.stamp * 1000,
+    )
+
+
+def parse_kind(value: object) -> str:
+    """The venue's name of a kind of live data; our ``candle.1h`` and ``candle.4h`` are accepted as well."""
+    kind = value.strip() if isinstance(value, str) else ""
+    head, dot, length = kind.partition(".")
+    kind = head + dot + _STREAM_FRAMES.get(length, length)
+    if kind not in KINDS:
+        raise InputError("kinds", value, "one of " + " ".join(KINDS))
+    return kind
+
+
+def kind_of(record: LiveRecord) -> str:
+    """The kind of live data that a record is, as the venue names it."""
+    if isinstance(record, LiveCandle):
+        return _KINDS_BY_TIMEFRAME[record.timeframe]
+    return _KINDS_BY_TYPE[type(record)]
+
+
+def _frame_types(column: int) -> dict[Any, Callable[[Any], LiveRecord]]:
+    """Each frame type of one dialect with its builder."""
+    types: dict[Any, Callable[[Any], LiveRecord]] = {
+        _struct("TickerFrame", _TICKER, column, "ticker"): build_ticker,
+        _struct("TradeFrame", _TRADE, column, "trade"): build_trade,
+    }
+    book = _struct("BookFrame", _book_table(column), column, "orderbook")
+    types[book] = _simple_orderbook if column == _SIMPLE else build_orderbook
+    for kind, timeframe in _TIMEFRAMES_BY_KIND.items():
+        frame = _struct(f"Frame_{kind.replace('.', '_')}", _LIVE_CANDLE, column, kind)
+        types[frame] = lambda row, timeframe=timeframe: _live_candle(row, timeframe)  # type: ignore[misc]
+    return types
+
+
+TickerRow = _struct("TickerRow", _TICKER, _REST)
+BookRow = _struct("BookRow", _book_table(_REST), _REST)
+TradeRow = _struct("TradeRow", _TRADE, _REST)
+DEFAULT_FRAMES = _frame_types(_DEFAULT)
+SIMPLE_FRAMES = _frame_types(_SIMPLE)

@@ -1,0 +1,241 @@
+"""What the transport does on a network that fails: deadlines, bounds, warm connections, proxies, certificates."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backbone.clock import SystemClock
+from backbone.errors import (
+    PayloadError,
+    UnreachableError,
+)
+from backbone.routing import http
+from backbone.routing.rest import RestClient
+from tests.routing.http_venue import ASK, Shifted, Venue, failure, reply
+
+# --------------------------------------------------------------------------------------- no answer, or half
+
+
+def cut(sock: socket.socket) -> None:
+    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n[1]")
+    sock.shutdown(socket.SHUT_RDWR)
+
+
+def cut_chunked(sock: socket.socket) -> None:
+    sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n[1]\r\n")
+    sock.shutdown(socket.SHUT_RDWR)
+
+
+def hang_up(sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_RDWR)
+
+
+def drip_head(sock: socket.socket) -> None:
+    for letter in b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX: " + b"y" * 200:
+        sock.sendall(bytes([letter]))
+        time.sleep(0.02)
+
+
+def drip_body(sock: socket.socket) -> None:
+    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n")
+    for _ in range(200):
+        sock.sendall(b"1")
+        time.sleep(0.02)
+
+
+def silence(sock: socket.socket) -> None:
+    time.sleep(0.5)
+
+
+def not_http(sock: socket.socket) -> None:
+    sock.sendall(b"hello, who is there?\r\n\r\n")
+
+
+@pytest.mark.parametrize("answer", [cut, cut_chunked, hang_up, drip_head, drip_body, silence, not_http])
+def test_no_whole_answer_is_unreachable_within_the_deadline(
+    venue: Venue, hasty: RestClient, answer: Callable[[socket.socket], None]
+) -> None:
+    """Cut, dripping, silent and foreign answers end in one error, in bounded time, after one request."""
+    venue.script = lambda head: answer
+    started = time.monotonic()
+    error = failure(hasty)
+    assert isinstance(error, UnreachableError)
+    assert time.monotonic() - started < 3.0
+    assert (error.market, error.reply_facts.group, error.reply_facts.date_us) == ("KRW-BTC", None, None)
+    assert len(venue.requests) == 1
+
+
+def test_drip_within_the_read_timeout_ends_at_the_total_deadline(venue: Venue) -> None:
+    """Each byte is in time, the whole is not: the deadline holds."""
+    venue.script = lambda head: drip_body
+    client = RestClient(venue.url, clock=SystemClock(), timeout_s=(1.0, 5.0), total_s=0.3)
+    started = time.monotonic()
+    assert isinstance(failure(client), UnreachableError)
+    assert 0.25 < time.monotonic() - started < 1.5
+    client.close()
+
+
+def test_silence_within_the_read_timeout_ends_at_the_total_deadline(venue: Venue) -> None:
+    """A read may not wait longer than what is left of the whole."""
+    quiet = threading.Event()
+    venue.script = lambda head: lambda sock: (sock.sendall(b"HTTP/1.1 200 OK\r\n"), quiet.wait(5))[0]
+    client = RestClient(venue.url, clock=SystemClock(), timeout_s=(1.0, 5.0), total_s=0.3)
+    started = time.monotonic()
+    assert isinstance(failure(client), UnreachableError)
+    assert time.monotonic() - started < 2.0
+    quiet.set()
+    client.close()
+
+
+def test_error_inside_another_handler_still_names_its_own_cause() -> None:
+    """What the caller was handling is not taken for the reason."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    client = RestClient(f"http://127.0.0.1:{port}", clock=SystemClock())
+    try:
+        raise KeyError("unrelated")
+    except KeyError:
+        assert "unrelated" not in str(failure(client))
+    client.close()
+
+
+def test_body_beyond_the_bound_is_a_payload_error(
+    venue: Venue, client: RestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No body grows without end, compressed or not."""
+    monkeypatch.setattr(http, "BODY_BYTES", 1 << 20)
+    plain = b"[" + b"1," * (1 << 20)
+    for answer in (reply(body=plain), reply(body=gzip.compress(plain), Content_Encoding="gzip")):
+        venue.script = lambda head, answer=answer: answer
+        assert isinstance(failure(client), PayloadError)
+
+
+def test_body_with_a_false_encoding_is_a_payload_error(venue: Venue, client: RestClient) -> None:
+    """What says gzip and is not cannot be believed."""
+    venue.script = lambda head: reply(body=b"[1,2,3,4,5,6,7,8]", Content_Encoding="gzip")
+    assert isinstance(failure(client), PayloadError)
+
+
+# ----------------------------------------------------------------------------------------- warm connections
+
+
+def test_warm_opens_one_connection_without_a_request(venue: Venue, client: RestClient) -> None:
+    """Warming twice opens once, and the request that follows finds the connection open."""
+    client.warm()
+    client.warm()
+    assert (venue.await_connections(1), venue.requests) == (1, [])
+    client.send(ASK)
+    client.warm()
+    assert (venue.connections, len(venue.requests)) == (1, 1)
+
+
+def test_connection_idle_for_long_is_not_used_again(venue: Venue) -> None:
+    """Beyond the age at which servers hang up, a fresh connection is opened up front; warming renews it as well."""
+    clock = Shifted()
+    client = RestClient(venue.url, clock=clock)
+    client.send(ASK)
+    clock.ahead_s += http.IDLE_S - 5
+    client.send(ASK)
+    assert venue.connections == 1
+    clock.ahead_s += http.IDLE_S + 5
+    client.send(ASK)
+    assert venue.connections == 2
+    clock.ahead_s += http.IDLE_S + 5
+    client.warm()
+    assert venue.await_connections(3) == 3
+    client.close()
+
+
+def test_connection_that_the_server_closed_costs_no_request(venue: Venue, client: RestClient) -> None:
+    """A hang-up between two requests is noticed before the second is sent."""
+    client.send(ASK)
+    venue.hang_up()
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline and venue.connections == 1:
+        assert client.send(ASK).value == [1]
+    assert venue.connections == 2
+
+
+# ---------------------------------------------------------------------------------------------- environment
+
+
+def test_proxy_of_the_environment_is_asked_once(venue: Venue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy set before the first request is used for good; one set later is not noticed."""
+    monkeypatch.setenv("HTTP_PROXY", venue.url)
+    client = RestClient("http://venue.invalid", clock=SystemClock())
+    client.warm()
+    assert venue.connections == 0
+    client.send(ASK)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    client.send(ASK)
+    assert [head.split("\r\n")[0] for _, head in venue.requests] == ["GET http://venue.invalid/v1/x HTTP/1.1"] * 2
+    client.close()
+
+
+def test_proxy_is_not_used_for_hosts_that_the_environment_excludes(
+    venue: Venue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``NO_PROXY`` is honoured."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    client = RestClient(venue.url, clock=SystemClock())
+    assert client.send(ASK).value == [1]
+    client.close()
+
+
+def test_credentials_of_the_machine_are_not_sent(venue: Venue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ``.netrc`` is none of the venue's business."""
+    (tmp_path / "netrc").write_text("machine localhost login me password secret\n", encoding="ascii")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    client = RestClient(venue.url, clock=SystemClock())
+    client.send(ASK)
+    client.close()
+    assert "authorization" not in venue.requests[0][1].lower()
+
+
+@pytest.fixture
+def secure_venue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Venue]:
+    trustme = pytest.importorskip("trustme", reason="trustme is not installed")
+    authority: Any = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    bundle = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(bundle))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    server = Venue(context)
+    yield server
+    server.close()
+
+
+def test_secure_connection_stays_warm_although_the_server_spoke_unasked(secure_venue: Venue) -> None:
+    """TLS 1.3 servers send session tickets after the handshake; those are not taken for a dead connection."""
+    client = RestClient(secure_venue.url, clock=SystemClock())
+    client.warm()
+    time.sleep(0.05)  # the tickets arrive
+    client.warm()
+    client.send(ASK)
+    client.send(ASK)
+    assert (secure_venue.connections, len(secure_venue.requests)) == (1, 2)
+    client.close()
+
+
+def test_certificate_that_nobody_vouches_for_is_unreachable(
+    secure_venue: Venue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's certificate ends the connection, and the error says so."""
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    client = RestClient(secure_venue.url, clock=SystemClock())
+    for act in (lambda: client.send(ASK), client.warm):
+        with pytest.raises(UnreachableError, match="certificate verify failed"):
+            act()
+    client.close()
+
