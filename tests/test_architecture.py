@@ -71,11 +71,9 @@ WITHOUT_TESTS: set[str] = {
     "storage/copy.py",
 }
 TOO_LONG: set[str] = {
-    "routing/wire.py",
 }
 TOO_MANY_METHODS: set[str] = {
     "api/client.py:Backbone",
-    "coordinator/live/feed.py:Feed",
     "storage/store.py:CandleStore",
 }
 COMPARE_A_VENUE: set[str] = set()

@@ -82,10 +82,10 @@ class Coordinator:
             self.request, self.ranges, self.reader, self._streamed, grace_s=settings.close_grace_s
         )
         self.jobs = Jobs(self.candles, clock)
-        self.board = LatestRows(clock)
+        self.latest = LatestRows(clock)
         self.feed = Feed(
             settings.ws_url,
-            board=self.board,
+            latest=self.latest,
             scheduler=self.scheduler,
             candles=self.candles,
             holds=lambda market, timeframe: self.store.oldest(market, timeframe) is not None,
@@ -94,7 +94,7 @@ class Coordinator:
             metrics=self.metrics,
             grace_s=settings.close_grace_s,
         )
-        self.realtime = Realtime(self.request, clock, self.metrics, self._fresh_codes, self.board, self.feed)
+        self.realtime = Realtime(self.request, clock, self.metrics, self._fresh_codes, self.latest, self.feed)
         self._warm_lock = threading.Lock()
         self._warm_until_s: float | None = None  # None: the critical connection is not kept warm
         self._closed = False

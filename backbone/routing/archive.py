@@ -3,11 +3,11 @@
 Monthly and daily zip files, one CSV each, with a SHA-256 beside it, in a tree ``candle/{market}/{monthly|daily}/
 {interval}/{year}/``, and a listing of it as JSON. None of this is promised by the venue's documentation; it is what
 several users reported in 2026, so whatever differs from it is a `PayloadError`, and nothing of that file is used. Files
-are cut at UTC midnights; a candle that nobody traded in has no row; a period is published the next day, at the latest
+are cut at UTC midnights; a candle without trades has no row; a period is published the next day, at the latest
 at 14:00 KST; files may be replaced without notice; delisted markets are absent.
 
 The archive has hosts of its own. Its refusals say nothing about the quota of the venue's REST interface, so they are
-told as failures of this source alone.
+reported as failures of this source alone.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class ArchiveClient(RestClient):
         return f"{self.base_url}{ask.path}"
 
     def send(self, ask: Ask) -> Reply:
-        """As `RestClient.send`; a refusal for the rate is this host's own and no word about the venue's quota."""
+        """As `RestClient.send`; a refusal for the rate is this host's own and says nothing about the venue's quota."""
         try:
             return super().send(ask)
         except RateLimitedError as exc:
@@ -241,7 +241,7 @@ def _check_rows(table: pa.Table, time: Any, file: ArchiveFile) -> None:
     if not bool((time[1:] > time[:-1]).all()):
         raise ValueError("rows are out of order, or doubled")
     if time[0] < file.span.start or time[-1] >= file.span.end:
-        raise ValueError("rows lie outside the file's period")
+        raise ValueError("rows are outside the file's period")
     if bool((file.timeframe.floor_array(time) != time).any()):
         raise ValueError("rows do not open on the timeframe's grid")
     opened, high, low, close, volume, value = (table.column(i).to_numpy() for i in range(1, 7))

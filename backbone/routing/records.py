@@ -42,6 +42,7 @@ __all__ = [
     "kind_of",
     "list_of",
     "parse_kind",
+    "timeframe_of",
 ]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -243,6 +244,11 @@ def parse_kind(value: object) -> str:
     if kind not in KINDS:
         raise InputError("kinds", value, "one of " + " ".join(KINDS))
     return kind
+
+
+def timeframe_of(kind: str) -> Timeframe | None:
+    """The timeframe of a candle kind, None for the other kinds."""
+    return _TIMEFRAMES_BY_KIND[parse_kind(kind)] if kind.startswith("candle.") else None
 
 
 def kind_of(record: LiveRecord) -> str:

@@ -48,9 +48,9 @@ def parse_error(body: bytes) -> tuple[str, str]:
 
 def parse_remaining(header: str | None) -> tuple[str | None, int | None]:
     """Group and requests left in this second, of a ``Remaining-Req`` header; None for what it lacks."""
-    told = dict(part.strip().split("=", 1) for part in (header or "").split(";") if "=" in part)
-    left = told.get("sec", "")
-    return told.get("group") or None, int(left) if left.isascii() and left.isdigit() else None
+    stated = dict(part.strip().split("=", 1) for part in (header or "").split(";") if "=" in part)
+    left = stated.get("sec", "")
+    return stated.get("group") or None, int(left) if left.isascii() and left.isdigit() else None
 
 
 def parse_date(header: str | None) -> int | None:
@@ -113,8 +113,8 @@ def parse_block_s(body: bytes, retry_after: str | None, now_us: int) -> float:
     found += [int(epoch[1]) - now_us / 1e6 for epoch in _AN_EPOCH.finditer(text)]
     found += [float(length[1]) * _unit_s(length[2]) for length in _LENGTH.finditer(text)]
     found += [float(pair[2]) * _unit_s(pair[1]) for pair in _KEYED.finditer(text) if len(pair[2]) < 10]
-    told = [seconds for seconds in found if seconds > 0]
-    return min(max(told), _LONGEST_BLOCK_S) if told else BLOCK_S
+    stated = [seconds for seconds in found if seconds > 0]
+    return min(max(stated), _LONGEST_BLOCK_S) if stated else BLOCK_S
 
 
 def refusal(

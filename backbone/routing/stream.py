@@ -6,7 +6,7 @@ Invariants: one connection at most, connects at least a second apart, the whole 
 venue replaces the old one with it), changes gathered so that the message limits hold, no ``Origin`` header. A
 socket that brings neither frame nor pong for `DEAD_S` is dead; a quiet market answers pings and is not.
 Whatever ends a connection, the thread comes back by itself for as long as something is wanted, and says how
-long nothing could be heard.
+long nothing could be received.
 
 `Stream._condition` guards what is wanted, the thread and the phase; everything in `Connection` belongs to the
 thread. The sink and the state callback run on the thread, outside the lock, and must be quick.
@@ -61,8 +61,8 @@ CONNECT_S = 1.0
 QUIET_START_S = 1.0
 """An answered ping proves a subscription that brought neither data nor an error for this long."""
 SNAPSHOT_S = 10.0
-"""A code without a snapshot for this long is reported: the venue ignores what it does not know without a
-word.
+"""A code without a snapshot for this long is reported: the venue silently ignores
+what it does not know.
 """
 STABLE_S = 10.0
 """A connection that lived for so long was good: the next back-off starts small."""
@@ -81,8 +81,8 @@ class StreamState:
 
     ``since_us`` is when `phase` began (wall time), ``last_frame_s`` the monotonic instant of the last frame
     or pong. ``silent`` holds (kind, market) pairs that have sent no snapshot though asked for. ``gap`` is set
-    only in the state that announces the return after an outage: the wall time in which nothing could be
-    heard.
+    only in the state that announces the return after an outage: the wall time without
+    reception.
     """
 
     phase: Phase
@@ -152,10 +152,10 @@ class Stream:
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
         self._waker: socket.socket | None = None
-        self._link: Connection | None = None
+        self._connection: Connection | None = None
         self._phase: Phase = "stopped"
         self._since_us = self._clock.now_us()
-        self._heard_s: float | None = None
+        self._received_s: float | None = None
         self._silent: tuple[tuple[str, str], ...] = ()
         self._lost_us: int | None = None
         self._connect_after_s = 0.0
@@ -171,7 +171,7 @@ class Stream:
     def subscribe(self, key: object, kind: str, markets: Iterable[str]) -> None:
         """Want `kind` of `markets` on behalf of `key`, in place of what `key` wanted of that kind before.
 
-        Returns at once. The markets must exist: the venue ignores the others without a word. Raises
+        Returns at once. The markets must exist: the venue silently ignores the others. Raises
         `InputError` for an unknown kind, `ClosedError` after `close`.
         """
         kind = parse_kind(kind)
@@ -202,10 +202,10 @@ class Stream:
                 self._wanted.pop(key, None)
             self._version += 1
             idle = None if self._wanted else self._thread
-            link = self._link
+            connection = self._connection
             self._condition.notify_all()
         if idle is not None:
-            self._join(idle, link)
+            self._join(idle, connection)
         self._wake()
 
     @property
@@ -225,14 +225,14 @@ class Stream:
             self._is_closed = True
             self._wanted.clear()
             self._version += 1
-            thread, link = self._thread, self._link
+            thread, connection = self._thread, self._connection
             self._condition.notify_all()
         if thread is not None:
-            self._join(thread, link)
+            self._join(thread, connection)
 
-    def _join(self, thread: threading.Thread, link: Connection | None) -> None:
-        if link is not None and not link.opened_s:
-            link.abort()  # it may be stuck in the handshake; once open, it is woken and says goodbye
+    def _join(self, thread: threading.Thread, connection: Connection | None) -> None:
+        if connection is not None and not connection.opened_s:
+            connection.abort()  # it may be stuck in the handshake; once open, it is woken and says goodbye
         self._wake()
         if thread is not threading.current_thread():
             thread.join()
@@ -250,7 +250,7 @@ class Stream:
         with self._condition:
             waker = self._waker
         if waker is not None:
-            with contextlib.suppress(OSError):  # full: a wake-up is under way; closed: nobody sleeps
+            with contextlib.suppress(OSError):  # full: a wake-up is under way; closed: no thread sleeps
                 waker.send(b"!")
 
     def _union_locked(self) -> dict[str, dict[str, None]]:
@@ -265,7 +265,7 @@ class Stream:
         return StreamState(
             self._phase,
             self._since_us,
-            self._heard_s,
+            self._received_s,
             max(0, self._opened - 1),
             self._frames,
             self._garbage,
@@ -280,11 +280,11 @@ class Stream:
         failures = 0
         with woken, waker:
             while self._is_wanted():
-                link = Connection(self._url, self._clock, self._user_agent, woken)
-                error = self._live_through(link)
+                connection = Connection(self._url, self._clock, self._user_agent, woken)
+                error = self._run_connection(connection)
                 if error is None:
                     continue
-                is_stable = link.was_heard and self._clock.monotonic() - link.opened_s >= STABLE_S
+                is_stable = connection.is_answered and self._clock.monotonic() - connection.opened_s >= STABLE_S
                 failures = 1 if is_stable else failures + 1
                 self._enter("backing-off", error=error)
                 self._pause(backoff_s(failures, error, self._jitter()))
@@ -298,24 +298,24 @@ class Stream:
             self._silent = ()
             self._phase, self._since_us = "stopped", self._clock.now_us()
             state = self._state_locked()
-        self._tell(state)
+        self._report(state)
         return False
 
-    def _live_through(self, link: Connection) -> BackboneError | None:
+    def _run_connection(self, connection: Connection) -> BackboneError | None:
         """One connection from its opening to its end; None when nothing was wanted any more."""
         self._pause(self._connect_after_s - self._clock.monotonic())
         with self._condition:
             if self._is_closed or not self._wanted:
                 return None
-            self._link = link
+            self._connection = connection
         self._enter("connecting")
         self._connect_after_s = self._clock.monotonic() + CONNECT_S
         try:
-            link.open()
+            connection.open()
             with self._condition:
                 self._opened += 1
             log.info("stream.open url=%s", self._url)
-            self._serve(link)
+            self._serve(connection)
             return None
         except BackboneError as error:
             return error if self._wanted else None
@@ -325,79 +325,79 @@ class Stream:
             fault.__cause__ = exc
             return fault
         finally:
-            self._note_loss(link)
+            self._note_loss(connection)
             with self._condition:
-                self._link = None
-            link.close()
+                self._connection = None
+            connection.close()
 
-    def _note_loss(self, link: Connection) -> None:
-        """Remember since when nothing was heard, for the gap that is announced on return."""
+    def _note_loss(self, connection: Connection) -> None:
+        """Remember since when nothing was received, for the gap that is announced on return."""
         with self._condition:
             if self._phase in ("streaming", "stalled") and self._lost_us is None:
-                silence_s = self._clock.monotonic() - link.heard_s
+                silence_s = self._clock.monotonic() - connection.received_s
                 self._lost_us = self._clock.now_us() - int(silence_s * 1e6)
 
-    def _serve(self, link: Connection) -> None:
+    def _serve(self, connection: Connection) -> None:
         """Until nothing is wanted; raises when the connection ends otherwise."""
         while True:
             now = self._clock.monotonic()
-            if link.version != self._version and not self._resubscribe(link, now):
+            if connection.version != self._version and not self._resubscribe(connection, now):
                 return
-            wait_s = self._keep_alive(link, now)
-            messages = link.receive(wait_s)
+            wait_s = self._keep_alive(connection, now)
+            messages = connection.receive(wait_s)
             if messages:
-                self._take(link, messages)
+                self._take(connection, messages)
 
-    def _resubscribe(self, link: Connection, now: float) -> bool:
+    def _resubscribe(self, connection: Connection, now: float) -> bool:
         """Send the whole subscription, if the message limit allows it yet. False when nothing is wanted."""
         with self._condition:
             version, union = self._version, self._union_locked()
         if not union:
             return False
-        if now < link.asked_s + MESSAGE_S:
+        if now < connection.asked_s + MESSAGE_S:
             return True
-        link.send(subscribe_frame(uuid.uuid4().hex, union, self._format))
+        connection.send(subscribe_frame(uuid.uuid4().hex, union, self._format))
         pairs = {(kind, market) for kind, codes in union.items() for market in codes}
-        link.missing = pairs - (link.asked - link.missing)
-        link.version, link.asked_s, link.asked, link.is_reported = version, now, pairs, False
+        connection.missing = pairs - (connection.asked - connection.missing)
+        connection.version, connection.asked_s, connection.asked, connection.is_reported = version, now, pairs, False
         if self._silent:
-            self._set_silent(link.missing.intersection(self._silent))
+            self._set_silent(connection.missing.intersection(self._silent))
         return True
 
-    def _keep_alive(self, link: Connection, now: float) -> float:
+    def _keep_alive(self, connection: Connection, now: float) -> float:
         """Ping, judge, report; how long the thread may sleep then."""
-        silence_s = now - link.heard_s
+        silence_s = now - connection.received_s
         if silence_s >= DEAD_S:
             raise UnreachableError(f"no frame and no pong for {silence_s:.0f} s", url=self._url)
-        if now - link.pinged_s >= PING_S and link.version >= 0:
-            link.pinged_s = now
-            link.send(b"", PING)
+        if now - connection.pinged_s >= PING_S and connection.version >= 0:
+            connection.pinged_s = now
+            connection.send(b"", PING)
         if self._phase == "streaming" and silence_s >= STALL_S:
             self._enter("stalled")
-        if self._phase == "connecting" and link.was_heard and now - link.asked_s >= QUIET_START_S:
+        if self._phase == "connecting" and connection.is_answered and now - connection.asked_s >= QUIET_START_S:
             self._enter("streaming")
-        if link.missing and not link.is_reported and now - link.asked_s >= SNAPSHOT_S:
-            self._report_silence(link)
-        if link.version != self._version:
-            return min(NAP_S, max(0.0, link.asked_s + MESSAGE_S - now))
+        if connection.missing and not connection.is_reported and now - connection.asked_s >= SNAPSHOT_S:
+            self._report_missing(connection)
+        if connection.version != self._version:
+            return min(NAP_S, max(0.0, connection.asked_s + MESSAGE_S - now))
         return NAP_S
 
-    def _report_silence(self, link: Connection) -> None:
-        link.is_reported = True
-        self._set_silent(link.missing)
-        log.warning("stream.silent url=%s codes=%s", self._url, sorted(link.missing)[:20])
-        if not link.has_data and link.retries < 3:  # not one answer: the subscription itself may be lost
-            link.retries += 1
-            link.version = -1
+    def _report_missing(self, connection: Connection) -> None:
+        connection.is_reported = True
+        self._set_silent(connection.missing)
+        log.warning("stream.silent url=%s codes=%s", self._url, sorted(connection.missing)[:20])
+        if not connection.has_data and connection.retries < 3:  # not one answer: the subscription itself may be lost
+            connection.retries += 1
+            connection.version = -1
 
-    def _take(self, link: Connection, messages: list[Message]) -> None:
+    def _take(self, connection: Connection, messages: list[Message]) -> None:
         """Hand the records of `messages` to the sink."""
-        now = link.heard_s = self._clock.monotonic()
-        sink, missing = self._sink, link.missing
-        self._heard_s = now
+        now = connection.received_s = self._clock.monotonic()
+        sink, missing = self._sink, connection.missing
+        self._received_s = now
         for opcode, payload in messages:
             if opcode > BINARY:
-                self._control(link, opcode, payload)
+                self._control(connection, opcode, payload)
                 continue
             self._frames += 1
             try:
@@ -407,25 +407,25 @@ class Stream:
                 continue
             for record, is_snapshot in events:
                 if isinstance(record, _NOTICES):
-                    _heed(record)
+                    _raise_on_error(record)
                     continue
                 if missing:
                     missing.discard((kind_of(record), record.market))
-                if not link.has_data:
-                    link.has_data = link.was_heard = True
+                if not connection.has_data:
+                    connection.has_data = connection.is_answered = True
                     if self._phase != "streaming":
                         self._enter("streaming")
                 sink(record, now, is_snapshot)
         if self._phase == "stalled":
             self._enter("streaming")
-        if link.is_reported and len(missing) < len(self._silent):
+        if connection.is_reported and len(missing) < len(self._silent):
             self._set_silent(missing)
 
-    def _control(self, link: Connection, opcode: int, payload: bytes) -> None:
+    def _control(self, connection: Connection, opcode: int, payload: bytes) -> None:
         if opcode == PING:
-            link.send(payload, PONG)
+            connection.send(payload, PONG)
         elif opcode == PONG:
-            link.was_heard = True
+            connection.is_answered = True
         else:
             code, words = int.from_bytes(payload[:2], "big"), payload[2:].decode("utf-8", "replace")
             reason = f"{code} {words}".strip()
@@ -442,10 +442,10 @@ class Stream:
         with self._condition:
             self._silent = tuple(sorted(pairs))
             state = self._state_locked()
-        self._tell(state)
+        self._report(state)
 
     def _enter(self, phase: Phase, *, error: BackboneError | None = None) -> None:
-        """Change the phase, and tell it; the return after an outage carries the gap."""
+        """Change the phase, and report it; the return after an outage carries the gap."""
         gap = None
         now_us = self._clock.now_us()
         with self._condition:
@@ -458,9 +458,9 @@ class Stream:
             state = self._state_locked(gap)
         if error is not None:
             log.warning("stream.lost url=%s why=%s", self._url, error)
-        self._tell(state)
+        self._report(state)
 
-    def _tell(self, state: StreamState) -> None:
+    def _report(self, state: StreamState) -> None:
         if self._on_state is not None:
             self._on_state(state)
 
@@ -475,7 +475,7 @@ class Stream:
                 self._clock.wait(self._condition, left_s)
 
 
-def _heed(record: Status | StreamError) -> None:
+def _raise_on_error(record: Status | StreamError) -> None:
     if isinstance(record, StreamError):
         reason = f"{record.name}: {record.message}"
         raise StreamClosedError(f"the venue ended the stream: {reason}", reason=reason)

@@ -111,12 +111,12 @@ class Connection:
         self._splitter = FrameSplitter()
         self._buffer = bytearray(_RECEIVE_BYTES)
         self._is_aborted = False
-        self.opened_s = self.heard_s = self.pinged_s = 0.0
+        self.opened_s = self.received_s = self.pinged_s = 0.0
         self.asked_s = -MESSAGE_S  # when the last subscription was sent
         self.version = -1  # of the subscription that was sent
         self.retries = 0
         self.has_data = False
-        self.was_heard = False  # data, or an answered ping
+        self.is_answered = False  # data, or an answered ping
         self.asked: set[tuple[str, str]] = set()  # (kind, market)
         self.missing: set[tuple[str, str]] = set()  # those that have sent nothing yet
         self.is_reported = False
@@ -144,7 +144,7 @@ class Connection:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._socket.sock, selectors.EVENT_READ)
         self._selector.register(self._waker, selectors.EVENT_READ)
-        self.opened_s = self.heard_s = self._clock.monotonic()
+        self.opened_s = self.received_s = self._clock.monotonic()
         self.pinged_s = self.opened_s - PING_S  # the first ping follows the subscription at once
 
     def send(self, payload: bytes, opcode: int = TEXT) -> None:

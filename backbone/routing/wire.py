@@ -1,14 +1,9 @@
 """The venue's dialect, both ways; the only module that knows its paths, field names, groups and page sizes.
 
-A question is an `Ask`: what to send and how to read the answer. Its ``parse`` turns the body into one
-candle page or into records of `backbone.model`, or raises `PayloadError`: every answer is checked at the
-door, and of an answer with one bad row nothing is believed. The socket's frames go through the same
-builders as the rows of REST, so that a row of one instant is the same record whichever channel brought it
-(only ``Ticker.stamp_us``, the time at which the row was made, differs).
-
-Invariants: numbers become the float64 nearest to the decimal on the wire, whatever its spelling; ids and
-times are read as integers and never pass through a float; unknown fields are ignored. Pure: no clock, no
-I/O, no state.
+A question is an `Ask`: what to send and how to read the answer. Its ``parse`` turns the body into one candle page or
+into records of `backbone.model`, or raises `PayloadError`: every answer is validated. The socket's frames go through
+the same builders as the rows of REST (`records`), so that a row of one instant is the same record whichever channel
+brought it. Pure: no clock, no I/O, no state.
 """
 
 from __future__ import annotations
@@ -48,6 +43,7 @@ from backbone.routing.records import (
     kind_of,
     list_of,
     parse_kind,
+    timeframe_of,
 )
 from backbone.routing.refusals import sample_of
 from backbone.timeframe import Timeframe
@@ -76,6 +72,7 @@ __all__ = [
     "subscribe_frame",
     "tickers_all_ask",
     "tickers_ask",
+    "timeframe_of",
     "trades_ask",
 ]
 
@@ -183,7 +180,7 @@ def _by_market(records: Sequence[Any], asked: tuple[str, ...]) -> tuple[Any, ...
     """`records` in the order of `asked`: exactly one for each market asked for, and no other."""
     found = {record.market: record for record in records}
     if len(found) != len(records):
-        raise InvalidRow("a market is told twice")
+        raise InvalidRow("a market comes twice")
     if missing := [market for market in asked if market not in found]:
         raise InvalidRow(f"{', '.join(missing[:5])} is missing")
     if len(found) != len(asked):
@@ -452,7 +449,7 @@ def subscribe_frame(
 ) -> bytes:
     """The one frame that replaces whatever the socket was subscribed to: kind to market codes.
 
-    The venue ignores codes that it does not know without a word, so they must have been checked before.
+    The venue ignores codes that it does not know silently, so they must have been checked before.
     """
     if fmt not in FORMATS:
         raise InputError("fmt", fmt, "one of " + " ".join(FORMATS))
@@ -467,7 +464,7 @@ def subscribe_frame(
 
 
 class Event(NamedTuple):
-    """What a frame brought, and whether it tells a state (the first frame of a subscription) or a change."""
+    """What a frame brought, and whether it is a state (the first frame of a subscription) or a change."""
 
     record: LiveRecord | Status | StreamError
     is_snapshot: bool = False
@@ -512,8 +509,8 @@ def _parse_odd_frame(data: bytes, why: Exception) -> tuple[Event, ...]:
         content = msgspec.json.decode(data)
         return tuple(_odd_event(part) for part in (content if isinstance(content, list) else [content]))
     except _BROKEN as exc:
-        told = exc if isinstance(exc, InvalidRow) else why
-        raise PayloadError(f"a frame that is none of the venue's: {told}", sample=sample_of(data)) from exc
+        why = exc if isinstance(exc, InvalidRow) else why
+        raise PayloadError(f"a frame that is none of the venue's: {why}", sample=sample_of(data)) from exc
 
 
 def _odd_event(part: Any) -> Event:

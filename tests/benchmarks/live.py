@@ -53,8 +53,8 @@ def open_table(client: Backbone, kind: str) -> Subscription:
 def ours(port: int, count: int, kind: str, watch: Callable[[], None] | None = None) -> Speed:
     """The flood into a table."""
     with away_from_rest(f"ws://127.0.0.1:{port}") as client:
-        board = client.session.coordinator().board
-        changes = board.follow([board.cell(kind, code) for code in CODES[:100]])  # before the first can come
+        latest = client.session.coordinator().latest
+        changes = latest.follow([latest.slot(kind, code) for code in CODES[:100]])  # before the first can come
         table = open_table(client, kind)
         changes.wait_for(1, 30)
         first, started, cpu = changes.arrived, time.perf_counter(), time.process_time()
@@ -103,7 +103,7 @@ def frame_ms(rounds: int) -> tuple[float, float]:
         table = LiveTable(client, core, core.feed.open(["ticker"], CODES))
         for i, code in enumerate(CODES):
             row = Ticker(code, 1_755_853_200_000_000 + i, *(float(i + j + 1) for j in range(11)), 1_755_853_200_000_000)
-            core.board.take(row, core.clock.monotonic(), True)
+            core.latest.take(row, core.clock.monotonic(), True)
         table.frame()
         times = []
         for _ in range(rounds):

@@ -78,8 +78,8 @@ class SaidStream:
         self.is_closed = True
 
     def enter(self, phase: Any, *, gap: Span | None = None, silent: tuple[tuple[str, str], ...] = ()) -> None:
-        heard = self.clock.monotonic() if phase == "streaming" else self.state.last_frame_s
-        self.state = replace(self.state, phase=phase, last_frame_s=heard, silent=silent)
+        received = self.clock.monotonic() if phase == "streaming" else self.state.last_frame_s
+        self.state = replace(self.state, phase=phase, last_frame_s=received, silent=silent)
         self.on_state(replace(self.state, gap=gap))
 
     def connect(self, *records: Any, gap: Span | None = None) -> None:
@@ -214,12 +214,12 @@ class Rig:
         self.clock = ManualClock(START_US)
         self.scheduler = HandScheduler(self.clock)
         self.fetcher = HandFetcher()
-        self.board = LatestRows(self.clock)
+        self.latest = LatestRows(self.clock)
         self.streams: list[SaidStream] = []
         kept = set(held)
         self.feed = Feed(
             "ws://nowhere",
-            board=self.board,
+            latest=self.latest,
             scheduler=self.scheduler,  # type: ignore[arg-type]
             candles=self.fetcher,  # type: ignore[arg-type]
             holds=lambda market, _: market in kept,

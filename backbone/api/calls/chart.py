@@ -1,9 +1,9 @@
 """`Backbone.chart`: history out of the store, then the live candle, in one picture.
 
 What is decided here: where the candles of a timeframe come from while they form. The venue streams candles up to four
-hours; a day is what the ticker tells since 00:00 UTC, and weeks, months and years are folded of days. A chart follows
+hours; a day is what the ticker reports since 00:00 UTC, and weeks, months and years are folded of days. A chart follows
 only where a notebook shows it: its live table is opened with its first refresh there, and stopped by `close`, by the
-session, or once nobody holds the chart any more. `_Follower` is pulled by one refresh at a time (`View` sees to that).
+session, or once the chart is no longer held. `_Follower` is pulled by one refresh at a time (`View` sees to that).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Follower:
         self._kind = next((kind for kind in KINDS if timeframe_of(kind) == timeframe), "ticker")
         self._table: LiveTable | None = None
         self._tap: RecordQueue | None = None
-        self._lost = 0  # records dropped and gaps mended so far
+        self._lost = 0  # records dropped and gaps filled so far
         self._days: dict[int, CandleRow] = {}  # of the candle that forms, where it is longer than a day
         self._is_stopped = False
 
@@ -94,15 +94,15 @@ class _Follower:
             if self._is_stopped or not in_kernel():
                 return ChartView()
             first = self._open()
-        table, tap = self._table, self._tap
+        table, records = self._table, self._tap
         assert table is not None
-        assert tap is not None
-        rows = [row for record in [*first, *_drained(tap)] for row in self._rows_of(record)]
-        lost = tap.dropped + sum(event.kind == "gap" and event.filled for event in table.events)
+        assert records is not None
+        rows = [row for record in [*first, *_drained(records)] for row in self._rows_of(record)]
+        lost = records.dropped + sum(event.kind == "gap" and event.filled for event in table.events)
         if lost != self._lost:
             self._lost = lost
             rows = [*self._stored(), *rows]
-        if tap.is_ended:
+        if records.is_ended:
             raise StreamClosedError("stopped", reason="stopped")
         return ChartView(rows, table.state, f"{table.received:,} updates")
 
@@ -183,10 +183,10 @@ def _let_go(loop: asyncio.AbstractEventLoop, table: LiveTable) -> None:
         loop.call_soon_threadsafe(table.stop)
 
 
-def _drained(tap: RecordQueue) -> list[Any]:
+def _drained(records: RecordQueue) -> list[Any]:
     found = []
-    while len(tap):
-        record = tap.get(0.0)
+    while len(records):
+        record = records.get(0.0)
         if record is None:
             break
         found.append(record)

@@ -1,7 +1,7 @@
 """`LiveTable`: what is true now, kept true in the background, as frames, callbacks, or a table that shows itself.
 
-Decides what a person sees of the feed: one row a market, where it came from and how old it is, on which rung of the
-ladder the feed stands, and what happened meanwhile. The rows are the coordinator's; a frame is made when it is asked
+Decides what a person sees of the feed: one row a market, where it came from and how old it is, on which mode of the
+fallback the feed stands, and what happened meanwhile. The rows are the coordinator's; a frame is made when it is asked
 for. Callbacks run on a thread of their own (``backbone-callbacks``, one a table, started by the first callback, joined
 by `stop`), never on the socket's: it takes what changed since it last looked, so a slow callback sees the latest values
 and `missed` counts what it did not see. `LiveTable._lock` guards the callbacks and that thread.
@@ -50,9 +50,9 @@ log = logging.getLogger("backbone.live")
 class TableEvent(NamedTuple):
     """Something that happened to the feed. Times are aware, in the client's zone.
 
-    kind : ``"gap"`` (nothing was heard from `gap_start` to `gap_end`; `filled` once the candles of that time are
+    kind : ``"gap"`` (nothing was received from `gap_start` to `gap_end`; `filled` once the candles of that time are
     stored), ``"difference"`` (stream and REST disagree on a closed candle: `told` and `confirmed`), ``"silent"`` (the
-    venue tells nothing of a market), ``"failed"`` (a candle could not be confirmed or stored; it is tried again),
+    venue sends nothing of a market), ``"failed"`` (a candle could not be confirmed or stored; it is tried again),
     ``"callback"`` (a callback raised).
     """
 
@@ -165,7 +165,7 @@ class LiveTable:
         """How it is fed: ``streaming``, ``connecting`` or ``reconnecting`` (at any moment), ``polling`` (REST stands in
         for the socket), ``rest only`` (polling fails too), ``stopped``.
         """
-        return self._subscription.rung
+        return self._subscription.mode
 
     @property
     def events(self) -> list[TableEvent]:
@@ -176,9 +176,9 @@ class LiveTable:
         return sorted(own + [_event(event, zone) for event in self._subscription.events()], key=lambda event: event.at)
 
     def frame(self, kind: str | None = None, *, frames: str | None = None) -> Any:
-        """The newest row of each market at one instant; asks nobody.
+        """The newest row of each market at one instant; makes no request.
 
-        kind : one of the table's kinds; default: its first. A market that was never told of has no row.
+        kind : one of the table's kinds; default: its first. A market without a record has no row.
 
         Columns are those of `tickers` (index ``market``), `trades` (index ``time``), `orderbooks`, or of candles (index
         ``time``, with ``market`` first and a bool ``forming``), each with ``source`` (``"stream"`` or ``"rest"``) and
@@ -191,10 +191,10 @@ class LiveTable:
         """The newest record of one market, None before the first."""
         kind = self._kind(kind)
         (code,) = parse_markets(market, self._session.home)
-        cell = self._subscription.cell(kind, code)
-        if cell is None:
+        slot = self._subscription.slot(kind, code)
+        if slot is None:
             raise InputError("market", market, "one of the table's markets: " + ", ".join(self.markets[:10]))
-        row: Record | None = None if cell.held is None else cell.held.row
+        row: Record | None = None if slot.held is None else slot.held.row
         return row
 
     def _kind(self, kind: str | None) -> str:
@@ -241,7 +241,7 @@ class LiveTable:
         attrs["state"] = self.state
         return attrs
 
-    # -- being told ----------------------------------------------------------------------------------------------
+    # -- callbacks -----------------------------------------------------------------------------------------------
 
     def on_update(self, callback: Callable[[LiveUpdate], object]) -> Callable[[LiveUpdate], object]:
         """Call `callback` with a `LiveUpdate` whenever something changed; may be used as a decorator.
@@ -329,7 +329,7 @@ class LiveTable:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InputError("size", size, "a whole number, 1 or more")
         self._check_open()
-        return self._subscription.tap(size)
+        return self._subscription.queue(size)
 
     def _check_open(self) -> None:
         if self._subscription.is_closed:
@@ -429,7 +429,7 @@ def _shown(row: Record, known_tick: float | None) -> tuple[float, float, float, 
 
 
 def _likely_tick(row: Record) -> float:
-    """The price step of the quote currency's band, until the venue has told the market's own."""
+    """The price step of the quote currency's band, until the venue has reported the market's own."""
     if isinstance(row, OrderBook):
         price = (row.asks or row.bids or ((1.0, 0.0),))[0][0]
     else:
@@ -476,7 +476,7 @@ def _event(event: LiveEvent, zone: str) -> TableEvent:
         None if event.span is None else in_zone(event.span.end, zone),
         event.filled,
         event.detail,
-        event.told,
+        event.streamed,
         event.confirmed,
     )
 
@@ -517,15 +517,15 @@ def start_live(session: Session, asked: str | Iterable[str], kinds: object) -> L
 
 
 def _await_first(core: Coordinator, subscription: Subscription) -> None:
-    """Give the venue a moment to tell the first rows, so that the first look at a table finds something."""
+    """Give the venue a moment to send the first rows, so that the first look at a table finds something."""
     deadline = core.clock.monotonic() + _FIRST_S
     changes = subscription.follow()
     try:
         while not subscription.is_complete and core.clock.monotonic() < deadline:
             arrived = changes.arrived
             changes.take(_SETTLED_S)
-            is_settled = changes.arrived == arrived and arrived and subscription.rung == "streaming"
+            is_settled = changes.arrived == arrived and arrived and subscription.mode == "streaming"
             if is_settled:
-                return  # some markets have nothing to tell
+                return  # some markets have no data
     finally:
         changes.end()

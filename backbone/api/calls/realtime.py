@@ -94,13 +94,13 @@ def orderbooks(
 
 
 def _parse_level(core: Coordinator, codes: list[str], level: object, priority: Priority) -> float:
-    """A price grouping that every one of `codes` offers. The venue answers others with silence."""
+    """A price grouping that every one of `codes` offers. The venue answers others with no data."""
     if isinstance(level, bool) or not isinstance(level, int | float) or not 0 <= level < float("inf"):
         raise InputError("level", level, "0, or one of the market's own price groupings")
     if level:
         core.markets.check_listed(codes, priority)
-        heard = {code: core.realtime.known_instrument(code) for code in codes}
-        unsure = [code for code, known in heard.items() if known is None or float(level) not in known.levels]
+        known = {code: core.realtime.known_instrument(code) for code in codes}
+        unsure = [code for code, one in known.items() if one is None or float(level) not in one.levels]
         for code, instrument in core.realtime.instruments(unsure, priority).items():
             if float(level) not in instrument.levels:
                 offered = ", ".join(f"{x:g}" for x in instrument.levels)
@@ -128,7 +128,7 @@ def trades(
     if start_us is not None and end_us is not None and number is not None:
         raise InputError("count", count, "start, end and count together say too much: leave one out")
     if not core.venue.is_known:
-        core.markets.check_listed([market], lane)  # the first reply tells the venue's day
+        core.markets.check_listed([market], lane)  # the first reply carries the venue's day
     now = core.venue.now_us()
     first_kept = (now // DAY_US - DAYS_KEPT) * DAY_US
     for name, given, value in (("start", start, start_us), ("end", end, end_us)):
@@ -163,8 +163,8 @@ def trades(
         pages=answer.requests,
         unknown=len(answer.gaps),
     )
-    heard_s = core.clock.monotonic() - core.feed.heard_s()
-    attrs["age_s"] = 0.0 if answer.requests else round(min(1.0, max(0.0, heard_s)), 3)
+    last_received_s = core.clock.monotonic() - core.feed.last_received_s()
+    attrs["age_s"] = 0.0 if answer.requests else round(min(1.0, max(0.0, last_received_s)), 3)
     frame = shaping.deliver(shaping.trades_table(rows), wanted, index="time", zone=session.tz, attrs=attrs)
     if answer.gaps:
         raise IncompleteError(

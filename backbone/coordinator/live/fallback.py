@@ -1,11 +1,11 @@
 """How live data is had at this moment, when to poll, and which markets are worth a subscription of their own.
 
-The rungs, best first: ``streaming``; ``connecting`` or ``reconnecting`` (the socket is expected back at once: whoever
+The modes, best first: ``streaming``; ``connecting`` or ``reconnecting`` (the socket is expected back at once: whoever
 asks is answered by REST, nothing is polled yet); ``polling`` (REST feeds the tables, at a tenth of the quota);
-``rest only`` (polling fails too: tables grow old, whoever asks hears why). Each rung is left upwards by itself, as soon
+``rest only`` (polling fails too: tables grow old, whoever asks hears why). Each mode is left upwards by itself, as soon
 as the socket or a poll brings something. ``idle``: nothing is wanted.
 
-Pure: told the time (monotonic seconds), never asks it. The feed's lock guards it.
+Pure: the time (monotonic seconds) is an argument. The feed's lock guards it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,22 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-__all__ = ["GRACE_S", "POLL_S", "Asked", "FallbackState", "RoundRobin"]
+from backbone.coordinator.live.latest import LatestRows
+from backbone.coordinator.live.recent import live_candles
+from backbone.errors import BackboneError, ClosedError, RejectedError
+from backbone.routing.rest import Reply
+from backbone.routing.wire import (
+    Ask,
+    LiveRecord,
+    candles_ask,
+    orderbooks_ask,
+    tickers_all_ask,
+    tickers_ask,
+    timeframe_of,
+    trades_ask,
+)
+
+__all__ = ["GRACE_S", "POLL_S", "Asked", "FallbackState", "Polls", "RoundRobin", "group_of"]
 
 GRACE_S = 2.0
 """A socket that is back within this was never missed: no poll is worth its request before."""
@@ -22,10 +37,23 @@ POLL_S = 1.05
 """Between two polls of one wire group: a tenth of its ten requests a second."""
 FAILING_S = 5.0
 """Between two polls while they fail."""
+_FEW = 20
+"""Up to so many tickers are polled by name; more by quote currency, which no delisting can break."""
+_BOOKS = 30
+_POLLED_TRADES = 100
+_GROUPS = {"ticker": "ticker", "orderbook": "orderbook", "trade": "crix-trades"}
+
+Pair = tuple[str, str]
+"""Kind and market."""
+
+
+def group_of(kind: str) -> str:
+    """The wire group in which a kind is polled."""
+    return _GROUPS.get(kind, "candles")
 
 
 class FallbackState:
-    """The rung. Told what the socket and the polls do."""
+    """The mode. VerbatimRows what the socket and the polls do."""
 
     def __init__(self) -> None:
         self.end()
@@ -48,7 +76,7 @@ class FallbackState:
         self._is_streaming = self._was_streaming = True
 
     def lost(self, now: float) -> None:
-        """The socket brings nothing. Told as often as one likes."""
+        """The socket brings nothing. VerbatimRows as often as one likes."""
         self._is_streaming = False
         if self._lost_s is None:
             self._lost_s = now
@@ -65,8 +93,8 @@ class FallbackState:
         """Seconds without the socket; 0 while it streams or nothing is wanted."""
         return 0.0 if self._lost_s is None else now - self._lost_s
 
-    def rung(self, now: float) -> str:
-        """The name of the rung."""
+    def mode(self, now: float) -> str:
+        """The name of the mode."""
         if self._is_streaming:
             return "streaming"
         if self._lost_s is None:
@@ -109,6 +137,82 @@ class RoundRobin:
         return taken
 
 
+class Polls:
+    """What is polled while the socket is down, one request a wire group at a time, and how the venue wants it asked."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last_error: BackboneError | None = None
+        self._turns: dict[str, RoundRobin] = {}
+        self._by_name = True  # tickers are polled by name while that works
+        self._book_chunk = _BOOKS
+
+    def due(self, groups: Iterable[str], pace_s: float, now: float) -> tuple[list[str], float | None]:
+        """Which of `groups` to poll now, and when to check again."""
+        due, wake = [], None
+        for group in groups:
+            turn = self._turns.setdefault(group, RoundRobin())
+            if not turn.is_asking and turn.due_s <= now:
+                turn.is_asking, turn.due_s = True, now + pace_s
+                due.append(group)
+            wake = turn.due_s if wake is None else min(wake, turn.due_s)
+        return sorted(due), wake
+
+    def take(self, group: str, subjects: list[Pair]) -> list[Pair]:
+        """The subjects of the next poll of `group`; none ends the turn."""
+        turn = self._turns[group]
+        turn.is_asking = bool(subjects)
+        return turn.take(subjects, {"ticker": 1 << 30, "orderbook": self._book_chunk}.get(group, 1))
+
+    def ask_of(self, asked: list[Pair]) -> Ask:
+        """The question for subjects of one kind."""
+        kind, markets = asked[0][0], [market for _, market in asked]
+        if kind == "ticker":
+            if self._by_name and len(markets) <= _FEW:
+                return tickers_ask(markets)
+            return tickers_all_ask(dict.fromkeys(market.partition("-")[0] for market in markets))
+        if kind == "orderbook":
+            return orderbooks_ask(markets)
+        if kind == "trade":
+            return trades_ask(markets[0], _POLLED_TRADES)
+        timeframe = timeframe_of(kind)
+        assert timeframe is not None
+        return candles_ask(markets[0], timeframe, None, 3)
+
+    def news_in(self, asked: list[Pair], reply: Reply, latest: LatestRows) -> list[LiveRecord]:
+        """The records of a poll, oldest first, without those that were not asked for or are known."""
+        kind, market = asked[0]
+        timeframe = timeframe_of(kind)
+        if timeframe is not None:
+            return [*live_candles(market, timeframe, reply.value.table, reply.value.stamps_us)]
+        if kind == "trade":
+            held = latest.slot(kind, market).held
+            known = (held.row.time_us, held.row.sequential_id) if held is not None else (-1, -1)
+            trades = sorted(reply.value, key=lambda trade: (trade.time_us, trade.sequential_id))
+            news = [trade for trade in trades if (trade.time_us, trade.sequential_id) > known]
+            return news or trades[-1:]
+        markets = {market for _, market in asked}
+        return [row for row in reply.value if row.market in markets]
+
+    def ended(self, group: str, outcome: Reply | BackboneError, fallback: FallbackState, now: float) -> None:
+        """A poll brought a reply or an error: when the next is due, and whether to ask otherwise."""
+        turn = self._turns[group]
+        turn.is_asking = False
+        self.count += 1
+        if not isinstance(outcome, BackboneError):
+            self.last_error = None
+            fallback.polled(well=True)
+            turn.due_s = min(turn.due_s, now + fallback.pace_s)
+            return
+        self.last_error = outcome
+        if isinstance(outcome, RejectedError) and outcome.status == 404 and group in ("ticker", "orderbook"):
+            self._by_name = self._by_name and group != "ticker"
+            self._book_chunk = 1 if group == "orderbook" else self._book_chunk
+        elif not isinstance(outcome, ClosedError):
+            fallback.polled(well=False)
+            turn.due_s = now + fallback.pace_s
+
+
 @dataclass
 class Asked:
     """Which (kind, market) are asked for again and again, and so are worth a subscription.
@@ -148,7 +252,7 @@ class Asked:
         return earned
 
     def expire(self, now: float) -> list[tuple[str, str]]:
-        """Subscriptions that nobody asked for any more; they are given up."""
+        """Subscriptions without a recent request; they are given up."""
         gone = [pair for pair, last in self._adopted.items() if now - last >= self.idle_s]
         for pair in gone:
             del self._adopted[pair]

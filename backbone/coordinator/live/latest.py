@@ -40,10 +40,10 @@ class Held(msgspec.Struct, Generic[R], frozen=True, gc=False):
 
 
 class Slot:
-    """The newest row of one kind and market. Read `held` at will; the rest belongs to the board.
+    """The newest row of one kind and market. Read `held` at will; the rest belongs to the latest rows.
 
-    ``count`` counts every record that came for it. ``stream_s`` is when the stream last told it, as far as that still
-    counts; ``wants`` how many subscriptions want it told.
+    ``count`` counts every record that came for it. ``stream_s`` is when the stream last sent it on this connection;
+    ``wants`` how many subscriptions want it.
     """
 
     __slots__ = ("count", "followers", "held", "history", "kind", "market", "stream_s", "wants")
@@ -63,36 +63,36 @@ class Slot:
 
 
 class ConflatedChanges:
-    """Which cells changed since they were last taken: the latest value of each, however slow the taker.
+    """Which slots changed since they were last taken: the latest value of each, however slow the taker.
 
     ``arrived`` counts records, ``missed`` those that were replaced before they were taken.
     """
 
-    def __init__(self, board: LatestRows, cells: Sequence[Slot]) -> None:
-        self._board = board
-        self._cells = cells
-        self._condition = threading.Condition(board.lock)
+    def __init__(self, latest: LatestRows, slots: Sequence[Slot]) -> None:
+        self._latest = latest
+        self._slots = slots
+        self._condition = threading.Condition(latest.lock)
         self._changed: dict[Slot, None] = {}
-        self._goal = 0  # `arrived` at which the sleeper is woken; 0: nobody sleeps
+        self._goal = 0  # `arrived` at which the sleeper is woken; 0: no one sleeps
         self._is_ended = False
         self.arrived = 0
         self.missed = 0
 
-    def note_locked(self, cell: Slot, record: LiveRecord) -> None:
+    def note_locked(self, slot: Slot, record: LiveRecord) -> None:
         self.arrived += 1
-        if cell in self._changed:
+        if slot in self._changed:
             self.missed += 1
         else:
-            self._changed[cell] = None
+            self._changed[slot] = None
         if 0 < self._goal <= self.arrived:
             self._condition.notify()
 
     def take(self, timeout_s: float | None) -> list[Held[Any]] | None:
-        """Wait for a change; the newest row of each changed cell, none when the time ran out, None at the end."""
-        clock, deadline = self._board.clock, None
+        """Wait for a change; the newest row of each changed slot, none when the time ran out, None at the end."""
+        clock, deadline = self._latest.clock, None
         if timeout_s is not None:
             deadline = clock.monotonic() + timeout_s
-        with self._board.lock:
+        with self._latest.lock:
             while not self._changed and not self._is_ended:
                 left_s = None if deadline is None else deadline - clock.monotonic()
                 if left_s is not None and left_s <= 0:
@@ -100,15 +100,15 @@ class ConflatedChanges:
                 self._sleep_locked(self.arrived + 1, left_s)
             if not self._changed:
                 return None
-            cells, self._changed = self._changed, {}
-            return [cell.held for cell in cells if cell.held is not None]
+            slots, self._changed = self._changed, {}
+            return [slot.held for slot in slots if slot.held is not None]
 
     def wait_for(self, count: int, timeout_s: float) -> bool:
         """Wait until `count` more records came since this was made; False when the time ran out, or at the end."""
-        deadline = self._board.clock.monotonic() + timeout_s
-        with self._board.lock:
+        deadline = self._latest.clock.monotonic() + timeout_s
+        with self._latest.lock:
             while self.arrived < count and not self._is_ended:
-                left_s = deadline - self._board.clock.monotonic()
+                left_s = deadline - self._latest.clock.monotonic()
                 if left_s <= 0:
                     return False
                 self._sleep_locked(count, left_s)
@@ -117,30 +117,33 @@ class ConflatedChanges:
     def _sleep_locked(self, goal: int, left_s: float | None) -> None:
         self._goal = goal
         try:
-            self._board.clock.wait(self._condition, left_s)
+            self._latest.clock.wait(self._condition, left_s)
         finally:
             self._goal = 0
 
     def end(self) -> None:
         """Nothing more is noted; whoever waits goes on."""
-        self._board.unfollow(self, self._cells)
-        with self._board.lock:
+        self._latest.unfollow(self, self._slots)
+        with self._latest.lock:
             self._is_ended = True
             self._condition.notify_all()
 
 
 class RecordQueue:
-    """The records themselves, in order, in a bounded queue: the oldest are dropped when nobody takes them."""
+    """The records themselves, in order, in a bounded queue: the oldest are dropped when they are not taken.
 
-    def __init__(self, board: LatestRows, cells: Sequence[Slot], size: int) -> None:
-        self._board = board
-        self._cells = cells
-        self._condition = threading.Condition(board.lock)
+    No `queue.Queue`: a full one refuses the newest record, and cannot be ended.
+    """
+
+    def __init__(self, latest: LatestRows, slots: Sequence[Slot], size: int) -> None:
+        self._latest = latest
+        self._slots = slots
+        self._condition = threading.Condition(latest.lock)
         self._records: deque[LiveRecord] = deque(maxlen=size)
         self._is_ended = False
         self.dropped = 0
 
-    def note_locked(self, cell: Slot, record: LiveRecord) -> None:
+    def note_locked(self, slot: Slot, record: LiveRecord) -> None:
         if len(self._records) == self._records.maxlen:
             self.dropped += 1
         self._records.append(record)
@@ -148,9 +151,9 @@ class RecordQueue:
 
     def get(self, timeout_s: float | None = None) -> LiveRecord | None:
         """The oldest record in the queue, waiting for one; None when the time ran out or the end was reached."""
-        clock = self._board.clock
+        clock = self._latest.clock
         deadline = None if timeout_s is None else clock.monotonic() + timeout_s
-        with self._board.lock:
+        with self._latest.lock:
             while not self._records and not self._is_ended:
                 left_s = None if deadline is None else deadline - clock.monotonic()
                 if left_s is not None and left_s <= 0:
@@ -168,8 +171,8 @@ class RecordQueue:
 
     def end(self) -> None:
         """Nothing more is queued; whoever waits goes on. What is queued can still be taken."""
-        self._board.unfollow(self, self._cells)
-        with self._board.lock:
+        self._latest.unfollow(self, self._slots)
+        with self._latest.lock:
             self._is_ended = True
             self._condition.notify_all()
 
@@ -180,166 +183,166 @@ def grouped(level: float) -> str:
 
 
 class LatestRows:
-    """All cells. Safe to share between threads."""
+    """All slots. Safe to share between threads."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self._cells: dict[str, dict[str, Slot]] = {kind: {} for kind in KINDS}
+        self._slots: dict[str, dict[str, Slot]] = {kind: {} for kind in KINDS}
         self._by_type: dict[type, dict[str, Slot]] = {
-            Ticker: self._cells["ticker"],
-            Trade: self._cells["trade"],
-            OrderBook: self._cells["orderbook"],
+            Ticker: self._slots["ticker"],
+            Trade: self._slots["trade"],
+            OrderBook: self._slots["orderbook"],
         }
         self._begin()
         renew_after_fork(self, LatestRows._begin)
 
     def _begin(self) -> None:
-        """In a forked child nobody follows: the threads that did are the parent's."""
+        """A forked child has no followers: the threads that did are the parent's."""
         self.lock = threading.Lock()
-        for cells in self._cells.values():
-            for cell in cells.values():
-                cell.followers, cell.stream_s = (), NEVER
+        for slots in self._slots.values():
+            for slot in slots.values():
+                slot.followers, slot.stream_s = (), NEVER
 
     def __repr__(self) -> str:
-        rows = sum(cell.held is not None for cells in self._cells.values() for cell in list(cells.values()))
+        rows = sum(slot.held is not None for slots in self._slots.values() for slot in list(slots.values()))
         return f"<LatestRows {rows} rows>"
 
     # -- rows in -------------------------------------------------------------------------------------------------
 
     def take(self, record: LiveRecord, received_s: float, is_snapshot: bool = False) -> None:
         """A record from the stream. On one connection the last one received is the truth."""
-        cells = self._by_type.get(type(record))
-        if cells is None:
-            cells = self._cells[kind_of(record)]
+        slots = self._by_type.get(type(record))
+        if slots is None:
+            slots = self._slots[kind_of(record)]
         with self.lock:
-            cell = cells.get(record.market)
-            if cell is None:
-                cell = self._cell_locked(kind_of(record), record.market)
-            cell.stream_s = received_s
-            held = cell.held
+            slot = slots.get(record.market)
+            if slot is None:
+                slot = self._slot_locked(kind_of(record), record.market)
+            slot.stream_s = received_s
+            held = slot.held
             is_repeated = is_snapshot and held is not None and held.row == record
             if held is None or _replaces(record, held):
-                cell.held = Held(record, "stream", received_s)
-            if cell.history is not None:
-                cell.history.note(record, is_snapshot, "stream")
-            cell.count += 1
+                slot.held = Held(record, "stream", received_s)
+            if slot.history is not None:
+                slot.history.note(record, is_snapshot, "stream")
+            slot.count += 1
             if not is_repeated:
-                for follower in cell.followers:
-                    follower.note_locked(cell, record)
+                for follower in slot.followers:
+                    follower.note_locked(slot, record)
 
     def offer(self, kind: str, records: Sequence[LiveRecord], received_s: float) -> None:
-        """Records from REST, of one kind; each is taken unless the cell has a newer one."""
+        """Records from REST, of one kind; each is taken unless the slot has a newer one."""
         with self.lock:
             for record in records:
-                cell = self._cells.setdefault(kind, {}).get(record.market) or self._cell_locked(kind, record.market)
-                held = cell.held
+                slot = self._slots.setdefault(kind, {}).get(record.market) or self._slot_locked(kind, record.market)
+                held = slot.held
                 if held is not None and _is_newer(held.row, record):
                     continue
                 is_news = held is None or held.row != record
                 if is_news or held is None or held.source != "stream":
-                    cell.held = Held(record, "rest", received_s)
+                    slot.held = Held(record, "rest", received_s)
                 if is_news:
-                    cell.count += 1
-                if cell.history is not None:
-                    cell.history.note(record, True, "rest")
+                    slot.count += 1
+                if slot.history is not None:
+                    slot.history.note(record, True, "rest")
                 if is_news:
-                    for follower in cell.followers:
-                        follower.note_locked(cell, record)
+                    for follower in slot.followers:
+                        follower.note_locked(slot, record)
 
-    def confirm(self, cell: Slot, candle: LiveCandle) -> None:
-        """REST's word on a closed candle, if it is still the one that is shown: an update that nothing takes back."""
+    def confirm(self, slot: Slot, candle: LiveCandle) -> None:
+        """the REST row on a closed candle, if it is still the one that is shown: an update that nothing takes back."""
         with self.lock:
-            if cell.held is None or cell.held.row.time_us != candle.time_us or cell.held.source == "rest":
+            if slot.held is None or slot.held.row.time_us != candle.time_us or slot.held.source == "rest":
                 return
-            cell.held = Held(candle, "rest", self.clock.monotonic())
-            cell.count += 1
-            for follower in cell.followers:
-                follower.note_locked(cell, candle)
+            slot.held = Held(candle, "rest", self.clock.monotonic())
+            slot.count += 1
+            for follower in slot.followers:
+                follower.note_locked(slot, candle)
 
-    # -- cells ---------------------------------------------------------------------------------------------------
+    # -- slots ---------------------------------------------------------------------------------------------------
 
-    def cell(self, kind: str, market: str) -> Slot:
-        """The cell of a kind and market, made on first use."""
+    def slot(self, kind: str, market: str) -> Slot:
+        """The slot of a kind and market, made on first use."""
         with self.lock:
-            return self._cell_locked(kind, market)
+            return self._slot_locked(kind, market)
 
-    def _cell_locked(self, kind: str, market: str) -> Slot:
-        cells = self._cells.setdefault(kind, {})
-        cell = cells.get(market)
-        if cell is None:
-            cell = cells[market] = Slot(kind, market)
-        return cell
+    def _slot_locked(self, kind: str, market: str) -> Slot:
+        slots = self._slots.setdefault(kind, {})
+        slot = slots.get(market)
+        if slot is None:
+            slot = slots[market] = Slot(kind, market)
+        return slot
 
     def known(self, kind: str, markets: Iterable[str]) -> dict[str, Slot]:
-        """The cells of `markets` that hold a row; makes none."""
-        cells = self._cells.get(kind, {})
-        return {m: cell for m in markets if (cell := cells.get(m)) is not None and cell.held is not None}
+        """The slots of `markets` that hold a row; makes none."""
+        slots = self._slots.get(kind, {})
+        return {m: slot for m in markets if (slot := slots.get(m)) is not None and slot.held is not None}
 
     def wanted(self, kind: str) -> frozenset[str]:
-        """The markets of which somebody wants `kind` told."""
+        """The markets whose `kind` is subscribed to."""
         with self.lock:
-            return frozenset(market for market, cell in self._cells.get(kind, {}).items() if cell.wants)
+            return frozenset(market for market, slot in self._slots.get(kind, {}).items() if slot.wants)
 
-    def snapshot(self, cells: Sequence[Slot]) -> list[Held[Any]]:
-        """The rows of `cells` at one instant; a cell that was never told has none."""
+    def snapshot(self, slots: Sequence[Slot]) -> list[Held[Any]]:
+        """The rows of `slots` at one instant; a slot without a record has none."""
         with self.lock:
-            return [cell.held for cell in cells if cell.held is not None]
+            return [slot.held for slot in slots if slot.held is not None]
 
-    def want(self, cells: Sequence[Slot]) -> None:
-        """One more subscription wants `cells`; what the stream said before it was wanted counts no more."""
+    def want(self, slots: Sequence[Slot]) -> None:
+        """One more subscription wants `slots`; what the stream said before it was wanted counts no more."""
         with self.lock:
-            for cell in cells:
-                if not cell.wants:
-                    cell.stream_s = NEVER
-                    cell.history = history_of(cell.kind)
-                cell.wants += 1
+            for slot in slots:
+                if not slot.wants:
+                    slot.stream_s = NEVER
+                    slot.history = history_of(slot.kind)
+                slot.wants += 1
 
-    def unwant(self, cells: Sequence[Slot]) -> None:
-        """One subscription less; a history that nobody wants any more is dropped."""
+    def unwant(self, slots: Sequence[Slot]) -> None:
+        """One subscription less; a history without subscriptions is dropped."""
         with self.lock:
-            for cell in cells:
-                cell.wants -= 1
-                if not cell.wants:
-                    cell.stream_s = NEVER
-                    cell.history = None
+            for slot in slots:
+                slot.wants -= 1
+                if not slot.wants:
+                    slot.stream_s = NEVER
+                    slot.history = None
 
-    def torn(self) -> None:
-        """The stream may have missed something: its word counts again once it has spoken."""
+    def disconnected(self) -> None:
+        """The stream may have missed something: a slot counts as covered again from its next frame on."""
         with self.lock:
-            for cells in self._cells.values():
-                for cell in cells.values():
-                    cell.stream_s = NEVER
-                    if cell.history is not None:
-                        cell.history.lost()
+            for slots in self._slots.values():
+                for slot in slots.values():
+                    slot.stream_s = NEVER
+                    if slot.history is not None:
+                        slot.history.lost()
 
     # -- followers -----------------------------------------------------------------------------------------------
 
-    def follow(self, cells: Sequence[Slot]) -> ConflatedChanges:
-        """Start to collect changes of `cells`."""
-        changes = ConflatedChanges(self, cells)
-        self._add(changes, cells)
+    def follow(self, slots: Sequence[Slot]) -> ConflatedChanges:
+        """Start to collect changes of `slots`."""
+        changes = ConflatedChanges(self, slots)
+        self._add(changes, slots)
         return changes
 
-    def tap(self, cells: Sequence[Slot], size: int) -> RecordQueue:
-        """Start to queue the records of `cells`, the newest `size`."""
-        tap = RecordQueue(self, cells, size)
-        self._add(tap, cells)
-        return tap
+    def queue(self, slots: Sequence[Slot], size: int) -> RecordQueue:
+        """Start to queue the records of `slots`, the newest `size`."""
+        records = RecordQueue(self, slots, size)
+        self._add(records, slots)
+        return records
 
-    def _add(self, follower: ConflatedChanges | RecordQueue, cells: Sequence[Slot]) -> None:
+    def _add(self, follower: ConflatedChanges | RecordQueue, slots: Sequence[Slot]) -> None:
         with self.lock:
-            for cell in cells:
-                cell.followers += (follower,)
+            for slot in slots:
+                slot.followers += (follower,)
 
-    def unfollow(self, follower: ConflatedChanges | RecordQueue, cells: Sequence[Slot]) -> None:
+    def unfollow(self, follower: ConflatedChanges | RecordQueue, slots: Sequence[Slot]) -> None:
         with self.lock:
-            for cell in cells:
-                cell.followers = tuple(each for each in cell.followers if each is not follower)
+            for slot in slots:
+                slot.followers = tuple(each for each in slot.followers if each is not follower)
 
 
 def _replaces(record: Any, held: Held[Any]) -> bool:
     """Whether a record of the stream takes the place of `held`."""
-    if held.source == "stream":  # the order of arrival is the truth, but a candle may be told of late
+    if held.source == "stream":  # the order of arrival is the truth, but a candle may come late
         return type(record) is not LiveCandle or bool(held.row.time_us <= record.time_us)
     return not _is_newer(held.row, record)
 

@@ -1,9 +1,9 @@
 """Tickers, order books and trades: what is asked, how it is split, and what memory answers.
 
 Tickers and books split by market (as many as the venue takes in one call), trades by count and cursor (`trades`). The
-newest row of each market is the board's, whatever channel brought it. It answers while it is known to be young enough:
-a row that the stream vouches for is as old as the last sign of life on its connection, any other as old as its arrival
-(`Word`). The one lock guards what is remembered of instruments and quote currencies; requests happen outside it.
+newest row of each market is in `LatestRows`, whatever channel brought it. It answers while it is known to be young
+enough: a row that the stream covers is as old as the last sign of life on its connection, any other as old as its
+arrival (`Live`). One lock guards the instruments and quote currencies that are remembered; requests happen outside it.
 """
 
 from __future__ import annotations
@@ -32,41 +32,25 @@ from backbone.routing.wire import (
     tickers_ask,
 )
 
-__all__ = ["Answer", "Realtime", "Told", "Word"]
+__all__ = ["Answer", "Live", "Realtime", "VerbatimRows"]
 
 R = TypeVar("R", Ticker, OrderBook)
 
 _DEFAULT_AGE_S = {"ticker": 0.5}  # how old a row of REST's may be where the caller does not say
 _BOOK_AGE_S = 0.1
-_HEARD_S = 1.0  # the same for the stream's word: it told all that happened until then, a REST answer does no more
-_HEARD_CRITICAL_S = 0.25
+_COVERED_S = 1.0  # the same for a streamed row: it covers all that happened until then, a REST answer does no more
+_COVERED_CRITICAL_S = 0.25
 _MARKETS_A_CALL = 900  # the venue answered all its 855 markets in one call
 _MEMBERS_S = 600.0  # how long a whole answer for a quote currency is believed to name all its markets
 
 
-class Word(Protocol):
-    """What the stream vouches for."""
+class Live(Protocol):
+    """What the stream covers."""
 
-    def heard_s(self) -> float: ...
-    def known_at(self, cell: Slot, heard_s: float) -> tuple[float, bool]: ...
+    def last_received_s(self) -> float: ...
+    def known_at(self, slot: Slot, last_received_s: float) -> tuple[float, bool]: ...
     def trades(self, market: str, count: int, oldest_s: float) -> list[Trade] | None: ...
     def asked(self, kind: str, markets: Iterable[str]) -> None: ...
-
-
-class _NoWord:
-    """Where nothing is live."""
-
-    def heard_s(self) -> float:
-        return float("-inf")
-
-    def known_at(self, cell: Slot, heard_s: float) -> tuple[float, bool]:
-        return (float("-inf") if cell.held is None else cell.held.received_s), False
-
-    def trades(self, market: str, count: int, oldest_s: float) -> list[Trade] | None:
-        return None
-
-    def asked(self, kind: str, markets: Iterable[str]) -> None:
-        """Nobody counts."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +65,8 @@ class Answer(Generic[R]):
 
 
 @dataclass(frozen=True)
-class Told:
-    """Rows as the venue spelled them, with its words on the rate (None: silent)."""
+class VerbatimRows:
+    """Rows as the venue spelled them, with the rate it reported (None: not at all)."""
 
     rows: list[dict[str, Any]]
     group: str | None
@@ -91,7 +75,7 @@ class Told:
 
 @dataclass(frozen=True)
 class _Verbatim(Ask):
-    """A question whose answer is wanted in the venue's own words; in flight it is not shared with the parsed one."""
+    """A question whose answer is wanted in the venue's own spelling; in flight it is not shared with the parsed one."""
 
 
 def _verbatim(ask: Ask) -> _Verbatim:
@@ -114,18 +98,18 @@ class Realtime:
         clock: Clock,
         metrics: Metrics,
         listed: Callable[[Priority], Collection[str]],
-        board: LatestRows | None = None,
-        word: Word | None = None,
+        latest: LatestRows,
+        live: Live,
     ) -> None:
         self._request = request
         self._listed = listed
         self._clock = clock
         self._metrics = metrics
         self._lock = threading.Lock()
-        self._board = board or LatestRows(clock)
-        self._word: Word = word or _NoWord()
+        self._latest = latest
+        self._live = live
         self._instruments: dict[str, Instrument] = {}
-        self._members: dict[tuple[str, ...], tuple[float, tuple[str, ...]]] = {}  # quotes: when told, its markets
+        self._members: dict[tuple[str, ...], tuple[float, tuple[str, ...]]] = {}  # quotes: when received, its markets
 
     # -- tickers -------------------------------------------------------------------------------------------------
 
@@ -138,7 +122,7 @@ class Realtime:
     ) -> Answer[Ticker]:
         """The tickers of whole quote currencies, in one call; `markets` are those that may answer from memory.
 
-        Once the venue has told a quote currency whole, its members are those it told.
+        Once the venue has reported a quote currency whole, its members are those it reported.
         """
         key = tuple(quotes)
         members = self._members_of(key) or tuple(markets)
@@ -155,8 +139,8 @@ class Realtime:
 
     def _members_of(self, quotes: tuple[str, ...]) -> tuple[str, ...]:
         with self._lock:
-            told_s, members = self._members.get(quotes, (0.0, ()))
-        return members if self._clock.monotonic() - told_s < _MEMBERS_S else ()
+            at_s, members = self._members.get(quotes, (0.0, ()))
+        return members if self._clock.monotonic() - at_s < _MEMBERS_S else ()
 
     # -- books ---------------------------------------------------------------------------------------------------
 
@@ -179,41 +163,41 @@ class Realtime:
         return found
 
     def note_instruments(self, found: dict[str, Instrument]) -> None:
-        """Remember what was heard of some markets."""
+        """Remember what was received of some markets."""
         with self._lock:
             self._instruments.update(found)
 
     def known_instrument(self, market: str) -> Instrument | None:
-        """What was last heard of `market`; asks nothing."""
+        """What was last received of `market`; makes no request."""
         with self._lock:
             return self._instruments.get(market)
 
     def known_tick(self, market: str) -> float | None:
-        """The tick size last heard of `market`; asks nothing."""
+        """The tick size last received of `market`; makes no request."""
         known = self.known_instrument(market)
         return known.tick_size if known is not None else None
 
-    # -- in the venue's own words --------------------------------------------------------------------------------
+    # -- in the venue's own spelling --------------------------------------------------------------------------------
 
-    def ticker_rows(self, markets: Sequence[str], priority: Priority) -> Told:
+    def ticker_rows(self, markets: Sequence[str], priority: Priority) -> VerbatimRows:
         """The venue's ticker rows of `markets`, with every field it sends; never from memory."""
-        return self._told([tickers_ask(part) for part in _chunks(list(markets), _MARKETS_A_CALL)], priority)
+        return self._verbatim_rows([tickers_ask(part) for part in _chunks(list(markets), _MARKETS_A_CALL)], priority)
 
-    def book_rows(self, markets: Sequence[str], priority: Priority) -> Told:
+    def book_rows(self, markets: Sequence[str], priority: Priority) -> VerbatimRows:
         """The venue's order books of `markets`, ungrouped; never from memory."""
         parts = _chunks(list(markets), _MARKETS_A_CALL)
-        return self._told([orderbooks_ask(part, 0.0, 30) for part in parts], priority)
+        return self._verbatim_rows([orderbooks_ask(part, 0.0, 30) for part in parts], priority)
 
-    def market_rows(self, priority: Priority) -> Told:
+    def market_rows(self, priority: Priority) -> VerbatimRows:
         """The venue's market list with its details; never from memory."""
-        return self._told([markets_ask()], priority)
+        return self._verbatim_rows([markets_ask()], priority)
 
-    def _told(self, asks: Sequence[Ask], priority: Priority) -> Told:
+    def _verbatim_rows(self, asks: Sequence[Ask], priority: Priority) -> VerbatimRows:
         rows: list[dict[str, Any]] = []
         for ask in asks:
             reply = self._request(_verbatim(ask), priority)
             rows += reply.value
-        return Told(rows, reply.group, reply.remaining)
+        return VerbatimRows(rows, reply.group, reply.remaining)
 
     # -- what both share -----------------------------------------------------------------------------------------
 
@@ -221,20 +205,20 @@ class Realtime:
         self, kind: str, markets: Sequence[str], priority: Priority, max_age_s: float | None
     ) -> dict[str, Held[Any]]:
         """The rows that may answer, each with the time at which it was last known to be the latest."""
-        rest_s, heard_s = _ages(kind, priority, max_age_s)
-        now, heard = self._clock.monotonic(), self._word.heard_s()
+        rest_s, last_received_s = _ages(kind, priority, max_age_s)
+        now, received = self._clock.monotonic(), self._live.last_received_s()
         found: dict[str, Held[Any]] = {}
-        for market, cell in self._board.known(kind, markets).items():
-            at, is_vouched = self._word.known_at(cell, heard)
-            held = cell.held
-            if held is not None and at > now - (heard_s if is_vouched else rest_s):
-                found[market] = Held(held.row, "stream", at) if is_vouched else held
+        for market, slot in self._latest.known(kind, markets).items():
+            at, is_covered = self._live.known_at(slot, received)
+            held = slot.held
+            if held is not None and at > now - (last_received_s if is_covered else rest_s):
+                found[market] = Held(held.row, "stream", at) if is_covered else held
         if max_age_s != 0:
-            self._word.asked(kind, markets)
+            self._live.asked(kind, markets)
         return found
 
     def _take(self, kind: str, rows: Sequence[Any], received_s: float) -> list[Held[Any]]:
-        self._board.offer(kind, rows, received_s)
+        self._latest.offer(kind, rows, received_s)
         return [Held(row, "rest", received_s) for row in rows]
 
     def _by_market(
@@ -314,10 +298,10 @@ class Realtime:
         """
         if count is not None and start_us is None and end_us is None:
             oldest_s = self._clock.monotonic() - _ages("trade", priority, None)[1]
-            told = self._word.trades(market, count, oldest_s)
-            self._word.asked("trade", [market])
-            if told is not None:
-                return TradesAnswer(tuple(told), 0)
+            tape = self._live.trades(market, count, oldest_s)
+            self._live.asked("trade", [market])
+            if tape is not None:
+                return TradesAnswer(tuple(tape), 0)
         walk = TradeWalk(market, count, start_us, end_us, today_us // DAY_US)
         while not walk.is_done:
             try:
@@ -331,15 +315,15 @@ class Realtime:
 
 
 def _ages(kind: str, priority: Priority, max_age_s: float | None) -> tuple[float, float]:
-    """How old a row may be, in seconds: one that came from REST, and one that the stream vouches for.
+    """How old a row may be, in seconds: one that came from REST, and one that the stream covers.
 
-    Critical calls take what is there at once where the stream was heard this instant, and ask otherwise.
+    Critical calls take what is there at once where the stream was received this instant, and ask otherwise.
     """
     if max_age_s is not None:
         return max_age_s, max_age_s
     if priority is Priority.CRITICAL:
-        return 0.0, _HEARD_CRITICAL_S
-    return _DEFAULT_AGE_S.get(kind, _BOOK_AGE_S), _HEARD_S
+        return 0.0, _COVERED_CRITICAL_S
+    return _DEFAULT_AGE_S.get(kind, _BOOK_AGE_S), _COVERED_S
 
 
 def _chunks(items: list[Any], size: int) -> list[list[Any]]:

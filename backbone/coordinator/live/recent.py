@@ -1,7 +1,7 @@
 """What is remembered of a stream beyond the newest row: trades without a hole, and the states of unconfirmed candles.
 
-A stream has no sequence numbers, so what it told is whole only from one connection's first frame on: a snapshot
-restarts a history unless it repeats what is known, and `lost` tears it. Pure; the board's lock guards each one.
+A stream has no sequence numbers, so what it sent is whole only from one connection's first frame on: a snapshot
+restarts a history unless it repeats what is known, and `lost` tears it. Pure; in `LatestRows` lock guards each one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CANDLES = 600
 
 
 class History(Protocol):
-    """What a cell remembers. `source` is ``"stream"`` or ``"rest"``; only the stream's word has an order."""
+    """What a slot remembers. `source` is ``"stream"`` or ``"rest"``; only the streamed row has an order."""
 
     def note(self, record: Any, is_snapshot: bool, source: str) -> None: ...
 
@@ -56,37 +56,37 @@ class TradeTape:
         self._size = size
         self._trades: deque[Trade] = deque()
         self._numbers: set[int] = set()
-        self._is_torn = True
+        self._is_broken = True
 
     def note(self, record: Trade, is_snapshot: bool, source: str) -> None:
         if source != "stream":
             return
-        if is_snapshot or self._is_torn:  # a snapshot is the venue's last trade
+        if is_snapshot or self._is_broken:  # a snapshot is the venue's last trade
             if self._trades and self._trades[-1].sequential_id == record.sequential_id:
-                self._is_torn = False  # nothing was missed
+                self._is_broken = False  # nothing was missed
                 return
             self._trades.clear()
             self._numbers.clear()
         elif record.sequential_id in self._numbers:
-            return  # happened while the snapshot was made, so that both tell it
-        self._is_torn = False
+            return  # happened while the snapshot was made, so that both bring it
+        self._is_broken = False
         self._trades.append(record)
         self._numbers.add(record.sequential_id)
         if len(self._trades) > self._size:
             self._numbers.discard(self._trades.popleft().sequential_id)
 
     def lost(self) -> None:
-        self._is_torn = True
+        self._is_broken = True
 
     def newest(self, count: int) -> list[Trade] | None:
         """The newest `count` trades, oldest first; None where fewer are known without a hole."""
-        if self._is_torn or len(self._trades) < count:
+        if self._is_broken or len(self._trades) < count:
             return None
         return sorted(self._trades, key=lambda trade: (trade.time_us, trade.sequential_id))[-count:]
 
 
 class CandleTrack:
-    """The last state that the stream told of each candle of one series, until it is confirmed.
+    """The last state that the stream sent of each candle of one series, until it is confirmed.
 
     No frame says "closed", and every frame holds the whole state: a candle's last frame is the truth unless the
     connection was lost while it was forming and brought no frame of it after.
@@ -127,12 +127,12 @@ class CandleTrack:
         for opens in [opens for opens in self._states if opens < time_us and opens != self.newest_us]:
             self._forget(opens)
 
-    def told(self, span: Span) -> dict[int, LiveCandle]:
-        """The final states of the candles that open in `span`, as far as the stream told them to their end."""
+    def finals(self, span: Span) -> dict[int, LiveCandle]:
+        """The final states of the candles that open in `span`, as far as the stream followed them to their end."""
         return {t: c for t, c in self._states.items() if span.start <= t < span.end and t not in self._cut_us}
 
     def was_whole(self, opens: int) -> bool:
-        """Whether the stream would have told of a candle that opens then."""
+        """Whether the stream would have sent a candle that opens then."""
         return self._since_us is not None and opens >= self._since_us
 
     def since(self, time_us: int) -> list[LiveCandle] | None:

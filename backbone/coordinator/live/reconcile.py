@@ -1,9 +1,9 @@
-"""Closed candles of live markets: asked of REST before they count, compared with what the stream told, gaps mended.
+"""Closed candles of live markets: asked of REST before they count, compared with what the stream sent, gaps filled.
 
 A live series (market and timeframe) has a moving edge: everything before it is confirmed, which means fetched over the
-same queue as any other candle, and stored. When a candle closed on the venue's clock, the stretch from the edge is
-fetched; after an outage that stretch is simply longer, so what was missed is fetched with it. A difference between the
-two channels is an event, never hidden; REST's word is the one that is stored.
+same queue as any other candle, and stored. When a candle closed on the venue's clock, the interval from the edge is
+fetched; after an outage that interval is simply longer, so what was missed is fetched with it. A difference between the
+two channels is an event, never hidden; the REST row is the one that is stored.
 
 `Confirmer._lock` guards the series, the gaps and the events; fetching, reading and comparing happen outside it.
 """
@@ -36,8 +36,8 @@ MANY = 10
 """Series above which confirmations are bulk work: less often, and behind everybody else's requests."""
 _EVERY_US = (10_000_000, 300_000_000)  # least time between two confirmations of a series: few series, many
 _RETRY_S = 5.0
-_LAST_FRAME_US = 1_500_000  # a candle's last frame may come this long after its end: changes are told once a second
-_SIGN_US = 12_000_000  # how long a sign of life is waited for, so that the stream's word on a candle is its last
+_LAST_FRAME_US = 1_500_000  # a candle's last frame may come this long after its end: changes are sent once a second
+_SIGN_US = 12_000_000  # how long a sign of life is waited for, so that the streamed row on a candle is its last
 _AT_ONCE = 20
 _EVENTS = 1000
 
@@ -48,9 +48,9 @@ log = logging.getLogger("backbone.live")
 class LiveEvent:
     """Something about the feed that a reader should know.
 
-    kind : ``"gap"`` (nothing was heard in `span`; `filled` once its candles are stored), ``"difference"`` (stream and
-    REST disagree on a closed candle: `told`, `confirmed`, one of them None where a channel has no such candle),
-    ``"silent"`` (subscribed, but the venue tells nothing), ``"failed"`` (a confirmation could not be had or stored; it
+    kind : ``"gap"`` (nothing was received in `span`; `filled` once its candles are stored), ``"difference"`` (stream
+    and REST disagree on a closed candle: `streamed`, `confirmed`, one of them None where a channel has no such candle),
+    ``"silent"`` (subscribed, but the venue sends nothing), ``"failed"`` (a confirmation could not be had or stored; it
     is tried again).
     """
 
@@ -61,7 +61,7 @@ class LiveEvent:
     span: Span | None = None
     filled: bool = False
     detail: str = ""
-    told: LiveCandle | None = None
+    streamed: LiveCandle | None = None
     confirmed: LiveCandle | None = None
     number: int = 0
 
@@ -96,23 +96,23 @@ class Confirmer:
 
     def __init__(
         self,
-        board: LatestRows,
+        latest: LatestRows,
         candles: CandleFetcher,
         holds: Callable[[str, Timeframe], bool],
         venue: VenueClock,
         clock: Clock,
         grace_us: int,
         wake: Callable[[], None],
-        heard: Callable[[], float],
+        received: Callable[[], float],
     ) -> None:
-        self._board = board
+        self._latest = latest
         self._candles = candles
         self._holds = holds
         self._venue = venue
         self._clock = clock
         self._grace_us = grace_us
         self._wake = wake
-        self._heard = heard  # when anything was last heard on the stream, monotonic seconds
+        self._last_sign = received  # when anything was last received on the stream, monotonic seconds
         self._lock = threading.Lock()
         self._series: dict[tuple[str, str], _Series] = {}
         self._gaps: list[_Gap] = []
@@ -146,22 +146,22 @@ class Confirmer:
 
     # -- what is live --------------------------------------------------------------------------------------------
 
-    def track(self, cells: Iterable[Slot], timeframe: Timeframe) -> None:
-        """Confirm the candles of `cells` from the one that is forming now on."""
+    def track(self, slots: Iterable[Slot], timeframe: Timeframe) -> None:
+        """Confirm the candles of `slots` from the one that is forming now on."""
         edge = timeframe.floor(self._venue.now_us())
         with self._lock:
-            for cell in cells:
-                key = (cell.market, timeframe.name)
+            for slot in slots:
+                key = (slot.market, timeframe.name)
                 series = self._series.get(key)
                 if series is None:
-                    series = self._series[key] = _Series(cell.market, timeframe, edge)
+                    series = self._series[key] = _Series(slot.market, timeframe, edge)
                 series.wants += 1
 
-    def untrack(self, cells: Iterable[Slot], timeframe: Timeframe) -> None:
+    def untrack(self, slots: Iterable[Slot], timeframe: Timeframe) -> None:
         """One reader less; what a gap still needs is fetched nevertheless."""
         with self._lock:
-            for cell in cells:
-                series = self._series.get((cell.market, timeframe.name))
+            for slot in slots:
+                series = self._series.get((slot.market, timeframe.name))
                 if series is not None:
                     series.wants -= 1
                     self._drop_idle_locked(series)
@@ -171,7 +171,7 @@ class Confirmer:
             self._series.pop(series.key, None)
 
     def missed(self, span: Span, markets: Iterable[str]) -> None:
-        """Nothing was heard in `span` while `markets` were live. Quick: the work is `run`'s."""
+        """Nothing was received in `span` while `markets` were live. Quick: the work is `run`'s."""
         with self._lock:
             number = self._record_locked(LiveEvent("gap", self._venue.now_us(), span=span))
             self._new_gaps.append((number, span, tuple(markets)))
@@ -182,9 +182,9 @@ class Confirmer:
     def run(self, now: float) -> float | None:
         """Start what is due; says when to call again (monotonic seconds), None where nothing is to be done."""
         self._open_gaps()
-        heard_us = self._heard_us()
+        received_us = self._received_until_us()
         with self._lock:
-            due, wake = self._due_locked(now, heard_us)
+            due, wake = self._due_locked(now, received_us)
             is_bulk = len(self._series) > MANY
             for series, _ in due:
                 series.is_asking = True
@@ -225,11 +225,11 @@ class Confirmer:
                 if event.number == gap.number:
                     self._events[i] = replace(event, filled=True)
 
-    def _heard_us(self) -> float:
-        """Up to when, on the venue's clock, the stream has told everything."""
-        return self._venue.now_us() - (self._clock.monotonic() - self._heard()) * 1e6
+    def _received_until_us(self) -> float:
+        """Up to when, on the venue's clock, the stream has sent everything."""
+        return self._venue.now_us() - (self._clock.monotonic() - self._last_sign()) * 1e6
 
-    def _due_locked(self, now: float, heard_us: float) -> tuple[list[tuple[_Series, Span]], float | None]:
+    def _due_locked(self, now: float, received_us: float) -> tuple[list[tuple[_Series, Span]], float | None]:
         venue_now = self._venue.now_us()
         every = _EVERY_US[len(self._series) > MANY]
         asking = sum(series.is_asking for series in self._series.values())
@@ -245,7 +245,7 @@ class Confirmer:
                 next_us = max(next_us, step.ceil(series.edge_us + every))
             at = max(series.retry_s, now + (next_us + self._grace_us - venue_now) / 1e6)
             if end >= next_us and at <= now:
-                if not series.is_urgent and heard_us < end + _LAST_FRAME_US and venue_now < next_us + _SIGN_US:
+                if not series.is_urgent and received_us < end + _LAST_FRAME_US and venue_now < next_us + _SIGN_US:
                     at = now + 1.0
                 else:
                     if asking + len(due) < _AT_ONCE:
@@ -304,28 +304,28 @@ class Confirmer:
         self._wake()
 
     def _compare(self, series: _Series, span: Span, table: pa.Table) -> list[LiveEvent]:
-        """The differences between the stream's word and REST's; the table shows REST's."""
-        cell = self._board.cell(parse_kind(f"candle.{series.timeframe}"), series.market)
+        """The differences between the streamed row and REST's; the table shows REST's."""
+        slot = self._latest.slot(parse_kind(f"candle.{series.timeframe}"), series.market)
         ends = (series.timeframe.next(opens) for opens in table.column("time").cast(pa.int64()).to_pylist())
         rows = {candle.time_us: candle for candle in live_candles(series.market, series.timeframe, table, ends)}
-        over_us = self._heard_us() - _LAST_FRAME_US
+        over_us = self._received_until_us() - _LAST_FRAME_US
         is_over = {opens for opens in rows if series.timeframe.next(opens) <= over_us}
-        with self._board.lock:
-            track = cell.history
+        with self._latest.lock:
+            track = slot.history
             if not isinstance(track, CandleTrack):
                 return []
-            told = {
+            streamed = {
                 opens: state
-                for opens, state in track.told(span).items()
+                for opens, state in track.finals(span).items()
                 if series.timeframe.next(opens) <= over_us or opens < track.newest_us
             }
             expected = {opens for opens in is_over if track.was_whole(opens)}
             track.forget_before(span.end)
-        if cell.held is not None and cell.held.row.time_us in rows:
-            self._board.confirm(cell, rows[cell.held.row.time_us])
+        if slot.held is not None and slot.held.row.time_us in rows:
+            self._latest.confirm(slot, rows[slot.held.row.time_us])
         found = []
-        for opens in sorted(told.keys() | expected):
-            ours, theirs = told.get(opens), rows.get(opens)
+        for opens in sorted(streamed.keys() | expected):
+            ours, theirs = streamed.get(opens), rows.get(opens)
             if ours is None or theirs is None or differing_columns(ours, theirs):
                 found.append(self._difference(series, opens, ours, theirs))
         return found

@@ -2,7 +2,7 @@
 
 Pages go by cursor, never by time, so that trades which share a second or a millisecond are neither lost nor doubled.
 The venue counts days back from its own today, which can turn while pages are under way: a reply that shows a later day
-than was thought starts the walk over. Pure: the walk is told what arrived and says what to ask next.
+than was thought starts the walk over. Pure: the walk takes what arrived and says what to ask next.
 """
 
 from __future__ import annotations

@@ -428,7 +428,7 @@ def test_market_asked_for_again_and_again_is_subscribed(trader: Backbone, moving
 
 
 def test_live_plug_pulled_and_put_back_needs_no_user_code(trader: Backbone, moving: SimulatorServer) -> None:
-    """The table goes down the ladder and up again by itself, with its subscriptions, and says how long it was deaf."""
+    """The table falls back and recovers by itself, with its subscriptions, and says how long it was without data."""
     with trader.live(MARKETS, ("ticker", "candle.1s")) as table:
         table.wait(3)
         states = {table.state}
@@ -544,8 +544,8 @@ def test_live_crowd_opening_and_stopping_tables_leaves_nothing(trader: Backbone,
         assert failures == []
         eventually(lambda: kept.state == "streaming", 15)
         assert kept.wait(10)
-        board = trader.session.coordinator().board
-        assert all(cell.followers == () for cells in board._cells.values() for cell in cells.values())
-        wanted = {kind for kind, cells in board._cells.items() for cell in cells.values() if cell.wants}
+        latest = trader.session.coordinator().latest
+        assert all(slot.followers == () for slots in latest._slots.values() for slot in slots.values())
+        wanted = {kind for kind, slots in latest._slots.items() for slot in slots.values() if slot.wants}
         assert wanted == {"ticker", "trade"}
     assert socket_threads() == []

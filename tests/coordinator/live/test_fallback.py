@@ -1,4 +1,4 @@
-"""The ladder from the socket down to REST alone and back, turns, and asks that earn a subscription."""
+"""The fallback from the socket down to REST alone and back, turns, and asks that earn a subscription."""
 
 from __future__ import annotations
 
@@ -9,63 +9,63 @@ from backbone.coordinator.live.fallback import FAILING_S, GRACE_S, POLL_S, Asked
 
 
 def test_ladder_goes_down_step_by_step_and_climbs_back_by_itself() -> None:
-    """Every rung is passed in order, and the socket's return leads straight to the top."""
-    ladder = FallbackState()
-    assert ladder.rung(0) == "idle"
-    ladder.begin(100)
-    assert ladder.rung(100) == "connecting"
-    ladder.streaming()
-    assert ladder.rung(101) == "streaming"
-    ladder.lost(200)
-    assert ladder.rung(200 + GRACE_S / 2) == "reconnecting"
-    assert ladder.rung(200 + GRACE_S) == "polling"
-    ladder.polled(well=False)
-    assert ladder.rung(205) == "rest only"
-    ladder.polled(well=True)
-    assert ladder.rung(206) == "polling"
-    ladder.polled(well=False)
-    ladder.streaming()
-    assert ladder.rung(207) == "streaming"
-    ladder.lost(300)
-    assert ladder.rung(300) == "reconnecting"
-    ladder.end()
-    assert ladder.rung(301) == "idle"
+    """Every mode is passed in order, and the socket's return leads straight to the top."""
+    fallback = FallbackState()
+    assert fallback.mode(0) == "idle"
+    fallback.begin(100)
+    assert fallback.mode(100) == "connecting"
+    fallback.streaming()
+    assert fallback.mode(101) == "streaming"
+    fallback.lost(200)
+    assert fallback.mode(200 + GRACE_S / 2) == "reconnecting"
+    assert fallback.mode(200 + GRACE_S) == "polling"
+    fallback.polled(well=False)
+    assert fallback.mode(205) == "rest only"
+    fallback.polled(well=True)
+    assert fallback.mode(206) == "polling"
+    fallback.polled(well=False)
+    fallback.streaming()
+    assert fallback.mode(207) == "streaming"
+    fallback.lost(300)
+    assert fallback.mode(300) == "reconnecting"
+    fallback.end()
+    assert fallback.mode(301) == "idle"
 
 
 def test_ladder_polls_only_while_the_socket_is_away() -> None:
     """Polling begins a moment after the loss, whatever is told of the loss later, and ends with the return."""
-    ladder = FallbackState()
-    assert ladder.poll_from_s() is None
-    ladder.begin(10)
-    ladder.lost(11)
-    ladder.lost(12)
-    assert ladder.poll_from_s() == 10 + GRACE_S
-    assert ladder.lost_for(15) == 5
-    ladder.streaming()
-    assert ladder.poll_from_s() is None
-    assert ladder.lost_for(16) == 0
+    fallback = FallbackState()
+    assert fallback.poll_from_s() is None
+    fallback.begin(10)
+    fallback.lost(11)
+    fallback.lost(12)
+    assert fallback.poll_from_s() == 10 + GRACE_S
+    assert fallback.lost_for(15) == 5
+    fallback.streaming()
+    assert fallback.poll_from_s() is None
+    assert fallback.lost_for(16) == 0
 
 
 def test_ladder_polls_at_most_a_tenth_of_the_quota() -> None:
     """One request a second of ten a second and group, and fewer while they fail."""
-    ladder = FallbackState()
-    assert ladder.pace_s == POLL_S >= 1.0
-    ladder.polled(well=False)
-    assert ladder.pace_s == FAILING_S > POLL_S
+    fallback = FallbackState()
+    assert fallback.pace_s == POLL_S >= 1.0
+    fallback.polled(well=False)
+    assert fallback.pace_s == FAILING_S > POLL_S
 
 
 @given(st.integers(1, 40), st.integers(1, 12))
-def test_rota_gives_everybody_a_turn(markets: int, most: int) -> None:
+def test_round_robin_asks_for_every_market_once(markets: int, most: int) -> None:
     """In a round of turns every market is asked for exactly once, and one turn asks for one kind only."""
     subjects = [(kind, str(n)) for kind in ("a", "b") for n in range(markets)]
-    rota, asked = RoundRobin(), []
+    turns, asked = RoundRobin(), []
     while len(asked) < len(subjects):
-        turn = rota.take(subjects, most)
+        turn = turns.take(subjects, most)
         assert 1 <= len(turn) <= most
         assert len({kind for kind, _ in turn}) == 1
         asked += turn
     assert sorted(asked) == sorted(subjects)
-    assert rota.take([], most) == []
+    assert turns.take([], most) == []
 
 
 def test_asked_often_earns_a_subscription_and_silence_ends_it() -> None:

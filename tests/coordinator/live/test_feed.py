@@ -33,7 +33,7 @@ def streaming(rig: Rig, kind: str = "ticker", *records: object) -> Subscription:
 def test_feed_opens_no_stream_before_something_is_live(rig: Rig) -> None:
     """A client that never goes live has no socket."""
     assert rig.streams == []
-    assert rig.feed.rung == "idle"
+    assert rig.feed.mode == "idle"
     assert rig.feed.status() == {}
 
 
@@ -48,8 +48,8 @@ def test_feed_tables_share_one_stream_and_the_last_one_ends_it(rig: Rig) -> None
     assert list(rig.stream.wanted) == [second]
     second.close()
     assert rig.stream.wanted == {}
-    assert rig.feed.rung == "idle"
-    assert first.rung == "stopped"
+    assert rig.feed.mode == "idle"
+    assert first.mode == "stopped"
 
 
 def test_feed_table_opened_on_a_stream_that_never_stopped_knows_it(rig: Rig) -> None:
@@ -59,7 +59,7 @@ def test_feed_table_opened_on_a_stream_that_never_stopped_knows_it(rig: Rig) -> 
     first.close()
     second = rig.feed.open(["ticker"], [BTC])
     unsubscribe(first)
-    assert second.rung == "streaming"
+    assert second.mode == "streaming"
 
 
 def test_feed_counts_what_each_table_received(rig: Rig) -> None:
@@ -96,16 +96,16 @@ def test_timeframe_of_kinds() -> None:
 
 
 def test_feed_quiet_market_on_a_live_socket_is_current(rig: Rig) -> None:
-    """A row that the stream told stays the latest for as long as the socket is heard, whichever market spoke."""
+    """A row that the stream told stays the latest for as long as the socket is received, whichever market spoke."""
     streaming(rig)
     rig.clock.advance(20)
     rig.stream.say(ticker(ETH, 55.0))
-    cell = rig.board.cell("ticker", BTC)
-    assert rig.feed.known_at(cell, rig.feed.heard_s()) == (rig.clock.mono_s, True)
+    slot = rig.latest.slot("ticker", BTC)
+    assert rig.feed.known_at(slot, rig.feed.last_received_s()) == (rig.clock.mono_s, True)
     rig.clock.advance(3)
-    assert rig.feed.known_at(cell, rig.feed.heard_s()) == (rig.clock.mono_s - 3, True)
+    assert rig.feed.known_at(slot, rig.feed.last_received_s()) == (rig.clock.mono_s - 3, True)
     rig.stream.pong()
-    assert rig.feed.known_at(cell, rig.feed.heard_s()) == (rig.clock.mono_s, True)
+    assert rig.feed.known_at(slot, rig.feed.last_received_s()) == (rig.clock.mono_s, True)
 
 
 def test_feed_vouches_for_nothing_while_the_socket_is_away(rig: Rig) -> None:
@@ -114,11 +114,11 @@ def test_feed_vouches_for_nothing_while_the_socket_is_away(rig: Rig) -> None:
     told = rig.clock.mono_s
     rig.clock.advance(5)
     rig.stream.enter("backing-off")
-    btc, eth = rig.board.cell("ticker", BTC), rig.board.cell("ticker", ETH)
-    assert rig.feed.known_at(btc, rig.feed.heard_s()) == (told, False)
+    btc, eth = rig.latest.slot("ticker", BTC), rig.latest.slot("ticker", ETH)
+    assert rig.feed.known_at(btc, rig.feed.last_received_s()) == (told, False)
     rig.stream.connect(ticker(ETH))
-    assert rig.feed.known_at(btc, rig.feed.heard_s()) == (told, False)
-    assert rig.feed.known_at(eth, rig.feed.heard_s()) == (rig.clock.mono_s, True)
+    assert rig.feed.known_at(btc, rig.feed.last_received_s()) == (told, False)
+    assert rig.feed.known_at(eth, rig.feed.last_received_s()) == (rig.clock.mono_s, True)
 
 
 def test_feed_vouches_for_nothing_that_nobody_wants_told(rig: Rig) -> None:
@@ -129,11 +129,11 @@ def test_feed_vouches_for_nothing_that_nobody_wants_told(rig: Rig) -> None:
     table.close()
     rig.clock.advance(9)
     rig.stream.say(trade(2))
-    assert rig.feed.known_at(rig.board.cell("ticker", BTC), rig.feed.heard_s()) == (told, False)
+    assert rig.feed.known_at(rig.latest.slot("ticker", BTC), rig.feed.last_received_s()) == (told, False)
 
 
 def test_feed_answers_trades_it_has_without_a_hole(rig: Rig) -> None:
-    """The newest trades are answered where the stream told them all and was just heard."""
+    """The newest trades are answered where the stream told them all and was just received."""
     streaming(rig, "trade", trade(1), trade(1, ETH))
     rig.stream.say(trade(2), trade(3))
     assert rig.feed.trades(BTC, 3, rig.clock.mono_s - 1) == [trade(1), trade(2), trade(3)]
@@ -143,7 +143,7 @@ def test_feed_answers_trades_it_has_without_a_hole(rig: Rig) -> None:
 
 
 def test_feed_answers_the_forming_candle_it_was_told(rig: Rig) -> None:
-    """The forming candle comes from the stream while it was just heard, otherwise not at all."""
+    """The forming candle comes from the stream while it was just received, otherwise not at all."""
     streaming(rig, "candle.1m", candle(0), candle(0, market=ETH))
     assert rig.feed.forming(BTC, TIMEFRAMES["1m"], START_US, Priority.NORMAL) == [candle(0)]
     assert rig.feed.forming(BTC, TIMEFRAMES["1m"], START_US - MINUTE_US, Priority.NORMAL) is None
@@ -152,7 +152,7 @@ def test_feed_answers_the_forming_candle_it_was_told(rig: Rig) -> None:
     assert rig.feed.forming(BTC, TIMEFRAMES["1m"], START_US, Priority.NORMAL) is None
 
 
-# -- the ladder --------------------------------------------------------------------------------------------------
+# -- the fallback --------------------------------------------------------------------------------------------------
 
 
 def test_feed_polls_into_the_same_table_while_the_socket_is_away(rig: Rig) -> None:
@@ -160,9 +160,9 @@ def test_feed_polls_into_the_same_table_while_the_socket_is_away(rig: Rig) -> No
     table = streaming(rig)
     rig.stream.enter("backing-off")
     rig.scheduler.advance(1.0)
-    assert (table.rung, rig.scheduler.queued) == ("reconnecting", [])
+    assert (table.mode, rig.scheduler.queued) == ("reconnecting", [])
     rig.scheduler.advance(1.2)
-    assert table.rung == "polling"
+    assert table.mode == "polling"
     ((ask, poll),) = rig.scheduler.asks()
     assert (poll.group, dict(ask.query)) == ("ticker", {"markets": f"{BTC},{ETH}"})
     poll.done(ask, reply((ticker(price=123.0, stamp_s=9), ticker(ETH)), rig.clock))
@@ -170,7 +170,7 @@ def test_feed_polls_into_the_same_table_while_the_socket_is_away(rig: Rig) -> No
     rig.stream.connect(ticker(price=124.0, stamp_s=10), ticker(ETH, stamp_s=10))
     rig.scheduler.advance(5.0)
     assert rig.scheduler.asks() == []
-    assert table.rung == "streaming"
+    assert table.mode == "streaming"
     assert table.rows("ticker")[0].source == "stream"
 
 
@@ -206,14 +206,14 @@ def test_feed_failing_polls_lead_to_rest_only_and_back(rig: Rig) -> None:
     rig.scheduler.advance(2.2)
     ((ask, poll),) = rig.scheduler.asks()
     poll.done(ask, UnreachableError("nobody there"))
-    assert table.rung == "rest only"
+    assert table.mode == "rest only"
     assert "nobody there" in rig.feed.status()["last_error"]
     rig.scheduler.advance(4.0)
     assert rig.scheduler.asks() == []
     rig.scheduler.advance(1.2)
     ((ask, poll),) = rig.scheduler.asks()
     poll.done(ask, reply((ticker(), ticker(ETH)), rig.clock))
-    assert table.rung == "polling"
+    assert table.mode == "polling"
     rig.scheduler.advance(1.2)
     assert len(rig.scheduler.asks()) == 1
 
@@ -225,23 +225,23 @@ def test_feed_delisted_market_does_not_spoil_the_poll(rig: Rig) -> None:
     rig.scheduler.advance(2.2)
     ((ask, poll),) = rig.scheduler.asks()
     poll.done(ask, RejectedError("not found", status=404))
-    assert rig.feed.rung == "polling"
+    assert rig.feed.mode == "polling"
     rig.scheduler.advance(1.2)
     ((ask, poll),) = rig.scheduler.asks()
     assert (ask.path, dict(ask.query)) == ("/ticker/all", {"quote_currencies": "KRW"})
     poll.done(ask, reply((ticker(), ticker("KRW-XRP")), rig.clock))
-    assert rig.board.known("ticker", ["KRW-XRP"]) == {}
+    assert rig.latest.known("ticker", ["KRW-XRP"]) == {}
 
 
 def test_feed_polled_trades_are_each_told_once(rig: Rig) -> None:
     """Polls of trades overlap; a follower hears each trade once, oldest first."""
     table = streaming(rig, "trade", trade(1), trade(1, ETH))
-    tap = table.tap(100)
+    records = table.queue(100)
     rig.stream.enter("backing-off")
     rig.scheduler.advance(2.2)
     ((ask, poll),) = rig.scheduler.asks()
     poll.done(ask, reply((trade(3), trade(2), trade(1)), rig.clock))
-    assert [tap.get(0), tap.get(0), tap.get(0)] == [trade(2), trade(3), None]
+    assert [records.get(0), records.get(0), records.get(0)] == [trade(2), trade(3), None]
 
 
 def test_feed_polled_candles_grow_in_the_table(rig: Rig) -> None:
@@ -335,14 +335,14 @@ def test_feed_market_asked_for_often_is_subscribed_and_dropped_again(rig: Rig) -
         rig.feed.asked("ticker", [BTC])
     assert rig.stream.wanted == {"asked": {"ticker": (BTC,)}}
     rig.stream.connect(ticker())
-    assert rig.feed.known_at(rig.board.cell("ticker", BTC), rig.feed.heard_s())[1]
+    assert rig.feed.known_at(rig.latest.slot("ticker", BTC), rig.feed.last_received_s())[1]
     rig.scheduler.advance(30.0, 1.0)
     rig.feed.asked("ticker", [BTC])
     rig.scheduler.advance(59.0, 1.0)
     assert rig.stream.wanted
     rig.scheduler.advance(2.0, 1.0)
     assert rig.stream.wanted == {}
-    assert rig.board.cell("ticker", BTC).wants == 0
+    assert rig.latest.slot("ticker", BTC).wants == 0
 
 
 def test_feed_market_of_a_table_needs_no_subscription_of_its_own(rig: Rig) -> None:

@@ -1,4 +1,4 @@
-"""The board: one newest row of each market, and followers that cannot hold it up."""
+"""The latest: one newest row of each market, and followers that cannot hold it up."""
 
 from __future__ import annotations
 
@@ -14,107 +14,107 @@ from tests.coordinator.live_doubles import book, candle, ticker, trade
 
 
 @pytest.fixture
-def board() -> LatestRows:
+def latest() -> LatestRows:
     return LatestRows(ManualClock())
 
 
-def held(board: LatestRows, kind: str, market: str = "KRW-BTC"):  # type: ignore[no-untyped-def]
-    return board.cell(kind, market).held
+def held(latest: LatestRows, kind: str, market: str = "KRW-BTC"):  # type: ignore[no-untyped-def]
+    return latest.slot(kind, market).held
 
 
-def test_board_rest_never_replaces_a_newer_row(board: LatestRows) -> None:
+def test_latest_rest_never_replaces_a_newer_row(latest: LatestRows) -> None:
     """A slow REST answer does not turn back what the stream has told since."""
-    board.take(ticker(price=101.0, stamp_s=5), 1.0)
-    board.offer("ticker", [ticker(price=100.0, stamp_s=4)], 2.0)
-    assert held(board, "ticker").row.price == 101.0
-    board.offer("ticker", [ticker(price=102.0, stamp_s=6)], 3.0)
-    assert (held(board, "ticker").row.price, held(board, "ticker").source) == (102.0, "rest")
+    latest.take(ticker(price=101.0, stamp_s=5), 1.0)
+    latest.offer("ticker", [ticker(price=100.0, stamp_s=4)], 2.0)
+    assert held(latest, "ticker").row.price == 101.0
+    latest.offer("ticker", [ticker(price=102.0, stamp_s=6)], 3.0)
+    assert (held(latest, "ticker").row.price, held(latest, "ticker").source) == (102.0, "rest")
 
 
-def test_board_stream_is_believed_in_the_order_of_arrival(board: LatestRows) -> None:
+def test_latest_stream_is_believed_in_the_order_of_arrival(latest: LatestRows) -> None:
     """On one connection the last frame is the truth, whatever its stamp says."""
-    board.take(ticker(price=101.0, stamp_s=5), 1.0)
-    board.take(ticker(price=102.0, stamp_s=4), 2.0)
-    assert held(board, "ticker").row.price == 102.0
+    latest.take(ticker(price=101.0, stamp_s=5), 1.0)
+    latest.take(ticker(price=102.0, stamp_s=4), 2.0)
+    assert held(latest, "ticker").row.price == 102.0
 
 
-def test_board_stream_does_not_replace_a_newer_row_of_rest(board: LatestRows) -> None:
+def test_latest_stream_does_not_replace_a_newer_row_of_rest(latest: LatestRows) -> None:
     """A frame older than what REST told is counted, and proves that the stream speaks, but is not shown."""
-    board.offer("ticker", [ticker(price=102.0, stamp_s=6)], 1.0)
-    board.take(ticker(price=101.0, stamp_s=5), 2.0)
-    cell = board.cell("ticker", "KRW-BTC")
-    assert (cell.held.row.price, cell.stream_s, cell.count) == (102.0, 2.0, 2)
+    latest.offer("ticker", [ticker(price=102.0, stamp_s=6)], 1.0)
+    latest.take(ticker(price=101.0, stamp_s=5), 2.0)
+    slot = latest.slot("ticker", "KRW-BTC")
+    assert (slot.held.row.price, slot.stream_s, slot.count) == (102.0, 2.0, 2)
 
 
-def test_board_same_row_again_is_younger_but_no_news(board: LatestRows) -> None:
+def test_latest_same_row_again_is_younger_but_no_news(latest: LatestRows) -> None:
     """A poll that brings what is known makes it younger, and wakes nobody."""
-    board.offer("ticker", [ticker()], 1.0)
-    changes = board.follow([board.cell("ticker", "KRW-BTC")])
-    board.offer("ticker", [ticker()], 5.0)
-    assert held(board, "ticker").received_s == 5.0
+    latest.offer("ticker", [ticker()], 1.0)
+    changes = latest.follow([latest.slot("ticker", "KRW-BTC")])
+    latest.offer("ticker", [ticker()], 5.0)
+    assert held(latest, "ticker").received_s == 5.0
     assert changes.arrived == 0
 
 
-def test_board_candle_told_late_is_not_shown_but_remembered(board: LatestRows) -> None:
+def test_latest_candle_told_late_is_not_shown_but_remembered(latest: LatestRows) -> None:
     """A state of the former candle after its successor's goes to the history, not to the table."""
-    cell = board.cell("candle.1m", "KRW-BTC")
-    board.want([cell])
-    board.take(candle(1, 105.0), 1.0)
-    board.take(candle(0, 99.0), 2.0)
-    assert cell.held is not None
-    assert cell.held.row == candle(1, 105.0)
+    slot = latest.slot("candle.1m", "KRW-BTC")
+    latest.want([slot])
+    latest.take(candle(1, 105.0), 1.0)
+    latest.take(candle(0, 99.0), 2.0)
+    assert slot.held is not None
+    assert slot.held.row == candle(1, 105.0)
 
 
-def test_board_levels_of_books_are_apart(board: LatestRows) -> None:
+def test_latest_levels_of_books_are_apart(latest: LatestRows) -> None:
     """A grouped book is another thing than the book itself."""
-    board.offer(grouped(1000.0), [book(level=1000.0)], 1.0)
-    board.take(book(stamp_s=9), 1.0)
-    assert held(board, "orderbook").row.level == 0
-    assert held(board, "orderbook@1000").row.level == 1000
+    latest.offer(grouped(1000.0), [book(level=1000.0)], 1.0)
+    latest.take(book(stamp_s=9), 1.0)
+    assert held(latest, "orderbook").row.level == 0
+    assert held(latest, "orderbook@1000").row.level == 1000
     assert grouped(0.0) == "orderbook"
 
 
-def test_board_holds_one_copy_of_a_row(board: LatestRows) -> None:
+def test_latest_holds_one_copy_of_a_row(latest: LatestRows) -> None:
     """Whoever reads gets the same record, not a copy."""
     row = ticker()
-    board.take(row, 1.0)
-    first, second = (board.snapshot([board.cell("ticker", "KRW-BTC")])[0].row for _ in range(2))
+    latest.take(row, 1.0)
+    first, second = (latest.snapshot([latest.slot("ticker", "KRW-BTC")])[0].row for _ in range(2))
     assert first is row
     assert second is row
 
 
-def test_board_wanted_anew_counts_what_was_told_before_no_more(board: LatestRows) -> None:
+def test_latest_wanted_anew_counts_what_was_told_before_no_more(latest: LatestRows) -> None:
     """What the stream said of a market before it was wanted again says nothing about now."""
-    cell = board.cell("trade", "KRW-BTC")
-    board.want([cell])
-    board.take(trade(1), 1.0)
-    assert cell.stream_s == 1.0
-    board.unwant([cell])
-    assert cell.history is None
-    board.take(trade(2), 2.0)  # a stray one
-    board.want([cell])
-    assert cell.stream_s == NEVER
-    assert isinstance(cell.history, TradeTape)
-    assert cell.history.newest(1) is None
+    slot = latest.slot("trade", "KRW-BTC")
+    latest.want([slot])
+    latest.take(trade(1), 1.0)
+    assert slot.stream_s == 1.0
+    latest.unwant([slot])
+    assert slot.history is None
+    latest.take(trade(2), 2.0)  # a stray one
+    latest.want([slot])
+    assert slot.stream_s == NEVER
+    assert isinstance(slot.history, TradeTape)
+    assert slot.history.newest(1) is None
 
 
-def test_board_torn_distrusts_every_cell(board: LatestRows) -> None:
+def test_latest_torn_distrusts_every_cell(latest: LatestRows) -> None:
     """After a loss every market must be told again before the stream vouches for it."""
-    cell = board.cell("ticker", "KRW-BTC")
-    board.want([cell])
-    board.take(ticker(), 1.0)
-    board.torn()
-    assert cell.stream_s == NEVER
-    assert cell.held is not None
+    slot = latest.slot("ticker", "KRW-BTC")
+    latest.want([slot])
+    latest.take(ticker(), 1.0)
+    latest.disconnected()
+    assert slot.stream_s == NEVER
+    assert slot.held is not None
 
 
-def test_changes_slow_taker_gets_the_latest_and_a_count_of_what_it_missed(board: LatestRows) -> None:
+def test_changes_slow_taker_gets_the_latest_and_a_count_of_what_it_missed(latest: LatestRows) -> None:
     """However many records came, one row a market is taken: the newest; the others are counted."""
-    cells = [board.cell("ticker", market) for market in ("KRW-BTC", "KRW-ETH")]
-    changes = board.follow(cells)
+    slots = [latest.slot("ticker", market) for market in ("KRW-BTC", "KRW-ETH")]
+    changes = latest.follow(slots)
     for price in range(1, 101):
-        board.take(ticker(price=float(price), stamp_s=price), 1.0)
-    board.take(ticker("KRW-ETH"), 1.0)
+        latest.take(ticker(price=float(price), stamp_s=price), 1.0)
+    latest.take(ticker("KRW-ETH"), 1.0)
     taken = changes.take(0)
     assert taken is not None
     assert [(h.row.market, h.row.price) for h in taken] == [("KRW-BTC", 100.0), ("KRW-ETH", 100.0)]
@@ -122,20 +122,20 @@ def test_changes_slow_taker_gets_the_latest_and_a_count_of_what_it_missed(board:
     assert changes.take(0) == []
 
 
-def test_changes_repeated_snapshot_is_no_change(board: LatestRows) -> None:
+def test_changes_repeated_snapshot_is_no_change(latest: LatestRows) -> None:
     """A snapshot that says what is known (after a new subscription) wakes nobody."""
-    board.take(ticker(), 1.0)
-    changes = board.follow([board.cell("ticker", "KRW-BTC")])
-    board.take(ticker(), 2.0, True)
+    latest.take(ticker(), 1.0)
+    changes = latest.follow([latest.slot("ticker", "KRW-BTC")])
+    latest.take(ticker(), 2.0, True)
     assert changes.arrived == 0
-    board.take(ticker(price=7.0), 3.0, True)
+    latest.take(ticker(price=7.0), 3.0, True)
     assert changes.arrived == 1
 
 
 def test_changes_ended_lets_the_sleeper_go() -> None:
     """Whoever waits for a change goes on when there will be none."""
-    board = LatestRows(SystemClock())
-    changes = board.follow([board.cell("ticker", "KRW-BTC")])
+    latest = LatestRows(SystemClock())
+    changes = latest.follow([latest.slot("ticker", "KRW-BTC")])
     ended = threading.Event()
 
     def sleep() -> None:
@@ -147,32 +147,32 @@ def test_changes_ended_lets_the_sleeper_go() -> None:
     changes.end()
     sleeper.join(5)
     assert ended.is_set()
-    board.take(ticker(), 1.0)
+    latest.take(ticker(), 1.0)
     assert changes.arrived == 0
 
 
 def test_changes_wait_for_counts_records_and_wakes_in_time() -> None:
     """Waiting for so many records ends with the last of them."""
-    board = LatestRows(SystemClock())
-    changes = board.follow([board.cell("ticker", "KRW-BTC")])
+    latest = LatestRows(SystemClock())
+    changes = latest.follow([latest.slot("ticker", "KRW-BTC")])
     results = []
     waiter = threading.Thread(target=lambda: results.append(changes.wait_for(50, 10)))
     waiter.start()
     for n in range(50):
-        board.take(ticker(price=float(n + 1)), 1.0)
+        latest.take(ticker(price=float(n + 1)), 1.0)
     waiter.join(5)
     assert results == [True]
     assert not changes.wait_for(51, 0)
 
 
-def test_tap_keeps_the_newest_and_counts_the_dropped(board: LatestRows) -> None:
+def test_tap_keeps_the_newest_and_counts_the_dropped(latest: LatestRows) -> None:
     """A bounded queue gives up the oldest records, in order, and says how many."""
-    tap = board.tap([board.cell("trade", "KRW-BTC")], 3)
+    records = latest.queue([latest.slot("trade", "KRW-BTC")], 3)
     for number in range(5):
-        board.take(trade(number), 1.0)
-    assert tap.dropped == 2
-    assert [tap.get(0) for _ in range(4)] == [trade(2), trade(3), trade(4), None]
-    tap.end()
-    assert tap.is_ended
-    board.take(trade(9), 1.0)
-    assert len(tap) == 0
+        latest.take(trade(number), 1.0)
+    assert records.dropped == 2
+    assert [records.get(0) for _ in range(4)] == [trade(2), trade(3), trade(4), None]
+    records.end()
+    assert records.is_ended
+    latest.take(trade(9), 1.0)
+    assert len(records) == 0

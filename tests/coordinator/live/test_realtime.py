@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backbone.coordinator.live.latest import NEVER, LatestRows, Slot
 from backbone.coordinator.live.realtime import Realtime, missing_error
 from backbone.coordinator.metrics import Metrics
 from backbone.errors import PayloadError, RejectedError, UnreachableError
@@ -19,6 +21,22 @@ from backbone.routing.wire import Ask, Instrument, tickers_ask
 from backbone.testing import ManualClock
 
 AT = 1_755_853_200_000_000
+
+
+class NothingLive:
+    """A feed without a stream."""
+
+    def last_received_s(self) -> float:
+        return NEVER
+
+    def known_at(self, slot: Slot, last_received_s: float) -> tuple[float, bool]:
+        return (NEVER if slot.held is None else slot.held.received_s), False
+
+    def trades(self, market: str, count: int, oldest_s: float) -> list[Trade] | None:
+        return None
+
+    def asked(self, kind: str, markets: Iterable[str]) -> None:
+        assert kind
 
 
 class Venue:
@@ -31,7 +49,9 @@ class Venue:
         self.asked: list[tuple[str, tuple[str, ...]]] = []
         self.lists = 0
         self.price = 100.0
-        self.realtime = Realtime(self.request, self.clock, Metrics(), self.listed)
+        self.realtime = Realtime(
+            self.request, self.clock, Metrics(), self.listed, LatestRows(self.clock), NothingLive()
+        )
 
     def listed(self, priority: Priority) -> set[str]:
         self.lists += 1
@@ -114,7 +134,7 @@ def test_rows_refused_for_another_reason_are_not_asked_again(error: Exception) -
         venue.asked.append((ask.path, ()))
         raise error
 
-    realtime = Realtime(fail, venue.clock, Metrics(), venue.listed)
+    realtime = Realtime(fail, venue.clock, Metrics(), venue.listed, LatestRows(venue.clock), NothingLive())
     with pytest.raises(type(error)):
         realtime.tickers(CODES, Priority.HIGH, 0)
     assert len(venue.asked) == 1
@@ -156,7 +176,7 @@ def test_rows_are_held_once_and_the_newest_stays() -> None:
     venue.price = 1.0
     late = venue.rows("/ticker", ("KRW-A",), {})[0]
     late = Ticker(*[getattr(late, name) for name in late.__struct_fields__[:-1]], newer.stamp_us - 1)
-    venue.realtime._board.offer("ticker", [late], venue.clock.mono_s)
+    venue.realtime._latest.offer("ticker", [late], venue.clock.mono_s)
     held = venue.realtime.tickers(["KRW-A"], Priority.HIGH, 60).held[0]
     assert held.row is newer
 
@@ -192,7 +212,7 @@ def test_books_of_different_levels_are_different_rows() -> None:
 
 
 def test_instruments_are_remembered_for_those_who_ask_nothing() -> None:
-    """Tick sizes that were heard are known without a request."""
+    """Tick sizes that were received are known without a request."""
     venue = Venue("KRW-A")
     assert venue.realtime.known_tick("KRW-A") is None
     venue.realtime.instruments(["KRW-A"], Priority.NORMAL)
@@ -209,7 +229,8 @@ def test_venues_own_words_are_checked_and_never_shared_with_parsed_rows() -> Non
         asks.append(ask)
         return Reply(ask.parse(body), "ticker", 7, None, 0.0, 0.0, len(body))
 
-    realtime = Realtime(request, ManualClock(AT), Metrics(), lambda priority: set())
+    clock = ManualClock(AT)
+    realtime = Realtime(request, clock, Metrics(), lambda priority: set(), LatestRows(clock), NothingLive())
     with pytest.raises(PayloadError):
         realtime.ticker_rows(["KRW-A"], Priority.HIGH)
     body = b"[]"
@@ -237,7 +258,7 @@ def test_trades_that_break_off_keep_what_arrived() -> None:
         page = tuple(Trade("KRW-A", AT - i * 1000, 1.0, 1.0, "buy", 10_000 - i) for i in range(500))
         return Reply(page, "crix-trades", 9, AT, 0.0, 0.0, 1)
 
-    realtime = Realtime(request, clock, Metrics(), lambda priority: set())
+    realtime = Realtime(request, clock, Metrics(), lambda priority: set(), LatestRows(clock), NothingLive())
     answer = realtime.trades("KRW-A", 900, Priority.NORMAL, start_us=None, end_us=None, today_us=AT)
     assert len(answer.rows) == 500
     assert answer.gaps[0].end == answer.rows[0].time_us

@@ -91,11 +91,11 @@ def test_track_keeps_the_last_state_of_each_candle() -> None:
         track.note(candle(0, close), False, "stream")
     track.note(candle(1, 103.0), False, "stream")
     whole = Span(START_US, START_US + 2 * MINUTE_US)
-    assert {c.close for c in track.told(whole).values()} == {102.0, 103.0}
+    assert {c.close for c in track.finals(whole).values()} == {102.0, 103.0}
     assert track.late == 0
     track.note(candle(0, 99.0), False, "stream")
     assert track.late == 1
-    assert track.told(whole)[START_US].close == 99.0
+    assert track.finals(whole)[START_US].close == 99.0
 
 
 def test_track_says_nothing_of_a_candle_cut_by_a_loss_until_it_is_told_again() -> None:
@@ -103,10 +103,10 @@ def test_track_says_nothing_of_a_candle_cut_by_a_loss_until_it_is_told_again() -
     track, span = CandleTrack(), Span(START_US, START_US + MINUTE_US)
     track.note(candle(0, 100.0), True, "stream")
     track.lost()
-    assert track.told(span) == {}
+    assert track.finals(span) == {}
     assert not track.was_whole(START_US)
     track.note(candle(0, 104.0), True, "stream")
-    assert track.told(span)[START_US].close == 104.0
+    assert track.finals(span)[START_US].close == 104.0
     assert track.was_whole(START_US)
 
 
@@ -126,7 +126,7 @@ def test_track_forgets_what_is_confirmed_but_for_the_newest() -> None:
     for minute in range(4):
         track.note(candle(minute), False, "stream")
     track.forget_before(START_US + 10 * MINUTE_US)
-    assert list(track.told(Span(0, 1 << 60))) == [START_US + 3 * MINUTE_US]
+    assert list(track.finals(Span(0, 1 << 60))) == [START_US + 3 * MINUTE_US]
 
 
 def test_track_is_bounded() -> None:
@@ -134,7 +134,7 @@ def test_track_is_bounded() -> None:
     track = CandleTrack()
     for minute in range(2000):
         track.note(candle(minute), False, "stream")
-    assert len(track.told(Span(0, 1 << 60))) == 600
+    assert len(track.finals(Span(0, 1 << 60))) == 600
 
 
 def test_candle_rows_and_live_candles_are_inverse() -> None:

@@ -27,7 +27,7 @@ def live(rig: Rig, *markets: str) -> Subscription:
 
 
 def closed(rig: Rig, seconds: float = 60) -> None:
-    """Let the candle that ends in so many seconds close, on a socket that is heard."""
+    """Let the candle that ends in so many seconds close, on a socket that is received."""
     rig.scheduler.advance(seconds + 2)
     rig.stream.pong()
     rig.scheduler.advance(2.5)
@@ -70,7 +70,7 @@ def test_confirm_difference_is_reported_and_rest_is_shown(rig: Rig) -> None:
     (event,) = table.events()
     assert event.kind == "difference"
     assert event.detail == "close 100.0 became 106.0"
-    assert (event.told, event.confirmed) == (candle(0), rig_row(event))
+    assert (event.streamed, event.confirmed) == (candle(0), rig_row(event))
     assert event.span == Span(START_US, START_US + MINUTE_US)
     assert table.rows("candle.1m")[0].row.close == 106.0
 
@@ -112,7 +112,7 @@ def test_confirm_candle_cut_by_an_outage_is_healed_not_reported(rig: Rig) -> Non
 
 
 def test_confirm_late_frame_does_not_replace_a_confirmed_candle(rig: Rig) -> None:
-    """After REST's word a straggling frame of the candle changes nothing that is shown."""
+    """After the REST row a straggling frame of the candle changes nothing that is shown."""
     table = live(rig)
     rig.fetcher.has(candle(0, 105.0))
     closed(rig)

@@ -1,0 +1,113 @@
+"""A subscription: some kinds of some markets, live until it is closed."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from backbone.coordinator.live.latest import NEVER, ConflatedChanges, Held, LatestRows, RecordQueue, Slot
+from backbone.coordinator.live.reconcile import Confirmer, LiveEvent
+
+__all__ = ["Subscription"]
+
+
+class Subscription:
+    """Some kinds of some markets, live until `close`. The rows are those of `LatestRows`; nothing is copied.
+
+    `mode` says how it is fed; `on_close` gets it once, at the end. Its lock guards the followers and the end.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[str],
+        markets: Sequence[str],
+        latest: LatestRows,
+        confirmer: Confirmer,
+        mode: Callable[[], str],
+        on_close: Callable[[Subscription], None],
+    ) -> None:
+        self.kinds = tuple(kinds)
+        self.markets = tuple(markets)
+        self._latest = latest
+        self._confirmer = confirmer
+        self._mode = mode
+        self._on_close = on_close
+        self.slots = {kind: [latest.slot(kind, market) for market in markets] for kind in kinds}
+        self.all_slots = [slot for slots in self.slots.values() for slot in slots]
+        self.opened_s = latest.clock.monotonic()
+        self._counted = sum(slot.count for slot in self.all_slots)
+        self._first_event = confirmer.last_number
+        self._received = 0
+        self._lock = threading.Lock()
+        self._followers: weakref.WeakSet[ConflatedChanges | RecordQueue] = weakref.WeakSet()
+        self.is_closed = False
+
+    def __repr__(self) -> str:
+        return f"<Subscription {' '.join(self.kinds)} of {len(self.markets)} markets, {self.mode}>"
+
+    @property
+    def mode(self) -> str:
+        """How the feed is supplied; ``"stopped"`` after `close`."""
+        return "stopped" if self.is_closed else self._mode()
+
+    @property
+    def received(self) -> int:
+        """Records that came since it was opened."""
+        if not self.is_closed:
+            self._received = sum(slot.count for slot in self.all_slots) - self._counted
+        return self._received
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every market had a record since it was opened."""
+        return all(
+            slot.held is not None and (slot.held.received_s >= self.opened_s or slot.stream_s > NEVER)
+            for slot in self.all_slots
+        )
+
+    def rows(self, kind: str) -> list[Held[Any]]:
+        """The newest rows of one of its kinds at one instant, in the order of its markets."""
+        return self._latest.snapshot(self.slots[kind])
+
+    def slot(self, kind: str, market: str) -> Slot | None:
+        """The slot of one of its markets."""
+        return next((slot for slot in self.slots[kind] if slot.market == market), None)
+
+    def events(self) -> list[LiveEvent]:
+        """What happened to it since it was opened, oldest first."""
+        markets = set(self.markets)
+        events = self._confirmer.events(self._first_event)
+        return [event for event in events if not event.market or event.market in markets]
+
+    def follow(self) -> ConflatedChanges:
+        """Collect its changes from now on, conflated; `end` it. It ends with the subscription at the latest."""
+        changes = self._latest.follow(self.all_slots)
+        self._keep(changes)
+        return changes
+
+    def queue(self, size: int) -> RecordQueue:
+        """Queue its records from now on, the newest `size`; `end` it. It ends with the subscription at the latest."""
+        records = self._latest.queue(self.all_slots, size)
+        self._keep(records)
+        return records
+
+    def _keep(self, follower: ConflatedChanges | RecordQueue) -> None:
+        with self._lock:
+            self._followers.add(follower)
+            is_late = self.is_closed
+        if is_late:
+            follower.end()
+
+    def close(self) -> None:
+        """Stop. With the last one the stream's thread ends. May be called twice."""
+        with self._lock:
+            if self.is_closed:
+                return
+            self._received = self.received
+            self.is_closed = True
+            followers = list(self._followers)
+        for follower in followers:
+            follower.end()
+        self._on_close(self)
