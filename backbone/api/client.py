@@ -124,6 +124,7 @@ class Backbone:
         priority: str | Priority = "normal",
         include_forming: bool = False,
         fill: str | None = None,
+        wide: str | None = None,
         frames: str | None = None,
         progress: bool | Callable[[Any], None] | None = None,
         offline: bool = False,
@@ -135,8 +136,10 @@ class Backbone:
 
         Parameters
         ----------
-        market : ``"KRW-BTC"`` (``"krw-btc"``, ``"BTC/KRW"``, ``"BTC"`` are read as that), or several.
-        timeframe : ``1s 1m 3m 5m 10m 15m 30m 1h 4h 1d 1w 1M 1y``. ``1M`` is a month, ``1m`` a minute.
+        market : ``"KRW-BTC"`` (``"krw-btc"``, ``"BTC/KRW"``, ``"BTC"`` are read as that), several, or a quote currency
+            (``"KRW"``): every market that the venue lists in it now.
+        timeframe : ``1s 1m 3m 5m 10m 15m 30m 1h 4h 1d 1w 1M 1y``, or another length that divides a day (``2h``,
+            ``45m``), folded from shorter candles. ``1M`` is a month, ``1m`` a minute.
         start : first open, included. Naive values are in the client's zone; ``"2024-03"`` is that month's first
             instant, ``"3d"`` three days ago.
         end : opens before this; None is now. Only closed candles count, on the venue's clock.
@@ -144,7 +147,10 @@ class Backbone:
             many from `start`. Neither start nor count: 200. All three at once is an `InputError`.
         priority : ``critical`` · ``high`` · ``normal`` · ``low``.
         include_forming : adds the candle that is still forming, and a bool column ``forming``.
-        fill : ``"ffill"`` or ``"nan"`` adds a row for every quiet slot, and a bool column ``synthetic``.
+        fill : ``"ffill"`` or ``"nan"`` adds a row for every quiet slot, and a bool column ``synthetic``; never before a
+            market's first candle.
+        wide : one candle column, such as ``"close"``: a frame indexed by ``time`` with a float64 column a market; NaN
+            where a market has no candle.
         frames : ``"pandas"``, ``"polars"``, ``"arrow"``; default: the client's.
         progress : a bar after two seconds where somebody can see it (None), always (True), never (False), or a
             function that is given each `Progress`.
@@ -172,26 +178,30 @@ class Backbone:
 
         return candles(
             self._session, market, timeframe, start, end, count=count, priority=priority,
-            include_forming=include_forming, fill=fill, frames=frames, progress=progress, offline=offline,
+            include_forming=include_forming, fill=fill, wide=wide, frames=frames, progress=progress, offline=offline,
         )  # fmt: skip
 
     def explain(
         self,
-        market: str,
+        market: str | Iterable[str],
         timeframe: str = "1m",
         start: TimeLike | None = None,
         end: TimeLike | None = None,
     ) -> Any:
-        """What `candles` would do for a range: held, foldable from minutes, gaps, pages, seconds. Asks nobody."""
+        """What `candles` would do for a range: held, foldable from minutes, gaps, pages, seconds. Makes no request.
+
+        Of one market a `Plan`; of several, or of a quote currency, a tuple of them whose ``pages`` and ``seconds`` are
+        the sums.
+        """
         from backbone.api.calls.candles import explain
 
         return explain(self._session, market, timeframe, start, end)
 
-    def coverage(self, market: str, timeframe: str = "1m", *, frames: str | None = None) -> Any:
-        """What the store vouches for: one row a stretch, ``start end state rows``.
+    def coverage(self, market: str | Iterable[str], timeframe: str = "1m", *, frames: str | None = None) -> Any:
+        """What the store covers: one row an interval, ``start end state rows``; several markets: ``market`` first.
 
-        ``state`` is ``"data"`` (candles), ``"quiet"`` (asked, nobody traded), or ``"unknown"`` (a hole between known
-        stretches). Times in the client's zone, half-open.
+        ``state`` is ``"data"`` (candles), ``"quiet"`` (asked, no trades), or ``"unknown"`` (a hole between known
+        intervals). Times in the client's zone, half-open. Makes no request.
         """
         from backbone.api.calls.candles import coverage
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from backbone.model import Level, MarketInfo, OrderBook, Ticker, Trade
+from backbone.candle_table import times_of
+from backbone.model import CANDLE_SCHEMA, Level, MarketInfo, OrderBook, Ticker, Trade
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,6 +115,21 @@ def candles_table(parts: Sequence[tuple[str, pa.Table]], *, many: bool) -> pa.Ta
         names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(table.num_rows, np.int32)), pa.array([market]))
         tables.append(table.add_column(0, "market", names.cast(pa.string())))
     return pa.concat_tables(tables)
+
+
+def wide_table(parts: Sequence[tuple[str, pa.Table]], column: str) -> pa.Table:
+    """One column of many markets: ``time``, then a float64 column a market; NaN where a market has no candle."""
+    opens = [times_of(table) for _, table in parts]
+    grid = np.unique(np.concatenate(opens))
+    columns = [pa.array(grid).cast(CANDLE_SCHEMA.field("time").type)]
+    for (_, table), times in zip(parts, opens, strict=True):
+        if len(times) == len(grid):
+            columns.append(table.column(column).combine_chunks())
+            continue
+        values = np.full(len(grid), np.nan)
+        values[np.searchsorted(grid, times)] = table.column(column).to_numpy()
+        columns.append(pa.array(values))
+    return pa.table(columns, names=["time", *(market for market, _ in parts)])
 
 
 def _floats(values: Iterable[float]) -> pa.Array:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from backbone.api.arguments import DEFAULT_COUNT, TimeLike, parse_count, parse_time
+from backbone.api.arguments import DEFAULT_COUNT, TimeLike, parse_count, parse_markets, parse_quote, parse_time
 from backbone.clock import Clock, SystemClock, VenueClock
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import ClosedError, InputError
@@ -83,6 +83,26 @@ class Session:
                 self._core = Coordinator(self.settings, self.clock, self.venue)
                 self._core_pid = os.getpid()
             return self._core
+
+    # -- markets -------------------------------------------------------------------------------------------------
+
+    def markets_of(self, asked: str | Iterable[str], *, may_ask: bool = True) -> list[str]:
+        """The markets that somebody wrote: one, several, or all of a quote currency (``"KRW"``, ``"BTC-*"``).
+
+        A quote currency means what the venue lists in it now; if no request may be made, what a list at hand has, or
+        else what is stored of it. Raises `InputError` where that is nothing.
+        """
+        quote = parse_quote(asked, self.home)
+        if quote is None:
+            return parse_markets(asked, self.home)
+        core = self.coordinator()
+        codes = core.markets.codes(quote) if may_ask else core.markets.known_codes(quote)
+        if not codes and not may_ask:
+            stored = {market for market, _ in core.store.series()}
+            codes = tuple(sorted(market for market in stored if market.startswith(f"{quote}-")))
+        if not codes:
+            raise InputError("market", asked, "a quote currency that the venue has markets in, such as KRW")
+        return list(codes)
 
     # -- time ----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from backbone.api import frames as shaping
-from backbone.api.arguments import TimeLike, in_zone, parse_markets, parse_priority
+from backbone.api.arguments import TimeLike, in_zone, parse_priority
 from backbone.api.calls.candles import facts, named
 from backbone.api.notebook.bar import Bar
 from backbone.coordinator.candles.jobs import CandleJob
@@ -233,7 +233,7 @@ def backfill(
     frames: str | None = None,
 ) -> Job:
     """See `Backbone.backfill`."""
-    codes, lane, wanted = parse_markets(markets, session.home), parse_priority(priority), session.frames(frames)
+    lane, wanted = parse_priority(priority), session.frames(frames)
     tf = parse_timeframe(timeframe)
     asked = session.range(start, end, None)
     if asked.start_us is None:
@@ -242,12 +242,13 @@ def backfill(
         raise InputError("priority", lane.value, "low, normal or high: a backfill is no critical request")
     core = session.coordinator()
     core.sync_clock()
+    codes = session.markets_of(markets)
     listed = core.markets.known
     if listed is not None:
         held = [m for m in codes if core.store.oldest(m, tf) is None]
         if held:
             core.markets.check_listed(held, lane)
-    many = not isinstance(markets, str)
+    many = not isinstance(markets, str) or len(codes) > 1
     return Job(session, core.jobs.start(codes, tf, asked.start_us, asked.end_us, lane), many=many, frames=wanted)
 
 

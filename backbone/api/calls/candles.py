@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from backbone.api import frames as shaping
-from backbone.api.arguments import DEFAULT_COUNT, TimeLike, in_zone, parse_market, parse_markets, parse_priority
+from backbone.api.arguments import DEFAULT_COUNT, TimeLike, in_zone, parse_priority, parse_quote
 from backbone.api.calls.fill import fill_quiet, parse_fill
 from backbone.api.calls.memo import Remembered
 from backbone.api.notebook.bar import Bar
@@ -26,7 +26,7 @@ from backbone.coordinator.candles.ranges import Range, Watch
 from backbone.coordinator.candles.reader import CandleAnswer, incomplete
 from backbone.coordinator.markets import unknown_market
 from backbone.errors import BackboneError, IncompleteError, InputError, RejectedError
-from backbone.model import Priority, Span
+from backbone.model import CANDLE_COLUMNS, Priority, Span
 from backbone.storage.fold import fold
 from backbone.timeframe import Timeframe, parse_timeframe
 
@@ -47,31 +47,47 @@ def candles(
     priority: str | Priority = "normal",
     include_forming: bool = False,
     fill: str | None = None,
+    wide: str | None = None,
     frames: str | None = None,
     progress: bool | Callable[[Any], None] | None = None,
     offline: bool = False,
 ) -> Any:
     """See `Backbone.candles`."""
-    call = CandleCall.parse(
-        session,
-        parse_markets(market, session.home),
-        timeframe,
-        start,
-        end,
-        count,
-        priority,
-        include_forming,
-        fill,
-        session.frames(frames),
-        progress,
-        offline,
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise InputError("progress", progress, "None, True, False or a function")
+    is_whole = parse_quote(market, session.home) is not None
+    call = CandleCall(
+        session=session,
+        markets=session.markets_of(market, may_ask=not offline),
+        timeframe=parse_timeframe(timeframe, derived=True),
+        asked=session.range(start, end, count, may_ask=not offline),
+        priority=parse_priority(priority),
+        include_forming=bool(include_forming),
+        fill=parse_fill(fill),
+        wide=parse_wide(wide),
+        frames=session.frames(frames),
+        progress=progress,
+        offline=bool(offline),
+        many=not isinstance(market, str) or is_whole,
+        is_whole=is_whole,
     )
-    return call.run(many=not isinstance(market, str))
+    call.check_listed()
+    return call.run()
+
+
+def parse_wide(value: object) -> str | None:
+    """The candle column that a wide frame shows, or None for a long frame."""
+    if value is None or value in CANDLE_COLUMNS:
+        return None if value is None else str(value)
+    raise InputError("wide", value, "one of " + ", ".join(CANDLE_COLUMNS) + ", or None")
 
 
 @dataclass(frozen=True)
 class CandleCall:
-    """One checked call of `Backbone.candles`."""
+    """One checked call of `Backbone.candles`.
+
+    ``many`` says that the answer names its markets, be it one; ``is_whole`` that they are those of a quote currency.
+    """
 
     session: Session
     markets: list[str]
@@ -80,36 +96,14 @@ class CandleCall:
     priority: Priority
     include_forming: bool
     fill: str | None
+    wide: str | None
     frames: str
     progress: bool | Callable[[Any], None] | None
     offline: bool
+    many: bool
+    is_whole: bool
 
-    @classmethod
-    def parse(
-        cls,
-        session: Session,
-        markets: list[str],
-        timeframe: str,
-        start: TimeLike | None,
-        end: TimeLike | None,
-        count: object,
-        priority: str | Priority,
-        include_forming: bool,
-        fill: str | None,
-        frames: str,
-        progress: bool | Callable[[Any], None] | None,
-        offline: bool,
-    ) -> CandleCall:
-        """Check every word of the call."""
-        tf, lane, how = parse_timeframe(timeframe, derived=True), parse_priority(priority), parse_fill(fill)
-        if not (progress is None or isinstance(progress, bool) or callable(progress)):
-            raise InputError("progress", progress, "None, True, False or a function")
-        asked = session.range(start, end, count, may_ask=not offline)
-        call = cls(session, markets, tf, asked, lane, bool(include_forming), how, frames, progress, bool(offline))
-        call._check_listed()
-        return call
-
-    def _check_listed(self) -> None:
+    def check_listed(self) -> None:
         """A market that a list already at hand does not have is refused now; a delisted one may still be stored."""
         core = self.session.coordinator()
         if self.offline:
@@ -120,18 +114,21 @@ class CandleCall:
                 if market not in codes and not core.reader.is_held(market, self.timeframe.base or self.timeframe):
                     core.markets.check_listed([market], self.priority)
 
-    def run(self, *, many: bool) -> Any:
+    def run(self) -> Any:
         """Fetch, shape, and raise where the range is not whole."""
         core = self.session.coordinator()
         began = core.clock.monotonic()
-        remembered = Remembered(self, many=many)
+        remembered = Remembered(self)
         if (frame := remembered.find()) is not None:
             return self._again(frame, (core.clock.monotonic() - began) * 1000)
         answers = self._collect()
         tables = [(answer.market, self._shape(answer)) for answer in answers]
         elapsed_ms = (core.clock.monotonic() - began) * 1000
         core.metrics.time("call", elapsed_ms / 1000, group="candles", priority=self.priority)
-        table = shaping.candles_table(tables, many=many)
+        if self.wide is not None:
+            table = shaping.wide_table(tables, self.wide)
+        else:
+            table = shaping.candles_table(tables, many=self.many)
         frame = shaping.deliver(
             table,
             self.frames,
@@ -191,11 +188,15 @@ class CandleCall:
         return table
 
     def _filled(self, answer: CandleAnswer) -> pa.Table:
+        """The answer's candles and a row for each quiet slot behind the market's first candle: before it there was no
+        market whose trades could be missing."""
         before = None
         span = answer.span
         times = times_of(answer.table)
-        if self.fill == "ffill" and span.start < span.end and (len(times) == 0 or times[0] > span.start):
+        if span.start < span.end and (len(times) == 0 or times[0] > span.start):
             before = self._close_before(answer.market, span.start)
+            if before is None:
+                span = Span(int(times[0]) if len(times) else span.end, span.end)
         return fill_quiet(answer.table, self.timeframe, span, answer.gaps, str(self.fill), before)
 
     def _close_before(self, market: str, time_us: int) -> float | None:
@@ -260,7 +261,7 @@ class CandleCall:
             return None
         for answer in answers:
             gone = any(isinstance(cause, RejectedError) and cause.status == 404 for cause in answer.causes)
-            if gone and answer.table.num_rows == 0:
+            if gone and answer.table.num_rows == 0 and not self.is_whole:
                 codes = self.session.coordinator().markets.all_codes(fresh=True)
                 if answer.market not in codes:
                     refused = unknown_market(answer.market, codes)
@@ -360,58 +361,94 @@ class Plan:
         return f"{self.pages:,} page{'s' if self.pages > 1 else ''}, about {self.seconds:.1f} s at the legal rate"
 
 
+class Plans(tuple[Plan, ...]):
+    """The plans of several markets: a tuple of `Plan`, with their sums."""
+
+    @property
+    def pages(self) -> int:
+        """Requests of all."""
+        return sum(plan.pages for plan in self)
+
+    @property
+    def seconds(self) -> float:
+        """How long they take together at the legal rate."""
+        return sum(plan.seconds for plan in self)
+
+    def __repr__(self) -> str:
+        return f"<Plans of {len(self)} markets: {self.pages:,} pages, about {self.seconds:.1f} s>"
+
+    def __str__(self) -> str:
+        waiting = [plan for plan in self if plan.pages]
+        lines = [f"{plan.market:12} {plan.timeframe:4} {plan.pages:7,} pages" for plan in waiting]
+        held = f"{len(self) - len(waiting)} of {len(self)} markets are held"
+        return "\n".join([*lines, f"{held}; {self.pages:,} pages, about {self.seconds:.1f} s at the legal rate"])
+
+
 def explain(
     session: Session,
-    asked_market: str,
+    asked_market: str | Iterable[str],
     timeframe: str = "1m",
     start: TimeLike | None = None,
     end: TimeLike | None = None,
-) -> Plan:
-    """The plan of a range; makes no request."""
-    market = parse_market(asked_market, session.home)
-    core, shown_tf = session.coordinator(), parse_timeframe(timeframe, derived=True)
-    tf = shown_tf.base or shown_tf
-    core.markets.check_known([market])
+) -> Plan | Plans:
+    """See `Backbone.explain`."""
+    markets = session.markets_of(asked_market, may_ask=False)
+    core, shown = session.coordinator(), parse_timeframe(timeframe, derived=True)
+    tf = shown.base or shown
+    core.markets.check_known(markets)
     asked = session.range(start, end, None, may_ask=False)
     last = core.reader.closed_before(tf)
     stop = last if asked.end_us is None else min(last, tf.ceil(asked.end_us))
-    begin = shown_tf.next(stop, -DEFAULT_COUNT) if asked.start_us is None else tf.ceil(asked.start_us)
-    pace = session.settings.venue.pace_per_s
-    found: CandlePlan = core.candles.explain(market, tf, Span(min(begin, stop), stop), pace)
+    begin = shown.next(stop, -DEFAULT_COUNT) if asked.start_us is None else tf.ceil(asked.start_us)
+    span = Span(min(begin, stop), stop)
+    plans = Plans(_plan(session, market, shown, tf, span) for market in markets)
+    is_one = isinstance(asked_market, str) and parse_quote(asked_market, session.home) is None
+    return plans[0] if is_one else plans
 
-    def shown(spans: Sequence[Span]) -> tuple[tuple[Any, Any], ...]:
+
+def _plan(session: Session, market: str, shown: Timeframe, timeframe: Timeframe, span: Span) -> Plan:
+    found: CandlePlan = session.coordinator().candles.explain(
+        market, timeframe, span, session.settings.venue.pace_per_s
+    )
+
+    def moments(spans: Sequence[Span]) -> tuple[tuple[Any, Any], ...]:
         return tuple((in_zone(s.start, session.tz), in_zone(s.end, session.tz)) for s in spans)
 
     return Plan(
         market,
-        shown_tf.name,
+        shown.name,
         in_zone(found.span.start, session.tz),
         in_zone(found.span.end, session.tz),
-        shown(found.cached),
-        shown(found.derived),
-        shown(found.gaps),
+        moments(found.cached),
+        moments(found.derived),
+        moments(found.gaps),
         found.pages,
         found.seconds,
     )
 
 
-def coverage(session: Session, asked_market: str, timeframe: str = "1m", *, frames: str | None = None) -> Any:
-    """The coverage frame: ``start end state rows``."""
-    market, wanted = parse_market(asked_market, session.home), session.frames(frames)
-    core, tf = session.coordinator(), parse_timeframe(timeframe)
-    core.markets.check_known([market])
-    rows = core.reader.intervals(market, tf)
+def coverage(
+    session: Session, asked_market: str | Iterable[str], timeframe: str = "1m", *, frames: str | None = None
+) -> Any:
+    """See `Backbone.coverage`."""
+    markets, wanted = session.markets_of(asked_market, may_ask=False), session.frames(frames)
+    core, tf = session.coordinator(), parse_timeframe(timeframe, derived=True)
+    core.markets.check_known(markets)
+    rows = [(market, row) for market in markets for row in core.reader.intervals(market, tf.base or tf)]
     time = pa.timestamp("us", tz="UTC")
     table = pa.table(
         {
-            "start": pa.array([r.start for r in rows], pa.int64()).cast(time),
-            "end": pa.array([r.end for r in rows], pa.int64()).cast(time),
-            "state": pa.array([r.state for r in rows], pa.string()),
-            "rows": pa.array([r.slots if r.state == "data" else 0 for r in rows], pa.int64()),
+            "market": pa.array([market for market, _ in rows], pa.string()),
+            "start": pa.array([r.start for _, r in rows], pa.int64()).cast(time),
+            "end": pa.array([r.end for _, r in rows], pa.int64()).cast(time),
+            "state": pa.array([r.state for _, r in rows], pa.string()),
+            "rows": pa.array([r.slots if r.state == "data" else 0 for _, r in rows], pa.int64()),
         }
     )
-    quiet = sum(r.slots for r in rows if r.state == "quiet")
-    unknown = sum(r.slots for r in rows if r.state == "unknown")
+    if isinstance(asked_market, str) and parse_quote(asked_market, session.home) is None:
+        table = table.drop_columns("market")
+    quiet = sum(r.slots for _, r in rows if r.state == "quiet")
+    unknown = sum(r.slots for _, r in rows if r.state == "unknown")
     attrs = facts(
         sources={"store": len(rows)}, elapsed_ms=0.0, rows=len(rows), priority=Priority.NORMAL, requests=0, pages=0,
         quiet=quiet, unknown=unknown,

@@ -24,9 +24,8 @@ _MINUTE, _DAY = TIMEFRAMES["1m"], TIMEFRAMES["1d"]
 class Remembered:
     """The kept frame of one call, where there may be one."""
 
-    def __init__(self, call: CandleCall, *, many: bool) -> None:
+    def __init__(self, call: CandleCall) -> None:
         self._call = call
-        self._many = many
         self._core = call.session.coordinator()
         self._span = self._closed_span()
         self._key = None if self._span is None else self._make_key(self._span)
@@ -74,5 +73,12 @@ class Remembered:
     def _make_key(self, span: Span) -> tuple[str | int, ...]:
         call, store = self._call, self._core.store
         versions = [store.version(*one, span) for one in self._sources()]
-        words = (*call.markets, call.timeframe.name, call.fill or "", call.session.tz, "many" if self._many else "one")
+        words = (
+            *call.markets,
+            call.timeframe.name,
+            call.fill or "",
+            call.session.tz,
+            "many" if call.many else "one",
+            call.wide or "long",
+        )
         return (self._core.settings.store_exchange, *words, *span, *versions)

@@ -289,7 +289,8 @@ def incomplete(answers: Sequence[CandleAnswer], timeframe: Timeframe) -> Incompl
     causes = [cause for answer in answers for cause in answer.causes]
     rows = sum(answer.table.num_rows for answer in answers)
     unknown = sum(answer.unknown for answer in answers)
-    markets = ", ".join(a.market for a in answers if a.gaps)
+    lacking = [answer.market for answer in answers if answer.gaps]
+    markets = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more markets," if len(lacking) > 5 else "")
     why = f": {causes[0]}" if causes else ": not held"
     return IncompleteError(
         f"{markets} {timeframe}: {unknown} candles in {len(gaps)} {'gap' if len(gaps) == 1 else 'gaps'} could not be "

@@ -557,3 +557,74 @@ def test_candles_of_a_length_that_does_not_divide_a_day_are_refused(client: Back
     """The error names the resampling to use; no request is made."""
     with pytest.raises(InputError, match="resample"):
         client.candles("KRW-BTC", timeframe)
+
+
+def test_candles_of_a_quote_currency_are_those_of_its_markets(client: Backbone) -> None:
+    """One long frame, market by market, of all that the venue lists; explain, coverage and backfill take the same."""
+    listed = client.markets("USDT").index.tolist()
+    plans = client.explain("USDT-*", "1d", "2025-08-18", "2025-08-21")
+    assert [plan.market for plan in plans] == listed
+    assert plans.pages == len(listed)
+    found = client.candles("USDT-*", "1d", "2025-08-18", "2025-08-21")
+    assert found.attrs["backbone"]["requests"] == len(listed)
+    assert found["market"].drop_duplicates().tolist() == [m for m in listed if m in set(found["market"])]
+    assert client.explain(listed, "1d", "2025-08-18", "2025-08-21").pages == 0
+    held = client.coverage("USDT-*", "1d")
+    assert set(held["market"]) == set(listed)
+    job = client.backfill("USDT-*", "1d", "2025-08-18", "2025-08-21").wait()
+    assert job.result().equals(found)
+    assert client.candles("USDT-*", "1d", "2025-08-18", "2025-08-21", offline=True).equals(found)
+    with pytest.raises(InputError, match="quote currency"):
+        client.candles("NOPE-*", "1d", "2025-08-18", "2025-08-21")
+
+
+def test_candles_of_a_quote_currency_name_the_market_that_failed(client: Backbone, venue: SimulatorServer) -> None:
+    """A market that cannot be had is in the error; the others are in its frame, and asked no more."""
+    listed = client.markets("USDT").index.tolist()
+    venue.faults.add("garbage", match=listed[1], times=None)
+    with pytest.raises(IncompleteError, match=listed[1]) as caught:
+        client.candles("USDT-*", "1d", "2025-08-18", "2025-08-21")
+    assert listed[1] not in set(caught.value.frame["market"])
+    venue.faults.clear()
+    again = client.candles("USDT-*", "1d", "2025-08-18", "2025-08-21")
+    assert again.attrs["backbone"]["requests"] == 1
+
+
+@pytest.mark.parametrize("frames", ["pandas", "polars", "arrow"])
+def test_candles_wide_is_a_column_a_market(client: Backbone, frames: str) -> None:
+    """Time by market, float64, NaN where a market has no candle; the same numbers as in the long frame."""
+    markets = ["KRW-BTC", "KRW-ETH", "USDT-XRP"]
+    words: dict[str, Any] = {"start": "2025-08-20T00:00Z", "end": "2025-08-20T02:00Z"}
+    wide = client.candles(markets, "1m", **words, wide="close", frames=frames)
+    long = client.candles(markets, "1m", **words)
+    wanted = long.pivot(columns="market", values="close")[markets]
+    if frames == "pandas":
+        assert wide.index.name == "time"
+        assert wide.dtypes.tolist() == [np.float64] * 3
+    else:
+        table = wide if frames == "arrow" else wide.to_arrow()
+        assert table.column_names == ["time", *markets]
+        wide = table.to_pandas().set_index("time")
+    assert wide.columns.tolist() == markets
+    assert wide.index.equals(wanted.index)
+    assert np.array_equal(wide.to_numpy(), wanted.to_numpy(), equal_nan=True)
+
+
+def test_candles_wide_shows_candle_columns_only(client: Backbone) -> None:
+    """Another column is refused with those there are."""
+    with pytest.raises(InputError, match="open, high"):
+        client.candles("KRW-BTC", "1m", count=3, wide="turnover")
+
+
+@pytest.mark.parametrize("fill", ["ffill", "nan"])
+@pytest.mark.parametrize("wide", [None, "close"])
+def test_candles_filled_begin_with_the_markets_first_candle(
+    client: Backbone, venue: SimulatorServer, fill: str, wide: str | None
+) -> None:
+    """No day is invented before a market was listed, however early the range begins."""
+    late = max(venue.exchange.listed(venue.clock.now_us()), key=lambda code: venue.exchange.market(code).listed_us)
+    first = client.candles(late, "1d", "2017").index[0]
+    found = client.candles([late, "KRW-BTC"], "1d", "2017", fill=fill, wide=wide)
+    days = found[late].dropna() if wide else found[found["market"] == late]
+    assert days.index[0] == first
+    assert len(found) > len(days)
