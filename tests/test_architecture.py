@@ -73,7 +73,6 @@ WITHOUT_TESTS: set[str] = {
 TOO_LONG: set[str] = {
 }
 TOO_MANY_METHODS: set[str] = {
-    "api/client.py:Backbone",
     "storage/store.py:CandleStore",
 }
 COMPARE_A_VENUE: set[str] = set()

@@ -1,8 +1,7 @@
-"""`Backbone`, the client: what a person types and gets back.
+"""`Backbone`, the client: the signatures of all calls, their contracts, and one forwarding line each.
 
-This module turns words (markets, timeframes, ranges, priorities) into spans and lists, asks the coordinator, and shapes
-the answer into a frame with its facts. It holds no state but its settings and the coordinator, which is made on first
-use, and made anew in a forked child. The lock guards that one making.
+One file because it is the list of what a person can call: each method says what it takes, gives and raises, and hands
+the client's `Session` to the module that does it. It holds no other state.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Backbone:
 
     Four data calls (`candles`, `tickers`, `orderbooks`, `trades`) and what helps them. Constructing opens no socket and
     starts no thread; use it with ``with`` or call `close()`. Safe to share between threads; pickles to its settings;
-    survives ``fork``.
+    survives ``fork``. One class because a notebook's user finds every call behind one name.
 
     Parameters
     ----------
