@@ -1,0 +1,45 @@
+"""A store copied to another folder: the same to the byte, never over something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backbone.errors import StoreError
+from backbone.storage.s3 import open_files
+from backbone.testing import ManualClock
+from tests.storage.helpers import MAY, MINUTE, minutes, open_store, span
+
+
+def filled(root: Path, salt: int = 0) -> None:
+    store = open_store(root)
+    store.put("KRW-BTC", MINUTE, minutes(0, 300, salt), span(0, 300), source="rest", now_us=MAY + 10**12)
+    store.close()
+
+
+def partitions(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.parquet")}
+
+
+def test_copy_is_the_same_to_the_byte_and_writes_nothing_twice(tmp_path: Path) -> None:
+    """Every file arrives as it was; the second copy finds all of them there."""
+    filled(tmp_path / "here")
+    target = open_files(str(tmp_path / "there"), ManualClock(MAY))
+    store = open_store(tmp_path / "here")
+    first = store.copy_to(target)
+    assert (first.files, first.same, first.problems) == (1, 0, ())
+    assert first.bytes > 0
+    again = store.copy_to(target)
+    assert (again.files, again.bytes, again.same) == (0, 0, 1)
+    assert partitions(tmp_path / "there") == partitions(tmp_path / "here")
+
+
+def test_copy_over_other_candles_changes_nothing(tmp_path: Path) -> None:
+    """A target that holds something else under the same name is left as it is, with one error that names the file."""
+    filled(tmp_path / "here")
+    filled(tmp_path / "there", salt=1)
+    before = partitions(tmp_path / "there")
+    with pytest.raises(StoreError, match="nothing was copied"):
+        open_store(tmp_path / "here").copy_to(open_files(str(tmp_path / "there"), ManualClock(MAY)))
+    assert partitions(tmp_path / "there") == before
