@@ -104,7 +104,13 @@ class Backbone:
         """
         from backbone.api.demo import start_demo
 
-        client, venue, ending = start_demo(cls, seed, now, server, settings)
+        words, venue, ending = start_demo(seed, now, server, settings)
+        try:
+            client = cls(**words)
+        except BaseException:
+            for end in ending:
+                end()
+            raise
         client.session.venue = venue
         for end in ending:
             client.session.end_with(end)

@@ -5,27 +5,25 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from backbone.api.arguments import parse_time
 from backbone.clock import SystemClock, VenueClock
 from backbone.errors import InputError
 
 if TYPE_CHECKING:
-    from backbone.api.client import Backbone
     from backbone.simulator import SimulatorServer
 
 __all__ = ["DEMO_NOW", "DEMO_SEED", "start_demo"]
 
 DEMO_SEED = 7
 DEMO_NOW = "2025-08-22T09:00:00Z"
-C = TypeVar("C", bound="Backbone")
 
 
 def start_demo(
-    cls: type[C], seed: int, now: str | None, server: SimulatorServer | None, settings: dict[str, Any]
-) -> tuple[C, VenueClock, list[Callable[[], None]]]:
-    """See `Backbone.demo`."""
+    seed: int, now: str | None, server: SimulatorServer | None, settings: dict[str, Any]
+) -> tuple[dict[str, Any], VenueClock, list[Callable[[], None]]]:
+    """What a demo client is made with, whose clock it goes by, and what ends with it. See `Backbone.demo`."""
     ending: list[Callable[[], None]] = []
     if server is None:
         server = _start_server(seed, now)
@@ -33,17 +31,12 @@ def start_demo(
     else:
         _check_own(seed, now, server)
         server.start()
-    try:
-        if settings.get("data_dir") is None:
-            folder = tempfile.mkdtemp(prefix="backbone-demo-")
-            ending.append(lambda: shutil.rmtree(folder, ignore_errors=True))
-            settings = {**settings, "data_dir": folder}
-        client = cls(**{"rest_url": server.rest_url, "ws_url": server.ws_url, **settings})
-    except BaseException:
-        for end in ending:
-            end()
-        raise
-    return client, _OwnClock(server.clock.now_us), ending
+    if settings.get("data_dir") is None:
+        folder = tempfile.mkdtemp(prefix="backbone-demo-")
+        ending.append(lambda: shutil.rmtree(folder, ignore_errors=True))
+        settings = {**settings, "data_dir": folder}
+    words = {"rest_url": server.rest_url, "ws_url": server.ws_url, **settings}
+    return words, _OwnClock(server.clock.now_us), ending
 
 
 def _start_server(seed: int, now: str | None) -> SimulatorServer:

@@ -8,23 +8,51 @@ first time: most ranges are asked once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from backbone.model import Priority, Span
 from backbone.timeframe import TIMEFRAMES, Timeframe
 
 if TYPE_CHECKING:
-    from backbone.api.calls.candles import CandleCall
+    from collections.abc import Sequence
+
+    from backbone.api.session import Session
+    from backbone.coordinator.candles.ranges import Range
 
 __all__ = ["Remembered"]
 
 _MINUTE, _DAY = TIMEFRAMES["1m"], TIMEFRAMES["1d"]
 
 
+class _Call(Protocol):
+    """What a checked candle call says of the frame that it asks for."""
+
+    @property
+    def session(self) -> Session: ...
+    @property
+    def markets(self) -> Sequence[str]: ...
+    @property
+    def timeframe(self) -> Timeframe: ...
+    @property
+    def asked(self) -> Range: ...
+    @property
+    def priority(self) -> Priority: ...
+    @property
+    def include_forming(self) -> bool: ...
+    @property
+    def fill(self) -> str | None: ...
+    @property
+    def wide(self) -> str | None: ...
+    @property
+    def frames(self) -> str: ...
+    @property
+    def many(self) -> bool: ...
+
+
 class Remembered:
     """The kept frame of one call, where there may be one."""
 
-    def __init__(self, call: CandleCall) -> None:
+    def __init__(self, call: _Call) -> None:
         self._call = call
         self._core = call.session.coordinator()
         self._span = self._closed_span()

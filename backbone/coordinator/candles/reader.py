@@ -168,12 +168,12 @@ class CandleReader:
     # -- longer candles from minutes -----------------------------------------------------------------------------
 
     def _foldable(self, market: str, timeframe: Timeframe, gaps: SpanSet) -> SpanSet:
-        """The whole candles inside `gaps` whose minutes are all stored."""
+        """The whole candles inside `gaps` whose minutes are all stored, where the venue's candles are sums of them."""
         day = TIMEFRAMES["1d"].step_us
         if timeframe.step_us <= _MINUTE.step_us or timeframe.step_us > day or not gaps:
             return SpanSet()
         found = []
-        for gap in gaps:
+        for gap in gaps - SpanSet([Span(EVER.start, self._settings.venue.sums_since_us)]):
             for held in self._store.coverage(market, _MINUTE, gap):
                 start, end = timeframe.ceil(held.start), timeframe.floor(held.end)
                 if start < end:

@@ -596,3 +596,17 @@ def test_candles_filled_begin_with_the_markets_first_candle(
     days = found[late].dropna() if wide else found[found["market"] == late]
     assert days.index[0] == first
     assert len(found) > len(days)
+
+
+def test_candles_before_the_venues_sums_are_asked_not_folded(client: Backbone, venue: SimulatorServer) -> None:
+    """Before the venue's longer candles were sums of its shorter ones, the same call gives the same answer, whatever
+    else is stored."""
+    span = ("2022-06-01T00:00Z", "2022-06-02T00:00Z")
+    minutes = client.candles("KRW-BTC", "1m", *span)
+    hours = client.candles("KRW-BTC", "1h", *span)
+    assert hours.attrs["backbone"]["sources"] == {"rest": len(hours)}
+    sums = minutes["volume"].groupby(minutes.index.floor("h")).sum()
+    assert not np.allclose(sums.to_numpy(), hours["volume"].to_numpy(), rtol=1e-12, atol=0), "the exchange is as it was"
+    start, end = (client.session.time("start", text) for text in span)
+    truth = venue.exchange.candle_table("KRW-BTC", "1h", start, end)
+    assert hours["volume"].tolist() == truth.column("volume").to_pylist()
