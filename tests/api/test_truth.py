@@ -115,7 +115,9 @@ def test_truth_of_a_venue_that_says_nothing_by_mistake(
         with pytest.raises(IncompleteError) as caught:
             client.candles("KRW-BTC", "1m", START, END)
         assert all(isinstance(cause, PayloadError) for cause in caught.value.causes)
-        assert facts(caught.value.frame)["unknown"] == 360
+        told = facts(caught.value.frame)
+        assert told["unknown"] + len(caught.value.frame) == 360
+        assert told["quiet"] == 0
         own_venue.faults.clear()
         same(client.candles("KRW-BTC", "1m", START, END), truth(own_venue, "KRW-BTC", "1m", START, END))
 
@@ -137,12 +139,12 @@ def test_truth_of_a_market_that_went_away_stays_readable(own_venue: SimulatorSer
             pd.testing.assert_frame_equal(frame, held)
             folded = client.candles("KRW-XRP", "1h", START, END, offline=offline)
             pd.testing.assert_frame_equal(folded, hours)
-        assert client.coverage("KRW-XRP", "1m")["rows"].sum() == len(held)
+        assert client.coverage("KRW-XRP", "1m")["rows"].sum() >= len(held), "pages are full ones"
         assert client.store.verify().empty
         assert client.explain("KRW-XRP", "1m", START, END).pages == 0
         with pytest.raises(IncompleteError) as caught:
             client.candles("KRW-XRP", "1m", "2025-08-21T20:00:00Z", END)
-        assert len(caught.value.frame) == len(held)
+        assert len(caught.value.frame) >= len(held)
 
 
 def test_truth_hours_folded_from_recorded_minutes_equal_recorded_hours(recordings: Path, tmp_path: Path) -> None:
