@@ -14,7 +14,8 @@ Invariants, for any calls whose times do not step back:
   comes;
 - low work is paced, never a burst, so that an urgent request soon finds a slot; once interactive work has
   overflowed the quota it is spread evenly too, which costs no throughput;
-- while critical requests come, a share of the quota is left to critical alone;
+- while critical requests come, a share of the quota is left to critical alone; where they come regularly, only the
+  permits of the next round are kept, and only from the time when it is expected;
 - what the venue reports (`settle`, `refuse`, `ban`) only makes a group slower than its limit, never faster;
 - a waiter that vanishes is forgotten at its expiry, a grant after its window: no clean-up is needed after a
   process that died.
@@ -24,10 +25,12 @@ A state that cannot be true (far futures, NaN) is cleared on sight.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeAlias
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from backbone.model import Priority
 
@@ -75,7 +78,8 @@ _CRITICAL_PEAK_AT: Final = 11
 _FOREIGN: Final = 12  # most requests of other software lately seen in one window
 _REFUSED: Final = 13  # for the record: 429s
 _GRANTED: Final = 14  # for the record: grants by rank, four values
-_FIRST_STAMP: Final = 18  # the stamps of all but critical grants, then those of critical ones, then the waiting table
+_CRITICAL_LATE: Final = 18  # how long the last critical request waited for its permit
+_FIRST_STAMP: Final = 19  # the stamps of all but critical grants, then those of critical ones, then the waiting table
 
 _CRITICAL: Final = Priority.CRITICAL.rank
 _LOW: Final = Priority.LOW.rank
@@ -87,6 +91,7 @@ _AHEAD_S: Final = 5.0  # another thread's time may be a little ahead of one's ow
 LONGEST_BAN_S: Final = 7 * 86400.0
 _LOWEST_LEVEL: Final = 4
 _MOST: Final = 1e15
+_TOLERANCE: Final = 1.1  # a round that is so much later than the longest gap was left out
 _CROWD: Final = 100  # a queue longer than this makes no difference to when those behind it come back
 
 
@@ -99,13 +104,19 @@ class Rules:
     """
 
     limit: int = 10
-    window_s: float = 1.01
+    window_s: float = 1.005
     unanswered_s: float = 1.0
     """How much longer a slot is kept while no answer proves that its request was counted in time."""
     pace: float = 0.98
     """Paced grants are this part of an even share apart: a little under it, so that a late wake-up is made up for."""
     critical_s: float = 60.0
-    """How long after a critical request a share is kept free for the next."""
+    """How long after a critical request a share is kept free for the next, while no habit is known."""
+    burst_s: float = 0.15
+    """Critical requests closer than this are one round of questions."""
+    missed: float = 3.0
+    """After so many of its longest gaps without a question, nothing is kept for critical any more (at least 2 s)."""
+    late_s: float = 0.005
+    """So much later than expected a critical request may find its permit."""
     soon_s: float = 0.2
     """The last free permit is left to critical, unless another opens within this time: even one that comes out of the
     blue, behind a burst of others, then waits no longer."""
@@ -237,7 +248,7 @@ def _take_among(state: State, rules: Rules, owner: float, rank: int, key: float,
     waiters: list[tuple[float, ...]] = _waiters(state, rules, values[_WAITING]) if values[_WAITING] else []
     opens = _opening(values, rules, waiters, owner, rank, key, now)
     if opens <= now:
-        _grant(state, rules, values, rank, now)
+        _grant(state, rules, values, rank, key, now)
         if waiters:
             _remove_waiter(state, rules, waiters, owner, rank)
         return 0.0
@@ -266,10 +277,79 @@ def _within(value: float, most: float) -> float:
 
 
 def _share(values: tuple[float, ...], rules: Rules, limit: int, now: float) -> int:
-    """Permits of a window that are left to critical alone: one more than it lately used, none when it rests."""
+    """Permits of a window that are left to critical, while no habit is known: one more than it lately used."""
     if values[_CRITICAL_UNTIL] <= now:
         return 0
     return min(limit // 2, int(_within(values[_CRITICAL_PEAK], rules.limit)) + 1)
+
+
+class _Habit(NamedTuple):
+    """How critical requests lately came: in rounds of how many, and the gaps between those."""
+
+    size: int
+    missing: int
+    """Requests that the running round still lacks."""
+    end: float
+    """When the running round ends."""
+    last: float
+    shortest: float
+    longest: float
+
+    def expected(self, now: float) -> tuple[float, float]:
+        """From when until when the next round is expected; a round that was left out counts as held."""
+        longest = self.longest * _TOLERANCE
+        left_out = max(0, math.ceil((now - self.last) / longest) - 1)
+        last = self.last + left_out * self.longest
+        return last + self.shortest - (self.longest - self.shortest) / 4, last + longest
+
+
+def _rounds(values: tuple[float, ...], rules: Rules, now: float) -> list[list[float]]:
+    """The critical requests of the last minute that are still known, in rounds."""
+    rounds: list[list[float]] = []
+    for stamp in sorted(_likely(values[rules.first_critical : rules.first_waiter], rules, now)):
+        if not now - rules.critical_s < stamp <= now:
+            continue
+        if rounds and stamp - rounds[-1][-1] < rules.burst_s:
+            rounds[-1].append(stamp)
+        else:
+            rounds.append([stamp])
+    return rounds
+
+
+def _likely(stamps: Iterable[float], rules: Rules, now: float) -> list[float]:
+    """The stamps as they will be when all answers are there."""
+    return [stamp if stamp <= now else stamp - rules.unanswered_s for stamp in stamps]
+
+
+def _habit(values: tuple[float, ...], rules: Rules, now: float) -> _Habit | None:
+    """What is expected of critical, once three rounds are known."""
+    rounds = _rounds(values, rules, now)
+    gaps = [later[0] - earlier[0] for earlier, later in pairwise(rounds)]
+    if len(gaps) < 2:
+        return None
+    size = max(map(len, rounds))
+    late = _within(values[_CRITICAL_LATE], _AHEAD_S)
+    return _Habit(
+        size, size - len(rounds[-1]), rounds[-1][-1] + rules.burst_s, rounds[-1][0] - late, min(gaps), max(gaps)
+    )
+
+
+def _reserved(values: tuple[float, ...], rules: Rules, habit: _Habit, limit: int, ahead: int, now: float) -> float:
+    """When a permit opens that the next round of critical requests will not need."""
+    likely = sorted(_likely(values[_FIRST_STAMP : rules.first_waiter], rules, now))
+    opens = now
+    for count, due, end in ((habit.missing, now, habit.end), (habit.size, *habit.expected(now))):
+        if count and now < end:
+            free = _free_at(likely, max(1, limit - min(limit // 2, count)), ahead, rules)
+            if free > due + rules.late_s:
+                opens = max(opens, min(free, end))
+    return opens
+
+
+def _kept(values: tuple[float, ...], rules: Rules, limit: int, now: float) -> int:
+    """Permits that are kept for critical now."""
+    habit = _habit(values, rules, now) if values[_CRITICAL_UNTIL] > now else None
+    return _share(values, rules, limit, now) if habit is None else min(limit // 2, habit.size)
 
 
 def _used(values: tuple[float, ...], rules: Rules, now: float) -> int:
@@ -312,10 +392,14 @@ def _opening(
         return opens
     if limit > 1:
         opens = max(opens, _free_at(stamps, limit - 1, ahead, rules) - rules.soon_s)
-    share = _share(values, rules, limit, now)
-    if share:
-        others = sorted(values[_FIRST_STAMP : rules.first_critical])
-        opens = max(opens, _free_at(others, limit - share, ahead_other, rules))
+    if values[_CRITICAL_UNTIL] > now:
+        habit = _habit(values, rules, now)
+        if habit is not None:
+            opens = max(opens, _reserved(values, rules, habit, limit, ahead, now))
+        else:
+            share = _share(values, rules, limit, now)
+            others = sorted(values[_FIRST_STAMP : rules.first_critical])
+            opens = max(opens, _free_at(others, limit - share, ahead_other, rules))
     if is_paced:
         opens = max(opens, next_paced + ahead_paced * rules.step_s * rules.limit / limit)
     return opens
@@ -330,11 +414,16 @@ def _free_at(stamps: list[float], limit: int, ahead: int, rules: Rules) -> float
     return stamps[len(stamps) - limit + place] + (turns + 2) * rules.window_s
 
 
-def _grant(state: State, rules: Rules, values: tuple[float, ...], rank: int, now: float) -> None:
+def _grant(state: State, rules: Rules, values: tuple[float, ...], rank: int, key: float, now: float) -> None:
     if rank == _CRITICAL:
+        state[_CRITICAL_LATE] = max(0.0, now - key + _ALLOWANCE[_CRITICAL])
         start, ring = rules.first_critical, values[rules.first_critical : rules.first_waiter]
         edge = now - rules.window_s
-        state[_CRITICAL_UNTIL] = now + rules.critical_s
+        rounds = _rounds(values, rules, now)
+        gaps = [later[0] - earlier[0] for earlier, later in pairwise([*rounds, [now]])]
+        known = len([gap for gap in gaps if gap >= rules.burst_s]) > 1
+        kept_s = max(2.0, rules.missed * max(gaps)) if known else rules.critical_s
+        state[_CRITICAL_UNTIL] = now + min(kept_s, rules.critical_s)
         busy = 1 + sum(1 for stamp in ring if stamp > edge)
         if busy >= values[_CRITICAL_PEAK] or values[_CRITICAL_PEAK_AT] <= now - rules.critical_s:
             state[_CRITICAL_PEAK] = min(busy, rules.limit)
@@ -555,7 +644,7 @@ def describe(state: State, rules: Rules, now: float) -> GroupState:
         limit=limit,
         used=used,
         free=max(0, limit - used),
-        share=max(_share(values, rules, limit, now), int(limit > 1)),
+        share=max(_kept(values, rules, limit, now), int(limit > 1)),
         waiting=waiting,
         stopped_s=max(0.0, values[_STOPPED_UNTIL] - now),
         banned_s=max(0.0, values[_BANNED_UNTIL] - now),
