@@ -2,17 +2,24 @@
 
 Pages go by cursor, never by time, so that trades which share a second or a millisecond are neither lost nor doubled.
 The venue counts days back from its own today, which can turn while pages are under way: a reply that shows a later day
-than was thought starts the walk over. Pure: the walk takes what arrived and says what to ask next.
+than was thought starts the walk over.
+
+A page that is shorter than asked, or empty, says that its day has nothing older. That counts once a second reply agrees
+that had to contain something known: a page that must begin with the oldest trade known of that day, or, where none is
+known, the newest 1-second candle before that time, which also tells how many days without trades lie before. Full pages
+need no second reply. Pure: the walk takes what arrived and says what to ask next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from backbone.errors import BackboneError, PayloadError
 from backbone.model import Span, Trade
-from backbone.routing.wire import TRADES_PAGE, Ask, trades_ask
+from backbone.routing.wire import TRADES_PAGE, Ask, CandlePage, candles_ask, trades_ask
+from backbone.timeframe import TIMEFRAMES
 from backbone.venues import Venue
 
 __all__ = ["DAYS_KEPT", "DAY_US", "TradeWalk", "TradesAnswer"]
@@ -51,50 +58,112 @@ class TradeWalk:
         self._day = today if self._end_us is None else min(today, (self._end_us - 1) // DAY_US)
         self._cursor: int | None = None
         self._asked = 0
+        self._mode: Literal["page", "confirm", "candle"] = "page"
+        self._oldest: Trade | None = None  # known of this day
+        self._newer_id: int | None = None  # the trade after it
+        self._is_doubted = False  # a candle spoke against an empty page
         self._found: dict[int, Trade] = {}
         self.is_done = self._today - self._day > DAYS_KEPT
 
     def next_ask(self) -> Ask:
-        """The next page's question."""
-        asked = TRADES_PAGE
-        if self._count is not None and self._end_us is None:
+        """The next request: a page, or what confirms that a day has nothing older."""
+        if self._mode == "candle":
+            return candles_ask(self._market, TIMEFRAMES["1s"], self._bound_us(), 1)
+        asked, cursor = TRADES_PAGE, self._cursor
+        if self._mode == "confirm" and self._oldest is not None:
+            cursor = self._newer_id or self._oldest.sequential_id + 1
+        elif self._count is not None and self._end_us is None:
             asked = min(TRADES_PAGE, self._count - len(self._found))
         self._asked = asked
         return trades_ask(
             self._market,
             asked,
-            cursor=self._cursor,
+            cursor=cursor,
             days_ago=self._today - self._day or None,
-            to=self._time_of_day() if self._cursor is None else None,
+            to=self._time_of_day() if cursor is None else None,
         )
 
-    def _time_of_day(self) -> str | None:
-        """Where in the day to begin: the venue's ``to`` takes whole seconds, and leaves that second out."""
+    def _first_second(self) -> int | None:
+        """Where in the day to begin, in seconds; None: at its end. The venue leaves that second out."""
         if self._end_us is None or self._end_us // DAY_US != self._day:
             return None
         seconds = -(-(self._end_us % DAY_US) // 1_000_000) + 1
-        if seconds >= 86_400:
+        return seconds if seconds < 86_400 else None
+
+    def _time_of_day(self) -> str | None:
+        """The same as the venue's ``to``."""
+        seconds = self._first_second()
+        if seconds is None:
             return None
         return f"{seconds // 3600:02d}{seconds // 60 % 60:02d}{seconds % 60:02d}"
 
-    def take(self, page: Sequence[Trade], date_us: int | None) -> None:
-        """What the question brought, and the reply's ``Date``. Raises `PayloadError` where paging does not advance."""
+    def _bound_us(self) -> int | None:
+        """The time before which this day's trades are asked for; None: now."""
+        seconds = self._first_second()
+        if seconds is not None:
+            return self._day * DAY_US + seconds * 1_000_000
+        return None if self._day == self._today else (self._day + 1) * DAY_US
+
+    def take(self, reply: Sequence[Trade] | CandlePage, date_us: int | None) -> None:
+        """What the request brought, and the reply's ``Date``.
+
+        Raises `PayloadError` where paging does not advance, and where a reply lacks what it had to contain.
+        """
         self.requests += 1
         today = self._today if date_us is None else date_us // DAY_US
+        page = () if isinstance(reply, CandlePage) else reply
         if page:
             today = max(today, page[0].time_us // DAY_US + self._today - self._day)
         if today > self._today:
             self._begin(today)
             return
+        if isinstance(reply, CandlePage):
+            self._take_candle(reply.oldest_us)
+            return
+        if self._mode == "confirm":
+            page = self._confirmed(page)
         for trade in page:
             if self._is_wanted(trade):
                 self._found[trade.sequential_id] = trade
-        if self._count is not None and len(self._found) >= self._count:
+        if page:
+            before = self._oldest.sequential_id if self._oldest is not None else None
+            self._newer_id = page[-2].sequential_id if len(page) > 1 else before
+            self._oldest = page[-1]
+        is_agreed, self._mode = self._mode == "confirm" and not page, "page"
+        has_all = self._count is not None and len(self._found) >= self._count
+        is_past = self._start_us is not None and self._oldest is not None and self._oldest.time_us < self._start_us
+        if has_all or is_past:
             self.is_done = True
-        elif len(page) < self._asked:
-            self._go_back_a_day()
+        elif is_agreed:
+            self._go_back(self._day - 1)
+        elif len(reply) >= self._asked:
+            self._go_on(reply[-1])
         else:
-            self._go_on(page[-1])
+            self._mode = "candle" if self._oldest is None else "confirm"
+
+    def _confirmed(self, page: Sequence[Trade]) -> Sequence[Trade]:
+        """What a confirming page has beyond the trade that it had to begin with."""
+        if not page or self._oldest is None or page[0].sequential_id != self._oldest.sequential_id:
+            raise PayloadError(
+                f"trades of {self._market}: the reply lacks a trade that is known to be there",
+                market=self._market,
+            )
+        return page[1:]
+
+    def _take_candle(self, newest_us: int | None) -> None:
+        """The newest candle before a page that was empty: in that day, or as many days earlier as had no trades."""
+        self._mode = "page"
+        if newest_us is None:
+            self._go_back(self._day - 1)
+        elif newest_us < self._day * DAY_US or (self._start_us is not None and newest_us < self._start_us):
+            self._go_back(newest_us // DAY_US if newest_us < self._day * DAY_US else self._day - 1)
+        elif self._is_doubted:
+            raise PayloadError(
+                f"trades of {self._market}: a page is empty though its day has a candle",
+                market=self._market,
+            )
+        else:
+            self._is_doubted = True  # a trade may have happened since, or the page was wrong: asked once more
 
     def _is_wanted(self, trade: Trade) -> bool:
         return (self._end_us is None or trade.time_us < self._end_us) and (
@@ -108,12 +177,12 @@ class TradeWalk:
                 market=self._market,
             )
         self._cursor = oldest.sequential_id
-        self.is_done = self._start_us is not None and oldest.time_us < self._start_us
 
-    def _go_back_a_day(self) -> None:
-        is_first_day = self._start_us is not None and self._day * DAY_US <= self._start_us
-        self._day -= 1
-        self._cursor = None
+    def _go_back(self, day: int) -> None:
+        is_first_day = self._start_us is not None and (day + 1) * DAY_US <= self._start_us
+        self._day = day
+        self._cursor = self._oldest = self._newer_id = None
+        self._is_doubted = False
         self.is_done = is_first_day or self._today - self._day > DAYS_KEPT
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 from backbone.coordinator.live import trades as paging
 from backbone.coordinator.live.trades import DAY_US, DAYS_KEPT, TradeWalk
 from backbone.errors import PayloadError
-from backbone.model import Span, Trade
-from backbone.routing.wire import Ask
+from backbone.model import CANDLE_SCHEMA, Span, Trade
+from backbone.routing.wire import Ask, CandlePage
 
 TODAY = 20_322  # 2025-08-22
 SECOND_US = 1_000_000
@@ -29,8 +31,14 @@ class Venue:
         self.trades = sorted(trades, key=lambda t: (t.time_us, t.sequential_id), reverse=True)
         self.now_us = now_us
 
-    def answer(self, ask: Ask) -> list[Trade]:
+    def answer(self, ask: Ask) -> list[Trade] | CandlePage:
         query = dict(ask.query)
+        if ask.group == "candles":
+            bound = datetime.fromisoformat(query["to"]).timestamp() * SECOND_US if "to" in query else self.now_us + 1
+            opens = [t.time_us // SECOND_US * SECOND_US for t in self.trades if t.time_us <= self.now_us]
+            newest = next((o for o in opens if o < bound), None)
+            nothing = np.empty(0, np.int64)
+            return CandlePage(CANDLE_SCHEMA.empty_table(), newest is not None, newest, int(bound), 1, nothing)
         day = self.now_us // DAY_US - int(query.get("days_ago", 0))
         rows = [t for t in self.trades if t.time_us // DAY_US == day and t.time_us <= self.now_us]
         if "to" in query:
@@ -38,9 +46,7 @@ class Venue:
             end_s = int(to[:2]) * 3600 + int(to[2:4]) * 60 + int(to[4:])
             rows = [t for t in rows if t.time_us % DAY_US < end_s * SECOND_US]
         if "cursor" in query:
-            places = [t.sequential_id for t in self.trades]
-            after = places.index(int(query["cursor"]))
-            rows = [t for t in rows if places.index(t.sequential_id) > after]
+            rows = [t for t in rows if t.sequential_id < int(query["cursor"])]
         return rows[: int(query["count"])]
 
     def wanted(self, count: int | None, start_us: int | None, end_us: int | None) -> tuple[Trade, ...]:
@@ -148,10 +154,52 @@ def test_walk_asks_for_no_more_than_it_needs() -> None:
 
 
 def test_walk_of_more_than_there_is_ends_after_the_days_kept(pages_of_three: None) -> None:
-    """A count larger than seven days hold is all of them, and one request a quiet day."""
+    """A count larger than seven days hold is all of them; a quiet day costs a page and a candle."""
     walk = TradeWalk("KRW-BTC", 100, None, None, TODAY)
     assert walked(walk, Venue([], now_us)) == ()
-    assert walk.requests == DAYS_KEPT + 1
+    assert walk.requests == 2 * (DAYS_KEPT + 1)
+
+
+def test_walk_skips_the_quiet_days_that_a_candle_shows(pages_of_three: None) -> None:
+    """Between a trade now and one five days ago, the days without trades cost one page and one candle together."""
+    trades = [trade(now_us, 1), trade(now_us - 5 * DAY_US, 2)]
+    walk = TradeWalk("KRW-BTC", 2, None, None, TODAY)
+    assert len(walked(walk, Venue(trades, now_us))) == 2
+    assert walk.requests == 5  # today, its confirmation, yesterday, the candle, the day of the other trade
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+@pytest.mark.parametrize("at", range(8))
+@pytest.mark.parametrize("count", [25, None])
+def test_walk_with_a_short_reply_anywhere_is_whole_or_an_error(
+    pages_of_three: None, at: int, keep: int, count: int | None
+) -> None:
+    """One reply that is shorter than it should be, at any place of the walk: the very same trades, or an error."""
+    trades = [trade(now_us - i * 4 * 3600 * SECOND_US, i) for i in range(30)]
+    venue, start_us = Venue(trades, now_us), None if count else now_us - 4 * DAY_US
+    expected = venue.wanted(count, start_us, None)
+    walk = TradeWalk("KRW-BTC", count, start_us, None, TODAY)
+    try:
+        while not walk.is_done:
+            reply = venue.answer(walk.next_ask())
+            if walk.requests == at and not isinstance(reply, CandlePage):
+                reply = reply[:keep]
+            walk.take(reply, now_us)
+    except PayloadError:
+        return
+    assert walk.rows == expected
+
+
+def test_walk_of_days_that_are_always_empty_is_an_error_where_candles_are(pages_of_three: None) -> None:
+    """A candle in the day of an empty page is a second witness: the page is asked again, and then refused."""
+    venue = Venue([trade(now_us - SECOND_US, 1)], now_us)
+    walk = TradeWalk("KRW-BTC", 5, None, None, TODAY)
+    for _ in range(3):  # the page, the candle, the page again
+        reply = venue.answer(walk.next_ask())
+        walk.take(reply if isinstance(reply, CandlePage) else [], now_us)
+    reply = venue.answer(walk.next_ask())
+    with pytest.raises(PayloadError, match="a page is empty though its day has a candle"):
+        walk.take(reply, now_us)
 
 
 def test_walk_of_a_venue_that_ignores_the_cursor_is_a_payload_error(pages_of_three: None) -> None:
@@ -210,4 +258,4 @@ def test_walk_asks_no_day_before_its_start() -> None:
     """A range inside today costs no request for yesterday."""
     walk = TradeWalk("KRW-BTC", None, now_us - 3600 * SECOND_US, None, TODAY)
     walked(walk, Venue([trade(now_us - i * SECOND_US, i) for i in range(7)], now_us))
-    assert walk.requests == 1
+    assert walk.requests == 2  # the page, and what confirms that it has all
