@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import chain
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -60,6 +60,7 @@ __all__ = [
     "CandlePage",
     "Instrument",
     "LiveRecord",
+    "Rows",
     "Status",
     "StreamError",
     "candles_ask",
@@ -176,16 +177,53 @@ def _check_codes(argument: str, codes: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
-def _by_market(records: Sequence[Any], asked: tuple[str, ...]) -> tuple[Any, ...]:
-    """`records` in the order of `asked`: exactly one for each market asked for, and no other."""
+class Rows(tuple[Any, ...]):
+    """Records of a reply about many markets; ``unreadable`` names the markets whose rows could not be read."""
+
+    unreadable: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, records: Iterable[Any], unreadable: Sequence[str]) -> Rows:
+        rows = cls(records)
+        rows.unreadable = tuple(unreadable)
+        return rows
+
+
+def _read_rows(body: bytes, decoder: Any, build: Callable[[Any], Any]) -> tuple[list[Any], list[str]]:
+    """The records of a list of rows, and the markets whose rows cannot be read.
+
+    Row by row only where the list as a whole is refused. Raises where no row can be read, or one names no market.
+    """
+    try:
+        return [build(row) for row in decoder.decode(body)], []
+    except _BROKEN as exc:
+        why = exc
+    records: list[Any] = []
+    unreadable: list[str] = []
+    for row in msgspec.json.decode(body, type=list[msgspec.Raw]):
+        try:
+            records += [build(one) for one in decoder.decode(b"[" + bytes(row) + b"]")]
+        except _BROKEN:
+            unreadable.append(msgspec.json.decode(row, type=_Named).market)
+    if not records:
+        raise why
+    return records, unreadable
+
+
+class _Named(msgspec.Struct):
+    market: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+def _by_market(records: Sequence[Any], asked: tuple[str, ...], unreadable: Sequence[str] = ()) -> Rows:
+    """`records` in the order of `asked`: one for each market asked for that could be read, and no other."""
     found = {record.market: record for record in records}
-    if len(found) != len(records):
+    if len(found.keys() | set(unreadable)) != len(records) + len(unreadable):
         raise InvalidRow("a market comes twice")
-    if missing := [market for market in asked if market not in found]:
+    if missing := [market for market in asked if market not in found and market not in unreadable]:
         raise InvalidRow(f"{', '.join(missing[:5])} is missing")
-    if len(found) != len(asked):
-        raise InvalidRow(f"{next(iter(found.keys() - set(asked)))} was not asked for")
-    return tuple(found[market] for market in asked)
+    if others := (found.keys() | set(unreadable)) - set(asked):
+        raise InvalidRow(f"{next(iter(others))} was not asked for")
+    return Rows.of([found[market] for market in asked if market in found], unreadable)
 
 
 # -------------------------------------------------------------------------------------------------- candles
@@ -199,7 +237,7 @@ class _CandleRow(msgspec.Struct, gc=False):
     low_price: Price
     trade_price: Price
     candle_acc_trade_volume: Amount
-    candle_acc_trade_price: Price
+    candle_acc_trade_price: Amount  # the venue rounds the turnover of a tiny trade to zero
     timestamp: Millis
 
 
@@ -333,25 +371,27 @@ _trade_rows = msgspec.json.Decoder(list_of(TradeRow))
 
 
 def tickers_ask(markets: Iterable[str]) -> Ask:
-    """The ticker of each of `markets`; parses to a tuple of `Ticker` in that order. One unknown fails all."""
+    """The ticker of each of `markets`; parses to `Rows` of `Ticker` in that order. One unknown fails all."""
     asked = _check_codes("markets", markets)
 
     def read(body: bytes) -> tuple[Ticker, ...]:
-        return _by_market([build_ticker(row) for row in _ticker_rows.decode(body)], asked)
+        tickers, unreadable = _read_rows(body, _ticker_rows, build_ticker)
+        return _by_market(tickers, asked, unreadable)
 
     return Ask("ticker", "/ticker", (("markets", ",".join(asked)),), _reading(read, "tickers"))
 
 
 def tickers_all_ask(quotes: Iterable[str]) -> Ask:
-    """The ticker of every market priced in one of `quotes`; parses to a tuple of `Ticker`."""
+    """The ticker of every market priced in one of `quotes`; parses to `Rows` of `Ticker`."""
     asked = _check_codes("quotes", quotes)
 
     def read(body: bytes) -> tuple[Ticker, ...]:
-        tickers = tuple(build_ticker(row) for row in _ticker_rows.decode(body))
-        for ticker in tickers:
-            if ticker.market.partition("-")[0] not in asked:
-                raise InvalidRow(f"{ticker.market} was not asked for")
-        return tuple(_by_market(tickers, tuple(ticker.market for ticker in tickers)))
+        tickers, unreadable = _read_rows(body, _ticker_rows, build_ticker)
+        markets = (*(ticker.market for ticker in tickers), *unreadable)
+        for market in markets:
+            if market.partition("-")[0] not in asked:
+                raise InvalidRow(f"{market} was not asked for")
+        return _by_market(tickers, markets, unreadable)
 
     return Ask("ticker", "/ticker/all", (("quote_currencies", ",".join(asked)),), _reading(read, "tickers"))
 
@@ -359,7 +399,7 @@ def tickers_all_ask(quotes: Iterable[str]) -> Ask:
 def orderbooks_ask(markets: Iterable[str], level: float = 0, count: int = ORDERBOOK_DEPTH) -> Ask:
     """The book of each of `markets`, `count` levels deep, prices grouped by `level` (0: not grouped).
 
-    Parses to a tuple of `OrderBook` in the order asked.
+    Parses to `Rows` of `OrderBook` in the order asked.
     """
     asked = _check_codes("markets", markets)
     _check_count(count, ORDERBOOK_DEPTH)
@@ -370,13 +410,13 @@ def orderbooks_ask(markets: Iterable[str], level: float = 0, count: int = ORDERB
         query += (("level", _plain(level)),)
 
     def read(body: bytes) -> tuple[OrderBook, ...]:
-        books = [build_orderbook(row) for row in _book_rows.decode(body)]
+        books, unreadable = _read_rows(body, _book_rows, build_orderbook)
         for book in books:
             if book.level != level:
                 raise InvalidRow(f"{book.market} is grouped by {book.level:g}, not {level:g}")
             if len(book.levels) > count:
                 raise InvalidRow(f"{book.market} is deeper than the {count} levels asked for")
-        return _by_market(books, asked)
+        return _by_market(books, asked, unreadable)
 
     return Ask("orderbook", "/orderbook", query, _reading(read, "order books"))
 

@@ -237,6 +237,8 @@ def _deliver(
     )
     now = core.clock.monotonic()
     attrs["age_s"] = round(max(0.0, now - min((held.received_s for held in answer.held), default=now)), 3)
+    if answer.unreadable:
+        attrs["unreadable"] = list(answer.unreadable)
     frame = shaping.deliver(table, frames, index=index, zone=session.tz, attrs=attrs)
     if answer.missing:
         error = missing_error(answer, kind)

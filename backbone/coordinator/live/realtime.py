@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -41,6 +41,7 @@ _BOOK_AGE_S = 0.1
 _COVERED_S = 1.0  # the same for a streamed row: it covers all that happened until then, a REST answer does no more
 _COVERED_CRITICAL_S = 0.25
 _MARKETS_A_CALL = 900  # the venue answered all its 855 markets in one call
+_LONG_LIST = 500  # characters of codes: a shorter list is not what a 400 refuses
 _MEMBERS_S = 600.0  # how long a whole answer for a quote currency is believed to name all its markets
 
 
@@ -55,13 +56,18 @@ class Live(Protocol):
 
 @dataclass(frozen=True)
 class Answer(Generic[R]):
-    """Rows in the order they were asked for, and what it took."""
+    """Rows in the order they were asked for, and what it took.
+
+    missing : markets that went away meanwhile, with the `causes`.
+    unreadable : markets whose rows could not be read; they have none.
+    """
 
     held: tuple[Held[R], ...]
     requests: int
     from_memory: int
     missing: tuple[str, ...] = ()
     causes: tuple[BackboneError, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,10 +86,21 @@ class _Verbatim(Ask):
 
 def _verbatim(ask: Ask) -> _Verbatim:
     def parse(body: bytes) -> Any:
-        ask.parse(body)  # checked at the door like any other
+        ask.parse(body)  # validated like any other
         return msgspec.json.decode(body)
 
     return _Verbatim(ask.group, ask.path, ask.query, parse, ask.market)
+
+
+@dataclass
+class _Found:
+    """What several requests brought so far."""
+
+    held: list[Held[Any]] = field(default_factory=list)
+    requests: int = 0
+    missing: list[str] = field(default_factory=list)
+    causes: list[BackboneError] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
 
 class Realtime:
@@ -108,6 +125,7 @@ class Realtime:
         self._lock = threading.Lock()
         self._latest = latest
         self._live = live
+        self._chunk = _MARKETS_A_CALL  # less once an address was too long for a gate on the way
         self._instruments: dict[str, Instrument] = {}
         self._members: dict[tuple[str, ...], tuple[float, tuple[str, ...]]] = {}  # quotes: when received, its markets
 
@@ -133,9 +151,21 @@ class Realtime:
         self._metrics.count("cache.realtime.misses", max(1, len(members)))
         reply = self._request(tickers_all_ask(key), priority)
         rows: list[Held[Ticker]] = self._take("ticker", reply.value, reply.received_s)
+        found = _Found(rows, 1, unreadable=list(reply.value.unreadable))
+        lacking = set(members) - {held.row.market for held in rows} - set(found.unreadable)
+        if (
+            lacking
+        ):  # gone from the list, or the reply is short: the markets that are still listed are asked for by name
+            listed = self._listed(priority)
+            more = self._collect("ticker", [m for m in members if m in lacking and m in listed], priority, tickers_ask)
+            rows += more.held
+            found.requests += 1 + more.requests
+            found.unreadable += more.unreadable
+        if reply.value.unreadable:
+            self._metrics.count("rows.unreadable", len(reply.value.unreadable))
         with self._lock:
             self._members[key] = reply.received_s, tuple(held.row.market for held in rows)
-        return Answer(tuple(rows), 1, 0)
+        return Answer(tuple(rows), found.requests, 0, unreadable=tuple(found.unreadable))
 
     def _members_of(self, quotes: tuple[str, ...]) -> tuple[str, ...]:
         with self._lock:
@@ -157,7 +187,7 @@ class Realtime:
     def instruments(self, markets: Sequence[str], priority: Priority) -> dict[str, Instrument]:
         """Tick size and levels of `markets`, asked anew: ticks change with the price band."""
         found: dict[str, Instrument] = {}
-        for codes in _chunks(list(markets), _MARKETS_A_CALL):
+        for codes in _chunks(list(markets), self._chunk):
             found.update(self._request(instruments_ask(codes), priority).value)
         self.note_instruments(found)
         return found
@@ -181,23 +211,32 @@ class Realtime:
 
     def ticker_rows(self, markets: Sequence[str], priority: Priority) -> VerbatimRows:
         """The venue's ticker rows of `markets`, with every field it sends; never from memory."""
-        return self._verbatim_rows([tickers_ask(part) for part in _chunks(list(markets), _MARKETS_A_CALL)], priority)
+        return self._verbatim_rows(tickers_ask, list(markets), priority)
 
     def book_rows(self, markets: Sequence[str], priority: Priority) -> VerbatimRows:
         """The venue's order books of `markets`, ungrouped; never from memory."""
-        parts = _chunks(list(markets), _MARKETS_A_CALL)
-        return self._verbatim_rows([orderbooks_ask(part, 0.0, 30) for part in parts], priority)
+        return self._verbatim_rows(orderbooks_ask, list(markets), priority)
 
     def market_rows(self, priority: Priority) -> VerbatimRows:
         """The venue's market list with its details; never from memory."""
-        return self._verbatim_rows([markets_ask()], priority)
+        reply = self._request(_verbatim(markets_ask()), priority)
+        return VerbatimRows(reply.value, reply.group, reply.remaining)
 
-    def _verbatim_rows(self, asks: Sequence[Ask], priority: Priority) -> VerbatimRows:
-        rows: list[dict[str, Any]] = []
-        for ask in asks:
-            reply = self._request(_verbatim(ask), priority)
-            rows += reply.value
-        return VerbatimRows(rows, reply.group, reply.remaining)
+    def _verbatim_rows(
+        self, ask: Callable[[Sequence[str]], Ask], markets: list[str], priority: Priority
+    ) -> VerbatimRows:
+        answer = VerbatimRows([], None, None)
+        for part in _chunks(markets, self._chunk):
+            try:
+                reply = self._request(_verbatim(ask(part)), priority)
+                found = VerbatimRows(reply.value, reply.group, reply.remaining)
+            except RejectedError as exc:
+                if not _is_too_long(exc, part):
+                    raise
+                self._chunk = min(self._chunk, len(part) // 2)
+                found = self._verbatim_rows(ask, part, priority)
+            answer = VerbatimRows(answer.rows + found.rows, found.group, found.remaining)
+        return answer
 
     # -- what both share -----------------------------------------------------------------------------------------
 
@@ -233,52 +272,61 @@ class Realtime:
         self._metrics.count("cache.realtime.hits", len(known))
         self._metrics.count("cache.realtime.misses", len(markets) - len(known))
         wanted = [market for market in markets if market not in known]
-        requests, lost, causes = 0, [], []
-        for part in _chunks(wanted, _MARKETS_A_CALL):
-            found, asked, gone, why = self._ask_some(part, priority, ask)
-            requests += asked
-            lost += gone
-            causes += why
-            for held in self._take(kind, found[0], found[1]):
-                known[held.row.market] = held
+        found = self._collect(kind, wanted, priority, ask)
+        known.update((held.row.market, held) for held in found.held)
         return Answer(
             tuple(known[market] for market in markets if market in known),
-            requests,
+            found.requests,
             len(markets) - len(wanted),
-            tuple(lost),
-            tuple(causes),
+            tuple(found.missing),
+            tuple(found.causes),
+            tuple(found.unreadable),
         )
 
-    def _ask_some(
-        self, codes: list[str], priority: Priority, ask: Callable[[Sequence[str]], Ask]
-    ) -> tuple[tuple[list[Any], float], int, list[str], list[BackboneError]]:
-        """One call for `codes`. Where the venue refuses the list for one of them, its market list names the culprits;
-        should it still list them all, halves find it.
+    def _collect(self, kind: str, codes: list[str], priority: Priority, ask: Callable[[Sequence[str]], Ask]) -> _Found:
+        """The rows of `codes`, in as few requests as the venue and the way to it allow."""
+        found = _Found()
+        for part in _chunks(codes, self._chunk):
+            self._collect_part(kind, part, priority, ask, found)
+        if found.unreadable:
+            self._metrics.count("rows.unreadable", len(found.unreadable))
+        return found
+
+    def _collect_part(
+        self, kind: str, codes: list[str], priority: Priority, ask: Callable[[Sequence[str]], Ask], found: _Found
+    ) -> None:
+        """One request for `codes`, halved where its address is too long for a gate on the way.
+
+        Where the venue refuses the list for one of them, its market list names the culprits; should it still list them
+        all, halves find it.
         """
+        found.requests += 1
+        middle = len(codes) // 2
+        halves = [codes[:middle], codes[middle:]]
         try:
             reply = self._request(ask(tuple(codes)), priority)
         except RejectedError as exc:
-            if exc.status != 404:
+            if _is_too_long(exc, codes):
+                self._chunk = min(self._chunk, max(1, middle))
+                parts = halves
+            elif exc.status == 404:
+                listed = self._listed(priority)
+                gone = [code for code in codes if code not in listed]
+                left = [code for code in codes if code in listed]
+                if len(codes) == 1 or not left:
+                    found.missing += codes
+                    found.causes.append(exc)
+                    return
+                found.missing += gone
+                found.causes += [exc] if gone else []
+                parts = [left] if gone else halves
+            else:
                 raise
-            listed = self._listed(priority)
-            gone = [code for code in codes if code not in listed]
-            left = [code for code in codes if code in listed]
-            if len(codes) == 1 or not left:
-                return ([], self._clock.monotonic()), 1, codes, [exc]
-            middle = len(codes) // 2
-            parts = [left] if gone else [codes[:middle], codes[middle:]]
-            rows: list[Any] = []
-            causes: list[BackboneError] = [exc] if gone else []
-            received_s, requests = 0.0, 1
             for part in parts:
-                found, asked, lost, why = self._ask_some(part, priority, ask)
-                rows += found[0]
-                received_s = max(received_s, found[1])
-                requests += asked
-                gone += lost
-                causes += why
-            return (rows, received_s), requests, gone, causes
-        return (list(reply.value), reply.received_s), 1, [], []
+                self._collect_part(kind, part, priority, ask, found)
+            return
+        found.held += self._take(kind, reply.value, reply.received_s)
+        found.unreadable += reply.value.unreadable
 
     # -- trades --------------------------------------------------------------------------------------------------
 
@@ -324,6 +372,12 @@ def _ages(kind: str, priority: Priority, max_age_s: float | None) -> tuple[float
     if priority is Priority.CRITICAL:
         return 0.0, _COVERED_CRITICAL_S
     return _DEFAULT_AGE_S.get(kind, _BOOK_AGE_S), _COVERED_S
+
+
+def _is_too_long(error: RejectedError, codes: Sequence[str]) -> bool:
+    """Whether a gate on the way (a proxy, a firewall) may have refused the length of the address."""
+    is_long = sum(len(code) + 1 for code in codes) > _LONG_LIST
+    return len(codes) > 1 and (error.status in (414, 431) or (error.status == 400 and is_long))
 
 
 def _chunks(items: list[Any], size: int) -> list[list[Any]]:

@@ -550,3 +550,81 @@ def test_realtime_rows_are_never_written(client: Backbone) -> None:
     client.orderbooks("KRW-BTC")
     client.trades("KRW-BTC", 600)
     assert not list(Path(client.data_dir).rglob("*.parquet"))
+
+
+# -- replies that cannot be relied on ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["short", "empty"])
+@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"count": 700},
+        {"start": "2025-08-22T08:30:00Z"},
+        {"start": "2025-08-21T23:40:00Z", "end": "2025-08-22T00:20:00Z"},
+        {"count": 300, "priority": "critical"},
+    ],
+    ids=["count", "range", "over midnight", "critical"],
+)
+def test_trades_with_a_short_page_are_the_same_or_an_error(
+    own_client: Backbone, own_venue: SimulatorServer, kind: str, after: int, words: dict[str, Any]
+) -> None:
+    """A page that is shorter than asked, at any place: the very ids of the call without the fault, or an error."""
+    expected = own_client.trades("KRW-BTC", **words)
+    own_venue.faults.add(kind, match="/v1/trades", after=after, rows=49)
+    try:
+        found = own_client.trades("KRW-BTC", **words)
+    except (PayloadError, IncompleteError):
+        own_venue.faults.clear()
+        found = own_client.trades("KRW-BTC", **words)
+    assert found["sequential_id"].tolist() == expected["sequential_id"].tolist()
+
+
+@pytest.mark.parametrize("value", ["null", "0", "missing"])
+def test_tickers_with_an_odd_row_deliver_the_others(
+    own_client: Backbone, own_venue: SimulatorServer, value: str
+) -> None:
+    """One row of all that cannot be read is left out and named; a table and the named form do the same."""
+    whole = own_client.tickers("KRW", max_age=0)
+    own_venue.faults.add("odd", field="opening_price", value=value, market="KRW-ETH", times=2)
+    frame = own_client.tickers("KRW", max_age=0)
+    assert list(frame.index) == [code for code in whole.index if code != "KRW-ETH"]
+    assert facts(frame)["unreadable"] == ["KRW-ETH"]
+    named = own_client.tickers(["KRW-BTC", "KRW-ETH", "KRW-XRP"], max_age=0)
+    assert list(named.index) == ["KRW-BTC", "KRW-XRP"]
+    assert facts(named)["unreadable"] == ["KRW-ETH"]
+    assert own_client.session.coordinator().metrics.counter("rows.unreadable") == 2
+    own_venue.faults.add("odd", field="opening_price", value=value, market="KRW-ETH", times=None)
+    with pytest.raises(PayloadError):
+        own_client.tickers("KRW-ETH", max_age=0)
+
+
+def test_orderbooks_with_an_odd_row_deliver_the_others(own_client: Backbone, own_venue: SimulatorServer) -> None:
+    """A book without a time is left out and named."""
+    own_venue.faults.add("odd", match="/v1/orderbook", field="timestamp", value="null", market="KRW-ETH")
+    frame = own_client.orderbooks(["KRW-BTC", "KRW-ETH"], max_age=0)
+    assert frame["market"].unique().tolist() == ["KRW-BTC"]
+    assert facts(frame)["unreadable"] == ["KRW-ETH"]
+
+
+def test_short_reply_about_a_quote_currency_is_completed(own_client: Backbone, own_venue: SimulatorServer) -> None:
+    """Markets that are listed and lack in the reply are asked for by name."""
+    whole = own_client.tickers("KRW", max_age=0)
+    own_venue.faults.add("short", match="/v1/ticker/all", rows=5)
+    frame = own_client.tickers("KRW", max_age=0)
+    assert sorted(frame.index) == sorted(whole.index)
+
+
+def test_address_too_long_for_a_gate_is_halved_and_the_size_remembered(
+    own_client: Backbone, own_venue: SimulatorServer
+) -> None:
+    """A proxy that refuses long addresses costs a few requests once, and none later."""
+    codes = list(own_client.markets("KRW").index)[:60]
+    own_venue.faults.add("gate", match="/v1/ticker", limit=250, times=None)
+    assert list(own_client.tickers(codes, max_age=0).index) == codes
+    first = asked(own_venue, "ticker")
+    assert list(own_client.tickers(codes, max_age=0).index) == codes
+    again = [r for r in own_venue.requests if r.group == "ticker"][first:]
+    assert again
+    assert all(r.status == 200 for r in again)

@@ -17,7 +17,7 @@ from backbone.coordinator.metrics import Metrics
 from backbone.errors import PayloadError, RejectedError, UnreachableError
 from backbone.model import Level, OrderBook, Priority, Ticker, Trade
 from backbone.routing.rest import Reply
-from backbone.routing.wire import Ask, Instrument, tickers_ask
+from backbone.routing.wire import Ask, Instrument, Rows, tickers_ask
 from backbone.testing import ManualClock
 
 AT = 1_755_853_200_000_000
@@ -72,10 +72,10 @@ class Venue:
     def rows(self, path: str, codes: tuple[str, ...], query: dict[str, str]) -> Any:
         stamp = self.clock.now_us()
         if path.startswith("/ticker"):
-            return tuple(Ticker(c, stamp, self.price, *[1.0] * 10, stamp) for c in codes)
+            return Rows(Ticker(c, stamp, self.price, *[1.0] * 10, stamp) for c in codes)
         if path == "/orderbook/instruments":
             return {c: Instrument(1000.0, (0.0, 10_000.0)) for c in codes}
-        return tuple(OrderBook(c, stamp, float(query.get("level", 0)), (Level(101.0, 1.0, 100.0, 1.0),)) for c in codes)
+        return Rows(OrderBook(c, stamp, float(query.get("level", 0)), (Level(101.0, 1.0, 100.0, 1.0),)) for c in codes)
 
 
 CODES = [f"KRW-C{i}" for i in range(40)]
@@ -196,11 +196,11 @@ def test_quote_currency_is_answered_from_memory_once_it_was_told_whole() -> None
 
 
 def test_quote_currency_that_other_calls_filled_is_answered_from_memory() -> None:
-    """The market list says who belongs, where no whole answer did."""
+    """The market list says who belongs, where no whole answer did; it is asked again about one that is lacking."""
     venue = Venue("KRW-A", "KRW-B")
     venue.realtime.tickers(["KRW-A", "KRW-B"], Priority.HIGH, 0)
     assert venue.realtime.tickers_of_quote(["KRW"], ["KRW-A", "KRW-B"], Priority.HIGH, 5).requests == 0
-    assert venue.realtime.tickers_of_quote(["KRW"], ["KRW-A", "KRW-B", "KRW-C"], Priority.HIGH, 5).requests == 1
+    assert venue.realtime.tickers_of_quote(["KRW"], ["KRW-A", "KRW-B", "KRW-C"], Priority.HIGH, 5).requests == 2
 
 
 def test_books_of_different_levels_are_different_rows() -> None:
