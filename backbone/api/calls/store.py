@@ -20,6 +20,7 @@ from backbone.storage.audit import Problem
 from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
+    from backbone.api.calls.update import UpdateJob
     from backbone.api.session import Session
     from backbone.storage.copy import Copied
 
@@ -215,6 +216,43 @@ class StoreView:
         table = pa.table({c: pa.array([getattr(row, c) for row in found], pa.string()) for c in columns})
         return self._deliver(table, frames)
 
+    def update(
+        self,
+        markets: str | Iterable[str] | None = None,
+        timeframe: str | None = None,
+        *,
+        priority: str | Priority = "low",
+        frames: str | None = None,
+    ) -> UpdateJob:
+        """Bring all that is stored up to date: every series from its newest candle to now, in one background job.
+
+        A series that fails does not stop the others. Two updates at once share what is on its way.
+
+        Parameters
+        ----------
+        markets : a market, several, or a quote currency; None is all that is stored.
+        timeframe : one of the stored ones; None is all.
+        priority : ``low`` · ``normal`` · ``high``.
+        frames : the frame type of its results.
+
+        Returns
+        -------
+        `UpdateJob`: ``progress sections() wait() cancel() result()``; its result is a frame with a row a series.
+
+        Raises
+        ------
+        InputError  a wrong word, or nothing of that is stored.
+
+        Examples
+        --------
+        >>> job = client.backfill("KRW-BTC", "1h", "2025-08-20", "2025-08-21").wait()
+        >>> client.store.update("KRW-BTC").result()[["market", "timeframe", "state"]].values.tolist()
+        [['KRW-BTC', '1h', 'done']]
+        """
+        from backbone.api.calls.update import update
+
+        return update(self._session, markets, timeframe, priority=priority, frames=frames)
+
     def copy_to(self, target: str | os.PathLike[str]) -> Copied:
         """Copy the whole store to a folder or ``"s3://bucket/prefix"`` and prove it there; the source stays.
 
@@ -248,4 +286,4 @@ class StoreView:
         )
 
     def __dir__(self) -> list[str]:
-        return ["copy_to", "incidents", "outages", "recheck", "repair", "revisions", "size", "verify"]
+        return ["copy_to", "incidents", "outages", "recheck", "repair", "revisions", "size", "update", "verify"]

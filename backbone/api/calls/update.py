@@ -1,0 +1,207 @@
+"""Bring what is stored up to date: one job over all series, each from its newest candle to now.
+
+Every series is a backfill of its own, so that one that fails does not stop the others, and two updates at once share
+what is on its way. `UpdateJob` only adds them up; it has no thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from backbone.api import frames as shaping
+from backbone.api.arguments import in_zone, parse_priority
+from backbone.api.calls.backfill import Job, JobView
+from backbone.api.calls.candles import facts
+from backbone.api.notebook.bar import Bar
+from backbone.api.session import Session
+from backbone.coordinator.candles.jobs import CandleJob
+from backbone.coordinator.candles.pending import Progress
+from backbone.errors import BackboneError, ClosedError, InputError
+from backbone.model import Priority, Span
+from backbone.storage.coverage import EVER
+from backbone.timeframe import Timeframe, parse_timeframe
+
+__all__ = ["UpdateJob", "update"]
+
+_STAMP = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True)
+class _Series:
+    """One stored series, and the job that brings it up to date; ``known`` is how many revisions it had before."""
+
+    market: str
+    timeframe: Timeframe
+    end_us: int
+    known: int
+    job: CandleJob
+
+
+class UpdateJob:
+    """Stored series on their way to now. Made by ``client.store.update()``; safe to share between threads."""
+
+    def __init__(self, session: Session, series: Sequence[_Series], priority: Priority, frames: str) -> None:
+        self._session = session
+        self._series = list(series)
+        self._priority = priority
+        self._frames = frames
+
+    @property
+    def state(self) -> str:
+        """``running``, ``done`` (all are up to date), ``incomplete`` (some are not) or ``cancelled``."""
+        states = {one.job.state for one in self._series}
+        for state in ("running", "cancelled"):
+            if state in states:
+                return state
+        return "incomplete" if states - {"done"} else "done"
+
+    @property
+    def progress(self) -> JobView:
+        """Where it stands now, all series together; ``reached`` is the time up to which each of them is stored."""
+        now = self._read()
+        reached = in_zone(now.reached_us, self._session.tz)
+        return JobView(self.state, now.pages, now.rows, now.share, reached, now.pages_per_s, now.eta_s, now.elapsed_s)
+
+    def sections(self) -> Iterator[Any]:
+        """The new candles of each series as a frame, when it is up to date, in the order of `result`.
+
+        A series that could not be had whole is left out here and named in `result`.
+        """
+        for one in self._series:
+            job = Job(self._session, one.job, many=False, frames=self._frames)
+            if job.wait(progress=False).state == "done":
+                yield job.result()
+
+    def wait(self, timeout: float | None = None, *, progress: bool | None = None) -> UpdateJob:
+        """Block until every series ended, with a bar where somebody can see it; returns the job.
+
+        A `timeout` in seconds that runs out raises `TimeoutError`; the job goes on.
+        """
+        session = self._session
+        deadline = None if timeout is None else session.clock.monotonic() + timeout
+        label = f"{len(self._series)} series"
+        with Bar(progress, label=label, zone=session.tz, clock=session.clock, read=self._read) as bar:
+            for one in self._series:
+                left = None if deadline is None else max(0.0, deadline - session.clock.monotonic())
+                if not one.job.wait(bar.update, left):
+                    raise TimeoutError(f"{self!r} has not ended after {timeout} s; it goes on")
+        return self
+
+    def cancel(self) -> None:
+        """Ask for nothing more; what arrived is kept."""
+        for one in self._series:
+            one.job.cancel()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """What became of each series; waits for the end.
+
+        Returns
+        -------
+        Frame, a row a series: ``market timeframe start end`` (where it ended before, where it ends now; the client's
+        zone), ``added`` (new candles), ``revised`` (stored candles that the venue restated), ``state`` (``"done"``,
+        ``"incomplete"``, ``"failed"`` or ``"cancelled"``) and ``detail`` (the error's words where it is not done).
+        """
+        self.wait(timeout)
+        rows = [self._row(one) for one in self._series]
+        columns: dict[str, pa.Array] = {
+            name: pa.array([row[name] for row in rows], pa.string()) for name in ("market", "timeframe")
+        }
+        columns |= {name: pa.array([row[name] for row in rows], pa.int64()).cast(_STAMP) for name in ("start", "end")}
+        columns |= {name: pa.array([row[name] for row in rows], pa.int64()) for name in ("added", "revised")}
+        columns |= {name: pa.array([row[name] for row in rows], pa.string()) for name in ("state", "detail")}
+        now = self._read()
+        attrs = facts(
+            sources={"rest": sum(row["added"] for row in rows)},
+            elapsed_ms=now.elapsed_s * 1000,
+            rows=len(rows),
+            priority=self._priority,
+            requests=now.pages,
+            pages=now.pages,
+        )
+        return shaping.deliver(pa.table(columns), self._frames, index=None, zone=self._session.tz, attrs=attrs)
+
+    def _row(self, one: _Series) -> dict[str, Any]:
+        store = self._session.coordinator().store
+        end_us = max(one.end_us, one.job.progress.reached_us)
+        added = store.read(one.market, one.timeframe, Span(one.end_us, end_us)).table.num_rows
+        state, detail = one.job.state, ""
+        if state != "done":
+            try:
+                causes = [cause for answer in one.job.answers() for cause in answer.causes]
+            except BackboneError as exc:
+                causes = [exc]
+            detail = str(causes[0]) if causes else "part of it could not be had"
+        return {
+            "market": one.market,
+            "timeframe": one.timeframe.name,
+            "start": one.end_us,
+            "end": end_us,
+            "added": added,
+            "revised": store.revisions(one.market, one.timeframe).num_rows - one.known,
+            "state": state,
+            "detail": detail,
+        }
+
+    def _read(self) -> Progress:
+        each = [one.job.progress for one in self._series]
+        return Progress(
+            sum(now.done_slots for now in each),
+            sum(now.total_slots for now in each),
+            sum(now.pages for now in each),
+            sum(now.rows for now in each),
+            min((now.reached_us for now in each), default=0),
+            state=self.state,
+            elapsed_s=max((now.elapsed_s for now in each), default=0.0),
+        )
+
+    def __repr__(self) -> str:
+        return f"<UpdateJob {len(self._series)} series: {self.progress}>"
+
+    def __dir__(self) -> list[str]:
+        return ["cancel", "progress", "result", "sections", "state", "wait"]
+
+
+def update(
+    session: Session,
+    markets: str | Iterable[str] | None = None,
+    timeframe: str | None = None,
+    *,
+    priority: str | Priority = "low",
+    frames: str | None = None,
+) -> UpdateJob:
+    """See `StoreView.update`."""
+    lane, wanted = parse_priority(priority), session.frames(frames)
+    if lane is Priority.CRITICAL:
+        raise InputError("priority", lane.value, "low, normal or high: an update is no critical request")
+    core = session.coordinator()
+    tf = None if timeframe is None else parse_timeframe(timeframe)
+    codes = None if markets is None else set(session.markets_of(markets, may_ask=False))
+    chosen = [
+        (market, each)
+        for market, each in sorted(core.store.series(), key=lambda pair: (pair[0], pair[1].step_us))
+        if (codes is None or market in codes) and tf in (None, each)
+    ]
+    if not chosen and (codes is not None or tf is not None):
+        held = ", ".join(sorted({f"{market} {each}" for market, each in core.store.series()})[:8])
+        raise InputError("markets", markets or timeframe, f"series that are stored: {held or 'so far none'}")
+    core.sync_clock()
+    series = [_begin(session, market, each, lane) for market, each in chosen]
+    return UpdateJob(session, [one for one in series if one is not None], lane, wanted)
+
+
+def _begin(session: Session, market: str, timeframe: Timeframe, priority: Priority) -> _Series | None:
+    """The job of one series, from its newest covered slot on; None where it covers nothing."""
+    core = session.coordinator()
+    if core.is_closed:
+        raise ClosedError("the client is closed; make a new one")
+    bounds = core.store.footer_coverage(market, timeframe, EVER).bounds
+    if bounds is None:
+        return None
+    known = core.store.revisions(market, timeframe).num_rows
+    start_us = timeframe.floor(max(0, bounds.end - 1))  # its newest slot again: what was provisional is asked once more
+    job = core.jobs.start([market], timeframe, start_us, None, priority)
+    return _Series(market, timeframe, bounds.end, known, job)

@@ -1,0 +1,83 @@
+"""All that is stored, brought up to date by one job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from backbone import Backbone
+from backbone.errors import InputError
+from backbone.simulator import SimulatorServer
+
+LIMIT = 500  # the quota is not what is tested here
+
+
+@pytest.fixture
+def own_venue() -> Iterator[SimulatorServer]:
+    """An exchange whose clock the test moves."""
+    with SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True, limit=LIMIT) as server:
+        yield server
+
+
+@pytest.fixture
+def filled(own_venue: SimulatorServer, tmp_path: Path) -> Backbone:
+    """A client with three series that end an hour before the exchange's now."""
+    client = Backbone(data_dir=tmp_path / "data", rest_url=own_venue.rest_url, ws_url=own_venue.ws_url)
+    client.candles("KRW-BTC", "1m", "2025-08-22T05:00Z", "2025-08-22T08:00Z")
+    client.candles("KRW-ETH", "1m", "2025-08-22T05:00Z", "2025-08-22T08:00Z")
+    client.candles("KRW-BTC", "1d", "2025-08-01", "2025-08-20")
+    return client
+
+
+def test_update_brings_every_series_to_now(filled: Backbone, own_venue: SimulatorServer) -> None:
+    """A row a series, with what came; afterwards everything up to now is held, and another update adds nothing."""
+    with filled as client:
+        job = client.store.update()
+        found = job.result().set_index(["market", "timeframe"])
+        assert (job.state, job.progress.fraction) == ("done", 1.0)
+        assert found.index.tolist() == [("KRW-BTC", "1m"), ("KRW-BTC", "1d"), ("KRW-ETH", "1m")]
+        assert found["state"].unique().tolist() == ["done"]
+        now = client.candles("KRW-BTC", "1m", "2025-08-22T05:00Z", offline=True)
+        assert found.loc[("KRW-BTC", "1m"), "added"] == (now.index >= pd.Timestamp("2025-08-22T08:00Z")).sum() > 50
+        assert found.loc[("KRW-BTC", "1d"), "added"] == 2
+        again = client.store.update().result()
+        assert again["added"].tolist() == [0, 0, 0]
+        own_venue.clock.advance(600)
+        client.tickers("KRW-BTC", max_age=0)
+        later = client.store.update("KRW-ETH", "1m").result()
+        assert later["market"].tolist() == ["KRW-ETH"]
+        assert later["added"].iloc[0] > 0
+
+
+def test_update_of_a_failing_series_does_not_stop_the_others(filled: Backbone, own_venue: SimulatorServer) -> None:
+    """The series that could not be had says why; the others are up to date."""
+    with filled as client:
+        own_venue.faults.add("garbage", match="KRW-ETH", times=None)
+        job = client.store.update()
+        found = job.result().set_index("market")
+        assert job.state == "incomplete"
+        assert found.loc["KRW-BTC", "state"].tolist() == ["done", "done"]
+        assert found.loc["KRW-ETH", "state"] == "incomplete"
+        assert found.loc["KRW-ETH", "detail"]
+
+
+def test_update_twice_at_once_shares_the_work(filled: Backbone, own_venue: SimulatorServer) -> None:
+    """Two jobs for the same series ask the venue once."""
+    with filled as client:
+        before = len(own_venue.requests)
+        first, second = client.store.update(), client.store.update()
+        first.wait(), second.wait()
+        alone = 3
+        assert len([one for one in own_venue.requests[before:] if one.group == "candles"]) <= alone + 1
+
+
+def test_update_of_what_is_not_stored_is_refused(filled: Backbone) -> None:
+    """The error says what is stored."""
+    with filled as client:
+        with pytest.raises(InputError, match="KRW-BTC 1m"):
+            client.store.update("KRW-XRP")
+        with pytest.raises(InputError, match="critical"):
+            client.store.update(priority="critical")
