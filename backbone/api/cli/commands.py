@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from backbone.api.arguments import in_zone, parse_quote
-from backbone.api.cli.output import check_target, emit, print_frame, print_value, say, write_file
+from backbone.api.cli.output import check_target, emit, flush_output, print_frame, print_value, say, write_file
 from backbone.errors import InputError, StoreError
 from backbone.timeframe import parse_timeframe
 
@@ -23,6 +23,7 @@ __all__ = [
     "copy",
     "coverage",
     "demo",
+    "doctor",
     "explain",
     "fetch",
     "markets",
@@ -336,6 +337,28 @@ def size(options: argparse.Namespace) -> int:
 
 
 # -- this machine ------------------------------------------------------------------------------------------------
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Looks at this machine: Python, packages, data folder, proxy, venue, clock, socket, quota. A line a check: ok, or
+    what is wrong and what to do. Makes about ten requests. Nothing private is in the lines. Ends with 1 where something
+    is wrong; a note is not.
+    """
+    from backbone.api.calls.doctor import examine
+
+    form = "json" if options.json else options.format or "table"
+    checks = []
+    with _open(options) as client:
+        for check in examine(client.session):
+            checks.append(check)
+            if form == "table":
+                emit(str(check))
+                flush_output()
+    if form != "table":
+        import pandas as pd
+
+        print_frame(pd.DataFrame([check.facts() for check in checks]), form)
+    return EXIT_PROBLEMS if any(check.state == "wrong" for check in checks) else 0
 
 
 def demo(options: argparse.Namespace) -> int:

@@ -213,6 +213,8 @@ def _add_machine(parts: Any) -> None:
     parser.add_argument("--days", type=int, default=2, help="days of 1-minute candles to fetch (2)")
     parser = _add(parts, "status", commands.status, "the quota of this machine, the store, the verdict")
     parser.add_argument("--json", action="store_true", help="the same as --format json")
+    parser = _add(parts, "doctor", commands.doctor, "is this machine ready, and if not, what to do")
+    parser.add_argument("--json", action="store_true", help="the same as --format json")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,344 @@
+"""Is this machine ready? A line a check, with what to do where something is wrong.
+
+The lines are made to be pasted into a bug report: folders below the home folder begin with ``~``, addresses come
+without user and password, and neither host name, markets nor candles are in them. The checks cost about ten requests.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import importlib.metadata
+import os
+import platform
+import secrets
+import shutil
+import statistics
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import filelock
+
+import backbone
+from backbone.coordinator.quota.ledger import MachineLimiter
+from backbone.errors import BackboneError, RateLimitedError, UnreachableError
+from backbone.model import Priority
+from backbone.routing.wire import tickers_ask
+
+if TYPE_CHECKING:
+    from backbone.api.session import Session
+
+__all__ = ["Check", "examine"]
+
+_OLDEST_PYTHON = (3, 11)
+_PACKAGES = (
+    "numpy", "pandas", "polars", "pyarrow", "requests", "websocket-client", "joblib", "ratelimit", "msgspec",
+    "filelock", "platformdirs", "tqdm", "tzdata",
+)  # fmt: skip
+_WIDGETS = ("ipywidgets", "anywidget", "IPython")
+_PROBE_BYTES = 4 << 20
+_LITTLE_SPACE = 1 << 30
+_NO_SPACE = 64 << 20
+_CLOCK_NOTE_S, _CLOCK_WRONG_S = 1.5, 30.0
+_TRIES = 5
+_SLOW_S = 0.5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line. ``state`` is ``"ok"``, ``"note"`` (works, but not as well as it could) or ``"wrong"``.
+
+    ``found`` is what was seen; ``advice`` is what to do, empty where nothing is to be done.
+    """
+
+    name: str
+    state: str
+    found: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        mark = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}[self.state]
+        return f"{mark}  {self.name:<10}  {self.found}" + (f"\n       {'':<10}  → {self.advice}" if self.advice else "")
+
+    def facts(self) -> dict[str, str]:
+        """The line as plain data."""
+        return asdict(self)
+
+
+def examine(session: Session) -> Iterator[Check]:
+    """The checks of this machine, one after the other, as they are made.
+
+    Parameters
+    ----------
+    session : of the client whose exchange, folder and quota are looked at.
+
+    Examples
+    --------
+    >>> from backbone import Backbone
+    >>> with Backbone.demo() as demo:
+    ...     checks = list(examine(demo.session))
+    >>> [check.name for check in checks if check.state == "wrong"]
+    []
+    """
+    for name, check in _CHECKS.items():
+        try:
+            yield from check(session)
+        except BackboneError as exc:
+            yield Check(name, "wrong", _private(str(exc)), _advice(exc))
+
+
+def _advice(error: BackboneError) -> str:
+    if isinstance(error, UnreachableError):
+        return "check the network, the proxy and its certificates; --rest-url names another host"
+    if isinstance(error, RateLimitedError):
+        return f"wait {error.retry_after_s:.0f} s; another program may use this address's quota"
+    return "see the message"
+
+
+def _private(text: str) -> str:
+    """Without the name of the user and of this machine."""
+    home, host = str(Path.home()), platform.node()
+    text = text.replace(home, "~") if len(home) > 1 else text
+    return text.replace(host, "this machine") if len(host) > 2 else text
+
+
+# -- Python and packages -----------------------------------------------------------------------------------------
+
+
+def _python(_: Session) -> Iterator[Check]:
+    found = f"Python {platform.python_version()} on {platform.system()} {platform.release()} {platform.machine()}"
+    if sys.version_info < _OLDEST_PYTHON:
+        yield Check("python", "wrong", found, f"use Python {'.'.join(map(str, _OLDEST_PYTHON))} or newer")
+    else:
+        yield Check("python", "ok", found)
+
+
+def _versions(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """What is installed, with its version, and what is not."""
+    held, missing = [], []
+    for name in names:
+        try:
+            held.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    return held, missing
+
+
+def _packages(_: Session) -> Iterator[Check]:
+    held, missing = _versions(_PACKAGES)
+    where = _private(str(Path(backbone.__file__).parent))
+    yield Check("backbone", "ok", f"{backbone.__version__} in {where}")
+    if missing:
+        yield Check("packages", "wrong", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    else:
+        yield Check("packages", "ok", ", ".join(held))
+
+
+def _shadow(_: Session) -> Iterator[Check]:
+    """A folder or file of the package's name in the working folder is imported in its place."""
+    own = Path(backbone.__file__).resolve().parent
+    for there in (Path("backbone.py"), Path("backbone/__init__.py")):
+        if there.is_file() and there.resolve().parent != own:
+            where = there if there.suffix == ".py" and there.parent == Path() else there.parent
+            yield Check(
+                "shadow",
+                "wrong",
+                f"{where} in the working folder is imported instead of the package",
+                "rename it, or start programs in another folder",
+            )
+            return
+    yield Check("shadow", "ok", "nothing in the working folder takes the package's name")
+
+
+def _widgets(_: Session) -> Iterator[Check]:
+    held, missing = _versions(_WIDGETS)
+    if missing:
+        advice = f"for live tables and charts in notebooks: pip install {' '.join(missing)}"
+        yield Check("notebook", "note", f"not installed: {', '.join(missing)}", advice)
+    else:
+        yield Check("notebook", "ok", ", ".join(held))
+
+
+def _console(_: Session) -> Iterator[Check]:
+    name = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        "한글 · →".encode(codecs.lookup(name).name)
+    except (UnicodeEncodeError, LookupError):
+        yield Check("console", "note", f"{name} lacks characters: they are replaced", "set PYTHONUTF8=1")
+    else:
+        yield Check("console", "ok", name)
+
+
+# -- the folder --------------------------------------------------------------------------------------------------
+
+
+def _folder(session: Session) -> Iterator[Check]:
+    if session.settings.is_remote:
+        held = session.coordinator().store.size()
+        yield Check("folder", "ok", f"object storage, {held['files']} files, {held['bytes'] / 1e6:.1f} MB")
+        return
+    folder = Path(session.settings.data_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield from _on_disk(folder, session.clock.monotonic)
+    except OSError as exc:
+        found = f"{folder} cannot be written: {exc.strerror or exc}"
+        advice = "choose another with --data-dir or $BACKBONE_DATA_DIR; what is stored there can still be read"
+        yield Check("folder", "wrong", _private(found), advice)
+
+
+def _on_disk(folder: Path, now: Callable[[], float]) -> Iterator[Check]:
+    probe = folder / f"_doctor-{secrets.token_hex(8)}"
+    began = now()
+    try:
+        with probe.open("wb") as file:
+            file.write(secrets.token_bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        rate = _PROBE_BYTES / 1e6 / max(now() - began, 1e-9)
+        yield Check("folder", "ok", _private(f"{folder} can be written, {rate:.0f} MB/s with sync"))
+        yield _lock_check(probe.with_suffix(".lock"))
+        yield _sync_check(folder)
+    finally:
+        for left in (probe, probe.with_suffix(".lock")):
+            with contextlib.suppress(FileNotFoundError):
+                left.unlink()
+    free = shutil.disk_usage(folder).free
+    state = "ok" if free >= _LITTLE_SPACE else "note" if free >= _NO_SPACE else "wrong"
+    advice = "" if state == "ok" else "free some, or choose another disk with --data-dir: a year of minutes takes 12 MB"
+    yield Check("space", state, f"{free / 1e9:.1f} GB free", advice)
+
+
+def _lock_check(path: Path) -> Check:
+    first, second = filelock.FileLock(path, timeout=0), filelock.FileLock(path, timeout=0)
+    try:
+        with first:
+            second.acquire()
+            second.release()
+    except filelock.Timeout:
+        return Check("locks", "ok", "one writer at a time")
+    except (OSError, NotImplementedError) as exc:
+        found = f"this disk has no locks ({getattr(exc, 'strerror', None) or exc})"
+        return Check("locks", "note", found, "let one program at a time write there, or use a local disk")
+    return Check("locks", "wrong", "two holders of one lock at once", "keep the data folder on a local disk")
+
+
+def _sync_check(folder: Path) -> Check:
+    if not hasattr(os, "O_DIRECTORY"):
+        return Check("sync", "ok", "files are synced; this system has no folder sync")
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        found = f"folders cannot be synced here ({exc.strerror or exc})"
+        return Check("sync", "note", found, "a power cut may cost the last seconds; a local disk keeps them")
+    return Check("sync", "ok", "files and folders")
+
+
+# -- the venue ---------------------------------------------------------------------------------------------------
+
+
+def _proxy(session: Session) -> Iterator[Check]:
+    parts = urlsplit(session.settings.rest_url)
+    host = parts.hostname or ""
+    proxies = urllib.request.getproxies()
+    named = proxies.get(parts.scheme) or proxies.get("all")
+    if not named:
+        yield Check("proxy", "ok", "none")
+    elif host in ("localhost", "::1") or host.startswith("127.") or urllib.request.proxy_bypass(host):
+        yield Check("proxy", "ok", f"{_place(named)}, not used for {host}")
+    else:
+        yield Check("proxy", "ok", f"{_place(named)}, used for {host}")
+
+
+def _place(url: str) -> str:
+    """Scheme, host and port of an address: no user, no password, no path."""
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    return f"{parts.scheme}://{parts.hostname or '?'}" + (f":{parts.port}" if parts.port else "")
+
+
+def _reach(session: Session) -> Iterator[Check]:
+    core, now = session.coordinator(), session.clock.monotonic
+    code = core.markets.listed(fresh=True)[0].market
+    taken = []
+    for _ in range(_TRIES):
+        began = now()
+        core.request(tickers_ask([code]), Priority.CRITICAL)
+        taken.append(now() - began)
+    middle, place = statistics.median(taken), _place(session.settings.rest_url)
+    found = f"{place} answers in {middle * 1000:.0f} ms, {_TRIES / sum(taken):.1f} requests/s one after the other"
+    if middle > _SLOW_S:
+        yield Check("venue", "note", found, "bulk downloads keep several requests in flight; live bots will be late")
+    else:
+        yield Check("venue", "ok", found)
+    yield _clock_check(core.venue.offset_s(), is_own=not session.settings.is_overridden)
+
+
+def _clock_check(offset_s: float | None, *, is_own: bool) -> Check:
+    if offset_s is None:
+        return Check("clock", "note", "the venue's replies carry no time")
+    apart = abs(offset_s)
+    way = "behind" if offset_s > 0 else "ahead of"
+    found = f"{apart:.1f} s {way} the venue's" if apart > _CLOCK_NOTE_S else "agrees with the venue's"
+    if apart <= _CLOCK_NOTE_S:
+        return Check("clock", "ok", found)
+    if not is_own:
+        return Check("clock", "note", f"{found}, which is not the exchange's own host")
+    state = "note" if apart <= _CLOCK_WRONG_S else "wrong"
+    return Check("clock", state, found, "let the system set its clock (NTP); candles go by the venue's clock anyway")
+
+
+def _socket(session: Session) -> Iterator[Check]:
+    from backbone.api.calls.live import start_live
+
+    core = session.coordinator()
+    table = start_live(session, core.markets.listed()[0].market, ("ticker",))
+    try:
+        table.wait(1, timeout_s=5.0)
+        state = table.state
+    finally:
+        table.stop()
+    if state == "streaming":
+        yield Check("socket", "ok", f"{_place(session.settings.ws_url)} streams")
+    else:
+        advice = "live tables poll instead; a proxy or firewall may stop WebSockets, see --ws-url"
+        yield Check("socket", "note", f"{_place(session.settings.ws_url)}: {state}", advice)
+
+
+def _quota(session: Session) -> Iterator[Check]:
+    core = session.coordinator()
+    now = core.scheduler.status()
+    refused = sum(int(group.get("refused", 0)) for group in now["quota"].values())
+    found = f"{refused} refused lately" if refused else "no refusals"
+    if now["banned_s"] > 0:
+        advice = f"wait {now['banned_s']:.0f} s; nothing is sent before"
+        yield Check("quota", "wrong", "the venue blocks this address", advice)
+    elif session.settings.quota is not None:
+        yield Check("quota", "ok", f"shared by hosts through {_place(session.settings.quota)}, {found}")
+    elif isinstance(core.limiter, MachineLimiter) and core.limiter.is_shared:
+        yield Check("quota", "ok", _private(f"shared on this machine in {core.limiter.path.parent}, {found}"))
+    else:
+        advice = "set $BACKBONE_LEDGER_DIR to a folder that every program can write"
+        yield Check("quota", "note", "kept for this process alone: the ledger's folder cannot be used", advice)
+
+
+_CHECKS: dict[str, Callable[[Session], Iterator[Check]]] = {
+    "python": _python,
+    "packages": _packages,
+    "shadow": _shadow,
+    "notebook": _widgets,
+    "console": _console,
+    "folder": _folder,
+    "proxy": _proxy,
+    "venue": _reach,
+    "socket": _socket,
+    "quota": _quota,
+}
