@@ -7,9 +7,11 @@ ledger and caches. Those are read by `from_environment` at the moment of use; no
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import tempfile
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +96,36 @@ class Settings:
 def from_environment(*names: str) -> str | None:
     """The value of the first of these variables that is set and not empty, or None."""
     return next((os.environ[name] for name in names if os.environ.get(name)), None)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is this machine's own."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for an ``http``, ``https``, ``ws`` or ``wss`` address.
+
+    None for this machine's own addresses, whatever the variables say, and for the hosts of ``NO_PROXY``. The answer may
+    hold a user and a password: never show it.
+    """
+    parts = urlsplit(url)
+    if is_loopback(url) or urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get({"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)) or proxies.get("all")
+    return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+
+
+def ca_bundle() -> str | None:
+    """The certificate authorities to trust: a file that a company's machine names in its environment."""
+    return from_environment("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
 
 def ledger_folder() -> Path:

@@ -13,9 +13,11 @@ import io
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from backbone.clock import Clock
 from backbone.errors import PayloadError, UnreachableError
+from backbone.settings import ca_bundle, proxy_of
 
 if TYPE_CHECKING:
     import requests
@@ -36,8 +38,10 @@ class Transport:
         import requests
 
         self._session = requests.Session()
-        self._route = self._session.merge_environment_settings(base_url, {}, None, None, None)
-        self._session.trust_env = False  # the environment was asked once, above
+        self._proxy = proxy_of(base_url)
+        proxies = {"http": self._proxy, "https": self._proxy} if self._proxy else {}
+        self._route: dict[str, Any] = {"proxies": proxies, "verify": ca_bundle() or True, "cert": None}
+        self._session.trust_env = False  # the environment was read once, above
         self._session.headers.clear()
         self._session.headers.update({"Accept": "application/json", "Accept-Encoding": "gzip", **headers})
         self._adapter = _adapter(clock, total_s, pool)
@@ -64,13 +68,13 @@ class Transport:
         except urllib3.exceptions.DecodeError as exc:
             raise PayloadError(f"the body is not what its encoding says: {exc}") from exc
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
-            raise UnreachableError(f"no answer from {url.partition('?')[0]}: {_cause(exc)}") from exc
+            raise UnreachableError(f"no answer from {url.partition('?')[0]}: {self._cause(exc)}") from exc
 
     def warm(self, url: str, timeout_s: float) -> None:
         import requests
         import urllib3
 
-        if requests.utils.select_proxy(url, self._route["proxies"]):
+        if self._proxy:
             return
         verify, cert = self._route["verify"], self._route["cert"]
         try:
@@ -84,7 +88,13 @@ class Transport:
             finally:
                 pool._put_conn(connection)  # noqa: SLF001
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
-            raise UnreachableError(f"cannot connect to {url}: {_cause(exc)}") from exc
+            raise UnreachableError(f"cannot connect to {url}: {self._cause(exc)}") from exc
+
+    def _cause(self, exc: BaseException) -> str:
+        """Why it failed, without the credentials of the proxy's address."""
+        why = _cause(exc)
+        user = urlsplit(self._proxy or "").netloc.rpartition("@")[0]
+        return why.replace(user, "***") if user else why
 
     def close(self) -> None:
         self._session.close()

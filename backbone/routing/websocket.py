@@ -10,10 +10,12 @@ import contextlib
 import selectors
 import socket
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from backbone.clock import Clock
 from backbone.errors import StreamClosedError, UnreachableError
 from backbone.routing.refusals import refusal
+from backbone.settings import ca_bundle, proxy_of
 
 __all__ = ["BINARY", "MESSAGE_S", "NAP_S", "PING", "PING_S", "PONG", "Connection", "FrameSplitter", "Message"]
 
@@ -132,6 +134,7 @@ class Connection:
                 suppress_origin=True,  # with it the venue allows one connect in ten seconds
                 redirect_limit=0,
                 header={"User-Agent": self._user_agent},
+                **_proxy_options(self._url),
             )
         except websocket.WebSocketBadStatusException as exc:
             retry_after = (exc.resp_headers or {}).get("retry-after")
@@ -206,7 +209,19 @@ def _tls_options(url: str) -> dict[str, Any]:
     import requests
 
     context = ssl.create_default_context()
-    route = requests.Session().merge_environment_settings(url, {}, None, None, None)
-    bundle = route["verify"] if isinstance(route["verify"], str) else requests.utils.DEFAULT_CA_BUNDLE_PATH
-    context.load_verify_locations(bundle)
+    context.load_verify_locations(ca_bundle() or requests.utils.DEFAULT_CA_BUNDLE_PATH)
     return {"context": context}
+
+
+def _proxy_options(url: str) -> dict[str, Any]:
+    """The way through the proxy that the environment names, or past all of them; the library reads no variable."""
+    proxy = proxy_of(url)
+    if proxy is None:
+        return {"http_no_proxy": ["*"]}
+    parts = urlsplit(proxy)
+    options: dict[str, Any] = {"http_proxy_host": parts.hostname, "proxy_type": parts.scheme.replace("https", "http")}
+    options["http_proxy_port"] = parts.port or (443 if parts.scheme == "https" else 80)
+    options["http_no_proxy"] = ["no host is excluded here"]
+    if parts.username is not None:
+        options["http_proxy_auth"] = (unquote(parts.username), unquote(parts.password or ""))
+    return options

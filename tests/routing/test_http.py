@@ -184,12 +184,50 @@ def test_proxy_of_the_environment_is_asked_once(venue: Venue, monkeypatch: pytes
 def test_proxy_is_not_used_for_hosts_that_the_environment_excludes(
     venue: Venue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``NO_PROXY`` is honoured."""
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    monkeypatch.setenv("NO_PROXY", "localhost")
-    client = RestClient(venue.url, clock=SystemClock())
+    """``NO_PROXY`` is honoured: the host's own name is resolved, and the proxy not asked."""
+    monkeypatch.setenv("HTTP_PROXY", venue.url)
+    monkeypatch.setenv("NO_PROXY", "venue.invalid")
+    client = RestClient("http://venue.invalid", clock=SystemClock())
+    with pytest.raises(UnreachableError):
+        client.send(ASK)
+    assert venue.requests == []
+    client.close()
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_loopback_is_never_sent_through_a_proxy(
+    venue: Venue, monkeypatch: pytest.MonkeyPatch, variable: str, host: str
+) -> None:
+    """The embedded exchange works on machines whose environment names a proxy."""
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    client = RestClient(f"http://{host}:{venue.port}", clock=SystemClock())
+    client.warm()
     assert client.send(ASK).value == [1]
     client.close()
+
+
+def test_credentials_of_a_proxy_are_sent_to_it_and_never_shown(venue: Venue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """User and password of the proxy's address reach the proxy, and no error."""
+    venue.script = lambda head: reply(407, b"who are you")
+    monkeypatch.setenv("HTTP_PROXY", f"http://kim:s3cret@localhost:{venue.port}")
+    client = RestClient("http://venue.invalid", clock=SystemClock())
+    error = failure(client)
+    assert "proxy-authorization: basic a2ltonmzy3jldA==".lower() in venue.requests[0][1].lower()
+    monkeypatch.setenv("HTTP_PROXY", "http://kim:s3cret@127.0.0.1:1")
+    other = RestClient("http://venue.invalid", clock=SystemClock())
+    for each in (error, failure(other)):
+        assert "s3cret" not in f"{each!r} {each} {each.__cause__}"
+    client.close()
+    other.close()
+
+
+def test_sign_in_page_of_a_network_is_named(venue: Venue, client: RestClient) -> None:
+    """A captive portal answers 200 with a page; the error says what that may be."""
+    venue.script = lambda head: reply(200, b"\n<!DOCTYPE html><html><body>Welcome to our Wi-Fi</body></html>")
+    error = failure(client)
+    assert isinstance(error, PayloadError)
+    assert "sign in" in str(error)
 
 
 def test_credentials_of_the_machine_are_not_sent(venue: Venue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,15 +240,15 @@ def test_credentials_of_the_machine_are_not_sent(venue: Venue, tmp_path: Path, m
     assert "authorization" not in venue.requests[0][1].lower()
 
 
-@pytest.fixture
-def secure_venue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Venue]:
+@pytest.fixture(params=["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
+def secure_venue(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Venue]:
     trustme = pytest.importorskip("trustme", reason="trustme is not installed")
     authority: Any = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
     bundle = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(bundle))
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    monkeypatch.setenv(request.param, str(bundle))
     server = Venue(context)
     yield server
     server.close()
@@ -232,10 +270,10 @@ def test_certificate_that_nobody_vouches_for_is_unreachable(
     secure_venue: Venue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stranger's certificate ends the connection, and the error says so."""
-    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
     client = RestClient(secure_venue.url, clock=SystemClock())
     for act in (lambda: client.send(ASK), client.warm):
         with pytest.raises(UnreachableError, match="certificate verify failed"):
             act()
     client.close()
-

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import socket
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbone.errors import StreamClosedError
+from backbone.clock import SystemClock
+from backbone.errors import StreamClosedError, UnreachableError
 from backbone.routing import websocket
-from backbone.routing.websocket import FrameSplitter
+from backbone.routing.websocket import Connection, FrameSplitter
 from tests.routing.socket_venue import frame
 
 
@@ -73,3 +78,38 @@ def test_splitter_bounds_a_message_in_fragments(monkeypatch: pytest.MonkeyPatch)
     splitter.split(frame(b"x" * 900, 2, last=False))
     with pytest.raises(StreamClosedError):
         splitter.split(frame(b"x" * 900, 0, last=False))
+
+
+@pytest.mark.parametrize("url", ["ws://127.0.0.1:8080/x", "ws://localhost:1/x", "ws://[::1]:1/x"])
+def test_socket_to_this_machine_goes_past_every_proxy(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Whatever the environment says."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    assert websocket._proxy_options(url) == {"http_no_proxy": ["*"]}
+
+
+def test_socket_to_the_venue_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CONNECT names the venue and carries the credentials; a refusal of the proxy shows none of them."""
+    heads: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        with listener, listener.accept()[0] as peer:
+            heads.append(peer.recv(4096))
+            peer.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    monkeypatch.setenv("HTTPS_PROXY", f"http://kim:s3%20cret@127.0.0.1:{listener.getsockname()[1]}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = Connection("wss://venue.invalid/websocket/v1", SystemClock(), "test", theirs)
+        with pytest.raises(UnreachableError) as caught:
+            connection.open()
+    thread.join(5)
+    assert heads[0].startswith(b"CONNECT venue.invalid:443 HTTP/1.1")
+    assert base64.b64encode(b"kim:s3 cret") in heads[0]
+    assert "s3" not in f"{caught.value} {caught.value.__cause__}"
+    monkeypatch.setenv("NO_PROXY", "venue.invalid")
+    assert websocket._proxy_options("wss://venue.invalid/websocket/v1") == {"http_no_proxy": ["*"]}
