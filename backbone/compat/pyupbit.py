@@ -12,13 +12,14 @@ Same names, arguments, columns and Korean naive index. What pyupbit gets wrong i
 - `WebSocketManager` needs no process and no main guard, shares one socket with all others, and comes back by itself:
   no ``"ConnectionClosedError"`` among the data.
 
-`period`, a pause between pages, is accepted and not needed: pages are paced by the venue's quota. Orders are not here:
-keep pyupbit for ``Upbit(...)``.
+`period`, a pause between pages, is accepted and not needed: pages are paced by the venue's quota. What is no market
+data (``Upbit(...)``, `get_tick_size`, `WebSocketClient`, errors) is pyupbit's own, where pyupbit is installed.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ __all__ = [
 
 _COLUMNS = ["open", "high", "low", "close", "volume", "value"]
 _FIRST = "2000-01-01"
+_PYUPBITS = frozenset({"Upbit", "WebSocketClient", "get_tick_size"})
 _MINUTE_QUOTA = 600
 """What the venue has sent as ``min`` ever since it stopped counting minutes."""
 
@@ -213,12 +215,18 @@ def get_tickers(fiat: str = "", is_details: bool = False, limit_info: bool = Fal
     rows = [row for row in reply.rows if row["market"].startswith(fiat)]
     tickers: list[Any]
     if is_details:
-        tickers = rows
+        tickers = [{**row, "market_warning": _warning(row)} for row in rows]
     elif verbose:
         tickers = [{name: value for name, value in row.items() if name != "market_event"} for row in rows]
     else:
         tickers = [row["market"] for row in rows]
     return (tickers, _limit(reply)) if limit_info else tickers
+
+
+def _warning(row: dict[str, Any]) -> str:
+    """The flag that the venue's rows had before ``market_event`` took its place; regional venues still send it."""
+    flag: str | None = row.get("market_warning")
+    return flag or ("CAUTION" if row.get("market_event", {}).get("warning") else "NONE")
 
 
 def get_current_price(ticker: str | Iterable[str] = "KRW-BTC", limit_info: bool = False, verbose: bool = False) -> Any:
@@ -327,6 +335,19 @@ class WebSocketManager:
 
 
 def __getattr__(name: str) -> Any:
-    raise AttributeError(
-        f"module {__name__!r} has no attribute {name!r}: it reads market data; use pyupbit for the rest"
-    )
+    """What is no market data is pyupbit's own: `Upbit`, `get_tick_size`, `WebSocketClient`, its errors."""
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        pyupbit = importlib.import_module("pyupbit")
+    except ModuleNotFoundError as exc:
+        if exc.name != "pyupbit":
+            raise
+        missing = f"{name} is not market data but pyupbit's own: pip install pyupbit"
+        if name in _PYUPBITS:  # no AttributeError, whose words `from … import` would drop
+            raise ModuleNotFoundError(missing, name="pyupbit") from exc
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; if {missing}") from exc
+    try:
+        return getattr(pyupbit, name)
+    except AttributeError as exc:
+        raise AttributeError(f"neither module {__name__!r} nor pyupbit has an attribute {name!r}") from exc

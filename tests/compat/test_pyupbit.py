@@ -1,9 +1,10 @@
-"""pyupbit's door against pyupbit itself, answer by answer, and the places where the door knows better."""
+"""The pyupbit module against pyupbit itself, answer by answer, and where ours is right instead."""
 
 from __future__ import annotations
 
 import datetime as dt
 import inspect
+import sys
 from typing import Any
 
 import pandas as pd
@@ -178,7 +179,9 @@ def test_tickers_equal_pyupbit(opened: Backbone, real: Any) -> None:
     for fiat in ("KRW", "BTC", "USDT", "EUR"):
         assert door.get_tickers(fiat) == real.get_tickers(fiat)
     assert door.get_tickers("KRW", verbose=True) == real.get_tickers("KRW", verbose=True)
-    assert door.get_tickers("KRW", is_details=True) == real.get_tickers("KRW", is_details=True)
+    details = [dict(row) for row in door.get_tickers("KRW", is_details=True)]
+    assert {row.pop("market_warning") for row in details} <= {"NONE", "CAUTION"}  # which the venue no longer sends
+    assert details == real.get_tickers("KRW", is_details=True)
 
 
 @pytest.mark.parametrize("ticker", ["KRW-BTC", ["KRW-BTC"], ["KRW-ETH", "KRW-BTC", "BTC-ETH"]])
@@ -260,7 +263,28 @@ def test_wrong_words_are_refused(opened: Backbone, silent: None, call: Any, argu
     assert caught.value.argument == argument
 
 
-def test_what_is_not_market_data_is_not_here() -> None:
-    """A name that the door has not says where it is."""
-    with pytest.raises(AttributeError, match="use pyupbit for the rest"):
-        _ = door.Upbit
+def test_what_is_no_market_data_needs_pyupbit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pyupbit is not installed the error says what to install, also from a `from … import`."""
+    monkeypatch.setitem(sys.modules, "pyupbit", None)
+    with pytest.raises(ImportError, match="pip install pyupbit"):
+        door.Upbit("access", "secret")
+    with pytest.raises(ImportError, match="pip install pyupbit"):
+        from backbone.compat.pyupbit import get_tick_size  # noqa: F401
+    with pytest.raises(AttributeError, match="pip install pyupbit"):
+        door.get_nonsense()
+    assert not hasattr(door, "get_nonsense")
+
+
+def test_name_that_neither_has_is_an_attribute_error(real: Any) -> None:
+    """With both modules named."""
+    with pytest.raises(AttributeError, match="nor pyupbit has"):
+        door.get_nonsense()
+
+
+def test_details_have_the_warning_that_programs_read(opened: Backbone) -> None:
+    """`market_warning` is in each row, as pyupbit's own test wants it, beside the venue's newer fields."""
+    rows = door.get_tickers(fiat="KRW", is_details=True)
+    assert {row["market_warning"] for row in rows} <= {"NONE", "CAUTION"}
+    assert all({"market", "korean_name", "english_name", "market_event"} <= row.keys() for row in rows)
+    warned = {row["market"] for row in rows if row["market_warning"] == "CAUTION"}
+    assert warned == {row["market"] for row in rows if row["market_event"]["warning"]}
