@@ -358,7 +358,10 @@ class Backbone:
         priority: str | Priority = "normal",
         frames: str | None = None,
     ) -> Any:
-        """Executions, oldest first; the venue keeps seven UTC days.
+        """Executions, oldest first; the venue keeps seven UTC days, its archive all since 2022-05-01.
+
+        With ``Backbone(archive="accept-terms")``, a `start` or `end` before those seven days is answered from the
+        archive's daily files, each checked against the day's candle; nothing of them is stored.
 
         Parameters
         ----------
@@ -372,7 +375,8 @@ class Backbone:
 
         Raises
         ------
-        InputError for a range older than seven days, an unknown market, a wrong count; SourceError.
+        InputError for a range older than that, an unknown market, a wrong count; SourceError.
+        IncompleteError  where a day's file is missing or differs from its candle: ``.gaps`` ``.frame``.
 
         Examples
         --------

@@ -21,10 +21,11 @@ from backbone.coordinator.candles.archive import Archive, show_terms
 from backbone.coordinator.candles.direct import DirectCandles
 from backbone.coordinator.candles.fetcher import CandleFetcher
 from backbone.coordinator.candles.jobs import Jobs
-from backbone.coordinator.candles.ranges import CandleRanges
-from backbone.coordinator.candles.reader import CandleReader
+from backbone.coordinator.candles.ranges import CandleRanges, Range
+from backbone.coordinator.candles.reader import CandleAnswer, CandleReader
 from backbone.coordinator.live.feed import Feed
 from backbone.coordinator.live.latest import LatestRows
+from backbone.coordinator.live.old_trades import OldTrades
 from backbone.coordinator.live.realtime import Realtime
 from backbone.coordinator.live.recent import candle_rows
 from backbone.coordinator.markets import Markets
@@ -32,14 +33,14 @@ from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.quota.ledger import MachineLimiter
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import BackboneError, ClosedError, UnreachableError
-from backbone.model import Priority
+from backbone.model import Priority, Span
 from backbone.routing.archive import ARCHIVE_GROUP, ArchiveClient
 from backbone.routing.rest import Reply, RestClient
 from backbone.routing.wire import Ask, instruments_ask
 from backbone.settings import Settings
 from backbone.storage.memo import FrameMemo
 from backbone.storage.store import CandleStore
-from backbone.timeframe import Timeframe
+from backbone.timeframe import TIMEFRAMES, Timeframe
 
 if TYPE_CHECKING:
     from backbone.coordinator.quota.redis import RedisLimiter
@@ -114,6 +115,17 @@ class Coordinator:
             retention=self.settings.venue.retention,
         )
         return ArchiveClient(where.file_url, where.list_url, clock=self.clock), archive
+
+    def old_trades(self, priority: Priority) -> OldTrades | None:
+        """Trades older than the venue keeps them, where its archive was opened."""
+        if self._archive_client is None:
+            return None
+        lane = Priority.HIGH if priority is Priority.CRITICAL else priority  # the critical way leads to REST only
+
+        def days(market: str, span: Span) -> CandleAnswer:
+            return self.ranges.collect([market], TIMEFRAMES["1d"], Range(span.start, span.end, None), lane)[0]
+
+        return OldTrades(lambda ask: self.request(ask, lane).value, days, self.settings.venue.sums_since_us)
 
     def _stored_markets(self) -> set[str]:
         return {market for market, _ in self.store.series()}

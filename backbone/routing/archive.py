@@ -1,10 +1,11 @@
-"""The venue's bulk archive of candles: which file holds what, how one is asked for, and what is believed of it.
+"""The venue's bulk archive of candles and trades: which file holds what, how one is asked for, and what is checked.
 
-Monthly and daily zip files, one CSV each, with a SHA-256 beside it, in a tree ``candle/{market}/{monthly|daily}/
-{interval}/{year}/``, and a listing of it as JSON. None of this is promised by the venue's documentation; it is what
-several users reported in 2026, so whatever differs from it is a `PayloadError`, and nothing of that file is used. Files
-are cut at UTC midnights; a candle without trades has no row; a period is published the next day, at the latest
-at 14:00 KST; files may be replaced without notice; delisted markets are absent.
+Monthly and daily zip files, one CSV each, with a SHA-256 beside it, in the trees ``candle/{market}/{monthly|daily}/
+{interval}/{year}/`` and ``trade/{market}/{monthly|daily}/{year}/``, and a listing of them as JSON. None of this is
+promised by the venue's documentation; it is what several users reported in 2026, so whatever differs from it is a
+`PayloadError`, and nothing of that file is used. Files are cut at UTC midnights; a candle without trades has no row; a
+period is published the next day, at the latest at 14:00 KST; files may be replaced without notice; delisted markets
+are absent.
 
 The archive has hosts of its own. Its refusals say nothing about the quota of the venue's REST interface, so they are
 reported as failures of this source alone.
@@ -34,13 +35,17 @@ from backbone.timeframe import TIMEFRAMES, Timeframe
 
 __all__ = [
     "ARCHIVE_GROUP",
+    "TRADES_SINCE_US",
+    "TRADE_SCHEMA",
     "ArchiveClient",
     "ArchiveFile",
     "Download",
+    "TradeFile",
     "checksum_ask",
     "file_ask",
     "files_of",
     "listing_ask",
+    "trade_file_ask",
 ]
 
 ARCHIVE_GROUP = "archive"
@@ -52,6 +57,22 @@ _FIRST_EVER_US = 1_508_803_200_000_000  # 2017-10-24
 _PUBLISHED_US = 5 * 3_600_000_000  # 14:00 KST
 _DAY, _MONTH = TIMEFRAMES["1d"], TIMEFRAMES["1M"]
 _COLUMNS = ("date_time_utc", "open", "high", "low", "close", "acc_trade_price", "acc_trade_volume")
+TRADES_SINCE_US = 1_651_363_200_000_000
+"""2022-05-01 UTC: the first day whose trades the archive has."""
+
+TRADE_SCHEMA = pa.schema(
+    [
+        ("time", pa.timestamp("us", tz="UTC")),
+        ("market", pa.string()),
+        ("price", pa.float64()),
+        ("volume", pa.float64()),
+        ("side", pa.string()),
+        ("sequential_id", pa.int64()),
+    ]
+)
+_TRADE_COLUMNS = {"timestamp": pa.int64(), "price": pa.float64(), "volume": pa.float64(), "ask_bid": pa.string()}
+_TRADE_IDS = ("seq", "trade_id")  # two sources name the id differently
+_SIDES = {"BID": "buy", "ASK": "sell"}
 _LARGEST = 512 << 20  # of a CSV, unpacked; a month of seconds has some 200 MB
 _FILE_S = 120.0
 
@@ -104,8 +125,36 @@ def files_of(market: str, timeframe: Timeframe, span: Span, *, months: bool) -> 
 
 
 @dataclass(frozen=True)
+class TradeFile:
+    """The trades of one market and UTC day, which begins at `day_us`."""
+
+    market: str
+    day_us: int
+
+    @property
+    def span(self) -> Span:
+        return Span(self.day_us, self.day_us + _DAY.step_us)
+
+    @property
+    def folder(self) -> str:
+        """The prefix that the listing is asked for."""
+        return f"trade/{self.market}/daily/{self._stamp[:4]}"
+
+    @property
+    def key(self) -> str:
+        return f"{self.folder}/{self.market}_trade-{self._stamp}.zip"
+
+    @property
+    def _stamp(self) -> str:
+        return str(np.datetime64(self.day_us, "us").astype("datetime64[D]")).replace("-", "")
+
+    def __str__(self) -> str:
+        return self.key.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
 class Download:
-    """A file's candles, and the SHA-256 of its bytes."""
+    """A file's rows, and the SHA-256 of its bytes."""
 
     table: pa.Table
     sha256: str
@@ -119,7 +168,7 @@ def listing_ask(folder: str) -> Ask:
     return Ask(ARCHIVE_GROUP, "/api/v1/market-data/listing", (("prefix", folder),), _reading(_read_listing))
 
 
-def checksum_ask(file: ArchiveFile) -> Ask:
+def checksum_ask(file: ArchiveFile | TradeFile) -> Ask:
     """The SHA-256 that the archive states for a file."""
     return Ask(ARCHIVE_GROUP, f"/{file.key}.checksum", (), _reading(_read_checksum), file.market)
 
@@ -129,6 +178,15 @@ def file_ask(file: ArchiveFile) -> Ask:
 
     def read(body: bytes) -> Download:
         return Download(_read_file(body, file), hashlib.sha256(body).hexdigest())
+
+    return Ask(ARCHIVE_GROUP, f"/{file.key}", (), _reading(read), file.market)
+
+
+def trade_file_ask(file: TradeFile) -> Ask:
+    """A day's trades: a `Download` whose table has `TRADE_SCHEMA`, oldest first."""
+
+    def read(body: bytes) -> Download:
+        return Download(_read_trades(_unpacked(body), file), hashlib.sha256(body).hexdigest())
 
     return Ask(ARCHIVE_GROUP, f"/{file.key}", (), _reading(read), file.market)
 
@@ -201,14 +259,18 @@ def _read_checksum(body: bytes) -> str:
 
 
 def _read_file(body: bytes, file: ArchiveFile) -> pa.Table:
+    return _read_csv(_unpacked(body), file)
+
+
+def _unpacked(body: bytes) -> bytes:
+    """The one CSV of a zip file."""
     with zipfile.ZipFile(io.BytesIO(body)) as archive:
         names = [info for info in archive.infolist() if info.filename.endswith(".csv")]
         if len(names) != 1:
             raise ValueError(f"{len(names)} CSV files in one archive")
         if names[0].file_size > _LARGEST:
             raise ValueError("a CSV that is too large")
-        text = archive.read(names[0])
-    return _read_csv(text, file)
+        return archive.read(names[0])
 
 
 def _read_csv(text: bytes, file: ArchiveFile) -> pa.Table:
@@ -250,3 +312,37 @@ def _check_rows(table: pa.Table, time: Any, file: ArchiveFile) -> None:
     if not bool(possible.all()):
         at = int(np.flatnonzero(~possible)[0])
         raise ValueError(f"row {at + 1} is not a candle that was traded in")
+
+
+def _read_trades(text: bytes, file: TradeFile) -> pa.Table:
+    """The trades of a CSV whose header says in which order its columns stand; else `ValueError`."""
+    from pyarrow import csv
+
+    header = text[: text.find(b"\n") + 1 or len(text)].decode("utf-8-sig").strip().split(",")
+    named = [name for name in _TRADE_IDS if name in header]
+    if len(named) != 1 or sorted(header) != sorted([*_TRADE_COLUMNS, named[0]]):
+        raise ValueError(f"the columns are {header}")
+    types = {**_TRADE_COLUMNS, named[0]: pa.int64()}
+    options = csv.ConvertOptions(column_types=types, strings_can_be_null=False, null_values=[])
+    rows = csv.read_csv(pa.BufferReader(text), convert_options=options).combine_chunks()
+    time = rows.column("timestamp").to_numpy() * 1000
+    order = np.lexsort((rows.column(named[0]).to_numpy(), time))
+    rows, time = rows.take(order), time[order]
+    ids, price, volume = (rows.column(name).to_numpy() for name in (named[0], "price", "volume"))
+    sides = rows.column("ask_bid").to_pylist()
+    if len(np.unique(ids)) != len(ids):
+        raise ValueError("a trade is doubled")
+    if len(time) and (time[0] < file.span.start or time[-1] >= file.span.end):
+        raise ValueError("trades are outside the file's day")
+    possible = (price > 0) & np.isfinite(price) & (volume > 0) & np.isfinite(volume)
+    if not bool(possible.all()) or not set(sides) <= set(_SIDES):
+        raise ValueError("a row is not a trade")
+    columns = [
+        pa.array(time).view(pa.timestamp("us")).cast(TRADE_SCHEMA.field("time").type),
+        pa.array([file.market] * len(time), pa.string()),
+        pa.array(price),
+        pa.array(volume),
+        pa.array([_SIDES[side] for side in sides], pa.string()),
+        pa.array(ids),
+    ]
+    return pa.Table.from_arrays(columns, schema=TRADE_SCHEMA)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from backbone import Backbone
 from backbone.coordinator.candles import archive as archives
-from backbone.errors import InputError
+from backbone.errors import IncompleteError, InputError
 from backbone.settings import resolve
 from backbone.simulator import SimulatorServer
 
@@ -38,7 +40,6 @@ def client(venue: SimulatorServer, tmp_path: Path) -> Iterator[Backbone]:
 
 def rest_only(venue: SimulatorServer, market: str, timeframe: str, start: str, end: str):  # type: ignore[no-untyped-def]
     """The truth, from the exchange itself."""
-    import numpy as np
     import polars as pl
 
     bounds = [int(np.datetime64(time.removesuffix("Z"), "us").astype(np.int64)) for time in (start, end)]
@@ -256,3 +257,37 @@ def test_archive_on_the_command_line(
     assert cli.main([*argv, "--archive", "yes"]) == cli.EXIT_INPUT
     assert cli.main([*argv, "--archive", "accept-terms"]) == 0
     assert "from archive" in capsys.readouterr().out
+
+
+def test_old_trades_come_from_the_archive_and_join_those_of_rest(client: Backbone, venue: SimulatorServer) -> None:
+    """A range over the boundary of seven days is one frame, each trade once, equal to the exchange's own; a
+    first-so-many and a newest-so-many before an old end are parts of it."""
+    start, end = "2025-08-14T12:00Z", "2025-08-15T06:00Z"  # today is 08-22: REST has all from 08-15 on
+    frame = client.trades("KRW-BTC", start=start, end=end)
+    bounds = [int(np.datetime64(time.removesuffix("Z"), "us").astype(np.int64)) for time in (start, end)]
+    truth = venue.exchange.executions(venue.exchange.market("KRW-BTC"), *bounds)
+    assert frame["sequential_id"].tolist() == truth.sequential_id.tolist()
+    assert frame["price"].tolist() == truth.price.tolist()
+    assert set(frame.attrs["backbone"]["sources"]) == {"archive", "rest"}
+    first = client.trades("KRW-BTC", 50, start=start)
+    last = client.trades("KRW-BTC", 50, end="2025-08-14T18:00Z")
+    assert first.equals(frame.head(50))
+    assert last.equals(frame[frame.index < pd.Timestamp("2025-08-14T18:00Z")].tail(50))
+
+
+def test_old_trades_that_differ_from_the_days_candle_are_an_error(client: Backbone, venue: SimulatorServer) -> None:
+    """A missing file names its day; what else was asked for is in the error's frame."""
+    venue.faults.add("archive-missing", match="KRW-BTC_trade-20250801", times=None)
+    with pytest.raises(IncompleteError) as caught:
+        client.trades("KRW-BTC", start="2025-08-01T00:00Z", end="2025-08-03T00:00Z")
+    (gap,) = caught.value.gaps
+    assert str(np.datetime64(gap.start, "us")).startswith("2025-08-01")
+    assert caught.value.frame.index[0] >= pd.Timestamp("2025-08-02T00:00Z")
+
+
+def test_old_trades_need_the_archive(venue: SimulatorServer, client: Backbone, tmp_path: Path) -> None:
+    """Without it the error says how; with it nothing from before 2022-05 is had."""
+    with opened(venue, tmp_path / "b", archive=None) as plain, pytest.raises(InputError, match="accept-terms"):
+        plain.trades("KRW-BTC", start="2025-08-01", end="2025-08-02")
+    with pytest.raises(InputError, match="2022-05-01"):
+        client.trades("KRW-BTC", start="2022-04-01", end="2022-06-02")

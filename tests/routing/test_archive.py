@@ -11,7 +11,17 @@ import pytest
 from backbone.clock import SystemClock
 from backbone.errors import PayloadError
 from backbone.model import CANDLE_SCHEMA, Span
-from backbone.routing.archive import ArchiveClient, ArchiveFile, checksum_ask, file_ask, files_of, listing_ask
+from backbone.routing.archive import (
+    TRADE_SCHEMA,
+    ArchiveClient,
+    ArchiveFile,
+    TradeFile,
+    checksum_ask,
+    file_ask,
+    files_of,
+    listing_ask,
+    trade_file_ask,
+)
 from backbone.timeframe import TIMEFRAMES, parse_timeframe
 
 MINUTE, HOUR = parse_timeframe("1m"), parse_timeframe("1h")
@@ -154,3 +164,40 @@ def test_client_asks_the_host_that_has_it() -> None:
     listed = "https://lists.example/api/v1/market-data/listing?prefix=candle/KRW-BTC/daily/1m/2024"
     assert with_client._url(listing_ask(DAY.folder)) == listed
     with_client.close()
+
+
+TRADES = TradeFile("KRW-BTC", MAY)
+MS = MAY // 1000
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["seq,timestamp,volume,price,ask_bid", f"12,{MS + 5},0.5,101,BID", f"11,{MS},2E-05,100,ASK"],
+        ["trade_id,timestamp,price,volume,ask_bid", f"11,{MS},100,0.00002,ASK", f"12,{MS + 5},101,0.5,BID"],
+    ],
+)
+def test_trades_are_read_by_their_header(lines: list[str]) -> None:
+    """Both known layouts, in any order of rows, are one table, oldest first."""
+    table = trade_file_ask(TRADES).parse(packed(lines)).table
+    assert table.schema == TRADE_SCHEMA
+    assert table.column("sequential_id").to_pylist() == [11, 12]
+    assert table.column("volume").to_pylist() == [2e-05, 0.5]
+    assert table.column("side").to_pylist() == ["sell", "buy"]
+    assert TRADES.key == "trade/KRW-BTC/daily/2024/KRW-BTC_trade-20240501.zip"
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["seq,timestamp,amount,price,ask_bid"], "columns"),
+        (["seq,timestamp,volume,price,ask_bid", f"1,{MS},1,1,BID", f"1,{MS},1,1,BID"], "doubled"),
+        (["seq,timestamp,volume,price,ask_bid", f"1,{MS - 1},1,1,BID"], "outside"),
+        (["seq,timestamp,volume,price,ask_bid", f"1,{MS},0,1,BID"], "not a trade"),
+        (["seq,timestamp,volume,price,ask_bid", f"1,{MS},1,1,bid"], "not a trade"),
+        (["seq,timestamp,volume,price,ask_bid", f"x,{MS},1,1,BID"], "not laid out"),
+    ],
+)
+def test_trades_that_cannot_be_are_refused(lines: list[str], reason: str) -> None:
+    with pytest.raises(PayloadError, match=reason):
+        trade_file_ask(TRADES).parse(packed(lines))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import (
@@ -21,11 +22,13 @@ from backbone.api.arguments import (
 )
 from backbone.api.calls.candles import facts
 from backbone.coordinator.coordinator import Coordinator
+from backbone.coordinator.live.old_trades import OldTradesAnswer
 from backbone.coordinator.live.realtime import Answer, missing_error
-from backbone.coordinator.live.trades import DAY_US, DAYS_KEPT
+from backbone.coordinator.live.trades import DAY_US, DAYS_KEPT, TradesAnswer
 from backbone.coordinator.markets import unknown_market
 from backbone.errors import IncompleteError, InputError, RejectedError
-from backbone.model import Priority
+from backbone.model import Priority, Span
+from backbone.routing.archive import TRADE_SCHEMA, TRADES_SINCE_US
 
 if TYPE_CHECKING:
     from backbone.api.session import Session
@@ -131,9 +134,11 @@ def trades(
         core.markets.check_listed([market], lane)  # the first reply carries the venue's day
     now = core.venue.now_us()
     first_kept = (now // DAY_US - DAYS_KEPT) * DAY_US
+    old = core.old_trades(lane)
+    first_had = first_kept if old is None else TRADES_SINCE_US
     for name, given, value in (("start", start, start_us), ("end", end, end_us)):
-        if value is not None and value < first_kept:
-            raise InputError(name, given, f"within the {DAYS_KEPT} UTC days before today that the venue keeps")
+        if value is not None and value < first_had:
+            raise InputError(name, given, _kept(old is not None))
     if start_us is not None and start_us > (now if end_us is None else end_us):
         raise InputError("start", start, "a time before the end")
     if start_us is None and number is None:
@@ -141,39 +146,65 @@ def trades(
     if core.markets.known is not None:
         core.markets.check_listed([market], lane)
     first_of = number if start_us is not None else None
-    try:
-        answer = core.realtime.trades(
-            market, None if first_of else number, lane, start_us=start_us, end_us=end_us, today_us=now
+    past = OldTradesAnswer(TRADE_SCHEMA.empty_table(), 0)
+    is_over = end_us is not None and end_us <= first_kept
+    if old is not None and start_us is not None and start_us < first_kept:
+        past = old.read(
+            market, Span(start_us, end_us if end_us is not None and is_over else first_kept), first=first_of
         )
-    except RejectedError as exc:
-        if exc.status != 404:
-            raise
-        raise unknown_market(market, core.markets.all_codes(fresh=True)) from exc
+        start_us = first_kept
+        if first_of is not None:
+            first_of -= past.table.num_rows
+            is_over = is_over or first_of == 0 or bool(past.gaps)
+    elif old is not None and end_us is not None and is_over:
+        past = old.read(market, Span(TRADES_SINCE_US, end_us), last=number)
+    answer = TradesAnswer((), 0)
+    if not is_over:
+        try:
+            answer = core.realtime.trades(
+                market, None if first_of else number, lane, start_us=start_us, end_us=end_us, today_us=now
+            )
+        except RejectedError as exc:
+            if exc.status != 404:
+                raise
+            raise unknown_market(market, core.markets.all_codes(fresh=True)) from exc
     rows = answer.rows
     if first_of is not None and not answer.gaps:
         rows = rows[:first_of]
+    table = shaping.trades_table(rows)
+    if past.table.num_rows:
+        table = pa.concat_tables([past.table, table])
+    gaps, causes = (*past.gaps, *answer.gaps), (*past.causes, *answer.causes)
     elapsed_s = core.clock.monotonic() - began
     core.metrics.time("call", elapsed_s, group="trades", priority=lane)
+    requests = past.requests + answer.requests
     attrs = facts(
-        sources={"rest" if answer.requests else "stream": len(rows)},
+        sources={"archive": past.table.num_rows, "rest" if answer.requests else "stream": len(rows)},
         elapsed_ms=elapsed_s * 1000,
-        rows=len(rows),
+        rows=table.num_rows,
         priority=lane,
-        requests=answer.requests,
-        pages=answer.requests,
-        unknown=len(answer.gaps),
+        requests=requests,
+        pages=requests,
+        unknown=len(gaps),
     )
     last_received_s = core.clock.monotonic() - core.feed.last_received_s()
-    attrs["age_s"] = 0.0 if answer.requests else round(min(1.0, max(0.0, last_received_s)), 3)
-    frame = shaping.deliver(shaping.trades_table(rows), wanted, index="time", zone=session.tz, attrs=attrs)
-    if answer.gaps:
+    attrs["age_s"] = 0.0 if requests else round(min(1.0, max(0.0, last_received_s)), 3)
+    frame = shaping.deliver(table, wanted, index="time", zone=session.tz, attrs=attrs)
+    if gaps:
+        arrived = f"only {table.num_rows} arrived" if past.gaps else f"only the newest {len(rows)} arrived"
         raise IncompleteError(
-            f"trades of {market}: only the newest {len(rows)} arrived: {answer.causes[0]}",
-            gaps=answer.gaps,
-            causes=answer.causes,
-            frame=frame,
-        ) from answer.causes[0]
+            f"trades of {market}: {arrived}: {causes[0]}", gaps=gaps, causes=causes, frame=frame
+        ) from causes[0]
     return frame
+
+
+def _kept(has_archive: bool) -> str:
+    if has_archive:
+        return "2022-05-01 or later: the archive has no older trades"
+    return (
+        f"within the {DAYS_KEPT} UTC days before today that the venue keeps; "
+        'older trades come from its archive: Backbone(archive="accept-terms")'
+    )
 
 
 def markets(session: Session, quote: object = None, *, frames: str | None = None) -> Any:
