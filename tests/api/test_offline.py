@@ -67,7 +67,8 @@ def test_scan_of_a_market_that_was_never_fetched_says_so(client: Backbone) -> No
     for markets in ("KRW-XRP", ["KRW-BTC", "KRW-XRP"]):
         with pytest.raises(IncompleteError, match="KRW-XRP"):
             client.scan(markets, "1h")
-    assert client.scan(["KRW-BTC", "KRW-XRP"], "1h", partial=True).collect().height == 24
+    held = client.coverage("KRW-BTC", "1h")["rows"].sum()
+    assert client.scan(["KRW-BTC", "KRW-XRP"], "1h", partial=True).collect().height == held >= 24
 
 
 def test_start_after_the_venues_now_is_an_input_error(client: Backbone) -> None:

@@ -241,8 +241,8 @@ def backfill(
     if lane is Priority.CRITICAL:
         raise InputError("priority", lane.value, "low, normal or high: a backfill is no critical request")
     core = session.coordinator()
-    core.sync_clock()
     codes = session.markets_of(markets)
+    core.sync_clock()
     listed = core.markets.known
     if listed is not None:
         held = [m for m in codes if core.store.oldest(m, tf) is None]
