@@ -84,9 +84,9 @@ class Job:
         return JobView(now.state, now.pages, now.rows, fraction, reached, now.pages_per_s, now.eta_s, now.elapsed_s)
 
     def sections(self, *, ahead: int = SECTIONS_AHEAD) -> Iterator[Any]:
-        """Finished stretches as frames, oldest first, market by market, while later ones still download.
+        """Finished sections as frames, oldest first, market by market, while later ones still download.
 
-        Together they are exactly the whole. The job runs at most `ahead` sections (some ten thousand candles each)
+        Together they are exactly the whole. The job runs at most `ahead` sections (at most ten thousand candles each)
         before the one taken last, so a slow consumer holds it back; leaving the loop lets it run on. Raises
         `IncompleteError` at a section that could not be had.
         """

@@ -132,6 +132,12 @@ class CandleFetcher:
         with self._series_of(market, timeframe) as series:
             return max(1, int(rows / max(series.plan.density, 1e-4)))
 
+    def pages_left(self, pending: Pending) -> int:
+        """How many more pages are to be asked for `pending`, going by the density seen so far."""
+        series = self._series[pending.market, pending.timeframe.name]
+        with series.changed:
+            return series.plan.pages_left(pending)
+
     # -- fetching ------------------------------------------------------------------------------------------------
 
     def begin(
@@ -145,6 +151,7 @@ class CandleFetcher:
         patient: bool = False,
         enough: int | None = None,
         on_done: Callable[[Pending], None] | None = None,
+        on_page: Callable[[], None] | None = None,
     ) -> Pending:
         """Start fetching what is unknown in `span`; returns at once.
 
@@ -175,6 +182,7 @@ class CandleFetcher:
                 patient=patient,
                 enough=enough,
                 on_done=on_done,
+                on_page=on_page,
                 changed=series.changed,
                 gaps=gaps,
             )
@@ -377,6 +385,8 @@ class CandleFetcher:
         for done in finished:
             self._finish(done)
         self._top_up(series)
+        if pending.on_page is not None:
+            pending.on_page()
 
     def _ended(self, series: _Series, pending: Pending, cause: BackboneError) -> None:
         """The queue lost a place of `pending` before it asked anything: what is still missing will not be had."""

@@ -1,9 +1,11 @@
 """Long fetches that drive themselves: no thread of their own, each finished section starts the next.
 
-A `CandleJob` cuts each market's span into sections of some ten thousand candles, oldest first, and keeps two of them in
-the plan at a time, so the queue never runs dry between them. Rows are on disk when their section is finished, so memory
-does not grow with the span. A market listed long after the start is not walked up to page by page: its months (one
-request) say where it begins.
+A `CandleJob` cuts each market's span into sections, oldest first, one market after the other in the order given. The
+first section is small, so that a reader soon has something to work on; each later one may be half as large again, up to
+a twelfth of the whole, and up to ten thousand candles where the reader is behind. The next section begins when those
+under way have few pages left to ask, so the queue never runs dry between them. Rows are on disk when their section is
+finished, so memory does not grow with the span. A market listed long after the start is not walked up to page by page:
+its months (one request) say where it begins.
 
 The job's condition guards its sections and counters; fetching and callbacks happen outside it.
 """
@@ -25,7 +27,11 @@ from backbone.timeframe import TIMEFRAMES, Timeframe
 __all__ = ["CandleJob", "Jobs"]
 
 SECTION_ROWS = 10_000
-_AT_ONCE = 2
+_FIRST_ROWS, _LEAST_ROWS = 1_000, 400  # five pages: half a second at the legal rate; two pages
+_GROWTH = 1.5
+_PART = 12  # no section is more than this part of the whole, unless the reader is behind
+_PAGES_AHEAD = 4  # the next section begins when those under way have fewer pages left to ask
+_AT_ONCE = 8
 _PROBE_SLOTS = 50 * 200  # a shorter span is walked as fast as probed
 _MONTH = TIMEFRAMES["1M"]
 
@@ -131,9 +137,11 @@ class CandleJob:
                 self._end = self._end_locked()
                 self.changed.notify_all()
             return None
-        running = sum(not s.is_done for s in self._sections)
+        running = [s.pending for s in self._sections if not s.is_done]
         held = self._ahead is not None and len(self._sections) - self._taken >= self._ahead
-        if self._cancelled or self._error is not None or running >= _AT_ONCE or held:
+        if self._cancelled or self._error is not None or len(running) >= _AT_ONCE or held:
+            return None
+        if sum(_PAGES_AHEAD if one is None else self._fetcher.pages_left(one) for one in running) >= _PAGES_AHEAD:
             return None
         market = next((c for c in self._markets if self._has_more(c)), None)
         if market is None or market.waiting:
@@ -154,12 +162,20 @@ class CandleJob:
         return self._cancelled or self._error is not None or not any(self._has_more(c) for c in self._markets)
 
     def _cut(self, market: _MarketProgress) -> _Section:
-        slots = self._fetcher.slots_for(market.code, self.timeframe, SECTION_ROWS)
+        slots = self._fetcher.slots_for(market.code, self.timeframe, self._rows_locked())
         end = min(self.span.end, self.timeframe.next(market.next_us, slots))
         end = self._fetcher.section_end(market.code, self.timeframe, Span(market.next_us, self.span.end), end)
         section = _Section(market.code, Span(market.next_us, end))
         market.next_us = end
         return section
+
+    def _rows_locked(self) -> int:
+        """How many candles the next section should have."""
+        if self._ahead is not None and any(s.is_done for s in self._sections[self._taken + 1 :]):
+            return SECTION_ROWS  # the reader has more to read than the section in its hands
+        whole = self.timeframe.count(self.span) * len(self.markets)
+        grown = _FIRST_ROWS * _GROWTH ** min(len(self._sections), 10)
+        return max(_LEAST_ROWS, int(min(SECTION_ROWS, whole / _PART, grown)))
 
     def _begin(self, section: _Section) -> None:
         def done(pending: Pending) -> None:
@@ -173,6 +189,7 @@ class CandleJob:
             ascending=section.ascending,
             patient=True,
             on_done=done,
+            on_page=self.advance,
         )
         self._check_cancelled(section.pending)
 

@@ -69,6 +69,7 @@ class Pending:
     pages : asked for it, whether or not the reply was still needed, and those of others that answered it.
     queued : its places in the queue that are not bound to a page yet.
     patient : outlasts an outage. ``enough``: ends when so many rows have arrived.
+    on_done, on_page : called when it ends, and after each of its pages.
     closed_us : candles that open at or after this turned out not to be closed on the venue's clock.
     """
 
@@ -82,6 +83,7 @@ class Pending:
     patient: bool = False
     enough: int | None = None
     on_done: Callable[[Pending], None] | None = None
+    on_page: Callable[[], None] | None = None
     changed: threading.Condition = field(default_factory=threading.Condition)
     gaps: SpanSet = field(default_factory=SpanSet)
     beyond: SpanSet = field(default_factory=SpanSet)

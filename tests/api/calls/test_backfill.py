@@ -51,7 +51,7 @@ def test_job_first_section_is_there_before_the_last_page(quick: tuple[Backbone, 
     job = client.backfill("KRW-BTC", "1m", START, END)
     sections = job.sections(ahead=1)
     first = next(sections)
-    assert len(first) >= 9_000
+    assert 0 < len(first) <= 1_000, "small, so that it is soon there"
     assert job.progress.fraction < 1
     held = threading.Event()
     held.wait(0.5)
@@ -102,7 +102,7 @@ def test_job_cancelled_keeps_what_arrived(quick: tuple[Backbone, SimulatorServer
     assert job.state == "cancelled"
     with pytest.raises(IncompleteError) as caught:
         job.result()
-    assert len(caught.value.frame) >= 9_000
+    assert len(caught.value.frame) >= 1_000
     assert client.store.verify().empty
 
 
@@ -205,7 +205,7 @@ def test_job_of_a_closed_client_ends_with_an_error(quick: tuple[Backbone, Simula
     with pytest.raises((ClosedError, IncompleteError)):
         job.result()
     with Backbone(data_dir=client.data_dir, rest_url=venue.rest_url) as later:
-        assert later.coverage("KRW-BTC", "1m")["rows"].sum() >= 9_000
+        assert later.coverage("KRW-BTC", "1m")["rows"].sum() >= 1_000
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,49 @@ def test_job_of_several_markets_reached_what_all_have(tmp_path: Path) -> None:
     assert job.state == "incomplete", "the venue answers with another market's candles"
     assert job.progress.reached_us == span.start
     assert job.progress.done_slots == 120
+
+
+def test_sections_come_soon_in_time_order_and_pages_are_always_on_their_way(tmp_path: Path) -> None:
+    """The first is there after a few pages, none takes more than a tenth of all, and the queue never runs dry."""
+    world = World(tmp_path)
+    world.desk.at_once = 3
+    job = job_of(world)
+    ended: list[tuple[int, int]] = []
+    under_way: list[int] = []
+    finished, send = job._finished, world.desk._send
+
+    def note_end(section: Any, pending: Any) -> None:
+        ended.append((world.asked(), section.span.start))
+        finished(section, pending)
+
+    def note_sent() -> bool:
+        sent = send()
+        under_way.append(len(world.desk._sent))
+        return sent
+
+    job._finished, world.desk._send = note_end, note_sent  # type: ignore[method-assign]
+    job.advance()
+    world.desk.run()
+    assert job.state == "done"
+    asked, starts = [pages for pages, _ in ended], [start for _, start in ended]
+    assert starts == sorted(starts)
+    assert asked[0] <= 10, "a second at the legal rate"
+    assert max(later - earlier for earlier, later in pairwise(asked)) <= world.asked() / 10 + 1
+    assert set(under_way[:-4]) == {3}
+
+
+def test_section_is_a_large_one_once_the_reader_is_behind(tmp_path: Path) -> None:
+    """Many small frames are dear to a reader that has work waiting."""
+    world = World(tmp_path)
+    world.desk.at_once, world.desk.most = 3, 30
+    job = job_of(world)
+    job.advance()
+    world.desk.run()
+    reader = job.sections(ahead=100)
+    lengths = [next(reader).table.num_rows]
+    world.desk.most = None
+    world.desk.run()
+    lengths += [answer.table.num_rows for answer in reader]
+    assert sum(lengths) == MINUTE.count(MONTH)
+    assert lengths[0] <= 1_000
+    assert max(lengths) > MINUTE.count(MONTH) / 6
