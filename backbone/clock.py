@@ -12,7 +12,9 @@ import threading
 import time
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock", "VenueClock"]
+from backbone.errors import UnreachableError
+
+__all__ = ["Clock", "Deadline", "SystemClock", "VenueClock"]
 
 
 class Clock(Protocol):
@@ -42,6 +44,23 @@ class SystemClock:
 
     def wait(self, condition: threading.Condition, timeout_s: float | None) -> bool:
         return condition.wait(timeout_s)
+
+
+class Deadline:
+    """The moment at which a call stops waiting: `timeout_s` seconds from when this was made."""
+
+    def __init__(self, clock: Clock, timeout_s: float) -> None:
+        self._clock = clock
+        self._end_s = clock.monotonic() + timeout_s
+        self.timeout_s = timeout_s
+
+    def left_s(self) -> float:
+        """Seconds to go; negative once it has passed."""
+        return self._end_s - self._clock.monotonic()
+
+    def error(self, what: str) -> UnreachableError:
+        """The error of a call that waited for `what` until now."""
+        return UnreachableError(f"{what}: no answer within the call's timeout of {self.timeout_s:g} s")
 
 
 class VenueClock:
@@ -93,6 +112,14 @@ class VenueClock:
         apart = self._apart_now_us()
         with self._lock:
             return self._low_us is not None and abs(apart - self._apart_us) <= self.STEP_US
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last reply of the venue; infinite where its clock is not known."""
+        if not self.is_known:
+            return float("inf")
+        with self._lock:
+            return self._clock.monotonic() - self._seen_s
 
     def now_us(self) -> int:
         """A time the venue's clock has certainly reached (the machine's own time before the first reply)."""

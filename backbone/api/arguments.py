@@ -32,6 +32,7 @@ __all__ = [
     "parse_priority",
     "parse_quote",
     "parse_time",
+    "parse_timeout",
 ]
 
 DEFAULT_COUNT = 200
@@ -228,6 +229,15 @@ def parse_count(value: object, argument: str = "count") -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise InputError(argument, value, "a whole number, 1 or more")
     return int(value)
+
+
+def parse_timeout(value: object) -> float | None:
+    """Seconds that a call may take, more than zero; None where it may wait as long as the venue's limits say."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise InputError("timeout", value, "seconds, more than zero, or None")
+    return float(value)
 
 
 def parse_age(value: object) -> float | None:

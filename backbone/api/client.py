@@ -130,9 +130,11 @@ class Backbone:
         include_forming: bool = False,
         fill: str | None = None,
         wide: str | None = None,
+        refresh: bool = False,
         frames: str | None = None,
         progress: bool | Callable[[Any], None] | None = None,
         offline: bool = False,
+        timeout: float | None = None,
     ) -> Any:
         """Candles, oldest first, complete for the whole range or an error.
 
@@ -151,7 +153,9 @@ class Backbone:
         count : the newest that many existing closed candles before `end`; with `start` and no `end`, the first that
             many from `start`. Neither start nor count: 200. All three at once is an `InputError`.
         priority : ``critical`` · ``high`` · ``normal`` · ``low``.
-        include_forming : adds the candle that is still forming, and a bool column ``forming``.
+        include_forming : adds the candle that is still forming as the last row, and a bool column ``forming``; with
+            `count` at most one row more. In the seconds of grace after a candle's end it is the closed one before that
+            row if the venue shows its successor, else it is that row itself.
         fill : ``"ffill"`` or ``"nan"`` adds a row for every quiet slot, and a bool column ``synthetic``; never before a
             market's first candle.
         wide : one candle column, such as ``"close"``: a frame indexed by ``time`` with a float64 column a market; NaN
@@ -159,7 +163,10 @@ class Backbone:
         frames : ``"pandas"``, ``"polars"``, ``"arrow"``; default: the client's.
         progress : a bar after two seconds where somebody can see it (None), always (True), never (False), or a
             function that is given each `Progress`.
-        offline : answer from the store alone; what is unknown is an error.
+        refresh : asks the venue again for the whole range; what differs from the store becomes a revision.
+        offline : answer from the store alone; what is unknown is an error. With `count` the newest that are held;
+            what lies behind them is in ``attrs["backbone"]["missing"]``.
+        timeout : seconds after which the call ends; what has arrived by then is stored, the error names the cause.
 
         Returns
         -------
@@ -183,7 +190,8 @@ class Backbone:
 
         return candles(
             self._session, market, timeframe, start, end, count=count, priority=priority,
-            include_forming=include_forming, fill=fill, wide=wide, frames=frames, progress=progress, offline=offline,
+            include_forming=include_forming, fill=fill, wide=wide, refresh=refresh, frames=frames, progress=progress,
+            offline=offline, timeout=timeout,
         )  # fmt: skip
 
     def explain(

@@ -139,6 +139,9 @@ class Session:
             if start_us > last:
                 what = "now" if end_us is None else str(end)
                 raise InputError("start", start, f"a time before the end ({what})")
+            now = self.now_us if may_ask else self.likely_now_us  # this machine's clock may be behind
+            if end_us is not None and start_us > self.likely_now_us() and start_us > now():
+                raise InputError("start", start, "a time before now: nothing has happened there yet")
             if start_us < 0:
                 raise InputError("start", start, "a time after 1970-01-01")
         return Range(start_us, end_us, number)

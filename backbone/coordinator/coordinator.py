@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from backbone.clock import Clock, VenueClock
+from backbone.clock import Clock, Deadline, VenueClock
 from backbone.coordinator.candles.archive import Archive, show_terms
 from backbone.coordinator.candles.direct import DirectCandles
 from backbone.coordinator.candles.fetcher import CandleFetcher
@@ -78,10 +78,8 @@ class Coordinator:
         self.reader = CandleReader(self.store, self.venue, settings)
         self._archive_client, self.archive = self._open_archive()
         self.candles = CandleFetcher(self.scheduler, self.store, self.reader, self.venue, clock, settings, self.archive)
-        self.ranges = CandleRanges(self.candles, self.venue, self.sync_clock)
-        self.direct = DirectCandles(
-            self.request, self.ranges, self.reader, self._streamed, grace_s=settings.close_grace_s
-        )
+        self.ranges = CandleRanges(self.candles, self.venue, self.request)
+        self.direct = DirectCandles(self.request, self.ranges, self.reader, self._streamed)
         self.jobs = Jobs(self.candles, clock)
         self.latest = LatestRows(clock)
         self.feed = Feed(
@@ -153,12 +151,16 @@ class Coordinator:
             self.venue.observe(reply.date_us, reply.sent_s, reply.received_s)
         return reply
 
-    def request(self, ask: Ask, priority: Priority) -> Reply:
-        """One request in its lane; identical ones in flight are shared. Raises the error tree."""
+    def request(self, ask: Ask, priority: Priority, deadline: Deadline | None = None) -> Reply:
+        """One request in its lane; identical ones in flight are shared. Raises the error tree.
+
+        With a `deadline` a critical request goes through the queue too, before all others: only a thread that waits
+        can leave in time.
+        """
         if self._closed:
             raise ClosedError("the client is closed; make a new one")
-        if priority is not Priority.CRITICAL:
-            return self.scheduler.request(ask, priority)
+        if priority is not Priority.CRITICAL or deadline is not None:
+            return self.scheduler.request(ask, priority, deadline)
         try:
             return self.scheduler.direct(ask, self._send_critical)
         finally:

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from backbone.clock import Clock
+from backbone.clock import Clock, Deadline
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.permits import Permits
 from backbone.coordinator.queue import Ticket, TicketQueue, TicketState, Turn
@@ -231,10 +231,11 @@ class Scheduler:
             self._wake.notify()
             return was_queued
 
-    def request(self, ask: Ask, priority: Priority) -> Reply:
+    def request(self, ask: Ask, priority: Priority, deadline: Deadline | None = None) -> Reply:
         """Put a question and wait for its answer; raises the error tree.
 
-        The same question asked by several threads is put once, at the priority of the most urgent.
+        The same question asked by several threads is put once, at the priority of the most urgent. Whoever has a
+        `deadline` waits no longer than that.
         """
         with self._lock:
             if self._is_closed:
@@ -249,7 +250,10 @@ class Scheduler:
             shared.waiters += 1
             try:
                 while shared.outcome is None:
-                    self._clock.wait(shared.complete, _SLICE_S)
+                    left_s = _SLICE_S if deadline is None else min(_SLICE_S, deadline.left_s())
+                    if deadline is not None and left_s <= 0:
+                        raise deadline.error(ask.path)
+                    self._clock.wait(shared.complete, left_s)
             finally:
                 shared.waiters -= 1
                 if shared.outcome is None and not shared.waiters and self._queue.drop(shared.ticket):

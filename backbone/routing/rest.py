@@ -141,8 +141,7 @@ class RestClient:
                     pool=4,
                     user_agent=self._user_agent,
                 )
-                if self._is_closed:
-                    self._critical.close()
+                self._critical._is_closed = self._is_closed
             return self._critical
 
     def warm(self) -> None:

@@ -31,7 +31,7 @@ def test_hundred_threads_ask_once_and_a_close_in_the_storm_ends_them(tmp_path: P
 
         def same(number: int) -> None:
             hour = number % 4
-            frames[hour].append(client.candles("KRW-BTC", "1m", f"2025-08-2{hour}T00:00Z", f"2025-08-2{hour}T08:00Z"))
+            frames[hour].append(client.candles("KRW-BTC", "1m", f"2025-08-1{hour}T00:00Z", f"2025-08-1{hour}T08:00Z"))
 
         _run([threading.Thread(target=same, args=(n,)) for n in range(100)])
         for found in frames.values():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backbone import Backbone
-from backbone.errors import IncompleteError, InputError
+from backbone.errors import IncompleteError, InputError, UnreachableError
 from backbone.simulator import SimulatorServer
 
 LIMIT = 500  # the quota is not what is tested here
@@ -91,7 +91,7 @@ def test_silent_venue_is_down_and_a_wrong_question_is_not_its_fault(client: Back
         client.candles("KRW-NOPE", "1m", count=3)
     assert "given up" not in repr(client.health())
     venue.faults.add("500", match="/v1/", times=None)
-    with pytest.raises(IncompleteError):
+    with pytest.raises(UnreachableError):
         client.candles("KRW-BTC", "1m", "2025-08-20", "2025-08-21", progress=False)
     assert client.health().verdict == "down"
     assert "does not answer" in " ".join(client.health().reasons)

@@ -14,19 +14,21 @@ import numpy as np
 import pyarrow as pa
 
 from backbone.api import frames as shaping
-from backbone.api.arguments import DEFAULT_COUNT, TimeLike, in_zone, parse_priority, parse_quote
+from backbone.api.arguments import DEFAULT_COUNT, TimeLike, in_zone, parse_priority, parse_quote, parse_timeout
 from backbone.api.calls.fill import fill_quiet, parse_fill
 from backbone.api.calls.memo import Remembered
 from backbone.api.notebook.bar import Bar
-from backbone.candle_table import times_of
+from backbone.candle_table import rows_inside, times_of
+from backbone.clock import Deadline
 from backbone.coordinator.candles.derived import base_range, folded
 from backbone.coordinator.candles.fetcher import CandlePlan
 from backbone.coordinator.candles.pending import Progress
 from backbone.coordinator.candles.ranges import Range, Watch
 from backbone.coordinator.candles.reader import CandleAnswer, incomplete
 from backbone.coordinator.markets import unknown_market
-from backbone.errors import BackboneError, IncompleteError, InputError, RejectedError
+from backbone.errors import BackboneError, IncompleteError, InputError, RejectedError, SourceError
 from backbone.model import CANDLE_COLUMNS, Priority, Span
+from backbone.storage.coverage import EVER
 from backbone.storage.fold import fold
 from backbone.timeframe import Timeframe, parse_timeframe
 
@@ -48,13 +50,18 @@ def candles(
     include_forming: bool = False,
     fill: str | None = None,
     wide: str | None = None,
+    refresh: bool = False,
     frames: str | None = None,
     progress: bool | Callable[[Any], None] | None = None,
     offline: bool = False,
+    timeout: float | None = None,
 ) -> Any:
     """See `Backbone.candles`."""
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise InputError("progress", progress, "None, True, False or a function")
+    if refresh and offline:
+        raise InputError("refresh", refresh, "False where offline=True: the store cannot be compared with the venue")
+    timeout_s = parse_timeout(timeout)
     is_whole = parse_quote(market, session.home) is not None
     call = CandleCall(
         session=session,
@@ -65,6 +72,8 @@ def candles(
         include_forming=bool(include_forming),
         fill=parse_fill(fill),
         wide=parse_wide(wide),
+        refresh=bool(refresh),
+        deadline=None if timeout_s is None else Deadline(session.clock, timeout_s),
         frames=session.frames(frames),
         progress=progress,
         offline=bool(offline),
@@ -97,6 +106,8 @@ class CandleCall:
     include_forming: bool
     fill: str | None
     wide: str | None
+    refresh: bool
+    deadline: Deadline | None
     frames: str
     progress: bool | Callable[[Any], None] | None
     offline: bool
@@ -119,7 +130,7 @@ class CandleCall:
         core = self.session.coordinator()
         began = core.clock.monotonic()
         remembered = Remembered(self)
-        if (frame := remembered.find()) is not None:
+        if not self.refresh and (frame := remembered.find()) is not None:
             return self._again(frame, (core.clock.monotonic() - began) * 1000)
         answers = self._collect()
         tables = [(answer.market, self._shape(answer)) for answer in answers]
@@ -170,10 +181,20 @@ class CandleCall:
         """The answers for candles that the venue serves, by the way that this call takes."""
         core = self.session.coordinator()
         if self.offline:
-            return core.ranges.recall(markets, timeframe, asked)
-        if self.priority is Priority.CRITICAL:
-            return [core.direct.candles(market, timeframe, asked) for market in markets]
-        return core.ranges.collect(markets, timeframe, asked, self.priority, self._bar)
+            return core.ranges.recall(markets, timeframe, asked, newest_held=True)
+        if self.priority is Priority.CRITICAL and not self.refresh:
+            return [core.direct.candles(market, timeframe, asked, deadline=self.deadline) for market in markets]
+        lane = Priority.HIGH if self.priority is Priority.CRITICAL else self.priority
+        return core.ranges.collect(
+            markets,
+            timeframe,
+            asked,
+            lane,
+            self._bar,
+            forming=self.include_forming and self.timeframe.base is None,
+            refresh=self.refresh,
+            deadline=self.deadline,
+        )
 
     def _bar(self, read: Callable[[], Progress]) -> AbstractContextManager[Watch]:
         label = f"{', '.join(self.markets[:3])}{'…' if len(self.markets) > 3 else ''} {self.timeframe}"
@@ -205,10 +226,12 @@ class CandleCall:
         if self.offline:
             found = core.ranges.recall([market], timeframe, asked)[0]
         else:
-            found = core.ranges.collect([market], timeframe, asked, self.priority)[0]
+            found = core.ranges.collect([market], timeframe, asked, self.priority, deadline=self.deadline)[0]
         return None if found.table.num_rows == 0 else float(found.table.column("close")[-1].as_py())
 
     def _with_forming(self, answer: CandleAnswer, table: pa.Table) -> pa.Table:
+        """The answer and the candle that forms. One that has ended, and whose successor the venue shows, is no longer
+        forming although the grace is not over: it takes the place of the oldest where a count was asked for."""
         core = self.session.coordinator()
         rows, source = None, ""
         is_recent = answer.span.end >= core.reader.closed_before(self.timeframe) - self.timeframe.step_us
@@ -222,19 +245,26 @@ class CandleCall:
         answer.sources[source] = answer.sources.get(source, 0) + rows.num_rows
         if self.fill is not None:
             rows = rows.append_column("synthetic", pa.array(np.zeros(rows.num_rows, bool)))
-        closed = core.reader.closed_before(self.timeframe)
-        rows = rows.append_column("forming", pa.array(times_of(rows) >= closed))
-        return pa.concat_tables([table, rows])
+        is_forming = times_of(rows) >= core.reader.closed_before(self.timeframe)
+        is_forming[:-1] = False
+        table = pa.concat_tables([table, rows.append_column("forming", pa.array(is_forming))])
+        if self.asked.count is None or self.asked.start_us is not None or self.fill is not None:
+            return table
+        return table.slice(max(0, table.num_rows - self.asked.count - int(is_forming[-1])))
 
     def _forming(self, answer: CandleAnswer) -> tuple[pa.Table, str]:
         """The candles behind an answer that are not closed yet, and where from; a derived one is made of what is there
         of it."""
         core, base = self.session.coordinator(), self.timeframe.base
         after_us, before_us = answer.span.end, self.asked.end_us
+        if base is None and answer.forming is not None:
+            return rows_inside(answer.forming, [Span(after_us, before_us or EVER.end)]), "rest"
         if base is None:
-            return core.direct.forming(answer.market, self.timeframe, after_us, before_us, self.priority)
+            return core.direct.forming(answer.market, self.timeframe, after_us, before_us, self.priority, self.deadline)
         closed = self._collect_of([answer.market], base, Range(after_us, before_us, None))[0]
-        rows, source = core.direct.forming(answer.market, base, closed.span.end, before_us, self.priority)
+        rows, source = core.direct.forming(
+            answer.market, base, closed.span.end, before_us, self.priority, self.deadline
+        )
         return fold(pa.concat_tables([closed.table, rows]), self.timeframe), source
 
     def _facts(self, answers: Sequence[CandleAnswer], rows: int, elapsed_ms: float) -> dict[str, Any]:
@@ -253,6 +283,10 @@ class CandleCall:
             quiet=sum(answer.quiet for answer in answers),
             unknown=sum(answer.unknown for answer in answers),
         )
+        if behind := [answer.behind for answer in answers if answer.behind is not None]:
+            # from the store alone: what lies behind the newest so many that are held
+            zone = self.session.tz
+            found["missing"] = [[in_zone(time, zone).isoformat() for time in span] for span in behind]
         return {**found, **named(self.markets, self.timeframe)}
 
     def _error(self, answers: Sequence[CandleAnswer]) -> BackboneError | None:
@@ -267,6 +301,10 @@ class CandleCall:
                     refused = unknown_market(answer.market, codes)
                     refused.__cause__ = answer.causes[0]
                     return refused
+        if not any(answer.table.num_rows for answer in answers):
+            failed = [cause for cause in error.causes if isinstance(cause, SourceError)]
+            if failed and len(failed) == len(error.causes):
+                return failed[0]  # nothing arrived, and the venue alone is why: the same error at every priority
         error.__cause__ = error.causes[0] if error.causes else None
         return error
 

@@ -7,21 +7,22 @@ stored.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
 from backbone.candle_table import rows_inside, times_of
+from backbone.clock import Deadline
 from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan
-from backbone.coordinator.candles.ranges import CandleRanges, Range
+from backbone.coordinator.candles.ranges import CandleRanges, Range, Request
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched
 from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, check, judge
 from backbone.errors import PayloadError
 from backbone.model import Priority, Span, empty_candles
-from backbone.routing.rest import Reply
-from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
-from backbone.storage.coverage import SpanSet
+from backbone.routing.wire import PAGE, CandlePage, candles_ask
+from backbone.storage.coverage import EVER, SpanSet
 from backbone.timeframe import Timeframe
 
 __all__ = ["DirectCandles"]
@@ -29,6 +30,25 @@ __all__ = ["DirectCandles"]
 _FAILURES = 3  # replies that are not valid, before it is given up
 
 Streamed = Callable[[str, Timeframe, int, Priority], "pa.Table | None"]
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """Whose pages, how urgent, and until when."""
+
+    market: str
+    timeframe: Timeframe
+    priority: Priority
+    deadline: Deadline | None = None
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """What was found: closed candles, how many requests they took, and the candles that are not closed."""
+
+    table: pa.Table = field(default_factory=empty_candles)
+    pages: int = 0
+    forming: pa.Table | None = None
 
 
 class DirectCandles:
@@ -42,66 +62,76 @@ class DirectCandles:
 
     def __init__(
         self,
-        request: Callable[[Ask, Priority], Reply],
+        request: Request,
         ranges: CandleRanges,
         reader: CandleReader,
         streamed: Streamed,
-        *,
-        grace_s: float,
     ) -> None:
         self._request = request
         self._ranges = ranges
         self._reader = reader
         self._streamed = streamed
-        self._grace_us = int(grace_s * 1e6)
 
-    def candles(self, market: str, timeframe: Timeframe, asked: Range) -> CandleAnswer:
+    def candles(
+        self, market: str, timeframe: Timeframe, asked: Range, *, deadline: Deadline | None = None
+    ) -> CandleAnswer:
         """The critical lane: what memory and disk hold in full, else straight from the venue, not stored."""
-        held = self._ranges.recall([market], timeframe, asked)[0]
-        if not held.gaps:
+        lane = _Lane(market, timeframe, Priority.CRITICAL, deadline)
+        held = self._held(lane, asked)
+        if held is not None:
             return held
         end = FOREVER_US if asked.end_us is None else timeframe.ceil(asked.end_us)
         if asked.start_us is None:
-            span, enough = Span(EARLIEST_US, end), asked.count
-            table, pages = self._walk(market, timeframe, span, Priority.CRITICAL, enough)
+            walk = self._walk(lane, Span(EARLIEST_US, end), asked.count)
         elif asked.count is None:
             start = timeframe.ceil(asked.start_us)
-            table, pages = self._walk(market, timeframe, Span(min(start, end), end), Priority.CRITICAL)
+            walk = self._walk(lane, Span(min(start, end), end))
         else:
-            table, pages = self._first(market, timeframe, timeframe.ceil(asked.start_us), end, asked.count)
-        return self._answer(market, timeframe, asked, table, pages)
+            walk = self._first(lane, timeframe.ceil(asked.start_us), end, asked.count)
+        return self._answer(market, timeframe, asked, walk)
 
-    def _first(self, market: str, timeframe: Timeframe, start: int, end: int, count: int) -> tuple[pa.Table, int]:
+    def _held(self, lane: _Lane, asked: Range) -> CandleAnswer | None:
+        """The answer from memory and disk, if they hold all of it up to what the venue's clock says now."""
+        ends_now = asked.end_us is None or asked.end_us > self._reader.closed_before(lane.timeframe)
+        held = self._ranges.recall([lane.market], lane.timeframe, asked)[0]
+        if held.gaps or not ends_now or self._ranges.is_clock_fresh:
+            return None if held.gaps else held
+        page = self._page(lane, None, PAGE)  # it has the newest candles besides the time
+        held = self._ranges.recall([lane.market], lane.timeframe, asked)[0]
+        forming = rows_inside(page.table, [Span(held.span.end, EVER.end)])
+        return None if held.gaps else replace(held, forming=forming, fetched=Fetched(pages=1))
+
+    def _first(self, lane: _Lane, start: int, end: int, count: int) -> _Walk:
         """The first `count` candles from `start` on."""
-        tables, pages, rows, slots = [empty_candles()], 0, 0, max(count, PAGE)
-        while rows < count and start < end:
-            stop = min(end, timeframe.next(start, slots))
-            table, took = self._walk(market, timeframe, Span(start, stop), Priority.CRITICAL)
-            tables.append(table)
-            pages, rows, slots, start = pages + took, rows + table.num_rows, slots * 4, stop
-            if stop >= self._reader.closed_before(timeframe):
+        walk, slots = _Walk(), max(count, PAGE)
+        while walk.table.num_rows < count and start < end:
+            stop = min(end, lane.timeframe.next(start, slots))
+            further = self._walk(lane, Span(start, stop))
+            walk = _Walk(pa.concat_tables([walk.table, further.table]), walk.pages + further.pages)
+            slots, start = slots * 4, stop
+            if stop >= self._reader.closed_before(lane.timeframe):
                 break
-        return pa.concat_tables(tables), pages
+        return walk
 
-    def _walk(
-        self, market: str, timeframe: Timeframe, span: Span, priority: Priority, enough: int | None = None
-    ) -> tuple[pa.Table, int]:
-        """The venue's closed candles of `span` (the newest `enough` at least), and how many requests they took.
+    def _walk(self, lane: _Lane, span: Span, enough: int | None = None) -> _Walk:
+        """The venue's closed candles of `span` (the newest `enough` at least).
 
         Newest first, page by page, until all is proven. What was not a valid reply is asked for again a few times.
         Raises the error tree.
         """
+        timeframe, what = lane.timeframe, f"{lane.market} {lane.timeframe}"
         plan = SeriesPlan(timeframe, PAGE)
-        pending = Pending(market, timeframe, span, priority, SpanSet([span]))
+        pending = Pending(lane.market, timeframe, span, lane.priority, SpanSet([span]))
         plan.add(pending)
         tables: list[pa.Table] = [empty_candles()]
+        forming: pa.Table | None = None
         oldest_us, rows, failures, proven = None, 0, 0, SpanSet()
         while (page := plan.next_page(pending)) is not None:
-            reply = self._page(market, timeframe, page.bound_us, page.count, priority)
+            reply = self._page(lane, page.bound_us, page.count)
             times = times_of(reply.table)
             verdict = judge(page, reply.oldest_us, reply.rows)
             try:
-                check(page, verdict, int(times[-1]) if len(times) else None, oldest_us, f"{market} {timeframe}")
+                check(page, verdict, int(times[-1]) if len(times) else None, oldest_us, what)
             except PayloadError:
                 failures += 1
                 if failures >= _FAILURES:
@@ -112,20 +142,23 @@ class DirectCandles:
                 closed = Span(span.start, min(span.end, self._reader.closed_before(timeframe)))
                 table = rows_inside(reply.table, verdict.proof - proven)
                 oldest_us = int(times_of(table)[0]) if table.num_rows else oldest_us
+                if page.bound_us is None:
+                    forming = rows_inside(table, [Span(closed.end, EVER.end)])
                 table = rows_inside(table, [closed] if closed.start < closed.end else [])
                 tables.append(table)
                 rows, proven = rows + table.num_rows, proven | verdict.proof
             plan.settle(page, verdict, reply.rows, anchor_us=None if verdict.edge_us is None else oldest_us)
             if enough is not None and rows >= enough:
                 break
-        return pa.concat_tables(tables[::-1]), pending.pages
+        return _Walk(pa.concat_tables(tables[::-1]), pending.pages, forming)
 
-    def _page(self, market: str, timeframe: Timeframe, to_us: int | None, count: int, priority: Priority) -> CandlePage:
-        page: CandlePage = self._request(candles_ask(market, timeframe, to_us, count), priority).value
+    def _page(self, lane: _Lane, to_us: int | None, count: int) -> CandlePage:
+        ask = candles_ask(lane.market, lane.timeframe, to_us, count)
+        page: CandlePage = self._request(ask, lane.priority, lane.deadline).value
         return page
 
-    def _answer(self, market: str, timeframe: Timeframe, asked: Range, table: pa.Table, pages: int) -> CandleAnswer:
-        times = times_of(table)
+    def _answer(self, market: str, timeframe: Timeframe, asked: Range, walk: _Walk) -> CandleAnswer:
+        table, times = walk.table, times_of(walk.table)
         start = 0 if asked.start_us is None else int(np.searchsorted(times, asked.start_us))
         table = table.slice(start)
         if asked.count is not None:
@@ -145,19 +178,32 @@ class DirectCandles:
             span = Span(int(times[0]) if len(times) else end, end)
         quiet = max(0, timeframe.count(span) - len(times))
         sources = {"rest": len(times)} if len(times) else {}
-        return CandleAnswer(market, span, table, quiet, 0, sources, fetched=Fetched(SpanSet(), SpanSet(), pages))
+        fetched = Fetched(pages=walk.pages)
+        return CandleAnswer(market, span, table, quiet, 0, sources, fetched=fetched, forming=walk.forming)
 
     def forming(
-        self, market: str, timeframe: Timeframe, after_us: int, before_us: int | None, priority: Priority
+        self,
+        market: str,
+        timeframe: Timeframe,
+        after_us: int,
+        before_us: int | None,
+        priority: Priority,
+        deadline: Deadline | None = None,
     ) -> tuple[pa.Table, str]:
         """The candles that open at or after `after_us` and are not closed yet, and where from; never stored.
 
-        The stream answers where it has them all and was received just now, otherwise REST.
+        The stream answers where it has them all and was received just now, otherwise REST. A market that has candles
+        has a newest one: an empty reply is asked for again, and is an error then.
         """
         table, source = self._streamed(market, timeframe, after_us, priority), "stream"
         if table is None:
-            grace_slots = self._grace_us // timeframe.step_us
-            table, source = self._page(market, timeframe, None, 3 + grace_slots, priority).table, "rest"
+            lane, source = _Lane(market, timeframe, priority, deadline), "rest"
+            for _ in range(_FAILURES):
+                table = self._page(lane, None, PAGE).table
+                if table.num_rows:
+                    break
+            else:
+                raise PayloadError(f"{market} {timeframe}: the venue has not even a newest candle", market=market)
         times = times_of(table)
         first = int(np.searchsorted(times, after_us))
         last = len(times) if before_us is None else int(np.searchsorted(times, before_us))
@@ -165,4 +211,4 @@ class DirectCandles:
 
     def unstored(self, market: str, timeframe: Timeframe, span: Span, priority: Priority) -> pa.Table:
         """The venue's own closed candles of `span`: what an audit compares with."""
-        return self._walk(market, timeframe, span, priority)[0]
+        return self._walk(_Lane(market, timeframe, priority), span).table

@@ -14,13 +14,13 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
 from backbone.candle_table import count_inside, rows_inside, times_of
-from backbone.clock import Clock, VenueClock
+from backbone.clock import Clock, Deadline, VenueClock
 from backbone.coordinator.candles.archive import Archive
 from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan, pages_needed
@@ -150,18 +150,23 @@ class CandleFetcher:
         ascending: bool = False,
         patient: bool = False,
         enough: int | None = None,
+        refresh: bool = False,
+        newest: bool = False,
         on_done: Callable[[Pending], None] | None = None,
         on_page: Callable[[], None] | None = None,
     ) -> Pending:
         """Start fetching what is unknown in `span`; returns at once.
 
-        A `patient` fetch outlasts an outage; one with `enough` ends when that many rows have arrived.
+        A `patient` fetch outlasts an outage; one with `enough` ends when that many rows have arrived; one with
+        `refresh` asks for all of `span` again; one with `newest` asks its last page without a bound.
         """
         with self._series_of(market, timeframe) as series:
             series.plan.begin_read()
         try:
             held = self.reader.read(market, timeframe, span)
-            files = [] if self.archive is None else self.archive.files(market, timeframe, held.gaps)
+            if refresh:
+                held = replace(held, derived=SpanSet(), gaps=SpanSet([span] if span.start < span.end else []))
+            files = [] if self.archive is None or refresh else self.archive.files(market, timeframe, held.gaps)
         except BaseException:
             with series.changed:
                 series.plan.end_read()
@@ -170,7 +175,8 @@ class CandleFetcher:
         there = held.gaps & SpanSet(file.span for file in files)
         gaps, lost = gaps | there, lost - there
         with self._series_of(market, timeframe) as series:
-            gaps = gaps - series.plan.end_read()
+            meanwhile = series.plan.end_read()
+            gaps = gaps if refresh else gaps - meanwhile
             pending = Pending(
                 market,
                 timeframe,
@@ -181,6 +187,8 @@ class CandleFetcher:
                 ascending=ascending,
                 patient=patient,
                 enough=enough,
+                refresh=refresh,
+                newest=newest,
                 on_done=on_done,
                 on_page=on_page,
                 changed=series.changed,
@@ -198,14 +206,28 @@ class CandleFetcher:
             self._top_up(series)
         return pending
 
-    def wait(self, pending: Pending, watch: Callable[[], None] | None = None, every_s: float = 0.2) -> None:
-        """Block until `pending` has all it can have; `watch` is called now and then, on this thread."""
+    def wait(
+        self,
+        pending: Pending,
+        watch: Callable[[], None] | None = None,
+        every_s: float = 0.2,
+        deadline: Deadline | None = None,
+    ) -> None:
+        """Block until `pending` has all it can have, or `deadline`: then what it misses is given up.
+
+        Pages in flight are kept when they arrive. `watch` is called now and then, on this thread.
+        """
         try:
             while True:
                 with pending.changed:
                     if pending.is_done:
                         return
-                    self._clock.wait(pending.changed, every_s)
+                    left_s = every_s if deadline is None else min(every_s, deadline.left_s())
+                    if left_s > 0:
+                        self._clock.wait(pending.changed, left_s)
+                if deadline is not None and deadline.left_s() <= 0:
+                    self.abandon(pending, deadline.error(f"{pending.market} {pending.timeframe}"))
+                    return
                 if watch is not None:
                     watch()
         finally:
@@ -253,9 +275,12 @@ class CandleFetcher:
         if not held.gaps and not held.derived and span == pending.span:
             return self.reader.answer(market, timeframe, span, held.stored, SpanSet(), fetched=brought)
         stored = self._store.read(market, timeframe, span)
-        lost = lost.clip(span) - stored.covered  # a second request that failed takes nothing from what is held
+        lost = lost.clip(span)
+        if not pending.refresh:  # a second request that failed takes nothing from what is held
+            lost = lost - stored.covered
         before = None if fetched.spans else held.stored.tiers
-        return self.reader.answer(market, timeframe, span, stored, lost, held.derived, brought, causes, before)
+        found = self.reader.answer(market, timeframe, span, stored, lost, held.derived, brought, causes, before)
+        return replace(found, forming=pending.forming)
 
     # -- files of the archive ------------------------------------------------------------------------------------
 
@@ -420,6 +445,8 @@ class CandleFetcher:
             series.plan.settle(page, Verdict(proof, verdict.edge_us), table.num_rows, anchor_us=anchor)
             for one in {pending, *series.pending}:  # also where it had been given up and is not waited for
                 one.failed = one.failed - proof
+                if one.newest and page.bound_us is None and not page.seeks:
+                    one.forming = reply.table.slice(table.num_rows)
                 one.beyond = one.beyond | beyond
             for one in series.pending:
                 series.plan.forget(one, [Span(boundary, FOREVER_US)])

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from backbone.coordinator.candles.reader import Fetched, Held
 from backbone.errors import StoreError
 from backbone.model import Priority, Span
@@ -70,6 +72,8 @@ class Pending:
     queued : its places in the queue that are not bound to a page yet.
     patient : outlasts an outage. ``enough``: ends when so many rows have arrived.
     on_done, on_page : called when it ends, and after each of its pages.
+    refresh : all of the span is asked again, whatever is held.
+    newest : its last page is asked without a bound, so that the candles that are not closed come with it (``forming``).
     closed_us : candles that open at or after this turned out not to be closed on the venue's clock.
     """
 
@@ -82,6 +86,8 @@ class Pending:
     ascending: bool = False
     patient: bool = False
     enough: int | None = None
+    refresh: bool = False
+    newest: bool = False
     on_done: Callable[[Pending], None] | None = None
     on_page: Callable[[], None] | None = None
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -96,6 +102,7 @@ class Pending:
     rows: int = 0
     failures: int = 0
     archived: SpanSet = field(default_factory=SpanSet)
+    forming: pa.Table | None = None
 
     @property
     def is_done(self) -> bool:
@@ -118,7 +125,8 @@ class Pending:
 
     def _lacking_locked(self) -> SpanSet:
         owed = self.missing | self.failed
-        return owed and (owed - self.held.stored.covered).clip(self.closed_span)
+        held = SpanSet() if self.refresh else self.held.stored.covered
+        return owed and (owed - held).clip(self.closed_span)
 
     def progress(self) -> Progress:
         """Where it stands now."""

@@ -133,7 +133,10 @@ class SeriesPlan:
             end = min(end, tf.next(tf.floor(start), slots))
         else:
             start, end = spans[-1]
-            start = max(start, tf.next(tf.ceil(end), -slots))
+            is_newest = pending.newest and end == pending.span.end
+            start = max(start, tf.next(tf.ceil(end), is_newest - slots))
+            if is_newest:
+                return Page(FOREVER_US, self.page_size, Span(start, end))
         claim = Span(start, end)
         return Page(end, self.page_size, claim)  # a page costs one permit, whatever its length
 

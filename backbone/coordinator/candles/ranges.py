@@ -1,26 +1,34 @@
 """The three ways to say which candles: a span, the newest so many, the first so many. Several markets at once.
 
-A span's end is cut to what is closed on the venue's clock. While that clock is not known (before the first reply, and
-after this machine slept), only the machine's is, which may be hours off; so a range that ends now is read once more
-when the venue's clock is known, from the pages that were asked or, where nothing was missing, by a small request.
+A span's end is cut to what is closed on the venue's clock. While that clock is not known, only the machine's is, which
+may be hours off; and both clocks of a machine may have stood still together. So an answer that ends now rests on a
+reply of the last seconds: of the pages that were asked or, where nothing was missing, of one small request; and where
+that moves the end, the range is read once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from backbone.candle_table import times_of
-from backbone.clock import VenueClock
+import pyarrow as pa
+
+from backbone.candle_table import rows_inside, times_of
+from backbone.clock import Deadline, VenueClock
 from backbone.coordinator.candles.fetcher import CandleFetcher
 from backbone.coordinator.candles.pending import Pending, Progress
 from backbone.coordinator.candles.reader import CandleAnswer, Fetched, Reach
 from backbone.model import Priority, Span
+from backbone.routing.rest import Reply
+from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
+from backbone.storage.coverage import EVER, SpanSet
 from backbone.timeframe import Timeframe
 
-__all__ = ["CandleRanges", "Range", "Watch"]
+__all__ = ["CandleRanges", "Range", "Request", "Watch"]
+
+_FRESH_S = 2.0  # an answer that ends now rests on a venue clock that was received within so many seconds
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Watch(Protocol):
     def update(self) -> None: ...
 
 
+Request = Callable[[Ask, Priority, Deadline | None], Reply]
 Watcher = Callable[[Callable[[], Progress]], AbstractContextManager[Watch]]
 
 
@@ -51,14 +60,29 @@ def unwatched(_: Callable[[], Progress]) -> AbstractContextManager[Watch]:
     return nullcontext(_Unwatched())
 
 
-class CandleRanges:
-    """Answers ranges with the fetcher's spans."""
+@dataclass(frozen=True)
+class _Call:
+    """How a range is collected, whatever part of it: see `CandleRanges.collect`."""
 
-    def __init__(self, fetcher: CandleFetcher, venue: VenueClock, sync_clock: Callable[[], object]) -> None:
+    timeframe: Timeframe
+    priority: Priority
+    watcher: Watcher = unwatched
+    forming: bool = False
+    deadline: Deadline | None = None
+    refresh: bool = False
+
+
+class CandleRanges:
+    """Answers ranges with the fetcher's spans.
+
+    `request` sends one request and waits for its reply: each reply has the venue's time.
+    """
+
+    def __init__(self, fetcher: CandleFetcher, venue: VenueClock, request: Request) -> None:
         self._fetcher = fetcher
         self._reader = fetcher.reader
         self._venue = venue
-        self._sync_clock = sync_clock  # any request will do: each reply has the time
+        self._request = request
 
     def collect(
         self,
@@ -67,32 +91,83 @@ class CandleRanges:
         asked: Range,
         priority: Priority,
         watcher: Watcher = unwatched,
+        *,
+        forming: bool = False,
+        refresh: bool = False,
+        deadline: Deadline | None = None,
     ) -> list[CandleAnswer]:
-        """The candles of each market; what could not be had is in each answer's ``gaps``."""
-        was_known = self._venue.is_known
-        answers = self._collect(markets, timeframe, asked, priority, watcher)
+        """The candles of each market; what could not be had is in each answer's ``gaps``.
+
+        Parameters
+        ----------
+        forming : the newest page is asked so that it brings the candles that are not closed yet, where one is asked.
+        refresh : what is held is asked again as well.
+        deadline : what has not arrived by then is given up.
+        """
+        call = _Call(timeframe, priority, watcher, forming, deadline)
         ends_now = asked.end_us is None or asked.end_us > self._reader.closed_before(timeframe)
-        if not was_known and ends_now and not any(a.gaps for a in answers):
-            if not self._venue.is_known:
-                self._sync_clock()
-            again = self._collect(markets, timeframe, asked, priority, watcher)
-            return [second.after(first) for first, second in zip(answers, again, strict=True)]
-        return answers
+        is_stale, end_us = not self.is_clock_fresh, self._end(timeframe, asked)
+        answers = self._collect(markets, asked, call)
+        if is_stale and ends_now and not any(a.gaps for a in answers):
+            page = self._newest_page(markets[0], call) if markets and not self.is_clock_fresh else None
+            if self._end(timeframe, asked) != end_us:
+                again = self._collect(markets, asked, call)
+                answers = [second.after(first) for first, second in zip(answers, again, strict=True)]
+            if page is not None:
+                first, forming = answers[0], rows_inside(page.table, [Span(answers[0].span.end, EVER.end)])
+                answers[0] = replace(first, forming=forming, fetched=first.fetched + Fetched(pages=1))
+        return self._refreshed(answers, call) if refresh else answers
 
-    def recall(self, markets: Sequence[str], timeframe: Timeframe, asked: Range) -> list[CandleAnswer]:
-        """The same from the store alone; what is unknown is in ``gaps``."""
-        return [self._recall(market, timeframe, asked) for market in markets]
+    @property
+    def is_clock_fresh(self) -> bool:
+        """Whether the venue's clock was received within the last seconds."""
+        return self._venue.age_s <= _FRESH_S
 
-    def _recall(self, market: str, timeframe: Timeframe, asked: Range) -> CandleAnswer:
+    def _newest_page(self, market: str, call: _Call) -> CandlePage:
+        """A small request that says what time it is at the venue; a page, where that is wanted anyway."""
+        ask = candles_ask(market, call.timeframe, None, PAGE if call.forming else 1)
+        page: CandlePage = self._request(ask, call.priority, call.deadline).value
+        return page
+
+    def _refreshed(self, answers: Sequence[CandleAnswer], call: _Call) -> list[CandleAnswer]:
+        """The same spans with what had been held asked again: what differs is a revision."""
+        call = replace(call, refresh=True)
+        parts = [(answer.market, span) for answer in answers for span in SpanSet([answer.span]) - answer.fetched.spans]
+        pendings = self._fetch(parts, call)
+        found = []
+        for answer in answers:
+            mine = [pending for pending in pendings if pending.market == answer.market]
+            fetched = sum((pending.fetched for pending in mine), answer.fetched)
+            now = self._reader.recall(answer.market, call.timeframe, answer.span, fetched)
+            lost = SpanSet(answer.gaps)
+            for pending in mine:
+                lost = lost | pending.lacking()
+            causes = (*answer.causes, *(cause for pending in mine for cause in pending.causes))
+            unknown = sum(call.timeframe.count(span) for span in lost)
+            found.append(replace(now, gaps=tuple(lost), causes=causes, unknown=unknown, forming=answer.forming))
+        return found
+
+    def recall(
+        self, markets: Sequence[str], timeframe: Timeframe, asked: Range, *, newest_held: bool = False
+    ) -> list[CandleAnswer]:
+        """The same from the store alone; what is unknown is in ``gaps``.
+
+        With `newest_held` the newest so many end with what is held, and what lies behind is in ``behind``.
+        """
+        return [self._recall(market, timeframe, asked, newest_held) for market in markets]
+
+    def _recall(self, market: str, timeframe: Timeframe, asked: Range, newest_held: bool) -> CandleAnswer:
         end = self._end(timeframe, asked)
         if asked.count is None:
             start = timeframe.ceil(asked.start_us or 0)
             return self._reader.recall(market, timeframe, Span(min(start, end), end))
         if asked.start_us is None:
-            reach = self._reader.reach_back(market, timeframe, end, asked.count)
+            held_us = self._reader.held_until(market, timeframe, end) if newest_held else end
+            reach = self._reader.reach_back(market, timeframe, held_us, asked.count)
             further = self._further(market, timeframe, reach)
             start = reach.known.start if further is None else further.start
-            return self._reader.recall(market, timeframe, Span(start, end))
+            answer = self._reader.recall(market, timeframe, Span(start, held_us))
+            return answer if held_us >= end else replace(answer, behind=Span(held_us, end))
         start, slots = timeframe.ceil(asked.start_us), asked.count
         while True:
             stop = min(end, timeframe.next(start, slots))
@@ -101,51 +176,45 @@ class CandleRanges:
                 return self._first_rows(answer, timeframe, asked.count)
             slots *= 4
 
-    def _collect(
-        self, markets: Sequence[str], timeframe: Timeframe, asked: Range, priority: Priority, watcher: Watcher
-    ) -> list[CandleAnswer]:
+    def _collect(self, markets: Sequence[str], asked: Range, call: _Call) -> list[CandleAnswer]:
+        timeframe, end = call.timeframe, self._end(call.timeframe, asked)
+        call = replace(call, forming=call.forming and asked.end_us is None)
+        if asked.start_us is None and asked.count is not None:
+            return self._newest(markets, end, asked.count, call)
+        start = timeframe.ceil(asked.start_us or 0)
         if asked.count is None:
-            start = timeframe.ceil(asked.start_us or 0)
-            return self._spans(markets, timeframe, Span(start, self._end(timeframe, asked)), priority, watcher)
-        if asked.start_us is None:
-            return self._newest(markets, timeframe, self._end(timeframe, asked), asked.count, priority, watcher)
-        start = timeframe.ceil(asked.start_us)
-        return [self._first(market, timeframe, start, asked.count, priority, watcher) for market in markets]
+            span = Span(min(start, end), end)
+            return [self._fetcher.answer(p) for p in self._fetch([(market, span) for market in markets], call)]
+        return [self._first(market, start, asked.count, call) for market in markets]
 
     def _end(self, timeframe: Timeframe, asked: Range) -> int:
         closed = self._reader.closed_before(timeframe)
         return closed if asked.end_us is None else min(closed, timeframe.ceil(asked.end_us))
 
-    # -- a span --------------------------------------------------------------------------------------------------
-
-    def _spans(
-        self, markets: Sequence[str], timeframe: Timeframe, span: Span, priority: Priority, watcher: Watcher
-    ) -> list[CandleAnswer]:
-        span = Span(min(span.start, span.end), span.end)
-        pendings = self._fetch([(market, span) for market in markets], timeframe, priority, watcher)
-        return [self._fetcher.answer(pending) for pending in pendings]
-
-    def _fetch(
-        self,
-        wanted: Sequence[tuple[str, Span]],
-        timeframe: Timeframe,
-        priority: Priority,
-        watcher: Watcher,
-        *,
-        enough: int | None = None,
-    ) -> list[Pending]:
+    def _fetch(self, wanted: Sequence[tuple[str, Span]], call: _Call, *, enough: int | None = None) -> list[Pending]:
         """Fetch several spans at once and wait for all; flushed, so that what is answered is durable."""
         pendings: list[Pending] = []
+        closed = self._reader.closed_before(call.timeframe)
         try:
             for market, span in wanted:
-                pendings.append(self._fetcher.begin(market, timeframe, span, priority, enough=enough))
-            with watcher(lambda: _together(pendings)) as watch:
+                pendings.append(
+                    self._fetcher.begin(
+                        market,
+                        call.timeframe,
+                        span,
+                        call.priority,
+                        enough=enough,
+                        refresh=call.refresh,
+                        newest=call.forming and span.end >= closed,
+                    )
+                )
+            with call.watcher(lambda: _together(pendings)) as watch:
                 for pending in pendings:
-                    self._fetcher.wait(pending, watch.update)
+                    self._fetcher.wait(pending, watch.update, deadline=call.deadline)
         finally:
             for pending in pendings:
                 self._fetcher.release(pending)
-            self._fetcher.flush([pending.market for pending in pendings if pending.rows], timeframe)
+            self._fetcher.flush([pending.market for pending in pendings if pending.rows], call.timeframe)
         for pending in pendings:
             if pending.store_error is not None:
                 raise pending.store_error
@@ -153,15 +222,9 @@ class CandleRanges:
 
     # -- the newest so many --------------------------------------------------------------------------------------
 
-    def _newest(
-        self,
-        markets: Sequence[str],
-        timeframe: Timeframe,
-        end_us: int,
-        count: int,
-        priority: Priority,
-        watcher: Watcher,
-    ) -> list[CandleAnswer]:
+    def _newest(self, markets: Sequence[str], end_us: int, count: int, call: _Call) -> list[CandleAnswer]:
+        timeframe = call.timeframe
+        forming: dict[str, pa.Table | None] = dict.fromkeys(markets)
         answers: dict[str, CandleAnswer] = {}
         fetched = dict.fromkeys(markets, Fetched())
         ends = dict.fromkeys(markets, end_us)
@@ -178,8 +241,9 @@ class CandleRanges:
             if not wanted:
                 break
             open_markets = []
-            for pending in self._fetch(wanted, timeframe, priority, watcher, enough=count):
+            for pending in self._fetch(wanted, call, enough=count):
                 market = pending.market
+                forming[market] = forming[market] if pending.forming is None else pending.forming
                 ends[market] = min(ends[market], pending.closed_us)
                 if pending.failed:
                     whole = Span(pending.span.start, end_us)
@@ -187,7 +251,7 @@ class CandleRanges:
                 else:
                     open_markets.append(market)
                 fetched[market] += pending.fetched
-        return [answers[market] for market in markets]
+        return [replace(answers[market], forming=forming[market]) for market in markets]
 
     def _further(self, market: str, timeframe: Timeframe, reach: Reach) -> Span | None:
         """The span before what is known that should hold the rows that are wanted; None where nothing is wanted."""
@@ -199,15 +263,14 @@ class CandleRanges:
 
     # -- the first so many ---------------------------------------------------------------------------------------
 
-    def _first(
-        self, market: str, timeframe: Timeframe, start_us: int, count: int, priority: Priority, watcher: Watcher
-    ) -> CandleAnswer:
+    def _first(self, market: str, start_us: int, count: int, call: _Call) -> CandleAnswer:
+        timeframe = call.timeframe
         slots, end = count, start_us
         closed = self._reader.closed_before(timeframe)
         fetched = Fetched()
         while True:
             end = max(start_us, min(closed, timeframe.next(end, slots)))
-            (pending,) = self._fetch([(market, Span(start_us, end))], timeframe, priority, watcher)
+            (pending,) = self._fetch([(market, Span(start_us, end))], call)
             closed = min(closed, pending.closed_us)
             if pending.failed:
                 return self._fetcher.answer(pending, fetched=fetched)

@@ -48,6 +48,8 @@ class CandleAnswer:
     ``fetched.pages`` counts the requests of this answer: each page that was asked for it, whether or not its reply was
     still needed, and each that somebody else had asked and that answered it. So answers that share a page both count
     it, and together they never count less than was sent. A page that the transport had to repeat counts once.
+    ``forming`` has the candles that are not closed, where a page brought them. ``behind`` is the part of the range
+    after `span` that is not held, of an answer from the store alone.
     """
 
     market: str
@@ -59,6 +61,8 @@ class CandleAnswer:
     gaps: tuple[Span, ...] = ()
     causes: tuple[BaseException, ...] = ()
     fetched: Fetched = Fetched()
+    forming: pa.Table | None = None
+    behind: Span | None = None
 
     @property
     def pages(self) -> int:
@@ -210,6 +214,13 @@ class CandleReader:
             if start <= listed:
                 return Reach(known, 0)
             window *= 4
+
+    def held_until(self, market: str, timeframe: Timeframe, end_us: int) -> int:
+        """The end of what is held before `end_us`; `end_us` where nothing is."""
+        held = self._store.coverage(market, timeframe, Span(EVER.start, end_us))
+        if timeframe.step_us > _MINUTE.step_us:
+            held = held | self._foldable(market, timeframe, SpanSet([Span(EVER.start, end_us)]))
+        return held.spans[-1].end if held else end_us
 
     # -- what is known of a series -------------------------------------------------------------------------------
 

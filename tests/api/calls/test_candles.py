@@ -20,6 +20,7 @@ from backbone.errors import (
     IncompleteError,
     InputError,
     RateLimitedError,
+    SourceError,
     UnreachableError,
 )
 from backbone.simulator import SimulatorServer
@@ -345,13 +346,10 @@ def test_candles_passing_fault_is_healed(client: Backbone, venue: SimulatorServe
 def test_candles_lying_reply_is_refused_and_its_span_stays_unknown(
     client: Backbone, venue: SimulatorServer, kind: str
 ) -> None:
-    """A reply that lies is not believed: what else arrived is kept, the rest is unknown and healed later."""
+    """A reply that cannot be is rejected: nothing arrived, so its error is the call's, and the span is healed later."""
     venue.faults.add(kind, match="/v1/candles", times=2)
-    with pytest.raises(IncompleteError) as caught:
+    with pytest.raises(SourceError):
         client.candles("KRW-BTC", "1m", "2025-08-22T00:00:00Z", "2025-08-22T03:20:00Z")
-    assert caught.value.gaps
-    assert caught.value.causes
-    assert facts(caught.value.frame)["unknown"] == 200
     frame = client.candles("KRW-BTC", "1m", "2025-08-22T00:00:00Z", "2025-08-22T03:20:00Z")
     same(frame, truth(venue, "KRW-BTC", "1m", "2025-08-22T00:00:00Z", "2025-08-22T03:20:00Z"))
 
@@ -367,11 +365,9 @@ def test_candles_ban_is_one_clear_error_and_nothing_is_sent_before_its_end(tmp_p
 
 def ban(client: Backbone, venue: SimulatorServer) -> None:
     venue.faults.add("418", match="/v1/candles", times=1, seconds=30)
-    with pytest.raises(IncompleteError) as caught:
+    with pytest.raises(RateLimitedError) as caught:
         client.candles("KRW-BTC", "1m", count=3)
-    banned = [cause for cause in caught.value.causes if isinstance(cause, RateLimitedError)]
-    assert banned
-    assert 25 <= banned[0].retry_after_s <= 31
+    assert 25 <= caught.value.retry_after_s <= 31
     sent = len(venue.requests)
     with pytest.raises(RateLimitedError):
         client.tickers("KRW-BTC", max_age=0)
@@ -379,13 +375,12 @@ def ban(client: Backbone, venue: SimulatorServer) -> None:
     assert client.health().verdict == "down"
 
 
-def test_candles_unreachable_venue_tells_what_is_missing(tmp_path: Path) -> None:
-    """No venue at all: an error with the cause, in seconds, and an honest gap."""
+def test_candles_unreachable_venue_is_one_error_at_every_priority(tmp_path: Path) -> None:
+    """No venue at all and nothing arrived: the venue's error, in seconds; from the store alone, what is missing."""
     with Backbone(data_dir=tmp_path, rest_url="http://127.0.0.1:9") as client:
-        with pytest.raises(IncompleteError) as caught:
-            client.candles("KRW-BTC", "1m", "2025-08-22T00:00:00Z", "2025-08-22T01:00:00Z")
-        assert isinstance(caught.value.causes[0], UnreachableError)
-        assert len(caught.value.frame) == 0
+        for priority in ("critical", "high", "normal", "low"):
+            with pytest.raises(UnreachableError):
+                client.candles("KRW-BTC", "1m", "2025-08-22T00:00:00Z", "2025-08-22T01:00:00Z", priority=priority)
         with pytest.raises(IncompleteError):
             client.candles("KRW-BTC", "1m", "2025-08-22T00:00:00Z", "2025-08-22T01:00:00Z", offline=True)
 

@@ -11,8 +11,6 @@ from backbone.coordinator.candles.direct import DirectCandles
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import PayloadError
 from backbone.model import Priority, Span
-from backbone.routing.rest import Reply
-from backbone.routing.wire import Ask
 from tests.coordinator.candles.world import HOUR_US, MARKET, MINUTE, MINUTE_US, NOW, World, empty, half
 from tests.storage.helpers import opens
 
@@ -25,13 +23,7 @@ class Lane:
     def __init__(self, folder: Path, **venue: Any) -> None:
         self.world = World(folder, **venue)
         self.world.estimate.observe(NOW // 1_000_000 * 1_000_000, 1000.0, 1000.0)
-        self.direct = DirectCandles(self._request, self.world.ranges, self.world.reader, lambda *_: None, grace_s=3.0)
-
-    def _request(self, ask: Ask, _: Priority) -> Reply:
-        outcome = self.world.venue.answer(ask)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        self.direct = DirectCandles(self.world.request, self.world.ranges, self.world.reader, lambda *_: None)
 
     def candles(self, start: int | None = None, end: int | None = None, count: int | None = None) -> Any:
         return self.direct.candles(MARKET, MINUTE, Range(start, end, count))

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from backbone.clock import Deadline
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import (
     BackboneError,
 )
+from backbone.model import Priority, Span
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask
+from backbone.storage.coverage import SpanSet
 from tests.coordinator.candles.world import (
     HOUR_US,
+    MARKET,
     MINUTE,
     MINUTE_US,
     NOW,
@@ -67,7 +71,7 @@ def test_candles_all_held_on_a_slow_clock_are_not_taken_for_the_newest(tmp_path:
     world.open()
     world.asked()
     answer = world.candles(NOW - 10 * MINUTE_US)
-    assert world.hearings == 1
+    assert world.direct_requests == 1
     assert opens(answer.table)[-1] == MINUTE.floor(NOW) - MINUTE_US
 
 
@@ -123,3 +127,98 @@ def test_sources_tell_what_was_held_before(tmp_path: Path, ahead_h: int) -> None
     answer = world.candles(NOW - 3 * HOUR_US)
     rows = answer.table.num_rows
     assert answer.sources == {"disk": rows - 100, "rest": 100}
+
+
+# -- an answer that ends now -----------------------------------------------------------------------------------------
+
+
+def test_frozen_clocks_do_not_hide_the_newest(tmp_path: Path) -> None:
+    """Both clocks of the machine stood still and the venue's went on ten minutes: one small request, then all of it."""
+    world = World(tmp_path)
+    world.candles(NOW - HOUR_US)
+    world.clock.advance(4)  # the machine woke up four seconds ago
+    world.venue._began = (world.clock.mono_s, NOW + 10 * MINUTE_US)
+    world.asked()
+    answer = world.candles(NOW - HOUR_US)
+    assert opens(answer.table)[-1] == MINUTE.floor(NOW) + 9 * MINUTE_US
+    assert world.truth(answer.table)
+    assert world.asked() == answer.pages
+
+
+def test_second_call_within_the_last_seconds_makes_no_request(tmp_path: Path) -> None:
+    """A clock of a moment ago needs no other; a range that ends in the past needs none at all."""
+    world = World(tmp_path)
+    world.candles(NOW - HOUR_US)
+    world.asked()
+    world.candles(NOW - HOUR_US)
+    world.clock.advance(9)
+    world.candles(NOW - HOUR_US, MINUTE.floor(NOW) - MINUTE_US)
+    assert world.asked() == 0
+
+
+def test_forming_candle_comes_in_the_page_that_is_asked(tmp_path: Path) -> None:
+    """One request for the newest closed candles and the one that forms."""
+    world = World(tmp_path)
+    (answer,) = world.ranges.collect([MARKET], MINUTE, Range(None, None, 50), Priority.NORMAL, forming=True)
+    assert world.asked() == 1
+    assert answer.table.num_rows == 50
+    assert opens(answer.forming) == [MINUTE.floor(NOW)]
+    assert world.stored().covered.spans[-1].end == MINUTE.floor(NOW)
+
+
+def test_refresh_asks_for_everything_again_and_records_what_differs(tmp_path: Path) -> None:
+    """What the venue restated becomes a revision; what a call has just fetched is not asked twice."""
+    world = World(tmp_path)
+    span = (NOW - 5 * HOUR_US, MINUTE.floor(NOW))
+    before = world.candles(*span)
+    at = opens(before.table)[20]
+    world.venue.shift[at] = 0.5
+    world.clock.advance(900)
+    world.candles(*span)
+    assert opens(world.store.revisions(MARKET, MINUTE)) == []
+    world.asked()
+    (answer,) = world.ranges.collect([MARKET], MINUTE, Range(*span, None), Priority.NORMAL, refresh=True)
+    assert world.asked() == 2
+    assert opens(world.store.revisions(MARKET, MINUTE)) == [at]
+    assert world.truth(answer.table)
+    earlier = (span[0] - HOUR_US * 10, span[0] - HOUR_US * 8)
+    world.ranges.collect([MARKET], MINUTE, Range(*earlier, None), Priority.NORMAL, refresh=True)
+    assert world.asked() == 1
+
+
+def test_refresh_that_fails_is_a_gap(tmp_path: Path) -> None:
+    """The store's rows are no answer to a question about the venue's."""
+    world = World(tmp_path)
+    span = (NOW - HOUR_US, MINUTE.floor(NOW))
+    world.candles(*span)
+    world.venue.down = True
+    (answer,) = world.ranges.collect([MARKET], MINUTE, Range(*span, None), Priority.NORMAL, refresh=True)
+    assert SpanSet(answer.gaps) == SpanSet([Span(MINUTE.ceil(span[0]), span[1])])
+    assert answer.causes
+
+
+def test_newest_held_end_with_what_is_held(tmp_path: Path) -> None:
+    """From the store alone, minutes later: the newest so many that are held, and what lies behind them."""
+    world = World(tmp_path)
+    world.candles(NOW - HOUR_US, MINUTE.floor(NOW))
+    world.clock.advance(120)
+    (answer,) = world.ranges.recall([MARKET], MINUTE, Range(None, None, 50), newest_held=True)
+    assert (answer.table.num_rows, answer.gaps) == (50, ())
+    assert answer.behind == Span(MINUTE.floor(NOW), MINUTE.floor(NOW) + 2 * MINUTE_US)
+    assert world.ranges.recall([MARKET], MINUTE, Range(None, None, 50))[0].gaps
+
+
+def test_deadline_gives_up_what_has_not_come_and_keeps_what_comes_later(tmp_path: Path) -> None:
+    """The call ends at its deadline with the cause; a page in flight is stored when it arrives."""
+    world = World(tmp_path)
+    world.desk.most = 0  # sent, and not answered
+    span = Range(NOW - HOUR_US, MINUTE.floor(NOW), None)
+    began = world.clock.mono_s
+    deadline = Deadline(world.clock, 0.5)
+    (answer,) = world.ranges.collect([MARKET], MINUTE, span, Priority.NORMAL, deadline=deadline)
+    assert world.clock.mono_s - began <= 0.55
+    assert answer.gaps
+    assert "timeout of 0.5 s" in str(answer.causes[0])
+    world.desk.most = None
+    world.desk.run()
+    assert world.stored().table.num_rows == 200
