@@ -490,7 +490,7 @@ class Backbone:
         Raises
         ------
         InputError       for a wrong word.
-        IncompleteError  before any row is read, where the files do not vouch for all of it: ``.gaps``, ``.frame``.
+        IncompleteError  before any row is read, where the files do not cover all of it: ``.gaps``, ``.frame``.
 
         Examples
         --------

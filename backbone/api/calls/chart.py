@@ -62,7 +62,7 @@ def open_chart(
     style: dict[str, Any],
 ) -> LiveChart:
     """See `Backbone.chart`."""
-    tf = parse_timeframe(timeframe)
+    tf = parse_timeframe(timeframe, derived=True)
     if live and end is not None:
         raise InputError("live", live, "False or None for a chart with an end")
     follows = end is None if live is None else live
@@ -81,11 +81,13 @@ class _Follower:
         self._session = session
         self._market = market
         self._timeframe = timeframe
-        self._kind = next((kind for kind in KINDS if timeframe_of(kind) == timeframe), "ticker")
+        is_long = timeframe.step_us > _DAY.step_us
+        self._part = timeframe.base or (_DAY if is_long else timeframe)  # what is followed, to make the candles of
+        self._kind = next((kind for kind in KINDS if timeframe_of(kind) == self._part), "ticker")
         self._table: LiveTable | None = None
         self._tap: RecordQueue | None = None
         self._lost = 0  # records dropped and gaps filled so far
-        self._days: dict[int, CandleRow] = {}  # of the candle that forms, where it is longer than a day
+        self._parts: dict[int, CandleRow] = {}  # of the candle that forms
         self._is_stopped = False
 
     def __call__(self) -> ChartView:
@@ -117,8 +119,8 @@ class _Follower:
         table = start_live(self._session, self._market, self._kind)
         try:
             self._tap = table.records(_AHEAD)
-            if self._timeframe.step_us > _DAY.step_us:
-                self._read_days()
+            if self._part != self._timeframe:
+                self._read_parts()
         except BaseException:
             table.stop()
             raise
@@ -128,32 +130,35 @@ class _Follower:
 
     def _rows_of(self, record: object) -> list[CandleRow]:
         if isinstance(record, LiveCandle):
-            return [CandleRow(record.time_us, record.open, record.high, record.low, record.close, record.volume)]
-        if not isinstance(record, Ticker):
+            row = CandleRow(record.time_us, record.open, record.high, record.low, record.close, record.volume)
+        elif isinstance(record, Ticker):
+            opens_us = _DAY.floor(record.time_us)
+            row = CandleRow(opens_us, record.open, record.high, record.low, record.price, record.volume)
+        else:
             return []
-        day = CandleRow(_DAY.floor(record.time_us), record.open, record.high, record.low, record.price, record.volume)
-        return [day if self._timeframe == _DAY else self._longer(day)]
+        return [row if self._part == self._timeframe else self._longer(row)]
 
-    def _longer(self, day: CandleRow) -> CandleRow:
-        """The week, month or year that `day` is in, of the days known of it."""
-        opens_us = self._timeframe.floor(day.time_us)
-        self._days = {us: row for us, row in self._days.items() if us >= opens_us} | {day.time_us: day}
-        days = [self._days[us] for us in sorted(self._days)]
+    def _longer(self, part: CandleRow) -> CandleRow:
+        """The candle that `part` is in, of the parts known of it."""
+        opens_us = self._timeframe.floor(part.time_us)
+        self._parts = {us: row for us, row in self._parts.items() if us >= opens_us} | {part.time_us: part}
+        parts = [self._parts[us] for us in sorted(self._parts)]
         return CandleRow(
             opens_us,
-            days[0].open,
-            max(row.high for row in days),
-            min(row.low for row in days),
-            days[-1].close,
-            math.fsum(row.volume for row in days),
+            parts[0].open,
+            max(row.high for row in parts),
+            min(row.low for row in parts),
+            parts[-1].close,
+            math.fsum(row.volume for row in parts),
         )
 
-    def _read_days(self) -> None:
+    def _read_parts(self) -> None:
         now_us = self._session.now_us()
         opens_us = self._timeframe.floor(now_us)
-        if _DAY.floor(now_us) > opens_us:
-            days = candles(self._session, self._market, "1d", in_zone(opens_us, "UTC"), frames="pandas")
-            self._days = {row.time_us: row for row in _rows(days)}
+        if self._part.floor(now_us) > opens_us:
+            start = in_zone(opens_us, "UTC")
+            parts = candles(self._session, self._market, self._part.name, start, frames="pandas")
+            self._parts = {row.time_us: row for row in _rows(parts)}
 
     def _stored(self) -> list[CandleRow]:
         """The newest candles on disk, as far as they are known without a hole: what was missed has been fetched."""

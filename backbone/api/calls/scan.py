@@ -2,30 +2,33 @@
 
 The files are the store's own, plain hive-partitioned Parquet; paths are computed from markets, timeframe and span, so
 nothing is discovered, and no file outside the span is opened. Nothing is fetched. What an engine reads is what is on
-disk: pages of this process are flushed first. A span that the files do not vouch for is an `IncompleteError` before
-any row is read, since rows that were never fetched look just like rows that never were.
+disk: pages of this process are flushed first. A span that the files do not cover is an `IncompleteError` before any
+row is read, since rows that were never fetched look just like rows that never were. A derived timeframe (``2h``) is
+folded from the files of its base when the scan is collected, in memory.
 
 Other engines read the same files as they lie (`Backbone.files`)::
 
-    duckdb.read_parquet(session.files("KRW", "1m"), hive_partitioning=True)
-    dask.dataframe.read_parquet(session.files("KRW", "1m"))
-    spark.read.option("basePath", f"{session.data_dir}/candles").parquet(*session.files("KRW", "1m"))
-    polars.scan_parquet(session.files("KRW", "1m"), hive_partitioning=True)
+    duckdb.read_parquet(client.files("KRW", "1m"), hive_partitioning=True)
+    dask.dataframe.read_parquet(client.files("KRW", "1m"))
+    spark.read.option("basePath", f"{client.data_dir}/candles").parquet(*client.files("KRW", "1m"))
+    polars.scan_parquet(client.files("KRW", "1m"), hive_partitioning=True)
 
-``time`` is the candle's open, UTC. Market and timeframe are the hive columns, text in every engine. The claims are read
-from the end of each file and believed; `store.verify()` is what proves rows.
+``time`` is the candle's open, UTC. Market and timeframe are the hive columns, text in every engine. The coverage is
+read from the end of each file and not proven; `store.verify()` proves rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backbone.api.arguments import TimeLike, parse_markets, parse_quote
+from backbone.candle_table import rows_inside
 from backbone.errors import IncompleteError, InputError
-from backbone.model import CANDLE_COLUMNS, Span
+from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
 from backbone.storage.coverage import SpanSet
+from backbone.storage.fold import fold
 from backbone.timeframe import Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
@@ -41,12 +44,14 @@ COLUMNS = ("market", "time", *CANDLE_COLUMNS)
 
 @dataclass(frozen=True)
 class _Selection:
-    """The files that hold what was asked, oldest first within each market, and what they do not vouch for."""
+    """The files that hold what was asked, oldest first within each market, and what they do not cover."""
 
     timeframe: Timeframe
     span: Span
     paths: list[str]
     gaps: list[tuple[str, Span]]
+    known: dict[str, SpanSet]
+    """By market, where every short candle of a derived timeframe is known; empty for the venue's own timeframes."""
     absent: list[str]
     """Markets of which nothing is stored, with a side of the span left open: how much is missing, none can say."""
 
@@ -69,6 +74,14 @@ def scan(
         lazy = lazy.filter(pl.col("time") >= _instant(found.span.start))
     if found.span.end < _EVER.end:
         lazy = lazy.filter(pl.col("time") < _instant(found.span.end))
+    if found.timeframe.base is not None:
+        lazy = lazy.map_batches(
+            _folding(found),
+            predicate_pushdown=False,
+            projection_pushdown=False,
+            slice_pushdown=False,
+            schema=lazy.collect_schema(),
+        )
     lazy = lazy.with_columns(pl.col("time").dt.convert_time_zone(session.tz))
     _check(found, lazy)
     return lazy
@@ -84,9 +97,24 @@ def files(
     partial: bool,
 ) -> list[str]:
     """See `Backbone.files`."""
-    found = _select(session, markets, timeframe, start, end, partial=partial)
+    found = _select(session, markets, parse_timeframe(timeframe).name, start, end, partial=partial)
     _check(found, list(found.paths))
     return found.paths
+
+
+def _folding(found: _Selection) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    """What makes the rows of a derived timeframe from those of its base, once a scan is collected: whole ones only."""
+    import polars as pl
+
+    def fold_all(rows: pl.DataFrame) -> pl.DataFrame:
+        parts = [rows.clear()]
+        for (market,), part in rows.partition_by("market", as_dict=True, maintain_order=True).items():
+            table = part.drop("market").to_arrow().cast(CANDLE_SCHEMA)
+            made = pl.DataFrame(fold(rows_inside(table, found.known[str(market)]), found.timeframe))
+            parts.append(made.select(pl.lit(market).alias("market"), pl.all()))
+        return pl.concat(parts)
+
+    return fold_all
 
 
 def _instant(time_us: int) -> Any:
@@ -122,23 +150,29 @@ def _select(
     *,
     partial: bool,
 ) -> _Selection:
-    tf = parse_timeframe(timeframe)
-    span = _span(session, tf, start, end)
+    shown = parse_timeframe(timeframe, derived=True)
+    tf = shown.base or shown
+    span = _span(session, shown, start, end)
     store = session.coordinator().store
     paths: list[str] = []
     gaps: list[tuple[str, Span]] = []
     absent: list[str] = []
+    known: dict[str, SpanSet] = {}
     names = _markets(session, markets, tf)
     session.coordinator().markets.check_known(names)
     for market in names:
         store.flush(market, tf)
-        if not partial:  # a read of each file's end, which a bucket of very many files makes slow
+        if not partial or shown.base is not None:  # a read of each file's end, slow in a bucket of very many files
             held = store.footer_coverage(market, tf, span)
+            if shown.base is not None:
+                whole = [(shown.ceil(each.start), shown.floor(each.end)) for each in held]
+                known[market] = SpanSet(Span(first, last) for first, last in whole if first < last)
+        if not partial:
             gaps += [(market, gap) for gap in _wanted(span, held) - held]
             if not held and (span.start == _EVER.start or span.end == _EVER.end):
                 absent.append(market)
         paths += [str(path) for path in store.paths(market, tf, span)]
-    return _Selection(tf, span, paths, gaps, absent)
+    return _Selection(shown, span, paths, gaps, known, absent)
 
 
 def _span(session: Session, timeframe: Timeframe, start: TimeLike | None, end: TimeLike | None) -> Span:
@@ -159,7 +193,7 @@ def _markets(session: Session, markets: str | Iterable[str], timeframe: Timefram
 
 
 def _wanted(span: Span, held: SpanSet) -> SpanSet:
-    """What should be vouched for: a side that was left open goes as far as the store does."""
+    """What should be covered: a side that was left open goes as far as the store does."""
     bounds = held.bounds or Span(span.start, span.start)
     start = bounds.start if span.start == _EVER.start else span.start
     end = bounds.end if span.end == _EVER.end else span.end
@@ -171,11 +205,12 @@ def _check(found: _Selection, held: Any) -> None:
         return
     markets = list(dict.fromkeys([*found.absent, *(market for market, _ in found.gaps)]))
     shown = ", ".join(markets[:5]) + ("…" if len(markets) > 5 else "")
-    unknown = sum(found.timeframe.count(gap) for _, gap in found.gaps)
+    length = found.timeframe.base or found.timeframe
+    unknown = sum(length.count(gap) for _, gap in found.gaps)
     some = "candles" if found.absent else f"{unknown} candles"
     raise IncompleteError(
         f"the store does not hold all of it: {some} of {shown} were never asked for. "
-        f"backfill([...], {found.timeframe.name!r}, start, end) fetches them; "
+        f"backfill([...], {length.name!r}, start, end) fetches them; "
         "partial=True takes what is held, which is also in .frame.",
         gaps=[gap for _, gap in found.gaps],
         frame=held,

@@ -111,7 +111,7 @@ class CandleChart(View):
             raise InputError("height", height, "120 to 4000 pixels")
         super().__init__(clock=clock, period_s=period_s)
         self.market = market
-        self.timeframe = parse_timeframe(timeframe)
+        self.timeframe = parse_timeframe(timeframe, derived=True)
         self._source = pull
         self._colours = colours
         self._height = height

@@ -84,10 +84,10 @@ def test_chart_with_a_wrong_word_says_which(client: Backbone, words: dict[str, o
         client.chart(**{"market": "KRW-BTC", "timeframe": "1m", **words})
 
 
-@pytest.mark.parametrize("timeframe", ["1m", "1d", "1w", "1M", "1y"])
+@pytest.mark.parametrize("timeframe", ["1m", "45m", "1d", "1w", "1M", "1y"])
 def test_chart_follows_its_candle(moving: tuple[Backbone, SimulatorServer], shown: None, timeframe: str) -> None:
     """The last candle is what the venue itself would answer: streamed up to hours, from the ticker for a day, folded
-    of days beyond."""
+    of days beyond, and of shorter ones where the venue has no such length."""
     client, server = moving
     chart = client.chart("KRW-BTC", timeframe, count=5)
     chart.refresh(force=True)

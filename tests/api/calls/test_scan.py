@@ -123,7 +123,7 @@ def test_scan_wrong_words_are_input_errors(filled: Backbone) -> None:
     with pytest.raises(InputError, match="start"):
         filled.scan("KRW", "1m", END, START)
     with pytest.raises(InputError, match="timeframe"):
-        filled.scan("KRW", "2m")
+        filled.scan("KRW", "7m")
 
 
 def test_duckdb_reads_the_files(filled: Backbone) -> None:
@@ -181,3 +181,28 @@ def test_spark_reads_the_files(filled: Backbone) -> None:
 def _summary(client: Backbone, paths: list[str]) -> list[tuple[str, int, float]]:
     lazy = client.scan(MARKETS, "1m")  # the files hold whole pages, a little more than was asked for
     return lazy.group_by("market").agg(pl.len(), pl.col("close").sum()).sort("market").collect().rows()
+
+
+def test_scan_of_a_derived_timeframe_has_whole_candles_only(filled: Backbone) -> None:
+    """The candles of that length, equal to the same `candles` call; what is cut off at an end of the store is not."""
+    found = filled.scan(MARKETS, "2m", START, END).collect()
+    asked = filled.candles(MARKETS, "2m", START, END, frames="polars")
+    assert found.equals(asked.select(found.columns))
+    held = filled.coverage("KRW-BTC", "1m").iloc[0]
+    core, minute = filled.session.coordinator(), parse_timeframe("1m")
+    rows = filled.candles("KRW-BTC", "1m", held["start"], count=8, frames="arrow")
+    first = int(rows.column("time").cast("int64")[0].as_py())
+    span = Span(first + minute.step_us, first + 8 * minute.step_us)  # seven minutes, from an odd one on
+    core.store.put("KRW-ADA", minute, rows.slice(1).cast(empty_candles().schema), span, now_us=0)
+    cut = filled.scan("KRW-ADA", "2m").collect()
+    assert cut["time"].dt.epoch("us").to_list() == [first + i * 2 * minute.step_us for i in (1, 2, 3)]
+    lazy = filled.scan(MARKETS, "2m", START, END).filter(pl.col("close") < 0).select("market", "volume")
+    assert lazy.collect().columns == ["market", "volume"]
+    with pytest.raises(IncompleteError, match="'15m'"):
+        filled.scan(MARKETS, "45m", START, END)
+
+
+def test_files_are_of_the_venues_timeframes(filled: Backbone) -> None:
+    """No file holds a derived timeframe."""
+    with pytest.raises(InputError, match="timeframe"):
+        filled.files(MARKETS, "45m", START, END)
