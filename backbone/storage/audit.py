@@ -173,17 +173,20 @@ def _quiet_problems(files: Files, key: str, series: Series) -> Iterator[_Found]:
 
 def _leftovers(files: Files, exchange: str) -> Iterator[_Found]:
     """Unfinished writes of series that are not being written."""
-    for name in files.list(TMP):
-        key = f"{TMP}/{name}"
-        series = _series_of_tmp(name)
+    for key in files.walk(TMP):
+        series = _series_of_tmp(key)
+        if series is None and key.startswith(f"{TMP}/other/"):
+            continue  # no series': they have no reader, and another exchange's writer may be at it
         if series is None:
             yield _Found(key, None, None, "foreign", "not an unfinished write of ours")
         elif series.exchange == exchange and not _is_at_work(files, series, key):
             yield _Found(key, series, None, "leftover", "a write that its process did not finish")
 
 
-def _series_of_tmp(name: str) -> Series | None:
-    target = name.rsplit(".", 1)[0].replace("+", "/")
+def _series_of_tmp(key: str) -> Series | None:
+    exchange, _, name = key.removeprefix(f"{TMP}/").partition("/")
+    top, _, rest = name.rsplit(".", 1)[0].replace("+", "/").partition("/")
+    target = f"{top}/{exchange}/{rest}"
     place = parse_partition_key(target)
     return place[0] if place is not None else parse_quiet_key(target)
 

@@ -6,31 +6,51 @@ the old bytes or the new ones and a crash leaves at most an unfinished file that
 holds a kernel lock, which dies with its holder. A version identifies one state of one file; it never repeats
 for a key.
 
+Where a disk cannot sync folders or has no kernel locks (network drives), files are replaced all the same and an
+`OwnerLock` stands in; a warning says once that a promise is weaker there. A folder that cannot be written is read
+without a lock.
+
+Below ``_snapshots/`` and ``_quarantine/`` partition files carry one more ending, so that engines pointed at the data
+folder do not take them for candles; a store opened there sees their usual names. A snapshot is never written.
+
 This is the seam for another kind of disk: an object store implements the same methods with conditional puts.
 """
 
 # Paths are plain strings here: building a Path costs more than the stat it asks for.
-# ruff: noqa: PTH102, PTH105, PTH108, PTH110, PTH112, PTH116, PTH118, PTH120, PTH123, PTH208
+# ruff: noqa: PTH102, PTH105, PTH106, PTH108, PTH110, PTH112, PTH116, PTH118, PTH120, PTH123, PTH208
 
 from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import os
+import random
+import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import filelock
 
 from backbone.clock import Clock
 from backbone.errors import StoreBusyError, StoreError
 from backbone.locks import renew_after_fork
-from backbone.storage.layout import QUARANTINE, TMP
+from backbone.storage.layout import DAMAGED, LOCKS, QUARANTINE, SNAPSHOTS, TMP
+from backbone.storage.owner_lock import OwnerLock
 
-__all__ = ["Blob", "Files", "LocalFiles", "OvertakenError", "Version"]
+try:
+    import fcntl
+except ImportError:  # Windows: filelock has another way there
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Blob", "Files", "LocalFiles", "OvertakenError", "ReadOnlyError", "Version", "retried", "tmp_key"]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Version = tuple[int, int, int]
 """(inode, modification time in ns, size). The time is set to rise with every replacement."""
@@ -38,6 +58,12 @@ Version = tuple[int, int, int]
 _IS_WINDOWS = os.name == "nt"
 _POLL_S = 0.001
 _SHARING_S = 2.0  # how long a replacement waits for a reader on systems that lock open files
+_ATTEMPTS = 100  # how often a write that others overtake is done again
+_KEPT = ".kept"  # ending of the partition files of snapshots and quarantines
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_FOLDER_SYNC = _NOT_SUPPORTED | {errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
+_NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}
+_NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Blob(NamedTuple):
@@ -54,6 +80,10 @@ class OvertakenError(StoreBusyError):
     """
 
 
+class ReadOnlyError(StoreError):
+    """The folder cannot be written: a mount for reading, no permission, or a snapshot."""
+
+
 class Files(Protocol):
     """Any kind of disk under a store; `LocalFiles` says what each method promises."""
 
@@ -63,21 +93,40 @@ class Files(Protocol):
     def tail(self, key: str, size: int) -> bytes | None: ...
     def replace(self, key: str, data: bytes | bytearray) -> Version: ...
     def exclusive(self, lock_key: str, timeout_s: float | None = None) -> AbstractContextManager[None]: ...
+    def pause(self, seconds: float) -> None: ...
     def list(self, folder: str) -> Sequence[str]: ...
     def walk(self, folder: str) -> Iterator[str]: ...
+    def append(self, key: str, data: bytes) -> None: ...
+    def move(self, key: str, target: str) -> None: ...
+    def link(self, key: str, target: str) -> None: ...
     def quarantine(self, key: str, now_us: int) -> Path | str: ...
     def remove(self, key: str) -> None: ...
+    def prune(self, folder: str) -> None: ...
     def size(self, key: str) -> int: ...
 
 
-class _SeriesLock:
-    """A series lock's state in this process; ``depth`` belongs to the thread that holds ``threads``."""
+def retried(files: Files, lock_key: str, change: Callable[[], T]) -> T:
+    """Call `change` inside `exclusive`, again while other writers overtake it, which only lock-free disks report."""
+    for attempt in itertools.count(1):
+        try:
+            with files.exclusive(lock_key):
+                return change()
+        except OvertakenError:  # another writer got on, so this ends; what was written before stays and is right
+            if attempt >= _ATTEMPTS:
+                raise
+            files.pause(random.uniform(0, min(0.5, 0.01 * 2**attempt)))
+    raise AssertionError("unreachable")
 
-    __slots__ = ("depth", "threads")
+
+class _SeriesLock:
+    """A series lock's state in this process; ``depth`` and ``owner`` belong to the thread that holds ``threads``."""
+
+    __slots__ = ("depth", "owner", "threads")
 
     def __init__(self) -> None:
         self.threads = threading.RLock()
         self.depth = 0
+        self.owner: OwnerLock | None = None
 
 
 class LocalFiles:
@@ -90,17 +139,22 @@ class LocalFiles:
 
     def __init__(self, root: Path, clock: Clock, *, lock_timeout_s: float = 10.0) -> None:
         self._root = os.fspath(root.absolute())
+        self._is_snapshot = root.absolute().parent.name == SNAPSHOTS
+        self._ending = _KEPT if self._is_snapshot or root.absolute().parent.name == QUARANTINE else ""
         self._clock = clock
         self._lock_timeout_s = lock_timeout_s
         self._counter = itertools.count()
         self._seen_root = False
         self._known_folders: set[str] = set()
+        self._warned: set[str] = set()
+        self._has_flock: bool | None = None
         self._renew()
         renew_after_fork(self, LocalFiles._renew)
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
         self._series_locks: dict[str, _SeriesLock] = {}
+        self._held = threading.local()
         self._pause = threading.Condition()
 
     def path(self, key: str) -> Path:
@@ -108,7 +162,18 @@ class LocalFiles:
         return Path(self._full(key))
 
     def _full(self, key: str) -> str:
-        return f"{self._root}/{key}"
+        is_kept = self._ending or key.startswith((f"{SNAPSHOTS}/", f"{QUARANTINE}/"))
+        return f"{self._root}/{key}{_KEPT}" if is_kept and key.endswith(".parquet") else f"{self._root}/{key}"
+
+    def pause(self, seconds: float) -> None:
+        """Wait a moment, on the store's clock."""
+        with self._pause:
+            self._clock.wait(self._pause, seconds)
+
+    def _warn_once(self, what: str, words: str, *details: object) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            _log.warning(words, *details)
 
     def stat(self, key: str) -> Version | None:
         """The version of a file; None where there is none."""
@@ -151,19 +216,21 @@ class LocalFiles:
 
         Raises `StoreError` and leaves what was there untouched.
         """
+        self._refuse_snapshot("write", key)
         target = self._full(key)
-        tmp = f"{self._root}/{TMP}/{key.replace('/', '+')}.{os.getpid()}-{next(self._counter)}"
+        tmp = f"{self._root}/{tmp_key(key)}.{os.getpid()}-{next(self._counter)}"
         try:
             self._make_folder(os.path.dirname(target))
             self._make_folder(os.path.dirname(tmp), is_durable=False)
             before = self.stat(key)
             version = self._write(tmp, data, before)
             try:
+                self._check_owner(key)
                 self._rename(tmp, target)
-            except OSError:
+            except (OSError, OvertakenError):
                 _remove(tmp)
                 raise
-            _sync_folder(os.path.dirname(target))
+            self._sync_folder(os.path.dirname(target))
         except OSError as exc:
             raise self._failed("write", key, exc) from exc
         return version
@@ -179,7 +246,7 @@ class LocalFiles:
                 while view:
                     view = view[file.write(view) :]
                 os.utime(tmp, ns=(stamp_ns, stamp_ns))
-                os.fsync(file.fileno())
+                self._sync(file.fileno(), _NOT_SUPPORTED)
                 found = os.fstat(file.fileno())
         except BaseException:
             _remove(tmp)
@@ -196,8 +263,7 @@ class LocalFiles:
             except PermissionError:
                 if not _IS_WINDOWS or self._clock.monotonic() >= deadline:
                     raise
-            with self._pause:
-                self._clock.wait(self._pause, 0.01)
+            self.pause(0.01)
 
     def _make_folder(self, folder: str, *, is_durable: bool = True) -> None:
         """Make a folder and those above it, each synced into its parent where what it will hold must last."""
@@ -213,7 +279,7 @@ class LocalFiles:
             with suppress(FileExistsError):
                 os.mkdir(path)
             if is_durable:
-                _sync_folder(os.path.dirname(path))
+                self._sync_folder(os.path.dirname(path))
         self._seen_root = True
         self._known_folders.update(missing)
 
@@ -232,20 +298,44 @@ class LocalFiles:
             raise StoreBusyError(f"{path} is held by another thread", path=path, holder=f"process {os.getpid()}")
         try:
             held = self._lock_file(lock_key, path, timeout_s) if mine.depth == 0 else None
+            owner = held if isinstance(held, OwnerLock) else None
+            if owner is not None:
+                self._owners().append(owner)
             mine.depth += 1
             try:
                 yield
             finally:
                 mine.depth -= 1
+                if owner is not None:
+                    self._owners().remove(owner)
                 if held is not None:
                     held.release()
         finally:
             mine.threads.release()
 
-    def _lock_file(self, lock_key: str, path: str, timeout_s: float) -> filelock.BaseFileLock:
+    def _owners(self) -> list[OwnerLock]:
+        """The owner locks that the calling thread holds."""
+        owners: list[OwnerLock] | None = getattr(self._held, "owners", None)
+        if owners is None:
+            owners = self._held.owners = []
+        return owners
+
+    def _check_owner(self, key: str) -> None:
+        """Raise `OvertakenError` where a lock of the calling thread was taken over, because it seemed dead."""
+        for owner in self._owners():
+            if not owner.refresh():
+                path = self._full(key)
+                raise OvertakenError(
+                    f"the lock of {path} was taken over by {owner.holder()}", path=path, holder=owner.holder()
+                )
+
+    def _lock_file(self, lock_key: str, path: str, timeout_s: float) -> filelock.BaseFileLock | OwnerLock:
+        self._refuse_snapshot("lock", lock_key)
         lock = filelock.FileLock(path, timeout_s, thread_local=False)
         try:
             self._make_folder(os.path.dirname(path), is_durable=False)
+            if not self._can_flock():
+                return self._own(f"{path}.owner", timeout_s)
             lock.acquire(poll_interval=_POLL_S)
             _sign(path)
             return lock
@@ -258,12 +348,43 @@ class LocalFiles:
         except OSError as exc:
             raise self._failed("lock", lock_key, exc) from exc
 
+    def _can_flock(self) -> bool:
+        """Whether the kernel locks files of this folder; tried once, on a file of its own."""
+        if self._has_flock is None:
+            self._has_flock = True
+            if fcntl is not None:
+                path = f"{self._root}/{LOCKS}/probe.{os.getpid()}-{next(self._counter)}"
+                self._make_folder(os.path.dirname(path), is_durable=False)
+                fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as exc:
+                    if exc.errno not in _NO_LOCKS:
+                        raise
+                    self._has_flock = False
+                    words = "store.no_kernel_locks folder=%s (%s): lock files with their owner's name serve instead"
+                    self._warn_once("lock", words, self._root, exc.strerror)
+                finally:
+                    os.close(fd)
+                    _remove(path)
+        return self._has_flock
+
+    def _own(self, path: str, timeout_s: float) -> OwnerLock:
+        lock = OwnerLock(path, self._clock)
+        deadline = self._clock.monotonic() + timeout_s
+        while not lock.try_acquire():
+            if self._clock.monotonic() >= deadline:
+                holder = lock.holder()
+                raise StoreBusyError(f"{path} has been held by {holder} for {timeout_s:g} s", path=path, holder=holder)
+            self.pause(min(0.02, max(_POLL_S, timeout_s)))
+        return lock
+
     def list(self, folder: str) -> list[str]:
         """Names in a folder, sorted; empty where there is none. For audits and for spans of very many
         periods.
         """
         try:
-            return sorted(os.listdir(self._full(folder)))
+            return sorted(name.removesuffix(_KEPT) for name in os.listdir(self._full(folder)))
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as exc:
@@ -279,20 +400,60 @@ class LocalFiles:
         for parent, folders, names in os.walk(self._full(folder), onerror=refused):
             folders.sort()
             for name in sorted(names):
-                yield os.path.relpath(os.path.join(parent, name), self._root).replace(os.sep, "/")
+                key = os.path.relpath(os.path.join(parent, name), self._root).replace(os.sep, "/")
+                yield key.removesuffix(_KEPT)
+
+    def append(self, key: str, data: bytes) -> None:
+        """Add `data` to the end of a file in one write, after whatever a crash left unfinished there; not synced."""
+        self._refuse_snapshot("write", key)
+        path = self._full(key)
+        try:
+            self._make_folder(os.path.dirname(path), is_durable=False)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+            with open(fd, "r+b", buffering=0) as file:
+                size = os.fstat(fd).st_size
+                if size:
+                    file.seek(size - 1)
+                    data = data if file.read(1) == b"\n" else b"\n" + data
+                file.write(data)
+        except OSError as exc:
+            raise self._failed("write", key, exc) from exc
+
+    def move(self, key: str, target: str) -> None:
+        """Move a file to another key, which must be free. Call it inside `exclusive`."""
+        self._refuse_snapshot("move", key)
+        try:
+            self._make_folder(os.path.dirname(self._full(target)))
+            self._check_owner(key)
+            if os.path.exists(self._full(target)):
+                raise FileExistsError(errno.EEXIST, "the target exists", self._full(target))
+            self._rename(self._full(key), self._full(target))
+            self._sync_folder(os.path.dirname(self._full(target)))
+            self._sync_folder(os.path.dirname(self._full(key)))
+        except OSError as exc:
+            raise self._failed("move", key, exc) from exc
+
+    def link(self, key: str, target: str) -> None:
+        """Let `target` be the same bytes as `key`, which stays: a hard link where the disk has them, else a copy."""
+        source, path = self._full(key), self._full(target)
+        try:
+            self._make_folder(os.path.dirname(path))
+            try:
+                os.link(source, path)
+            except OSError as exc:
+                if exc.errno in (errno.ENOENT, errno.EEXIST, errno.ENOSPC, errno.EROFS):
+                    raise
+                shutil.copy2(source, path)
+        except OSError as exc:
+            raise self._failed("link", key, exc) from exc
 
     def quarantine(self, key: str, now_us: int) -> Path:
-        """Move a file to quarantine. Call it inside `exclusive`. Returns where it went."""
-        where = f"{self._root}/{QUARANTINE}/{key}.{now_us}"
-        try:
-            self._make_folder(os.path.dirname(where))
-            while os.path.exists(where):
-                where += "x"
-            os.replace(self._full(key), where)
-            _sync_folder(os.path.dirname(self._full(key)))
-        except OSError as exc:
-            raise self._failed("quarantine", key, exc) from exc
-        return Path(where)
+        """Move a damaged or foreign file to quarantine. Call it inside `exclusive`. Returns where it went."""
+        target = f"{QUARANTINE}/{DAMAGED}/{key}.{now_us}"
+        while self.stat(target) is not None:
+            target += "x"
+        self.move(key, target)
+        return self.path(target)
 
     def remove(self, key: str) -> None:
         """Delete one of our own unfinished files."""
@@ -302,6 +463,42 @@ class LocalFiles:
             return
         except OSError as exc:
             raise self._failed("remove", key, exc) from exc
+
+    def prune(self, folder: str) -> None:
+        """Remove the empty folders at and below `folder`."""
+        for parent, _, _ in os.walk(self._full(folder), topdown=False):
+            with suppress(OSError):  # not empty
+                os.rmdir(parent)
+        self._known_folders.clear()
+
+    def _refuse_snapshot(self, verb: str, key: str) -> None:
+        if self._is_snapshot:
+            path = self._full(key)
+            raise ReadOnlyError(f"cannot {verb} {path}: a snapshot never changes; use another data_dir", path=path)
+
+    def _sync_folder(self, folder: str) -> None:
+        """Make a rename durable, where folders can be synced."""
+        if not hasattr(os, "O_DIRECTORY"):
+            return
+        try:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as exc:
+            if exc.errno not in _NO_FOLDER_SYNC:
+                raise
+            return
+        try:
+            self._sync(fd, _NO_FOLDER_SYNC)
+        finally:
+            os.close(fd)
+
+    def _sync(self, fd: int, tolerated: set[int]) -> None:
+        try:
+            os.fsync(fd)
+        except OSError as exc:
+            if exc.errno not in tolerated:
+                raise
+            words = "store.no_sync folder=%s (%s): what was written last may be lost in a power cut"
+            self._warn_once("sync", words, self._root, exc.strerror)
 
     def size(self, key: str) -> int:
         """Bytes of a file, 0 where there is none."""
@@ -313,8 +510,10 @@ class LocalFiles:
         reason = exc.strerror or str(exc)
         if exc.errno == errno.ENOSPC:
             reason = "the disk is full"
-        elif exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        elif exc.errno in _NOT_ALLOWED:
             reason = f"not allowed ({reason})"
+            if verb in ("write", "lock", "move"):
+                return ReadOnlyError(f"cannot {verb} {path}: {reason}", path=path)
         return StoreError(f"cannot {verb} {path}: {reason}", path=path)
 
     def __repr__(self) -> str:
@@ -341,12 +540,8 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
-def _sync_folder(folder: str) -> None:
-    """Make a rename durable, where folders can be synced."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def tmp_key(key: str) -> str:
+    """Where an unfinished write of `key` lies: below its exchange, so that no name is too long for a disk."""
+    top, _, rest = key.partition("/")
+    exchange, _, rest = rest.partition("/") if rest.startswith("exchange=") and "/" in rest else ("other", "", rest)
+    return f"{TMP}/{exchange}/{top}+{rest.replace('/', '+')}"

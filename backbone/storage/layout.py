@@ -19,9 +19,12 @@ from backbone.timeframe import TIMEFRAMES, Timeframe, period_name, period_of
 
 __all__ = [
     "CANDLES",
+    "DAMAGED",
+    "EVENTS",
     "LOCKS",
     "QUARANTINE",
     "QUIET",
+    "SNAPSHOTS",
     "TAKEN",
     "TMP",
     "Series",
@@ -35,6 +38,8 @@ __all__ = [
 CANDLES = "candles"
 QUIET, LOCKS, TMP, QUARANTINE = "_quiet", "_locks", "_tmp", "_quarantine"  # names that other engines skip
 TAKEN = "_taken"
+EVENTS, SNAPSHOTS = "_events", "_snapshots"
+DAMAGED = "damaged"  # the part of the quarantine that holds single files
 FILE_NAME = "candles.parquet"
 
 _MARKET = re.compile(r"[A-Z0-9]{1,32}-[A-Z0-9._]{1,64}")

@@ -136,6 +136,10 @@ class Periods:
             self._memory.put(key, held, merged.nbytes)
         return held, tier
 
+    def load(self, series: Series, period: Span) -> Partition:
+        """A period as its file has it; an empty one where there is none, or it is damaged."""
+        return self._load(series, period, Coverage())[0].partition
+
     def _load(self, series: Series, period: Span, quiet: Coverage) -> tuple[Held, str]:
         """A period as the files have it, and the tier. Where there is no file, what the sidecar says of it."""
         key = series.key(period)

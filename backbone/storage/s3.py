@@ -32,7 +32,7 @@ from backbone.locks import renew_after_fork
 from backbone.settings import from_environment, parse_place
 from backbone.storage.coverage import Coverage
 from backbone.storage.files import Blob, Files, LocalFiles, OvertakenError, Version
-from backbone.storage.layout import CANDLES, QUARANTINE, QUIET, parse_partition_key, parse_quiet_key
+from backbone.storage.layout import CANDLES, DAMAGED, QUARANTINE, QUIET, parse_partition_key, parse_quiet_key
 from backbone.storage.partition import Partition, encode_coverage, encode_partition
 from backbone.timeframe import period_name
 
@@ -181,6 +181,7 @@ class ObjectFiles:
         self._listings: dict[str, _Listing] = {}
         self._series_locks: dict[str, Any] = {}
         self._looks = threading.local()
+        self._pause = threading.Condition()
 
     def _open(self) -> Any:
         if self._store is not None and self._pid != os.getpid():
@@ -413,23 +414,44 @@ class ObjectFiles:
         look: _Look | None = getattr(self._looks, "now", None)
         return look
 
-    def quarantine(self, key: str, now_us: int) -> str:
-        """Copy an object out of the data and leave one there that covers nothing: removing could hit a newer one.
+    def append(self, key: str, data: bytes) -> None:
+        """Add `data` to the end of an object, by writing it anew. Call it inside `exclusive`."""
+        blob = self.read(key)
+        self.replace(key, (b"" if blob is None else blob.data) + data)
+
+    def pause(self, seconds: float) -> None:
+        """Wait a moment, on the store's clock."""
+        with self._pause:
+            self._clock.wait(self._pause, seconds)
+
+    def link(self, key: str, target: str) -> None:
+        """Let `target` be the same bytes as `key`, which stays."""
+        import obstore
+
+        store = self._open()
+        with self._translated("link", key):
+            obstore.copy(store, key, target)
+
+    def move(self, key: str, target: str) -> None:
+        """Copy an object to another key and leave one that covers nothing: removing could hit a newer one.
 
         Call it inside `exclusive`. What is not ours is removed.
         """
-        import obstore
-
-        target = f"{QUARANTINE}/{key}.{now_us}"
-        store = self._open()
-        with self._translated("quarantine", key):
-            obstore.copy(store, key, target)
+        self.link(key, target)
         blank = _blank(key)
         if blank is None:
             self.remove(key)
         else:
             self.replace(key, blank)
+
+    def quarantine(self, key: str, now_us: int) -> str:
+        """Move a damaged or foreign object to quarantine. Call it inside `exclusive`. Returns where it went."""
+        target = f"{QUARANTINE}/{DAMAGED}/{key}.{now_us}"
+        self.move(key, target)
         return self.path(target)
+
+    def prune(self, folder: str) -> None:
+        """An object store has no empty folders."""
 
     def remove(self, key: str) -> None:
         """Delete an object that is not part of the data."""

@@ -13,38 +13,35 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import random
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-import msgspec
 import pyarrow as pa
 
 from backbone.candle_table import count_inside
 from backbone.clock import Clock
-from backbone.errors import CorruptPartitionError, StoreBusyError, StoreError
-from backbone.locks import renew_after_fork
+from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import CANDLE_SCHEMA, Span, empty_candles
 from backbone.storage import audit
 from backbone.storage.audit import Problem
 from backbone.storage.cache import MemoryStats
+from backbone.storage.commit import Committer
 from backbone.storage.copy import Copied, copy_store
 from backbone.storage.coverage import EVER, Coverage, Provisional, SpanSet, on_grid
-from backbone.storage.files import Files, LocalFiles, OvertakenError
+from backbone.storage.events import Events
+from backbone.storage.files import Files, LocalFiles
 from backbone.storage.incidents import Incident, Incidents
 from backbone.storage.layout import CANDLES, Series, parse_period
 from backbone.storage.merge import Page
 from backbone.storage.partition import REVISION_SCHEMA, TAIL_BYTES, Partition, peek_footer
 from backbone.storage.pending import PendingPages
 from backbone.storage.periods import Periods, row_periods
+from backbone.storage.upkeep import Upkeep
 from backbone.timeframe import Timeframe
 
 __all__ = ["CandleStore", "Stored"]
-
-_ATTEMPTS = 100  # how often a write that others overtake is done again
 
 
 REVISIONS_OF_MARKETS = pa.schema(
@@ -84,13 +81,20 @@ class CandleStore:
         self._incidents = Incidents(clock)
         self._periods = Periods(self._files, clock, self._incidents, memory_bytes)
         self._pending = PendingPages(clock, group_commit_s)
+        self._committer = Committer(self._files, clock, self._pending, self._periods, self._incidents)
         self._ids = itertools.count(1)
-        self._commits = 0
-        self._renew()
-        renew_after_fork(self, CandleStore._renew)
-
-    def _renew(self) -> None:
-        self._overtaken = threading.Condition()
+        self.events = Events(self._files, exchange, clock, self._incidents)
+        """What happened to the markets."""
+        self.upkeep = Upkeep(
+            self._files,
+            exchange,
+            clock,
+            pending=self._pending,
+            periods=self._periods,
+            events=self.events,
+            flush=self.flush,
+        )
+        """Series as wholes: inventory, quarantine, removal."""
 
     def _series(self, market: str, timeframe: Timeframe) -> Series:
         return Series(self._exchange, market, timeframe)
@@ -121,7 +125,7 @@ class CandleStore:
         page = self._page(series, table, on_grid(SpanSet.of(proof), timeframe), provisional, source, now_us)
         if page.proof:
             with self._pending.added(series, page) as due:
-                self._flush_all(due)
+                self._committer.write(due)
 
     def _page(
         self,
@@ -155,44 +159,7 @@ class CandleStore:
 
     def flush(self, market: str | None = None, timeframe: Timeframe | None = None) -> None:
         """Bring every page taken so far (of one market, of one timeframe) to disk. Raises `StoreError`."""
-        self._flush_all(self._pending.series(market, timeframe))
-
-    def _flush_all(self, chosen: Iterable[Series]) -> None:
-        failure: StoreError | None = None
-        for series in chosen:
-            try:
-                self._flush(series)
-            except StoreError as exc:
-                failure = failure or exc
-        if failure is not None:
-            raise failure
-
-    def _flush(self, series: Series) -> None:
-        try:
-            self._flush_pages(series)
-        except StoreError as exc:
-            kept = self._pending.failed(series)
-            self._incidents.record("flush-failed", str(exc.path), str(exc))
-            message = f"{exc}. {kept} rows of {series} stay in memory and are tried again at the next write"
-            if isinstance(exc, StoreBusyError):
-                raise StoreBusyError(message, path=exc.path, holder=exc.holder) from exc
-            raise StoreError(message, path=exc.path) from exc
-
-    def _flush_pages(self, series: Series) -> None:
-        for attempt in itertools.count(1):
-            try:
-                with self._files.exclusive(series.lock_key):
-                    began_s = self._clock.monotonic()
-                    pages = self._pending.of(series, EVER)
-                    if pages:
-                        self._commits += self._periods.write(series, pages)
-                        self._pending.written(series, len(pages), began_s)
-                return
-            except OvertakenError:  # another writer got on, so this ends; what was written before stays and is right
-                if attempt >= _ATTEMPTS:
-                    raise
-                with self._overtaken:
-                    self._clock.wait(self._overtaken, random.uniform(0, min(0.5, 0.01 * 2**attempt)))
+        self._committer.write(self._pending.series(market, timeframe))
 
     # -- reading
 
@@ -358,29 +325,6 @@ class CandleStore:
                 self._incidents.record("quarantined", problem.path, problem.detail)
         return done
 
-    def note_files(self, market: str, timeframe: Timeframe, taken: dict[str, str]) -> None:
-        """Note the files of a bulk archive whose candles were put, with their checksums. A note covers nothing."""
-        series = self._series(market, timeframe)
-        for attempt in itertools.count(1):
-            try:
-                with self._files.exclusive(series.lock_key):
-                    noted = self.noted_files(market, timeframe) | taken
-                    self._files.replace(series.taken_key, msgspec.json.encode(noted))
-                return
-            except OvertakenError:
-                if attempt >= _ATTEMPTS:
-                    raise
-
-    def noted_files(self, market: str, timeframe: Timeframe) -> dict[str, str]:
-        """The noted files and their checksums; none where the note is lost or damaged."""
-        blob = self._files.read(self._series(market, timeframe).taken_key)
-        if blob is None:
-            return {}
-        try:
-            return msgspec.json.decode(blob.data, type=dict[str, str])
-        except msgspec.MsgspecError:
-            return {}
-
     def copy_to(self, target: Files) -> Copied:
         """Copy everything of every exchange to `target` and prove it there; see `backbone.storage.copy`."""
         self.flush()
@@ -408,7 +352,7 @@ class CandleStore:
     @property
     def commits(self) -> int:
         """How many partition files this store has written."""
-        return self._commits
+        return self._committer.files_written
 
     def close(self) -> None:
         """Bring everything to disk and take no more. Reading still works. Raises `StoreError`; may be repeated."""

@@ -11,6 +11,7 @@ import pytest
 from backbone.errors import StoreError
 from backbone.model import CANDLE_SCHEMA, Span
 from backbone.storage.coverage import Coverage, SpanSet
+from backbone.storage.files import tmp_key
 from backbone.storage.layout import Series
 from backbone.storage.partition import REVISION_SCHEMA, Partition, encode_coverage, encode_partition
 from backbone.testing import ManualClock
@@ -140,9 +141,9 @@ def test_foreign_file_among_the_partitions_is_told_and_set_aside(tmp_path: Path)
 def test_unfinished_write_is_told_and_removed_unless_somebody_is_at_it(tmp_path: Path) -> None:
     """What a killed writer left is garbage; what a living one is writing is not."""
     fill(tmp_path)
-    left = tmp_path / "_tmp" / (SERIES.key(PERIOD).replace("/", "+") + ".4711-0")
+    left = tmp_path / (tmp_key(SERIES.key(PERIOD)) + ".4711-0")
     left.write_bytes(b"PAR1half")
-    quiet = tmp_path / "_tmp" / (SERIES.quiet_key.replace("/", "+") + ".4711-1")
+    quiet = tmp_path / (tmp_key(SERIES.quiet_key) + ".4711-1")
     quiet.write_bytes(b"{")
     store = open_store(tmp_path)
     assert [problem.kind for problem in store.verify()] == ["leftover", "leftover"]

@@ -314,11 +314,11 @@ def test_copy_takes_the_notes_of_archive_files_along(place: str, tmp_path: Path)
     """Which files of the archive were believed is known at the target too."""
     local = CandleStore(tmp_path / "local", "upbit", clock=SystemClock())
     put(local, 0, 10)
-    local.note_files("KRW-BTC", MINUTE, {"a.zip": "00"})
-    local.note_files("KRW-BTC", MINUTE, {"b.zip": "11"})
+    local.upkeep.note_files("KRW-BTC", MINUTE, {"a.zip": "00"})
+    local.upkeep.note_files("KRW-BTC", MINUTE, {"b.zip": "11"})
     local.copy_to(objects(place, tmp_path / "cache"))
     remote = open_store(place, tmp_path, "b")
-    assert remote.noted_files("KRW-BTC", MINUTE) == {"a.zip": "00", "b.zip": "11"}
-    remote.note_files("KRW-BTC", MINUTE, {"a.zip": "22"})
-    assert remote.noted_files("KRW-BTC", MINUTE) == {"a.zip": "22", "b.zip": "11"}
+    assert remote.upkeep.noted_files("KRW-BTC", MINUTE) == {"a.zip": "00", "b.zip": "11"}
+    remote.upkeep.note_files("KRW-BTC", MINUTE, {"a.zip": "22"})
+    assert remote.upkeep.noted_files("KRW-BTC", MINUTE) == {"a.zip": "22", "b.zip": "11"}
     assert remote.verify() == []

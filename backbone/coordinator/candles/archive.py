@@ -215,7 +215,7 @@ class Archive:
 
     def note(self, file: ArchiveFile, download: Download) -> None:
         """Note the checksum of what is being stored."""
-        self._store.note_files(file.market, file.timeframe, {file.key: download.sha256})
+        self._store.upkeep.note_files(file.market, file.timeframe, {file.key: download.sha256})
 
     def sample(self, file: ArchiveFile, table: pa.Table) -> _Sample:
         """What to ask of REST before `table` is used."""
@@ -230,7 +230,7 @@ class Archive:
 
         `ask` puts one question and waits for its value; raises the error tree.
         """
-        noted = self._store.noted_files(market, timeframe)
+        noted = self._store.upkeep.noted_files(market, timeframe)
         candidates = files_of(market, timeframe, span, months=True) + files_of(market, timeframe, span, months=False)
         for file in candidates:
             known = noted.get(file.key)

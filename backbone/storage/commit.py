@@ -1,0 +1,61 @@
+"""Bringing pending pages to disk: under the series lock, again where another writer was faster, and what a failure
+leaves. Everything that failed stays in memory and is tried again at the next write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from backbone.clock import Clock
+from backbone.errors import StoreBusyError, StoreError
+from backbone.storage.coverage import EVER
+from backbone.storage.files import Files, retried
+from backbone.storage.incidents import Incidents
+from backbone.storage.layout import Series
+from backbone.storage.pending import PendingPages
+from backbone.storage.periods import Periods
+
+__all__ = ["Committer"]
+
+
+class Committer:
+    """Writes the pending pages of one store. Thread-safe."""
+
+    def __init__(
+        self, files: Files, clock: Clock, pending: PendingPages, periods: Periods, incidents: Incidents
+    ) -> None:
+        self._files = files
+        self._clock = clock
+        self._pending = pending
+        self._periods = periods
+        self._incidents = incidents
+        self.files_written = 0
+
+    def write(self, chosen: Iterable[Series]) -> None:
+        """Bring all pages of some series to disk; every one is tried, then the first failure is raised."""
+        failure: StoreError | None = None
+        for series in chosen:
+            try:
+                retried(self._files, series.lock_key, lambda: self._write(series))  # noqa: B023  called at once
+            except StoreError as exc:
+                failure = failure or self._failed(series, exc)
+        if failure is not None:
+            raise failure
+
+    def _write(self, series: Series) -> None:
+        began_s = self._clock.monotonic()
+        pages = self._pending.of(series, EVER)
+        if pages:
+            self.files_written += self._periods.write(series, pages)
+            self._pending.written(series, len(pages), began_s)
+
+    def _failed(self, series: Series, exc: StoreError) -> StoreError:
+        kept = self._pending.failed(series)
+        self._incidents.record("flush-failed", str(exc.path), str(exc))
+        message = f"{exc}. {kept} rows of {series} stay in memory and are tried again at the next write"
+        if isinstance(exc, StoreBusyError):
+            failure: StoreError = StoreBusyError(message, path=exc.path, holder=exc.holder)
+        else:
+            failure = StoreError(message, path=exc.path)
+        failure.__cause__ = exc
+        return failure

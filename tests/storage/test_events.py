@@ -1,0 +1,106 @@
+"""The log of what happened to the markets."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from backbone.errors import StoreError
+from backbone.storage.events import Event
+from backbone.testing import ManualClock
+from tests.storage.helpers import MAY, open_store
+
+LOG = "_events/exchange=upbit.jsonl"
+
+
+def test_events_are_read_by_every_store_of_the_folder(tmp_path: Path) -> None:
+    """What one process notes, another reads, oldest first and by market."""
+    one, two = open_store(tmp_path), open_store(tmp_path)
+    assert two.events.read() == []
+    assert one.events.add("KRW-BTC", "listed", {"korean": "비트코인"}, how="market list")
+    assert two.events.add("KRW-ETH", "redenominated", {"factor": 10}, how="overlap", at_us=7)
+    expected = [
+        Event(MAY, "KRW-BTC", "listed", {"korean": "비트코인"}, "market list"),
+        Event(7, "KRW-ETH", "redenominated", {"factor": 10}, "overlap"),
+    ]
+    assert one.events.read() == two.events.read() == open_store(tmp_path).events.read() == expected
+    assert one.events.read("KRW-ETH") == expected[1:]
+
+
+def test_condition_that_is_known_is_not_written_again(tmp_path: Path) -> None:
+    """Two processes that notice the same listing write it once; a market that leaves and returns is three events."""
+    one, two = open_store(tmp_path), open_store(tmp_path)
+    assert one.events.add("KRW-A", "listed", how="x")
+    assert not two.events.add("KRW-A", "listed", how="x")
+    assert two.events.add("KRW-A", "warned", {"is": True}, how="x")
+    assert not one.events.add("KRW-A", "listed", how="x")
+    assert one.events.add("KRW-A", "delisted", how="x")
+    assert two.events.add("KRW-A", "listed", how="x")
+    assert two.events.add("KRW-A", "warned", {"is": False}, how="x")
+    assert one.events.add("KRW-A", "restated", how="x")
+    assert one.events.add("KRW-A", "restated", how="x"), "happenings count each"
+    kinds = [event.kind for event in one.events.read()]
+    assert kinds == ["listed", "warned", "delisted", "listed", "warned", "restated", "restated"]
+
+
+def test_line_that_a_crash_cut_is_skipped_and_harms_no_later_one(tmp_path: Path) -> None:
+    """A reader passes over half a line; the next writer begins a line of its own."""
+    store = open_store(tmp_path)
+    store.events.add("KRW-A", "listed", how="x")
+    whole = (tmp_path / LOG).read_bytes()
+    (tmp_path / LOG).write_bytes(whole + whole[: len(whole) // 2])
+    assert [event.market for event in store.events.read()] == ["KRW-A"]
+    store.events.add("KRW-B", "listed", how="x")
+    assert [event.market for event in open_store(tmp_path).events.read()] == ["KRW-A", "KRW-B"]
+
+
+def test_events_that_cannot_be_written_are_kept_and_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log that refuses is an incident, and loses nothing."""
+    store = open_store(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise StoreError("the disk is full", path=LOG)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._files, "append", refuse)
+        store.events.add("KRW-A", "listed", how="x")
+        assert [event.market for event in store.events.read()] == ["KRW-A"]
+        assert [one.kind for one in store.incidents()] == ["event-not-written"]
+    store.events.add("KRW-B", "listed", how="x")
+    assert [event.market for event in open_store(tmp_path).events.read()] == ["KRW-A", "KRW-B"]
+
+
+def write_many(folder: str, name: str) -> None:
+    store = open_store(Path(folder), ManualClock(MAY))
+    for number in range(100):
+        store.events.add(f"KRW-{name}", "restated", {"number": number}, how="x")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="spawning is slow there")
+def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
+    """Three processes that append at once lose no line, and each one's lines are in order."""
+    spawn = multiprocessing.get_context("spawn")
+    writers = [spawn.Process(target=write_many, args=(str(tmp_path), name)) for name in "ABC"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    events = open_store(tmp_path).events.read()
+    for name in "ABC":
+        assert [e.detail["number"] for e in events if e.market == f"KRW-{name}"] == list(range(100))
+
+
+def test_reading_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a log that is longer than what is read, the newest whole lines count."""
+    store = open_store(tmp_path)
+    for number in range(50):
+        store.events.add("KRW-A", "restated", {"number": number}, how="x")
+    monkeypatch.setattr("backbone.storage.events._READ_BYTES", 1000)
+    numbers = [event.detail["number"] for event in open_store(tmp_path).events.read()]
+    assert 0 < len(numbers) < 50
+    assert numbers == list(range(50))[-len(numbers) :]

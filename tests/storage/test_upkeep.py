@@ -1,0 +1,128 @@
+"""Series as wholes: inventory, quarantine and removal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backbone.errors import InputError
+from backbone.model import Span
+from backbone.storage.coverage import EVER, SpanSet
+from backbone.storage.store import CandleStore
+from backbone.storage.upkeep import Holding
+from tests.storage.helpers import DAY, MAY, MINUTE, MINUTE_US, candles, minutes, open_store, opens, span
+
+BTC, ETH = "KRW-BTC", "KRW-ETH"
+JUNE = 31 * 1440
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CandleStore:
+    """Minutes of two markets over a month's end, with a hole, and days of one."""
+    store = open_store(tmp_path)
+    for market in (BTC, ETH):
+        store.put(market, MINUTE, minutes(JUNE - 5, JUNE + 5), span(JUNE - 5, JUNE + 5), now_us=MAY)
+        store.put(market, MINUTE, minutes(JUNE + 9, JUNE + 10), span(JUNE + 9, JUNE + 12), now_us=MAY)
+    store.put(BTC, DAY, candles([MAY]), Span(0, MAY + 1440 * MINUTE_US), now_us=MAY)
+    return store
+
+
+def test_inventory_is_a_line_a_series(store: CandleStore) -> None:
+    """From the first candle to the last one's end, rows, unknown holes between them, bytes."""
+    sizes = {(m, t): sum(Path(p).stat().st_size for p in store.paths(m, t, EVER)) for m, t in store.series()}
+    found = store.upkeep.inventory()
+    start, end = span(JUNE - 5, JUNE + 10)
+    sizes = {(m, t): sum(Path(p).stat().st_size for p in store.paths(m, t, EVER)) for m, t in store.series()}
+    assert found == [
+        Holding(BTC, MINUTE, start, end, 11, 1, sizes[BTC, MINUTE]),
+        Holding(BTC, DAY, MAY, MAY + 1440 * MINUTE_US, 1, 0, sizes[BTC, DAY]),
+        Holding(ETH, MINUTE, start, end, 11, 1, sizes[ETH, MINUTE]),
+    ]
+
+
+def test_quarantined_market_is_unknown_here_and_whole_there(store: CandleStore, tmp_path: Path) -> None:
+    """Every timeframe leaves the data, pending pages too; a store opened at the quarantine holds it as it was."""
+    other = open_store(tmp_path)
+    whole = store.read(BTC, MINUTE, EVER)
+    before = store.version(BTC, MINUTE, EVER)
+    where = store.upkeep.quarantine(BTC, name="old unit", how="overlap")
+    assert [event.kind for event in other.events.read(BTC)] == ["quarantined"]
+    assert other.events.read(BTC)[0].detail == {"name": "old unit", "timeframes": ["1m", "1d"]}
+    for each in (store, other, open_store(tmp_path)):
+        assert not each.read(BTC, MINUTE, EVER).covered
+        assert each.read(BTC, MINUTE, EVER).table.num_rows == 0
+        assert each.oldest(BTC, DAY) is None
+        assert each.series() == [(ETH, MINUTE)]
+    assert store.version(BTC, MINUTE, EVER) != before
+    kept = open_store(Path(where))
+    assert kept.verify() == []
+    assert kept.series() == [(BTC, MINUTE), (BTC, DAY)]
+    assert kept.read(BTC, MINUTE, EVER).table.equals(whole.table)
+    assert kept.read(BTC, MINUTE, EVER).covered == whole.covered
+    assert store.verify() == []
+
+
+def test_market_is_held_anew_after_its_quarantine(store: CandleStore, tmp_path: Path) -> None:
+    """New pages of the market stand alone: nothing of the old ones comes back."""
+    other = open_store(tmp_path)
+    store.flush()
+    assert opens(other.read(BTC, MINUTE, EVER).table) == opens(store.read(BTC, MINUTE, EVER).table)
+    store.upkeep.quarantine(BTC)
+    store.put(BTC, MINUTE, minutes(0, 3, salt=1), span(0, 3), now_us=MAY)
+    store.flush()
+    for each in (store, other):
+        assert each.read(BTC, MINUTE, EVER).table.equals(minutes(0, 3, salt=1))
+        assert each.coverage(BTC, MINUTE, EVER) == SpanSet([span(0, 3)])
+    assert store.revisions(BTC).num_rows == 0
+
+
+def test_removed_series_is_in_quarantine_or_gone(store: CandleStore, tmp_path: Path) -> None:
+    """`remove` takes what was named and nothing else; for good, it leaves no file; `clear` empties the quarantine."""
+    where = store.upkeep.remove(BTC, DAY)
+    assert where is not None
+    assert store.series() == [(BTC, MINUTE), (ETH, MINUTE)]
+    assert open_store(Path(where)).oldest(BTC, DAY) == MAY
+    assert store.upkeep.remove(BTC, for_good=True) is None
+    assert len(store.upkeep.quarantined()) == 1
+    files, size = store.upkeep.clear()
+    assert files == 2  # days and their sidecar
+    assert size > 0
+    assert not list((tmp_path / "_quarantine").rglob("*"))
+    assert store.series() == [(ETH, MINUTE)]
+    assert store.verify() == []
+
+
+@pytest.mark.parametrize(("market", "timeframe"), [("KRW-XRP", None), (ETH, DAY)])
+def test_removing_what_is_not_stored_names_what_is(store: CandleStore, market: str, timeframe: object) -> None:
+    """Nothing to remove is an error, not a success."""
+    store.flush()
+    with pytest.raises(InputError, match=r"KRW-BTC"):
+        store.upkeep.remove(market, timeframe)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".", "x" * 101, "x.", "-x", 5, "NUL", "com1.x"])
+def test_name_of_a_quarantine_stays_in_its_folder(store: CandleStore, name: str) -> None:
+    """A name is a folder's, on every system."""
+    with pytest.raises(InputError, match="name"):
+        store.upkeep.quarantine(BTC, name=name)
+    assert (BTC, MINUTE) in store.series()
+
+
+def test_other_engines_see_candles_only(store: CandleStore, tmp_path: Path) -> None:
+    """Pointed at the data folder or at candles/, pandas, Arrow, Polars and DuckDB find the candles and nothing else."""
+    import duckdb
+    import pandas as pd
+    import polars as pl
+    import pyarrow.dataset as ds
+
+    store.upkeep.quarantine(BTC)
+    store.events.add(ETH, "listed", how="x")
+    rows = 11
+    for folder in (str(tmp_path), str(tmp_path / "candles")):
+        assert len(pd.read_parquet(folder)) == rows
+        assert ds.dataset(folder).count_rows() == rows
+        assert pl.scan_parquet(f"{folder}/**/*.parquet").collect().height == rows
+        found = duckdb.sql(f"select count(*) from read_parquet('{folder}/**/*.parquet')").fetchall()
+        assert found == [(rows,)]
+    assert pl.scan_parquet(str(tmp_path / "candles")).collect().height == rows
