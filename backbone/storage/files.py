@@ -132,6 +132,8 @@ class _SeriesLock:
 class LocalFiles:
     """Files below one root. Constructing touches nothing; the first write makes the folders.
 
+    One class because every method shares the root, its locks and how its failures are said.
+
     A root that was there and is gone (an unplugged disk) is not made anew: that would fill the disk
     underneath. `_lock` guards the table of series locks; those serialise this process's threads before the
     kernel lock is asked.
@@ -437,7 +439,7 @@ class LocalFiles:
         """Let `target` be the same bytes as `key`, which stays: a hard link where the disk has them, else a copy."""
         source, path = self._full(key), self._full(target)
         try:
-            self._make_folder(os.path.dirname(path))
+            self._make_folder(os.path.dirname(path), is_durable=False)
             try:
                 os.link(source, path)
             except OSError as exc:

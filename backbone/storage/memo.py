@@ -124,6 +124,10 @@ class FrameMemo:
         except OSError as exc:  # another process trims the same folder
             _log.info("memo.not_trimmed folder=%s %s", self._folder, exc)
 
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(_bytes_of(path) for path in self._folder.rglob("*"))
+
     def clear(self) -> None:
         """Forget every result."""
         if self._memory is not None or self._open():
@@ -163,6 +167,14 @@ _VERSIONS: list[tuple[str, str]] = []
 def _weigh(result: object) -> int:
     usage = getattr(result, "memory_usage", None)
     return int(usage(index=True).sum()) if callable(usage) else 1 << 20
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        found = path.lstat()
+    except OSError:  # trimmed meanwhile
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
 def _make_private(folder: Path) -> None:

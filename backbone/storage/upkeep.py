@@ -8,25 +8,33 @@ that they read.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
+import pyarrow as pa
 
+from backbone.candle_table import times_of
 from backbone.clock import Clock
 from backbone.errors import InputError
+from backbone.model import Span
 from backbone.storage import audit
-from backbone.storage.coverage import EVER
+from backbone.storage.coverage import EVER, SpanSet
 from backbone.storage.events import Events
 from backbone.storage.files import Files, retried
-from backbone.storage.layout import QUARANTINE, Series
-from backbone.storage.partition import TAIL_BYTES, peek_footer
+from backbone.storage.layout import CANDLES, DAMAGED, EVENTS, QUARANTINE, QUIET, SNAPSHOTS, Series, parse_partition_key
+from backbone.storage.partition import TAIL_BYTES, decode_partition, peek_footer
 from backbone.storage.pending import PendingPages
 from backbone.storage.periods import Periods
-from backbone.timeframe import Timeframe
+from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, period_name
 
-__all__ = ["Holding", "Upkeep"]
+__all__ = ["Holding", "Snapshot", "Upkeep"]
+
+_MARK = "_snapshot.json"
 
 _NAME = re.compile(r"[\w][\w .@+-]{0,99}")
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{device}{n}" for device in ("COM", "LPT") for n in range(1, 10))}
@@ -43,6 +51,22 @@ class Holding(NamedTuple):
     rows: int
     holes: int
     bytes: int
+
+
+class Snapshot(NamedTuple):
+    """One finished snapshot; ``content`` is a hash of its rows."""
+
+    name: str
+    at_us: int
+    path: str
+    rows: int
+    content: str
+
+
+class _Mark(msgspec.Struct, frozen=True, kw_only=True):
+    at_us: int
+    rows: int
+    content: str = ""
 
 
 class Upkeep:
@@ -139,6 +163,105 @@ class Upkeep:
                 self._files.move(key, f"{target}/{key}")
         self._files.prune(series.folder)
 
+    # -- snapshots
+
+    def snapshot(self, name: str) -> Path | str:
+        """Link every file of every exchange, under its series' lock, into ``_snapshots/<name>/``; returns where.
+
+        Its last file is its mark: a snapshot that a crash cut short has none and does not count.
+        """
+        self._flush()
+        folder = f"{SNAPSHOTS}/{_checked(name, [one for one, _ in self._marks()])}"
+        for key in list(self._files.walk(folder)):  # what a crash left of another try
+            self._files.remove(key)
+        rows = 0
+        for exchange in self._exchanges():
+            for series in sorted(audit.series_in(self._files, exchange), key=lambda s: s.name):
+                with self._files.exclusive(series.lock_key):
+                    rows += self._link(series, folder)
+            events = self._files.read(f"{EVENTS}/exchange={exchange}.jsonl")
+            if events is not None:  # is appended to in place, so it is copied
+                self._files.replace(f"{folder}/{EVENTS}/exchange={exchange}.jsonl", events.data)
+        mark = _Mark(at_us=self._clock.now_us(), rows=rows)
+        self._files.replace(f"{folder}/{_MARK}", msgspec.json.encode(mark))
+        return self._files.path(folder)
+
+    def _link(self, series: Series, folder: str) -> int:
+        rows = 0
+        for key in (series.quiet_key, series.taken_key):
+            if self._files.stat(key) is not None:
+                self._files.link(key, f"{folder}/{key}")
+        for period in self._periods.with_file(series, EVER):
+            key = series.key(period)
+            footer = peek_footer(self._files.tail(key, TAIL_BYTES) or b"")
+            rows += footer[0] if footer else self._periods.load(series, period).table.num_rows
+            self._files.link(key, f"{folder}/{key}")
+        return rows
+
+    def snapshots(self) -> list[Snapshot]:
+        """The finished snapshots, oldest first. Those whose content was not hashed yet are read for it."""
+        found = []
+        for name, mark in self._marks():
+            folder = f"{SNAPSHOTS}/{name}"
+            if not mark.content:
+                mark = _Mark(at_us=mark.at_us, rows=mark.rows, content=self._content(folder))
+                self._files.replace(f"{folder}/{_MARK}", msgspec.json.encode(mark))
+            found.append(Snapshot(name, mark.at_us, str(self._files.path(folder)), mark.rows, mark.content))
+        return sorted(found, key=lambda one: (one.at_us, one.name))
+
+    def _marks(self) -> list[tuple[str, _Mark]]:
+        found = []
+        for name in self._files.list(SNAPSHOTS):
+            blob = self._files.read(f"{SNAPSHOTS}/{name}/{_MARK}")
+            if blob is not None:
+                found.append((name, msgspec.json.decode(blob.data, type=_Mark)))
+        return found
+
+    def _content(self, folder: str) -> str:
+        """A hash of all rows below `folder`, by series in order of name, column by column, whatever the files' form."""
+        whole = hashlib.blake2b(digest_size=16)
+        columns: dict[str, list[Any]] = {}
+        for key in self._files.walk(f"{folder}/{CANDLES}"):
+            inner = key.removeprefix(f"{folder}/")
+            place, blob = parse_partition_key(inner), self._files.read(key)
+            if place is None or blob is None:
+                continue
+            series, period = place
+            name, path = period_name(series.timeframe, period), str(self._files.path(key))
+            table = decode_partition(blob.data, series, period, name, path).table
+            hashes = columns.setdefault(series.name, [hashlib.blake2b(digest_size=16) for _ in table.columns])
+            hashes[0].update(times_of(table))
+            for one, column in zip(hashes[1:], table.columns[1:], strict=True):
+                one.update(column.to_numpy())
+        for series_name in sorted(columns):
+            whole.update(series_name.encode() + b"".join(one.digest() for one in columns[series_name]))
+        return whole.hexdigest()
+
+    def condition(self, market: str, timeframe: Timeframe) -> list[tuple[int, int, int, int, int, int]]:
+        """Start, rows, quiet, unknown, provisional slots and revisions of each day of UTC (month, from days on) from
+        the first candle to the last."""
+        self._flush()
+        (series,) = self._of(market, timeframe)
+        partitions = [self._periods.load(series, period) for period in self._periods.with_file(series, EVER)]
+        times = np.concatenate([np.empty(0, np.int64), *(partition.times for partition in partitions)])
+        if not len(times):
+            return []
+        revised = np.concatenate([_int64(partition.revisions.column("time")) for partition in partitions])
+        coverage = self._periods.coverage(series, EVER)
+        provisional = SpanSet((item.start, item.end) for item in coverage.provisional)
+        unit = TIMEFRAMES["1d"] if timeframe.step_us < DAY_US else TIMEFRAMES["1M"]
+        start, end, found = unit.floor(int(times[0])), int(times[-1]) + 1, []
+        while start < end:
+            day = Span(start, unit.next(start))
+            part = Span(max(day.start, int(times[0])), min(day.end, timeframe.next(int(times[-1]))))
+            rows, revisions = (int(np.diff(np.searchsorted(np.sort(a), day))[0]) for a in (times, revised))
+            covered, waiting = (
+                sum(map(timeframe.count, spans.clip(part))) for spans in (coverage.covered, provisional)
+            )
+            found.append((start, rows, covered - rows, timeframe.count(part) - covered, waiting, revisions))
+            start = day.end
+        return found
+
     def remove(self, market: str, timeframe: Timeframe | None = None, *, for_good: bool = False) -> str | None:
         """Take a market (one timeframe of it) away: into quarantine, or for good. Returns where it went."""
         where = self.quarantine(market, timeframe)
@@ -178,10 +301,10 @@ class Upkeep:
             raise InputError("market", what, f"something that is stored: {shown or 'so far nothing'}")
         return sorted(chosen, key=lambda s: s.timeframe.step_us)
 
-    def other_exchanges(self) -> list[str]:
-        """The other exchanges of which the folder holds candles."""
-        names = {key.removeprefix("exchange=") for key in self._files.list("candles")}
-        return sorted(names - {self._exchange})
+    def _exchanges(self) -> list[str]:
+        """The exchanges of which the folder holds something."""
+        names = [*self._files.list(CANDLES), *self._files.list(QUIET)]
+        return sorted({name.removeprefix("exchange=") for name in names if name.startswith("exchange=")})
 
     # -- what was read of a bulk archive
 
@@ -214,3 +337,7 @@ def _checked(name: str, taken: Collection[str]) -> str:
     if name in taken or name == DAMAGED:
         raise InputError("name", name, f"a new name; there are {', '.join(sorted(taken))}")
     return name
+
+
+def _int64(column: pa.ChunkedArray) -> Any:
+    return column.cast(pa.int64()).to_numpy()

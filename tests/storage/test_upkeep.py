@@ -86,7 +86,7 @@ def test_removed_series_is_in_quarantine_or_gone(store: CandleStore, tmp_path: P
     assert store.upkeep.remove(BTC, for_good=True) is None
     assert len(store.upkeep.quarantined()) == 1
     files, size = store.upkeep.clear()
-    assert files == 2  # days and their sidecar
+    assert files == 1
     assert size > 0
     assert not list((tmp_path / "_quarantine").rglob("*"))
     assert store.series() == [(ETH, MINUTE)]
@@ -126,3 +126,51 @@ def test_other_engines_see_candles_only(store: CandleStore, tmp_path: Path) -> N
         found = duckdb.sql(f"select count(*) from read_parquet('{folder}/**/*.parquet')").fetchall()
         assert found == [(rows,)]
     assert pl.scan_parquet(str(tmp_path / "candles")).collect().height == rows
+
+
+def test_snapshot_never_changes(store: CandleStore, tmp_path: Path) -> None:
+    """It holds what was stored, whatever is fetched, revised, removed or cleared afterwards, and takes no write."""
+    whole, events = store.read(BTC, MINUTE, EVER), store.events
+    events.add(BTC, "listed", how="x")
+    where = Path(store.upkeep.snapshot("paper-1"))
+    store.put(BTC, MINUTE, minutes(0, 9, salt=1), span(0, 9), now_us=MAY)
+    store.put(BTC, MINUTE, minutes(JUNE, JUNE + 9, salt=1), span(JUNE, JUNE + 9), now_us=MAY)
+    store.flush()
+    store.upkeep.remove(BTC, for_good=True)
+    store.upkeep.clear()
+    events.add(BTC, "delisted", how="x")
+    kept = open_store(where)
+    assert kept.verify() == []
+    assert kept.read(BTC, MINUTE, EVER).table.equals(whole.table)
+    assert kept.read(BTC, MINUTE, EVER).covered == whole.covered
+    assert [event.kind for event in kept.events.read()] == ["listed"]
+    (snapshot,) = store.upkeep.snapshots()
+    assert (snapshot.name, snapshot.path, snapshot.rows, snapshot.at_us) == ("paper-1", str(where), 23, MAY)
+    with pytest.raises(InputError, match="a new name; there are paper-1"):
+        store.upkeep.snapshot("paper-1")
+
+
+def test_snapshots_of_the_same_rows_have_the_same_content(store: CandleStore, tmp_path: Path) -> None:
+    """The hash is of the rows, not of the files: pages, coverage and time of fetching do not count, one bit does."""
+    store.upkeep.snapshot("a")
+    other = open_store(tmp_path / "other")
+    for market in (BTC, ETH):
+        for first in range(JUNE - 5, JUNE + 5):
+            other.put(market, MINUTE, minutes(first, first + 1), span(first, first + 1), now_us=MAY + 7)
+            other.flush()
+        other.put(market, MINUTE, minutes(JUNE + 9, JUNE + 10), span(JUNE + 5, JUNE + 30), now_us=MAY)
+    other.put(BTC, DAY, candles([MAY]), Span(MAY, MAY + 1440 * MINUTE_US), now_us=MAY)
+    other.upkeep.snapshot("b")
+    other.put(BTC, MINUTE, minutes(JUNE, JUNE + 1, salt=1), span(JUNE, JUNE + 1), now_us=MAY)
+    other.upkeep.snapshot("c")
+    (a,), (b, c) = store.upkeep.snapshots(), other.upkeep.snapshots()
+    assert a.content == b.content != c.content
+
+
+def test_condition_counts_each_slot_of_each_day_once(store: CandleStore) -> None:
+    """Rows, quiet, unknown, provisional and revised, from the first candle to the last."""
+    store.put(BTC, MINUTE, minutes(JUNE + 2, JUNE + 3, salt=1), span(JUNE + 2, JUNE + 4),
+              provisional=(span(JUNE + 3, JUNE + 4), 1), now_us=MAY)  # fmt: skip
+    may31, june1 = MAY + 30 * 1440 * MINUTE_US, MAY + JUNE * MINUTE_US
+    assert store.upkeep.condition(BTC, MINUTE) == [(may31, 5, 0, 0, 0, 0), (june1, 5, 1, 4, 1, 2)]
+    assert store.upkeep.condition(BTC, DAY) == [(MAY, 1, 0, 0, 0, 0)]

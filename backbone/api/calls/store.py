@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -152,9 +154,120 @@ class StoreView:
         shown = ", ".join(stored[:8]) + ("…" if len(stored) > 8 else "")
         raise InputError("market", name, f"a market of which something is stored: {shown or 'so far none'}")
 
+    def events(self, market: str | None = None, *, frames: str | None = None) -> Any:
+        """What happened to the markets, oldest first: ``at market kind detail how``; makes no request.
+
+        ``kind`` is listed, delisted, renamed, warned, cautioned, redenominated, restated, adopted, quarantined …;
+        ``detail`` is JSON; ``how`` says how it is known.
+
+        Examples
+        --------
+        >>> client.store.events("KRW-BTC").columns.tolist()
+        ['at', 'market', 'kind', 'detail', 'how']
+        """
+        session = self._session
+        name = None if market is None else parse_market(market, session.home)
+        found = session.coordinator().store.events.read(name)
+        columns = {
+            "at": pa.array([event.at_us for event in found], pa.int64()).cast(_STAMP),
+            "market": pa.array([event.market for event in found], pa.string()),
+            "kind": pa.array([event.kind for event in found], pa.string()),
+            "detail": pa.array([json.dumps(event.detail, ensure_ascii=False) for event in found], pa.string()),
+            "how": pa.array([event.how for event in found], pa.string()),
+        }
+        return self._deliver(pa.table(columns), frames)
+
+    def inventory(self, *, frames: str | None = None) -> Any:
+        """What is held, a row a series: ``market timeframe from to rows holes bytes``; makes no request.
+
+        ``from`` is the first candle's open, ``to`` the last one's end, ``holes`` how many unknown spans lie between.
+
+        Examples
+        --------
+        >>> client.store.inventory().columns.tolist()
+        ['market', 'timeframe', 'from', 'to', 'rows', 'holes', 'bytes']
+        """
+        found = self._session.coordinator().store.upkeep.inventory()
+        columns = {
+            "market": pa.array([one.market for one in found], pa.string()),
+            "timeframe": pa.array([one.timeframe.name for one in found], pa.string()),
+            "from": pa.array([one.start_us for one in found], pa.int64()).cast(_STAMP),
+            "to": pa.array([one.end_us for one in found], pa.int64()).cast(_STAMP),
+            "rows": pa.array([one.rows for one in found], pa.int64()),
+            "holes": pa.array([one.holes for one in found], pa.int64()),
+            "bytes": pa.array([one.bytes for one in found], pa.int64()),
+        }
+        return self._deliver(pa.table(columns), frames)
+
+    def remove(self, market: str, timeframe: str | None = None, *, for_good: bool = False) -> str | None:
+        """Take a market away, or one timeframe of it: into quarantine, or for good.
+
+        Returns
+        -------
+        The folder that holds it now, which a client opens with ``data_dir=``; None where it was removed for good.
+
+        Raises
+        ------
+        InputError where nothing of it is stored, naming what is.
+        """
+        name = parse_market(market, self._session.home)
+        tf = None if timeframe is None else parse_timeframe(timeframe)
+        return self._session.coordinator().store.upkeep.remove(name, tf, for_good=for_good)
+
+    def clear(self) -> dict[str, int]:
+        """Delete the quarantine and the remembered frames: ``files`` and ``bytes`` that were freed. Candles stay."""
+        core = self._session.coordinator()
+        files, size = core.store.upkeep.clear()
+        if core.memo is not None:
+            size += core.memo.size()
+            core.memo.clear()
+        return {"files": files, "bytes": size}
+
+    def snapshot(self, name: str) -> Path | str:
+        """A data folder with all that is stored now, which never changes again; any client opens it with ``data_dir=``.
+
+        Hard links where the disk has them, so it costs no space until the store's own files change. Candles that a
+        client fetches there are delivered and not kept.
+
+        Raises
+        ------
+        InputError for a name that is taken or no folder's.
+        """
+        return self._session.coordinator().store.upkeep.snapshot(name)
+
+    def snapshots(self, *, frames: str | None = None) -> Any:
+        """The snapshots, oldest first: ``name at path rows content``.
+
+        ``content`` is a hash of the rows alone: two people whose snapshots have the same one used the same data. It is
+        computed at the first look, by reading the snapshot.
+        """
+        found = self._session.coordinator().store.upkeep.snapshots()
+        columns = {
+            "name": pa.array([one.name for one in found], pa.string()),
+            "at": pa.array([one.at_us for one in found], pa.int64()).cast(_STAMP),
+            "path": pa.array([one.path for one in found], pa.string()),
+            "rows": pa.array([one.rows for one in found], pa.int64()),
+            "content": pa.array([one.content for one in found], pa.string()),
+        }
+        return self._deliver(pa.table(columns), frames)
+
+    def condition(self, market: str, timeframe: str = "1m", *, frames: str | None = None) -> Any:
+        """What is held of a series, a row a day of UTC (a month for days and longer); makes no request.
+
+        Columns ``start rows quiet unknown provisional revisions``: candles held, slots without trades, slots never
+        received, slots that are to be confirmed, candles that were revised. From the first candle held to the last.
+        """
+        name, tf = parse_market(market, self._session.home), parse_timeframe(timeframe)
+        found = self._session.coordinator().store.upkeep.condition(name, tf)
+        columns: dict[str, Any] = {"start": pa.array([row[0] for row in found], pa.int64()).cast(_STAMP)}
+        for at, column in enumerate(("rows", "quiet", "unknown", "provisional", "revisions"), 1):
+            columns[column] = pa.array([row[at] for row in found], pa.int64())
+        return self._deliver(pa.table(columns), frames)
+
     def size(self) -> dict[str, int]:
-        """``files bytes markets pending_rows``."""
-        return dict(self._session.coordinator().store.size())
+        """``files bytes markets pending_rows memo_bytes``, of this exchange and of the remembered frames."""
+        core = self._session.coordinator()
+        return core.store.size() | {"memo_bytes": 0 if core.memo is None else core.memo.size()}
 
     def _frame(self, problems: Sequence[Problem], frames: str | None) -> Any:
         columns = ("market", "timeframe", "path", "kind", "detail")

@@ -165,7 +165,7 @@ def test_store_words_are_checked(client: Backbone) -> None:
     assert store.verify().empty
     assert store.outages().empty
     assert store.revisions().empty
-    assert store.size() == {"files": 0, "bytes": 0, "markets": 0, "pending_rows": 0}
+    assert store.size() == {"files": 0, "bytes": 0, "markets": 0, "pending_rows": 0, "memo_bytes": 0}
 
 
 def test_store_tells_an_outage_of_the_exchange(stocked: tuple[Backbone, SimulatorServer]) -> None:
@@ -182,3 +182,28 @@ def test_store_tells_an_outage_of_the_exchange(stocked: tuple[Backbone, Simulato
     assert str(frame["start"].dt.tz) == "Asia/Seoul"
     assert client.store.outages(markets=["BTC"]).empty, "one market alone never tells"
     assert client.store.outages("1m", "2025-08-21T11:00:00Z").empty
+
+
+def test_store_says_what_it_holds_and_takes_it_away(stocked: tuple[Backbone, SimulatorServer], tmp_path: Path) -> None:
+    """inventory, events, snapshot, condition, remove and clear, as a person meets them."""
+    client, venue = stocked
+    before = client.candles("KRW-BTC", "1m", START, END)
+    venue.reset_log()
+    (btc, eth) = client.store.inventory().to_dict("records")
+    assert (btc["market"], btc["timeframe"], btc["holes"]) == ("KRW-BTC", "1m", 0)
+    held = client.candles("KRW-BTC", "1m", btc["from"], btc["to"], offline=True)  # pages are full ones
+    assert (len(held), held.index[0], held.index[-1] + pd.Timedelta("1min")) == (btc["rows"], btc["from"], btc["to"])
+    assert eth["bytes"] == partition(client, "KRW-ETH").stat().st_size
+    path = client.store.snapshot("paper-1")
+    gone = client.store.remove("BTC")
+    assert client.store.inventory()["market"].tolist() == ["KRW-ETH"]
+    (event,) = client.store.events("KRW-BTC").to_dict("records")
+    assert (event["kind"], event["how"]) == ("quarantined", "user")
+    for folder in (path, gone):
+        with Backbone(data_dir=folder, rest_url=venue.rest_url) as other:
+            pd.testing.assert_frame_equal(other.candles("KRW-BTC", "1m", START, END, offline=True), before)
+    condition = client.store.condition("KRW-ETH", "1m")
+    assert (condition["rows"].sum(), condition["unknown"].sum()) == (eth["rows"], 0)
+    assert client.store.clear()["files"] >= 1
+    assert client.store.snapshots()["name"].tolist() == ["paper-1"]
+    assert not venue.requests
