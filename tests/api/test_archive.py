@@ -256,7 +256,7 @@ def test_archive_on_the_command_line(
     argv += ["--data-dir", str(tmp_path), "--rest-url", venue.rest_url, "--ws-url", venue.ws_url]
     assert cli.main([*argv, "--archive", "yes"]) == cli.EXIT_INPUT
     assert cli.main([*argv, "--archive", "accept-terms"]) == 0
-    assert "from archive" in capsys.readouterr().out
+    assert "from archive" in capsys.readouterr().err
 
 
 def test_old_trades_come_from_the_archive_and_join_those_of_rest(client: Backbone, venue: SimulatorServer) -> None:

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, in_zone, parse_priority
 from backbone.api.calls.candles import facts, named
 from backbone.api.notebook.bar import Bar
+from backbone.candle_table import rows_inside
+from backbone.coordinator.candles.derived import base_range, folded
 from backbone.coordinator.candles.jobs import CandleJob
 from backbone.coordinator.candles.pending import Progress
+from backbone.coordinator.candles.ranges import Range
 from backbone.coordinator.candles.reader import CandleAnswer, incomplete
 from backbone.errors import InputError
-from backbone.model import Priority
-from backbone.timeframe import parse_timeframe
+from backbone.model import Priority, Span
+from backbone.storage.coverage import SpanSet
+from backbone.timeframe import Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
     from backbone.api.notebook.progress import JobProgress as JobWidget
@@ -63,9 +69,12 @@ class Job:
     The job goes on whether or not anybody waits for it, and each finished page is kept whatever happens.
     """
 
-    def __init__(self, session: Session, job: CandleJob, *, many: bool, frames: str) -> None:
+    def __init__(
+        self, session: Session, job: CandleJob, *, many: bool, frames: str, timeframe: Timeframe | None = None
+    ) -> None:
         self._session = session
         self._job = job
+        self._timeframe = timeframe or job.timeframe  # a derived one is folded from the job's
         self._many = many
         self._frames = frames
         self._view: JobWidget | None = None
@@ -95,13 +104,35 @@ class Job:
         return self._sections(ahead)
 
     def _sections(self, ahead: int) -> Iterator[Any]:
-        for answer in self._job.sections(ahead):
+        for answer in self._whole_sections(ahead):
             frame = self._frame([answer])
-            error = incomplete([answer], self._job.timeframe)
+            error = incomplete([answer], self._timeframe)
             if error is not None:
                 error.frame = frame
                 raise error
             yield frame
+
+    def _whole_sections(self, ahead: int) -> Iterator[CandleAnswer]:
+        """The job's sections; of a derived timeframe, each with the candles that became whole with it."""
+        if self._timeframe.base is None:
+            yield from self._job.sections(ahead)
+            return
+        rest: CandleAnswer | None = None  # short candles of a longer one that is not whole yet
+        for answer in self._job.sections(ahead):
+            if rest is not None and rest.market == answer.market:
+                table = pa.concat_tables([rest.table, answer.table])
+                answer = replace(answer, table=table, span=Span(rest.span.start, answer.span.end))
+            cut = self._timeframe.floor(answer.span.end)
+            rest = None
+            if cut < answer.span.end:
+                left = Span(max(cut, answer.span.start), answer.span.end)
+                rest = replace(answer, table=rows_inside(answer.table, SpanSet([left])), span=left)
+            yield self._folded(answer)
+
+    def _folded(self, answer: CandleAnswer) -> CandleAnswer:
+        if self._timeframe.base is None:
+            return answer
+        return folded(answer, Range(answer.span.start, answer.span.end, None), self._timeframe, answer.span.end)
 
     def wait(self, timeout: float | None = None, *, on_interrupt: str = "keep", progress: bool | None = None) -> Job:
         """Block until it ended, with a bar where somebody can see it; returns the job.
@@ -146,9 +177,9 @@ class Job:
         Raises `IncompleteError` (``.frame``, ``.gaps``, ``.causes``) where part of it could not be had.
         """
         self.wait(timeout, on_interrupt=on_interrupt)
-        answers = self._job.answers()
+        answers = [self._folded(answer) for answer in self._job.answers()]
         frame = self._frame(answers)
-        error = incomplete(answers, self._job.timeframe)
+        error = incomplete(answers, self._timeframe)
         if error is not None:
             error.frame = frame
             raise error
@@ -171,7 +202,7 @@ class Job:
             quiet=sum(a.quiet for a in answers),
             unknown=sum(a.unknown for a in answers),
         )
-        attrs |= named([a.market for a in answers], self._job.timeframe)
+        attrs |= named([a.market for a in answers], self._timeframe)
         return shaping.deliver(table, self._frames, index="time", zone=self._session.tz, attrs=attrs)
 
     def _read(self) -> Progress:
@@ -181,7 +212,7 @@ class Job:
     @property
     def _label(self) -> str:
         names = ", ".join(self._job.markets[:3]) + ("…" if len(self._job.markets) > 3 else "")
-        return f"{names} {self._job.timeframe}"
+        return f"{names} {self._timeframe}"
 
     def __repr__(self) -> str:
         return f"<Job {self._label}: {self.progress}>"
@@ -234,7 +265,8 @@ def backfill(
 ) -> Job:
     """See `Backbone.backfill`."""
     lane, wanted = parse_priority(priority), session.frames(frames)
-    tf = parse_timeframe(timeframe)
+    shown = parse_timeframe(timeframe, derived=True)
+    tf = shown.base or shown
     asked = session.range(start, end, None)
     if asked.start_us is None:
         raise InputError("start", start, "a time to begin with, such as 2024-01")
@@ -249,7 +281,11 @@ def backfill(
         if held:
             core.markets.check_listed(held, lane)
     many = not isinstance(markets, str) or len(codes) > 1
-    return Job(session, core.jobs.start(codes, tf, asked.start_us, asked.end_us, lane), many=many, frames=wanted)
+    if shown.base is not None:
+        asked = base_range(asked, shown, core.reader.closed_before(shown))
+    assert asked.start_us is not None
+    job = core.jobs.start(codes, tf, asked.start_us, asked.end_us, lane)
+    return Job(session, job, many=many, frames=wanted, timeframe=shown)
 
 
 def _clock(seconds: float) -> str:

@@ -238,3 +238,19 @@ def test_job_up_to_a_time_that_had_not_come_ends_where_the_venue_is(quick: tuple
     frame = client.backfill("KRW-BTC", "1m", "2025-08-22T07:00Z").result()
     assert len(frame) == 119
     assert frame.attrs["backbone"]["unknown"] == 0
+
+
+@pytest.mark.parametrize("timeframe", ["2m", "45m", "12h"])
+def test_job_of_a_derived_timeframe_is_the_folded_whole(
+    quick: tuple[Backbone, SimulatorServer], timeframe: str
+) -> None:
+    """Result and sections are the candles of that length, whole ones only, however the sections are cut."""
+    client, _ = quick
+    job = client.backfill("KRW-BTC", timeframe, START, "2025-08-02T05:00Z")
+    whole = pd.concat(job.sections())
+    assert whole.index.is_unique
+    pd.testing.assert_frame_equal(job.result(), whole, check_freq=False)
+    asked = client.candles("KRW-BTC", timeframe, START, "2025-08-02T05:00Z")
+    pd.testing.assert_frame_equal(whole, asked, check_freq=False)
+    assert job.result().attrs["backbone"]["timeframe"] == timeframe
+    assert timeframe in repr(job)
