@@ -129,8 +129,25 @@ def ca_bundle() -> str | None:
 
 
 def ledger_folder() -> Path:
-    """Where the machine's quota ledgers lie: ``$BACKBONE_LEDGER_DIR``, else a temporary folder that all users share."""
-    return Path(from_environment("BACKBONE_LEDGER_DIR") or Path(tempfile.gettempdir()) / "backbone-quota")
+    """Where the machine's quota ledgers lie: the same for every program, whatever its ``$TMPDIR``.
+
+    ``$BACKBONE_LEDGER_DIR`` first: set it to a folder that both see where programs do not share the rest (containers).
+    Then the machine's shared memory, which all its users have; the runtime folder of the user; a fixed folder of the
+    user; and where the home cannot be written, the temporary folder.
+    """
+    named = from_environment("BACKBONE_LEDGER_DIR")
+    if named:
+        return Path(named)
+    import platformdirs
+
+    runtime = from_environment("XDG_RUNTIME_DIR")
+    fixed = Path(platformdirs.user_state_dir("backbone", appauthor=False))
+    places = [Path("/dev/shm"), *([Path(runtime)] if runtime else []), fixed]
+    for place in places:
+        there = next(each for each in (place, *place.parents) if each.exists())
+        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+            return place / "backbone-quota"
+    return Path(tempfile.gettempdir()) / "backbone-quota"
 
 
 def resolve(

@@ -9,6 +9,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import warnings
@@ -493,8 +494,28 @@ def test_ledger_path_is_one_for_a_host_whatever_the_path_of_the_url(tmp_path):
 
 
 def test_ledger_folder_comes_from_the_environment(tmp_path, monkeypatch):
-    """``$BACKBONE_LEDGER_DIR`` names the folder; without it all users share one in the temporary folder."""
+    """``$BACKBONE_LEDGER_DIR`` names the folder."""
     monkeypatch.setenv("BACKBONE_LEDGER_DIR", str(tmp_path / "mine"))
     assert ledger_path("https://api.upbit.com").parent == tmp_path / "mine"
+
+
+@posix
+def test_programs_with_different_temporary_folders_share_one_quota(tmp_path):
+    """A service with a private ``$TMPDIR`` and a notebook on the same machine keep one ledger."""
+    code = "from backbone.coordinator.quota.ledger import ledger_path; print(ledger_path('https://api.upbit.com'))"
+    found = set()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        env = {k: v for k, v in os.environ.items() if k != "BACKBONE_LEDGER_DIR"} | {"TMPDIR": str(tmp_path / name)}
+        done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
+        found.add(done.stdout)
+    assert len(found) == 1
+    assert str(tmp_path) not in found.pop()
+
+
+@posix
+def test_ledger_folder_where_nothing_of_the_user_can_be_written(tmp_path, monkeypatch):
+    """Without shared memory, runtime folder and a home that can be written, the temporary folder is left."""
     monkeypatch.delenv("BACKBONE_LEDGER_DIR")
-    assert ledger_path("https://api.upbit.com").parent.name == "backbone-quota"
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    assert ledger_path("https://api.upbit.com").parent == Path(tempfile.gettempdir()) / "backbone-quota"
