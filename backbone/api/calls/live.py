@@ -28,6 +28,7 @@ from backbone.coordinator.live.feed import KINDS, Subscription, parse_kind, time
 from backbone.coordinator.live.latest import ConflatedChanges, Held, RecordQueue
 from backbone.coordinator.live.reconcile import LiveEvent
 from backbone.errors import InputError, StreamClosedError
+from backbone.locks import renew_after_fork
 from backbone.model import LiveCandle, OrderBook, Priority, Ticker, Trade
 from backbone.timeframe import Timeframe
 
@@ -135,7 +136,13 @@ class LiveTable:
         self._own_events: list[TableEvent] = []
         self._view: TickerTable | None = None
         self.callback_errors = 0
+        renew_after_fork(self, LiveTable._renew)
         self.last_error: BaseException | None = None
+
+    def _renew(self) -> None:
+        """In a forked child: without the parent's thread, and what that waits for."""
+        self._lock = threading.Lock()
+        self._thread = self._changes = None
 
     # -- what it holds -------------------------------------------------------------------------------------------
 
@@ -156,9 +163,12 @@ class LiveTable:
 
     @property
     def missed(self) -> int:
-        """Records that no callback saw, because newer ones had replaced them before it was called."""
+        """Records that no callback saw, because newer ones had replaced them before it was called.
+
+        An outage whose trades could not be had back counts one for each market, for want of their number.
+        """
         changes = self._changes
-        return 0 if changes is None else changes.missed
+        return self._subscription.lost + (0 if changes is None else changes.missed)
 
     @property
     def state(self) -> str:
@@ -185,11 +195,13 @@ class LiveTable:
         ``age`` (seconds since the row was received: a quiet market's grows though the socket is well).
         """
         kind = self._kind(kind)
+        self._subscription.check_process()
         return self._frame_of(kind, self._subscription.rows(kind), frames)
 
     def latest(self, market: str, kind: str | None = None) -> Record | None:
         """The newest record of one market, None before the first."""
         kind = self._kind(kind)
+        self._subscription.check_process()
         (code,) = parse_markets(market, self._session.home)
         slot = self._subscription.slot(kind, code)
         if slot is None:
@@ -231,15 +243,13 @@ class LiveTable:
             table = table.append_column("age", pa.array(ages, pa.float64()))
         else:
             table = _candles(rows, sources, ages, kind, self._core.reader.closed_before)
-        attrs = self._attrs(sources, len(table), began)
-        return shaping.deliver(table, wanted, index=index, zone=self._session.tz, attrs=attrs)
-
-    def _attrs(self, sources: Sequence[str], rows: int, began: float) -> dict[str, Any]:
         elapsed_ms = (self._core.clock.monotonic() - began) * 1000
-        counts = dict(Counter(sources))
-        attrs = facts(sources=counts, elapsed_ms=elapsed_ms, rows=rows, priority=Priority.HIGH, requests=0, pages=0)
+        counts, rows_made = dict(Counter(sources)), len(table)
+        attrs = facts(
+            sources=counts, elapsed_ms=elapsed_ms, rows=rows_made, priority=Priority.HIGH, requests=0, pages=0
+        )
         attrs["state"] = self.state
-        return attrs
+        return shaping.deliver(table, wanted, index=index, zone=self._session.tz, attrs=attrs)
 
     # -- callbacks -----------------------------------------------------------------------------------------------
 
@@ -332,6 +342,7 @@ class LiveTable:
         return self._subscription.queue(size)
 
     def _check_open(self) -> None:
+        self._subscription.check_process()
         if self._subscription.is_closed:
             raise StreamClosedError("the table was stopped; open another", reason="stopped")
 

@@ -29,7 +29,7 @@ from backbone.routing.wire import (
     trades_ask,
 )
 
-__all__ = ["GRACE_S", "POLL_S", "Asked", "FallbackState", "Polls", "RoundRobin", "group_of"]
+__all__ = ["GRACE_S", "POLLED_TRADES", "POLL_S", "Asked", "FallbackState", "Polls", "RoundRobin", "group_of"]
 
 GRACE_S = 2.0
 """A socket that is back within this was never missed: no poll is worth its request before."""
@@ -40,7 +40,7 @@ FAILING_S = 5.0
 _FEW = 20
 """Up to so many tickers are polled by name; more by quote currency, which no delisting can break."""
 _BOOKS = 30
-_POLLED_TRADES = 100
+POLLED_TRADES = 100
 _GROUPS = {"ticker": "ticker", "orderbook": "orderbook", "trade": "crix-trades"}
 
 Pair = tuple[str, str]
@@ -174,7 +174,7 @@ class Polls:
         if kind == "orderbook":
             return orderbooks_ask(markets)
         if kind == "trade":
-            return trades_ask(markets[0], _POLLED_TRADES)
+            return trades_ask(markets[0], POLLED_TRADES)
         timeframe = timeframe_of(kind)
         assert timeframe is not None
         return candles_ask(markets[0], timeframe, None, 3)

@@ -24,10 +24,11 @@ from typing import Any, Protocol
 
 from backbone.clock import Clock, VenueClock
 from backbone.coordinator.candles.fetcher import CandleFetcher
-from backbone.coordinator.live.fallback import Asked, FallbackState, Polls, group_of
+from backbone.coordinator.live.fallback import POLLED_TRADES, Asked, FallbackState, Polls, group_of
 from backbone.coordinator.live.latest import NEVER, LatestRows, Slot
 from backbone.coordinator.live.recent import CandleTrack, TradeTape
-from backbone.coordinator.live.reconcile import Confirmer, LiveEvent
+from backbone.coordinator.live.reconcile import MANY, Confirmer, LiveEvent
+from backbone.coordinator.live.refill import TradeFill
 from backbone.coordinator.live.subscription import Subscription
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.scheduler import Scheduler
@@ -53,6 +54,7 @@ _HOPELESS_S = 20.0
 _REFRESH_S = 1.0
 """The longest look-away while candles are live: clocks may be set."""
 _SOONEST_S = 0.1
+_STATES = {"ticker": "tickers", "orderbook": "order books"}
 _CANDLE_COVERED_S = 1.5
 """The venue sends a candle's changes once a second."""
 
@@ -202,14 +204,36 @@ class Feed:
             elif self._subscriptions or self._asked.adopted:
                 self._fallback.lost(now)
             markets = tuple(dict.fromkeys(m for s in self._subscriptions for m in s.markets))
+            kinds = {kind for one in self._subscriptions for kind in one.kinds}
         if state.phase == "connecting":
             self.latest.disconnected()
         if state.gap is not None and markets:
             ahead_us = self._venue.now_us() - self.clock.now_us()
-            self.confirmer.missed(Span(state.gap.start + ahead_us, state.gap.end + ahead_us), markets)
+            span = Span(state.gap.start + ahead_us, state.gap.end + ahead_us)
+            states = [name for kind, name in _STATES.items() if kind in kinds]
+            detail = f"the {' and '.join(states)} of that time cannot be had back" if states else ""
+            interrupted = self.latest.interrupted()
+            self.confirmer.missed(span, markets, [slot.market for slot, _, _ in interrupted], detail)
+            self._refill(interrupted)
+        elif state.phase == "streaming":
+            for slot, epoch, _ in self.latest.interrupted():
+                self.latest.resume(slot, epoch, ())
         for kind, market in sorted(set(state.silent) - set(before.silent if before else ())):
             what = f"{kind}: subscribed, but the venue sent nothing"
             self.confirmer.record(LiveEvent("silent", self._venue.now_us(), market, detail=what))
+        self._wake()
+
+    def _refill(self, interrupted: Sequence[tuple[Slot, int, int]]) -> None:
+        """Fetch the trades of an outage; what the stream brings meanwhile waits for them."""
+        lane = Priority.LOW if len(interrupted) > MANY else Priority.HIGH
+        now_us = self._venue.now_us()
+        for slot, epoch, start_us in interrupted:
+            done = partial(self._refilled, slot, epoch)
+            TradeFill(self._scheduler, slot.market, start_us, now_us, lane, done).begin()
+
+    def _refilled(self, slot: Slot, epoch: int, trades: Sequence[Trade], error: BackboneError | None) -> None:
+        self.latest.resume(slot, epoch, trades, is_whole=error is None)
+        self.confirmer.trades_done(slot.market, error)
         self._wake()
 
     # -- where it stands -----------------------------------------------------------------------------------------
@@ -429,7 +453,13 @@ class Feed:
     def _polled(self, group: str, asked: list[Pair], outcome: Reply | BackboneError) -> None:
         """A poll's outcome, on a worker."""
         if not isinstance(outcome, BackboneError):
-            self.latest.offer(asked[0][0], self._polls.news_in(asked, outcome, self.latest), outcome.received_s)
+            kind, market = asked[0]
+            news = self._polls.news_in(asked, outcome, self.latest)
+            slot = self.latest.slot(kind, market)
+            if kind == "trade" and slot.waiting is not None and len(news) == POLLED_TRADES:
+                self._refill([(slot, slot.epoch, slot.resume[0])])  # the page does not reach back to what is known
+            else:
+                self.latest.offer(kind, news, outcome.received_s)
             self._metrics.count("live.polls")
         with self._lock:
             self._polls.ended(group, outcome, self._fallback, self.clock.monotonic())

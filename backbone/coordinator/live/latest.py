@@ -44,9 +44,25 @@ class Slot:
 
     ``count`` counts every record that came for it. ``stream_s`` is when the stream last sent it on this connection;
     ``wants`` how many subscriptions want it.
+
+    Trades are delivered without a hole: from the loss of the connection on, ``waiting`` holds back what comes until the
+    trades after ``resume`` are fetched; ``epoch`` counts the losses, ``lost`` those whose trades could not be had.
     """
 
-    __slots__ = ("count", "followers", "held", "history", "kind", "market", "stream_s", "wants")
+    __slots__ = (
+        "count",
+        "epoch",
+        "followers",
+        "held",
+        "history",
+        "kind",
+        "lost",
+        "market",
+        "resume",
+        "stream_s",
+        "waiting",
+        "wants",
+    )
 
     def __init__(self, kind: str, market: str) -> None:
         self.kind = kind
@@ -57,6 +73,16 @@ class Slot:
         self.wants = 0
         self.history: History | None = None
         self.followers: tuple[ConflatedChanges | RecordQueue, ...] = ()
+        self.waiting: list[Trade] | None = None
+        self.resume = (0, 0)
+        self.epoch = 0
+        self.lost = 0
+
+    def deliver_locked(self, record: LiveRecord) -> None:
+        """Count a record and hand it to the followers."""
+        self.count += 1
+        for follower in self.followers:
+            follower.note_locked(self, record)
 
     def __repr__(self) -> str:
         return f"<Slot {self.kind} {self.market} {self.count} records>"
@@ -225,10 +251,12 @@ class LatestRows:
                 slot.held = Held(record, "stream", received_s)
             if slot.history is not None:
                 slot.history.note(record, is_snapshot, "stream")
-            slot.count += 1
-            if not is_repeated:
-                for follower in slot.followers:
-                    follower.note_locked(slot, record)
+            if slot.waiting is not None and isinstance(record, Trade):
+                slot.waiting.append(record)
+            elif is_repeated:
+                slot.count += 1
+            else:
+                slot.deliver_locked(record)
 
     def offer(self, kind: str, records: Sequence[LiveRecord], received_s: float) -> None:
         """Records from REST, of one kind; each is taken unless the slot has a newer one."""
@@ -241,13 +269,16 @@ class LatestRows:
                 is_news = held is None or held.row != record
                 if is_news or held is None or held.source != "stream":
                     slot.held = Held(record, "rest", received_s)
-                if is_news:
-                    slot.count += 1
                 if slot.history is not None:
                     slot.history.note(record, True, "rest")
-                if is_news:
-                    for follower in slot.followers:
-                        follower.note_locked(slot, record)
+                if not is_news:
+                    continue
+                if slot.waiting and isinstance(record, Trade):  # the stream is back: its turn comes with the others
+                    slot.waiting.append(record)
+                    continue
+                if isinstance(record, Trade):
+                    slot.resume = max(slot.resume, _place(record))
+                slot.deliver_locked(record)
 
     def confirm(self, slot: Slot, candle: LiveCandle) -> None:
         """the REST row on a closed candle, if it is still the one that is shown: an update that nothing takes back."""
@@ -255,9 +286,7 @@ class LatestRows:
             if slot.held is None or slot.held.row.time_us != candle.time_us or slot.held.source == "rest":
                 return
             slot.held = Held(candle, "rest", self.clock.monotonic())
-            slot.count += 1
-            for follower in slot.followers:
-                follower.note_locked(slot, candle)
+            slot.deliver_locked(candle)
 
     # -- slots ---------------------------------------------------------------------------------------------------
 
@@ -304,7 +333,7 @@ class LatestRows:
                 slot.wants -= 1
                 if not slot.wants:
                     slot.stream_s = NEVER
-                    slot.history = None
+                    slot.history = slot.waiting = None
 
     def disconnected(self) -> None:
         """The stream may have missed something: a slot counts as covered again from its next frame on."""
@@ -314,6 +343,33 @@ class LatestRows:
                     slot.stream_s = NEVER
                     if slot.history is not None:
                         slot.history.lost()
+            for slot in self._slots["trade"].values():
+                slot.epoch += 1
+                if slot.wants and slot.waiting is None and slot.held is not None:
+                    slot.waiting, slot.resume = [], _place(slot.held.row)
+
+    def interrupted(self) -> list[tuple[Slot, int, int]]:
+        """The slots of trades that wait for those of an outage, each with its epoch and the time to fetch from."""
+        with self.lock:
+            waiting = [slot for slot in self._slots["trade"].values() if slot.waiting is not None]
+            return [(slot, slot.epoch, slot.resume[0]) for slot in waiting]
+
+    def resume(self, slot: Slot, epoch: int, fetched: Sequence[Trade], *, is_whole: bool = True) -> None:
+        """Deliver the trades of an outage and what was held back meanwhile: each once, in order.
+
+        Nothing happens where the connection was lost again since `epoch`: the next return fetches it all.
+        """
+        with self.lock:
+            if slot.waiting is None or slot.epoch != epoch:
+                return
+            trades = {trade.sequential_id: trade for trade in (*fetched, *slot.waiting)}
+            slot.waiting = None
+            slot.lost += not is_whole
+            for trade in sorted(trades.values(), key=_place):
+                if _place(trade) > slot.resume:
+                    slot.deliver_locked(trade)
+                    if slot.held is None or _is_newer(trade, slot.held.row):
+                        slot.held = Held(trade, "rest", self.clock.monotonic())
 
     # -- followers -----------------------------------------------------------------------------------------------
 
@@ -338,6 +394,11 @@ class LatestRows:
         with self.lock:
             for slot in slots:
                 slot.followers = tuple(each for each in slot.followers if each is not follower)
+
+
+def _place(trade: Trade) -> tuple[int, int]:
+    """Where a trade stands in the order of its market."""
+    return trade.time_us, trade.sequential_id
 
 
 def _replaces(record: Any, held: Held[Any]) -> bool:

@@ -48,7 +48,8 @@ log = logging.getLogger("backbone.live")
 class LiveEvent:
     """Something about the feed that a reader should know.
 
-    kind : ``"gap"`` (nothing was received in `span`; `filled` once its candles are stored), ``"difference"`` (stream
+    kind : ``"gap"`` (nothing was received in `span`; `filled` once its candles are stored
+    and its trades delivered; `detail` says what cannot be had back), ``"difference"`` (stream
     and REST disagree on a closed candle: `streamed`, `confirmed`, one of them None where a channel has no such candle),
     ``"silent"`` (subscribed, but the venue sends nothing), ``"failed"`` (a confirmation could not be had or stored; it
     is tried again).
@@ -89,6 +90,8 @@ class _Series:
 class _Gap:
     number: int
     waiting: set[tuple[str, str]] = field(default_factory=set)
+    trades: set[str] = field(default_factory=set)  # markets whose trades are being fetched
+    lost: list[str] = field(default_factory=list)  # what could not be had back
 
 
 class Confirmer:
@@ -116,7 +119,7 @@ class Confirmer:
         self._lock = threading.Lock()
         self._series: dict[tuple[str, str], _Series] = {}
         self._gaps: list[_Gap] = []
-        self._new_gaps: list[tuple[int, Span, tuple[str, ...]]] = []
+        self._new_gaps: list[tuple[_Gap, Span, tuple[str, ...]]] = []
         self._events: deque[LiveEvent] = deque(maxlen=_EVENTS)
         self._number = 0
         self._failed: set[tuple[str, str]] = set()
@@ -170,12 +173,24 @@ class Confirmer:
         if series.wants <= 0 and not series.is_urgent and not series.is_asking:
             self._series.pop(series.key, None)
 
-    def missed(self, span: Span, markets: Iterable[str]) -> None:
-        """Nothing was received in `span` while `markets` were live. Quick: the work is `run`'s."""
+    def missed(self, span: Span, markets: Iterable[str], trades: Iterable[str] = (), detail: str = "") -> None:
+        """Nothing was received in `span` while `markets` were live; the `trades` of some are being fetched.
+
+        Quick: the work is `run`'s. `trades_done` says how the fetching ended.
+        """
         with self._lock:
-            number = self._record_locked(LiveEvent("gap", self._venue.now_us(), span=span))
-            self._new_gaps.append((number, span, tuple(markets)))
+            number = self._record_locked(LiveEvent("gap", self._venue.now_us(), span=span, detail=detail))
+            self._new_gaps.append((_Gap(number, trades=set(trades)), span, tuple(markets)))
         log.warning("live.gap of %.1f s", span.length_us / 1e6)
+
+    def trades_done(self, market: str, error: BackboneError | None) -> None:
+        """The trades of the outages of `market` were fetched, or could not be."""
+        with self._lock:
+            for gap in [*self._gaps, *(gap for gap, _, _ in self._new_gaps)]:
+                if market in gap.trades:
+                    gap.trades.discard(market)
+                    gap.lost += [] if error is None else [f"trades of {market} could not be had back: {error}"]
+            self._close_gaps_locked()
 
     # -- the work ------------------------------------------------------------------------------------------------
 
@@ -198,13 +213,12 @@ class Confirmer:
         with self._lock:
             fresh, self._new_gaps = self._new_gaps, []
         minute = TIMEFRAMES["1m"]
-        for number, span, markets in fresh:
+        for gap, span, markets in fresh:
             kept = [market for market in markets if self._holds(market, minute)]
             with self._lock:
                 for market in kept:
                     edge = minute.floor(span.start)
                     self._series.setdefault((market, minute.name), _Series(market, minute, edge))
-                gap = _Gap(number)
                 for key, series in self._series.items():
                     until = series.timeframe.floor(span.end)
                     if series.edge_us < until:
@@ -218,12 +232,13 @@ class Confirmer:
     def _close_gaps_locked(self) -> None:
         for gap in list(self._gaps):
             gap.waiting = {key for key in gap.waiting if key in self._series and self._series[key].is_urgent}
-            if gap.waiting:
+            if gap.waiting or gap.trades:
                 continue
             self._gaps.remove(gap)
             for i, event in enumerate(self._events):
                 if event.number == gap.number:
-                    self._events[i] = replace(event, filled=True)
+                    detail = "; ".join(filter(None, [event.detail, *gap.lost]))
+                    self._events[i] = replace(event, filled=not gap.lost, detail=detail)
 
     def _received_until_us(self) -> float:
         """Up to when, on the venue's clock, the stream has sent everything."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from backbone.coordinator.live.latest import NEVER, ConflatedChanges, Held, LatestRows, RecordQueue, Slot
 from backbone.coordinator.live.reconcile import Confirmer, LiveEvent
+from backbone.errors import StreamClosedError
+from backbone.locks import renew_after_fork
 
 __all__ = ["Subscription"]
 
@@ -40,12 +42,26 @@ class Subscription:
         self._counted = sum(slot.count for slot in self.all_slots)
         self._first_event = confirmer.last_number
         self._received = 0
+        self._lost_before = sum(slot.lost for slot in self.all_slots)
         self._lock = threading.Lock()
         self._followers: weakref.WeakSet[ConflatedChanges | RecordQueue] = weakref.WeakSet()
         self.is_closed = False
+        self.is_orphan = False
+        renew_after_fork(self, Subscription._orphan)
 
     def __repr__(self) -> str:
         return f"<Subscription {' '.join(self.kinds)} of {len(self.markets)} markets, {self.mode}>"
+
+    def _orphan(self) -> None:
+        """In a forked child it has ended: the socket is the parent's."""
+        self._lock = threading.Lock()
+        self._followers = weakref.WeakSet()
+        self.is_closed = self.is_orphan = True
+
+    def check_process(self) -> None:
+        """Raise `StreamClosedError` in a forked child: its rows stay as they were at the fork."""
+        if self.is_orphan:
+            raise StreamClosedError("the table belongs to the parent process; open another", reason="forked")
 
     @property
     def mode(self) -> str:
@@ -58,6 +74,11 @@ class Subscription:
         if not self.is_closed:
             self._received = sum(slot.count for slot in self.all_slots) - self._counted
         return self._received
+
+    @property
+    def lost(self) -> int:
+        """Outages since it was opened whose trades could not be had back, counted by market."""
+        return sum(slot.lost for slot in self.all_slots) - self._lost_before
 
     @property
     def is_complete(self) -> bool:

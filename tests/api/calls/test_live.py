@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -549,3 +551,54 @@ def test_live_crowd_opening_and_stopping_tables_leaves_nothing(trader: Backbone,
         wanted = {kind for kind, slots in latest._slots.items() for slot in slots.values() if slot.wants}
         assert wanted == {"ticker", "trade"}
     assert socket_threads() == []
+
+
+def test_live_trades_over_a_reconnect_are_all_there_once_and_in_order(
+    trader: Backbone, moving: SimulatorServer
+) -> None:
+    """Records of an outage are those of the exchange, without a hole and without a double."""
+    with trader.live(["KRW-BTC"], ["trade"]) as table:
+        records = table.records()
+        first = records.get(10)
+        assert isinstance(first, Trade)
+        moving.pause()
+        eventually(lambda: table.state == "polling")
+        moving.resume()
+        eventually(lambda: any(event.kind == "gap" and event.filled for event in table.events), 15)
+        last = records.get(10)
+        found = [first]
+        while isinstance(last, Trade):
+            found.append(last)
+            last = records.get(0) if len(records) else None
+        truth = moving.exchange.trades("KRW-BTC", moving.clock.now_us(), 500)
+        ids = sorted(row["sequential_id"] for row in truth)
+        expected = [one for one in ids if found[0].sequential_id <= one <= found[-1].sequential_id]
+        assert [trade.sequential_id for trade in found] == expected
+        assert table.missed == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_live_table_in_a_forked_child_has_stopped(trader: Backbone) -> None:
+    """The child sees that the rows no longer change, and can open a table of its own."""
+    with trader.live(MARKETS) as table:
+        table.on_update(lambda update: None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+            child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                assert table.state == "stopped"
+                for use in (table.frame, table.wait, lambda: table.latest(MARKETS[0])):
+                    with pytest.raises(StreamClosedError, match="parent"):
+                        use()
+                table.stop()
+                with trader.live(MARKETS) as own:
+                    assert own.wait(1, 10)
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert table.state == "streaming"
+        assert len(table.frame()) == len(MARKETS)
