@@ -63,8 +63,11 @@ def fold(table: pa.Table, timeframe: Timeframe) -> pa.Table:
 def decimal_sums(values: Any, first: Any) -> Any:
     """The float64 nearest to the sum of the decimals of each group of `values`; groups begin at the indices `first`.
 
-    `values` are finite, zero or more.
+    `values` are zero or more; a group with one that is not a number (a turnover that nobody kept) sums to none.
     """
+    if np.isnan(values).any():
+        lacks = np.logical_or.reduceat(np.isnan(values), first)
+        return np.where(lacks, np.nan, decimal_sums(np.nan_to_num(values), first))
     scaled = _at_one_scale(values)
     if scaled is not None and np.diff(first, append=len(values)).max() < _SAFE_ADDENDS:
         numbers, scale = scaled

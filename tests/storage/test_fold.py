@@ -75,6 +75,13 @@ def test_turnover_in_bitcoin_is_summed_to_its_last_place() -> None:
     assert sums.tolist() == [float(sum(map(Decimal, texts[:3]))), float(sum(map(Decimal, texts[3:])))]
 
 
+def test_decimal_sums_of_what_is_not_known_are_not_known() -> None:
+    """A turnover that a file did not keep makes its group's unknown, and no other."""
+    found = decimal_sums(np.array([0.1, np.nan, 0.1, 0.2]), np.array([0, 2]))
+    assert np.isnan(found[0])
+    assert found[1] == 0.3
+
+
 def test_fold_of_nothing_is_nothing_typed() -> None:
     """Zero minutes are zero candles with the pinned schema."""
     assert fold(empty_candles(), LONGER[0]).schema == CANDLE_SCHEMA

@@ -22,6 +22,7 @@ from backbone.storage.audit import Problem
 from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
+    from backbone.api.calls.adopt import Adopted
     from backbone.api.calls.update import UpdateJob
     from backbone.api.session import Session
     from backbone.storage.copy import Copied
@@ -366,6 +367,40 @@ class StoreView:
 
         return update(self._session, markets, timeframe, priority=priority, frames=frames)
 
+    def adopt(self, source: Any, market: str, timeframe: str, *, tz: str | None = None) -> Adopted:
+        """Take in candles that somebody already has: a file or a frame, checked before anything of it is kept.
+
+        The spellings of pyupbit, freqtrade, ccxt, Excel and of this package are known. A sample of the rows is compared
+        with the venue, or with stored rows. Kept rows prove their own slots only: the slots between them stay unknown.
+        Rows of slots that the store covers are left as they are.
+
+        Parameters
+        ----------
+        source : a CSV, Parquet or Feather file, or a pandas, Polars or Arrow frame.
+        market : whose candles they are.
+        timeframe : how long they are.
+        tz : the zone of times that name none; None is the client's.
+
+        Returns
+        -------
+        `Adopted`: ``rows kept start end compared differing has_value``. Without turnovers ``value`` is NaN.
+
+        Raises
+        ------
+        InputError  what cannot be read (with the row or column), and what is not what it is said to be: another clock,
+            timeframe, market or unit, or a last row that was still forming. Nothing is kept.
+        StoreError  the file or the store cannot be read or written.
+
+        Examples
+        --------
+        >>> mine = client.candles("KRW-BTC", "1h", "2025-08-20", "2025-08-21", priority="critical")
+        >>> client.store.adopt(mine, "KRW-BTC", "1h").rows
+        24
+        """
+        from backbone.api.calls.adopt import adopt
+
+        return adopt(self._session, source, market, timeframe, tz=tz)
+
     def copy_to(self, target: str | os.PathLike[str]) -> Copied:
         """Copy the whole store to a folder or ``"s3://bucket/prefix"`` and prove it there; the source stays.
 
@@ -399,4 +434,15 @@ class StoreView:
         )
 
     def __dir__(self) -> list[str]:
-        return ["copy_to", "incidents", "outages", "recheck", "repair", "revisions", "size", "update", "verify"]
+        return [
+            "adopt",
+            "copy_to",
+            "incidents",
+            "outages",
+            "recheck",
+            "repair",
+            "revisions",
+            "size",
+            "update",
+            "verify",
+        ]

@@ -1,0 +1,402 @@
+"""Candles that somebody already has, taken into the store: read in any of the known spellings, checked, then kept.
+
+Nothing of a file is kept before all of it was checked: the grid, doubles, prices, the candle that still forms, and a
+sample of its rows against the venue (or against stored rows). A sample that differs is named as what it is: another
+clock, another market, another unit, or a last row that was still forming when the file was written. What is kept proves
+its own slots only; between them the store stays unknown.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from backbone.api.arguments import parse_market
+from backbone.candle_table import rows_inside, times_of
+from backbone.errors import InputError, StoreError
+from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Priority, Span
+from backbone.storage.coverage import SpanSet
+from backbone.timeframe import HOUR_US, TIMEFRAMES, Timeframe, parse_timeframe, periods_in
+
+if TYPE_CHECKING:
+    from backbone.api.session import Session
+
+__all__ = ["Adopted", "adopt", "read_candles"]
+
+_SAMPLES = 5  # pages of the venue that are compared, the newest rows among them
+_PAGE_ROWS = 100
+_MOST_DIFFERING = 0.05  # openings were restated, and volumes corrected: so many rows may differ, not more
+_SPELLINGS = {
+    "time": "time timestamp date datetime open_time candle_date_time_utc candle_date_time_kst 시간 일시 날짜 일자",
+    "open": "open opening_price open_price 시가",
+    "high": "high high_price 고가",
+    "low": "low low_price 저가",
+    "close": "close trade_price close_price 종가 현재가",
+    "volume": "volume vol candle_acc_trade_volume base_volume 거래량",
+    "value": "value candle_acc_trade_price turnover quote_volume amount 거래대금",
+}
+_NAMES = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings.split()}
+_EPOCH_UNITS = ((1e11, 1_000_000), (1e14, 1_000), (1e17, 1))  # seconds, milliseconds, microseconds; else nanoseconds
+_KOREA = "Asia/Seoul"
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What was taken in.
+
+    rows : candles in the source; ``kept`` of them were new to the store.
+    start, end : the first and last open, aware UTC.
+    compared, differing : rows that were compared with the venue or the store, and those of them that differ.
+    has_value : whether the source had turnovers; where not, ``value`` is NaN.
+    """
+
+    market: str
+    timeframe: str
+    rows: int
+    kept: int
+    start: Any
+    end: Any
+    compared: int
+    differing: int
+    has_value: bool
+
+    def __str__(self) -> str:
+        lacks = "" if self.has_value else "; it had no turnover, so value is NaN"
+        return (
+            f"{self.market} {self.timeframe}: {self.kept} of {self.rows} candles kept, {self.start:%Y-%m-%d %H:%M} to "
+            f"{self.end:%Y-%m-%d %H:%M} UTC; {self.compared} compared, {self.differing} differ{lacks}"
+        )
+
+
+def adopt(session: Session, source: Any, market: str, timeframe: str, *, tz: str | None = None) -> Adopted:
+    """See `StoreView.adopt`."""
+    code, tf = parse_market(market, session.home), parse_timeframe(timeframe)
+    core = session.coordinator()
+    core.markets.check_listed([code])
+    table, has_value = read_candles(source, tz or session.tz)
+    name = _name_of(source)
+    _check_grid(table, tf, name)
+    core.sync_clock()
+    times = times_of(table)
+    closed = core.reader.closed_before(tf)
+    if times[-1] >= closed:
+        raise InputError("source", name, f"closed candles only: its last row, {_shown(times[-1])}, is still forming")
+    compared, differing = _compare(session, code, tf, table, name)
+    kept = _keep(session, code, tf, table)
+    first, last = (np.datetime64(int(at), "us").astype(object) for at in (times[0], times[-1]))
+    return Adopted(code, tf.name, table.num_rows, kept, first, last, compared, differing, has_value)
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_candles(source: Any, tz: str) -> tuple[pa.Table, bool]:
+    """The candles of a file or frame, sorted, and whether it had turnovers; naive times are in `tz`.
+
+    Raises `InputError` that names the line or column that cannot be read.
+    """
+    name = _name_of(source)
+    raw = _raw_table(source, name)
+    columns = _columns(raw, name)
+    times = _times(raw.column(columns["time"]), columns["time"], tz, name)
+    arrays = [times]
+    for wanted in CANDLE_COLUMNS:
+        if wanted in columns:
+            arrays.append(_numbers(raw.column(columns[wanted]), columns[wanted], name))
+        else:
+            arrays.append(pa.array(np.full(raw.num_rows, np.nan)))
+    table = pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
+    if not table.num_rows:
+        raise InputError("source", name, "a source with at least one candle")
+    order = np.argsort(times_of(table), kind="stable")
+    if (np.diff(order) != 1).any():
+        table = table.take(pa.array(order))
+    return _once(table, name), "value" in columns
+
+
+def _name_of(source: Any) -> str:
+    return Path(source).name if isinstance(source, str | os.PathLike) else f"a {type(source).__name__}"
+
+
+def _raw_table(source: Any, name: str) -> pa.Table:
+    if isinstance(source, pa.Table):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return _file(Path(source), name)
+    if hasattr(source, "to_arrow"):  # Polars
+        return pa.table(source.to_arrow())
+    if hasattr(source, "reset_index"):  # pandas
+        frame = source if type(source.index).__name__ == "RangeIndex" else source.reset_index()
+        frame = frame.rename(columns={frame.columns[0]: "time"}) if frame is not source else frame
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    raise InputError("source", name, "a CSV, Parquet or Feather file, or a pandas, Polars or Arrow frame")
+
+
+def _file(path: Path, name: str) -> pa.Table:
+    import pyarrow.feather
+    import pyarrow.parquet
+
+    kind = "".join(path.suffixes[-2:]).lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    try:
+        if kind in (".parquet", ".pq"):
+            return pyarrow.parquet.read_table(path)
+        if kind in (".feather", ".arrow"):
+            return pyarrow.feather.read_table(path)
+        if kind in (".csv", ".txt", ".tsv", ".csv.gz"):
+            return _csv(path)
+    except FileNotFoundError as exc:
+        raise InputError("source", str(path), "a file that exists") from exc
+    except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError, EOFError) as exc:
+        raise InputError("source", name, f"a file that can be read ({exc})") from exc
+    except OSError as exc:
+        raise StoreError(f"cannot read {path}: {exc.strerror or exc}", path=path) from exc
+    raise InputError("source", name, "a file that ends with .csv, .csv.gz, .tsv, .txt, .parquet or .feather")
+
+
+def _csv(path: Path) -> pa.Table:
+    """A text file: commas, semicolons or tabs, with a header or, as ccxt's lists are saved, without."""
+    from pyarrow import csv
+
+    with pa.input_stream(str(path), compression="detect") as stream:
+        first = stream.read(65536).decode("utf-8-sig", errors="replace").splitlines()
+    if not first:
+        raise pa.ArrowInvalid("it is empty")
+    delimiter = max(",;\t", key=first[0].count)
+    cells = [cell.strip().strip('"') for cell in first[0].split(delimiter)]
+    bare = all(_is_number(cell) for cell in cells) and len(cells) in (6, 7)
+    names = ["time", *CANDLE_COLUMNS[: len(cells) - 1]] if bare else None
+    return csv.read_csv(
+        path,
+        read_options=csv.ReadOptions(column_names=names),
+        parse_options=csv.ParseOptions(delimiter=delimiter),
+        convert_options=csv.ConvertOptions(strings_can_be_null=True, timestamp_parsers=[csv.ISO8601]),
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _columns(raw: pa.Table, name: str) -> dict[str, str]:
+    """Which column of the source is which of ours."""
+    found: dict[str, str] = {}
+    for at, column in enumerate(raw.column_names):
+        plain = column.strip().lstrip("\ufeff").lower().replace(" ", "_")
+        ours = _NAMES.get(plain)
+        if ours is None and at == 0 and plain in ("", "index", "unnamed:_0", "level_0", "__index_level_0__"):
+            ours = "time"  # an index that was saved without its name
+        if ours is not None and (ours not in found or plain == "candle_date_time_utc"):
+            found[ours] = column
+    missing = [wanted for wanted in ("time", "open", "high", "low", "close", "volume") if wanted not in found]
+    if missing:
+        raise InputError("source", name, f"columns for {' '.join(missing)}; it has {', '.join(raw.column_names)}")
+    return found
+
+
+def _numbers(column: pa.ChunkedArray, title: str, name: str) -> pa.Array:
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = pc.replace_substring(values, ",", "")  # thousands, as Excel writes them
+    try:
+        values = pc.cast(values, pa.float64())
+    except pa.ArrowInvalid as exc:
+        raise InputError("source", name, f"numbers in column {title!r} ({exc})") from exc
+    wrong = pc.invert(pc.fill_null(pc.is_finite(values), False))
+    if pc.any(wrong).as_py():
+        row = int(np.flatnonzero(wrong.to_numpy(zero_copy_only=False))[0])
+        raise InputError("source", name, f"a number in column {title!r} of every row; row {row + 1} has none")
+    return values
+
+
+def _times(column: pa.ChunkedArray, title: str, tz: str, name: str) -> pa.Array:
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    stamp = CANDLE_SCHEMA.field("time").type
+    zone = "UTC" if title.strip().lower() == "candle_date_time_utc" else tz
+    zone = _KOREA if title.strip().lower() == "candle_date_time_kst" else zone
+    if values.null_count:
+        row = int(np.flatnonzero(pc.is_null(values).to_numpy(zero_copy_only=False))[0])
+        raise InputError("source", name, f"a time in column {title!r} of every row; row {row + 1} has none")
+    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+        numbers = values.to_numpy(zero_copy_only=False)
+        largest = float(np.abs(numbers).max())
+        scale = next((scale for limit, scale in _EPOCH_UNITS if largest < limit), None)
+        micros = numbers.astype(np.int64) // 1000 if scale is None else (numbers * scale).astype(np.int64)
+        return pa.array(micros).cast(stamp)
+    if pa.types.is_date(values.type):
+        values = values.cast(pa.timestamp("us"))
+    if not pa.types.is_timestamp(values.type):
+        import pandas as pd
+
+        texts = pc.replace_substring_regex(pc.cast(values, pa.string()), r"(\d)[./](\d+)[./](\d)", r"\1-\2-\3")
+        try:
+            moments = pd.to_datetime(texts.to_pandas(), format="ISO8601")
+        except ValueError as exc:
+            raise InputError("source", name, f"times in column {title!r} ({exc})") from exc
+        values = pa.Array.from_pandas(moments)
+    if values.type.tz is None:
+        values = pc.assume_timezone(values.cast(pa.timestamp("us")), zone, ambiguous="earliest", nonexistent="latest")
+    return values.cast(stamp)
+
+
+def _once(table: pa.Table, name: str) -> pa.Table:
+    """Each open once: rows that are there twice and equal are one; rows that differ are refused."""
+    times = times_of(table)
+    doubled = np.flatnonzero(np.diff(times) == 0)
+    if not len(doubled):
+        return table
+    for column in CANDLE_COLUMNS:
+        values = table.column(column).to_numpy()
+        before, after = values[doubled], values[doubled + 1]
+        differs = ~((before == after) | (np.isnan(before) & np.isnan(after)))
+        if differs.any():
+            at = times[doubled[int(np.flatnonzero(differs)[0])]]
+            raise InputError("source", name, f"one row an open: {_shown(at)} is there twice with another {column}")
+    return table.take(pa.array(np.setdiff1d(np.arange(len(times)), doubled + 1)))
+
+
+# -- checking --------------------------------------------------------------------------------------------------------
+
+
+def _check_grid(table: pa.Table, timeframe: Timeframe, name: str) -> None:
+    """The rows are candles of this timeframe, each possible."""
+    times = times_of(table)
+    off = np.flatnonzero(timeframe.floor_array(times) != times)
+    if len(off):
+        why = f"opens on the grid of {timeframe}: {_shown(times[off[0]])} is none{_step(times)}"
+        for hours in (9, -9):
+            moved = times + hours * HOUR_US
+            if (timeframe.floor_array(moved) == moved).all():
+                why += f"; moved by {hours} hours they are: say in which zone they are written, such as tz='UTC'"
+        raise InputError("source", name, why)
+    if len(times) >= 4 and not timeframe.is_calendar and int(np.gcd.reduce(np.diff(times))) > timeframe.step_us:
+        raise InputError("source", name, f"candles of {timeframe}: its rows lie on a coarser grid{_step(times)}")
+    o, h, low, c, v = (table.column(n).to_numpy() for n in CANDLE_COLUMNS[:5])
+    wrong = (low > np.minimum(o, c)) | (h < np.maximum(o, c)) | (low <= 0) | (v < 0)
+    if wrong.any():
+        at = times[int(np.flatnonzero(wrong)[0])]
+        raise InputError("source", name, f"low ≤ open, close ≤ high, and volume ≥ 0: not so at {_shown(at)}")
+
+
+def _step(times: Any) -> str:
+    """What length the rows seem to have."""
+    step = int(np.gcd.reduce(np.diff(times))) if len(times) > 1 else 0
+    known = [timeframe.name for timeframe in TIMEFRAMES.values() if timeframe.step_us == step]
+    return f" (they are {known[0]} candles)" if known else ""
+
+
+def _compare(session: Session, market: str, timeframe: Timeframe, table: pa.Table, name: str) -> tuple[int, int]:
+    """Rows of a sample compared with the venue's, and how many differ. Raises `InputError` that names what differs."""
+    times = times_of(table)
+    compared = differing = 0
+    for span in _sample(times, timeframe):
+        mine = rows_inside(table, SpanSet([span]))
+        theirs = _venue_rows(session, market, timeframe, span)
+        both, left, right = np.intersect1d(times_of(mine), times_of(theirs), return_indices=True)
+        same = _equal(mine, left, theirs, right)
+        missing = mine.num_rows - len(both)
+        wrong = missing + int((~same).sum())
+        compared, differing = compared + mine.num_rows, differing + wrong
+        if wrong <= max(1, _MOST_DIFFERING * mine.num_rows):
+            is_last = span.end > times[-1]
+            if is_last and len(both) and both[-1] == times[-1] and not same[-1] and wrong == 1:
+                why = f"closed candles only: its last row, {_shown(times[-1])}, was forming when it was saved"
+                raise InputError("source", name, why)
+            continue
+        raise InputError("source", name, _diagnosis(session, market, timeframe, mine, theirs, span))
+    return compared, differing
+
+
+def _sample(times: Any, timeframe: Timeframe) -> list[Span]:
+    """Up to five intervals of some hundred slots, the newest rows among them."""
+    count = len(times)
+    starts = np.unique(np.linspace(0, max(0, count - _PAGE_ROWS), _SAMPLES).astype(np.int64))
+    spans = []
+    for at in starts.tolist():
+        last = min(count, at + _PAGE_ROWS) - 1
+        end = timeframe.next(int(times[last]))
+        spans.append(Span(max(int(times[at]), timeframe.next(end, -2 * _PAGE_ROWS)), end))
+    return spans
+
+
+def _venue_rows(session: Session, market: str, timeframe: Timeframe, span: Span) -> pa.Table:
+    """What the store holds of a span whole, else the venue's own."""
+    core = session.coordinator()
+    stored = core.store.read(market, timeframe, span)
+    if stored.covered.contains(span):
+        return stored.table
+    return core.direct.unstored(market, timeframe, span, Priority.NORMAL)
+
+
+def _equal(mine: pa.Table, left: Any, theirs: pa.Table, right: Any) -> Any:
+    same = np.ones(len(left), bool)
+    for column in ("high", "low", "close"):
+        same &= mine.column(column).to_numpy()[left] == theirs.column(column).to_numpy()[right]
+    volumes = mine.column("volume").to_numpy()[left], theirs.column("volume").to_numpy()[right]
+    return same & np.isclose(*volumes, rtol=1e-6, atol=1e-12)
+
+
+def _diagnosis(
+    session: Session, market: str, timeframe: Timeframe, mine: pa.Table, theirs: pa.Table, span: Span
+) -> str:
+    """What a sample that differs from the venue's rows seems to be."""
+    shift = _shift(session, market, timeframe, mine, span)
+    if shift is not None:
+        hours = f"{abs(shift) / HOUR_US:g} hours {'late' if shift < 0 else 'early'}"
+        return f"times of {market}: they are {hours}; say in which zone they are written, such as tz='UTC'"
+    both, left, right = np.intersect1d(times_of(mine), times_of(theirs), return_indices=True)
+    if len(both) >= 3:
+        ratio = mine.column("close").to_numpy()[left] / theirs.column("close").to_numpy()[right]
+        if np.ptp(ratio) <= 1e-3 * ratio.mean():
+            return f"prices in the unit of {market}: they are {ratio.mean():.6g} times the venue's"
+    if not len(both):
+        return f"candles that {market} had: the venue has none at {_shown(times_of(mine)[0])} and after it"
+    return f"candles of {market} {timeframe}: {len(both)} times agree and the prices do not; another market?"
+
+
+def _shift(session: Session, market: str, timeframe: Timeframe, mine: pa.Table, span: Span) -> int | None:
+    """By how much the source's clock is off, where a shift by Korea's nine hours makes its rows the venue's."""
+    closes, closed = mine.column("close").to_numpy(), session.coordinator().reader.closed_before(timeframe)
+    for shift in (-9 * HOUR_US, 9 * HOUR_US):  # Korean time read as UTC, and UTC read as Korean time
+        moved = Span(span.start + shift, min(span.end + shift, closed))
+        if moved.start >= moved.end:
+            continue
+        theirs = _venue_rows(session, market, timeframe, moved)
+        both, left, right = np.intersect1d(times_of(mine) + shift, times_of(theirs), return_indices=True)
+        if len(both) >= 3 and (closes[left] == theirs.column("close").to_numpy()[right]).mean() > 0.9:
+            return shift
+    return None
+
+
+# -- keeping ---------------------------------------------------------------------------------------------------------
+
+
+def _keep(session: Session, market: str, timeframe: Timeframe, table: pa.Table) -> int:
+    """Store the rows that are not held yet, a partition at a time; each proves its own slot."""
+    core, kept = session.coordinator(), 0
+    times = times_of(table)
+    whole = Span(int(times[0]), timeframe.next(int(times[-1])))
+    for period in periods_in(timeframe, whole):
+        part = Span(max(period.start, whole.start), min(period.end, whole.end))
+        new = SpanSet([part]) - core.store.coverage(market, timeframe, part)
+        rows = rows_inside(table, new)
+        if not rows.num_rows:
+            continue
+        slots = SpanSet((int(at), timeframe.next(int(at))) for at in times_of(rows))
+        core.store.put(market, timeframe, rows, slots, source="adopted", now_us=core.venue.now_us())
+        core.store.flush(market, timeframe)
+        kept += rows.num_rows
+    return kept
+
+
+def _shown(time_us: Any) -> str:
+    return f"{np.datetime64(int(time_us), 'us').astype('datetime64[s]')}Z"

@@ -1,0 +1,183 @@
+"""Files that people already have: read in every spelling, checked, kept; or refused as what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from backbone import Backbone, to_ohlc
+from backbone.api.calls.adopt import read_candles
+from backbone.candle_table import times_of
+from backbone.errors import InputError
+from backbone.simulator import SimulatorServer
+
+LIMIT = 500  # the quota is not what is tested here
+START, END = "2025-08-18T00:00Z", "2025-08-21T00:00Z"
+
+
+@pytest.fixture
+def mine(client: Backbone) -> pd.DataFrame:
+    """Three days of hours as somebody may have them: fetched past the store."""
+    client.markets()
+    return client.candles("KRW-BTC", "1h", START, END, priority="critical")
+
+
+def as_pyupbit(frame: pd.DataFrame, path: Path) -> Path:
+    frame.tz_localize(None).rename_axis(None).to_csv(path)
+    return path
+
+
+def as_kst_excel(frame: pd.DataFrame, path: Path) -> Path:
+    out = frame.tz_localize(None).reset_index()
+    out.columns = ["일시", "시가", "고가", "저가", "종가", "거래량", "거래대금"]
+    out["일시"] = out["일시"].dt.strftime("%Y.%m.%d %H:%M:%S")
+    for name in ("시가", "고가", "저가", "종가"):
+        out[name] = [f"{value:,.0f}" for value in out[name]]
+    out.to_csv(path, sep=";", index=False, encoding="utf-8-sig")
+    return path
+
+
+def as_venue_json_table(frame: pd.DataFrame, path: Path) -> Path:
+    out = frame.tz_convert("UTC").tz_localize(None).reset_index()
+    names = ["candle_date_time_utc", "opening_price", "high_price", "low_price", "trade_price"]
+    out.columns = [*names, "candle_acc_trade_volume", "candle_acc_trade_price"]
+    out.to_parquet(path)
+    return path
+
+
+def as_ccxt(frame: pd.DataFrame, path: Path) -> Path:
+    to_ohlc(frame, "ccxt").to_csv(path, header=False, index=False)
+    return path
+
+
+def as_freqtrade(frame: pd.DataFrame, path: Path) -> Path:
+    to_ohlc(frame, "freqtrade").to_feather(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "has_value"),
+    [
+        (as_pyupbit, "pyupbit.csv", True),
+        (as_kst_excel, "excel.CSV", True),
+        (as_venue_json_table, "venue.parquet", True),
+        (as_ccxt, "ccxt.csv", False),
+        (as_freqtrade, "BTC_KRW-1h.feather", False),
+    ],
+)
+def test_adopt_reads_the_spellings_that_people_have(
+    client: Backbone, mine: pd.DataFrame, tmp_path: Path, write: Any, name: str, has_value: bool
+) -> None:
+    """Each is read as the same candles, kept, and answered without a request."""
+    report = client.store.adopt(write(mine, tmp_path / name), "KRW-BTC", "1h")
+    assert (report.rows, report.kept, report.differing, report.has_value) == (72, 72, 0, has_value)
+    assert report.compared >= 72
+    held = client.candles("KRW-BTC", "1h", START, END, offline=True)
+    columns = list(held.columns) if has_value else ["open", "high", "low", "close", "volume"]
+    pd.testing.assert_frame_equal(held[columns], mine[columns], check_flags=False)
+    assert held["value"].isna().all() != has_value
+    assert client.store.verify().empty
+
+
+@pytest.mark.parametrize("frame", ["pandas", "polars", "arrow"])
+def test_adopt_takes_frames(client: Backbone, mine: pd.DataFrame, frame: str) -> None:
+    """A frame is as good as a file."""
+    source: Any = mine if frame == "pandas" else pl.from_pandas(mine.reset_index())
+    source = source.to_arrow() if frame == "arrow" else source
+    assert client.store.adopt(source, "KRW-BTC", "1h").kept == 72
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("s", 10**6), ("ms", 10**3), ("us", 1), ("ns", None)])
+def test_epochs_are_read_in_any_unit(mine: pd.DataFrame, unit: str, scale: int | None) -> None:
+    """Seconds to nanoseconds since 1970 mean the same."""
+    micros = mine.index.tz_convert("UTC").as_unit("us").asi8
+    numbers = micros * 1000 if scale is None else micros // scale
+    table, _ = read_candles(mine.reset_index(drop=True).assign(timestamp=numbers), "Asia/Seoul")
+    assert times_of(table).tolist() == micros.tolist()
+
+
+def test_adopt_proves_its_own_slots_only(client: Backbone, mine: pd.DataFrame, venue: SimulatorServer) -> None:
+    """A slot that the file lacks is asked of the venue; one that is held already stays as it is."""
+    client.store.adopt(mine.drop(mine.index[10:12]), "KRW-BTC", "1h")
+    states = client.coverage("KRW-BTC", "1h")
+    assert states["state"].tolist().count("unknown") == 1
+    whole = client.candles("KRW-BTC", "1h", START, END)
+    pd.testing.assert_frame_equal(whole, mine, check_flags=False)
+    assert whole.attrs["backbone"]["requests"] >= 1
+    assert client.store.adopt(mine, "KRW-BTC", "1h").kept == 0
+
+
+def shifted(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.set_axis(frame.index + pd.Timedelta("9h"))
+
+
+def forming(frame: pd.DataFrame) -> pd.DataFrame:
+    out = frame.copy()
+    out.iloc[-1, out.columns.get_indexer(["volume", "value"])] = [0.001, 1.0]
+    return out
+
+
+def impossible(frame: pd.DataFrame) -> pd.DataFrame:
+    out = frame.copy()
+    out.iloc[5, out.columns.get_loc("low")] = out["high"].iloc[5] + 1
+    return out
+
+
+def doubled(frame: pd.DataFrame) -> pd.DataFrame:
+    out = pd.concat([frame, frame.iloc[3:4] * 1.0])
+    out.iloc[-1, 0] += 1000
+    return out
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "match"),
+    [
+        (shifted, {}, "hours"),
+        (forming, {}, "forming"),
+        (impossible, {}, "low ≤ open"),
+        (doubled, {}, "twice"),
+        (lambda f: f, {"timeframe": "1m"}, "1h candles"),
+        (lambda f: f, {"timeframe": "4h"}, "1h candles"),
+        (lambda f: f, {"market": "KRW-ETH"}, "another market|times the venue"),
+        (lambda f: f.assign(**{c: f[c] / 10 for c in ("open", "high", "low", "close")}), {}, "0.1 times"),
+        (lambda f: f.rename(columns={"close": "last"}), {}, "columns for close"),
+        (lambda f: f.assign(volume="x"), {}, "volume"),
+        (lambda f: f.assign(high=[np.nan, *f["high"].iloc[1:]]), {}, "row 1"),
+        (lambda f: f.iloc[:0], {}, "at least one"),
+    ],
+)
+def test_adopt_refuses_what_is_not_what_it_says(
+    client: Backbone, mine: pd.DataFrame, change: Any, words: dict[str, str], match: str
+) -> None:
+    """Named as what it is, and nothing of it is kept."""
+    with pytest.raises(InputError, match=match):
+        client.store.adopt(change(mine), **{"market": "KRW-BTC", "timeframe": "1h"} | words)
+    assert client.store.size()["files"] == 0
+
+
+def test_adopt_of_days_in_another_zone_says_so(client: Backbone) -> None:
+    """Day candles at 09:00 that are read as UTC lie off the grid by nine hours."""
+    days = client.candles("KRW-BTC", "1d", "2025-08-01", "2025-08-20", priority="critical").tz_localize(None)
+    assert client.store.adopt(days, "KRW-BTC", "1d").kept == len(days)
+    with pytest.raises(InputError, match="moved by -9 hours"):
+        client.store.adopt(days, "KRW-BTC", "1d", tz="UTC")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "time,open\n1,2", "not a table", "time,open,high,low,close,volume\n2025-13-01,1,1,1,1,1"]
+)
+def test_adopt_of_a_file_that_cannot_be_read_says_why(client: Backbone, tmp_path: Path, text: str) -> None:
+    """An error that names the file or its column."""
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(InputError):
+        client.store.adopt(path, "KRW-BTC", "1h")
+    with pytest.raises(InputError, match="exists"):
+        client.store.adopt(tmp_path / "none.csv", "KRW-BTC", "1h")
+    with pytest.raises(InputError, match="ends with"):
+        client.store.adopt(tmp_path / "x.docx", "KRW-BTC", "1h")
