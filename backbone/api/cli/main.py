@@ -189,6 +189,9 @@ def _add_now(parts: Any) -> None:
 
 
 def _add_store(parts: Any) -> None:
+    parser = _add(parts, "update", commands.update, "bring all that is stored up to now; for cron")
+    parser.add_argument("markets", nargs="*", help="some of them, or a quote currency; default: all that is stored")
+    parser.add_argument("--timeframe", help="one timeframe; default: all")
     parser = _add(parts, "verify", commands.verify, "prove the store: a line a problem")
     parser.add_argument("market", nargs="?", help="one market; default: all")
     parser.add_argument("timeframe", nargs="?", help="one timeframe; default: all")

@@ -168,6 +168,31 @@ def test_coverage_of_several_names_the_market(at: list[str], capsys: pytest.Capt
     assert {"start", "end", "state", "rows"} <= set(json.loads(capsys.readouterr().out)[0])
 
 
+def test_update_brings_what_is_stored_up_to_now(
+    at: list[str], client: Backbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row a series; an empty store is said in words."""
+    assert cli.main(["update", *at]) == 0
+    assert capsys.readouterr().err == "nothing is stored yet\n"
+    cli.main(["backfill", "KRW-BTC", "KRW-ETH", "1h", *DAY, *at])
+    capsys.readouterr()
+    assert cli.main(["update", "--format", "csv", *at]) == 0
+    found = read_csv(capsys.readouterr().out)
+    assert list(found["market"]) == ["KRW-BTC", "KRW-ETH"]
+    assert set(found["state"]) == {"done"}
+    assert client.explain("KRW-BTC", "1h", "2025-08-20", "2025-08-22T17:00").pages == 0
+
+
+def test_fetch_of_a_quote_currency_to_a_pipe_has_every_market(
+    at: list[str], client: Backbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`fetch KRW 1d --out - --format csv` is one long table with the market first."""
+    assert cli.main(["fetch", "KRW", "1d", "--start", "2025-08-18", "--out", "-", "--format", "csv", *at]) == 0
+    found = read_csv(capsys.readouterr().out)
+    assert set(found["market"]) == set(client.markets("KRW").index)
+    assert {"time", "market", "close"} <= set(found)
+
+
 # -- now ---------------------------------------------------------------------------------------------------------
 
 
