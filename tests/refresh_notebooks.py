@@ -60,5 +60,5 @@ def joined(outputs: list[Any]) -> list[Any]:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or sorted(path.name for path in FOLDER.rglob("[0-9]*.ipynb")):
+    for name in sys.argv[1:] or sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("[0-9]*.ipynb")):
         refresh(FOLDER / name)

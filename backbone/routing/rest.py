@@ -141,7 +141,8 @@ class RestClient:
                     pool=4,
                     user_agent=self._user_agent,
                 )
-                self._critical._is_closed = self._is_closed
+                if self._is_closed:
+                    self._critical.close()
             return self._critical
 
     def warm(self) -> None:

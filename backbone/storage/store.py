@@ -64,6 +64,8 @@ class CandleStore:
     Constructing touches no disk. Every call that reads may find a damaged file: it is quarantined, reported once, and
     its span is unknown from then on. Every call that writes may raise `StoreError`; nothing that was durable is
     harmed.
+
+    One class because it is the only face of the storage layer: most methods forward to one part of it.
     """
 
     def __init__(
