@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from backbone.api.convert import resample_trading_day as resample_trading_day
     from backbone.api.convert import to_ohlc as to_ohlc
     from backbone.api.format import to_display as to_display
+    from backbone.api.rounding import round_price as round_price
     from backbone.model import DataType as DataType
     from backbone.model import Priority as Priority
 
@@ -42,6 +43,7 @@ _HOMES = {
     "export": "backbone.api.convert",
     "naive": "backbone.api.convert",
     "resample_trading_day": "backbone.api.convert",
+    "round_price": "backbone.api.rounding",
     "to_display": "backbone.api.format",
     "to_ohlc": "backbone.api.convert",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "export",
     "naive",
     "resample_trading_day",
+    "round_price",
     "to_display",
     "to_ohlc",
 ]

@@ -32,8 +32,16 @@ ALLOWED = {
 OPENS_THE_SIMULATOR = {"api/demo.py", "api/cli/main.py"}
 # Inside a layer, a room imports its own and those before it in this order.
 ORDER = {
-    "api": ["format convert", "arguments frames", "session", "notebook", "calls", "demo", "client", "cli"],
-    "coordinator": ["quota queue metrics", "permits", "scheduler", "markets", "candles", "live", "coordinator"],
+    "api": ["format convert rounding", "arguments frames", "session", "notebook", "calls", "demo", "client", "cli"],
+    "coordinator": [
+        "quota queue metrics",
+        "permits",
+        "scheduler",
+        "market_log markets",
+        "candles",
+        "live",
+        "coordinator",
+    ],
 }
 QUOTA_KNOWS = {"quota"} | LEAVES
 QUEUE_KNOWS = {"queue"} | LEAVES

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from html import escape
 from pathlib import Path
 from types import TracebackType
@@ -395,14 +396,55 @@ class Backbone:
 
         return trades(self._session, market, count, start=start, end=end, priority=priority, frames=frames)
 
-    def markets(self, quote: str | None = None, *, frames: str | None = None) -> Any:
-        """The venue's markets: index ``market``; ``korean_name english_name warning cautions``.
+    def markets(self, quote: str | None = None, *, at: TimeLike | None = None, frames: str | None = None) -> Any:
+        """The venue's markets: index ``market``; ``korean_name english_name warning cautions tick_size``.
 
-        `quote` keeps one quote currency (``"KRW"``). The list is kept for ten minutes.
+        Parameters
+        ----------
+        quote : keep one quote currency (``"KRW"``).
+        at : a day, by its end, or a time: the list as it was recorded then, without ``tick_size``. Makes no request.
+
+        The list is kept for ten minutes; price steps are asked for once.
+
+        Raises
+        ------
+        InputError for a quote currency without markets, a day in the future, a day before anything was recorded.
         """
         from backbone.api.calls.realtime import markets
 
-        return markets(self._session, quote, frames=frames)
+        return markets(self._session, quote, at=at, frames=frames)
+
+    def universe(
+        self,
+        quote: str = "KRW",
+        *,
+        at: TimeLike,
+        top: int = 30,
+        by: str = "value",
+        window: str | timedelta = "30d",
+        frames: str | None = None,
+    ) -> Any:
+        """The most traded markets of those listed at a time, by what was traded before it: nothing of later is used.
+
+        Parameters
+        ----------
+        at : the time; a date is its start in the client's zone.
+        top : how many.
+        by : ``"value"`` or ``"volume"``.
+        window : the whole days (UTC) before `at` that count, such as ``"30d"`` or ``"4w"``.
+
+        Returns
+        -------
+        Frame indexed by ``market``, best first: ``rank``, the sum, ``days`` with a candle. ``attrs["backbone"]`` has
+        how many were ``listed``, and in ``without_data`` those of which no candle can be had.
+
+        Raises
+        ------
+        InputError for a time in the future or before anything was recorded, and for what is none of these; SourceError.
+        """
+        from backbone.api.calls.listing import universe
+
+        return universe(self._session, quote, at, top, by, window, frames)
 
     # -- to look at ----------------------------------------------------------------------------------------------
 

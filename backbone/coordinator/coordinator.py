@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from backbone.coordinator.live.latest import LatestRows
 from backbone.coordinator.live.old_trades import OldTrades
 from backbone.coordinator.live.realtime import Realtime
 from backbone.coordinator.live.recent import candle_rows
+from backbone.coordinator.market_log import MarketLog
 from backbone.coordinator.markets import Markets
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.quota.ledger import MachineLimiter
@@ -74,7 +75,14 @@ class Coordinator:
         self._critical = self.rest.critical()
         self.limiter = _open_limiter(settings, clock)
         self.scheduler = Scheduler(self.limiter, self._send, clock=clock, metrics=self.metrics)
-        self.markets = Markets(self.request, clock, fresh_s=settings.markets_fresh_s, stored=self._stored_markets)
+        self.market_log = MarketLog(self.store.events, self.venue.now_us, self._in_background)
+        self.markets = Markets(
+            self.request,
+            clock,
+            fresh_s=settings.markets_fresh_s,
+            stored=self._stored_markets,
+            note=self.market_log.note,
+        )
         self.reader = CandleReader(self.store, self.venue, settings)
         self._archive_client, self.archive = self._open_archive()
         self.candles = CandleFetcher(self.scheduler, self.store, self.reader, self.venue, clock, settings, self.archive)
@@ -124,6 +132,15 @@ class Coordinator:
             return self.ranges.collect([market], TIMEFRAMES["1d"], Range(span.start, span.end, None), lane)[0]
 
         return OldTrades(lambda ask: self.request(ask, lane).value, days, self.settings.venue.sums_since_us)
+
+    def _in_background(self, job: Callable[[], None]) -> None:
+        with contextlib.suppress(ClosedError):  # `close` does what is left
+            self.scheduler.call_later(0.0, job)
+
+    def first_candle_us(self, market: str) -> int | None:
+        """When the oldest stored candle of a market opened, whatever its length."""
+        found = (self.store.oldest(each, timeframe) for each, timeframe in self.store.series() if each == market)
+        return min((first for first in found if first is not None), default=None)
 
     def _stored_markets(self) -> set[str]:
         return {market for market, _ in self.store.series()}
@@ -227,6 +244,7 @@ class Coordinator:
         self.candles.close()
         self.scheduler.close()
         try:
+            self.market_log.flush()
             self.store.close()
         finally:
             self._critical.close()

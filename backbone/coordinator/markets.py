@@ -28,6 +28,7 @@ class Markets:
     request : sends one request and waits for its reply.
     fresh_s : how long a list is used before it is asked again.
     stored : the markets of which something is stored.
+    note : takes each list that came.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class Markets:
         *,
         fresh_s: float,
         stored: Callable[[], Iterable[str]],
+        note: Callable[[tuple[MarketInfo, ...]], None] | None = None,
     ) -> None:
         self._request = request
         self._clock = clock
         self._fresh_s = fresh_s
         self._stored = stored
+        self._note = note
         self._lock = threading.Lock()  # guards the list and its time
         self._list: tuple[MarketInfo, ...] | None = None
         self._at_s = 0.0
@@ -56,6 +59,8 @@ class Markets:
         listed: tuple[MarketInfo, ...] = self._request(markets_ask(), priority).value
         with self._lock:
             self._list, self._at_s = listed, self._clock.monotonic()
+        if self._note is not None:
+            self._note(listed)
         return listed
 
     def codes(self, quote: str, priority: Priority = Priority.HIGH) -> tuple[str, ...]:

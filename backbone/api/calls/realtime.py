@@ -21,6 +21,8 @@ from backbone.api.arguments import (
     parse_quote,
 )
 from backbone.api.calls.candles import facts
+from backbone.api.calls.listing import markets_at, of_quote, tick_sizes
+from backbone.api.rounding import learn_ticks
 from backbone.coordinator.coordinator import Coordinator
 from backbone.coordinator.live.old_trades import OldTradesAnswer
 from backbone.coordinator.live.realtime import Answer, missing_error
@@ -207,30 +209,30 @@ def _kept(has_archive: bool) -> str:
     )
 
 
-def markets(session: Session, quote: object = None, *, frames: str | None = None) -> Any:
+def markets(
+    session: Session, quote: str | None = None, *, at: TimeLike | None = None, frames: str | None = None
+) -> Any:
     """See `Backbone.markets`."""
     wanted_frames = session.frames(frames)
+    if at is not None:
+        return markets_at(session, quote, at, wanted_frames)
     core = session.coordinator()
     began = core.clock.monotonic()
     held = core.markets.known
     listed = core.markets.listed()
     known = listed is held
-    if quote is not None:
-        if not isinstance(quote, str):
-            raise InputError("quote", quote, "a quote currency such as KRW")
-        wanted = quote.strip().upper().removesuffix("-*")
-        quotes = sorted({info.market.partition("-")[0] for info in listed})
-        if wanted not in quotes:
-            raise InputError("quote", quote, "one of " + ", ".join(quotes))
-        listed = tuple(info for info in listed if info.market.startswith(wanted + "-"))
-    table = shaping.markets_table(listed)
+    listed = of_quote(listed, quote)
+    codes = [info.market for info in listed]
+    ticks, more = tick_sizes(core, codes)
+    learn_ticks(dict(zip(codes, ticks, strict=True)))
+    table = shaping.markets_table(listed).append_column("tick_size", pa.array(ticks, pa.float64()))
     attrs = facts(
         sources={"memory" if known else "rest": len(listed)},
         elapsed_ms=(core.clock.monotonic() - began) * 1000,
         rows=len(listed),
         priority=Priority.HIGH,
-        requests=0 if known else 1,
-        pages=0 if known else 1,
+        requests=(0 if known else 1) + more,
+        pages=(0 if known else 1) + more,
     )
     return shaping.deliver(table, wanted_frames, index="market", zone=session.tz, attrs=attrs)
 

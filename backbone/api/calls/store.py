@@ -14,6 +14,7 @@ import pyarrow as pa
 from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, parse_market, parse_markets
 from backbone.api.calls.candles import told
+from backbone.api.calls.listing import adopt_lists
 from backbone.candle_table import compare, rows_inside, times_of
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import InputError
@@ -22,7 +23,6 @@ from backbone.storage.audit import Problem
 from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
-    from backbone.api.calls.adopt import Adopted
     from backbone.api.calls.update import UpdateJob
     from backbone.api.session import Session
     from backbone.storage.copy import Copied
@@ -158,7 +158,8 @@ class StoreView:
     def events(self, market: str | None = None, *, frames: str | None = None) -> Any:
         """What happened to the markets, oldest first: ``at market kind detail how``; makes no request.
 
-        ``kind`` is listed, delisted, renamed, warned, cautioned, redenominated, restated, adopted, quarantined …;
+        ``kind`` is listed, delisted, named, renamed, warned, cautioned, state (of the live ticker, with the day of a
+        coming delisting), redenominated, restated, adopted, quarantined …;
         ``detail`` is JSON; ``how`` says how it is known.
 
         Examples
@@ -168,7 +169,7 @@ class StoreView:
         """
         session = self._session
         name = None if market is None else parse_market(market, session.home)
-        found = session.coordinator().store.events.read(name)
+        found = session.coordinator().market_log.events(name)
         columns = {
             "at": pa.array([event.at_us for event in found], pa.int64()).cast(_STAMP),
             "market": pa.array([event.market for event in found], pa.string()),
@@ -367,12 +368,24 @@ class StoreView:
 
         return update(self._session, markets, timeframe, priority=priority, frames=frames)
 
-    def adopt(self, source: Any, market: str, timeframe: str, *, tz: str | None = None) -> Adopted:
+    def adopt(
+        self,
+        source: Any,
+        market: str | None = None,
+        timeframe: str | None = None,
+        *,
+        tz: str | None = None,
+        at: TimeLike | None = None,
+    ) -> Any:
         """Take in candles that somebody already has: a file or a frame, checked before anything of it is kept.
 
         The spellings of pyupbit, freqtrade, ccxt, Excel and of this package are known. A sample of the rows is compared
         with the venue, or with stored rows. Kept rows prove their own slots only: the slots between them stay unknown.
         Rows of slots that the store covers are left as they are.
+
+        Without market and timeframe the source is a market list that somebody kept, a JSON body of ``market/all`` or a
+        folder of them; its day is in the file's name (``market_all_2021-04-17.json``), or is `at`. The answer is then
+        ``lists markets events from to``: what was read, and how many changes it told.
 
         Parameters
         ----------
@@ -399,6 +412,10 @@ class StoreView:
         """
         from backbone.api.calls.adopt import adopt
 
+        if market is None and timeframe is None:
+            return adopt_lists(self._session, source, at)
+        if market is None or timeframe is None:
+            raise InputError("timeframe" if timeframe is None else "market", None, "both, for candles")
         return adopt(self._session, source, market, timeframe, tz=tz)
 
     def copy_to(self, target: str | os.PathLike[str]) -> Copied:

@@ -423,9 +423,11 @@ def test_markets_are_the_venues_list(client: Backbone, venue: SimulatorServer) -
     raised = [",".join(n for n, on in row["market_event"]["caution"].items() if on) for row in truth]
     assert frame["cautions"].tolist() == raised
     assert any(raised)
-    assert facts(frame)["requests"] == 1
+    instruments = venue.exchange.instruments(list(frame.index), venue.clock.now_us())
+    assert frame["tick_size"].tolist() == [float(row["tick_size"]) for row in instruments]
+    assert facts(frame)["requests"] == 2
     assert facts(client.markets())["requests"] == 0
-    assert venue.counts() == {"market": {200: 1}}
+    assert venue.counts() == {"market": {200: 1}, "orderbook": {200: 1}}
 
 
 @pytest.mark.parametrize("quote", ["KRW", "krw", "KRW-*"])

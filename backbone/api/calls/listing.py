@@ -1,0 +1,223 @@
+"""Who was listed on a day, the most traded of them, what happened to markets, and lists that somebody kept."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from backbone.api import frames as shaping
+from backbone.api.arguments import TimeLike
+from backbone.api.calls.candles import facts
+from backbone.coordinator.market_log import Recorded
+from backbone.errors import InputError, PayloadError, SourceError
+from backbone.model import MarketInfo, Priority, Span
+from backbone.routing.wire import markets_ask
+from backbone.timeframe import DAY_US, TIMEFRAMES
+
+if TYPE_CHECKING:
+    from backbone.api.session import Session
+    from backbone.coordinator.coordinator import Coordinator
+
+__all__ = ["adopt_lists", "listed_at", "markets_at", "of_quote", "tick_sizes", "universe"]
+
+_log = logging.getLogger("backbone.fetch")
+_DAY = TIMEFRAMES["1d"]
+_DATE = re.compile(r"(\d{4})-(\d{2})(?:-(\d{2}))?")
+_WINDOW = re.compile(r"(\d+) ?([dw])")
+_RANKS = ("value", "volume")
+
+
+def listed_at(session: Session, at: TimeLike, *, whole_day: bool) -> tuple[int, Recorded]:
+    """The time meant and the list as of it; a date without a time is its end with `whole_day`, else its start."""
+    at_us = session.time("at", at)
+    now_us = session.now_us()
+    if at_us > now_us:
+        raise InputError("at", at, "a day that is not in the future")
+    is_day = (isinstance(at, dt.date) and not isinstance(at, dt.datetime)) or (
+        isinstance(at, str) and re.fullmatch(r"\d{4}[-./]\d{2}[-./]\d{2}", at.strip()) is not None
+    )
+    if whole_day and is_day:
+        at_us = min(now_us, at_us + DAY_US - 1)
+    core = session.coordinator()
+    return at_us, core.market_log.at(at_us, core.first_candle_us)
+
+
+def markets_at(session: Session, quote: str | None, at: TimeLike, frames: str) -> Any:
+    """See `Backbone.markets`, of a day."""
+    core = session.coordinator()
+    began = core.clock.monotonic()
+    at_us, recorded = listed_at(session, at, whole_day=True)
+    listed = of_quote(recorded.markets, quote)
+    attrs = facts(
+        sources={"store": len(listed)},
+        elapsed_ms=(core.clock.monotonic() - began) * 1000,
+        rows=len(listed),
+        priority=Priority.HIGH,
+        requests=0,
+        pages=0,
+    )
+    attrs["at"], attrs["recorded_since"] = _iso(at_us), _iso(recorded.since_us)
+    return shaping.deliver(shaping.markets_table(listed), frames, index="market", zone=session.tz, attrs=attrs)
+
+
+def of_quote(listed: Sequence[MarketInfo], quote: object) -> tuple[MarketInfo, ...]:
+    """The markets of one quote currency, or all."""
+    if quote is None:
+        return tuple(listed)
+    if not isinstance(quote, str):
+        raise InputError("quote", quote, "a quote currency such as KRW")
+    wanted = quote.strip().upper().removesuffix("-*")
+    quotes = sorted({info.market.partition("-")[0] for info in listed})
+    if wanted not in quotes:
+        raise InputError("quote", quote, "one of " + ", ".join(quotes))
+    return tuple(info for info in listed if info.market.startswith(wanted + "-"))
+
+
+def tick_sizes(core: Coordinator, markets: Sequence[str]) -> tuple[list[float], int]:
+    """The price step of each market, and how many requests that took: one where any is unknown. NaN where the venue
+    does not say."""
+    unknown = [market for market in markets if core.realtime.known_tick(market) is None]
+    requests = 0
+    if unknown:
+        requests = 1
+        try:
+            core.realtime.instruments(unknown, Priority.HIGH)
+        except SourceError as exc:
+            _log.info("ticks.unknown why=%s", exc)
+    ticks = [core.realtime.known_tick(market) for market in markets]
+    return [float("nan") if tick is None else tick for tick in ticks], requests
+
+
+def universe(
+    session: Session, quote: str, at: TimeLike, top: int, by: str, window: str | dt.timedelta, frames: str | None
+) -> Any:
+    """See `Backbone.universe`."""
+    if by not in _RANKS:
+        raise InputError("by", by, " or ".join(_RANKS))
+    if not isinstance(top, int) or isinstance(top, bool) or top < 1:
+        raise InputError("top", top, "a whole number from 1")
+    length_us = _window_us(window)
+    wanted = session.frames(frames)
+    core = session.coordinator()
+    began = core.clock.monotonic()
+    at_us, recorded = listed_at(session, at, whole_day=False)
+    codes = [info.market for info in of_quote(recorded.markets, quote)]
+    end = _DAY.floor(at_us)
+    span = Span(end - length_us, end)
+    today = core.markets.all_codes()
+    asked = [code for code in codes if code in today]
+    answers = _daily(session, asked, span)
+    sums: dict[str, tuple[float, int]] = {}
+    for code in codes:
+        table = answers.get(code)
+        if table is None:
+            table = core.store.read(code, _DAY, span).table
+        if table.num_rows:
+            sums[code] = (float(pc.sum(table.column(by)).as_py()), table.num_rows)
+    ranked = sorted(sums, key=lambda code: (-sums[code][0], code))[:top]
+    table = pa.table(
+        {
+            "market": pa.array(ranked, pa.string()),
+            "rank": pa.array(np.arange(1, len(ranked) + 1), pa.int64()),
+            by: pa.array([sums[code][0] for code in ranked], pa.float64()),
+            "days": pa.array([sums[code][1] for code in ranked], pa.int64()),
+        }
+    )
+    attrs = facts(
+        sources={"mixed": len(ranked)},
+        elapsed_ms=(core.clock.monotonic() - began) * 1000,
+        rows=len(ranked),
+        priority=Priority.NORMAL,
+        requests=0,
+        pages=0,
+    )
+    attrs["at"], attrs["listed"] = _iso(at_us), len(codes)
+    attrs["without_data"] = sorted(set(codes) - sums.keys())
+    return shaping.deliver(table, wanted, index="market", zone=session.tz, attrs=attrs)
+
+
+def _daily(session: Session, codes: Sequence[str], span: Span) -> dict[str, pa.Table]:
+    """Daily candles of markets that are listed today, stored ones from the store."""
+    if not codes:
+        return {}
+    from backbone.api.calls.candles import candles
+
+    frame = candles(session, list(codes), "1d", _when(span.start), _when(span.end), frames="arrow", progress=False)
+    return (
+        {code: frame.filter(pc.equal(frame.column("market"), code)) for code in codes}
+        if ("market" in frame.column_names)
+        else {codes[0]: frame}
+    )
+
+
+def _when(time_us: int) -> dt.datetime:
+    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=time_us)
+
+
+def _window_us(window: str | dt.timedelta) -> int:
+    if isinstance(window, dt.timedelta):
+        length_us = window // dt.timedelta(days=1) * DAY_US
+    else:
+        match = _WINDOW.fullmatch(str(window).strip().lower())
+        length_us = 0 if match is None else int(match.group(1)) * (7 if match.group(2) == "w" else 1) * DAY_US
+    if length_us <= 0:
+        raise InputError("window", window, 'the days before `at`, such as "30d" or "4w"')
+    return length_us
+
+
+def adopt_lists(session: Session, source: object, at: TimeLike | None) -> dict[str, Any]:
+    """Take in bodies of ``market/all`` that somebody kept: a JSON file, or a folder of them.
+
+    A file's day is in its name (``market_all_2021-04-17.json``; of a month, its first day), or `at`.
+    """
+    if not isinstance(source, str | os.PathLike):
+        raise InputError("source", type(source).__name__, "market and timeframe, for candles")
+    path = Path(source)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise InputError("source", str(source), "a JSON file of the venue's market/all, or a folder of such files")
+    if at is not None and len(files) > 1:
+        raise InputError("at", at, "nothing for several files: their days are in their names")
+    lists = [(_file_time(session, file, at), file.name, _read_list(file)) for file in files]
+    told = session.coordinator().market_log.take(lists)
+    return {
+        "lists": len(lists),
+        "markets": sorted({info.market for _, _, listed in lists for info in listed}),
+        "events": told,
+        "from": _iso(min(time for time, _, _ in lists)),
+        "to": _iso(max(time for time, _, _ in lists)),
+    }
+
+
+def _file_time(session: Session, file: Path, at: TimeLike | None) -> int:
+    if at is not None:
+        time_us = session.time("at", at)
+    else:
+        match = _DATE.search(file.name)
+        if match is None:
+            raise InputError("source", file.name, "a name with the day, such as market_all_2021-04-17.json, or `at`")
+        time_us = session.time("at", f"{match.group(1)}-{match.group(2)}-{match.group(3) or '01'}")
+    if time_us > session.now_us():
+        raise InputError("at", file.name, "a day that is not in the future")
+    return time_us
+
+
+def _read_list(file: Path) -> tuple[MarketInfo, ...]:
+    try:
+        listed: tuple[MarketInfo, ...] = markets_ask().parse(file.read_bytes())
+    except PayloadError as exc:
+        raise InputError("source", file.name, f"the venue's market/all ({exc})") from exc
+    return listed
+
+
+def _iso(time_us: int) -> str:
+    return _when(time_us).isoformat()

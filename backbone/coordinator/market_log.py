@@ -1,0 +1,265 @@
+"""The market list that remembers: who was listed when, under which names, with which warnings, from a log of changes.
+
+Each list that the venue sends is compared in memory with the one before; what differs is written in the background, as
+events of the store's log. A list of the past that somebody kept is put in at its time, without changing what was
+recorded later. The state at any time is the newest event of each kind before it.
+
+`_lock` guards the newest list, what waits to be written, and the index; files are read and written outside it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from backbone.errors import InputError
+from backbone.locks import renew_after_fork
+from backbone.model import MarketInfo
+from backbone.storage.events import Event
+
+__all__ = ["EventLog", "MarketLog", "Recorded"]
+
+_LISTS = ""  # the market of the event that says that a whole list was recorded
+_LISTED, _DELISTED, _NAMED, _WARNED, _CAUTIONED, _STATE = "listed", "delisted", "named", "warned", "cautioned", "state"
+_FIELD = {_LISTED: "listing", _DELISTED: "listing", _NAMED: "names", _WARNED: "warning", _CAUTIONED: "cautions"}
+
+
+class EventLog(Protocol):
+    """What the log of a store offers."""
+
+    def add_all(self, events: list[Event]) -> int: ...
+    def read(self, market: str | None = None) -> list[Event]: ...
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The list as of a time: its markets, and when the first list of all was recorded."""
+
+    markets: tuple[MarketInfo, ...]
+    since_us: int
+
+
+State = dict[str, MarketInfo]
+
+
+class MarketLog:
+    """What is known of the market list at any time. Thread-safe; opens nothing before it is used.
+
+    Parameters
+    ----------
+    now_us : the venue's time.
+    later : runs a job in the background.
+    """
+
+    def __init__(self, log: EventLog, now_us: Callable[[], int], later: Callable[[Callable[[], None]], None]) -> None:
+        self._log = log
+        self._now_us = now_us
+        self._later = later
+        self._index = _Index([])
+        self._index_of: tuple[int, Event | None] = (0, None)
+        self._renew()
+        renew_after_fork(self, MarketLog._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: tuple[MarketInfo, ...] | None = None
+        self._waiting: list[tuple[int, tuple[MarketInfo, ...]]] = []
+        self._states: dict[str, tuple[str, str | None]] = {}
+        self._state_events: list[Event] = []
+
+    # -- what is new ---------------------------------------------------------------------------------------------
+
+    def note(self, listed: tuple[MarketInfo, ...]) -> None:
+        """A list came from the venue. A comparison in memory; what is new is written in the background."""
+        with self._lock:
+            if listed == self._seen:
+                return
+            self._seen = listed
+            self._waiting.append((self._now_us(), listed))
+        self._later(self.flush)
+
+    def note_state(self, market: str, state: str, delisting: str | None) -> None:
+        """A live ticker came with the state of its market, and the day of its delisting if one is announced."""
+        said = (state, delisting)
+        with self._lock:
+            if self._states.get(market) == said:
+                return
+            is_plain = market not in self._states and said == ("ACTIVE", None)
+            self._states[market] = said
+            if is_plain:
+                return
+            detail = {"market_state": state, "delisting_date": delisting}
+            self._state_events.append(Event(self._now_us(), market, _STATE, detail, "live ticker"))
+        self._later(self.flush)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+            events, self._state_events = self._state_events, []
+        for at_us, listed in waiting:
+            index = self._read()
+            changes = _changes(index.state(at_us), listed, at_us, "market list", {})
+            if changes or not index.lists:
+                events.append(_list_event(at_us, len(listed), "market list", {}))
+                self._log.add_all(events + changes)
+                events = []
+        known = {(e.market, str(e.detail)) for e in self._log.read() if e.kind == _STATE} if events else set()
+        new = [event for event in events if (event.market, str(event.detail)) not in known]
+        if new:
+            self._log.add_all(new)
+
+    def take(self, lists: Iterable[tuple[int, str, Sequence[MarketInfo]]]) -> int:
+        """Put in lists of the past, each with its time and where it is from. Returns how many changes they told.
+
+        What was recorded of later times stays as it is: a market that a later list lacks is delisted by then.
+        """
+        self.flush()
+        told = 0
+        for at_us, source, listed in sorted(lists, key=lambda one: one[0]):
+            index = self._read()
+            origin = {"list": source}
+            changes = _changes(index.state(at_us), listed, at_us, "adopted list", origin)
+            if not changes and at_us in index.lists:
+                continue
+            following = next((time for time in index.lists if time > at_us), None)
+            marker = _list_event(at_us, len(listed), "adopted list", origin)
+            repairs: list[Event] = []
+            if following is not None:
+                after = _Index([*index.events, *changes]).state(following)
+                kept = tuple(index.state(following).values())
+                repairs = _changes(after, kept, following, "a later list", {"after": source})
+            self._log.add_all([marker, *changes, *repairs])
+            told += len(changes)
+        return told
+
+    # -- what is known -------------------------------------------------------------------------------------------
+
+    def at(self, time_us: int, first_candle_us: Callable[[str], int | None] | None = None) -> Recorded:
+        """The list as of a time. Raises `InputError` for a time before anything was recorded.
+
+        `first_candle_us` is asked of markets that were first seen later: one that traded before was listed then.
+        """
+        self.flush()
+        index = self._read()
+        if not index.lists:
+            raise InputError("at", time_us, "nothing is recorded yet: the first list is, once `markets()` was called")
+        since = index.lists[0]
+        if time_us < since:
+            raise InputError("at", _day(time_us), f"a day from {_day(since)} on: nothing was recorded before")
+        found = index.state(time_us)
+        if first_candle_us is not None:
+            for market, info in index.first_seen_after(time_us).items():
+                first = first_candle_us(market)
+                if first is not None and first <= time_us:
+                    found[market] = info
+        return Recorded(tuple(found.values()), since)
+
+    def events(self, market: str | None = None) -> list[Event]:
+        """All that happened to markets (to one), oldest first."""
+        self.flush()
+        events = [event for event in self._log.read(market) if event.market != _LISTS]
+        return sorted(events, key=lambda event: event.at_us)
+
+    def _read(self) -> _Index:
+        events = self._log.read()
+        mark = (len(events), events[-1] if events else None)
+        with self._lock:
+            if mark == self._index_of:
+                return self._index
+        index = _Index(events)
+        with self._lock:
+            self._index, self._index_of = index, mark
+        return index
+
+
+class _Index:
+    """The log by market and kind of condition, so that the state at a time is a search in each."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.events = sorted(events, key=lambda event: event.at_us)
+        self.lists = sorted({event.at_us for event in events if event.market == _LISTS and event.kind == "list"})
+        self._by_market: dict[str, dict[str, tuple[list[int], list[Event]]]] = {}
+        for event in self.events:
+            field = _FIELD.get(event.kind)
+            if field is not None and event.market != _LISTS:
+                times, kept = self._by_market.setdefault(event.market, {}).setdefault(field, ([], []))
+                times.append(event.at_us)
+                kept.append(event)
+
+    def state(self, time_us: int) -> State:
+        """The listed markets at a time, with what was said of them."""
+        found: State = {}
+        for market, fields in self._by_market.items():
+            listing = _newest(fields, "listing", time_us)
+            if listing is not None and listing.kind == _LISTED:
+                found[market] = self._info(market, fields, listing, time_us)
+        return found
+
+    def _info(self, market: str, fields: Any, listing: Event, time_us: int) -> MarketInfo:
+        names = _newest(fields, "names", time_us)
+        said = listing if names is None or names.at_us < listing.at_us else names
+        warning, cautions = _newest(fields, "warning", time_us), _newest(fields, "cautions", time_us)
+        return MarketInfo(
+            market,
+            said.detail.get("korean_name", ""),
+            said.detail.get("english_name", ""),
+            bool(warning is not None and warning.detail["warning"]),
+            tuple(cautions.detail["cautions"]) if cautions is not None else (),
+        )
+
+    def first_seen_after(self, time_us: int) -> State:
+        """The markets whose first listing was recorded after a time."""
+        later: State = {}
+        for market, fields in self._by_market.items():
+            times, events = fields.get("listing", ([], []))
+            if times and times[0] > time_us and events[0].kind == _LISTED:
+                later[market] = self._info(market, fields, events[0], times[0])
+        return later
+
+
+def _newest(fields: dict[str, tuple[list[int], list[Event]]], field: str, time_us: int) -> Event | None:
+    if field not in fields:
+        return None
+    times, events = fields[field]
+    at = bisect_right(times, time_us)
+    return events[at - 1] if at else None
+
+
+def _changes(before: State, listed: Sequence[MarketInfo], at_us: int, how: str, origin: dict[str, Any]) -> list[Event]:
+    """What a list says that the state before did not."""
+    events: list[Event] = []
+
+    def say(market: str, kind: str, **detail: Any) -> None:
+        events.append(Event(at_us, market, kind, {**detail, **origin}, how))
+
+    for info in listed:
+        known = before.get(info.market)
+        names = {"korean_name": info.korean_name, "english_name": info.english_name}
+        if known is None:
+            say(info.market, _LISTED, **names)
+        elif (known.korean_name, known.english_name) != (info.korean_name, info.english_name):
+            say(info.market, _NAMED, **names)
+        if info.warning != (known is not None and known.warning):
+            say(info.market, _WARNED, warning=info.warning)
+        if set(info.cautions) != set(known.cautions if known is not None else ()):
+            say(info.market, _CAUTIONED, cautions=list(info.cautions))
+    for market in before.keys() - {info.market for info in listed}:
+        if before[market].warning:
+            say(market, _WARNED, warning=False)
+        if before[market].cautions:
+            say(market, _CAUTIONED, cautions=[])
+        say(market, _DELISTED)
+    return events
+
+
+def _list_event(at_us: int, count: int, how: str, origin: dict[str, Any]) -> Event:
+    return Event(at_us, _LISTS, "list", {"markets": count, **origin}, how)
+
+
+def _day(time_us: int) -> str:
+    return f"{dt.datetime.fromtimestamp(time_us / 1e6, dt.UTC):%Y-%m-%d}"

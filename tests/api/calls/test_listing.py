@@ -1,0 +1,158 @@
+"""Who was listed when, and the universe of a day, against an exchange whose list changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from backbone import Backbone
+from backbone.errors import InputError
+from backbone.simulator import SimulatorServer
+
+LIMIT = 1000
+CODES = ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL"]
+
+
+@pytest.fixture
+def world(tmp_path: Path, shared_venue: SimulatorServer) -> Iterator[tuple[SimulatorServer, Backbone]]:
+    """An exchange of four markets that a test changes, and a client of it."""
+    with (
+        SimulatorServer(seed=7, now="2025-06-01T00:00:30Z", frozen=True, limit=LIMIT, markets=CODES) as server,
+        Backbone(data_dir=tmp_path / "data", rest_url=server.rest_url, ws_url=server.ws_url) as client,
+    ):
+        yield server, client
+
+
+def anew(client: Backbone) -> None:
+    """Ask for the list, however young the known one is."""
+    client.session.coordinator().markets.listed(fresh=True)
+
+
+def test_markets_at_is_the_list_as_it_was(world: tuple[SimulatorServer, Backbone]) -> None:
+    """A listing, a delisting, a warning; the day's end counts; nothing is asked; other clients know it too."""
+    server, client = world
+    client.markets()
+    server.clock.set("2025-07-01T00:00:30Z")
+    server.faults.add("list", market="KRW-DOGE")
+    server.faults.add("delist", market="KRW-SOL")
+    server.faults.add("describe", market="KRW-XRP", warning=True, cautions=("TRADING_VOLUME_SOARING",))
+    anew(client)
+    server.clock.set("2025-08-01T00:00:30Z")
+    anew(client)
+    server.reset_log()
+    assert set(client.markets(at="2025-06-15").index) == set(CODES)
+    later = client.markets("KRW", at="2025-07-01")
+    assert set(later.index) == {"KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-DOGE"}
+    assert later.loc["KRW-XRP", "warning"]
+    assert later.loc["KRW-XRP", "cautions"] == "TRADING_VOLUME_SOARING"
+    assert server.requests == []
+    events = client.store.events()
+    assert set(events[events["market"] == "KRW-SOL"]["kind"]) == {"listed", "delisted"}
+    assert list(client.store.events("KRW-XRP")["kind"]) == ["listed", "warned", "cautioned"]
+    with Backbone(data_dir=client.data_dir, rest_url=server.rest_url, ws_url=server.ws_url) as other:
+        pd.testing.assert_frame_equal(other.markets(at="2025-06-15"), client.markets(at="2025-06-15"))
+
+
+def test_markets_at_says_since_when_and_refuses_the_future(world: tuple[SimulatorServer, Backbone]) -> None:
+    """Bad input names what is allowed."""
+    _, client = world
+    client.markets()
+    with pytest.raises(InputError, match="2025-06-01"):
+        client.markets(at="2024-01-01")
+    with pytest.raises(InputError, match="future"):
+        client.markets(at="2026-01-01")
+    with pytest.raises(InputError, match="quote"):
+        client.markets("EUR", at="2025-06-01")
+
+
+def test_lists_that_somebody_kept_make_their_days_answerable(
+    world: tuple[SimulatorServer, Backbone], tmp_path: Path, recordings: Path
+) -> None:
+    """The list of April 2021, a folder, and what is no list."""
+    _, client = world
+    client.markets()
+    kept = recordings / "raw" / "rest" / "market_all_2021-04-17.json"
+    report = client.store.adopt(kept)
+    assert report["lists"] == 1
+    codes = {row["market"] for row in json.loads(kept.read_bytes())}
+    assert set(client.markets(at="2021-04-17").index) == set(client.markets(at="2023-01-01").index) == codes
+    assert set(client.markets(at="2025-06-01").index) == set(CODES)
+    assert client.store.adopt(kept)["events"] == 0
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    for day, rows in (("2022-01-01", CODES[:1]), ("2022-02-01", CODES[:2])):
+        body = [{"market": code, "korean_name": code, "english_name": code} for code in rows]
+        (folder / f"market_all_{day}.json").write_text(json.dumps(body))
+    assert client.store.adopt(folder)["lists"] == 2
+    assert list(client.markets(at="2022-01-15").index) == CODES[:1]
+    wrong = {
+        "x.json": "[]",
+        "2020-01-01.json": "{}",
+        "2020-01-02.json": "[]",
+        "2099-01-01.json": kept.read_text("utf-8"),
+    }
+    for name, text in wrong.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError):
+            client.store.adopt(tmp_path / name)
+    with pytest.raises(InputError):
+        client.store.adopt(tmp_path / "none")
+
+
+def test_market_list_has_the_price_steps_asked_for_once(world: tuple[SimulatorServer, Backbone]) -> None:
+    """One request more the first time; as the instruments say."""
+    server, client = world
+    frame = client.markets()
+    assert frame["tick_size"].to_dict() == {"KRW-BTC": 1000.0, "KRW-ETH": 1000.0, "KRW-XRP": 1.0, "KRW-SOL": 100.0}
+    asked = len(server.requests)
+    client.markets("KRW")
+    assert len(server.requests) == asked
+
+
+def test_universe_ranks_who_was_listed_by_what_was_traded_before(world: tuple[SimulatorServer, Backbone]) -> None:
+    """A later listing is not in it; one that is gone is, by what is stored, or is named as without data."""
+    server, client = world
+    client.markets()
+    client.candles("KRW-SOL", "1d", "2025-05-01", "2025-06-01")
+    server.clock.set("2025-07-20T00:00:30Z")
+    server.faults.add("list", market="KRW-DOGE", at="2025-07-02T00:00:00Z")
+    server.faults.add("delist", market="KRW-SOL")
+    server.faults.add("delist", market="KRW-XRP")
+    anew(client)
+    server.clock.advance(300)
+    anew(client)
+    early = client.universe("KRW", at="2025-06-01T09:02", window="30d")
+    truth = {
+        code: server.exchange.candle_table(code, "1d", 1_746_144_000_000_000, 1_748_736_000_000_000)["value"]
+        for code in ("KRW-BTC", "KRW-ETH")
+    }
+    sums = {code: sum(values.to_pylist()) for code, values in truth.items()}
+    assert set(early.index) == {"KRW-BTC", "KRW-ETH", "KRW-SOL"}
+    for code, total in sums.items():
+        assert early.loc[code, "value"] == pytest.approx(total, rel=1e-12)
+    assert early["value"].is_monotonic_decreasing
+    assert early["rank"].tolist() == [1, 2, 3]
+    facts = early.attrs["backbone"]
+    assert (facts["listed"], facts["without_data"]) == (4, ["KRW-XRP"])
+    late = client.universe("KRW", at="2025-07-20T09:02", top=2, by="volume", window="2w")
+    assert len(late) == 2
+    assert "KRW-SOL" not in client.universe("KRW", at="2025-07-20T09:02").index
+    assert "KRW-DOGE" in client.universe("KRW", at="2025-07-20T09:02").index
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"by": "price"}, {"top": 0}, {"window": "-3d"}, {"window": "0d"}, {"window": "soon"}, {"at": "2030-01-01"}],
+)
+def test_universe_refuses_what_it_cannot_be_asked(
+    world: tuple[SimulatorServer, Backbone], wrong: dict[str, object]
+) -> None:
+    """An unknown column, a window that is no time before `at`, a future."""
+    _, client = world
+    client.markets()
+    with pytest.raises(InputError):
+        client.universe("KRW", **({"at": "2025-06-01T09:00:30"} | wrong))

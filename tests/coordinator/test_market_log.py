@@ -1,0 +1,156 @@
+"""The market list that remembers: states at times, lists of the past, and what is written at all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from backbone.clock import SystemClock
+from backbone.coordinator.market_log import MarketLog
+from backbone.errors import InputError
+from backbone.model import MarketInfo
+from backbone.storage.events import Event
+from backbone.testing import ManualClock
+from backbone.timeframe import DAY_US
+
+DAY_0 = 1_755_820_800_000_000
+
+
+def info(code: str, name: str = "", warning: bool = False, *cautions: str) -> MarketInfo:
+    return MarketInfo(code, name or code, name or code, warning, cautions)
+
+
+class Log:
+    """Events in memory."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.reads = 0
+
+    def add_all(self, events: list[Event]) -> int:
+        self.events += events
+        return len(events)
+
+    def read(self, market: str | None = None) -> list[Event]:
+        self.reads += 1
+        return [event for event in self.events if market in (None, event.market)]
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = ManualClock(DAY_0)
+        self.log = Log()
+        self.jobs: list[Callable[[], None]] = []
+        self.memory = MarketLog(self.log, self.clock.now_us, self.jobs.append)
+
+    def list(self, *listed: MarketInfo, days: float = 1.0) -> None:
+        self.memory.note(listed)
+        self.clock.advance(days * 86_400)
+
+    def at(self, days: float) -> dict[str, MarketInfo]:
+        return {one.market: one for one in self.memory.at(DAY_0 + int(days * DAY_US)).markets}
+
+
+A, B, C = info("KRW-A"), info("KRW-B"), info("KRW-C")
+
+
+def test_list_is_known_as_it_was_at_any_time() -> None:
+    """Listings, delistings, names, warnings and cautions, each from when it was seen until it changed."""
+    world = World()
+    world.list(A, B)
+    world.list(A, B)
+    world.list(A, info("KRW-B", "Bee", True, "X"), C)
+    world.list(C, A)
+    world.list(A, B, C)
+    assert world.at(0) == world.at(1.5) == {"KRW-A": A, "KRW-B": B}
+    assert world.at(2) == {"KRW-A": A, "KRW-B": info("KRW-B", "Bee", True, "X"), "KRW-C": C}
+    assert world.at(3.9) == {"KRW-A": A, "KRW-C": C}
+    assert world.at(4) == {"KRW-A": A, "KRW-B": B, "KRW-C": C}
+    kinds = [event.kind for event in world.memory.events("KRW-B")]
+    assert kinds == ["listed", "named", "warned", "cautioned", "warned", "cautioned", "delisted", "listed"]
+
+
+def test_day_before_anything_was_recorded_is_an_input_error_that_says_since_when() -> None:
+    """And so is any day while nothing is recorded."""
+    world = World()
+    with pytest.raises(InputError, match="nothing is recorded yet"):
+        world.at(0)
+    world.list(A)
+    with pytest.raises(InputError, match="2025-08-22"):
+        world.at(-1)
+
+
+def test_same_list_costs_a_comparison_and_writes_nothing() -> None:
+    """Nothing is read or written on the way to an answer; another process's list is not written again."""
+    world = World()
+    world.list(A, B)
+    assert (world.log.reads, len(world.jobs)) == (0, 1)
+    world.jobs.pop()()
+    written = list(world.log.events)
+    world.list(A, B)
+    assert world.jobs == []
+    other = MarketLog(world.log, world.clock.now_us, lambda job: job())
+    other.note((A, B))
+    assert world.log.events == written
+
+
+def test_lists_of_the_past_change_nothing_that_was_recorded_later() -> None:
+    """In any order and twice; what a later list lacks was delisted by then."""
+    rng = random.Random(3)
+    for _ in range(30):
+        world = World()
+        moments = sorted(rng.sample(range(100), 6))
+        lists = [(day, tuple(rng.sample([A, B, C, info("KRW-B", "Bee"), info("KRW-D")], 3))) for day in moments]
+        lists = [(day, tuple({one.market: one for one in listed}.values())) for day, listed in lists]
+        first, rest = lists[2], lists[:2] + lists[3:]
+        world.clock.advance(first[0] * 86_400)
+        world.list(*first[1])
+        rng.shuffle(rest)
+        for day, listed in [*rest, *rest]:
+            world.memory.take([(DAY_0 + day * DAY_US, f"{day}.json", listed)])
+        for day, listed in lists:
+            assert world.at(day) == world.at(day + 0.5) == {one.market: one for one in listed}
+        size = len(world.log.events)
+        assert world.memory.take([(DAY_0 + day * DAY_US, f"{day}.json", listed) for day, listed in lists]) == 0
+        assert len(world.log.events) == size
+
+
+def test_market_first_seen_later_was_listed_when_it_already_traded() -> None:
+    """Its first stored candle says so."""
+    world = World()
+    world.list(A)
+    world.list(A, B)
+    found = world.memory.at(DAY_0 + 1, lambda market: DAY_0 - DAY_US)
+    assert [one.market for one in found.markets] == ["KRW-A", "KRW-B"]
+    assert [one.market for one in world.memory.at(DAY_0 + 1, lambda market: DAY_0 + 5).markets] == ["KRW-A"]
+
+
+def test_states_of_live_tickers_are_events_when_they_are_new() -> None:
+    """An ordinary state is none; a coming delisting is one, once."""
+    world = World()
+    for state, day in [("ACTIVE", None), ("ACTIVE", None), ("ACTIVE", "2025-09-01"), ("ACTIVE", "2025-09-01")]:
+        world.memory.note_state("KRW-A", state, day)
+    events = world.memory.events("KRW-A")
+    assert [(event.kind, event.detail["delisting_date"]) for event in events] == [("state", "2025-09-01")]
+
+
+def test_five_busy_years_are_searched_within_20_ms() -> None:
+    """Fifty changes a day of three hundred markets."""
+    world = World()
+    codes = [f"KRW-{n}" for n in range(300)]
+    rng = random.Random(1)
+    world.list(*(info(code) for code in codes))
+    world.memory.flush()
+    for day in range(5 * 365):
+        for code in rng.sample(codes, 50):
+            detail = {"cautions": ["X"] if rng.random() < 0.5 else []}
+            world.log.events.append(Event(DAY_0 + day * DAY_US, code, "cautioned", detail, "market list"))
+    world.at(900)
+    clock, best = SystemClock(), 1.0
+    for day in (10, 500, 1000, 1800):
+        began = clock.monotonic()
+        assert len(world.at(day)) == 300
+        best = min(best, clock.monotonic() - began)
+    assert best < 0.02
