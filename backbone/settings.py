@@ -7,6 +7,7 @@ ledger and caches. Those are read by `from_environment` at the moment of use; no
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -126,6 +127,16 @@ def proxy_of(url: str) -> str | None:
 def ca_bundle() -> str | None:
     """The certificate authorities to trust: a file that a company's machine names in its environment."""
     return from_environment("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+
+
+def memo_folder(data_dir: str) -> Path | None:
+    """Where frames of `data_dir` are remembered: a cache folder of the user; None with ``$BACKBONE_MEMO=off``."""
+    if (from_environment("BACKBONE_MEMO") or "on").lower() in ("off", "0", "no", "false"):
+        return None
+    import platformdirs
+
+    root = from_environment("BACKBONE_CACHE_DIR") or platformdirs.user_cache_dir("backbone", appauthor=False)
+    return Path(root) / "memo" / hashlib.blake2b(data_dir.encode(), digest_size=10).hexdigest()
 
 
 def ledger_folder() -> Path:

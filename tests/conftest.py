@@ -56,6 +56,7 @@ def own_ledgers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """An exchange of an earlier test may have had the same port; its quota, or its ban, is none of this one's."""
     patch = pytest.MonkeyPatch()
     patch.setenv("BACKBONE_LEDGER_DIR", str(tmp_path_factory.mktemp("quota")))
+    patch.setenv("BACKBONE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()
 

@@ -38,7 +38,7 @@ from backbone.model import Priority, Span
 from backbone.routing.archive import ARCHIVE_GROUP, ArchiveClient
 from backbone.routing.rest import Reply, RestClient
 from backbone.routing.wire import Ask, instruments_ask
-from backbone.settings import Settings
+from backbone.settings import Settings, memo_folder
 from backbone.storage.memo import FrameMemo
 from backbone.storage.store import CandleStore
 from backbone.timeframe import TIMEFRAMES, Timeframe
@@ -70,7 +70,8 @@ class Coordinator:
             memory_bytes=settings.memory_bytes,
             group_commit_s=settings.group_commit_s,
         )
-        self.memo = None if settings.is_remote else FrameMemo(Path(settings.data_dir) / "memo")
+        remembered = None if settings.is_remote else memo_folder(settings.data_dir)
+        self.memo = None if remembered is None else FrameMemo(remembered)
         self.rest = RestClient(settings.rest_url, clock=clock)
         self._critical = self.rest.critical()
         self.limiter = _open_limiter(settings, clock)

@@ -39,7 +39,7 @@ class FrameMemo:
     used.
     """
 
-    def __init__(self, folder: Path, *, bytes_limit: int = 1 << 30) -> None:
+    def __init__(self, folder: Path, *, bytes_limit: int = 256 << 20) -> None:
         self._folder = folder
         self._bytes_limit = bytes_limit
         self._memory: Any = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from backbone.errors import StoreBusyError, StoreError
 from backbone.storage import files as module
-from backbone.storage.files import LocalFiles
+from backbone.storage.files import LocalFiles, OvertakenError
 from backbone.testing import ManualClock
 
 KEY = "candles/a/b.parquet"
@@ -254,3 +255,51 @@ def test_rename_waits_for_a_reader_where_open_files_are_locked(tmp_path: Path, m
     with pytest.raises(StoreError, match="not allowed"):
         files.replace(KEY, b"newer")
     assert (tmp_path / KEY).read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_folder_that_cannot_be_synced_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    """Network drives refuse to sync folders: stored, with one warning; a real I/O error is still one."""
+    sync, failing = os.fsync, [number]
+
+    def refuse(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(failing[0], os.strerror(failing[0]))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    files = LocalFiles(tmp_path / "a", ManualClock())
+    for data in (b"one", b"two"):
+        files.replace(KEY, data)
+    assert (files.read(KEY) or (b"",))[0] == b"two"
+    assert caplog.text.count("store.no_sync") == 1
+    failing[0] = errno.EIO
+    with pytest.raises(StoreError):
+        files.replace(KEY, b"three")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_folder_without_kernel_locks_has_one_writer_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    """Lock files with an owner stand in for them, with one warning; who loses the lock does not write."""
+    import fcntl
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    mine, other = LocalFiles(tmp_path, ManualClock()), LocalFiles(tmp_path, ManualClock())
+    with mine.exclusive(LOCK):
+        mine.replace(KEY, b"one")
+        with pytest.raises(StoreBusyError), other.exclusive(LOCK, timeout_s=0.0):
+            pass
+        (tmp_path / f"{LOCK}.owner").unlink()
+        with pytest.raises(OvertakenError):
+            mine.replace(KEY, b"two")
+    with other.exclusive(LOCK):
+        other.replace(KEY, b"three")
+    assert (mine.read(KEY) or (b"",))[0] == b"three"
+    assert caplog.text.count("store.no_kernel_locks") == 2  # once an instance

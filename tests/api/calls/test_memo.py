@@ -13,7 +13,7 @@ from backbone import Backbone
 from backbone.api.frames import attrs_of
 from backbone.clock import SystemClock
 from backbone.model import Span
-from backbone.settings import resolve
+from backbone.settings import memo_folder, resolve
 from backbone.storage.store import CandleStore
 from tests.storage.helpers import MAY, MINUTE, MINUTE_US, minutes, span
 
@@ -21,6 +21,13 @@ LIMIT = 500  # the quota is not what is tested here
 
 ROWS = 25_200  # 420 hours
 START, END = (pd.Timestamp(t, unit="us", tz="UTC") for t in span(0, ROWS))
+
+
+def kept_in(client: Backbone) -> Path:
+    """The cache folder of a client's remembered frames."""
+    folder = memo_folder(str(client.data_dir))
+    assert folder is not None
+    return folder
 
 
 def put(folder: Path, first: int, last: int, salt: int = 0, provisional: tuple[Span, int] | None = None) -> None:
@@ -47,7 +54,7 @@ def ask(client: Backbone, timeframe: str = "1m", **words: Any) -> tuple[pd.DataF
 def test_remember_frame_asked_twice_comes_ready_the_third_time(client: Backbone) -> None:
     """The same frame, its index and zone included, with facts of its own; the next client has it at once."""
     first, _ = ask(client)
-    assert not (client.data_dir / "memo").exists(), "what is asked once only is not kept"
+    assert not (kept_in(client)).exists(), "what is asked once only is not kept"
     ask(client)
     third, sources = ask(client)
     assert sources == {"memo": ROWS}
@@ -119,7 +126,7 @@ def test_remember_small_ranges_skip_it(client: Backbone) -> None:
     for _ in range(4):
         frame = client.candles("KRW-BTC", "1m", START, START + pd.Timedelta("10D"), offline=True)
         assert "memo" not in attrs_of(frame)["sources"]
-    assert not (client.data_dir / "memo").exists()
+    assert not (kept_in(client)).exists()
 
 
 def test_remember_words_are_told_apart(client: Backbone) -> None:
@@ -140,7 +147,15 @@ def test_remember_words_are_told_apart(client: Backbone) -> None:
 
 def test_remember_folder_that_is_not_private_is_not_used(client: Backbone, tmp_path: Path) -> None:
     """Unpickling is only of what this user alone could have written; without it, answers are made as ever."""
-    (client.data_dir / "memo").symlink_to(tmp_path / "elsewhere")
+    kept_in(client).parent.mkdir(parents=True, exist_ok=True)
+    kept_in(client).symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").mkdir()
     assert all("memo" not in ask(client)[1] for _ in range(4))
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_remembering_is_turned_off_by_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With BACKBONE_MEMO=off no folder is named, and so none is written."""
+    assert memo_folder(str(tmp_path)) is not None
+    monkeypatch.setenv("BACKBONE_MEMO", "off")
+    assert memo_folder(str(tmp_path)) is None
