@@ -19,17 +19,23 @@ from backbone.errors import InputError, StoreError
 from backbone.timeframe import parse_timeframe
 
 __all__ = [
+    "adopt",
     "backfill",
+    "clear",
     "copy",
     "coverage",
     "demo",
     "doctor",
+    "events",
     "explain",
     "fetch",
     "markets",
+    "remove",
     "repair",
     "size",
+    "snapshot",
     "status",
+    "store",
     "update",
     "verify",
     "watch",
@@ -326,6 +332,68 @@ def _print_problems(found: Any, form: str | None) -> None:
         return
     for row in found.to_dict("records"):
         emit(f"{row['kind']}: {row['market']} {row['timeframe']}  {row['path']}\n    {row['detail']}")
+
+
+def store(options: argparse.Namespace) -> int:
+    """What is stored: a row a series with its first and last candle, rows, holes and bytes."""
+    with _open(options) as client:
+        frame = client.store.inventory()
+    if frame.empty and options.format in (None, "table"):
+        say("nothing is stored yet")
+    else:
+        print_frame(frame, options.format or "table")
+    return 0
+
+
+def remove(options: argparse.Namespace) -> int:
+    """Takes a series, or all of a market's, out of the store: into quarantine, or with --for-good for ever. Prints
+    where it is now.
+    """
+    with _open(options) as client:
+        place = client.store.remove(options.market, options.timeframe, for_good=options.for_good)
+    if place is None:
+        say("removed for good")
+    else:
+        emit(str(place))
+    return 0
+
+
+def clear(options: argparse.Namespace) -> int:
+    """Empties what can be made again or was put aside: the memo of results, and the quarantine. Candles stay."""
+    with _open(options) as client:
+        print_value(client.store.clear(), options.format or "table")
+    return 0
+
+
+def snapshot(options: argparse.Namespace) -> int:
+    """Makes a data folder that never changes again and prints its path; without a name, lists those there are."""
+    with _open(options) as client:
+        if options.name is None:
+            print_frame(client.store.snapshots(), options.format or "table")
+        else:
+            print_value(client.store.snapshot(options.name), options.format or "table")
+    return 0
+
+
+def events(options: argparse.Namespace) -> int:
+    """What happened to markets: listings, delistings, renamings, redenominations, restated candles."""
+    with _open(options) as client:
+        frame = client.store.events(options.market)
+    if frame.empty and options.format in (None, "table"):
+        say("nothing happened that is known of")
+    else:
+        print_frame(frame, options.format or "table")
+    return 0
+
+
+def adopt(options: argparse.Namespace) -> int:
+    """Takes a CSV, Parquet or Feather file of candles into the store, checked against the venue. Ends with 2, and with
+    what was found, where the file is refused.
+    """
+    with _open(options) as client:
+        report = client.store.adopt(options.source, options.market, options.timeframe, tz=options.file_tz)
+    print_value(report, options.format or "table")
+    return 0
 
 
 def copy(options: argparse.Namespace) -> int:

@@ -253,6 +253,64 @@ def test_demo_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["demo", "--days", "0"]) == cli.EXIT_INPUT
 
 
+# -- the store ---------------------------------------------------------------------------------------------------
+
+
+def test_store_lists_what_is_held_and_remove_takes_it_away(
+    at: list[str], client: Backbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row a series; what is removed is in quarantine, or gone for good."""
+    assert cli.main(["store", *at]) == 0
+    assert capsys.readouterr().err == "nothing is stored yet\n"
+    cli.main(["backfill", "KRW-BTC", "KRW-ETH", "1h", *DAY, *at])
+    capsys.readouterr()
+    assert cli.main(["store", "--format", "csv", *at]) == 0
+    found = read_csv(capsys.readouterr().out)
+    assert sorted(found["market"]) == ["KRW-BTC", "KRW-ETH"]
+    assert (found["rows"] >= 24).all()
+    assert cli.main(["remove", "KRW-BTC", "1h", *at]) == 0
+    assert Path(capsys.readouterr().out.strip()).exists()
+    assert cli.main(["remove", "KRW-ETH", "--for-good", *at]) == 0
+    assert capsys.readouterr().out == ""
+    assert cli.main(["store", *at]) == 0
+    assert capsys.readouterr().err == "nothing is stored yet\n"
+    assert cli.main(["clear", "--format", "json", *at]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_snapshot_is_a_folder_that_is_read_like_the_store(at: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Its path on standard output; without a name the list."""
+    cli.main(["backfill", "KRW-BTC", "1h", *DAY, *at])
+    capsys.readouterr()
+    assert cli.main(["snapshot", "august", *at]) == 0
+    place = capsys.readouterr().out.strip()
+    assert cli.main(["fetch", "KRW-BTC", "1h", *DAY, "--offline", "--out", "-", *at[:4], "--data-dir", place]) == 0
+    assert len(read_csv(capsys.readouterr().out)) == 24
+    assert cli.main(["snapshot", "--format", "csv", *at]) == 0
+    assert "august" in capsys.readouterr().out
+
+
+def test_events_are_a_table(at: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """None in a new store, in words; an empty list for programs."""
+    assert cli.main(["events", "--format", "json", *at]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out), list)
+
+
+def test_adopt_takes_in_a_file_that_is_right(
+    at: list[str], client: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of the venue's own candles is taken; one of another market is refused."""
+    frame = client.candles("KRW-BTC", "1h", "2025-07-01", "2025-07-03")
+    frame.to_csv(tmp_path / "mine.csv")
+    there = [*at[:4], "--data-dir", str(tmp_path / "other")]
+    assert cli.main(["adopt", str(tmp_path / "mine.csv"), "KRW-BTC", "1h", *there]) == 0
+    assert capsys.readouterr().out
+    assert (
+        cli.main(["fetch", "KRW-BTC", "1h", "--start", "2025-07-01", "--end", "2025-07-03", "--offline", *there]) == 0
+    )
+    assert cli.main(["adopt", str(tmp_path / "mine.csv"), "KRW-ETH", "1h", *there]) != 0
+
+
 # -- for eyes ----------------------------------------------------------------------------------------------------
 
 
