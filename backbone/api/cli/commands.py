@@ -220,7 +220,7 @@ def coverage(options: argparse.Namespace) -> int:
 def markets(options: argparse.Namespace) -> int:
     """The venue's markets: codes, names, warnings."""
     with _open(options) as client:
-        frame = client.markets(options.quote)
+        frame = client.markets(options.quote, at=options.at)
     print_frame(frame, options.format or "table")
     return 0
 

@@ -181,6 +181,7 @@ def _add_data(parts: Any) -> None:
 def _add_now(parts: Any) -> None:
     parser = _add(parts, "markets", commands.markets, "the venue's markets")
     parser.add_argument("quote", nargs="?", help="one quote currency, such as KRW")
+    parser.add_argument("--at", help="as recorded on that day")
     parser = _add(parts, "watch", commands.watch, "live prices in the terminal, until Ctrl-C")
     parser.add_argument("markets", nargs="+", help="markets, or one quote currency (KRW)")
     parser.add_argument("--once", action="store_true", help="show the table once and end")

@@ -305,9 +305,10 @@ def test_adopt_takes_in_a_file_that_is_right(
     there = [*at[:4], "--data-dir", str(tmp_path / "other")]
     assert cli.main(["adopt", str(tmp_path / "mine.csv"), "KRW-BTC", "1h", *there]) == 0
     assert capsys.readouterr().out
-    assert (
-        cli.main(["fetch", "KRW-BTC", "1h", "--start", "2025-07-01", "--end", "2025-07-03", "--offline", *there]) == 0
-    )
+    assert cli.main(["store", "--format", "csv", *there]) == 0
+    held = read_csv(capsys.readouterr().out)
+    assert list(held["market"]) == ["KRW-BTC"]
+    assert 40 <= held["rows"].iloc[0] <= len(frame)
     assert cli.main(["adopt", str(tmp_path / "mine.csv"), "KRW-ETH", "1h", *there]) != 0
 
 
