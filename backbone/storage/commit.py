@@ -9,13 +9,15 @@ from collections.abc import Iterable
 from backbone.clock import Clock
 from backbone.errors import StoreBusyError, StoreError
 from backbone.storage.coverage import EVER
-from backbone.storage.files import Files, retried
+from backbone.storage.files import Files, ReadOnlyError, retried
 from backbone.storage.incidents import Incidents
 from backbone.storage.layout import Series
 from backbone.storage.pending import PendingPages
 from backbone.storage.periods import Periods
 
 __all__ = ["Committer"]
+
+_MOST_ROWS = 2_000_000  # held in memory for a folder that cannot be written; more is an error
 
 
 class Committer:
@@ -29,6 +31,7 @@ class Committer:
         self._pending = pending
         self._periods = periods
         self._incidents = incidents
+        self._is_warned = False
         self.files_written = 0
 
     def write(self, chosen: Iterable[Series]) -> None:
@@ -37,6 +40,11 @@ class Committer:
         for series in chosen:
             try:
                 retried(self._files, series.lock_key, lambda: self._write(series))  # noqa: B023  called at once
+            except ReadOnlyError as exc:
+                if self._pending.rows() > _MOST_ROWS:
+                    failure = failure or self._failed(series, exc)
+                else:
+                    self._stay_in_memory(series, exc)
             except StoreError as exc:
                 failure = failure or self._failed(series, exc)
         if failure is not None:
@@ -48,6 +56,14 @@ class Committer:
         if pages:
             self.files_written += self._periods.write(series, pages)
             self._pending.written(series, len(pages), began_s)
+
+    def _stay_in_memory(self, series: Series, exc: ReadOnlyError) -> None:
+        """A folder that is for reading only keeps no answer from anybody: rows are served from memory, said once."""
+        self._pending.failed(series)
+        if not self._is_warned:
+            self._is_warned = True
+            words = f"{exc}; candles are kept in memory only. Choose a folder with data_dir= or $BACKBONE_DATA_DIR"
+            self._incidents.record("not-stored", str(exc.path), words)
 
     def _failed(self, series: Series, exc: StoreError) -> StoreError:
         kept = self._pending.failed(series)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +34,27 @@ def test_every_series_is_tried_and_the_first_failure_raised(tmp_path: Path, monk
     assert [market for market, _ in open_store(tmp_path).series()] == ["KRW-A", "KRW-C"]
     store.flush()
     assert open_store(tmp_path).read("KRW-B", MINUTE, EVER).table.num_rows == 3
+
+
+def test_folder_that_cannot_be_written_keeps_no_answer_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows are served from memory, and one warning names the folder and the variable; closing is no error either."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    store = open_store(tmp_path / "read only", group_commit_s=0.0)
+    for first in (0, 9):
+        store.put("KRW-BTC", MINUTE, minutes(first, first + 9), span(first, first + 9), now_us=MAY)
+    assert store.read("KRW-BTC", MINUTE, EVER).table.equals(minutes(0, 18))
+    store.close()
+    (incident,) = store.incidents()
+    assert incident.kind == "not-stored"
+    assert "read only" in incident.detail
+    assert "$BACKBONE_DATA_DIR" in incident.detail
+    assert caplog.text.count("store.not_stored") == 1
+    monkeypatch.setattr("backbone.storage.commit._MOST_ROWS", 10)
+    with pytest.raises(StoreError, match="18 rows of KRW-BTC 1m stay in memory"):
+        store.flush()
