@@ -173,7 +173,7 @@ class Backbone:
         -------
         Frame indexed by ``time`` (candle open, microseconds, the client's zone; sorted, unique) with float64 columns
         ``open high low close`` (quote currency), ``volume`` (base units), ``value`` (turnover, quote currency).
-        Several markets: one long frame with ``market`` first. A candle nobody traded in has no row.
+        Several markets: one long frame with ``market`` first. A candle without trades has no row.
         ``attrs["backbone"]`` says where the rows came from and how many slots are quiet or unknown.
 
         Raises
@@ -301,14 +301,14 @@ class Backbone:
         ----------
         markets : a quote currency (``"KRW"``, ``"BTC-*"``), one market, or a list. A bare ``"BTC"`` is KRW-BTC.
         max_age : seconds a row may be old to be answered from memory; 0 asks the venue. A market that is live (by
-            `live`, or asked for again and again) is answered from the stream while that was heard within so many
+            `live`, or asked for again and again) is answered from the stream while that was received within so many
             seconds: until then it had nothing newer, however long ago the market last traded.
 
         Returns
         -------
         Frame indexed by ``market``: ``time`` (last trade), ``price open high low prev_close`` (since 00:00 UTC),
         ``change change_rate`` (signed), ``volume value`` (since 00:00 UTC), ``volume_24h value_24h``, ``source``,
-        ``age`` (seconds since it was known to be the latest: since its arrival, or since the stream was heard).
+        ``age`` (seconds since it was known to be the latest: since its arrival, or since the stream was last received).
 
         Raises
         ------
@@ -492,7 +492,7 @@ class Backbone:
 
     def dashboard(self) -> Dashboard:
         """What this client is doing, updating in place: budget of each wire group, queue by priority, latencies, cache
-        tiers, the live socket, the store. Elsewhere than in a notebook: ``text()`` or ``html()``. Asks nobody.
+        tiers, the live socket, the store. Elsewhere than in a notebook: ``text()`` or ``html()``. Makes no request.
 
         Examples
         --------
@@ -629,7 +629,7 @@ class Backbone:
     def status(self, *, frames: str | None = None) -> Any:
         """Now, a row a wire group: ``limit used left`` of the running second, permits ``kept_for_critical``, tickets
         ``queued_critical`` … ``queued_low``, ``refused`` so far, ``stopped_s``. ``attrs`` has counters, memory, jobs,
-        the stream and the clock's offset. Asks nobody.
+        the stream and the clock's offset. Makes no request.
         """
         from backbone.api.calls.status import status
 
@@ -646,7 +646,7 @@ class Backbone:
         return metrics(self._session, self._session.frames(frames))
 
     def health(self) -> Health:
-        """A verdict (``ok``, ``degraded``, ``down``; true when ok) and its ``reasons``. Asks nobody."""
+        """A verdict (``ok``, ``degraded``, ``down``; true when ok) and its ``reasons``. Makes no request."""
         from backbone.api.calls.status import health
 
         return health(self._session)

@@ -176,7 +176,7 @@ def resample_trading_day(
     """Candles of whole trading days (or weeks from Monday) that begin at `open_hour` in `tz`: 09:00 in Seoul.
 
     A day's ``open`` is its first candle's, ``close`` its last one's, ``high`` and ``low`` the extremes, ``volume`` and
-    ``value`` the sums of the decimals. A day in which nobody traded has no row. Where a zone sets its clocks, a day has
+    ``value`` the sums of the decimals. A day without trades has no row. Where a zone sets its clocks, a day has
     23 or 25 hours: an hour that does not exist begins when the clocks are set, one that comes twice at its first time.
 
     Only days that the frame knows wholly are returned: the first and the last day are left out where the frame begins

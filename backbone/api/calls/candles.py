@@ -235,7 +235,7 @@ class CandleCall:
         core = self.session.coordinator()
         rows, source = None, ""
         is_recent = answer.span.end >= core.reader.closed_before(self.timeframe) - self.timeframe.step_us
-        if is_recent and not self.offline and not answer.causes:  # where the rest failed, that is what is told
+        if is_recent and not self.offline and not answer.causes:  # where the rest failed, that is what is reported
             wants_now = self.asked.end_us is None or self.asked.end_us > answer.span.end
             if wants_now:
                 rows, source = self._forming(answer)
@@ -371,13 +371,13 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        lines = [self._title, *(f"  {what:17} {where}" for what, where in self._stretches), f"  {self._cost}"]
+        lines = [self._title, *(f"  {what:17} {where}" for what, where in self._intervals), f"  {self._cost}"]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         rows = "".join(
             f'<tr><td style="text-align:left">{what}</td><td style="text-align:left">{where}</td></tr>'
-            for what, where in self._stretches
+            for what, where in self._intervals
         )
         return f"<div><b>{self._title}</b><table>{rows}</table>{self._cost}</div>"
 
@@ -386,7 +386,7 @@ class Plan:
         return f"{self.market} {self.timeframe}, {self.start:%Y-%m-%d %H:%M} to {self.end:%Y-%m-%d %H:%M %Z}"
 
     @property
-    def _stretches(self) -> list[tuple[str, str]]:
+    def _intervals(self) -> list[tuple[str, str]]:
         parts = (("held", self.cached), ("foldable from 1m", self.derived), ("to fetch", self.gaps))
         return [
             (what, f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}") for what, spans in parts for start, end in spans

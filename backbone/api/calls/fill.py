@@ -31,7 +31,7 @@ def fill_quiet(
     """`table` with a row for every slot of `span` outside `gaps`, and a bool column ``synthetic``.
 
     ``ffill``: prices are the last close (`before` is the one before the span, None where there is none), volume and
-    value zero; after a gap nobody knows the last close, so prices are NaN until the next candle. ``nan``: prices NaN,
+    value zero; after a gap the last close is unknown, so prices are NaN until the next candle. ``nan``: prices NaN,
     volume and value zero.
     """
     grid = _grid(timeframe, span, gaps)

@@ -62,7 +62,7 @@ def map_markets(
         raise InputError("n_jobs", n_jobs, "a number of workers, -1 for one a core, or None")
     tasks = _tasks(session, markets, timeframe, start, end, priority)
     if n_jobs is None and joblib.parallel.get_active_backend()[1] in (None, 1):
-        n_jobs = min(joblib.cpu_count(), len(tasks))  # nobody has configured anything: a process a core
+        n_jobs = min(joblib.cpu_count(), len(tasks))  # nothing is configured: a process a core
     parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)
     return _values(parallel(joblib.delayed(_run)(task, fn) for task in tasks))
 

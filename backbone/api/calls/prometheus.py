@@ -133,7 +133,7 @@ def _numbers(snapshot: Mapping[str, Any]) -> Iterable[Any]:
 
 
 def _unique(numbers: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
-    """Names as Prometheus takes them; two that come out alike would spoil the whole scrape, so they are added
+    """Names as Prometheus takes them; two that come out alike would invalidate the whole scrape, so they are added
     up."""
     out: dict[str, float] = {}
     for name, value in numbers.items():

@@ -122,9 +122,9 @@ class BackboneRequest:
 class BackboneMetadata:
     """Where an answer came from and what it took; the frames' ``attrs`` carry the same facts.
 
-    ``source_layer`` is the rows' one source, or ``"mixed"``, or ``"none"``; ``cache_hit`` says that nobody was asked;
-    ``split_info`` tells how the request was divided: ``markets requests pages quiet unknown`` and ``sources`` (rows by
-    source).
+    ``source_layer`` is the rows' one source, or ``"mixed"``, or ``"none"``; ``cache_hit`` says that no request was
+    made; ``split_info`` says how the request was divided: ``markets requests pages quiet unknown`` and ``sources``
+    (rows by source).
     """
 
     source_layer: str
@@ -158,8 +158,8 @@ class BackboneResponse:
         """The response of `to_dict`; further names are ignored. Raises `InputError` where one is missing."""
         try:
             own = {each.name: data[each.name] for each in fields(cls)}
-            told = own["metadata"]
-            own["metadata"] = BackboneMetadata(**{each.name: told[each.name] for each in fields(BackboneMetadata)})
+            known = own["metadata"]
+            own["metadata"] = BackboneMetadata(**{each.name: known[each.name] for each in fields(BackboneMetadata)})
         except (KeyError, TypeError) as exc:
             raise InputError("response", data, f"an object made by BackboneResponse.to_dict ({exc})") from exc
         return cls(**own)
@@ -252,11 +252,11 @@ def run(session: Session, request: BackboneRequest) -> BackboneResponse:
         table = getattr(exc, "frame", None)
     data = [] if table is None else shaping.records(table, session.tz)
     elapsed_ms = (session.clock.monotonic() - began) * 1000
-    told = {} if table is None else shaping.attrs_of(table)
+    known = {} if table is None else shaping.attrs_of(table)
     return BackboneResponse(
         success=failure is None,
         data=data,
-        metadata=_metadata(request, told, len(data), elapsed_ms),
+        metadata=_metadata(request, known, len(data), elapsed_ms),
         error=None if failure is None else error_facts(failure, session.tz),
         request_id=request.request_id,
     )
@@ -338,34 +338,34 @@ _CALLS: dict[DataType, Callable[[Session, BackboneRequest], pa.Table]] = {
 
 def _joined(tables: Sequence[pa.Table]) -> pa.Table:
     """Several answers as one, their facts added up."""
-    told = [shaping.attrs_of(table) for table in tables]
+    known = [shaping.attrs_of(table) for table in tables]
     sources: dict[str, int] = {}
-    for one in told:
+    for one in known:
         for name, rows in one["sources"].items():
             sources[name] = sources.get(name, 0) + rows
     names = [name for name, rows in sources.items() if rows]
     whole = {
-        **told[0],
+        **known[0],
         "source": names[0] if len(names) == 1 else ("mixed" if names else "none"),
-        "cache_hit": all(one["cache_hit"] for one in told),
+        "cache_hit": all(one["cache_hit"] for one in known),
         "sources": sources,
-        **{name: sum(one[name] for one in told) for name in ("data_count", "requests", "pages", "quiet", "unknown")},
+        **{name: sum(one[name] for one in known) for name in ("data_count", "requests", "pages", "quiet", "unknown")},
     }
     table = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
     return table.replace_schema_metadata({b"backbone": json.dumps(whole).encode()})
 
 
-def _metadata(request: BackboneRequest, told: Mapping[str, Any], rows: int, elapsed_ms: float) -> BackboneMetadata:
+def _metadata(request: BackboneRequest, known: Mapping[str, Any], rows: int, elapsed_ms: float) -> BackboneMetadata:
     return BackboneMetadata(
-        source_layer=told.get("source", "none"),
-        cache_hit=told.get("cache_hit", False),
+        source_layer=known.get("source", "none"),
+        cache_hit=known.get("cache_hit", False),
         processing_time_ms=round(elapsed_ms, 3),
         data_count=rows,
-        priority_used=told.get("priority", request.priority.value),
+        priority_used=known.get("priority", request.priority.value),
         split_info={
             "markets": len(request.symbols),
-            **{name: told.get(name, 0) for name in ("requests", "pages", "quiet", "unknown")},
-            "sources": told.get("sources", {}),
+            **{name: known.get(name, 0) for name in ("requests", "pages", "quiet", "unknown")},
+            "sources": known.get("sources", {}),
         },
     )
 
