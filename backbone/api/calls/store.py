@@ -17,7 +17,7 @@ from backbone.api.calls.candles import told
 from backbone.api.calls.listing import adopt_lists
 from backbone.candle_table import compare, rows_inside, times_of
 from backbone.coordinator.candles.ranges import Range
-from backbone.errors import InputError
+from backbone.errors import InputError, SourceError
 from backbone.model import Priority, Span
 from backbone.storage.audit import Problem
 from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
@@ -297,7 +297,11 @@ class StoreView:
         if held.table.num_rows == 0:
             return []
         span = Span(int(times_of(held.table)[0]), held.span.end)
-        theirs = core.direct.unstored(market, timeframe, span, Priority.LOW)
+        try:
+            theirs = core.direct.unstored(market, timeframe, span, Priority.LOW)
+        except SourceError as exc:
+            detail = f"could not be compared with the venue: {exc}"
+            return [Problem(market, timeframe.name, str(session.data_dir), "uncompared", detail)]
         stored = core.store.read(market, timeframe, span)
         folded, foldable = core.reader.fold_minutes(market, timeframe, span)
         path = str(session.data_dir)

@@ -207,3 +207,16 @@ def test_store_says_what_it_holds_and_takes_it_away(stocked: tuple[Backbone, Sim
     assert client.store.clear()["files"] >= 1
     assert client.store.snapshots()["name"].tolist() == ["paper-1"]
     assert not venue.requests
+
+
+@pytest.mark.parametrize("kind", ["short", "empty"])
+@pytest.mark.parametrize("times", [1, None])
+def test_verify_takes_no_short_reply_for_a_difference(
+    client: Backbone, venue: SimulatorServer, kind: str, times: int | None
+) -> None:
+    """A fault during the comparison is no finding, or says that it could not be compared."""
+    span = {"start": "2025-08-20T00:00:00Z", "end": "2025-08-20T03:00:00Z"}
+    client.candles("KRW-BTC", "1m", **span)
+    venue.faults.add(kind, times=times)
+    frame = client.store.verify("KRW-BTC", "1m", against="venue", **span)
+    assert set(frame["kind"]) <= ({"uncompared"} if times is None else set())
