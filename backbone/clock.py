@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 from backbone.errors import UnreachableError
 
-__all__ = ["Clock", "Deadline", "SystemClock", "VenueClock"]
+__all__ = ["Clock", "Deadline", "SystemClock", "VenueClock", "current_deadline", "within"]
 
 
 class Clock(Protocol):
@@ -61,6 +64,24 @@ class Deadline:
     def error(self, what: str) -> UnreachableError:
         """The error of a call that waited for `what` until now."""
         return UnreachableError(f"{what}: no answer within the call's timeout of {self.timeout_s:g} s")
+
+
+_current: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
+
+
+@contextmanager
+def within(deadline: Deadline | None) -> Iterator[None]:
+    """Inside, requests of this thread that are given no deadline of their own wait until this one."""
+    token = _current.set(deadline)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_deadline() -> Deadline | None:
+    """The deadline of the block that this thread is in (`within`), or None."""
+    return _current.get()
 
 
 class VenueClock:

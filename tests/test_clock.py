@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbone.clock import SystemClock, VenueClock
+from backbone.clock import Deadline, SystemClock, VenueClock, current_deadline, within
 from backbone.testing import ManualClock
 
 WALL_US = 1_755_853_200_000_000
@@ -70,3 +70,19 @@ def test_system_clock_waits_as_long_as_it_was_asked_to() -> None:
     with condition:
         assert not clock.wait(condition, 0.01)
     assert clock.monotonic() - begun >= 0.01
+
+
+def test_deadline_of_a_block_ends_with_it_and_is_this_threads_alone() -> None:
+    """Inside there is one, afterwards none, and another thread never has it."""
+    clock = ManualClock(WALL_US)
+    elsewhere: list[Deadline | None] = []
+    with within(Deadline(clock, 5.0)):
+        clock.advance(3.0)
+        now = current_deadline()
+        assert now is not None
+        assert now.left_s() == 2.0
+        thread = threading.Thread(target=lambda: elsewhere.append(current_deadline()))
+        thread.start()
+        thread.join()
+    assert current_deadline() is None
+    assert elsewhere == [None]

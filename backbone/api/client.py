@@ -294,6 +294,7 @@ class Backbone:
         priority: str | Priority = "high",
         max_age: float | None = None,
         frames: str | None = None,
+        timeout: float | None = None,
     ) -> Any:
         """The latest summary of each market.
 
@@ -303,6 +304,7 @@ class Backbone:
         max_age : seconds a row may be old to be answered from memory; 0 asks the venue. A market that is live (by
             `live`, or asked for again and again) is answered from the stream while that was received within so many
             seconds: until then it had nothing newer, however long ago the market last traded.
+        timeout : seconds after which the call ends; the error names the cause.
 
         Returns
         -------
@@ -322,7 +324,8 @@ class Backbone:
         """
         from backbone.api.calls.realtime import tickers
 
-        return tickers(self._session, markets, priority=priority, max_age=max_age, frames=frames)
+        with self._session.within(timeout):
+            return tickers(self._session, markets, priority=priority, max_age=max_age, frames=frames)
 
     def orderbooks(
         self,
@@ -333,6 +336,7 @@ class Backbone:
         priority: str | Priority = "normal",
         max_age: float | None = None,
         frames: str | None = None,
+        timeout: float | None = None,
     ) -> Any:
         """Order books, best first: ``market time level ask_price ask_size bid_price bid_size``, a row a level.
 
@@ -341,6 +345,7 @@ class Backbone:
         level : price grouping in the quote currency, one of the market's own (KRW markets only); 0 is none.
         depth : levels a side, 1 to 30. A side with fewer orders is NaN, never a zero price.
         max_age : seconds a book may be old to be answered from memory; 0 asks the venue.
+        timeout : seconds after which the call ends; the error names the cause.
 
         Raises
         ------
@@ -353,9 +358,10 @@ class Backbone:
         """
         from backbone.api.calls.realtime import orderbooks
 
-        return orderbooks(
-            self._session, markets, level=level, depth=depth, priority=priority, max_age=max_age, frames=frames
-        )
+        with self._session.within(timeout):
+            return orderbooks(
+                self._session, markets, level=level, depth=depth, priority=priority, max_age=max_age, frames=frames
+            )
 
     def trades(
         self,
@@ -366,6 +372,7 @@ class Backbone:
         end: TimeLike | None = None,
         priority: str | Priority = "normal",
         frames: str | None = None,
+        timeout: float | None = None,
     ) -> Any:
         """Executions, oldest first; the venue keeps seven UTC days, its archive all since 2022-05-01.
 
@@ -376,6 +383,7 @@ class Backbone:
         ----------
         count : the newest that many before `end` (default 200 where no `start` is given).
         start, end : half-open, by trade time.
+        timeout : seconds after which the call ends; the error names the cause.
 
         Returns
         -------
@@ -394,7 +402,8 @@ class Backbone:
         """
         from backbone.api.calls.realtime import trades
 
-        return trades(self._session, market, count, start=start, end=end, priority=priority, frames=frames)
+        with self._session.within(timeout):
+            return trades(self._session, market, count, start=start, end=end, priority=priority, frames=frames)
 
     def markets(self, quote: str | None = None, *, at: TimeLike | None = None, frames: str | None = None) -> Any:
         """The venue's markets: index ``market``; ``korean_name english_name warning cautions tick_size``.

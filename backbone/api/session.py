@@ -10,11 +10,12 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from backbone.api.arguments import DEFAULT_COUNT, TimeLike, parse_count, parse_markets, parse_quote, parse_time
-from backbone.clock import Clock, SystemClock, VenueClock
+from backbone.clock import Clock, Deadline, SystemClock, VenueClock, within
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import ClosedError, InputError
 from backbone.settings import FRAMES, Settings
@@ -44,6 +45,13 @@ class Session:
         self._tables: list[_Stoppable] = []  # what is live
         self._ending: list[Callable[[], None]] = []  # what ends with the client (the demo's exchange)
         self._pid = os.getpid()  # and is not a forked child's to end
+
+    def within(self, timeout: float | None) -> AbstractContextManager[None]:
+        """A block whose requests wait at most `timeout` seconds in all; None: as long as it takes."""
+        is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if timeout is not None and not (is_number and 0 < timeout < float("inf")):
+            raise InputError("timeout", timeout, "seconds, more than 0, or None")
+        return within(None if timeout is None else Deadline(self.clock, timeout))
 
     @property
     def tz(self) -> str:

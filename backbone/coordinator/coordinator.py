@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from backbone.clock import Clock, Deadline, VenueClock
+from backbone.clock import Clock, Deadline, VenueClock, current_deadline
 from backbone.coordinator.candles.archive import Archive, show_terms
 from backbone.coordinator.candles.direct import DirectCandles
 from backbone.coordinator.candles.fetcher import CandleFetcher
@@ -177,6 +177,7 @@ class Coordinator:
         """
         if self._closed:
             raise ClosedError("the client is closed; make a new one")
+        deadline = deadline or current_deadline()
         if priority is not Priority.CRITICAL or deadline is not None:
             return self.scheduler.request(ask, priority, deadline)
         try:

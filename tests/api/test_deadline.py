@@ -1,0 +1,73 @@
+"""A call's own timeout: it ends in time, names the cause, and keeps what arrived."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backbone import Backbone
+from backbone.errors import IncompleteError, InputError, SourceError, UnreachableError
+from backbone.simulator import SimulatorServer
+
+Pair = tuple[Backbone, SimulatorServer]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    """A client that knows the market list, and its venue."""
+    with (
+        SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True) as venue,
+        Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client,
+    ):
+        client.tickers("KRW-BTC", priority="critical", max_age=0)
+        yield client, venue
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "tickers": lambda client, **words: client.tickers("KRW-BTC", max_age=0, **words),
+    "orderbooks": lambda client, **words: client.orderbooks("KRW-BTC", max_age=0, **words),
+    "trades": lambda client, **words: client.trades("KRW-BTC", 20, **words),
+    "candles": lambda client, **words: client.candles("KRW-BTC", "1m", count=5, **words),
+}
+
+
+@pytest.mark.parametrize("priority", ["critical", "normal"])
+@pytest.mark.parametrize("name", CALLS)
+def test_call_to_a_silent_venue_ends_within_its_timeout(pair: Pair, name: str, priority: str) -> None:
+    """Half a second is half a second, and the error says what was waited for."""
+    client, venue = pair
+    venue.faults.add("stall", match="/v1/", times=None, seconds=30)
+    begun = time.perf_counter()
+    with pytest.raises((SourceError, IncompleteError)) as caught:
+        CALLS[name](client, priority=priority, timeout=0.5)
+    assert time.perf_counter() - begun < 0.5 + (0.05 if priority == "critical" else 0.5)
+    causes = caught.value.causes if isinstance(caught.value, IncompleteError) else (caught.value,)
+    assert isinstance(causes[0], UnreachableError)
+
+
+def test_long_range_keeps_what_came_in_time(pair: Pair) -> None:
+    """Some pages arrive: they are stored and in the error's frame, and the next call asks for the rest only."""
+    client, venue = pair
+    span = ("KRW-BTC", "1m", "2025-08-10", "2025-08-20")
+    with pytest.raises(IncompleteError, match=r"timeout of 1\.5 s") as caught:
+        client.candles(*span, timeout=1.5, progress=False)
+    arrived = len(caught.value.frame)
+    assert 0 < arrived < 14_400
+    venue.reset_log()
+    assert len(client.candles(*span, progress=False)) > arrived
+    assert len(venue.requests) <= 73 - arrived // 200 + 3
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, float("inf"), float("nan"), True, "5"])
+def test_timeout_that_is_none_is_refused_before_anything_is_asked(pair: Pair, wrong: object) -> None:
+    """Zero, infinity and text are no seconds."""
+    client, venue = pair
+    venue.reset_log()
+    for call in CALLS.values():
+        with pytest.raises(InputError, match="timeout"):
+            call(client, timeout=wrong)
+    assert not venue.requests
