@@ -40,7 +40,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 def test_call_to_a_silent_venue_ends_within_its_timeout(pair: Pair, name: str, priority: str) -> None:
     """Half a second is half a second, and the error says what was waited for."""
     client, venue = pair
-    venue.faults.add("stall", match="/v1/", times=None, seconds=30)
+    venue.faults.add("stall", match="/v1/", times=None, seconds=2)
     begun = time.perf_counter()
     with pytest.raises((SourceError, IncompleteError)) as caught:
         CALLS[name](client, priority=priority, timeout=0.5)
