@@ -101,6 +101,7 @@ class Coordinator:
             clock=clock,
             metrics=self.metrics,
             grace_s=settings.close_grace_s,
+            on_list=self.markets.note,
         )
         self.realtime = Realtime(self.request, clock, self.metrics, self._fresh_codes, self.latest, self.feed)
         self._warm_lock = threading.Lock()

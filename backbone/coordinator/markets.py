@@ -57,11 +57,15 @@ class Markets:
         if known is not None and not fresh and age_s < self._fresh_s:
             return known
         listed: tuple[MarketInfo, ...] = self._request(markets_ask(), priority).value
+        self.note(listed)
+        return listed
+
+    def note(self, listed: tuple[MarketInfo, ...]) -> None:
+        """Remember a list that was requested elsewhere."""
         with self._lock:
             self._list, self._at_s = listed, self._clock.monotonic()
         if self._note is not None:
             self._note(listed)
-        return listed
 
     def codes(self, quote: str, priority: Priority = Priority.HIGH) -> tuple[str, ...]:
         """The markets priced in `quote`, in the venue's order; empty where the venue has no such quote currency."""

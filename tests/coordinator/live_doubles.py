@@ -216,6 +216,7 @@ class Rig:
         self.fetcher = HandFetcher()
         self.latest = LatestRows(self.clock)
         self.streams: list[SaidStream] = []
+        self.lists: list[Any] = []
         kept = set(held)
         self.feed = Feed(
             "ws://nowhere",
@@ -227,6 +228,7 @@ class Rig:
             clock=self.clock,
             metrics=Metrics(),
             grace_s=GRACE_S,
+            on_list=self.lists.append,
             source=self._source,
         )
 

@@ -54,7 +54,8 @@ class TableEvent(NamedTuple):
     kind : ``"gap"`` (nothing was received from `gap_start` to `gap_end`; `filled` once the candles of that time are
     stored), ``"difference"`` (stream and REST disagree on a closed candle: `told` and `confirmed`), ``"silent"`` (the
     venue sends nothing of a market), ``"failed"`` (a candle could not be confirmed or stored; it is tried again),
-    ``"callback"`` (a callback raised).
+    ``"callback"`` (a callback raised), ``"listed"`` and ``"delisted"`` (a market of the table's quote currency joined
+    or left).
     """
 
     kind: str
@@ -516,7 +517,7 @@ def start_live(session: Session, asked: str | Iterable[str], kinds: object) -> L
             raise InputError("markets", asked, "a quote currency that the venue has markets in, such as KRW")
     else:
         core.markets.check_listed(markets)
-    subscription = core.feed.open(names, markets)
+    subscription = core.feed.open(names, markets, quote)
     table = LiveTable(session, core, subscription)
     session.remember_table(table)
     try:

@@ -26,6 +26,7 @@ from backbone.clock import Clock, VenueClock
 from backbone.coordinator.candles.fetcher import CandleFetcher
 from backbone.coordinator.live.fallback import POLLED_TRADES, Asked, FallbackState, Polls, group_of
 from backbone.coordinator.live.latest import NEVER, LatestRows, Slot
+from backbone.coordinator.live.members import ListFollower
 from backbone.coordinator.live.recent import CandleTrack, TradeTape
 from backbone.coordinator.live.reconcile import MANY, Confirmer, LiveEvent
 from backbone.coordinator.live.refill import TradeFill
@@ -33,7 +34,7 @@ from backbone.coordinator.live.subscription import Subscription
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import BackboneError, ClosedError
-from backbone.model import LiveCandle, Priority, Span, Trade
+from backbone.model import LiveCandle, MarketInfo, Priority, Span, Trade
 from backbone.routing.rest import Reply
 from backbone.routing.stream import Stream, StreamState
 from backbone.routing.wire import (
@@ -87,6 +88,7 @@ class Feed:
         clock: Clock,
         metrics: Metrics,
         grace_s: float,
+        on_list: Callable[[tuple[MarketInfo, ...]], None],
         source: Callable[..., Source] = Stream,
     ) -> None:
         self.latest = latest
@@ -111,15 +113,19 @@ class Feed:
         self._asked_off_s = NEVER  # asks earn nothing before this
         self._timer_s = float("inf")
         self._is_closed = False
+        self._members = ListFollower(scheduler, self.confirmer, venue, clock, self._change, on_list, self._wake)
 
     def __repr__(self) -> str:
         return f"<Feed {self._url} {self.mode}, {len(self._subscriptions)} subscriptions>"
 
     # -- subscriptions -------------------------------------------------------------------------------------------
 
-    def open(self, kinds: Sequence[str], markets: Sequence[str]) -> Subscription:
-        """Have `kinds` (as the venue names them) of `markets` (which must be listed) live."""
-        subscription = Subscription(kinds, markets, self.latest, self.confirmer, lambda: self.mode, self._closed)
+    def open(self, kinds: Sequence[str], markets: Sequence[str], quote: str | None = None) -> Subscription:
+        """Have `kinds` (as the venue names them) of `markets` (which must be listed) live.
+
+        quote : the markets are all of this quote currency, and change with the venue's list.
+        """
+        subscription = Subscription(kinds, markets, self.latest, self.confirmer, lambda: self.mode, self._closed, quote)
         self.latest.want(subscription.all_slots)
         for kind in kinds:
             timeframe = timeframe_of(kind)
@@ -133,8 +139,26 @@ class Feed:
         except BaseException:
             subscription.close()
             raise
+        if quote is not None:
+            self._members.follow(subscription)
         self._wake()
         return subscription
+
+    def _change(self, subscription: Subscription, markets: Sequence[str]) -> None:
+        """Give a subscription other markets; the connection stays."""
+        with self._lock:
+            source = self._source
+        if source is None or subscription.is_closed:
+            return
+        came, gone = subscription.change(markets)
+        self.latest.want(came)
+        for kind in subscription.kinds:
+            timeframe = timeframe_of(kind)
+            if timeframe is not None:
+                self.confirmer.track([slot for slot in came if slot.kind == kind], timeframe)
+                self.confirmer.untrack([slot for slot in gone if slot.kind == kind], timeframe)
+            source.subscribe(subscription, kind, subscription.markets)
+        self.latest.unwant(gone)
 
     def _begin(self, subscription: Subscription | None) -> Source:
         """The stream, made on first use; the fallback starts where nothing was wanted before."""
@@ -403,9 +427,10 @@ class Feed:
             self.latest.unwant([self.latest.slot(kind, market) for kind, market in gone])
             self._subscribe_asked()
         confirm_s = self.confirmer.run(now)
+        list_s = self._members.run(now)
         if confirm_s is not None and not is_idle:
             confirm_s = min(confirm_s, now + _REFRESH_S)
-        return min((at for at in (next_poll_s, expires_s, confirm_s) if at is not None), default=None)
+        return min((at for at in (next_poll_s, expires_s, confirm_s, list_s) if at is not None), default=None)
 
     def _given_up_locked(self, now: float) -> list[Pair]:
         """What is asked for no longer; all of it where the socket does not work."""
@@ -433,7 +458,7 @@ class Feed:
         def bind() -> Ask | None:
             with self._lock:
                 is_needed = not self._fallback.is_streaming  # it may have come back meanwhile
-                asked[:] = self._polls.take(group, self._subjects_locked(group) if is_needed else [])
+                asked[:] = self._polls.take(group, _subjects(self._subscriptions, group) if is_needed else [])
                 return self._polls.ask_of(asked) if asked else None
 
         def done(_: Ask | None, outcome: Reply | BackboneError) -> None:
@@ -443,12 +468,6 @@ class Feed:
             self._scheduler.submit(group, Priority.NORMAL, bind, done)
         except ClosedError:
             return
-
-    def _subjects_locked(self, group: str) -> list[Pair]:
-        subscribed = ((kind, one.markets) for one in self._subscriptions for kind in one.kinds)
-        return list(
-            dict.fromkeys((kind, m) for kind, markets in subscribed if group_of(kind) == group for m in markets)
-        )
 
     def _polled(self, group: str, asked: list[Pair], outcome: Reply | BackboneError) -> None:
         """A poll's outcome, on a worker."""
@@ -464,3 +483,9 @@ class Feed:
         with self._lock:
             self._polls.ended(group, outcome, self._fallback, self.clock.monotonic())
         self._wake()
+
+
+def _subjects(subscriptions: Sequence[Subscription], group: str) -> list[Pair]:
+    """What is subscribed to in a wire group, each kind and market once."""
+    subscribed = [(kind, one.markets) for one in subscriptions for kind in one.kinds if group_of(kind) == group]
+    return list(dict.fromkeys((kind, market) for kind, markets in subscribed for market in markets))

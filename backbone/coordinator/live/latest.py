@@ -390,6 +390,11 @@ class LatestRows:
             for slot in slots:
                 slot.followers += (follower,)
 
+    def refollow(self, follower: ConflatedChanges | RecordQueue, came: Sequence[Slot], gone: Sequence[Slot]) -> None:
+        """Have a follower follow `came`, and `gone` no more."""
+        self._add(follower, came)
+        self.unfollow(follower, gone)
+
     def unfollow(self, follower: ConflatedChanges | RecordQueue, slots: Sequence[Slot]) -> None:
         with self.lock:
             for slot in slots:

@@ -29,6 +29,7 @@ class Subscription:
         confirmer: Confirmer,
         mode: Callable[[], str],
         on_close: Callable[[Subscription], None],
+        quote: str | None = None,
     ) -> None:
         self.kinds = tuple(kinds)
         self.markets = tuple(markets)
@@ -36,6 +37,7 @@ class Subscription:
         self._confirmer = confirmer
         self._mode = mode
         self._on_close = on_close
+        self.quote = quote  # stands for all markets that are listed in it
         self.slots = {kind: [latest.slot(kind, market) for market in markets] for kind in kinds}
         self.all_slots = [slot for slots in self.slots.values() for slot in slots]
         self.opened_s = latest.clock.monotonic()
@@ -100,7 +102,27 @@ class Subscription:
         """What happened to it since it was opened, oldest first."""
         markets = set(self.markets)
         events = self._confirmer.events(self._first_event)
-        return [event for event in events if not event.market or event.market in markets]
+        return [event for event in events if not event.market or event.market in markets or self._is_member(event)]
+
+    def _is_member(self, event: LiveEvent) -> bool:
+        return self.quote is not None and event.market.startswith(f"{self.quote}-")
+
+    def change(self, markets: Sequence[str]) -> tuple[list[Slot], list[Slot]]:
+        """Other markets from now on; the slots that came, and those that went. Its followers follow."""
+        with self._lock:
+            received, lost = self.received, self.lost
+            before = dict.fromkeys(self.all_slots)
+            self.markets = tuple(markets)
+            self.slots = {kind: [self._latest.slot(kind, market) for market in markets] for kind in self.kinds}
+            after = dict.fromkeys(slot for slots in self.slots.values() for slot in slots)
+            self.all_slots[:] = after  # the followers hold this very list
+            self._counted = sum(slot.count for slot in after) - received
+            self._lost_before = sum(slot.lost for slot in after) - lost
+            came = [slot for slot in after if slot not in before]
+            gone = [slot for slot in before if slot not in after]
+            for follower in list(self._followers):
+                self._latest.refollow(follower, came, gone)
+        return came, gone
 
     def follow(self) -> ConflatedChanges:
         """Collect its changes from now on, conflated; `end` it. It ends with the subscription at the latest."""

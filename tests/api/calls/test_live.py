@@ -559,7 +559,7 @@ def test_live_trades_over_a_reconnect_are_all_there_once_and_in_order(
     """Records of an outage are those of the exchange, without a hole and without a double."""
     with trader.live(["KRW-BTC"], ["trade"]) as table:
         records = table.records()
-        first = records.get(10)
+        first = records.get(30)
         assert isinstance(first, Trade)
         moving.pause()
         eventually(lambda: table.state == "polling")

@@ -1,0 +1,109 @@
+"""Subscriptions that mean a whole quote currency follow the venue's market list as it changes.
+
+The list is requested once a minute, at low priority, while such a subscription is open. A market that is new in it
+joins at once. One that is missing leaves once a second list, a few seconds later, agrees: no reply's silence counts
+alone. Both are events.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from backbone.clock import Clock, VenueClock
+from backbone.coordinator.live.reconcile import Confirmer, LiveEvent
+from backbone.coordinator.live.subscription import Subscription
+from backbone.coordinator.scheduler import Scheduler
+from backbone.errors import BackboneError, ClosedError
+from backbone.model import MarketInfo, Priority
+from backbone.routing.rest import Reply
+from backbone.routing.wire import Ask, markets_ask
+
+__all__ = ["EVERY_S", "ListFollower"]
+
+EVERY_S = 60.0
+"""Between two requests for the market list."""
+AGAIN_S = 3.0
+"""Until the list is requested again that shall confirm a delisting."""
+
+
+class ListFollower:
+    """Keeps subscriptions to whole quote currencies as the market list is. Its lock guards what it remembers.
+
+    Parameters
+    ----------
+    change : gives a subscription other markets.
+    on_list : gets each list.
+    wake : has `run` called soon.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        confirmer: Confirmer,
+        venue: VenueClock,
+        clock: Clock,
+        change: Callable[[Subscription, Sequence[str]], None],
+        on_list: Callable[[tuple[MarketInfo, ...]], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._confirmer = confirmer
+        self._venue = venue
+        self._clock = clock
+        self._change = change
+        self._on_list = on_list
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._followed: list[Subscription] = []
+        self._missing: frozenset[str] = frozenset()  # in the last list
+        self._due_s = 0.0
+
+    def follow(self, subscription: Subscription) -> None:
+        """Keep `subscription` as its quote currency is listed, until it is closed."""
+        with self._lock:
+            if not self._followed:
+                self._due_s = self._clock.monotonic() + EVERY_S
+            self._followed.append(subscription)
+
+    def run(self, now: float) -> float | None:
+        """Request the list where it is due; says when it is due next, None where nothing follows it."""
+        with self._lock:
+            self._followed = [one for one in self._followed if not one.is_closed]
+            if not self._followed:
+                return None
+            is_due, self._due_s = now >= self._due_s, now + EVERY_S if now >= self._due_s else self._due_s
+            due_s = self._due_s
+        if is_due:
+            try:
+                self._scheduler.submit("market", Priority.LOW, markets_ask, self._took)
+            except ClosedError:
+                return None
+        return due_s
+
+    def _took(self, _: Ask | None, outcome: Reply | BackboneError) -> None:
+        """A list, on a worker; after an error the next one is as good."""
+        if isinstance(outcome, BackboneError):
+            return
+        listed: tuple[MarketInfo, ...] = outcome.value
+        self._on_list(listed)
+        codes = tuple(info.market for info in listed)
+        with self._lock:
+            followed = [one for one in self._followed if not one.is_closed]
+            held = {market for one in followed for market in one.markets}
+            missing = frozenset(held.difference(codes))
+            gone, self._missing = missing & self._missing, missing - self._missing
+            if self._missing:
+                self._due_s = self._clock.monotonic() + AGAIN_S
+        new: dict[str, None] = {}
+        for one in followed:
+            members = [code for code in codes if code.startswith(f"{one.quote}-")]
+            kept = [market for market in one.markets if market not in gone]
+            joined = [code for code in members if code not in kept]
+            new.update(dict.fromkeys(joined))
+            if joined or len(kept) < len(one.markets):
+                self._change(one, kept + joined)
+        for kind, markets in (("listed", new), ("delisted", sorted(gone))):
+            for market in markets:
+                self._confirmer.record(LiveEvent(kind, self._venue.now_us(), market, detail=f"{market} was {kind}"))
+        self._wake()
