@@ -175,7 +175,7 @@ class Upkeep:
         for key in list(self._files.walk(folder)):  # what a crash left of another try
             self._files.remove(key)
         rows = 0
-        for exchange in self._exchanges():
+        for exchange in self.exchanges():
             for series in sorted(audit.series_in(self._files, exchange), key=lambda s: s.name):
                 with self._files.exclusive(series.lock_key):
                     rows += self._link(series, folder)
@@ -301,7 +301,7 @@ class Upkeep:
             raise InputError("market", what, f"something that is stored: {shown or 'so far nothing'}")
         return sorted(chosen, key=lambda s: s.timeframe.step_us)
 
-    def _exchanges(self) -> list[str]:
+    def exchanges(self) -> list[str]:
         """The exchanges of which the folder holds something."""
         names = [*self._files.list(CANDLES), *self._files.list(QUIET)]
         return sorted({name.removeprefix("exchange=") for name in names if name.startswith("exchange=")})

@@ -201,6 +201,10 @@ class StoreView:
         }
         return self._deliver(pa.table(columns), frames)
 
+    def exchanges(self) -> list[str]:
+        """The exchange partitions of which the data folder holds something; another host's have its name in theirs."""
+        return self._session.coordinator().store.upkeep.exchanges()
+
     def remove(self, market: str, timeframe: str | None = None, *, for_good: bool = False) -> str | None:
         """Take a market away, or one timeframe of it: into quarantine, or for good.
 

@@ -288,7 +288,13 @@ def verify(options: argparse.Namespace) -> int:
             options.market, options.timeframe, against=against, start=options.start, end=options.end
         )
         held = client.store.size()
+        place, others = client.data_dir, client.store.exchanges()
+        is_there = client.session.settings.store_exchange in others
     _print_problems(found, options.format)
+    if not is_there and not len(found):
+        there = f"it holds candles of {', '.join(others)}" if others else "it holds no candles of any exchange"
+        say(f"nothing was verified: {place} holds no candles of this exchange; {there}")
+        return 1
     if len(found):
         say(f"{len(found)} problems; `backbone repair` repairs what can be repaired")
         return EXIT_PROBLEMS

@@ -399,3 +399,12 @@ def test_explain_prints_the_plan(at: list[str], capsys: pytest.CaptureFixture[st
     assert lines[1].split() == ["held", "2025-08-12", "16:00", "to", "2025-08-21", "00:00"], "a page is 200 candles"
     assert lines[2].split() == ["to", "fetch", "2025-08-10", "00:00", "to", "2025-08-12", "16:00"]
     assert lines[3] == "  1 page, about 0.1 s at the legal rate"
+
+
+def test_verify_of_a_folder_without_candles_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A misspelt folder, or another exchange's, ends with 1 and says what the folder does hold (U5)."""
+    (tmp_path / "candles" / "exchange=upbit-sg").mkdir(parents=True)
+    assert cli.main(["verify", "--data-dir", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "nothing was verified" in said
+    assert "upbit-sg" in said
