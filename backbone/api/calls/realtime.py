@@ -180,8 +180,11 @@ def trades(
     elapsed_s = core.clock.monotonic() - began
     core.metrics.time("call", elapsed_s, group="trades", priority=lane)
     requests = past.requests + answer.requests
+    sources = {"rest" if answer.requests else "stream": len(rows)}
+    if past.table.num_rows:
+        sources["archive"] = past.table.num_rows
     attrs = facts(
-        sources={"archive": past.table.num_rows, "rest" if answer.requests else "stream": len(rows)},
+        sources=sources,
         elapsed_ms=elapsed_s * 1000,
         rows=table.num_rows,
         priority=lane,

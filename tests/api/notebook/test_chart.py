@@ -175,7 +175,7 @@ class Browser:
         ({"frame": frame().assign(market=list("aabbb"))}, "one market"),
         ({"colours": "pink"}, "korean"),
         ({"height": 10}, "pixels"),
-        ({"timeframe": "2h"}, "one of"),
+        ({"timeframe": "7m"}, "resample"),
     ],
 )
 def test_chart_of_wrong_arguments_is_an_input_error(arguments: dict[str, Any], message: str) -> None:
