@@ -92,10 +92,8 @@ def test_data_folder_is_made_for_the_memo_alone_with_private_rights(tmp_path: Pa
     """Frames are unpickled from a folder that no other user can enter or write to."""
     from backbone.storage.memo import FrameMemo
 
-    with Backbone(data_dir=tmp_path) as client:
-        memo = client.session.coordinator().memo
-        assert isinstance(memo, FrameMemo)
-        memo.get(("key",), lambda: 1)
+    memo = FrameMemo(tmp_path / "memo")
+    memo.get(("key",), lambda: 1)
     assert stat.S_IMODE((tmp_path / "memo").stat().st_mode) == 0o700
 
 

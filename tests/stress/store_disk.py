@@ -156,7 +156,7 @@ def _vanish(root: Path, chance: random.Random, tally: DiskTally) -> None:
 
 
 def _forbid(root: Path, chance: random.Random, tally: DiskTally) -> None:
-    """The folder becomes read-only: reading goes on, writing is one error, and works again afterwards."""
+    """The folder becomes read-only: nothing is written, all stays readable from memory, and is written afterwards."""
     filler = _Filler(root, chance, tally)
     filler.put(5)
     filler.flush(may_fail=False)
@@ -165,7 +165,9 @@ def _forbid(root: Path, chance: random.Random, tally: DiskTally) -> None:
         if not is_forbidden:
             return
         tally.count("read-only")
-        if filler.flush():
+        before = sorted(root.rglob("*"))
+        filler.flush()
+        if sorted(root.rglob("*")) != before:
             tally.verdict.problems.append("a read-only folder was written to")
         filler.check_memory()
         filler.check_disk(is_complete=False)

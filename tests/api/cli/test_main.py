@@ -161,7 +161,7 @@ def test_json_loses_no_character_on_a_console_that_lacks_it(at: list[str], monke
     [
         ("fetch", "KRW-BTC", "1h", "--start", "2025-08-20", "--out", "-"),
         ("--help",),
-        ("watch", "KRW-BTC", "--seconds", "30"),
+        ("watch", "KRW-BTC", "--seconds", "3"),
     ],
     ids=" ".join,
 )
