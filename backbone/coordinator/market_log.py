@@ -114,12 +114,12 @@ class MarketLog:
             self._log.add_all(new)
 
     def take(self, lists: Iterable[tuple[int, str, Sequence[MarketInfo]]]) -> int:
-        """Put in lists of the past, each with its time and where it is from. Returns how many changes they told.
+        """Put in lists of the past, each with its time and where it is from. Returns how many changes they brought.
 
         What was recorded of later times stays as it is: a market that a later list lacks is delisted by then.
         """
         self.flush()
-        told = 0
+        brought = 0
         for at_us, source, listed in sorted(lists, key=lambda one: one[0]):
             index = self._read()
             origin = {"list": source}
@@ -134,8 +134,8 @@ class MarketLog:
                 kept = tuple(index.state(following).values())
                 repairs = _changes(after, kept, following, "a later list", {"after": source})
             self._log.add_all([marker, *changes, *repairs])
-            told += len(changes)
-        return told
+            brought += len(changes)
+        return brought
 
     # -- what is known -------------------------------------------------------------------------------------------
 

@@ -344,7 +344,7 @@ def facts(
     }
 
 
-def told(rows: int, source: str = "memory") -> dict[str, Any]:
+def local_facts(rows: int, source: str = "memory") -> dict[str, Any]:
     """The same of what is known here without a question: how things stand, what the store says of itself."""
     return facts(sources={source: rows}, elapsed_ms=0.0, rows=rows, priority=Priority.NORMAL, requests=0, pages=0)
 

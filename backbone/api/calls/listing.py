@@ -188,11 +188,11 @@ def adopt_lists(session: Session, source: object, at: TimeLike | None) -> dict[s
     if at is not None and len(files) > 1:
         raise InputError("at", at, "nothing for several files: their days are in their names")
     lists = [(_file_time(session, file, at), file.name, _read_list(file)) for file in files]
-    told = session.coordinator().market_log.take(lists)
+    changes = session.coordinator().market_log.take(lists)
     return {
         "lists": len(lists),
         "markets": sorted({info.market for _, _, listed in lists for info in listed}),
-        "events": told,
+        "events": changes,
         "from": _iso(min(time for time, _, _ in lists)),
         "to": _iso(max(time for time, _, _ in lists)),
     }

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, parse_market, parse_markets
-from backbone.api.calls.candles import told
+from backbone.api.calls.candles import local_facts
 from backbone.api.calls.listing import adopt_lists
 from backbone.candle_table import compare, rows_inside, times_of
 from backbone.coordinator.candles.ranges import Range
@@ -136,7 +136,7 @@ class StoreView:
         return self._deliver(pa.table(columns), frames)
 
     def _deliver(self, table: pa.Table, frames: str | None) -> Any:
-        attrs = told(table.num_rows, "store")
+        attrs = local_facts(table.num_rows, "store")
         return shaping.deliver(table, self._session.frames(frames), index=None, zone=self._session.tz, attrs=attrs)
 
     def _named(self, market: str | None) -> str | None:
@@ -393,7 +393,7 @@ class StoreView:
 
         Without market and timeframe the source is a market list that somebody kept, a JSON body of ``market/all`` or a
         folder of them; its day is in the file's name (``market_all_2021-04-17.json``), or is `at`. The answer is then
-        ``lists markets events from to``: what was read, and how many changes it told.
+        ``lists markets events from to``: what was read, and how many changes they brought.
 
         Parameters
         ----------
