@@ -606,3 +606,27 @@ def test_candles_before_the_venues_sums_are_asked_not_folded(client: Backbone, v
     start, end = (client.session.time("start", text) for text in span)
     truth = venue.exchange.candle_table("KRW-BTC", "1h", start, end)
     assert hours["volume"].tolist() == truth.column("volume").to_pylist()
+
+
+def test_candles_of_the_future_are_refused(client: Backbone) -> None:
+    """A range with both ends ahead of the venue's now is a mistake, as one with a start ahead of it is."""
+    client.markets()
+    with pytest.raises(InputError, match="before"):
+        client.candles("KRW-BTC", "1m", "2025-08-23", "2025-08-24")
+
+
+def test_candles_refreshed_offline_are_refused(client: Backbone) -> None:
+    """Asking the venue again and asking nobody exclude each other."""
+    with pytest.raises(InputError) as caught:
+        client.candles("KRW-BTC", "1m", count=3, refresh=True, offline=True)
+    assert caught.value.argument in ("refresh", "offline")
+
+
+def test_candles_at_the_turn_of_the_day_have_one_forming(client: Backbone, venue: SimulatorServer) -> None:
+    """Two seconds after nine in Seoul: one closed day and the one that forms, and no third."""
+    venue.clock.set("2025-08-22T00:00:02Z")
+    client.markets()
+    found = client.candles("KRW-BTC", "1d", count=1, include_forming=True)
+    assert len(found) <= 2
+    assert found["forming"].tolist().count(True) == 1
+    assert bool(found["forming"].iloc[-1])
