@@ -483,7 +483,7 @@ class Backbone:
         Returns
         -------
         The chart: ``rows text() svg() html() widget close()``. It follows until `close`, until the client is closed, or
-        until nobody holds it or sees it.
+        until no reference to it is left and no page shows it.
 
         Raises
         ------

@@ -2,7 +2,7 @@
 
 A key is a path below the root, with ``/``. `replace` writes a temporary file beside the data (never inside
 it, where other readers look), syncs it, renames it over the old one and syncs the folder, so a reader sees
-the old bytes or the new ones and a crash leaves at most an unfinished file that nobody reads. `exclusive`
+the old bytes or the new ones and a crash leaves at most an unfinished file that is never read. `exclusive`
 holds a kernel lock, which dies with its holder. A version identifies one state of one file; it never repeats
 for a key.
 

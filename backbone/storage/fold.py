@@ -63,7 +63,7 @@ def fold(table: pa.Table, timeframe: Timeframe) -> pa.Table:
 def decimal_sums(values: Any, first: Any) -> Any:
     """The float64 nearest to the sum of the decimals of each group of `values`; groups begin at the indices `first`.
 
-    `values` are zero or more; a group with one that is not a number (a turnover that nobody kept) sums to none.
+    `values` are zero or more; a group with one that is not a number (a turnover that was not kept) sums to none.
     """
     if np.isnan(values).any():
         lacks = np.logical_or.reduceat(np.isnan(values), first)

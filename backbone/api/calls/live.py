@@ -52,8 +52,8 @@ class TableEvent(NamedTuple):
     """Something that happened to the feed. Times are aware, in the client's zone.
 
     kind : ``"gap"`` (nothing was received from `gap_start` to `gap_end`; `filled` once the candles of that time are
-    stored), ``"difference"`` (stream and REST disagree on a closed candle: `told` and `confirmed`), ``"silent"`` (the
-    venue sends nothing of a market), ``"failed"`` (a candle could not be confirmed or stored; it is tried again),
+    stored), ``"difference"`` (stream and REST disagree on a closed candle: `streamed` and `confirmed`), ``"silent"``
+    (the venue sends nothing of a market), ``"failed"`` (a candle could not be confirmed or stored; it is tried again),
     ``"callback"`` (a callback raised), ``"listed"`` and ``"delisted"`` (a market of the table's quote currency joined
     or left).
     """
@@ -66,7 +66,7 @@ class TableEvent(NamedTuple):
     gap_end: dt.datetime | None
     filled: bool
     detail: str
-    told: LiveCandle | None = None
+    streamed: LiveCandle | None = None
     confirmed: LiveCandle | None = None
 
 

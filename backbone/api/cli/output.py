@@ -102,7 +102,7 @@ def drop_output() -> None:
 
 
 def say(text: str) -> None:
-    """Write words for a person to standard error; where that is closed, nobody can be reached."""
+    """Write words for a person to standard error; where that is closed, they are dropped."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 

@@ -1,9 +1,9 @@
 """The live ticker table: one snapshot, shown as a widget that updates cell by cell, as static HTML, or as
 text.
 
-What is decided here: the columns, how a row's numbers read, and which cells changed since the browser last
-heard (`TableDelta`, pure). A row's age is sent when it jumps, not as it grows: the browser counts on by
-itself, so a quiet market costs nothing and its age stays true even when the kernel hangs.
+What is decided here: the columns, how a row's numbers read, and which cells changed since the last
+message to the browser (`TableDelta`, pure). A row's age is sent when it jumps, not as it grows: the browser
+counts on by itself, so a quiet market costs nothing and its age stays true even when the kernel hangs.
 """
 
 from __future__ import annotations

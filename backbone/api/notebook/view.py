@@ -5,8 +5,8 @@ kernel's own event loop (`Refresher`, a chain of timers, no thread) or by whoeve
 never by the thread that owns the socket or a worker. Ten refreshes a second are the most, and never more than
 a twentieth of a core.
 
-Lifetime: the browser's half says when it appears and disappears. A view is kept alive while somebody sees it;
-one that nobody sees is not refreshed, and one that nobody holds either is dropped, together with what it
+Lifetime: the browser's half says when it appears and disappears. A view is kept alive while a page shows it;
+one that no page shows is not refreshed, and one without a reference either is dropped, together with what it
 shows. The widget is made on first display.
 
 The lock guards one refresh against another; everything else happens on the kernel's side.
@@ -175,7 +175,7 @@ class View:
 class Refresher:
     """Refreshes one view from the event loop it was started on, by a chain of timers.
 
-    It holds its view only while that is watched, so that a view which nobody sees or holds can be collected;
+    It holds its view only while that is watched, so that a view without a page or a reference can be collected;
     then the widget is closed, on the loop.
     """
 
