@@ -17,7 +17,7 @@ from backbone.model import Span
 from backbone.storage.coverage import SpanSet, on_grid
 from backbone.timeframe import Timeframe
 
-__all__ = ["Interval", "Outage", "intervals", "outages"]
+__all__ = ["Interval", "Outage", "intervals", "outages", "runs"]
 
 _SURE = 6.0  # one in a million: the chance that a slot without trades is an accident, as a power of ten
 _MOST_SURE = 0.999  # share of traded slots above which a market weighs no more
@@ -50,12 +50,12 @@ def intervals(times: Any, covered: SpanSet, span: Span, timeframe: Timeframe) ->
     whole = Span(timeframe.ceil(span.start), timeframe.ceil(span.end))
     if whole.start >= whole.end:
         return []
-    runs, covered = _runs(times, timeframe), on_grid(covered, timeframe)
-    quiet = covered.clip(whole) - runs
-    unknown = SpanSet((whole,)) - covered - runs
+    data, covered = runs(times, timeframe), on_grid(covered, timeframe)
+    quiet = covered.clip(whole) - data
+    unknown = SpanSet((whole,)) - covered - data
     found = [
         Interval(*part, state, timeframe.count(part))
-        for state, parts in (("data", runs), ("quiet", quiet), ("unknown", unknown))
+        for state, parts in (("data", data), ("quiet", quiet), ("unknown", unknown))
         for part in parts
     ]
     return sorted(found)
@@ -69,7 +69,7 @@ def outages(held: Iterable[tuple[Any, SpanSet]], timeframe: Timeframe) -> list[O
     below one in a million. Two busy markets with a day of minutes are enough for that, a hundred thin ones may not be.
     Shares are taken over the slots in which some market traded, so that a long outage does not make a market look thin.
     """
-    markets = [_Market(on_grid(covered, timeframe), _runs(times, timeframe), len(times)) for times, covered in held]
+    markets = [_Market(on_grid(covered, timeframe), runs(times, timeframe), len(times)) for times, covered in held]
     still = SpanSet(span for span, _ in _still(markets, [0.0] * len(markets)))
     weights = []
     for market in markets:
@@ -107,7 +107,7 @@ def _still(markets: Sequence[_Market], weights: Sequence[float], least: float = 
             yield Span(time, until), covering
 
 
-def _runs(times: Any, timeframe: Timeframe) -> SpanSet:
+def runs(times: Any, timeframe: Timeframe) -> SpanSet:
     """The candles of `times` as spans, neighbours joined."""
     if not len(times):
         return SpanSet()

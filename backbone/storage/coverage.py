@@ -1,21 +1,21 @@
 """What a store covers, as arithmetic on time: sets of half-open spans, and the coverage built from them.
 
-A `SpanSet` is immutable, sorted, and holds no empty, overlapping or touching spans, so two sets that mean the
-same are equal. A `Coverage` adds to the covered spans the *provisional* ones: covered, but to be requested once more
-when they are due, since the venue may still correct its newest candles. Pure: no clock, no disk.
+A `SpanSet` is immutable, sorted, and holds no empty, overlapping or touching spans, so two sets that mean the same
+are equal. A `Coverage` adds to the covered spans the *provisional* ones (covered, but to be asked once more when due,
+since the venue may still correct its newest candles) and which came from elsewhere. Pure: no clock, no disk.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from backbone.model import Span
 from backbone.timeframe import Timeframe
 
-__all__ = ["EVER", "Coverage", "Provisional", "SpanSet", "on_grid"]
+__all__ = ["EVER", "VENUE", "Coverage", "Provisional", "SpanSet", "on_grid"]
 
 
 EVER = Span(0, 1 << 62)
@@ -173,6 +173,10 @@ def on_grid(spans: SpanSet, timeframe: Timeframe) -> SpanSet:
     return SpanSet((timeframe.ceil(max(0, a)), min(timeframe.ceil(b), EVER.end)) for a, b in spans if b > 0)
 
 
+VENUE = "rest"
+"""The source of what the venue itself answered to a request for candles."""
+
+
 class Provisional(NamedTuple):
     """A covered span that is asked once more at `due_us`, microseconds UTC."""
 
@@ -183,23 +187,40 @@ class Provisional(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What is covered (rows or quiet), and which part of it is still ``provisional``."""
+    """What is covered (rows or quiet), which part of it is still ``provisional``, and where parts of it came from.
+
+    ``origins`` has spans by source, such as ``adopted`` or ``archive``; what is in none came from the venue.
+    """
 
     covered: SpanSet = _EMPTY
     provisional: tuple[Provisional, ...] = ()
+    origins: Mapping[str, SpanSet] = field(default_factory=dict)
 
-    def proved(self, proof: SpanSet, provisional: tuple[Provisional, ...] = ()) -> Coverage:
+    def proved(self, proof: SpanSet, provisional: tuple[Provisional, ...] = (), *, source: str = VENUE) -> Coverage:
         """After a reply that proves `proof`. The newest reply counts: in it, only the new `provisional` stays."""
         kept = _outside(self.provisional, proof) + tuple(_inside(provisional, proof))
-        return Coverage(self.covered | proof, _joined(kept))
+        new = {source: proof} if proof and source != VENUE else {}
+        origins = _union([_each(self.origins, lambda spans: spans - proof), new]) if self.origins else new
+        return Coverage(self.covered | proof, _joined(kept), origins)
+
+    def of_source(self, source: str) -> SpanSet:
+        """The part that came from `source`."""
+        if source != VENUE:
+            return self.origins.get(source, _EMPTY)
+        found = self.covered
+        for spans in self.origins.values():
+            found = found - spans
+        return found
 
     def clip(self, span: tuple[int, int]) -> Coverage:
         """The part inside `span`."""
-        return Coverage(self.covered.clip(span), _joined(_inside(self.provisional, SpanSet((span,)))))
+        provisional = _joined(_inside(self.provisional, SpanSet((span,))))
+        return Coverage(self.covered.clip(span), provisional, _each(self.origins, lambda spans: spans.clip(span)))
 
     def without(self, spans: SpanSet) -> Coverage:
         """The part outside `spans`."""
-        return Coverage(self.covered - spans, _joined(_outside(self.provisional, spans)))
+        origins = _each(self.origins, lambda held: held - spans)
+        return Coverage(self.covered - spans, _joined(_outside(self.provisional, spans)), origins)
 
     @staticmethod
     def joined(coverages: Sequence[Coverage]) -> Coverage:
@@ -207,11 +228,24 @@ class Coverage:
         if len(coverages) == 1:
             return coverages[0]
         covered = SpanSet(span for coverage in coverages for span in coverage.covered)
-        return Coverage(covered, _joined(item for coverage in coverages for item in coverage.provisional))
+        provisional = _joined(item for coverage in coverages for item in coverage.provisional)
+        return Coverage(covered, provisional, _union([coverage.origins for coverage in coverages]))
 
     def due(self, now_us: int) -> SpanSet:
         """The provisional spans whose second request is due."""
         return SpanSet((item.start, item.end) for item in self.provisional if item.due_us <= now_us)
+
+
+def _each(origins: Mapping[str, SpanSet], change: Callable[[SpanSet], SpanSet]) -> Mapping[str, SpanSet]:
+    return {source: rest for source, spans in origins.items() if (rest := change(spans))} if origins else origins
+
+
+def _union(parts: Iterable[Mapping[str, SpanSet]]) -> Mapping[str, SpanSet]:
+    found: dict[str, list[Span]] = {}
+    for part in parts:
+        for source, spans in part.items():
+            found.setdefault(source, []).extend(spans)
+    return {source: SpanSet(spans) for source, spans in found.items()}
 
 
 def _inside(provisional: Iterable[Provisional], spans: SpanSet) -> tuple[Provisional, ...]:

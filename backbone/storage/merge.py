@@ -90,7 +90,7 @@ def _joined(batch: list[Page], proof: SpanSet) -> Page:
 
 
 def _merge(partition: Partition, page: Page) -> Partition:
-    coverage = partition.coverage.proved(page.proof, page.provisional)
+    coverage = partition.coverage.proved(page.proof, page.provisional, source=page.source)
     pieces: list[pa.Table] = []
     revisions: list[pa.Table] = []
     at, is_changed = 0, False

@@ -89,6 +89,7 @@ class _Footer(msgspec.Struct, kw_only=True):
     rows: int
     covered: list[tuple[int, int]]
     provisional: list[tuple[int, int, int]] = []
+    origins: dict[str, list[tuple[int, int]]] = {}
     revisions: str = ""
 
 
@@ -112,6 +113,7 @@ def encode_partition(partition: Partition, series: Series, period: str) -> bytea
         rows=partition.table.num_rows,
         covered=[(a, b) for a, b in partition.coverage.covered],
         provisional=[(a, b, due) for a, b, due in partition.coverage.provisional],
+        origins=_origins(partition.coverage),
         revisions=_pack(partition.revisions),
     )
     data = bytearray(_write_parquet(partition.table, text=msgspec.json.encode(footer).decode()))
@@ -151,7 +153,7 @@ def decode_partition(data: bytes | bytearray, series: Series, period: Span, peri
         _check_format(text, path)
         footer = msgspec.json.decode(text, type=_Footer)
         revisions = _unpack(footer.revisions)
-        coverage = _coverage_of(footer.covered, footer.provisional)
+        coverage = _coverage_of(footer)
     except _BROKEN as exc:
         raise _corrupt(path, f"unreadable although its seal is right ({exc})") from exc
     found = (footer.exchange, footer.market, footer.timeframe, footer.period)
@@ -180,7 +182,7 @@ def peek_footer(tail: bytes) -> tuple[int, Coverage] | None:
         footer = msgspec.json.decode(tail[start:end] + b"}", type=_Footer)
     except (ValueError, msgspec.MsgspecError):  # bytes that are no text, or no footer
         return None
-    return (footer.rows, _coverage_of(footer.covered, footer.provisional)) if footer.format <= FORMAT else None
+    return (footer.rows, _coverage_of(footer)) if footer.format <= FORMAT else None
 
 
 def _read_parquet(data: bytes | bytearray) -> tuple[pa.Table, bytes]:
@@ -236,8 +238,13 @@ def _corrupt(path: str, reason: str) -> CorruptPartitionError:
     return CorruptPartitionError(f"{path} is damaged: {reason}", path=path, reason=reason)
 
 
-def _coverage_of(covered: list[tuple[int, int]], provisional: list[tuple[int, int, int]]) -> Coverage:
-    return Coverage(SpanSet(covered), tuple(Provisional(*item) for item in provisional))
+def _coverage_of(text: _Footer | _QuietFile) -> Coverage:
+    origins = {source: SpanSet(spans) for source, spans in text.origins.items()}
+    return Coverage(SpanSet(text.covered), tuple(Provisional(*item) for item in text.provisional), origins)
+
+
+def _origins(coverage: Coverage) -> dict[str, list[tuple[int, int]]]:
+    return {source: [(a, b) for a, b in spans] for source, spans in coverage.origins.items()}
 
 
 def _pack(revisions: pa.Table) -> str:
@@ -268,6 +275,7 @@ class _QuietFile(msgspec.Struct, kw_only=True):
     timeframe: str
     covered: list[tuple[int, int]]
     provisional: list[tuple[int, int, int]] = []
+    origins: dict[str, list[tuple[int, int]]] = {}
 
 
 def encode_coverage(coverage: Coverage, series: Series) -> bytes:
@@ -279,6 +287,7 @@ def encode_coverage(coverage: Coverage, series: Series) -> bytes:
             timeframe=series.timeframe.directory,
             covered=[(a, b) for a, b in coverage.covered],
             provisional=[(a, b, due) for a, b, due in coverage.provisional],
+            origins=_origins(coverage),
         )
     )
     return _MARK + b"%08x" % binascii.crc32(text) + text[len(_MARK) + 8 :]
@@ -293,7 +302,7 @@ def decode_coverage(data: bytes, series: Series, path: str) -> Coverage:
     try:
         _check_format(data, path)
         file = msgspec.json.decode(data, type=_QuietFile)
-        coverage = _coverage_of(file.covered, file.provisional)
+        coverage = _coverage_of(file)
     except _BROKEN as exc:
         raise _corrupt(path, f"unreadable although its seal is right ({exc})") from exc
     if (file.exchange, file.market, file.timeframe) != (

@@ -178,7 +178,7 @@ class Periods:
         count = sum(self._write_period(series, period, pages, quiet) for period in sorted(periods))
         after = quiet
         for page in pages:
-            after = after.proved(page.proof, page.provisional)
+            after = after.proved(page.proof, page.provisional, source=page.source)
         after = after.without(SpanSet(periods))
         if after != quiet:
             self._files.replace(series.quiet_key, encode_coverage(after, series))
@@ -237,4 +237,5 @@ def row_periods(series: Series, pages: Iterable[Page], span: Span = EVER) -> set
 
 
 def _coverage_bytes(coverage: Coverage) -> int:
-    return 400 + 120 * (len(coverage.covered) + len(coverage.provisional))
+    spans = len(coverage.covered) + len(coverage.provisional) + sum(map(len, coverage.origins.values()))
+    return 400 + 120 * spans

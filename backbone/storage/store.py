@@ -29,7 +29,7 @@ from backbone.storage.audit import Problem
 from backbone.storage.cache import MemoryStats
 from backbone.storage.commit import Committer
 from backbone.storage.copy import Copied, copy_store
-from backbone.storage.coverage import EVER, Coverage, Provisional, SpanSet, on_grid
+from backbone.storage.coverage import EVER, VENUE, Coverage, Provisional, SpanSet, on_grid
 from backbone.storage.events import Events
 from backbone.storage.files import Files, LocalFiles
 from backbone.storage.incidents import Incident, Incidents
@@ -111,7 +111,7 @@ class CandleStore:
         proof: SpanSet | Span,
         *,
         provisional: tuple[Span, int] | None = None,
-        source: str = "rest",
+        source: str = VENUE,
         now_us: int,
     ) -> None:
         """Take rows that are everything the venue has in `proof`; a proved span without rows is quiet.
@@ -215,12 +215,20 @@ class CandleStore:
 
     def due(self, market: str, timeframe: Timeframe, span: Span, now_us: int) -> SpanSet:
         """The part of `span` that is held provisionally and is to be requested again at `now_us`."""
+        return self._pending_coverage(market, timeframe, span).due(now_us).clip(span)
+
+    def from_source(self, market: str, timeframe: Timeframe, span: Span, source: str) -> SpanSet:
+        """The part of `span` whose rows or quiet came from `source`, such as ``adopted``."""
+        return self._pending_coverage(market, timeframe, span).of_source(source).clip(span)
+
+    def _pending_coverage(self, market: str, timeframe: Timeframe, span: Span) -> Coverage:
+        """What the files say of `span`, with what waits to be written on top."""
         series = self._series(market, timeframe)
         pages = self._pending.of(series, span)
         coverage = self._periods.coverage(series, span)
         for page in pages:
-            coverage = coverage.proved(page.proof, page.provisional)
-        return coverage.due(now_us).clip(span)
+            coverage = coverage.proved(page.proof, page.provisional, source=page.source)
+        return coverage
 
     def is_settled(self, market: str, timeframe: Timeframe, span: Span) -> bool:
         """Whether what is held of `span` is on disk and none of it is provisional."""

@@ -23,7 +23,7 @@ from backbone.clock import Clock
 from backbone.errors import InputError
 from backbone.model import Span
 from backbone.storage import audit
-from backbone.storage.coverage import EVER, SpanSet
+from backbone.storage.coverage import EVER, VENUE, SpanSet
 from backbone.storage.events import Events
 from backbone.storage.files import Files, retried
 from backbone.storage.layout import CANDLES, DAMAGED, EVENTS, QUARANTINE, QUIET, SNAPSHOTS, Series, parse_partition_key
@@ -32,9 +32,10 @@ from backbone.storage.pending import PendingPages
 from backbone.storage.periods import Periods
 from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, period_name
 
-__all__ = ["Holding", "Snapshot", "Upkeep"]
+__all__ = ["Condition", "Holding", "Snapshot", "Upkeep"]
 
 _MARK = "_snapshot.json"
+_NO_TIMES = np.empty(0, np.int64)
 
 _NAME = re.compile(r"[\w][\w .@+-]{0,99}")
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{device}{n}" for device in ("COM", "LPT") for n in range(1, 10))}
@@ -61,6 +62,19 @@ class Snapshot(NamedTuple):
     path: str
     rows: int
     content: str
+
+
+class Condition(NamedTuple):
+    """One day (month) of a series: candles held, slots without trades, slots that were never received, slots that are
+    to be confirmed, candles that were revised, and where the held slots came from, the most frequent first."""
+
+    start_us: int
+    rows: int
+    quiet: int
+    unknown: int
+    provisional: int
+    revisions: int
+    source: str
 
 
 class _Mark(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,30 +251,40 @@ class Upkeep:
             whole.update(series_name.encode() + b"".join(one.digest() for one in columns[series_name]))
         return whole.hexdigest()
 
-    def condition(self, market: str, timeframe: Timeframe) -> list[tuple[int, int, int, int, int, int]]:
-        """Start, rows, quiet, unknown, provisional slots and revisions of each day of UTC (month, from days on) from
-        the first candle to the last."""
+    def condition(
+        self, market: str, timeframe: Timeframe, derived: tuple[Any, SpanSet] = (_NO_TIMES, SpanSet())
+    ) -> list[Condition]:
+        """The state of each day of UTC (month, from days on) from the first candle to the last.
+
+        `derived` are the opens of candles that stored shorter ones are folded to, and the spans that they are all of.
+        """
         self._flush()
-        (series,) = self._of(market, timeframe)
+        found, spans = derived
+        if not spans:
+            self._of(market, timeframe)  # which raises where nothing is held
+        series = Series(self._exchange, market, timeframe)
         partitions = [self._periods.load(series, period) for period in self._periods.with_file(series, EVER)]
-        times = np.concatenate([np.empty(0, np.int64), *(partition.times for partition in partitions)])
+        times = np.sort(np.concatenate([found, *(partition.times for partition in partitions)]))
         if not len(times):
             return []
-        revised = np.concatenate([_int64(partition.revisions.column("time")) for partition in partitions])
+        revised = np.sort(np.concatenate([_NO_TIMES, *(_int64(one.revisions.column("time")) for one in partitions)]))
         coverage = self._periods.coverage(series, EVER)
+        covered = coverage.covered | spans
+        parts = {"venue": coverage.of_source(VENUE), **coverage.origins, "derived": spans}
         provisional = SpanSet((item.start, item.end) for item in coverage.provisional)
         unit = TIMEFRAMES["1d"] if timeframe.step_us < DAY_US else TIMEFRAMES["1M"]
-        start, end, found = unit.floor(int(times[0])), int(times[-1]) + 1, []
+        start, end, days = unit.floor(int(times[0])), int(times[-1]) + 1, []
         while start < end:
             day = Span(start, unit.next(start))
             part = Span(max(day.start, int(times[0])), min(day.end, timeframe.next(int(times[-1]))))
-            rows, revisions = (int(np.diff(np.searchsorted(np.sort(a), day))[0]) for a in (times, revised))
-            covered, waiting = (
-                sum(map(timeframe.count, spans.clip(part))) for spans in (coverage.covered, provisional)
-            )
-            found.append((start, rows, covered - rows, timeframe.count(part) - covered, waiting, revisions))
+            rows, revisions = (int(np.diff(np.searchsorted(a, day))[0]) for a in (times, revised))
+            known, waiting = (sum(map(timeframe.count, held.clip(part))) for held in (covered, provisional))
+            sources = {name: sum(map(timeframe.count, held.clip(part))) for name, held in parts.items()}
+            source = "+".join(sorted((name for name, slots in sources.items() if slots), key=lambda n: -sources[n]))
+            quiet, unknown = known - rows, timeframe.count(part) - known
+            days.append(Condition(start, rows, quiet, unknown, waiting, revisions, source))
             start = day.end
-        return found
+        return days
 
     def remove(self, market: str, timeframe: Timeframe | None = None, *, for_good: bool = False) -> str | None:
         """Take a market (one timeframe of it) away: into quarantine, or for good. Returns where it went."""

@@ -68,7 +68,8 @@ def test_span_set_of_a_span_is_that_span() -> None:
     assert repr(SpanSet([(1, 2)])) == "SpanSet([(1, 2)])"
 
 
-replies = st.lists(st.tuples(spans, st.one_of(st.none(), st.tuples(spans, st.integers(1, 9)))), max_size=6)
+provisionals = st.one_of(st.none(), st.tuples(spans, st.integers(1, 9)))
+replies = st.lists(st.tuples(spans, provisionals, st.sampled_from(["rest", "adopted", "archive"])), max_size=6)
 
 
 def provisional(fresh: object, proof: SpanSet) -> tuple[Provisional, ...]:
@@ -80,12 +81,13 @@ def provisional(fresh: object, proof: SpanSet) -> tuple[Provisional, ...]:
 
 @given(replies, spans, st.integers(0, 10))
 def test_coverage_agrees_with_a_map_of_instants(reported: list[object], window: Span, now: int) -> None:
-    """Coverage only grows, and the newest reply decides alone what of its span is provisional."""
-    coverage, due_at = Coverage(), dict[int, int]()
+    """Coverage only grows, and the newest reply decides alone what of its span is provisional, and its source."""
+    coverage, due_at, source_at = Coverage(), dict[int, int](), dict[int, str]()
     covered = set[int]()
-    for proof_span, fresh in reported:  # type: ignore[misc]
+    for proof_span, fresh, source in reported:  # type: ignore[misc]
         proof = SpanSet([proof_span])
-        coverage = coverage.proved(proof, provisional(fresh, proof))
+        coverage = coverage.proved(proof, provisional(fresh, proof), source=source)
+        source_at |= dict.fromkeys(instants(proof), source)
         covered |= instants(proof)
         due_at = {i: due for i, due in due_at.items() if i not in instants(proof)}
         due_at |= {i: item.due_us for item in provisional(fresh, proof) for i in range(item.start, item.end)}
@@ -97,5 +99,10 @@ def test_coverage_agrees_with_a_map_of_instants(reported: list[object], window: 
     rest = coverage.without(SpanSet([window]))
     assert instants(rest.covered) == covered - inside
     assert instants(rest.due(now)) == instants(coverage.due(now)) - inside
+    for source in ("rest", "adopted", "archive"):
+        mine = {i for i, found in source_at.items() if found == source}
+        assert instants(coverage.of_source(source)) == mine
+        assert instants(coverage.clip(window).of_source(source)) == mine & inside
+        assert instants(rest.of_source(source)) == mine - inside
     parts = [coverage.clip((0, 11)), coverage.clip((11, 12)), coverage.clip((12, 40))]
     assert Coverage.joined(parts) == coverage

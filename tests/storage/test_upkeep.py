@@ -172,5 +172,8 @@ def test_condition_counts_each_slot_of_each_day_once(store: CandleStore) -> None
     store.put(BTC, MINUTE, minutes(JUNE + 2, JUNE + 3, salt=1), span(JUNE + 2, JUNE + 4),
               provisional=(span(JUNE + 3, JUNE + 4), 1), now_us=MAY)  # fmt: skip
     may31, june1 = MAY + 30 * 1440 * MINUTE_US, MAY + JUNE * MINUTE_US
-    assert store.upkeep.condition(BTC, MINUTE) == [(may31, 5, 0, 0, 0, 0), (june1, 5, 1, 4, 1, 2)]
-    assert store.upkeep.condition(BTC, DAY) == [(MAY, 1, 0, 0, 0, 0)]
+    assert store.upkeep.condition(BTC, MINUTE) == [
+        (may31, 5, 0, 0, 0, 0, "venue"),
+        (june1, 5, 1, 4, 1, 2, "venue"),
+    ]
+    assert store.upkeep.condition(BTC, DAY) == [(MAY, 1, 0, 0, 0, 0, "venue")]

@@ -3,7 +3,7 @@
 Nothing of a file is kept before all of it was checked: the grid, doubles, prices, the candle that still forms, and a
 sample of its rows against the venue (or against stored rows). A sample that differs is named as what it is: another
 clock, another market, another unit, or a last row that was still forming when the file was written. What is kept proves
-its own slots only; between them the store stays unknown.
+its own slots only, and is marked as adopted until the venue confirms it; between its rows the store stays unknown.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from backbone.api.arguments import parse_market
-from backbone.candle_table import rows_inside, times_of
+from backbone.candle_table import compare, rows_inside, times_of
 from backbone.errors import InputError, StoreError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Priority, Span
+from backbone.storage.continuity import runs
 from backbone.storage.coverage import SpanSet
 from backbone.timeframe import HOUR_US, TIMEFRAMES, Timeframe, parse_timeframe, periods_in
 
 if TYPE_CHECKING:
     from backbone.api.session import Session
+    from backbone.coordinator.coordinator import Coordinator
 
-__all__ = ["Adopted", "adopt", "read_candles"]
+__all__ = ["ADOPTED", "Adopted", "adopt", "promote", "read_candles"]
+
+ADOPTED = "adopted"
+"""The source of adopted rows in the store, and the kind of the event."""
 
 _SAMPLES = 5  # pages of the venue that are compared, the newest rows among them
 _PAGE_ROWS = 100
@@ -89,6 +94,9 @@ def adopt(session: Session, source: Any, market: str, timeframe: str, *, tz: str
         raise InputError("source", name, f"closed candles only: its last row, {_shown(times[-1])}, is still forming")
     compared, differing = _compare(session, code, tf, table, name)
     kept = _keep(session, code, tf, table)
+    if kept:
+        detail = {"source": name, "timeframe": tf.name, "rows": kept, "compared": compared, "differing": differing}
+        core.store.events.add(code, ADOPTED, detail, how="adopt")
     first, last = (np.datetime64(int(at), "us").astype(object) for at in (times[0], times[-1]))
     return Adopted(code, tf.name, table.num_rows, kept, first, last, compared, differing, has_value)
 
@@ -381,7 +389,7 @@ def _shift(session: Session, market: str, timeframe: Timeframe, mine: pa.Table, 
 
 
 def _keep(session: Session, market: str, timeframe: Timeframe, table: pa.Table) -> int:
-    """Store the rows that are not held yet, a partition at a time; each proves its own slot."""
+    """Store the rows that are not held yet, a partition at a time, marked as adopted; each proves its own slot."""
     core, kept = session.coordinator(), 0
     times = times_of(table)
     whole = Span(int(times[0]), timeframe.next(int(times[-1])))
@@ -391,11 +399,25 @@ def _keep(session: Session, market: str, timeframe: Timeframe, table: pa.Table) 
         rows = rows_inside(table, new)
         if not rows.num_rows:
             continue
-        slots = SpanSet((int(at), timeframe.next(int(at))) for at in times_of(rows))
-        core.store.put(market, timeframe, rows, slots, source="adopted", now_us=core.venue.now_us())
+        slots = runs(times_of(rows), timeframe)
+        core.store.put(market, timeframe, rows, slots, source=ADOPTED, now_us=core.venue.now_us())
         core.store.flush(market, timeframe)
         kept += rows.num_rows
     return kept
+
+
+def promote(core: Coordinator, market: str, timeframe: Timeframe, span: Span, theirs: pa.Table) -> None:
+    """Make adopted candles of `span` proven ones, with what the venue has there (`theirs`).
+
+    What differs becomes a revision. Where most of it differs nothing is changed: another unit, or another market.
+    """
+    adopted = core.store.from_source(market, timeframe, span, ADOPTED)
+    mine = rows_inside(core.store.read(market, timeframe, span).table, adopted)
+    proven = rows_inside(theirs, adopted)
+    if not mine.num_rows or len(compare(mine, proven).times) > max(1, _MOST_DIFFERING * mine.num_rows):
+        return
+    core.store.put(market, timeframe, proven, adopted, now_us=core.venue.now_us())
+    core.store.flush(market, timeframe)
 
 
 def _shown(time_us: Any) -> str:

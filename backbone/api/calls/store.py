@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, parse_market, parse_markets
+from backbone.api.calls.adopt import adopt, promote
 from backbone.api.calls.candles import local_facts
 from backbone.api.calls.listing import adopt_lists
 from backbone.candle_table import compare, rows_inside, times_of
@@ -20,6 +21,7 @@ from backbone.coordinator.candles.ranges import Range
 from backbone.errors import InputError, SourceError
 from backbone.model import Priority, Span
 from backbone.storage.audit import Problem
+from backbone.storage.coverage import EVER
 from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ class StoreView:
 
         With ``against="venue"`` also compares stored candles, and those folded from minutes, with the venue's own
         for the range (default: the newest 200 of each): open, high, low, close to the last digit, volume and value
-        to 1e-9 relative; a difference is a problem of kind ``differs``.
+        to 1e-9 relative; a difference is a problem of kind ``differs``. Adopted candles of the range are proven from
+        then on, and those that differ are `revisions`; where most differ they stay as they are.
         """
         if against not in (None, "venue"):
             raise InputError("against", against, '"venue" or None')
@@ -260,14 +263,26 @@ class StoreView:
     def condition(self, market: str, timeframe: str = "1m", *, frames: str | None = None) -> Any:
         """What is held of a series, a row a day of UTC (a month for days and longer); makes no request.
 
-        Columns ``start rows quiet unknown provisional revisions``: candles held, slots without trades, slots never
-        received, slots that are to be confirmed, candles that were revised. From the first candle held to the last.
+        Columns ``start rows quiet unknown provisional revisions source``: candles held, slots without trades, slots
+        never received, slots that are to be confirmed, candles that were revised. From the first candle held to the
+        last. ``source`` names where the day's slots came from, most of them first, joined by ``+``: ``venue`` (asked of
+        it), ``archive`` (its files), ``adopted`` (not confirmed yet), ``derived`` (folded from stored minutes).
+
+        Raises
+        ------
+        InputError where nothing of it is held, naming what is.
         """
         name, tf = parse_market(market, self._session.home), parse_timeframe(timeframe)
-        found = self._session.coordinator().store.upkeep.condition(name, tf)
-        columns: dict[str, Any] = {"start": pa.array([row[0] for row in found], pa.int64()).cast(_STAMP)}
-        for at, column in enumerate(("rows", "quiet", "unknown", "provisional", "revisions"), 1):
-            columns[column] = pa.array([row[at] for row in found], pa.int64())
+        core = self._session.coordinator()
+        core.store.flush()
+        folded, spans = core.reader.fold_minutes(name, tf, Span(0, core.reader.closed_before(tf)))
+        spans = spans - core.store.coverage(name, tf, EVER)
+        derived = times_of(rows_inside(folded, spans)), spans
+        found = core.store.upkeep.condition(name, tf, derived)
+        columns: dict[str, Any] = {"start": pa.array([row.start_us for row in found], pa.int64()).cast(_STAMP)}
+        for column in ("rows", "quiet", "unknown", "provisional", "revisions"):
+            columns[column] = pa.array([getattr(row, column) for row in found], pa.int64())
+        columns["source"] = pa.array([row.source for row in found], pa.string())
         return self._deliver(pa.table(columns), frames)
 
     def size(self) -> dict[str, int]:
@@ -309,11 +324,13 @@ class StoreView:
         stored = core.store.read(market, timeframe, span)
         folded, foldable = core.reader.fold_minutes(market, timeframe, span)
         path = str(session.data_dir)
-        return [
+        found = [
             Problem(market, timeframe.name, path, "differs", f"{what}: {detail}")
             for what, mine, known in (("stored", stored.table, stored.covered), ("folded from 1m", folded, foldable))
             for detail in compare(mine, rows_inside(theirs, known), relative=_RELATIVE).describe("ours", "the venue's")
         ]
+        promote(core, market, timeframe, span, theirs)
+        return found
 
     def recheck(self, market: str | None = None, timeframe: str | None = None, *, frames: str | None = None) -> Any:
         """Ask the bulk archive whether files that candles were taken from were issued again: one row a file.
@@ -389,7 +406,8 @@ class StoreView:
 
         The spellings of pyupbit, freqtrade, ccxt, Excel and of this package are known. A sample of the rows is compared
         with the venue, or with stored rows. Kept rows prove their own slots only: the slots between them stay unknown.
-        Rows of slots that the store covers are left as they are.
+        They are marked as adopted (see `condition`) until a fetch or ``verify(against="venue")`` confirms them. Rows of
+        slots that the store covers are left as they are.
 
         Without market and timeframe the source is a market list that somebody kept, a JSON body of ``market/all`` or a
         folder of them; its day is in the file's name (``market_all_2021-04-17.json``), or is `at`. The answer is then
@@ -418,8 +436,6 @@ class StoreView:
         >>> client.store.adopt(mine, "KRW-BTC", "1h").rows
         24
         """
-        from backbone.api.calls.adopt import adopt
-
         if market is None and timeframe is None:
             return adopt_lists(self._session, source, at)
         if market is None or timeframe is None:

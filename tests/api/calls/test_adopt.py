@@ -181,3 +181,47 @@ def test_adopt_of_a_file_that_cannot_be_read_says_why(client: Backbone, tmp_path
         client.store.adopt(tmp_path / "none.csv", "KRW-BTC", "1h")
     with pytest.raises(InputError, match="ends with"):
         client.store.adopt(tmp_path / "x.docx", "KRW-BTC", "1h")
+
+
+def adopted_spans(client: Backbone) -> int:
+    """How many slots are marked as adopted, as a new client on the same folder sees it."""
+    days = client.store.condition("KRW-BTC", "1h")
+    return int(days["source"].str.contains("adopted").sum())
+
+
+def test_adopted_rows_stay_marked_until_the_venue_confirms_them(
+    client: Backbone, mine: pd.DataFrame, venue: SimulatorServer
+) -> None:
+    """The mark is on disk; a fetch over other slots leaves it, `verify` against the venue takes it away."""
+    client.store.adopt(mine.drop(mine.index[10:12]), "KRW-BTC", "1h")
+    with Backbone(rest_url=venue.rest_url, data_dir=client.data_dir) as again:
+        assert adopted_spans(again) == 3
+    client.candles("KRW-BTC", "1h", START, END)
+    assert adopted_spans(client) == 3
+    assert client.store.verify("KRW-BTC", "1h", against="venue", start=mine.index[0], end=mine.index[48]).empty
+    assert adopted_spans(client) == 1
+    assert client.store.revisions().empty
+
+
+def test_adopted_rows_that_differ_are_told_and_become_revisions(client: Backbone, mine: pd.DataFrame) -> None:
+    """One row of another volume is a problem once, a revision afterwards, and the venue's from then on."""
+    wrong = mine.copy()
+    wrong.iloc[30, wrong.columns.get_loc("volume")] += 1.0
+    client.store.adopt(wrong, "KRW-BTC", "1h")
+    words = {"against": "venue", "start": START, "end": END}
+    found = client.store.verify("KRW-BTC", "1h", **words)
+    assert found["kind"].tolist() == ["differs"]
+    assert client.store.revisions()["old_volume"].tolist() == [wrong["volume"].iloc[30]]
+    assert client.store.verify("KRW-BTC", "1h", **words).empty
+    held = client.candles("KRW-BTC", "1h", START, END, offline=True)
+    pd.testing.assert_frame_equal(held, mine, check_flags=False)
+
+
+def test_adopt_is_an_event(client: Backbone, mine: pd.DataFrame) -> None:
+    """Where rows came from can be read later; an adoption that keeps nothing is none."""
+    client.store.adopt(mine, "KRW-BTC", "1h")
+    client.store.adopt(mine, "KRW-BTC", "1h")
+    events = client.store.events("KRW-BTC")
+    adopted = events[events["kind"] == "adopted"]
+    assert len(adopted) == 1
+    assert '"rows": 72' in adopted["detail"].iloc[0]

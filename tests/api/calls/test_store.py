@@ -209,6 +209,24 @@ def test_store_says_what_it_holds_and_takes_it_away(stocked: tuple[Backbone, Sim
     assert not venue.requests
 
 
+def test_condition_says_where_each_day_came_from(client: Backbone, venue: SimulatorServer) -> None:
+    """Stored minutes, somebody's file, the venue; a page that reaches over adopted rows confirms them."""
+    client.candles("KRW-BTC", "1m", "2025-08-19T00:00Z", "2025-08-20T12:00Z")
+    mine = client.candles("KRW-BTC", "1h", "2025-08-20T11:00Z", "2025-08-21T06:00Z", priority="critical")
+    client.store.adopt(mine, "KRW-BTC", "1h")
+    venue.reset_log()
+    days = client.store.condition("KRW-BTC", "1h")
+    assert list(days.columns) == ["start", "rows", "quiet", "unknown", "provisional", "revisions", "source"]
+    assert days["source"].tolist() == ["derived", "adopted+derived", "adopted"]
+    assert days["rows"].tolist() == [24, 24, 6]
+    for market in ("KRW-BTC", "KRW-ETH"):
+        with pytest.raises(InputError, match="something that is stored: KRW-BTC"):
+            client.store.condition(market, "1w")
+    assert not venue.requests
+    client.candles("KRW-BTC", "1h", "2025-08-21T06:00Z", "2025-08-21T12:00Z")  # a full page
+    assert set(client.store.condition("KRW-BTC", "1h")["source"]) == {"venue"}
+
+
 @pytest.mark.parametrize("kind", ["short", "empty"])
 @pytest.mark.parametrize("times", [1, None])
 def test_verify_takes_no_short_reply_for_a_difference(
