@@ -1,15 +1,17 @@
 """Bringing pending pages to disk: under the series lock, again where another writer was faster, and what a failure
-leaves. Everything that failed stays in memory and is tried again at the next write.
+leaves. Everything that failed stays in memory and is tried again at the next write. Pages of a generation that was set
+aside are forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from backbone.clock import Clock
 from backbone.errors import StoreBusyError, StoreError
 from backbone.storage.coverage import EVER
 from backbone.storage.files import Files, ReadOnlyError, retried
+from backbone.storage.generations import Generations
 from backbone.storage.incidents import Incidents
 from backbone.storage.layout import Series
 from backbone.storage.pending import PendingPages
@@ -24,13 +26,22 @@ class Committer:
     """Writes the pending pages of one store. Thread-safe."""
 
     def __init__(
-        self, files: Files, clock: Clock, pending: PendingPages, periods: Periods, incidents: Incidents
+        self,
+        files: Files,
+        clock: Clock,
+        pending: PendingPages,
+        periods: Periods,
+        incidents: Incidents,
+        generations: Generations,
+        end_move: Callable[[str], None],
     ) -> None:
         self._files = files
         self._clock = clock
         self._pending = pending
         self._periods = periods
         self._incidents = incidents
+        self._generations = generations
+        self._end_move = end_move
         self._is_warned = False
         self.files_written = 0
 
@@ -39,7 +50,8 @@ class Committer:
         failure: StoreError | None = None
         for series in chosen:
             try:
-                retried(self._files, series.lock_key, lambda: self._write(series))  # noqa: B023  called at once
+                while not retried(self._files, series.lock_key, lambda: self._write(series)):  # noqa: B023  at once
+                    self._end_move(series.market)
             except ReadOnlyError as exc:
                 if self._pending.rows() > _MOST_ROWS:
                     failure = failure or self._failed(series, exc)
@@ -50,12 +62,18 @@ class Committer:
         if failure is not None:
             raise failure
 
-    def _write(self, series: Series) -> None:
+    def _write(self, series: Series) -> bool:
+        """Write what waits; False where files of the series are still to be moved away first."""
         began_s = self._clock.monotonic()
         pages = self._pending.of(series, EVER)
         if pages:
-            self.files_written += self._periods.write(series, pages)
+            now = self._generations.of(series.market)
+            if now.leaving:
+                return False
+            counting = [page for page in pages if page.generation == now.number]
+            self.files_written += self._periods.write(series, counting)
             self._pending.written(series, len(pages), began_s)
+        return True
 
     def _stay_in_memory(self, series: Series, exc: ReadOnlyError) -> None:
         """A folder that is for reading only keeps no answer from anybody: rows are served from memory, said once."""

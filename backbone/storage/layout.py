@@ -21,6 +21,7 @@ __all__ = [
     "CANDLES",
     "DAMAGED",
     "EVENTS",
+    "GENERATIONS",
     "LOCKS",
     "QUARANTINE",
     "QUIET",
@@ -39,6 +40,7 @@ CANDLES = "candles"
 QUIET, LOCKS, TMP, QUARANTINE = "_quiet", "_locks", "_tmp", "_quarantine"  # names that other engines skip
 TAKEN = "_taken"
 EVENTS, SNAPSHOTS = "_events", "_snapshots"
+GENERATIONS = "_generations"
 DAMAGED = "damaged"  # the part of the quarantine that holds single files
 FILE_NAME = "candles.parquet"
 

@@ -25,7 +25,7 @@ __all__ = ["Page", "merge_pages"]
 
 @dataclass(frozen=True)
 class Page:
-    """Rows, and the spans they are all of. ``seen_us`` is when they came."""
+    """Rows, and the spans they are all of. ``seen_us`` is when they came; ``generation``, which one they are of."""
 
     id: int
     table: pa.Table
@@ -33,6 +33,7 @@ class Page:
     provisional: tuple[Provisional, ...]
     source: str
     seen_us: int
+    generation: int = 0
 
     @cached_property
     def times(self) -> Any:

@@ -16,6 +16,7 @@ from backbone.model import Span
 from backbone.storage.cache import MemoryCache, MemoryStats
 from backbone.storage.coverage import EVER, Coverage, SpanSet
 from backbone.storage.files import Files, Version
+from backbone.storage.generations import Generations
 from backbone.storage.incidents import Incidents
 from backbone.storage.layout import Series, parse_period
 from backbone.storage.merge import Page, merge_pages
@@ -50,8 +51,11 @@ class Held:
 class Periods:
     """Reads and writes the period files of one exchange. Thread-safe; touches no disk until used."""
 
-    def __init__(self, files: Files, clock: Clock, incidents: Incidents, memory_bytes: int) -> None:
+    def __init__(
+        self, files: Files, clock: Clock, incidents: Incidents, memory_bytes: int, generations: Generations
+    ) -> None:
         self._files = files
+        self._generations = generations
         self._clock = clock
         self._incidents = incidents
         self._memory: MemoryCache[Held] = MemoryCache(memory_bytes, clock)
@@ -61,7 +65,11 @@ class Periods:
     # -- reading
 
     def with_file(self, series: Series, span: Span) -> list[Span]:
-        """The periods of `span` that have a file, oldest first."""
+        """The periods of `span` that have a file, oldest first; none while files are being moved away."""
+        return [] if self._generations.of(series.market).leaving else self.left(series, span)
+
+    def left(self, series: Series, span: Span) -> list[Span]:
+        """The periods of `span` that have a file, on its way or not."""
         timeframe = series.timeframe
         span = Span(max(span.start, EVER.start), min(span.end, EVER.end))
         if span.length_us <= _MANY_PERIODS * _PERIOD_US[timeframe.period]:
@@ -76,7 +84,7 @@ class Periods:
         """The sidecar's coverage: of periods without any candle."""
         key = series.quiet_key
         version = self._files.stat(key)
-        if version is None:
+        if version is None or self._generations.of(series.market).leaving:
             return Coverage()
         known = self._coverages.get(key)
         if known is not None and known[0] == version:

@@ -32,6 +32,7 @@ from backbone.storage.copy import Copied, copy_store
 from backbone.storage.coverage import EVER, VENUE, Coverage, Provisional, SpanSet, on_grid
 from backbone.storage.events import Events
 from backbone.storage.files import Files, LocalFiles
+from backbone.storage.generations import Generations
 from backbone.storage.incidents import Incident, Incidents
 from backbone.storage.layout import CANDLES, Series, parse_period
 from backbone.storage.merge import Page
@@ -81,9 +82,18 @@ class CandleStore:
         self._clock = clock
         self._files: Files = LocalFiles(root, clock) if isinstance(root, Path) else root
         self._incidents = Incidents(clock)
-        self._periods = Periods(self._files, clock, self._incidents, memory_bytes)
+        self._generations = Generations(self._files, exchange)
+        self._periods = Periods(self._files, clock, self._incidents, memory_bytes, self._generations)
         self._pending = PendingPages(clock, group_commit_s)
-        self._committer = Committer(self._files, clock, self._pending, self._periods, self._incidents)
+        self._committer = Committer(
+            self._files,
+            clock,
+            self._pending,
+            self._periods,
+            self._incidents,
+            self._generations,
+            lambda market: self.upkeep.end_move(market),
+        )
         self._ids = itertools.count(1)
         self.events = Events(self._files, exchange, clock, self._incidents)
         """What happened to the markets."""
@@ -94,12 +104,23 @@ class CandleStore:
             pending=self._pending,
             periods=self._periods,
             events=self.events,
+            generations=self._generations,
             flush=self.flush,
         )
         """Series as wholes: inventory, quarantine, removal."""
 
     def _series(self, market: str, timeframe: Timeframe) -> Series:
         return Series(self._exchange, market, timeframe)
+
+    def generation(self, market: str) -> int:
+        """A number that rises when all that is stored of a market is set aside, by any process."""
+        return self._generations.of(market).number
+
+    def _pages(self, series: Series, span: Span) -> list[Page]:
+        """The pages in memory that say something about `span` and are of the generation that counts."""
+        pages = self._pending.of(series, span)
+        number = self.generation(series.market) if pages else 0
+        return [page for page in pages if page.generation == number]
 
     # -- writing
 
@@ -113,21 +134,28 @@ class CandleStore:
         provisional: tuple[Span, int] | None = None,
         source: str = VENUE,
         now_us: int,
-    ) -> None:
+        generation: int | None = None,
+    ) -> bool:
         """Take rows that are everything the venue has in `proof`; a proved span without rows is quiet.
 
         Inside `proof` they replace what was held; a difference becomes a revision. ``provisional`` names a span that is
         to be requested again at a time (`due`). Readable at once; on disk within the group-commit time of further
-        puts, or at `flush`.
+        puts, or at `flush`. ``generation`` is the market's when they were asked: where it has risen since, nothing is
+        taken and the answer is False.
 
         Raises `StoreError` for rows outside `proof`, unsorted, doubled or off the grid (nothing is kept), or when a due
         write failed (everything is kept in memory and tried again).
         """
         series = self._series(market, timeframe)
-        page = self._page(series, table, on_grid(SpanSet.of(proof), timeframe), provisional, source, now_us)
+        self.upkeep.end_move(market)
+        now = self.generation(market)
+        if generation not in (None, now):
+            return False
+        page = self._page(series, table, on_grid(SpanSet.of(proof), timeframe), provisional, source, now_us, now)
         if page.proof:
             with self._pending.added(series, page) as due:
                 self._committer.write(due)
+        return self.generation(market) == now
 
     def _page(
         self,
@@ -137,6 +165,7 @@ class CandleStore:
         provisional: tuple[Span, int] | None,
         source: str,
         now_us: int,
+        generation: int,
     ) -> Page:
         if table.schema != CANDLE_SCHEMA:
             raise StoreError(
@@ -147,7 +176,7 @@ class CandleStore:
         if provisional is not None:
             (start, end), due_us = provisional
             parts = tuple(Provisional(a, b, due_us) for a, b in proof.clip((start, end)))
-        page = Page(next(self._ids), table, proof, parts, source, now_us)
+        page = Page(next(self._ids), table, proof, parts, source, now_us, generation)
         times = page.times
         if len(times):
             inside = count_inside(table, proof)
@@ -171,7 +200,14 @@ class CandleStore:
         Raises `StoreError` where a file cannot be read or is from a newer version; damage is no error here.
         """
         series = self._series(market, timeframe)
-        pages = self._pending.of(series, span)
+        while True:
+            now = self._generations.of(market)
+            found = self._read(series, span) if not now.leaving else Stored(empty_candles(), SpanSet(), {})
+            if self._generations.of(market) == now:
+                return found
+
+    def _read(self, series: Series, span: Span) -> Stored:
+        pages = self._pages(series, span)
         quiet = self._periods.quiet(series)
         tables: list[pa.Table] = []
         tiers = {"memory": 0, "disk": 0}
@@ -184,13 +220,13 @@ class CandleStore:
             if table.num_rows:
                 tables.append(table)
                 tiers[tier] += table.num_rows
-        covered = _covered(Coverage.joined(parts), pages, timeframe, span)
+        covered = _covered(Coverage.joined(parts), pages, series.timeframe, span)
         return Stored(pa.concat_tables(tables) if tables else empty_candles(), covered, tiers)
 
     def coverage(self, market: str, timeframe: Timeframe, span: Span) -> SpanSet:
         """The part of `span` that is covered, rows or quiet. The rest was never requested, or got lost."""
         series = self._series(market, timeframe)
-        pages = self._pending.of(series, span)
+        pages = self._pages(series, span)
         return _covered(self._periods.coverage(series, span), pages, timeframe, span)
 
     def footer_coverage(self, market: str, timeframe: Timeframe, span: Span) -> SpanSet:
@@ -224,7 +260,7 @@ class CandleStore:
     def _pending_coverage(self, market: str, timeframe: Timeframe, span: Span) -> Coverage:
         """What the files say of `span`, with what waits to be written on top."""
         series = self._series(market, timeframe)
-        pages = self._pending.of(series, span)
+        pages = self._pages(series, span)
         coverage = self._periods.coverage(series, span)
         for page in pages:
             coverage = coverage.proved(page.proof, page.provisional, source=page.source)
@@ -233,7 +269,7 @@ class CandleStore:
     def is_settled(self, market: str, timeframe: Timeframe, span: Span) -> bool:
         """Whether what is held of `span` is on disk and none of it is provisional."""
         series = self._series(market, timeframe)
-        is_written = not self._pending.of(series, span)
+        is_written = not self._pages(series, span)
         return is_written and not self._periods.coverage(series, span).due(EVER.end).touches(span)
 
     def oldest(self, market: str, timeframe: Timeframe) -> int | None:
@@ -245,7 +281,7 @@ class CandleStore:
         return None
 
     def _partitions(self, series: Series) -> Iterable[Partition]:
-        pages = self._pending.of(series, EVER)
+        pages = self._pages(series, EVER)
         quiet = self._periods.quiet(series)
         for period in sorted({*self._periods.with_file(series, EVER), *row_periods(series, pages)}):
             yield self._periods.current(series, period, pages, quiet)[0].partition
@@ -283,7 +319,7 @@ class CandleStore:
     def version(self, market: str, timeframe: Timeframe, span: Span) -> str:
         """A digest of everything an answer for `span` is made from: another one means another answer is possible."""
         series = self._series(market, timeframe)
-        ids = [page.id for page in self._pending.of(series, span)]
+        ids = [page.id for page in self._pages(series, span)]
         keys = [series.quiet_key, *map(series.key, self._periods.with_file(series, span))]
         state = [(key, self._files.stat(key)) for key in keys]
         mine = (os.getpid(), id(self), ids) if ids else ()
@@ -292,7 +328,9 @@ class CandleStore:
     def series(self) -> list[tuple[str, Timeframe]]:
         """Every market and timeframe in the folder, or waiting to get there. For audits: it lists folders."""
         found = {*self._pending.series(), *audit.series_in(self._files, self._exchange)}
-        return sorted(((s.market, s.timeframe) for s in found), key=lambda pair: (pair[0], pair[1].step_us))
+        gone = set(self._generations.leaving())
+        held = ((s.market, s.timeframe) for s in found if s.market not in gone)
+        return sorted(held, key=lambda pair: (pair[0], pair[1].step_us))
 
     def _chosen(self, market: str | None, timeframe: Timeframe | None) -> list[Series]:
         if market is not None and timeframe is not None:
@@ -338,6 +376,7 @@ class CandleStore:
     def copy_to(self, target: Files) -> Copied:
         """Copy everything of every exchange to `target` and prove it there; see `backbone.storage.copy`."""
         self.flush()
+        self.upkeep.end_moves()
         return copy_store(self._files, target)
 
     def size(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 A quarantine has a name and is a data folder of its own, ``_quarantine/<name>/``: clients open it with ``data_dir=``.
 The sidecar goes first, then file by file, each in one step under the series lock: a crash leaves the rest where it was,
 and nothing covered without its rows. Other processes notice, because a file that is gone is no longer in the version
-that they read.
+that they read. A market as a whole leaves in one step for every reader: see `backbone.storage.generations`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from backbone.storage import audit
 from backbone.storage.coverage import EVER, VENUE, SpanSet
 from backbone.storage.events import Events
 from backbone.storage.files import Files, retried
+from backbone.storage.generations import Generation, Generations, Note
 from backbone.storage.layout import CANDLES, DAMAGED, EVENTS, QUARANTINE, QUIET, SNAPSHOTS, Series, parse_partition_key
 from backbone.storage.partition import TAIL_BYTES, decode_partition, peek_footer
 from backbone.storage.pending import PendingPages
@@ -95,6 +96,7 @@ class Upkeep:
         pending: PendingPages,
         periods: Periods,
         events: Events,
+        generations: Generations,
         flush: Callable[[], None],
     ) -> None:
         self._files = files
@@ -103,6 +105,7 @@ class Upkeep:
         self._pending = pending
         self._periods = periods
         self._events = events
+        self._generations = generations
         self._flush = flush
 
     def inventory(self) -> list[Holding]:
@@ -148,18 +151,69 @@ class Upkeep:
     ) -> str:
         """Move a market (one timeframe of it) out of the data, as it is. Nothing of it is held afterwards.
 
-        Pages of it that are not on disk yet are written first, and go along. Returns the address of the folder that
-        holds it now, which any client opens with ``data_dir=``.
+        Pages of it that are not on disk yet are written first, and go along; of a whole market, pages that are still
+        on their way, in any process, are not stored when they arrive. Returns the address of the folder that holds it
+        now, which any client opens with ``data_dir=``.
         """
+        if timeframe is None:
+            return self.set_aside(market, name=name, how=how)
         chosen = self._of(market, timeframe)
         self._flush()
         name = self._free(market) if name is None else _checked(name, self._files.list(QUARANTINE))
         for series in chosen:
-            retried(self._files, series.lock_key, lambda: self._move(series, f"{QUARANTINE}/{name}"))  # noqa: B023
-        where = str(self._files.path(f"{QUARANTINE}/{name}"))
+            retried(self._files, series.lock_key, lambda: self._move(series, name))  # noqa: B023
         detail = {"name": name, "timeframes": [series.timeframe.name for series in chosen]}
         self._events.add(market, "quarantined", detail, how=how)
-        return where
+        return self.quarantine_path(name)
+
+    def quarantine_path(self, name: str) -> str:
+        """The address of a quarantine's folder."""
+        return str(self._files.path(f"{QUARANTINE}/{name}"))
+
+    def set_aside(
+        self, market: str, *, name: str | None = None, how: str, note: Note | None = None, after: int | None = None
+    ) -> str:
+        """Quarantine all of a market, and note what else is to be told of it.
+
+        after : the generation that is meant; where another process was faster, nothing is done.
+
+        Returns the address, empty where nothing was done.
+        """
+        self.end_move(market)
+        if after not in (None, self._generations.of(market).number):
+            return ""
+        chosen = self._of(market, None)
+        self._flush()
+        name = self._free(market) if name is None else _checked(name, self._files.list(QUARANTINE))
+        where = self.quarantine_path(name)
+        detail = {"name": name, "timeframes": [series.timeframe.name for series in chosen]}
+        notes = [Note("quarantined", detail, how)]
+        if note is not None:
+            notes.insert(0, Note(note.kind, {**note.detail, "name": name, "where": where}, note.how))
+        is_mine = self._generations.begin(market, name, tuple(notes), after)
+        self.end_move(market)
+        return where if is_mine else ""
+
+    def end_move(self, market: str) -> None:
+        """See that the files of a market that is being set aside, here or elsewhere, are all in their quarantine."""
+        while (now := self._generations.of(market)).leaving:
+            for timeframe in TIMEFRAMES.values():  # each: whoever is about to write a new one has to be waited for
+                series = Series(self._exchange, market, timeframe)
+                retried(self._files, series.lock_key, lambda: self._move_on(series, now))  # noqa: B023
+            known = {(event.kind, str(event.detail)) for event in self._events.read(market)}
+            for note in now.notes:
+                if (note.kind, str(note.detail)) not in known:
+                    self._events.add(market, note.kind, note.detail, how=note.how)
+            self._generations.end(market, now.number)
+
+    def end_moves(self) -> None:
+        """See that no market is on its way to quarantine."""
+        for market in self._generations.leaving():
+            self.end_move(market)
+
+    def _move_on(self, series: Series, generation: Generation) -> None:
+        if self._generations.of(series.market) == generation:
+            self._move(series, generation.leaving)
 
     def _free(self, market: str) -> str:
         """A name for a quarantine that no other has."""
@@ -168,13 +222,13 @@ class Upkeep:
             number += 1
         return f"{market}-{number}"
 
-    def _move(self, series: Series, target: str) -> None:
+    def _move(self, series: Series, name: str) -> None:
         self._pending.discard([series])  # what came since the flush is of the old state too
         keys = [series.quiet_key, series.taken_key]
-        keys += [series.key(period) for period in self._periods.with_file(series, EVER)]
+        keys += [series.key(period) for period in self._periods.left(series, EVER)]
         for key in keys:
             if self._files.stat(key) is not None:
-                self._files.move(key, f"{target}/{key}")
+                self._files.move(key, f"{QUARANTINE}/{name}/{key}")
         self._files.prune(series.folder)
 
     # -- snapshots
@@ -185,6 +239,7 @@ class Upkeep:
         Its last file is its mark: a snapshot that a crash cut short has none and does not count.
         """
         self._flush()
+        self.end_moves()
         folder = f"{SNAPSHOTS}/{_checked(name, [one for one, _ in self._marks()])}"
         for key in list(self._files.walk(folder)):  # what a crash left of another try
             self._files.remove(key)

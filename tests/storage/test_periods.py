@@ -7,6 +7,7 @@ from pathlib import Path
 from backbone.model import Span
 from backbone.storage.coverage import EVER, SpanSet
 from backbone.storage.files import LocalFiles
+from backbone.storage.generations import Generations
 from backbone.storage.incidents import Incidents
 from backbone.storage.layout import Series
 from backbone.storage.merge import Page
@@ -25,7 +26,7 @@ def page(number: int, first: int, last: int) -> Page:
 def made(root: Path) -> tuple[Periods, LocalFiles]:
     clock = ManualClock(MAY)
     files = LocalFiles(root, clock)
-    return Periods(files, clock, Incidents(clock), 1 << 20), files
+    return Periods(files, clock, Incidents(clock), 1 << 20, Generations(files, "upbit")), files
 
 
 def test_rows_name_their_periods_inside_the_span() -> None:

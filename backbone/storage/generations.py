@@ -1,0 +1,104 @@
+"""Which generation of a market's candles counts: a number that rises when all that is stored of it is set aside.
+
+A page belongs to the generation under which it was asked; a page of an older one is never stored, whichever process
+has it. One small file a market holds the number, replaced in one step; a market without a file is at 0. While files
+are being moved away the record says where to (``leaving``): until then nothing of the market is held, for every
+reader, and whoever wants to write ends the move first. So a crash in the middle leaves files that nobody reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from backbone.storage.files import Files, Version, retried
+from backbone.storage.layout import GENERATIONS, LOCKS
+
+__all__ = ["Generation", "Generations", "Note"]
+
+
+class Note(msgspec.Struct, frozen=True):
+    """An event that is due once the move has ended."""
+
+    kind: str
+    detail: dict[str, Any]
+    how: str
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """``leaving`` names the quarantine that files are being moved to; empty where none is."""
+
+    number: int = 0
+    leaving: str = ""
+    notes: tuple[Note, ...] = ()
+
+
+_FIRST = Generation()
+
+
+class Generations:
+    """The generations of one exchange's markets. Thread-safe; several processes may share them."""
+
+    def __init__(self, files: Files, exchange: str) -> None:
+        self._files = files
+        self._folder = f"exchange={exchange}"
+        self._known: dict[str, tuple[Version, Generation]] = {}
+
+    def of(self, market: str) -> Generation:
+        """Where a market stands now; the first generation where the file is lost or damaged."""
+        key = self._key(market)
+        version = self._files.stat(key)
+        if version is None:
+            return _FIRST
+        known = self._known.get(key)
+        if known is None or known[0] != version:
+            blob = self._files.read(key)
+            if blob is None:
+                return _FIRST
+            try:
+                known = blob.version, msgspec.json.decode(blob.data, type=Generation)
+            except msgspec.MsgspecError:
+                known = blob.version, _FIRST
+            self._known[key] = known
+        return known[1]
+
+    def begin(self, market: str, name: str, notes: tuple[Note, ...], after: int | None) -> bool:
+        """The next generation: files are to be moved to quarantine `name`. False where the market is not, or no
+        longer, at generation `after`, or a move has not ended."""
+
+        def write() -> bool:
+            now = self.of(market)
+            if now.leaving or after not in (None, now.number):
+                return False
+            self._replace(market, Generation(now.number + 1, name, notes))
+            return True
+
+        return retried(self._files, self._lock_key(market), write)
+
+    def end(self, market: str, number: int) -> bool:
+        """The files of generation `number` are gone; False where somebody else has said so."""
+
+        def write() -> bool:
+            now = self.of(market)
+            if not now.leaving or now.number != number:
+                return False
+            self._replace(market, Generation(number))
+            return True
+
+        return retried(self._files, self._lock_key(market), write)
+
+    def leaving(self) -> list[str]:
+        """The markets whose move has not ended."""
+        names = self._files.list(f"{GENERATIONS}/{self._folder}")
+        markets = [name.removeprefix("market=").removesuffix(".json") for name in names if name.endswith(".json")]
+        return [market for market in markets if self.of(market).leaving]
+
+    def _replace(self, market: str, generation: Generation) -> None:
+        self._files.replace(self._key(market), msgspec.json.encode(generation))
+
+    def _key(self, market: str) -> str:
+        return f"{GENERATIONS}/{self._folder}/market={market}.json"
+
+    def _lock_key(self, market: str) -> str:
+        return f"{LOCKS}/{self._folder}/market={market}.lock"
