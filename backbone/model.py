@@ -131,6 +131,10 @@ class OrderBook(msgspec.Struct, frozen=True):
     level: float
     levels: tuple[Level, ...]
 
+    def cut(self, depth: int) -> OrderBook:
+        """The best `depth` levels of it."""
+        return self if len(self.levels) <= depth else msgspec.structs.replace(self, levels=self.levels[:depth])
+
     @property
     def asks(self) -> tuple[tuple[float, float], ...]:
         """(price, size), ascending."""

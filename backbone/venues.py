@@ -65,6 +65,8 @@ class Venue:
     """Most trades of one reply."""
 
     book_levels: int = 30
+    book_depths: tuple[int, ...] = (1, 5, 15, 30)
+    """Depths in which the socket sends a book; it takes any other for 30."""
     """Most levels of a book."""
 
     timeframes: tuple[str, ...] = ("1s", "1m", "3m", "5m", "10m", "15m", "30m", "1h", "4h", "1d", "1w", "1M", "1y")

@@ -257,7 +257,14 @@ class Backbone:
 
     # -- now -----------------------------------------------------------------------------------------------------
 
-    def live(self, markets: str | Iterable[str], kinds: str | Iterable[str] = ("ticker",)) -> LiveTable:
+    def live(
+        self,
+        markets: str | Iterable[str],
+        kinds: str | Iterable[str] = ("ticker",),
+        *,
+        depth: int = 30,
+        level: float = 0,
+    ) -> LiveTable:
         """Live data in the background: a table that is kept up to date over the venue's socket.
 
         Returns once the first rows came (or after three seconds without). The socket's thread comes back by itself
@@ -268,6 +275,9 @@ class Backbone:
         markets : a quote currency (``"KRW"``), one market, or a list.
         kinds : some of ``ticker trade orderbook candle.1s candle.1m candle.3m candle.5m candle.10m candle.15m
             candle.30m candle.1h candle.4h``. Live candles are stored once closed and confirmed by REST.
+        depth : levels of each order book, 1 to 30. The venue sends 1, 5, 15 or 30: no more than are needed are asked
+            for.
+        level : price grouping of the order books; 0 is none. It must be one that every market offers.
 
         Returns
         -------
@@ -275,7 +285,7 @@ class Backbone:
 
         Raises
         ------
-        InputError at once for an unknown kind or market; SourceError where the market list cannot be had.
+        InputError at once for an unknown kind, market, depth or level; SourceError where the market list cannot be had.
 
         Examples
         --------
@@ -285,7 +295,7 @@ class Backbone:
         """
         from backbone.api.calls.live import start_live
 
-        return start_live(self._session, markets, kinds)
+        return start_live(self._session, markets, kinds, depth=depth, level=level)
 
     def tickers(
         self,

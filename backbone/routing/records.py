@@ -39,6 +39,8 @@ __all__ = [
     "build_orderbook",
     "build_ticker",
     "build_trade",
+    "channel_of",
+    "grouped",
     "kind_of",
     "list_of",
     "parse_kind",
@@ -150,7 +152,7 @@ _TIMEFRAMES_BY_KIND = {f"candle.{_STREAM_FRAMES.get(name, name)}": TIMEFRAMES[na
 KINDS = ("ticker", "trade", "orderbook", *_TIMEFRAMES_BY_KIND)
 """What the socket can be asked for."""
 _KINDS_BY_TIMEFRAME = {timeframe.name: kind for kind, timeframe in _TIMEFRAMES_BY_KIND.items()}
-_KINDS_BY_TYPE: dict[type, str] = {Ticker: "ticker", Trade: "trade", OrderBook: "orderbook"}
+_KINDS_BY_TYPE: dict[type, str] = {Ticker: "ticker", Trade: "trade"}
 
 
 # ------------------------------------------------------------------------- builders: a row becomes a record
@@ -246,15 +248,28 @@ def parse_kind(value: object) -> str:
     return kind
 
 
+def grouped(level: float) -> str:
+    """The kind under which books grouped by `level` are had and held; 0: not grouped."""
+    return f"orderbook@{level:g}" if level else "orderbook"
+
+
+def channel_of(kind: str) -> tuple[str, float]:
+    """The venue's name of a kind and the price grouping of its books: ``"orderbook@1000"`` is grouped by 1000."""
+    name, _, level = kind.partition("@")
+    return parse_kind(name), float(level or 0)
+
+
 def timeframe_of(kind: str) -> Timeframe | None:
     """The timeframe of a candle kind, None for the other kinds."""
     return _TIMEFRAMES_BY_KIND[parse_kind(kind)] if kind.startswith("candle.") else None
 
 
 def kind_of(record: LiveRecord) -> str:
-    """The kind of live data that a record is, as the venue names it."""
+    """The kind of live data that a record is: as the venue names it, a grouped book as `grouped` does."""
     if isinstance(record, LiveCandle):
         return _KINDS_BY_TIMEFRAME[record.timeframe]
+    if isinstance(record, OrderBook):
+        return grouped(record.level)
     return _KINDS_BY_TYPE[type(record)]
 
 

@@ -38,13 +38,16 @@ from backbone.locks import renew_after_fork
 from backbone.model import Span
 from backbone.routing.websocket import BINARY, MESSAGE_S, NAP_S, PING, PING_S, PONG, Connection, Message
 from backbone.routing.wire import (
+    BOOK_DEPTHS,
     FORMATS,
+    ORDERBOOK_DEPTH,
     LiveRecord,
     Status,
     StreamError,
+    channel_of,
+    grouped,
     kind_of,
     parse_frame,
-    parse_kind,
     subscribe_frame,
 )
 
@@ -137,7 +140,7 @@ class Stream:
         self._format = fmt
         self._user_agent = user_agent
         self._jitter = jitter
-        self._wanted: dict[object, dict[str, tuple[str, ...]]] = {}
+        self._wanted: dict[object, dict[str, dict[str, int]]] = {}
         self._version = 0
         self._is_closed = False
         self._frames = 0
@@ -168,14 +171,15 @@ class Stream:
 
     # ---- for any thread
 
-    def subscribe(self, key: object, kind: str, markets: Iterable[str]) -> None:
+    def subscribe(self, key: object, kind: str, markets: Iterable[str], depth: int = ORDERBOOK_DEPTH) -> None:
         """Want `kind` of `markets` on behalf of `key`, in place of what `key` wanted of that kind before.
 
-        Returns at once. The markets must exist: the venue silently ignores the others. Raises
-        `InputError` for an unknown kind, `ClosedError` after `close`.
+        Returns at once. The markets must exist: the venue silently ignores the others. A book comes as deep as the
+        deepest that anybody wants of it, in the venue's steps. Raises `InputError` for an unknown kind, `ClosedError`
+        after `close`.
         """
-        kind = parse_kind(kind)
-        codes = tuple(dict.fromkeys(market.upper() for market in markets))
+        kind = _kind(kind)
+        codes = dict.fromkeys((market.upper() for market in markets), depth)
         if not codes:
             raise InputError("markets", markets, "at least one market")
         with self._condition:
@@ -196,7 +200,7 @@ class Stream:
         """
         with self._condition:
             kinds = self._wanted.get(key, {})
-            for each in [parse_kind(kind)] if kind is not None else list(kinds):
+            for each in [_kind(kind)] if kind is not None else list(kinds):
                 kinds.pop(each, None)
             if not kinds:
                 self._wanted.pop(key, None)
@@ -253,12 +257,13 @@ class Stream:
             with contextlib.suppress(OSError):  # full: a wake-up is under way; closed: no thread sleeps
                 waker.send(b"!")
 
-    def _union_locked(self) -> dict[str, dict[str, None]]:
-        """What is wanted by anybody: kind to codes, in the order in which they were first wanted."""
-        union: dict[str, dict[str, None]] = {}
+    def _union_locked(self) -> dict[str, dict[str, int]]:
+        """What is wanted by anybody: kind to codes with their depth, in the order in which they were first wanted."""
+        union: dict[str, dict[str, int]] = {}
         for kinds in self._wanted.values():
             for kind, codes in kinds.items():
-                union.setdefault(kind, {}).update(dict.fromkeys(codes))
+                known = union.setdefault(kind, {})
+                known.update((code, max(depth, known.get(code, 0))) for code, depth in codes.items())
         return union
 
     def _state_locked(self, gap: Span | None = None) -> StreamState:
@@ -356,7 +361,8 @@ class Stream:
             return False
         if now < connection.asked_s + MESSAGE_S:
             return True
-        connection.send(subscribe_frame(uuid.uuid4().hex, union, self._format))
+        spelled = {kind: [_suffixed(code, depth) for code, depth in codes.items()] for kind, codes in union.items()}
+        connection.send(subscribe_frame(uuid.uuid4().hex, spelled, self._format))
         pairs = {(kind, market) for kind, codes in union.items() for market in codes}
         connection.missing = pairs - (connection.asked - connection.missing)
         connection.version, connection.asked_s, connection.asked, connection.is_reported = version, now, pairs, False
@@ -473,6 +479,18 @@ class Stream:
                 if left_s <= 0:
                     return
                 self._clock.wait(self._condition, left_s)
+
+
+def _kind(kind: str) -> str:
+    """A kind as the records of it are named, see `kind_of`."""
+    name, level = channel_of(kind)
+    return grouped(level) if level else name
+
+
+def _suffixed(code: str, depth: int) -> str:
+    """The code with the depth of its book, where that is not the whole of it."""
+    sent = min(step for step in BOOK_DEPTHS if step >= depth)
+    return code if sent == ORDERBOOK_DEPTH else f"{code}.{sent}"
 
 
 def _raise_on_error(record: Status | StreamError) -> None:

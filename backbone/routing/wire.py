@@ -40,6 +40,8 @@ from backbone.routing.records import (
     build_orderbook,
     build_ticker,
     build_trade,
+    channel_of,
+    grouped,
     kind_of,
     list_of,
     parse_kind,
@@ -50,6 +52,7 @@ from backbone.timeframe import Timeframe
 from backbone.venues import Venue
 
 __all__ = [
+    "BOOK_DEPTHS",
     "FORMATS",
     "GROUPS",
     "KINDS",
@@ -64,6 +67,8 @@ __all__ = [
     "Status",
     "StreamError",
     "candles_ask",
+    "channel_of",
+    "grouped",
     "instruments_ask",
     "kind_of",
     "markets_ask",
@@ -83,6 +88,8 @@ TRADES_PAGE = Venue.trades_page
 """Most trades of one reply."""
 ORDERBOOK_DEPTH = Venue.book_levels
 """Most levels of a book."""
+BOOK_DEPTHS = Venue.book_depths
+"""How deep a book can be had over the socket."""
 GROUPS = Venue.groups
 """Rate groups as the wire names them (the venue's documentation has other names)."""
 FORMATS = ("DEFAULT", "SIMPLE", "JSON_LIST", "SIMPLE_LIST")
@@ -489,13 +496,17 @@ def subscribe_frame(
 ) -> bytes:
     """The one frame that replaces whatever the socket was subscribed to: kind to market codes.
 
-    The venue ignores codes that it does not know silently, so they must have been checked before.
+    A code's suffix is the depth of its book (``"KRW-BTC.5"``), a kind's the price grouping (``"orderbook@1000"``). The
+    venue ignores codes and groupings that it does not know silently, so they must have been checked before.
     """
     if fmt not in FORMATS:
         raise InputError("fmt", fmt, "one of " + " ".join(FORMATS))
     frame: list[dict[str, Any]] = [{"ticket": ticket}]
     for kind, codes in subscriptions.items():
-        part = {"type": parse_kind(kind), "codes": list(_check_codes("markets", codes))}
+        name, level = channel_of(kind)
+        part: dict[str, Any] = {"type": name, "codes": list(_check_codes("markets", codes))}
+        if level:
+            part["level"] = int(level) if level.is_integer() else level
         frame.append(part | {"is_only_realtime": True} if realtime_only else part)
     if len(frame) == 1:
         raise InputError("subscriptions", dict(subscriptions), "at least one kind with its markets")

@@ -60,10 +60,12 @@ class SaidStream:
         self.sink = sink
         self.on_state = on_state
         self.wanted: dict[object, dict[str, tuple[str, ...]]] = {}
+        self.depths: dict[tuple[object, str], int] = {}
         self.is_closed = False
         self.state = StreamState("stopped", 0, None, 0, 0, 0, None)
 
-    def subscribe(self, key: object, kind: str, markets: Iterable[str]) -> None:
+    def subscribe(self, key: object, kind: str, markets: Iterable[str], depth: int = 30) -> None:
+        self.depths[key, kind] = depth
         self.wanted.setdefault(key, {})[kind] = tuple(markets)
 
     def unsubscribe(self, key: object, kind: str | None = None) -> None:

@@ -32,7 +32,7 @@ from backbone.routing import stream as stream_module
 from backbone.routing.stream import Stream, StreamState, backoff_s
 from backbone.routing.wire import LiveRecord
 from tests.routing.socket_venue import Peer, SocketVenue, eventually, frame
-from tests.routing.test_wire import CANDLE_FRAME, TICKER_ROW, TRADE_ROW, frame_of, simple
+from tests.routing.test_wire import BOOK_ROW, CANDLE_FRAME, TICKER_ROW, TRADE_ROW, frame_of, simple
 
 
 def ticker(market: str = "KRW-BTC", stream: str = "REALTIME", **changes: Any) -> dict[str, Any]:
@@ -647,3 +647,43 @@ def test_memory_stays_flat_over_many_messages(venue: SocketVenue, listener: List
     tracemalloc.stop()
     stream.close()
     assert after - before < 200_000
+
+
+# ------------------------------------------------------------------------------------------ books, shorter or grouped
+
+
+def asked(venue: SocketVenue) -> list[Any]:
+    """The subscription frames of its one connection."""
+    return venue.peers[0].asked if venue.peers else []
+
+
+def orderbook_part(asked: Any) -> list[dict[str, Any]]:
+    return [part for part in asked if part.get("type") == "orderbook"]
+
+
+def test_books_are_asked_for_as_deep_as_the_deepest_wants_them(venue: SocketVenue, listener: Listener) -> None:
+    """The venue sends 1, 5, 15 or 30 levels: the code says how many, and says it again when that changes."""
+    stream = listener.stream
+    stream.subscribe("bot", "orderbook", ["KRW-BTC", "KRW-ETH"], 4)
+    (part,) = orderbook_part(eventually(lambda: asked(venue)[-1:])[0])
+    assert part == {"type": "orderbook", "codes": ["KRW-BTC.5", "KRW-ETH.5"]}
+    stream.subscribe("table", "orderbook", ["KRW-BTC"])
+    (part,) = orderbook_part(eventually(lambda: asked(venue)[1:])[0])
+    assert part["codes"] == ["KRW-BTC", "KRW-ETH.5"]
+    stream.unsubscribe("table")
+    (part,) = orderbook_part(eventually(lambda: asked(venue)[2:])[0])
+    assert part["codes"] == ["KRW-BTC.5", "KRW-ETH.5"]
+
+
+def test_grouped_books_are_a_kind_of_their_own(venue: SocketVenue, listener: Listener) -> None:
+    """Each price grouping is its own part of the subscription, and its snapshot is known by its level."""
+    row = BOOK_ROW | {"market": "KRW-BTC", "level": 1000}
+    venue.on_ask = lambda peer, asked: peer.send(frame_of("orderbook", row, "SNAPSHOT"))
+    listener.stream.subscribe("bot", "orderbook@1000", ["KRW-BTC"], 1)
+    listener.stream.subscribe("bot", "orderbook", ["KRW-BTC"], 30)
+    parts = eventually(lambda: asked(venue) and len(found := orderbook_part(asked(venue)[-1])) == 2 and found)
+    assert {"type": "orderbook", "codes": ["KRW-BTC.1"], "level": 1000} in parts
+    assert {"type": "orderbook", "codes": ["KRW-BTC"]} in parts
+    eventually(lambda: listener.records)
+    listener.skip(stream_module.SNAPSHOT_S + 1)
+    eventually(lambda: listener.stream.state.silent == (("orderbook", "KRW-BTC"),))

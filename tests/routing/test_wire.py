@@ -914,6 +914,24 @@ def test_subscribe_frame_is_one_array_with_ticket_types_and_format() -> None:
     assert json.loads(only)[1] == {"type": "trade", "codes": ["KRW-BTC"], "is_only_realtime": True}
 
 
+def test_subscribe_frame_says_the_depth_and_the_grouping_of_books() -> None:
+    """The code's suffix is the depth, the part's level the grouping, a whole number where it is one."""
+    frame = wire.subscribe_frame("t", {"orderbook@1e+08": ["KRW-BTC.5"], "orderbook@0.1": ["KRW-XRP"]})
+    assert json.loads(frame)[1:3] == [
+        {"type": "orderbook", "codes": ["KRW-BTC.5"], "level": 100_000_000},
+        {"type": "orderbook", "codes": ["KRW-XRP"], "level": 0.1},
+    ]
+    assert b'"level":100000000}' in frame
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-8, 0.1, 1.0, 1000.0, 1e8])
+def test_grouped_books_are_named_by_their_level(level: float) -> None:
+    """The name says the grouping, and a book is known by its own."""
+    assert wire.channel_of(wire.grouped(level)) == ("orderbook", level)
+    (event,) = wire.parse_frame(json.dumps(frame_of("orderbook", BOOK_ROW | {"level": level})).encode())
+    assert wire.kind_of(event.record) == wire.grouped(level)
+
+
 def test_subscribe_frame_of_the_whole_venue_stays_small() -> None:
     """855 codes fit a frame of the size that was seen to be served."""
     codes = [f"KRW-{i:05d}" for i in range(855)]

@@ -23,6 +23,7 @@ import pyarrow as pa
 from backbone.api import frames as shaping
 from backbone.api.arguments import in_zone, parse_markets, parse_quote
 from backbone.api.calls.candles import facts
+from backbone.api.calls.realtime import DEPTH, parse_depth, parse_level
 from backbone.api.format import tick_size
 from backbone.coordinator.live.feed import KINDS, Subscription, parse_kind, timeframe_of
 from backbone.coordinator.live.latest import ConflatedChanges, Held, RecordQueue
@@ -30,6 +31,7 @@ from backbone.coordinator.live.reconcile import LiveEvent
 from backbone.errors import InputError, StreamClosedError
 from backbone.locks import renew_after_fork
 from backbone.model import LiveCandle, OrderBook, Priority, Ticker, Trade
+from backbone.routing.wire import channel_of, grouped
 from backbone.timeframe import Timeframe
 
 if TYPE_CHECKING:
@@ -41,7 +43,6 @@ __all__ = ["LiveTable", "LiveUpdate", "TableEvent", "start_live"]
 
 _FIRST_S = 3.0
 _SETTLED_S = 0.3
-_DEPTH = 30
 NAN = float("nan")
 Record = Ticker | Trade | OrderBook | LiveCandle
 
@@ -155,7 +156,7 @@ class LiveTable:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds, as the venue names them."""
-        return self._subscription.kinds
+        return tuple(channel_of(kind)[0] for kind in self._subscription.kinds)
 
     @property
     def received(self) -> int:
@@ -197,17 +198,16 @@ class LiveTable:
         """
         kind = self._kind(kind)
         self._subscription.check_process()
-        return self._frame_of(kind, self._subscription.rows(kind), frames)
+        return self._frame_of(kind, self._subscription.rows(self._fed_as(kind)), frames)
 
     def latest(self, market: str, kind: str | None = None) -> Record | None:
         """The newest record of one market, None before the first."""
         kind = self._kind(kind)
         self._subscription.check_process()
         (code,) = parse_markets(market, self._session.home)
-        slot = self._subscription.slot(kind, code)
-        if slot is None:
+        if code not in self.markets:
             raise InputError("market", market, "one of the table's markets: " + ", ".join(self.markets[:10]))
-        row: Record | None = None if slot.held is None else slot.held.row
+        row: Record | None = self._subscription.row(self._fed_as(kind), code)
         return row
 
     def _kind(self, kind: str | None) -> str:
@@ -217,6 +217,10 @@ class LiveTable:
         if known not in self.kinds:
             raise InputError("kind", kind, "one of the table's kinds: " + " ".join(self.kinds))
         return known
+
+    def _fed_as(self, kind: str) -> str:
+        """One of the table's kinds as the feed names it: books may be grouped."""
+        return self._subscription.kinds[self.kinds.index(kind)]
 
     def _frame_of_update(self, kind: str | None, held: Sequence[Held[Any]], frames: str | None) -> Any:
         kind = self._kind(kind)
@@ -237,7 +241,7 @@ class LiveTable:
         if kind == "ticker":
             table, index = shaping.shape_tickers(rows, sources, ages, wanted, self._session.tz), "market"
         elif kind == "orderbook":
-            table, index = _books(rows, sources, ages), None
+            table, index = _books(rows, sources, ages, self._subscription.depth), None
             sources = table.column("source").to_pylist()  # a row a level
         elif kind == "trade":
             table = shaping.trades_table(rows).append_column("source", pa.array(sources, pa.string()))
@@ -407,7 +411,7 @@ class LiveTable:
                 max(0.0, now - held.received_s),
                 listed.get(held.row.market, ""),
             )
-            for held in self._subscription.rows(self.kinds[0])
+            for held in self._subscription.rows(self._subscription.kinds[0])
         ]
         gaps = sum(event.kind == "gap" for event in self._subscription.events())
         note = f"{self.received:,} updates" + (f" · {gaps} gaps" if gaps else "")
@@ -449,9 +453,9 @@ def _likely_tick(row: Record) -> float:
     return tick_size(row.market, price)
 
 
-def _books(rows: Sequence[OrderBook], sources: Sequence[str], ages: Sequence[float]) -> pa.Table:
-    table = shaping.orderbooks_table(rows, _DEPTH)
-    levels = np.array([min(_DEPTH, len(book.levels)) for book in rows], np.int64)
+def _books(rows: Sequence[OrderBook], sources: Sequence[str], ages: Sequence[float], depth: int) -> pa.Table:
+    table = shaping.orderbooks_table(rows, depth)
+    levels = np.array([min(depth, len(book.levels)) for book in rows], np.int64)
     of_book = np.repeat(np.arange(len(rows)), levels)
     table = table.append_column("source", pa.array(sources, pa.string()).take(of_book))
     return table.append_column("age", pa.array(np.array(ages, np.float64)[of_book]))
@@ -505,9 +509,15 @@ def parse_kinds(value: object) -> list[str]:
     return kinds
 
 
-def start_live(session: Session, asked: str | Iterable[str], kinds: object) -> LiveTable:
+def start_live(
+    session: Session, asked: str | Iterable[str], kinds: object, *, depth: object = DEPTH, level: object = 0
+) -> LiveTable:
     """See `Backbone.live`."""
     names = parse_kinds(kinds)
+    deep = parse_depth(depth)
+    for name, value, default in (("depth", depth, DEPTH), ("level", level, 0)):
+        if value != default and "orderbook" not in names:
+            raise InputError(name, value, 'nothing where no order books are live: kinds="orderbook"')
     quote = parse_quote(asked, session.home)
     markets = [] if quote is not None else parse_markets(asked, session.home)
     core = session.coordinator()
@@ -517,7 +527,9 @@ def start_live(session: Session, asked: str | Iterable[str], kinds: object) -> L
             raise InputError("markets", asked, "a quote currency that the venue has markets in, such as KRW")
     else:
         core.markets.check_listed(markets)
-    subscription = core.feed.open(names, markets, quote)
+    books = grouped(parse_level(core, markets, level, Priority.HIGH))
+    kept = [books if name == "orderbook" else name for name in names]
+    subscription = core.feed.open(kept, markets, quote, deep)
     table = LiveTable(session, core, subscription)
     session.remember_table(table)
     try:

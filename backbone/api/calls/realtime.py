@@ -31,13 +31,12 @@ from backbone.coordinator.markets import unknown_market
 from backbone.errors import IncompleteError, InputError, RejectedError
 from backbone.model import Priority, Span
 from backbone.routing.archive import TRADE_SCHEMA, TRADES_SINCE_US
+from backbone.routing.wire import ORDERBOOK_DEPTH as DEPTH
 
 if TYPE_CHECKING:
     from backbone.api.session import Session
 
-__all__ = ["markets", "orderbooks", "tickers", "trades"]
-
-DEPTH = 30
+__all__ = ["DEPTH", "markets", "orderbooks", "parse_depth", "parse_level", "tickers", "trades"]
 
 
 def tickers(
@@ -86,19 +85,25 @@ def orderbooks(
     """See `Backbone.orderbooks`."""
     codes, lane = parse_markets(markets, session.home), parse_priority(priority)
     age, wanted = parse_age(max_age), session.frames(frames)
-    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or not 1 <= depth <= DEPTH:
-        raise InputError("depth", depth, f"a whole number from 1 to {DEPTH}")
+    deep = parse_depth(depth)
     core = session.coordinator()
     began = core.clock.monotonic()
-    number = _parse_level(core, codes, level, lane)
+    number = parse_level(core, codes, level, lane)
     core.markets.check_listed(codes, lane)
-    answer = core.realtime.orderbooks(codes, number, lane, age)
-    table = shaping.orderbooks_table([held.row for held in answer.held], int(depth))
-    rows = [min(int(depth), len(held.row.levels)) for held in answer.held]
+    answer = core.realtime.orderbooks(codes, number, lane, age, deep)
+    table = shaping.orderbooks_table([held.row for held in answer.held], deep)
+    rows = [min(deep, len(held.row.levels)) for held in answer.held]
     return _deliver(session, core, "orderbooks", table, wanted, None, lane, began, answer, rows)
 
 
-def _parse_level(core: Coordinator, codes: list[str], level: object, priority: Priority) -> float:
+def parse_depth(depth: object) -> int:
+    """How many levels of a book are wanted."""
+    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or not 1 <= depth <= DEPTH:
+        raise InputError("depth", depth, f"a whole number from 1 to {DEPTH}")
+    return int(depth)
+
+
+def parse_level(core: Coordinator, codes: Sequence[str], level: object, priority: Priority) -> float:
     """A price grouping that every one of `codes` offers. The venue answers others with no data."""
     if isinstance(level, bool) or not isinstance(level, int | float) or not 0 <= level < float("inf"):
         raise InputError("level", level, "0, or one of the market's own price groupings")

@@ -19,9 +19,12 @@ from backbone.coordinator.live.recent import live_candles
 from backbone.errors import BackboneError, ClosedError, RejectedError
 from backbone.routing.rest import Reply
 from backbone.routing.wire import (
+    BOOK_DEPTHS,
+    ORDERBOOK_DEPTH,
     Ask,
     LiveRecord,
     candles_ask,
+    channel_of,
     orderbooks_ask,
     tickers_all_ask,
     tickers_ask,
@@ -49,7 +52,7 @@ Pair = tuple[str, str]
 
 def group_of(kind: str) -> str:
     """The wire group in which a kind is polled."""
-    return _GROUPS.get(kind, "candles")
+    return _GROUPS.get(channel_of(kind)[0], "candles")
 
 
 class FallbackState:
@@ -164,15 +167,15 @@ class Polls:
         turn.is_asking = bool(subjects)
         return turn.take(subjects, {"ticker": 1 << 30, "orderbook": self._book_chunk}.get(group, 1))
 
-    def ask_of(self, asked: list[Pair]) -> Ask:
-        """The question for subjects of one kind."""
-        kind, markets = asked[0][0], [market for _, market in asked]
+    def ask_of(self, asked: list[Pair], depth: int = ORDERBOOK_DEPTH) -> Ask:
+        """The question for subjects of one kind; books of at least `depth` levels, in the steps of the stream."""
+        (kind, level), markets = channel_of(asked[0][0]), [market for _, market in asked]
         if kind == "ticker":
             if self._by_name and len(markets) <= _FEW:
                 return tickers_ask(markets)
             return tickers_all_ask(dict.fromkeys(market.partition("-")[0] for market in markets))
         if kind == "orderbook":
-            return orderbooks_ask(markets)
+            return orderbooks_ask(markets, level, min(step for step in BOOK_DEPTHS if step >= depth))
         if kind == "trade":
             return trades_ask(markets[0], POLLED_TRADES)
         timeframe = timeframe_of(kind)

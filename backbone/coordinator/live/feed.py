@@ -39,7 +39,9 @@ from backbone.routing.rest import Reply
 from backbone.routing.stream import Stream, StreamState
 from backbone.routing.wire import (
     KINDS,
+    ORDERBOOK_DEPTH,
     Ask,
+    channel_of,
     parse_kind,
     timeframe_of,
 )
@@ -66,7 +68,7 @@ Pair = tuple[str, str]
 class Source(Protocol):
     """What the feed needs of a stream."""
 
-    def subscribe(self, key: object, kind: str, markets: Iterable[str]) -> None: ...
+    def subscribe(self, key: object, kind: str, markets: Iterable[str], depth: int = ...) -> None: ...
     def unsubscribe(self, key: object, kind: str | None = None) -> None: ...
     def close(self) -> None: ...
     @property
@@ -120,13 +122,20 @@ class Feed:
 
     # -- subscriptions -------------------------------------------------------------------------------------------
 
-    def open(self, kinds: Sequence[str], markets: Sequence[str], quote: str | None = None) -> Subscription:
-        """Have `kinds` (as the venue names them) of `markets` (which must be listed) live.
+    def open(
+        self, kinds: Sequence[str], markets: Sequence[str], quote: str | None = None, depth: int = ORDERBOOK_DEPTH
+    ) -> Subscription:
+        """Have `kinds` (as the venue names them; grouped books as `grouped` does) of `markets` (listed ones) live.
 
+        Parameters
+        ----------
         quote : the markets are all of this quote currency, and change with the venue's list.
+        depth : how many levels of a book are wanted.
         """
-        subscription = Subscription(kinds, markets, self.latest, self.confirmer, lambda: self.mode, self._closed, quote)
-        self.latest.want(subscription.all_slots)
+        subscription = Subscription(
+            kinds, markets, self.latest, self.confirmer, lambda: self.mode, self._closed, quote, depth
+        )
+        self.latest.want(subscription.all_slots, depth)
         for kind in kinds:
             timeframe = timeframe_of(kind)
             if timeframe is not None:
@@ -134,7 +143,7 @@ class Feed:
         try:
             source = self._begin(subscription)
             for kind in kinds:
-                source.subscribe(subscription, kind, markets)
+                source.subscribe(subscription, kind, markets, depth)
             self._join_in(source)
         except BaseException:
             subscription.close()
@@ -151,13 +160,13 @@ class Feed:
         if source is None or subscription.is_closed:
             return
         came, gone = subscription.change(markets)
-        self.latest.want(came)
+        self.latest.want(came, subscription.depth)
         for kind in subscription.kinds:
             timeframe = timeframe_of(kind)
             if timeframe is not None:
                 self.confirmer.track([slot for slot in came if slot.kind == kind], timeframe)
                 self.confirmer.untrack([slot for slot in gone if slot.kind == kind], timeframe)
-            source.subscribe(subscription, kind, subscription.markets)
+            source.subscribe(subscription, kind, subscription.markets, subscription.depth)
         self.latest.unwant(gone)
 
     def _begin(self, subscription: Subscription | None) -> Source:
@@ -228,7 +237,7 @@ class Feed:
             elif self._subscriptions or self._asked.adopted:
                 self._fallback.lost(now)
             markets = tuple(dict.fromkeys(m for s in self._subscriptions for m in s.markets))
-            kinds = {kind for one in self._subscriptions for kind in one.kinds}
+            kinds = {channel_of(kind)[0] for one in self._subscriptions for kind in one.kinds}
         if state.phase == "connecting":
             self.latest.disconnected()
         if state.gap is not None and markets:
@@ -459,7 +468,7 @@ class Feed:
             with self._lock:
                 is_needed = not self._fallback.is_streaming  # it may have come back meanwhile
                 asked[:] = self._polls.take(group, _subjects(self._subscriptions, group) if is_needed else [])
-                return self._polls.ask_of(asked) if asked else None
+                return self._polls.ask_of(asked, _depth(self._subscriptions, asked[0][0])) if asked else None
 
         def done(_: Ask | None, outcome: Reply | BackboneError) -> None:
             self._polled(group, asked, outcome)
@@ -483,6 +492,11 @@ class Feed:
         with self._lock:
             self._polls.ended(group, outcome, self._fallback, self.clock.monotonic())
         self._wake()
+
+
+def _depth(subscriptions: Sequence[Subscription], kind: str) -> int:
+    """The deepest that any subscription wants its books of `kind`."""
+    return max((one.depth for one in subscriptions if kind in one.kinds), default=ORDERBOOK_DEPTH)
 
 
 def _subjects(subscriptions: Sequence[Subscription], group: str) -> list[Pair]:

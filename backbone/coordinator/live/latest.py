@@ -22,9 +22,9 @@ from backbone.clock import Clock
 from backbone.coordinator.live.recent import History, history_of
 from backbone.locks import renew_after_fork
 from backbone.model import LiveCandle, OrderBook, Ticker, Trade
-from backbone.routing.wire import KINDS, LiveRecord, kind_of
+from backbone.routing.wire import KINDS, ORDERBOOK_DEPTH, LiveRecord, kind_of
 
-__all__ = ["ConflatedChanges", "Held", "LatestRows", "RecordQueue", "Slot", "grouped"]
+__all__ = ["ConflatedChanges", "Held", "LatestRows", "RecordQueue", "Slot", "cut"]
 
 R = TypeVar("R", bound=LiveRecord)
 
@@ -43,7 +43,7 @@ class Slot:
     """The newest row of one kind and market. Read `held` at will; the rest belongs to the latest rows.
 
     ``count`` counts every record that came for it. ``stream_s`` is when the stream last sent it on this connection;
-    ``wants`` how many subscriptions want it.
+    ``wants`` how many subscriptions want it; ``is_short``: one of them wanted its books less than whole.
 
     Trades are delivered without a hole: from the loss of the connection on, ``waiting`` holds back what comes until the
     trades after ``resume`` are fetched; ``epoch`` counts the losses, ``lost`` those whose trades could not be had.
@@ -55,6 +55,7 @@ class Slot:
         "followers",
         "held",
         "history",
+        "is_short",
         "kind",
         "lost",
         "market",
@@ -71,6 +72,7 @@ class Slot:
         self.count = 0
         self.stream_s = NEVER
         self.wants = 0
+        self.is_short = False
         self.history: History | None = None
         self.followers: tuple[ConflatedChanges | RecordQueue, ...] = ()
         self.waiting: list[Trade] | None = None
@@ -94,9 +96,10 @@ class ConflatedChanges:
     ``arrived`` counts records, ``missed`` those that were replaced before they were taken.
     """
 
-    def __init__(self, latest: LatestRows, slots: Sequence[Slot]) -> None:
+    def __init__(self, latest: LatestRows, slots: Sequence[Slot], depth: int = ORDERBOOK_DEPTH) -> None:
         self._latest = latest
         self._slots = slots
+        self._depth = depth
         self._condition = threading.Condition(latest.lock)
         self._changed: dict[Slot, None] = {}
         self._goal = 0  # `arrived` at which the sleeper is woken; 0: no one sleeps
@@ -127,7 +130,8 @@ class ConflatedChanges:
             if not self._changed:
                 return None
             slots, self._changed = self._changed, {}
-            return [slot.held for slot in slots if slot.held is not None]
+            found = [slot.held for slot in slots if slot.held is not None]
+        return cut(found, self._depth)
 
     def wait_for(self, count: int, timeout_s: float) -> bool:
         """Wait until `count` more records came since this was made; False when the time ran out, or at the end."""
@@ -161,9 +165,10 @@ class RecordQueue:
     No `queue.Queue`: a full one refuses the newest record, and cannot be ended.
     """
 
-    def __init__(self, latest: LatestRows, slots: Sequence[Slot], size: int) -> None:
+    def __init__(self, latest: LatestRows, slots: Sequence[Slot], size: int, depth: int = ORDERBOOK_DEPTH) -> None:
         self._latest = latest
         self._slots = slots
+        self._depth = depth
         self._condition = threading.Condition(latest.lock)
         self._records: deque[LiveRecord] = deque(maxlen=size)
         self._is_ended = False
@@ -185,7 +190,8 @@ class RecordQueue:
                 if left_s is not None and left_s <= 0:
                     return None
                 clock.wait(self._condition, left_s)
-            return self._records.popleft() if self._records else None
+            record = self._records.popleft() if self._records else None
+        return record.cut(self._depth) if isinstance(record, OrderBook) else record
 
     def __len__(self) -> int:
         return len(self._records)
@@ -203,9 +209,13 @@ class RecordQueue:
             self._condition.notify_all()
 
 
-def grouped(level: float) -> str:
-    """The kind under which books grouped by `level` are held; 0 is the stream's own."""
-    return f"orderbook@{level:g}" if level else "orderbook"
+def cut(held: list[Held[Any]], depth: int) -> list[Held[Any]]:
+    """The rows with their books no deeper than `depth`: somebody else may want them deeper."""
+    if depth == ORDERBOOK_DEPTH:
+        return held
+    return [
+        Held(one.row.cut(depth), one.source, one.received_s) if isinstance(one.row, OrderBook) else one for one in held
+    ]
 
 
 class LatestRows:
@@ -238,9 +248,9 @@ class LatestRows:
     def take(self, record: LiveRecord, received_s: float, is_snapshot: bool = False) -> None:
         """A record from the stream. On one connection the last one received is the truth."""
         slots = self._by_type.get(type(record))
-        if slots is None:
-            slots = self._slots[kind_of(record)]
         with self.lock:
+            if slots is None or (type(record) is OrderBook and record.level):
+                slots = self._slots.setdefault(kind_of(record), {})
             slot = slots.get(record.market)
             if slot is None:
                 slot = self._slot_locked(kind_of(record), record.market)
@@ -317,7 +327,7 @@ class LatestRows:
         with self.lock:
             return [slot.held for slot in slots if slot.held is not None]
 
-    def want(self, slots: Sequence[Slot]) -> None:
+    def want(self, slots: Sequence[Slot], depth: int = ORDERBOOK_DEPTH) -> None:
         """One more subscription wants `slots`; what the stream said before it was wanted counts no more."""
         with self.lock:
             for slot in slots:
@@ -325,6 +335,7 @@ class LatestRows:
                     slot.stream_s = NEVER
                     slot.history = history_of(slot.kind)
                 slot.wants += 1
+                slot.is_short = slot.is_short or depth < ORDERBOOK_DEPTH
 
     def unwant(self, slots: Sequence[Slot]) -> None:
         """One subscription less; a history without subscriptions is dropped."""
@@ -373,15 +384,15 @@ class LatestRows:
 
     # -- followers -----------------------------------------------------------------------------------------------
 
-    def follow(self, slots: Sequence[Slot]) -> ConflatedChanges:
-        """Start to collect changes of `slots`."""
-        changes = ConflatedChanges(self, slots)
+    def follow(self, slots: Sequence[Slot], depth: int = ORDERBOOK_DEPTH) -> ConflatedChanges:
+        """Start to collect changes of `slots`, books no deeper than `depth`."""
+        changes = ConflatedChanges(self, slots, depth)
         self._add(changes, slots)
         return changes
 
-    def queue(self, slots: Sequence[Slot], size: int) -> RecordQueue:
-        """Start to queue the records of `slots`, the newest `size`."""
-        records = RecordQueue(self, slots, size)
+    def queue(self, slots: Sequence[Slot], size: int, depth: int = ORDERBOOK_DEPTH) -> RecordQueue:
+        """Start to queue the records of `slots`, the newest `size`, books no deeper than `depth`."""
+        records = RecordQueue(self, slots, size, depth)
         self._add(records, slots)
         return records
 

@@ -16,15 +16,18 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from backbone.clock import Clock
-from backbone.coordinator.live.latest import Held, LatestRows, Slot, grouped
+from backbone.coordinator.live.latest import Held, LatestRows, Slot
 from backbone.coordinator.live.trades import DAY_US, TradesAnswer, TradeWalk
 from backbone.coordinator.metrics import Metrics
 from backbone.errors import BackboneError, IncompleteError, RejectedError, SourceError
 from backbone.model import OrderBook, Priority, Ticker, Trade
 from backbone.routing.rest import Reply
 from backbone.routing.wire import (
+    BOOK_DEPTHS,
+    ORDERBOOK_DEPTH,
     Ask,
     Instrument,
+    grouped,
     instruments_ask,
     markets_ask,
     orderbooks_ask,
@@ -175,14 +178,20 @@ class Realtime:
     # -- books ---------------------------------------------------------------------------------------------------
 
     def orderbooks(
-        self, markets: Sequence[str], level: float, priority: Priority, max_age_s: float | None
+        self,
+        markets: Sequence[str],
+        level: float,
+        priority: Priority,
+        max_age_s: float | None,
+        depth: int = ORDERBOOK_DEPTH,
     ) -> Answer[OrderBook]:
-        """Whole books (30 levels) of `markets` grouped by `level` (0: not grouped)."""
+        """Books of `markets` grouped by `level` (0: not grouped), at least `depth` levels deep where there are so
+        many."""
 
         def ask(codes: Sequence[str]) -> Ask:
-            return orderbooks_ask(codes, level, 30)
+            return orderbooks_ask(codes, level)
 
-        return self._by_market(grouped(float(level)), markets, priority, max_age_s, ask)
+        return self._by_market(grouped(float(level)), markets, priority, max_age_s, ask, depth)
 
     def instruments(self, markets: Sequence[str], priority: Priority) -> dict[str, Instrument]:
         """Tick size and levels of `markets`, asked anew: ticks change with the price band."""
@@ -241,7 +250,12 @@ class Realtime:
     # -- what both share -----------------------------------------------------------------------------------------
 
     def _young(
-        self, kind: str, markets: Sequence[str], priority: Priority, max_age_s: float | None
+        self,
+        kind: str,
+        markets: Sequence[str],
+        priority: Priority,
+        max_age_s: float | None,
+        depth: int = 0,
     ) -> dict[str, Held[Any]]:
         """The rows that may answer, each with the time at which it was last known to be the latest."""
         rest_s, last_received_s = _ages(kind, priority, max_age_s)
@@ -250,6 +264,8 @@ class Realtime:
         for market, slot in self._latest.known(kind, markets).items():
             at, is_covered = self._live.known_at(slot, received)
             held = slot.held
+            if depth and _is_cut(slot, depth):
+                continue
             if held is not None and at > now - (last_received_s if is_covered else rest_s):
                 found[market] = Held(held.row, "stream", at) if is_covered else held
         if max_age_s != 0:
@@ -267,8 +283,9 @@ class Realtime:
         priority: Priority,
         max_age_s: float | None,
         ask: Callable[[Sequence[str]], Ask],
+        depth: int = 0,
     ) -> Answer[Any]:
-        known = self._young(kind, markets, priority, max_age_s)
+        known = self._young(kind, markets, priority, max_age_s, depth)
         self._metrics.count("cache.realtime.hits", len(known))
         self._metrics.count("cache.realtime.misses", len(markets) - len(known))
         wanted = [market for market in markets if market not in known]
@@ -372,6 +389,13 @@ def _ages(kind: str, priority: Priority, max_age_s: float | None) -> tuple[float
     if priority is Priority.CRITICAL:
         return 0.0, _COVERED_CRITICAL_S
     return _DEFAULT_AGE_S.get(kind, _BOOK_AGE_S), _COVERED_S
+
+
+def _is_cut(slot: Slot, depth: int) -> bool:
+    """Whether the book may end before `depth` because a live table wants no more of it. One whose length is none of
+    those that a book is cut to is whole."""
+    levels = len(slot.held.row.levels) if slot.held is not None else 0
+    return slot.is_short and levels < depth and levels in BOOK_DEPTHS
 
 
 def _is_too_long(error: RejectedError, codes: Sequence[str]) -> bool:

@@ -7,10 +7,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from backbone.coordinator.live.latest import NEVER, ConflatedChanges, Held, LatestRows, RecordQueue, Slot
+from backbone.coordinator.live.latest import NEVER, ConflatedChanges, Held, LatestRows, RecordQueue, Slot, cut
 from backbone.coordinator.live.reconcile import Confirmer, LiveEvent
 from backbone.errors import StreamClosedError
 from backbone.locks import renew_after_fork
+from backbone.routing.wire import ORDERBOOK_DEPTH
 
 __all__ = ["Subscription"]
 
@@ -30,6 +31,7 @@ class Subscription:
         mode: Callable[[], str],
         on_close: Callable[[Subscription], None],
         quote: str | None = None,
+        depth: int = ORDERBOOK_DEPTH,
     ) -> None:
         self.kinds = tuple(kinds)
         self.markets = tuple(markets)
@@ -38,6 +40,7 @@ class Subscription:
         self._mode = mode
         self._on_close = on_close
         self.quote = quote  # stands for all markets that are listed in it
+        self.depth = depth  # of its books
         self.slots = {kind: [latest.slot(kind, market) for market in markets] for kind in kinds}
         self.all_slots = [slot for slots in self.slots.values() for slot in slots]
         self.opened_s = latest.clock.monotonic()
@@ -92,11 +95,15 @@ class Subscription:
 
     def rows(self, kind: str) -> list[Held[Any]]:
         """The newest rows of one of its kinds at one instant, in the order of its markets."""
-        return self._latest.snapshot(self.slots[kind])
+        return cut(self._latest.snapshot(self.slots[kind]), self.depth)
 
-    def slot(self, kind: str, market: str) -> Slot | None:
-        """The slot of one of its markets."""
-        return next((slot for slot in self.slots[kind] if slot.market == market), None)
+    def row(self, kind: str, market: str) -> Any:
+        """The newest row of one of its markets, None before the first. Raises `KeyError` for another market."""
+        slot = next((slot for slot in self.slots[kind] if slot.market == market), None)
+        if slot is None:
+            raise KeyError(market)
+        held = slot.held
+        return None if held is None else cut([held], self.depth)[0].row
 
     def events(self) -> list[LiveEvent]:
         """What happened to it since it was opened, oldest first."""
@@ -126,13 +133,13 @@ class Subscription:
 
     def follow(self) -> ConflatedChanges:
         """Collect its changes from now on, conflated; `end` it. It ends with the subscription at the latest."""
-        changes = self._latest.follow(self.all_slots)
+        changes = self._latest.follow(self.all_slots, self.depth)
         self._keep(changes)
         return changes
 
     def queue(self, size: int) -> RecordQueue:
         """Queue its records from now on, the newest `size`; `end` it. It ends with the subscription at the latest."""
-        records = self._latest.queue(self.all_slots, size)
+        records = self._latest.queue(self.all_slots, size, self.depth)
         self._keep(records)
         return records
 

@@ -19,6 +19,8 @@ from backbone.api.frames import attrs_of
 from backbone.clock import SystemClock
 from backbone.errors import ClosedError, InputError, StreamClosedError
 from backbone.model import LiveCandle, OrderBook, Ticker, Trade
+from backbone.routing import stream as stream_module
+from backbone.routing.wire import parse_frame
 from backbone.simulator import SimulatorServer
 from tests.benchmarks.flood import flooded
 
@@ -180,6 +182,131 @@ def test_live_waits_and_queues_want_whole_numbers(client: Backbone, bad: Any) ->
             table.records(bad)
         with pytest.raises(InputError):
             table.on_update("not a function")  # type: ignore[arg-type]
+
+
+# -- books, shorter or grouped -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The frames of books that came over the socket."""
+    frames: list[bytes] = []
+
+    def note(payload: bytes) -> Any:
+        if b'"orderbook"' in payload[:30]:
+            frames.append(payload)
+        return parse_frame(payload)
+
+    monkeypatch.setattr(stream_module, "parse_frame", note)
+    return frames
+
+
+@pytest.mark.parametrize(("depth", "units"), [(1, 1), (5, 5), (7, 15), (15, 15), (30, 30)])
+def test_live_books_are_no_deeper_on_the_wire_than_wanted(
+    client: Backbone, venue: SimulatorServer, sent: list[bytes], depth: int, units: int
+) -> None:
+    """The venue sends the next depth that it has; frames, records and updates have the one asked for."""
+    with client.live(["KRW-BTC", "KRW-ETH"], "orderbook", depth=depth) as table:
+        queue = table.records()
+        venue.clock.advance(5)
+        assert table.wait(2)
+        record = queue.get(5)
+        frame = table.frame()
+        latest = table.latest("KRW-BTC")
+    assert frame.groupby("market").size().tolist() == [depth, depth]
+    assert frame["level"].max() == depth
+    assert isinstance(record, OrderBook)
+    assert isinstance(latest, OrderBook)
+    assert len(record.levels) == len(latest.levels) == depth
+    assert sent
+    assert {payload.count(b'"ask_price"') for payload in sent} == {units}
+    assert max(map(len, sent)) < 250 + 110 * units
+
+
+def test_live_books_of_two_depths_each_have_their_own(
+    client: Backbone, venue: SimulatorServer, sent: list[bytes]
+) -> None:
+    """Two tables of one market share its books; each shows no more than it wants, and the shorter one goes on alone."""
+    with client.live("KRW-BTC", "orderbook", depth=5) as short:
+        with client.live("KRW-BTC", "orderbook") as whole:
+            venue.clock.advance(5)
+            eventually(lambda: len(whole.frame()) == 30)
+            assert len(short.frame()) == 5
+        before = len(sent)
+        venue.clock.advance(5)
+        eventually(lambda: any(payload.count(b'"ask_price"') == 5 for payload in sent[before:]))
+        assert len(short.frame()) == 5
+
+
+def test_live_short_books_answer_no_deeper_question(client: Backbone, venue: SimulatorServer) -> None:
+    """A call that wants more levels than the stream sends asks the venue; one that does not is answered from it."""
+    with client.live("KRW-BTC", "orderbook", depth=5):
+        best = client.orderbooks("KRW-BTC", depth=5, max_age=15.0)
+        assert attrs_of(best)["sources"] == {"stream": 5}
+        whole = client.orderbooks("KRW-BTC", max_age=15.0)
+        assert attrs_of(whole)["sources"] == {"rest": 30}
+        pd.testing.assert_frame_equal(whole.head(5), best)
+
+
+def test_live_grouped_books_are_those_of_rest(client: Backbone, venue: SimulatorServer, sent: list[bytes]) -> None:
+    """A table of grouped books shows what REST groups so, beside one that is not grouped."""
+    whole = client.orderbooks("KRW-BTC")
+    grouped = client.orderbooks("KRW-BTC", level=10_000)
+    with client.live("KRW-BTC", "orderbook", level=10_000) as table, client.live("KRW-BTC", "orderbook") as plain:
+        for shown, expected in ((table, grouped), (plain, whole)):
+            frame = shown.frame()
+            assert set(frame["source"]) == {"stream"}
+            pd.testing.assert_frame_equal(frame[expected.columns.tolist()], expected)
+        assert table.kinds == ("orderbook",)
+        assert table.frame("orderbook").equals(table.frame()) or len(table.frame("orderbook")) == 30
+    assert any(b'"level":10000' in payload for payload in sent)
+
+
+def test_live_grouped_books_are_polled_with_their_depth_and_level(trader: Backbone, moving: SimulatorServer) -> None:
+    """Where the venue takes no socket, REST feeds the same books: grouped, and no more levels than are needed."""
+    moving.faults.add("ws-refuse", times=1000)
+    with trader.live("KRW-BTC", "orderbook", depth=4, level=10_000) as table:
+        eventually(lambda: len(table.frame()) == 4)
+        assert table.state == "polling"
+        book = table.latest("KRW-BTC")
+    assert isinstance(book, OrderBook)
+    assert book.level == 10_000
+    assert set(table.frame()["source"]) == {"rest"}
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [
+        ({"level": 7}, "one of 0, 10000, 100000"),
+        ({"level": -1}, "price groupings"),
+        ({"level": "10000"}, "price groupings"),
+        ({"depth": 0}, "from 1 to 30"),
+        ({"depth": 31}, "from 1 to 30"),
+        ({"depth": True}, "from 1 to 30"),
+    ],
+)
+def test_live_level_or_depth_that_is_not_had_is_refused(
+    client: Backbone, venue: SimulatorServer, words: dict[str, Any], allowed: str
+) -> None:
+    """What the venue would silently send nothing for is an `InputError` with what is allowed; no socket is opened."""
+    with pytest.raises(InputError, match=allowed):
+        client.live("KRW-BTC", "orderbook", **words)
+    assert "websocket" not in venue.counts()
+
+
+def test_live_level_must_be_offered_by_every_market(client: Backbone, venue: SimulatorServer) -> None:
+    """One market that is not grouped so is named with its own groupings."""
+    with pytest.raises(InputError, match=r"one of 0.* for BTC-ETH"):
+        client.live(["KRW-BTC", "BTC-ETH"], "orderbook", level=10_000)
+    with pytest.raises(InputError, match="order books"):
+        client.live("KRW-BTC", "ticker", depth=5)
+
+
+def test_grouped_books_asked_for_again_and_again_are_subscribed(trader: Backbone, moving: SimulatorServer) -> None:
+    """As other kinds: their asks get a subscription in the background."""
+    for _ in range(6):
+        trader.orderbooks("KRW-BTC", level=10_000, max_age=0.001)
+    eventually(lambda: attrs_of(trader.orderbooks("KRW-BTC", level=10_000))["sources"] == {"stream": 30})
 
 
 # -- being told --------------------------------------------------------------------------------------------------

@@ -233,6 +233,34 @@ def test_feed_delisted_market_does_not_spoil_the_poll(rig: Rig) -> None:
     assert rig.latest.known("ticker", ["KRW-XRP"]) == {}
 
 
+def test_feed_polls_books_as_deep_and_grouped_as_they_are_wanted(rig: Rig) -> None:
+    """The fallback asks for no more levels than the deepest table shows, and for its price grouping."""
+    table = rig.feed.open(["orderbook@1000"], [BTC, ETH], depth=4)
+    rig.stream.connect(book(level=1000.0), book(ETH, level=1000.0))
+    rig.scheduler.run()
+    assert rig.stream.depths == {(table, "orderbook@1000"): 4}
+    rig.stream.enter("backing-off")
+    rig.scheduler.advance(2.2)
+    ((ask, poll),) = rig.scheduler.asks()
+    assert poll.group == "orderbook"
+    assert dict(ask.query) == {"markets": f"{BTC},{ETH}", "count": "5", "level": "1000"}
+    newer = book(stamp_s=9, level=1000.0)
+    poll.done(ask, reply((newer,), rig.clock))
+    assert table.row("orderbook@1000", BTC) == newer
+
+
+def test_feed_polls_books_for_the_deepest_table(rig: Rig) -> None:
+    """Two tables of one kind are one poll, as deep as the deeper one wants it."""
+    tables = [rig.feed.open(["orderbook"], [BTC], depth=depth) for depth in (5, 15)]
+    rig.stream.connect(book())
+    rig.scheduler.run()
+    rig.stream.enter("backing-off")
+    rig.scheduler.advance(2.2)
+    ((ask, _),) = rig.scheduler.asks()
+    assert dict(ask.query) == {"markets": BTC, "count": "15"}
+    assert [table.depth for table in tables] == [5, 15]
+
+
 def test_feed_polled_trades_are_each_told_once(rig: Rig) -> None:
     """Polls of trades overlap; a follower hears each trade once, oldest first."""
     table = streaming(rig, "trade", trade(1), trade(1, ETH))

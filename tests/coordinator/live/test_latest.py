@@ -7,8 +7,9 @@ import threading
 import pytest
 
 from backbone.clock import SystemClock
-from backbone.coordinator.live.latest import NEVER, LatestRows, grouped
+from backbone.coordinator.live.latest import NEVER, LatestRows
 from backbone.coordinator.live.recent import TradeTape
+from backbone.routing.wire import grouped
 from backbone.testing import ManualClock
 from tests.coordinator.live_doubles import book, candle, ticker, trade
 

@@ -265,3 +265,19 @@ def test_trades_that_break_off_keep_what_arrived() -> None:
     assert isinstance(answer.causes[0], UnreachableError)
     with pytest.raises(UnreachableError):
         realtime.trades("KRW-A", 900, Priority.NORMAL, start_us=None, end_us=None, today_us=AT)
+
+
+def test_short_books_of_a_live_table_answer_only_what_they_hold() -> None:
+    """Of a book that a table wants five deep, five levels answer for five; another length is the whole of it."""
+    venue = Venue("KRW-A")
+    latest = LatestRows(venue.clock)
+    realtime = Realtime(venue.request, venue.clock, Metrics(), venue.listed, latest, NothingLive())
+    latest.want([latest.slot("orderbook", "KRW-A")], 5)
+
+    def requests(levels: int, depth: int) -> int:
+        rows = tuple(Level(101.0 + i, 1.0, 100.0 - i, 1.0) for i in range(levels))
+        stamp = venue.clock.now_us()
+        latest.offer("orderbook", [OrderBook("KRW-A", stamp, 0.0, rows)], venue.clock.monotonic())
+        return realtime.orderbooks(["KRW-A"], 0, Priority.NORMAL, 60, depth).requests
+
+    assert [requests(5, 5), requests(5, 6), requests(5, 30), requests(3, 30), requests(30, 30)] == [0, 1, 1, 0, 0]
