@@ -8,6 +8,7 @@ same whatever channel brought them.
 from __future__ import annotations
 
 import enum
+from functools import cache
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -40,8 +41,9 @@ CANDLE_SCHEMA = pa.schema(
 """``time`` is the candle's open. No nulls: Parquet readers are a fifth faster without them."""
 
 
+@cache
 def empty_candles() -> pa.Table:
-    """A candle table of zero rows, all columns typed."""
+    """The candle table of zero rows, all columns typed; one for all, since a table never changes."""
     return CANDLE_SCHEMA.empty_table()
 
 
