@@ -26,6 +26,7 @@ from backbone.errors import (
 from backbone.simulator import SimulatorServer
 from backbone.timeframe import TIMEFRAMES
 
+LIMIT = 500  # the quota is not what is tested here
 START, END = "2025-08-22T00:00:00Z", "2025-08-22T08:30:00Z"
 COLUMNS = ["open", "high", "low", "close", "volume", "value"]
 
