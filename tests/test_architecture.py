@@ -37,7 +37,7 @@ ORDER = {
         "quota queue metrics",
         "permits",
         "scheduler",
-        "market_log markets",
+        "market_log markets renames",
         "candles",
         "live",
         "coordinator",

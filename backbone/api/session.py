@@ -106,8 +106,8 @@ class Session:
         core = self.coordinator()
         codes = core.markets.codes(quote) if may_ask else core.markets.known_codes(quote)
         if not codes and not may_ask:
-            stored = {market for market, _ in core.store.series()}
-            codes = tuple(sorted(market for market in stored if market.startswith(f"{quote}-")))
+            stored = {market for market, _ in core.store.series() if market.startswith(f"{quote}-")}
+            codes = tuple(sorted(core.renames.once(stored)))
         if not codes:
             raise InputError("market", asked, "a quote currency that the venue has markets in, such as KRW")
         return list(codes)

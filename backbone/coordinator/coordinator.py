@@ -32,9 +32,10 @@ from backbone.coordinator.market_log import MarketLog
 from backbone.coordinator.markets import Markets
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.quota.ledger import MachineLimiter
+from backbone.coordinator.renames import Renames
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import BackboneError, ClosedError, UnreachableError
-from backbone.model import Priority, Span
+from backbone.model import MarketInfo, Priority, Span
 from backbone.routing.archive import ARCHIVE_GROUP, ArchiveClient
 from backbone.routing.rest import Reply, RestClient
 from backbone.routing.wire import Ask, instruments_ask
@@ -82,7 +83,16 @@ class Coordinator:
             clock,
             fresh_s=settings.markets_fresh_s,
             stored=self._stored_markets,
-            note=self.market_log.note,
+            note=self._note_list,
+            renamed=lambda market, priority: self.renames.find(market, priority),
+        )
+        self.renames = Renames(
+            self.market_log,
+            self.store,
+            clock,
+            request=self.request,
+            listed=lambda: self.markets.known,
+            later=self._in_background,
         )
         self.reader = CandleReader(self.store, self.venue, settings)
         self._archive_client, self.archive = self._open_archive()
@@ -146,6 +156,10 @@ class Coordinator:
 
     def _stored_markets(self) -> set[str]:
         return {market for market, _ in self.store.series()}
+
+    def _note_list(self, listed: tuple[MarketInfo, ...]) -> None:
+        self.market_log.note(listed)
+        self.renames.note(listed)
 
     def _fresh_codes(self, priority: Priority) -> frozenset[str]:
         return self.markets.all_codes(fresh=True, priority=priority)

@@ -21,10 +21,12 @@ from backbone.locks import renew_after_fork
 from backbone.model import MarketInfo
 from backbone.storage.events import Event
 
-__all__ = ["EventLog", "MarketLog", "Recorded"]
+__all__ = ["EventLog", "MarketLog", "Recorded", "Rename"]
 
+_EVER_US = 1 << 62
 _LISTS = ""  # the market of the event that says that a whole list was recorded
 _LISTED, _DELISTED, _NAMED, _WARNED, _CAUTIONED, _STATE = "listed", "delisted", "named", "warned", "cautioned", "state"
+_RENAMED, _COMPARED = "renamed", "compared"
 _FIELD = {_LISTED: "listing", _DELISTED: "listing", _NAMED: "names", _WARNED: "warning", _CAUTIONED: "cautions"}
 
 
@@ -41,6 +43,18 @@ class Recorded:
 
     markets: tuple[MarketInfo, ...]
     since_us: int
+
+
+@dataclass(frozen=True)
+class Rename:
+    """A market that is listed under another code by now; ``since_us`` is when the first list lacked it."""
+
+    old: str
+    new: str
+    since_us: int
+
+    def __str__(self) -> str:
+        return f"{self.old} is called {self.new} since {_day(self.since_us)}; ask for that"
 
 
 State = dict[str, MarketInfo]
@@ -153,8 +167,9 @@ class MarketLog:
             raise InputError("at", _day(time_us), f"a day from {_day(since)} on: nothing was recorded before")
         found = index.state(time_us)
         if first_candle_us is not None:
+            present = {rename.new for market in found if (rename := index.renamed(market)) is not None}
             for market, info in index.first_seen_after(time_us).items():
-                first = first_candle_us(market)
+                first = None if market in present else first_candle_us(market)
                 if first is not None and first <= time_us:
                     found[market] = info
         return Recorded(tuple(found.values()), since)
@@ -162,8 +177,48 @@ class MarketLog:
     def events(self, market: str | None = None) -> list[Event]:
         """All that happened to markets (to one), oldest first."""
         self.flush()
-        events = [event for event in self._log.read(market) if event.market != _LISTS]
+        events = [
+            event
+            for event in self._log.read()
+            if event.market != _LISTS and event.kind != _COMPARED and market in (None, event.market, _new_name(event))
+        ]
         return sorted(events, key=lambda event: event.at_us)
+
+    # -- names ---------------------------------------------------------------------------------------------------
+
+    def rename(self, old: str, new: str) -> Rename:
+        """Record that two codes are one market."""
+        self.flush()
+        event = Event(self._now_us(), old, _RENAMED, {"from": old, "to": new}, "identical candles")
+        self._log.add_all([event])
+        return self._read().renamed(old) or Rename(old, new, event.at_us)
+
+    def tell_apart(self, market: str, others: Sequence[str]) -> None:
+        """Record that `others` are not the market that was called so."""
+        self._log.add_all([Event(self._now_us(), market, _COMPARED, {"differs": list(others)}, "candles")])
+
+    def renamed(self, market: str) -> Rename | None:
+        """What a market is called now, where it has had another code since it was last listed."""
+        return self._read().renamed(market)
+
+    def told_apart(self, market: str) -> frozenset[str]:
+        """The markets that it is known not to be."""
+        return self._read().apart.get(market, frozenset())
+
+    def codes(self) -> frozenset[str]:
+        """The codes of the newest list that is recorded."""
+        return frozenset(self._read().listed())
+
+    def delisted_us(self, market: str) -> int | None:
+        """When the newest list came that lacks it, where one with it is recorded."""
+        self.flush()
+        return self._read().seen(market, _DELISTED)
+
+    def listed_us(self, market: str) -> int | None:
+        """When it was first in a list after one without it; None where the first list of all has it."""
+        index = self._read()
+        seen = index.seen(market, _LISTED)
+        return None if seen is None or seen <= index.lists[0] else seen
 
     def _read(self) -> _Index:
         events = self._log.read()
@@ -190,6 +245,33 @@ class _Index:
                 times, kept = self._by_market.setdefault(event.market, {}).setdefault(field, ([], []))
                 times.append(event.at_us)
                 kept.append(event)
+        self._listed_us = {event.market: event.at_us for event in self.events if event.kind == _LISTED}
+        self._renamed = {event.market: event for event in self.events if event.kind == _RENAMED}
+        self.apart: dict[str, frozenset[str]] = {}
+        for event in self.events:
+            if event.kind == _COMPARED:
+                known = self.apart.get(event.market, frozenset())
+                self.apart[event.market] = known.union(event.detail["differs"])
+
+    def renamed(self, market: str) -> Rename | None:
+        """The present name of a market, through all its names; None for a code that was listed again since."""
+        found, name = None, market
+        names = {market}
+        while (event := self._renamed.get(name)) is not None and event.at_us >= self._listed_us.get(name, 0):
+            gone_us, name = self.seen(name, _DELISTED), str(event.detail["to"])
+            if name in names:
+                return None
+            names.add(name)
+            found = Rename(market, name, event.at_us if gone_us is None else gone_us)
+        return found
+
+    def seen(self, market: str, kind: str) -> int | None:
+        """When its newest listing or delisting was seen, if that is what it was."""
+        listing = _newest(self._by_market.get(market, {}), "listing", _EVER_US)
+        return listing.at_us if listing is not None and listing.kind == kind else None
+
+    def listed(self) -> list[str]:
+        return [market for market in self._by_market if self.seen(market, _LISTED) is not None]
 
     def state(self, time_us: int) -> State:
         """The listed markets at a time, with what was said of them."""
@@ -255,6 +337,11 @@ def _changes(before: State, listed: Sequence[MarketInfo], at_us: int, how: str, 
             say(market, _CAUTIONED, cautions=[])
         say(market, _DELISTED)
     return events
+
+
+def _new_name(event: Event) -> str | None:
+    """The other code of a renaming, which is an event of both."""
+    return str(event.detail["to"]) if event.kind == _RENAMED else None
 
 
 def _list_event(at_us: int, count: int, how: str, origin: dict[str, Any]) -> Event:

@@ -6,16 +6,20 @@ The list is asked when it is needed and kept in memory; `known` and `known_codes
 from __future__ import annotations
 
 import difflib
+import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from backbone.clock import Clock
-from backbone.errors import InputError
+from backbone.coordinator.market_log import Rename
+from backbone.errors import BackboneError, InputError
 from backbone.model import MarketInfo, Priority
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask, markets_ask
 
 __all__ = ["Markets", "unknown_market"]
+
+_log = logging.getLogger("backbone.fetch")
 
 _YOUNG_S = 10.0  # a market may have been listed since: after this, an unknown code is worth one request
 
@@ -29,6 +33,7 @@ class Markets:
     fresh_s : how long a list is used before it is asked again.
     stored : the markets of which something is stored.
     note : takes each list that came.
+    renamed : what a market that is not listed is called now; without a priority it makes no request.
     """
 
     def __init__(
@@ -39,12 +44,14 @@ class Markets:
         fresh_s: float,
         stored: Callable[[], Iterable[str]],
         note: Callable[[tuple[MarketInfo, ...]], None] | None = None,
+        renamed: Callable[[str, Priority | None], Rename | None] = lambda _market, _priority: None,
     ) -> None:
         self._request = request
         self._clock = clock
         self._fresh_s = fresh_s
         self._stored = stored
         self._note = note
+        self._renamed = renamed
         self._lock = threading.Lock()  # guards the list and its time
         self._list: tuple[MarketInfo, ...] | None = None
         self._at_s = 0.0
@@ -96,15 +103,13 @@ class Markets:
         very young.
         """
         with self._lock:
-            is_young = self._list is not None and self._clock.monotonic() - self._at_s <= _YOUNG_S
             codes = self._codes_locked().all
         if codes.issuperset(markets):
             return
-        if not is_young:
-            codes = self.all_codes(fresh=True, priority=priority)
+        codes = self.recent_codes(priority)
         for market in markets:
             if market not in codes:
-                raise unknown_market(market, codes)
+                raise self.unknown(market, priority)
 
     def check_known(self, markets: Sequence[str]) -> None:
         """Raise `InputError` for a market that a known list lacks and nothing is stored of. Makes no request: without a
@@ -116,7 +121,32 @@ class Markets:
         stored = set(self._stored())
         for market in markets:
             if market not in codes and market not in stored:
-                raise unknown_market(market, codes)
+                raise self.unknown(market, None)
+
+    def unknown(self, market: str, priority: Priority | None) -> InputError:
+        """The error for a market that is not listed, which names what it is called now; see `renamed`."""
+        rename = self.renamed(market, priority)
+        with self._lock:
+            codes = self._codes_locked().all
+        return unknown_market(market, codes) if rename is None else InputError("market", market, str(rename))
+
+    def renamed(self, market: str, priority: Priority | None) -> Rename | None:
+        """What a market is called now, if it has another name. Without a `priority` it makes no request; with one, a
+        list is asked for where none is very young."""
+        if priority is not None:
+            try:
+                self.recent_codes(priority)
+            except BackboneError as exc:  # the name only adds to another error
+                _log.info("renames.unknown market=%s why=%s", market, exc)
+                priority = None
+        return self._renamed(market, priority)
+
+    def recent_codes(self, priority: Priority) -> frozenset[str]:
+        """Every code of a list that is very young: to be asked once something is said not to be listed."""
+        with self._lock:
+            is_young = self._list is not None and self._clock.monotonic() - self._at_s <= _YOUNG_S
+            codes = self._codes_locked().all
+        return codes if is_young else self.all_codes(fresh=True, priority=priority)
 
     def _codes_locked(self) -> _Codes:
         """The codes of the known list; ordered once a list, because nearly every call asks."""

@@ -16,14 +16,14 @@ import pyarrow as pa
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, in_zone, parse_priority
-from backbone.api.calls.candles import facts, named
+from backbone.api.calls.candles import facts, incomplete_error, named
 from backbone.api.notebook.bar import Bar
 from backbone.candle_table import rows_inside
 from backbone.coordinator.candles.derived import base_range, folded
 from backbone.coordinator.candles.jobs import CandleJob
 from backbone.coordinator.candles.pending import Progress
 from backbone.coordinator.candles.ranges import Range
-from backbone.coordinator.candles.reader import CandleAnswer, incomplete
+from backbone.coordinator.candles.reader import CandleAnswer
 from backbone.errors import InputError
 from backbone.model import Priority, Span
 from backbone.storage.coverage import SpanSet
@@ -106,7 +106,7 @@ class Job:
     def _sections(self, ahead: int) -> Iterator[Any]:
         for answer in self._whole_sections(ahead):
             frame = self._frame([answer])
-            error = incomplete([answer], self._timeframe)
+            error = incomplete_error(self._session.coordinator(), [answer], self._timeframe, self._job.priority)
             if error is not None:
                 error.frame = frame
                 raise error
@@ -179,7 +179,7 @@ class Job:
         self.wait(timeout, on_interrupt=on_interrupt)
         answers = [self._folded(answer) for answer in self._job.answers()]
         frame = self._frame(answers)
-        error = incomplete(answers, self._timeframe)
+        error = incomplete_error(self._session.coordinator(), answers, self._timeframe, self._job.priority)
         if error is not None:
             error.frame = frame
             raise error

@@ -25,7 +25,6 @@ from backbone.coordinator.candles.fetcher import CandlePlan
 from backbone.coordinator.candles.pending import Progress
 from backbone.coordinator.candles.ranges import Range, Watch
 from backbone.coordinator.candles.reader import CandleAnswer, incomplete
-from backbone.coordinator.markets import unknown_market
 from backbone.errors import BackboneError, IncompleteError, InputError, RejectedError, SourceError
 from backbone.model import CANDLE_COLUMNS, Priority, Span
 from backbone.storage.coverage import EVER
@@ -34,8 +33,9 @@ from backbone.timeframe import Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
     from backbone.api.session import Session
+    from backbone.coordinator.coordinator import Coordinator
 
-__all__ = ["CandleCall", "Plan", "candles", "coverage", "explain"]
+__all__ = ["CandleCall", "Plan", "candles", "coverage", "explain", "incomplete_error"]
 
 
 def candles(
@@ -290,15 +290,15 @@ class CandleCall:
         return {**found, **named(self.markets, self.timeframe)}
 
     def _error(self, answers: Sequence[CandleAnswer]) -> BackboneError | None:
-        error = incomplete(answers, self.timeframe)
+        core, lane = self.session.coordinator(), None if self.offline else self.priority
+        error = incomplete_error(core, answers, self.timeframe, lane)
         if error is None:
             return None
         for answer in answers:
-            gone = any(isinstance(cause, RejectedError) and cause.status == 404 for cause in answer.causes)
-            if gone and answer.table.num_rows == 0 and not self.is_whole:
-                codes = self.session.coordinator().markets.all_codes(fresh=True)
+            if lane is not None and is_gone(answer) and answer.table.num_rows == 0 and not self.is_whole:
+                codes = core.markets.all_codes(fresh=True)
                 if answer.market not in codes:
-                    refused = unknown_market(answer.market, codes)
+                    refused = core.markets.unknown(answer.market, lane)
                     refused.__cause__ = answer.causes[0]
                     return refused
         if not any(answer.table.num_rows for answer in answers):
@@ -307,6 +307,25 @@ class CandleCall:
                 return failed[0]  # nothing arrived, and the venue alone is why: the same error at every priority
         error.__cause__ = error.causes[0] if error.causes else None
         return error
+
+
+def is_gone(answer: CandleAnswer) -> bool:
+    """Whether the venue said that it does not know the market."""
+    return any(isinstance(cause, RejectedError) and cause.status == 404 for cause in answer.causes)
+
+
+def incomplete_error(
+    core: Coordinator, answers: Sequence[CandleAnswer], timeframe: Timeframe, priority: Priority | None
+) -> IncompleteError | None:
+    """The one error for what could not be had, or None; it says what a market is called now. A `priority` looks for
+    that where the venue does not know a market."""
+    error = incomplete(answers, timeframe)
+    for answer in answers if error is not None else ():
+        if answer.gaps and (priority is None or is_gone(answer)):
+            rename = core.markets.renamed(answer.market, priority)
+            if rename is not None and error is not None:
+                error.args = (f"{error} {rename}.",)
+    return error
 
 
 def named(markets: Sequence[str], timeframe: Timeframe) -> dict[str, Any]:

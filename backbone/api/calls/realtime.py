@@ -27,7 +27,6 @@ from backbone.coordinator.coordinator import Coordinator
 from backbone.coordinator.live.old_trades import OldTradesAnswer
 from backbone.coordinator.live.realtime import Answer, missing_error
 from backbone.coordinator.live.trades import DAY_US, DAYS_KEPT, TradesAnswer
-from backbone.coordinator.markets import unknown_market
 from backbone.errors import IncompleteError, InputError, RejectedError
 from backbone.model import Priority, Span
 from backbone.routing.archive import TRADE_SCHEMA, TRADES_SINCE_US
@@ -174,7 +173,8 @@ def trades(
         except RejectedError as exc:
             if exc.status != 404:
                 raise
-            raise unknown_market(market, core.markets.all_codes(fresh=True)) from exc
+            core.markets.listed(fresh=True)
+            raise core.markets.unknown(market, lane) from exc
     rows = answer.rows
     if first_of is not None and not answer.gaps:
         rows = rows[:first_of]
@@ -261,7 +261,7 @@ def _deliver(
     if answer.missing and not answer.held:
         codes = {info.market for info in core.markets.known or ()}
         if answer.missing[0] not in codes:
-            raise unknown_market(answer.missing[0], codes) from answer.causes[0]
+            raise core.markets.unknown(answer.missing[0], priority) from answer.causes[0]
     elapsed_s = core.clock.monotonic() - began
     core.metrics.time("call", elapsed_s, group=kind, priority=priority)
     sources: Counter[str] = Counter()

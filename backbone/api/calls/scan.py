@@ -83,7 +83,7 @@ def scan(
             schema=lazy.collect_schema(),
         )
     lazy = lazy.with_columns(pl.col("time").dt.convert_time_zone(session.tz))
-    _check(found, lazy)
+    _check(session, found, lazy)
     return lazy
 
 
@@ -98,7 +98,7 @@ def files(
 ) -> list[str]:
     """See `Backbone.files`."""
     found = _select(session, markets, parse_timeframe(timeframe).name, start, end, partial=partial)
-    _check(found, list(found.paths))
+    _check(session, found, list(found.paths))
     return found.paths
 
 
@@ -184,12 +184,14 @@ def _span(session: Session, timeframe: Timeframe, start: TimeLike | None, end: T
 
 
 def _markets(session: Session, markets: str | Iterable[str], timeframe: Timeframe) -> list[str]:
-    """The markets named; for a quote currency, those that the store holds in this timeframe."""
+    """The markets named; for a quote currency, those that the store holds in this timeframe, one that was renamed
+    once."""
     quote = parse_quote(markets, session.home)
     if quote is None:
         return parse_markets(markets, session.home)
-    stored = session.coordinator().store.series()
-    return [market for market, tf in stored if tf == timeframe and market.startswith(f"{quote}-")]
+    core = session.coordinator()
+    stored = core.store.series()
+    return core.renames.once(market for market, tf in stored if tf == timeframe and market.startswith(f"{quote}-"))
 
 
 def _wanted(span: Span, held: SpanSet) -> SpanSet:
@@ -200,7 +202,7 @@ def _wanted(span: Span, held: SpanSet) -> SpanSet:
     return SpanSet([Span(start, end)]) if start < end else SpanSet()
 
 
-def _check(found: _Selection, held: Any) -> None:
+def _check(session: Session, found: _Selection, held: Any) -> None:
     if not found.gaps and not found.absent:
         return
     markets = list(dict.fromkeys([*found.absent, *(market for market, _ in found.gaps)]))
@@ -208,10 +210,12 @@ def _check(found: _Selection, held: Any) -> None:
     length = found.timeframe.base or found.timeframe
     unknown = sum(length.count(gap) for _, gap in found.gaps)
     some = "candles" if found.absent else f"{unknown} candles"
+    renames = [session.coordinator().markets.renamed(market, None) for market in markets]
     raise IncompleteError(
         f"the store does not hold all of it: {some} of {shown} were never asked for. "
         f"backfill([...], {length.name!r}, start, end) fetches them; "
-        "partial=True takes what is held, which is also in .frame.",
+        "partial=True takes what is held, which is also in .frame."
+        + "".join(f" {rename}." for rename in renames if rename is not None),
         gaps=[gap for _, gap in found.gaps],
         frame=held,
     )

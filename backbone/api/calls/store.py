@@ -124,7 +124,7 @@ class StoreView:
         session = self._session
         core, tf = session.coordinator(), parse_timeframe(timeframe)
         if markets is None:
-            names = [market for market, each in core.store.series() if each == tf]
+            names = core.renames.once(market for market, each in core.store.series() if each == tf)
         else:
             names = parse_markets(markets, session.home)
         begin = 0 if start is None else session.time("start", start, may_ask=False)

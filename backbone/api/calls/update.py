@@ -15,7 +15,7 @@ import pyarrow as pa
 from backbone.api import frames as shaping
 from backbone.api.arguments import in_zone, parse_priority
 from backbone.api.calls.backfill import Job, JobView
-from backbone.api.calls.candles import facts
+from backbone.api.calls.candles import facts, incomplete_error
 from backbone.api.notebook.bar import Bar
 from backbone.api.session import Session
 from backbone.coordinator.candles.jobs import CandleJob
@@ -125,16 +125,20 @@ class UpdateJob:
         return shaping.deliver(pa.table(columns), self._frames, index=None, zone=self._session.tz, attrs=attrs)
 
     def _row(self, one: _Series) -> dict[str, Any]:
-        store = self._session.coordinator().store
+        core = self._session.coordinator()
+        store = core.store
         end_us = max(one.end_us, one.job.progress.reached_us)
         added = store.read(one.market, one.timeframe, Span(one.end_us, end_us)).table.num_rows
         state, detail = one.job.state, ""
         if state != "done":
             try:
-                causes = [cause for answer in one.job.answers() for cause in answer.causes]
+                error = incomplete_error(core, one.job.answers(), one.timeframe, self._priority)
+                causes = () if error is None else error.causes
             except BackboneError as exc:
-                causes = [exc]
+                causes = (exc,)
             detail = str(causes[0]) if causes else "part of it could not be had"
+            if (rename := core.markets.renamed(one.market, None)) is not None:
+                detail = str(rename)
         return {
             "market": one.market,
             "timeframe": one.timeframe.name,
@@ -188,6 +192,9 @@ def update(
     if not chosen and (codes is not None or tf is not None):
         held = ", ".join(sorted({f"{market} {each}" for market, each in core.store.series()})[:8])
         raise InputError("markets", markets or timeframe, f"series that are stored: {held or 'so far none'}")
+    if markets is None:
+        present = set(core.renames.once({market for market, _ in chosen}))
+        chosen = [(market, each) for market, each in chosen if market in present]
     core.sync_clock()
     series = [_begin(session, market, each, lane) for market, each in chosen]
     return UpdateJob(session, [one for one in series if one is not None], lane, wanted)

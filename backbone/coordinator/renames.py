@@ -1,0 +1,204 @@
+"""A renamed market is one market: which codes are two names of one, found by their candles.
+
+A market that is stored and no longer listed is compared with the few markets that may be it: the same quote currency,
+first seen when it was last seen. Where both are stored no request is made; else one page is asked, which is not stored.
+The same history, trade for trade, is one market under two names (`is_one_market`): that is an event of the log, so all
+processes know. A difference is remembered as well; too little to tell is tried again after an hour.
+
+`_lock` guards what was too little to tell, and the list last seen; the comparisons happen outside it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from backbone.candle_table import compare, rows_inside, times_of
+from backbone.clock import Clock
+from backbone.coordinator.market_log import MarketLog, Rename
+from backbone.errors import BackboneError
+from backbone.locks import renew_after_fork
+from backbone.model import MarketInfo, Priority, Span
+from backbone.routing.rest import Reply
+from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
+from backbone.storage.coverage import EVER
+from backbone.storage.store import CandleStore, Stored
+from backbone.timeframe import DAY_US, Timeframe
+
+__all__ = ["Renames", "is_one_market"]
+
+_log = logging.getLogger("backbone.fetch")
+
+_LEAST = 20  # candles with trades that both must have
+_SAME = 0.95  # share of all candles that must be the same: the venue restates one now and then
+_NEAR_DAYS = 31  # between the last list with the old name and the first with the new one
+_MOST = 5  # candidates that are asked for
+_AGAIN_S = 3600.0
+
+
+def is_one_market(first: pa.Table, second: pa.Table) -> bool | None:
+    """Whether two candle tables of the same span are the same trades; None where they are too few to tell.
+
+    At least 20 candles with trades, of at least 10 different volumes, have to be equal in every price, volume and
+    turnover, and be 95 % of all candles that either has. Other units, as after a redenomination, are a difference.
+    """
+    differences = compare(first, second, relative=1e-9)
+    every = np.union1d(times_of(first), times_of(second))
+    same = rows_inside(first, ((int(time), int(time) + 1) for time in np.setdiff1d(every, differences.times)))
+    traded = same.filter(pc.greater(same.column("volume"), 0))
+    is_varied = len(pc.unique(traded.column("volume"))) >= _LEAST // 2
+    if traded.num_rows >= _LEAST and is_varied and same.num_rows >= _SAME * len(every):
+        return True
+    return False if len(differences.times) >= _LEAST else None
+
+
+class Renames:
+    """Which markets have another name by now. Thread-safe.
+
+    Parameters
+    ----------
+    log : the market list that remembers, where what is found is recorded.
+    request : sends one request and waits for its reply.
+    listed : the codes of the newest list, where one came.
+    later : runs a job in the background.
+    """
+
+    def __init__(
+        self,
+        log: MarketLog,
+        store: CandleStore,
+        clock: Clock,
+        *,
+        request: Callable[[Ask, Priority], Reply],
+        listed: Callable[[], tuple[MarketInfo, ...] | None],
+        later: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._log = log
+        self._store = store
+        self._clock = clock
+        self._request = request
+        self._listed = listed
+        self._later = later
+        self._renew()
+        renew_after_fork(self, Renames._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+        self._codes: frozenset[str] = frozenset()
+        self._unclear: dict[tuple[str, str], float] = {}
+
+    def note(self, listed: Sequence[MarketInfo]) -> None:
+        """A list came: stored markets that are not in it are looked for under other names, in the background."""
+        codes = frozenset(info.market for info in listed)
+        with self._lock:
+            is_new, self._codes = codes != self._codes, codes
+        if is_new:
+            self._later(self._look)
+
+    def _look(self) -> None:
+        codes = self._now()
+        for market in sorted({market for market, _ in self._store.series()} - codes):
+            self.find(market, Priority.LOW)
+
+    def find(self, market: str, priority: Priority | None = None) -> Rename | None:
+        """What a market that is not listed any more is called now, or None. Without a `priority` no request is made:
+        what is recorded, and what the stored candles say."""
+        known = self._log.renamed(market)
+        codes = self._now()
+        if known is not None or market in codes:
+            return known
+        try:
+            return self._search(market, codes, priority)
+        except BackboneError as exc:  # it only adds a name to an answer, or to an error
+            _log.info("renames.unknown market=%s why=%s", market, exc)
+            return None
+
+    def once(self, markets: Iterable[str]) -> list[str]:
+        """`markets` without those that are there under their present name too. Makes no request."""
+        every = list(markets)
+        names = set(every)
+        found = ((market, self.find(market)) for market in every)
+        return [market for market, rename in found if rename is None or rename.new not in names]
+
+    def _now(self) -> frozenset[str]:
+        listed = self._listed()
+        return self._log.codes() if listed is None else frozenset(info.market for info in listed)
+
+    def _search(self, market: str, codes: frozenset[str], priority: Priority | None) -> Rename | None:
+        candidates = self._candidates(market, codes)
+        series = self._store.series() if candidates else []
+        lengths = sorted((each for code, each in series if code == market), key=lambda each: -each.step_us)
+        mine = {each: held for each in lengths if (held := self._newest(market, each)).table.num_rows >= _LEAST}
+        requests, differing = 0, []
+        for code in candidates if mine else ():
+            verdict = None
+            for timeframe, held in mine.items():
+                if verdict is None and (code, timeframe) in series:
+                    verdict = self._stored(code, timeframe, held)
+            if verdict is None and priority is not None and requests < _MOST:
+                requests += 1
+                verdict = self._asked(code, *next(iter(mine.items())), priority)
+            if verdict:
+                return self._log.rename(market, code)
+            if verdict is False:
+                differing.append(code)
+            elif priority is not None:
+                with self._lock:
+                    self._unclear[market, code] = self._clock.monotonic()
+        if differing:
+            self._log.tell_apart(market, differing)
+        return None
+
+    def _candidates(self, market: str, codes: frozenset[str]) -> list[str]:
+        """The listed markets that may be it and were not compared yet, the likeliest first."""
+        now_s = self._clock.monotonic()
+        with self._lock:
+            unclear = {new for (old, new), at_s in self._unclear.items() if old == market and now_s - at_s < _AGAIN_S}
+        quote = market.partition("-")[0] + "-"
+        others = {code for code in codes if code.startswith(quote)} - unclear - self._log.told_apart(market)
+        alike = {code: difflib.SequenceMatcher(None, market, code).ratio() for code in others}
+        gone_us = self._log.delisted_us(market)
+        if gone_us is None:
+            return sorted(others, key=lambda code: (-alike[code], code))
+        days = {code: abs(seen - gone_us) // DAY_US for code in others if (seen := self._log.listed_us(code))}
+        near = [code for code in days if days[code] <= _NEAR_DAYS]
+        return sorted(near, key=lambda code: (days[code], -alike[code], code))[:_MOST]
+
+    def _stored(self, code: str, timeframe: Timeframe, mine: Stored) -> bool | None:
+        """Whether stored candles are those of `code`, as far as both are stored."""
+        theirs = self._store.read(code, timeframe, _extent(mine, timeframe))
+        both = theirs.covered & mine.covered
+        return is_one_market(rows_inside(mine.table, both), rows_inside(theirs.table, both))
+
+    def _asked(self, code: str, timeframe: Timeframe, mine: Stored, priority: Priority) -> bool | None:
+        """Whether stored candles are those of `code`, by one page of the venue's."""
+        end_us = _extent(mine, timeframe).end
+        lane = Priority.HIGH if priority is Priority.CRITICAL else priority
+        page: CandlePage = self._request(candles_ask(code, timeframe, end_us, mine.table.num_rows), lane).value
+        if page.oldest_us is None:  # an empty reply is no evidence
+            return None
+        both = mine.covered.clip(Span(page.oldest_us, end_us))
+        return is_one_market(rows_inside(mine.table, both), rows_inside(page.table, both))
+
+    def _newest(self, market: str, timeframe: Timeframe) -> Stored:
+        """The newest stored candles, a page at most."""
+        whole = self._store.coverage(market, timeframe, EVER).bounds or Span(0, 0)
+        end, slots = timeframe.ceil(whole.end), PAGE
+        while True:
+            start = max(timeframe.ceil(whole.start), timeframe.next(end, -slots))
+            held = self._store.read(market, timeframe, Span(start, max(start, end)))
+            if held.table.num_rows >= PAGE or start <= whole.start or slots > 64 * PAGE:
+                return replace(held, table=held.table.slice(max(0, held.table.num_rows - PAGE)))
+            slots *= 4
+
+
+def _extent(held: Stored, timeframe: Timeframe) -> Span:
+    times = times_of(held.table)
+    return Span(int(times[0]), timeframe.next(int(times[-1])))

@@ -1,0 +1,206 @@
+"""A renamed market is one market, by every way of asking: its error names the new code, and it counts once."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backbone import Backbone
+from backbone.errors import BackboneError, IncompleteError
+from backbone.simulator import SimulatorServer
+from tests.api.calls.test_live import eventually
+
+LIMIT = 1000
+OLD, NEW = "KRW-XRP", "KRW-RLUSDX"
+START, BEFORE, MIDDLE, END = "2025-07-01", "2025-07-05", "2025-08-21", "2025-08-22"
+WORDS = rf"{OLD} is called {NEW} since 2025-08-22; ask for that"
+
+
+@pytest.fixture
+def world(tmp_path: Path, shared_venue: SimulatorServer) -> Iterator[tuple[SimulatorServer, Backbone]]:
+    """An exchange of four markets of which one is renamed after some of it was stored, and a client of it."""
+    codes = ["KRW-BTC", "KRW-ETH", OLD, "KRW-SOL"]
+    with (
+        SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True, limit=LIMIT, markets=codes) as server,
+        Backbone(data_dir=tmp_path / "data", rest_url=server.rest_url, ws_url=server.ws_url, tz="UTC") as client,
+    ):
+        client.candles([OLD, "KRW-BTC"], "1h", MIDDLE, END)
+        yield server, client
+
+
+def rename(server: SimulatorServer, client: Backbone, *, seconds: float = 60) -> None:
+    server.faults.add("rename", market=OLD, to=NEW)
+    server.clock.advance(seconds)
+    client.session.coordinator().markets.listed(fresh=True)
+
+
+def open_client(client: Backbone) -> Backbone:
+    settings = client.session.settings
+    return Backbone(data_dir=client.data_dir, rest_url=settings.rest_url, ws_url=settings.ws_url, tz="UTC")
+
+
+Ask = Callable[[Backbone], Any]
+ASKS: dict[str, Ask] = {
+    "range": lambda c: c.candles(OLD, "1h", START, BEFORE),
+    "range that is stored in part": lambda c: c.candles(OLD, "1h", START, END),
+    "count": lambda c: c.candles(OLD, "1m", count=10),
+    "first so many": lambda c: c.candles(OLD, "1m", START, count=10),
+    "critical": lambda c: c.candles(OLD, "1m", count=10, priority="critical"),
+    "forming": lambda c: c.candles(OLD, "1m", count=10, include_forming=True),
+    "refresh": lambda c: c.candles(OLD, "1h", MIDDLE, END, refresh=True),
+    "folded": lambda c: c.candles(OLD, "2h", START, BEFORE),
+    "several": lambda c: c.candles([OLD, "KRW-BTC"], "1h", START, BEFORE),
+    "offline": lambda c: c.candles(OLD, "1h", START, END, offline=True),
+    "backfill": lambda c: c.backfill(OLD, "1h", START, BEFORE).result(),
+    "sections": lambda c: list(c.backfill(OLD, "1h", START, END).sections()),
+    "scan": lambda c: c.scan(OLD, "1h", START, END),
+    "ticker": lambda c: c.tickers(OLD),
+    "books": lambda c: c.orderbooks(OLD),
+    "trades": lambda c: c.trades(OLD, 10),
+    "live": lambda c: c.live(OLD),
+}
+
+
+@pytest.mark.parametrize("is_listed_before", [True, False], ids=["seen going", "no list before"])
+@pytest.mark.parametrize("way", ASKS)
+def test_error_about_the_old_code_names_the_new_one(
+    world: tuple[SimulatorServer, Backbone], way: str, is_listed_before: bool
+) -> None:
+    """Whether or not a list was recorded before, at the first ask, and from a process that never saw the old code."""
+    server, client = world
+    if is_listed_before:
+        client.markets()
+    rename(server, client)
+    if way in ("scan", "offline"):  # these make no request: another call has to have noticed
+        with pytest.raises(BackboneError, match=WORDS):
+            client.tickers(OLD)
+    with pytest.raises(BackboneError, match=WORDS):
+        ASKS[way](client)
+    client.close()
+    with open_client(client) as other:
+        other.markets()
+        server.reset_log()
+        with pytest.raises(BackboneError, match=WORDS):
+            ASKS[way](other)
+        assert not [r for r in server.requests if r.query.get("market") == NEW], "what is known is not asked again"
+
+
+def renamed_events(client: Backbone) -> list[str]:
+    events = client.store.events(NEW)
+    return events[events["kind"] == "renamed"]["detail"].tolist()
+
+
+def test_renamed_market_is_one_event_and_both_codes_stay_readable(world: tuple[SimulatorServer, Backbone]) -> None:
+    """Noticed in the background once a list comes; what is stored is as it was, under either name."""
+    server, client = world
+    client.markets()
+    held = client.candles(OLD, "1h", MIDDLE, END)
+    rename(server, client)
+    assert eventually(lambda: renamed_events(client)) == [f'{{"from": "{OLD}", "to": "{NEW}"}}']
+    new = client.candles(NEW, "1h", MIDDLE, END)
+    assert (new.to_numpy() == held.to_numpy()).all()
+    client.close()
+    with open_client(client) as other:
+        assert (other.candles(OLD, "1h", MIDDLE, END).to_numpy() == held.to_numpy()).all()
+        assert other.coverage(OLD, "1h")["rows"].sum() >= len(held)
+        other.markets()
+        assert len(renamed_events(other)) == 1
+
+
+ONCE: dict[str, Callable[[Backbone], list[str]]] = {
+    "scan": lambda c: c.scan("KRW", "1h", MIDDLE, END).collect()["market"].unique().sort().to_list(),
+    "files": lambda c: sorted({f.split("market=")[1].split("/")[0] for f in c.files("KRW", "1h", MIDDLE, END)}),
+    "wide": lambda c: sorted(c.candles("KRW", "1h", MIDDLE, END, wide="close").columns),
+    "offline": lambda c: sorted(c.candles("KRW", "1h", MIDDLE, END, wide="close", offline=True).columns),
+    "size": lambda c: ["KRW-"] * c.size("KRW", "1h", since=MIDDLE, until=END).markets,
+    "explain": lambda c: sorted({plan.market for plan in c.explain("KRW", "1h", MIDDLE, END)}),
+    "coverage": lambda c: sorted(c.coverage("KRW", "1h")["market"].unique()),
+    "update": lambda c: sorted(c.store.update().result()["market"].unique()),
+}
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["list at hand", "offline process"])
+@pytest.mark.parametrize("way", ONCE)
+def test_renamed_market_counts_once(world: tuple[SimulatorServer, Backbone], way: str, is_known: bool) -> None:
+    """Under its new name, where both are stored; without a request where none is made anyway."""
+    server, client = world
+    rename(server, client)
+    others = ["KRW-ETH", "KRW-SOL"] if way not in ("update",) else []
+    client.candles([NEW, *others], "1h", MIDDLE, END)
+    if not is_known:
+        client.close()
+        client = open_client(client)
+    try:
+        assert len(ONCE[way](client)) == len({*others, NEW, "KRW-BTC"})
+        assert OLD not in ONCE[way](client)
+    finally:
+        client.close()
+
+
+def test_outage_is_told_by_markets_that_are_counted_once(world: tuple[SimulatorServer, Backbone]) -> None:
+    """Two names of a market are no two witnesses of a pause."""
+    server, client = world
+    client.candles([OLD, "KRW-BTC", "KRW-ETH"], "1m", "2025-06-30T12:00Z", "2025-07-01T00:00Z")
+    rename(server, client)
+    client.candles(NEW, "1m", "2025-06-30T12:00Z", "2025-07-01T00:00Z")
+    assert client.store.outages("1m")["markets"].tolist() == [3]
+
+
+def test_redenomination_with_a_rename_is_no_mere_rename(world: tuple[SimulatorServer, Backbone]) -> None:
+    """The stored candles are of another unit than the new code's: nothing says that they are one."""
+    server, client = world
+    client.markets()
+    server.faults.add("rescale", market=OLD, factor="10")
+    rename(server, client)
+    with pytest.raises(BackboneError) as caught:
+        client.candles(OLD, "1h", START, BEFORE)
+    assert "is called" not in str(caught.value)
+    client.candles(NEW, "1h", MIDDLE, END)
+    assert sorted(client.scan("KRW", "1h", MIDDLE, END).collect()["market"].unique()) == ["KRW-BTC", NEW, OLD]
+    assert renamed_events(client) == []
+
+
+def test_another_coin_that_comes_as_one_goes_is_another(world: tuple[SimulatorServer, Backbone]) -> None:
+    """Also with the most similar name; and it is compared once by all processes."""
+    server, client = world
+    client.markets()
+    server.faults.add("delist", market=OLD)
+    server.faults.add("list", market="KRW-XRQ", at="2017-10-01T00:00:00Z")
+    for _ in range(2):
+        client.session.coordinator().markets.listed(fresh=True)
+        server.reset_log()
+        with pytest.raises(BackboneError) as caught:
+            client.candles(OLD, "1h", START, BEFORE)
+        assert "is called" not in str(caught.value)
+        client.close()
+        client = open_client(client)
+        client.markets()
+    assert not [r for r in server.requests if r.query.get("market") == "KRW-XRQ"]
+    assert renamed_events(client) == []
+    client.close()
+
+
+def names_of(folder: str, rest_url: str) -> None:
+    with Backbone(data_dir=folder, rest_url=rest_url, tz="UTC") as client:
+        assert sorted(client.scan("KRW", "1h", MIDDLE, END).collect()["market"].unique()) == ["KRW-BTC", NEW]
+        with pytest.raises(IncompleteError, match=f"is called {NEW}"):
+            client.candles(OLD, "1h", START, END, offline=True)
+
+
+def test_other_process_knows_it_too(world: tuple[SimulatorServer, Backbone]) -> None:
+    """Beside the candles, and without a request."""
+    server, client = world
+    client.markets()
+    rename(server, client)
+    client.candles(NEW, "1h", MIDDLE, END)
+    eventually(lambda: renamed_events(client))
+    server.reset_log()
+    child = multiprocessing.get_context("spawn").Process(target=names_of, args=(str(client.data_dir), server.rest_url))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert server.requests == []

@@ -1,0 +1,205 @@
+"""Two names of one market: what their candles prove, who is compared with whom, and how often is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from backbone.coordinator.market_log import MarketLog
+from backbone.coordinator.renames import Renames, is_one_market
+from backbone.errors import UnreachableError
+from backbone.model import CANDLE_SCHEMA, MarketInfo, Priority, Span
+from backbone.routing.wire import Ask, CandlePage
+from backbone.testing import ManualClock
+from backbone.timeframe import DAY_US, TIMEFRAMES
+from tests.storage.helpers import open_store
+
+DAY = TIMEFRAMES["1d"]
+START = 1_735_689_600_000_000  # 2025-01-01
+
+
+def days(count: int, seed: int = 1, *, first: int = 0, factor: float = 1.0, volume: float | None = None) -> pa.Table:
+    """Daily candles of a coin; the same seed is the same coin."""
+    rng = np.random.default_rng(seed)
+    close = rng.integers(100, 900, 99)[first : first + count] * factor
+    traded = rng.integers(1, 9999, 99)[first : first + count] / 8 / factor
+    if volume is not None:
+        close, traded = np.full(count, 100.0 * factor), np.full(count, volume)
+    times = START + np.arange(first, first + count) * DAY_US
+    columns = [close, close + factor, close - factor, close, traded, close * traded]
+    return pa.Table.from_arrays([pa.array(times), *map(pa.array, columns)], names=CANDLE_SCHEMA.names).cast(
+        CANDLE_SCHEMA
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"),
+    [
+        (days(60), days(60), True),
+        (days(19), days(19), None),
+        (days(60), days(60, seed=2), False),
+        (days(60), days(60, factor=10.0), False),
+        (days(60, volume=0.0), days(60, volume=0.0), None),
+        (days(60, volume=3.0), days(60, volume=3.0), None),
+        (days(60), pa.concat_tables([days(59), days(1, seed=2, first=59)]), True),
+        (days(60), days(50), None),
+        (days(0), days(0), None),
+    ],
+    ids=["same", "few", "another", "redenominated", "quiet", "one trade each", "restated once", "short", "empty"],
+)
+def test_identical_history_with_trades_is_one_market(first: pa.Table, second: pa.Table, verdict: bool | None) -> None:
+    """Too few candles, or candles without trades, prove nothing; other units are a difference."""
+    assert is_one_market(first, second) is verdict
+    assert is_one_market(second, first) is verdict
+
+
+class World:
+    """A store with a log, and a venue whose daily candles a test sets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = ManualClock(START + 100 * DAY_US)
+        self.store = open_store(folder, self.clock)
+        self.jobs: list[Callable[[], None]] = []
+        self.venue: dict[str, pa.Table] = {}
+        self.asked: list[str] = []
+        self.listed: tuple[MarketInfo, ...] | None = None
+        self.open()
+
+    def open(self) -> None:
+        """As a process of its own does."""
+        self.log = MarketLog(self.store.events, self.clock.now_us, lambda job: job())
+        request: Any = self.request
+        self.renames = Renames(
+            self.log,
+            self.store,
+            self.clock,
+            request=request,
+            listed=lambda: self.listed,
+            later=self.jobs.append,
+        )
+
+    def request(self, ask: Ask, _: Priority) -> Any:
+        query = dict(ask.query)
+        self.asked.append(query["market"])
+        found = self.venue[query["market"]]
+        if found is None:
+            raise UnreachableError("the venue is down")
+        table = found.slice(max(0, found.num_rows - int(query["count"])))
+        oldest = table.column("time")[0].cast(pa.int64()).as_py() if table.num_rows else None
+
+        class Reply:
+            value = CandlePage(table, table.num_rows, oldest, None, int(query["count"]), np.empty(0, np.int64))
+
+        return Reply
+
+    def keep(self, market: str, table: pa.Table) -> None:
+        proof = Span(START, START + 60 * DAY_US)
+        self.store.put(market, DAY, table, proof, now_us=self.clock.now_us())
+
+    def list(self, *codes: str) -> None:
+        self.listed = tuple(MarketInfo(code, code, code, False, ()) for code in codes)
+        self.log.note(self.listed)
+        self.renames.note(self.listed)
+        self.clock.advance(86_400)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    made = World(tmp_path)
+    made.list("KRW-A", "KRW-B", "BTC-A")
+    made.keep("KRW-A", days(60))
+    made.venue = {"KRW-C": days(60), "KRW-D": days(60, seed=4), "BTC-C": days(60)}
+    return made
+
+
+def test_code_that_is_new_when_another_went_is_compared_in_the_background(world: World) -> None:
+    """One request, of the same quote currency; what is found is an event, which every process knows."""
+    world.list("KRW-B", "KRW-C", "BTC-A", "BTC-C")
+    assert world.asked == []
+    for job in world.jobs:
+        job()
+    found = world.renames.find("KRW-A")
+    assert found is not None
+    assert (found.old, found.new, world.asked) == ("KRW-A", "KRW-C", ["KRW-C"])
+    assert str(found).startswith("KRW-A is called KRW-C since 2025-04-12; ask for that")
+    world.open()
+    assert world.renames.find("KRW-A", Priority.HIGH) == found
+    assert world.asked == ["KRW-C"]
+    events = [event for event in world.log.events("KRW-C") if event.kind == "renamed"]
+    assert [(event.market, event.detail, event.how) for event in events] == [
+        ("KRW-A", {"from": "KRW-A", "to": "KRW-C"}, "identical candles")
+    ]
+    assert world.log.events("KRW-A")[-1] == events[0]
+
+
+def test_what_was_told_apart_is_not_asked_again(world: World) -> None:
+    """A difference is remembered beside the candles, and shown to nobody; no name is found."""
+    world.list("KRW-B", "KRW-D")
+    assert world.renames.find("KRW-A", Priority.NORMAL) is None
+    world.open()
+    assert world.renames.find("KRW-A", Priority.NORMAL) is None
+    assert world.asked == ["KRW-D"]
+    assert {event.kind for event in world.log.events()} == {"listed", "delisted"}
+
+
+@pytest.mark.parametrize("answer", [days(0), None], ids=["empty", "down"])
+def test_silence_tells_nothing_apart(world: World, answer: pa.Table | None) -> None:
+    """An empty reply is not believed, nor asked again at once; a venue that is down is no error here."""
+    world.venue["KRW-C"] = answer
+    world.list("KRW-B", "KRW-C")
+    assert world.renames.find("KRW-A", Priority.HIGH) is None
+    world.renames.find("KRW-A", Priority.HIGH)
+    assert len(world.asked) == (1 if answer is not None else 2)
+    world.venue["KRW-C"] = days(60)
+    world.clock.advance(3601)
+    assert world.renames.find("KRW-A", Priority.HIGH) is not None
+
+
+def test_stored_candles_are_compared_without_a_request(world: World) -> None:
+    """Also where no list with the old name was ever recorded, and however many are stored."""
+    for number in range(9):
+        world.keep(f"KRW-X{number}", days(60, seed=10 + number))
+    world.keep("KRW-OTHER", days(60, seed=3))
+    world.keep("KRW-GONE", days(60, seed=3))
+    world.list("KRW-A", "KRW-B", "KRW-OTHER", *(f"KRW-X{number}" for number in range(9)))
+    found = world.renames.find("KRW-GONE")
+    assert found is not None
+    assert (found.new, world.asked) == ("KRW-OTHER", [])
+    assert world.renames.once(["KRW-A", "KRW-GONE", "KRW-OTHER"]) == ["KRW-A", "KRW-OTHER"]
+    assert world.renames.once(["KRW-A", "KRW-GONE"]) == ["KRW-A", "KRW-GONE"], "its candles are all there are"
+
+
+def test_names_are_followed_and_a_code_that_comes_back_has_its_own(world: World) -> None:
+    """A to C to E is one market; once A is listed again, it is another."""
+    world.list("KRW-B", "KRW-C")
+    assert world.renames.find("KRW-A", Priority.LOW) is not None
+    world.keep("KRW-C", days(60))
+    world.venue["KRW-E"] = days(60)
+    world.list("KRW-B", "KRW-E")
+    assert world.renames.find("KRW-C", Priority.LOW) is not None
+    found = world.renames.find("KRW-A")
+    assert found is not None
+    assert found.new == "KRW-E"
+    world.list("KRW-A", "KRW-B", "KRW-E")
+    world.list("KRW-B", "KRW-E")
+    world.log.flush()
+    assert world.log.renamed("KRW-A") is None
+
+
+def test_few_are_asked_where_nothing_says_when_the_name_changed(world: World) -> None:
+    """A store that is older than its log: the most similar codes."""
+    world.keep("KRW-OLD", days(60, seed=9))
+    codes = [f"KRW-{letter}Z" for letter in "ABCDEFGHIJ"] + ["KRW-OLDER"]
+    world.venue = dict.fromkeys(codes, days(60, seed=8)) | {"KRW-OLDER": days(60, seed=9)}
+    world.listed = tuple(MarketInfo(code, code, code, False, ()) for code in codes)
+    found = world.renames.find("KRW-OLD", Priority.LOW)
+    assert found is not None
+    assert (found.new, world.asked) == ("KRW-OLDER", ["KRW-OLDER"])
+    world.keep("KRW-LOST", days(60, seed=7))
+    assert world.renames.find("KRW-LOST", Priority.LOW) is None
+    assert len(world.asked) == 1 + 5
