@@ -211,7 +211,8 @@ def get_tickers(fiat: str = "", is_details: bool = False, limit_info: bool = Fal
     client = get_client()
     if not (is_details or limit_info or verbose):
         return [code for code in client.markets(frames="arrow").column("market").to_pylist() if code.startswith(fiat)]
-    reply = client.session.coordinator().realtime.market_rows(Priority.HIGH)
+    core = client.session.coordinator()
+    reply = core.realtime.market_rows(Priority.HIGH, core.markets.confirm)
     rows = [row for row in reply.rows if row["market"].startswith(fiat)]
     tickers: list[Any]
     if is_details:

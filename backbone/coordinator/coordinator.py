@@ -83,7 +83,8 @@ class Coordinator:
             clock,
             fresh_s=settings.markets_fresh_s,
             stored=self._stored_markets,
-            note=self._note_list,
+            recorded=self.market_log.newest,
+            record=self._note_list,
             renamed=lambda market, priority: self.renames.find(market, priority),
         )
         self.renames = Renames(
@@ -91,7 +92,7 @@ class Coordinator:
             self.store,
             clock,
             request=self.request,
-            listed=lambda: self.markets.known,
+            listed=lambda: self.markets.confirmed,
             later=self._in_background,
         )
         self.reader = CandleReader(self.store, self.venue, settings)
@@ -243,7 +244,7 @@ class Coordinator:
     def sync_clock(self) -> None:
         """Make sure that the venue's clock is known: the market list is the most useful reply to learn it from."""
         if not self.venue.is_known:
-            self.markets.listed(fresh=True)
+            self.markets.request()
 
     # -- the end -------------------------------------------------------------------------------------------------
 

@@ -151,6 +151,11 @@ class MarketLog:
             brought += len(changes)
         return brought
 
+    def newest(self) -> tuple[MarketInfo, ...]:
+        """The newest list that was recorded; empty where none was."""
+        index = self._read()
+        return tuple(index.state(_EVER_US).values()) if index.lists else ()
+
     # -- what is known -------------------------------------------------------------------------------------------
 
     def at(self, time_us: int, first_candle_us: Callable[[str], int | None] | None = None) -> Recorded:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from backbone.clock import Clock
 from backbone.coordinator.market_log import Rename
-from backbone.errors import BackboneError, InputError
+from backbone.errors import BackboneError, InputError, PayloadError
 from backbone.model import MarketInfo, Priority
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask, markets_ask
@@ -21,18 +21,24 @@ __all__ = ["Markets", "unknown_market"]
 
 _log = logging.getLogger("backbone.fetch")
 
+_REPLIES = 4  # after so many that do not agree it is given up
 _YOUNG_S = 10.0  # a market may have been listed since: after this, an unknown code is worth one request
 
 
 class Markets:
     """The venue's market list. Thread-safe.
 
+    A list that lacks markets is not believed alone: they are gone once the next list lacks them too. The first list is
+    compared with what was recorded of earlier ones; where nothing was, a second list has to confirm it. That a market
+    is listed needs no second list.
+
     Parameters
     ----------
     request : sends one request and waits for its reply.
     fresh_s : how long a list is used before it is asked again.
     stored : the markets of which something is stored.
-    note : takes each list that came.
+    recorded : the newest list that was recorded, by whomever; empty where none was.
+    record : takes each list that is confirmed.
     renamed : what a market that is not listed is called now; without a priority it makes no request.
     """
 
@@ -43,36 +49,78 @@ class Markets:
         *,
         fresh_s: float,
         stored: Callable[[], Iterable[str]],
-        note: Callable[[tuple[MarketInfo, ...]], None] | None = None,
+        recorded: Callable[[], Sequence[MarketInfo]] = tuple,
+        record: Callable[[tuple[MarketInfo, ...]], None] | None = None,
         renamed: Callable[[str, Priority | None], Rename | None] = lambda _market, _priority: None,
     ) -> None:
         self._request = request
         self._clock = clock
         self._fresh_s = fresh_s
         self._stored = stored
-        self._note = note
         self._renamed = renamed
-        self._lock = threading.Lock()  # guards the list and its time
-        self._list: tuple[MarketInfo, ...] | None = None
+        self._recorded = recorded
+        self._record = record
+        self._lock = threading.Lock()  # guards all below
+        self._list: tuple[MarketInfo, ...] | None = None  # with what only the newest reply lacks
+        self._newest: tuple[MarketInfo, ...] | None = None  # reply
+        self._lacking: frozenset[str] = frozenset()  # in the newest reply
+        self._is_confirmed = False
+        self._was_confirmed = False
         self._at_s = 0.0
         self._codes = _Codes(())
 
     def listed(self, *, fresh: bool = False, priority: Priority = Priority.HIGH) -> tuple[MarketInfo, ...]:
-        """The market list, from memory while it is young enough."""
+        """The market list, from memory while it is young enough. Raises the error tree."""
         with self._lock:
             known, age_s = self._list, self._clock.monotonic() - self._at_s
-        if known is not None and not fresh and age_s < self._fresh_s:
+            is_usable = self._is_confirmed and age_s < self._fresh_s
+        if known is not None and is_usable and not fresh:
             return known
-        listed: tuple[MarketInfo, ...] = self._request(markets_ask(), priority).value
-        self.note(listed)
-        return listed
+        return self._ask(priority)
 
-    def note(self, listed: tuple[MarketInfo, ...]) -> None:
-        """Remember a list that was requested elsewhere."""
+    def request(self, priority: Priority = Priority.HIGH) -> None:
+        """One request for the list, whatever it says: a small one whose reply carries the venue's time."""
+        self.note(self._request(markets_ask(), priority).value)
+
+    def _ask(self, priority: Priority, until: Collection[str] | None = None) -> tuple[MarketInfo, ...]:
+        return self.confirm(lambda: self._request(markets_ask(), priority).value, until)
+
+    def confirm(
+        self, ask: Callable[[], tuple[MarketInfo, ...]], until: Collection[str] | None = None
+    ) -> tuple[MarketInfo, ...]:
+        """The list, with `ask` called until it is confirmed, or until it has the markets `until`."""
+        for _ in range(_REPLIES):
+            known, is_confirmed = self.note(ask())
+            if is_confirmed or (until is not None and {info.market for info in known}.issuperset(until)):
+                return known
+        raise PayloadError(f"market list: {_REPLIES} replies each lack markets that another has; ask again later")
+
+    def note(self, listed: tuple[MarketInfo, ...]) -> tuple[tuple[MarketInfo, ...], bool]:
+        """Take the list of one reply. Returns the list as it now counts, and whether that is confirmed."""
         with self._lock:
-            self._list, self._at_s = listed, self._clock.monotonic()
-        if self._note is not None:
-            self._note(listed)
+            is_first = self._list is None
+        recorded = tuple(self._recorded()) if is_first else ()
+        with self._lock:
+            self._at_s = self._clock.monotonic()
+            if listed is not self._newest:  # a reply that two asked for counts once
+                self._newest = listed
+                self._take_locked(listed, recorded)
+            known, is_confirmed = self._list or listed, self._is_confirmed
+        if is_confirmed and self._record is not None:
+            self._record(known)
+        return known, is_confirmed
+
+    def _take_locked(self, listed: tuple[MarketInfo, ...], recorded: tuple[MarketInfo, ...]) -> None:
+        before = recorded if self._list is None else self._list
+        if not before:
+            self._list = listed
+            return
+        lacking = frozenset(info.market for info in before).difference(info.market for info in listed)
+        doubted = lacking - self._lacking
+        self._list = listed + tuple(info for info in before if info.market in doubted)
+        self._lacking = doubted
+        self._is_confirmed = not doubted
+        self._was_confirmed = self._was_confirmed or self._is_confirmed
 
     def codes(self, quote: str, priority: Priority = Priority.HIGH) -> tuple[str, ...]:
         """The markets priced in `quote`, in the venue's order; empty where the venue has no such quote currency."""
@@ -87,14 +135,20 @@ class Markets:
 
     @property
     def known(self) -> tuple[MarketInfo, ...] | None:
-        """The list if it was ever asked for."""
+        """The list as far as one came, be it not confirmed: what it has is listed."""
         with self._lock:
             return self._list
 
-    def known_codes(self, quote: str) -> tuple[str, ...]:
-        """The markets priced in `quote` of the list if it was ever asked for."""
+    @property
+    def confirmed(self) -> tuple[MarketInfo, ...] | None:
+        """The list if one was ever confirmed: what it lacks is not listed."""
         with self._lock:
-            return self._codes_locked().by_quote.get(quote, ())
+            return self._list if self._was_confirmed else None
+
+    def known_codes(self, quote: str) -> tuple[str, ...]:
+        """The markets priced in `quote` of the list if one was ever confirmed."""
+        with self._lock:
+            return self._codes_locked().by_quote.get(quote, ()) if self._was_confirmed else ()
 
     def check_listed(self, markets: Sequence[str], priority: Priority = Priority.HIGH) -> None:
         """Raise `InputError`, naming the nearest ones, for a market that the venue does not list.
@@ -106,7 +160,7 @@ class Markets:
             codes = self._codes_locked().all
         if codes.issuperset(markets):
             return
-        codes = self.recent_codes(priority)
+        codes = self.recent_codes(priority, markets)
         for market in markets:
             if market not in codes:
                 raise self.unknown(market, priority)
@@ -115,7 +169,7 @@ class Markets:
         """Raise `InputError` for a market that a known list lacks and nothing is stored of. Makes no request: without a
         list every market passes."""
         with self._lock:
-            is_known, codes = self._list is not None, self._codes_locked().all
+            is_known, codes = self._was_confirmed, self._codes_locked().all
         if not is_known or codes.issuperset(markets):
             return
         stored = set(self._stored())
@@ -141,12 +195,13 @@ class Markets:
                 priority = None
         return self._renamed(market, priority)
 
-    def recent_codes(self, priority: Priority) -> frozenset[str]:
-        """Every code of a list that is very young: to be asked once something is said not to be listed."""
+    def recent_codes(self, priority: Priority, until: Collection[str] | None = None) -> frozenset[str]:
+        """Every code of a list that is very young: to be asked once something is said not to be listed. A list that
+        has the markets `until` need not be confirmed."""
         with self._lock:
-            is_young = self._list is not None and self._clock.monotonic() - self._at_s <= _YOUNG_S
+            is_young = self._is_confirmed and self._clock.monotonic() - self._at_s <= _YOUNG_S
             codes = self._codes_locked().all
-        return codes if is_young else self.all_codes(fresh=True, priority=priority)
+        return codes if is_young else frozenset(info.market for info in self._ask(priority, until))
 
     def _codes_locked(self) -> _Codes:
         """The codes of the known list; ordered once a list, because nearly every call asks."""

@@ -159,6 +159,8 @@ _KINDS_BY_TYPE: dict[type, str] = {Ticker: "ticker", Trade: "trade"}
 
 
 def build_ticker(row: Any) -> Ticker:
+    if not (row.low <= row.price <= row.high and row.low <= row.open <= row.high):
+        raise InvalidRow(f"a price of {row.market} is outside its day's low and high")
     return Ticker(
         row.market,
         row.time * 1000,

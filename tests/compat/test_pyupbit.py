@@ -46,6 +46,13 @@ def test_ohlcv_defaults_equal_pyupbit(opened: Backbone, real: Any) -> None:
     pd.testing.assert_frame_equal(door.get_ohlcv(), real.get_ohlcv())
 
 
+def test_tickers_of_a_short_list_are_asked_again(opened: Backbone, exchange: SimulatorServer, real: Any) -> None:
+    """The venue's own words come from a list that a second one confirmed."""
+    whole = real.get_tickers("KRW", verbose=True)
+    exchange.faults.add("short", match="/v1/market/all")
+    assert door.get_tickers("KRW", verbose=True) == whole
+
+
 def test_ohlcv_signature_is_pyupbits(real: Any) -> None:
     """Arguments have pyupbit's names, order and defaults."""
     for name in ("get_ohlcv", "get_ohlcv_from", "get_daily_ohlcv_from_base"):

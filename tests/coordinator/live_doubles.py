@@ -12,6 +12,7 @@ from backbone.clock import VenueClock
 from backbone.coordinator.live.feed import Feed
 from backbone.coordinator.live.latest import LatestRows
 from backbone.coordinator.live.recent import candle_rows
+from backbone.coordinator.markets import Markets
 from backbone.coordinator.metrics import Metrics
 from backbone.errors import BackboneError
 from backbone.model import Level, LiveCandle, OrderBook, Priority, Span, Ticker, Trade
@@ -218,7 +219,8 @@ class Rig:
         self.fetcher = HandFetcher()
         self.latest = LatestRows(self.clock)
         self.streams: list[SaidStream] = []
-        self.lists: list[Any] = []
+        nothing: Any = None
+        self.markets = Markets(nothing, self.clock, fresh_s=60.0, stored=set)
         kept = set(held)
         self.feed = Feed(
             "ws://nowhere",
@@ -230,7 +232,7 @@ class Rig:
             clock=self.clock,
             metrics=Metrics(),
             grace_s=GRACE_S,
-            on_list=self.lists.append,
+            on_list=self.markets.note,
             source=self._source,
         )
 

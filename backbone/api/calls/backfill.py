@@ -275,8 +275,7 @@ def backfill(
     core = session.coordinator()
     codes = session.markets_of(markets)
     core.sync_clock()
-    listed = core.markets.known
-    if listed is not None:
+    if core.markets.known is not None:
         held = [m for m in codes if core.store.oldest(m, tf) is None]
         if held:
             core.markets.check_listed(held, lane)

@@ -90,7 +90,7 @@ class Feed:
         clock: Clock,
         metrics: Metrics,
         grace_s: float,
-        on_list: Callable[[tuple[MarketInfo, ...]], None],
+        on_list: Callable[[tuple[MarketInfo, ...]], tuple[tuple[MarketInfo, ...], bool]],
         source: Callable[..., Source] = Stream,
     ) -> None:
         self.latest = latest

@@ -1,8 +1,8 @@
 """Subscriptions that mean a whole quote currency follow the venue's market list as it changes.
 
 The list is requested once a minute, at low priority, while such a subscription is open. A market that is new in it
-joins at once. One that is missing leaves once a second list, a few seconds later, agrees: no reply's silence counts
-alone. Both are events.
+joins at once. One that is missing leaves once a second list, a few seconds later, agrees (`Markets`). Both are
+events.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ListFollower:
     Parameters
     ----------
     change : gives a subscription other markets.
-    on_list : gets each list.
+    on_list : takes the list of each reply; returns the list as it now counts, and whether that is confirmed.
     wake : has `run` called soon.
     """
 
@@ -44,7 +44,7 @@ class ListFollower:
         venue: VenueClock,
         clock: Clock,
         change: Callable[[Subscription, Sequence[str]], None],
-        on_list: Callable[[tuple[MarketInfo, ...]], None],
+        on_list: Callable[[tuple[MarketInfo, ...]], tuple[tuple[MarketInfo, ...], bool]],
         wake: Callable[[], None],
     ) -> None:
         self._scheduler = scheduler
@@ -56,7 +56,6 @@ class ListFollower:
         self._wake = wake
         self._lock = threading.Lock()
         self._followed: list[Subscription] = []
-        self._missing: frozenset[str] = frozenset()  # in the last list
         self._due_s = 0.0
 
     def follow(self, subscription: Subscription) -> None:
@@ -85,15 +84,13 @@ class ListFollower:
         """A list, on a worker; after an error the next one is as good."""
         if isinstance(outcome, BackboneError):
             return
-        listed: tuple[MarketInfo, ...] = outcome.value
-        self._on_list(listed)
+        listed, is_confirmed = self._on_list(outcome.value)
         codes = tuple(info.market for info in listed)
         with self._lock:
             followed = [one for one in self._followed if not one.is_closed]
             held = {market for one in followed for market in one.markets}
-            missing = frozenset(held.difference(codes))
-            gone, self._missing = missing & self._missing, missing - self._missing
-            if self._missing:
+            gone = held.difference(codes) if is_confirmed else set()
+            if not is_confirmed:
                 self._due_s = self._clock.monotonic() + AGAIN_S
         new: dict[str, None] = {}
         for one in followed:

@@ -83,14 +83,21 @@ class VerbatimRows:
 
 
 @dataclass(frozen=True)
+class _Body:
+    """A reply as it was spelled, and as it was parsed."""
+
+    rows: list[dict[str, Any]]
+    parsed: Any
+
+
+@dataclass(frozen=True)
 class _Verbatim(Ask):
     """A question whose answer is wanted in the venue's own spelling; in flight it is not shared with the parsed one."""
 
 
 def _verbatim(ask: Ask) -> _Verbatim:
-    def parse(body: bytes) -> Any:
-        ask.parse(body)  # validated like any other
-        return msgspec.json.decode(body)
+    def parse(body: bytes) -> _Body:
+        return _Body(parsed=ask.parse(body), rows=msgspec.json.decode(body))
 
     return _Verbatim(ask.group, ask.path, ask.query, parse, ask.market)
 
@@ -143,7 +150,8 @@ class Realtime:
     ) -> Answer[Ticker]:
         """The tickers of whole quote currencies, in one call; `markets` are those that may answer from memory.
 
-        Once the venue has reported a quote currency whole, its members are those it reported.
+        Once the venue has reported a quote currency whole, its members are those it reported. A reply that lacks a
+        member, or the first one, is compared with the market list; what it lacks is asked for by name.
         """
         key = tuple(quotes)
         members = self._members_of(key) or tuple(markets)
@@ -156,11 +164,11 @@ class Realtime:
         rows: list[Held[Ticker]] = self._take("ticker", reply.value, reply.received_s)
         found = _Found(rows, 1, unreadable=list(reply.value.unreadable))
         lacking = set(members) - {held.row.market for held in rows} - set(found.unreadable)
-        if (
-            lacking
-        ):  # gone from the list, or the reply is short: the markets that are still listed are asked for by name
-            listed = self._listed(priority)
-            more = self._collect("ticker", [m for m in members if m in lacking and m in listed], priority, tickers_ask)
+        if lacking or not members:  # gone from the list, or the reply is short
+            listed = [code for code in self._listed(priority) if code.partition("-")[0] in key]
+            here = {held.row.market for held in rows} | set(found.unreadable)
+            wanted = [*members, *sorted(set(listed).difference(members))]
+            more = self._collect("ticker", [m for m in wanted if m not in here and m in listed], priority, tickers_ask)
             rows += more.held
             found.requests += 1 + more.requests
             found.unreadable += more.unreadable
@@ -226,10 +234,16 @@ class Realtime:
         """The venue's order books of `markets`, ungrouped; never from memory."""
         return self._verbatim_rows(orderbooks_ask, list(markets), priority)
 
-    def market_rows(self, priority: Priority) -> VerbatimRows:
-        """The venue's market list with its details; never from memory."""
-        reply = self._request(_verbatim(markets_ask()), priority)
-        return VerbatimRows(reply.value, reply.group, reply.remaining)
+    def market_rows(self, priority: Priority, confirm: Callable[[Callable[[], Any]], Any]) -> VerbatimRows:
+        """The venue's market list with its details; never from memory. `confirm` asks until a list is confirmed."""
+        replies: list[Reply] = []
+
+        def ask() -> Any:
+            replies.append(self._request(_verbatim(markets_ask()), priority))
+            return replies[-1].value.parsed
+
+        confirm(ask)
+        return VerbatimRows(replies[-1].value.rows, replies[-1].group, replies[-1].remaining)
 
     def _verbatim_rows(
         self, ask: Callable[[Sequence[str]], Ask], markets: list[str], priority: Priority
@@ -238,7 +252,7 @@ class Realtime:
         for part in _chunks(markets, self._chunk):
             try:
                 reply = self._request(_verbatim(ask(part)), priority)
-                found = VerbatimRows(reply.value, reply.group, reply.remaining)
+                found = VerbatimRows(reply.value.rows, reply.group, reply.remaining)
             except RejectedError as exc:
                 if not _is_too_long(exc, part):
                     raise

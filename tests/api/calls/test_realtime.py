@@ -56,9 +56,14 @@ def own_client(own_venue: SimulatorServer, tmp_path: Path) -> Iterator[Backbone]
 
 
 def test_tickers_of_a_quote_currency_are_one_request(client: Backbone, venue: SimulatorServer) -> None:
-    """All KRW markets, in the venue's order, every number as the exchange has it, in a single call."""
+    """All KRW markets, in the venue's order, every number as the exchange has it, in a single call.
+
+    The first reply is compared with the market list, which is confirmed once a folder.
+    """
     frame = client.tickers("KRW", max_age=0)
-    assert asked(venue, "ticker") == 1
+    assert [r.path for r in venue.requests] == ["/v1/ticker/all", "/v1/market/all", "/v1/market/all"]
+    venue.reset_log()
+    frame = client.tickers("KRW", max_age=0)
     assert [r.path for r in venue.requests] == ["/v1/ticker/all"]
     truth = venue.exchange.tickers(list(frame.index), venue.clock.now_us())
     listed = [code for code in venue.exchange.listed(venue.clock.now_us()) if code.startswith("KRW-")]
@@ -181,7 +186,7 @@ def test_tickers_delisted_meanwhile_is_named_and_the_others_answered(
     assert caught.value.gaps == ("KRW-NEO",)
     assert list(caught.value.frame.index) == [code for code in codes if code != "KRW-NEO"]
     assert facts(caught.value.frame)["unknown"] == 1
-    assert own_venue.counts() == {"ticker": {404: 1, 200: 1}, "market": {200: 1}}
+    assert own_venue.counts() == {"ticker": {404: 1, 200: 1}, "market": {200: 2}}
     own_venue.reset_log()
     with pytest.raises(InputError, match="KRW-NEO"):
         own_client.tickers(codes, max_age=0)
@@ -427,7 +432,7 @@ def test_markets_are_the_venues_list(client: Backbone, venue: SimulatorServer) -
     assert frame["tick_size"].tolist() == [float(row["tick_size"]) for row in instruments]
     assert facts(frame)["requests"] == 2
     assert facts(client.markets())["requests"] == 0
-    assert venue.counts() == {"market": {200: 1}, "orderbook": {200: 1}}
+    assert venue.counts() == {"market": {200: 2}, "orderbook": {200: 1}}
 
 
 @pytest.mark.parametrize("quote", ["KRW", "krw", "KRW-*"])
@@ -600,6 +605,25 @@ def test_tickers_with_an_odd_row_deliver_the_others(
     own_venue.faults.add("odd", field="opening_price", value=value, market="KRW-ETH", times=None)
     with pytest.raises(PayloadError):
         own_client.tickers("KRW-ETH", max_age=0)
+
+
+def test_ticker_that_cannot_be_is_left_out_and_named(own_client: Backbone, own_venue: SimulatorServer) -> None:
+    """A high below the low: of a list the others are delivered, alone it is an error."""
+    codes = ["KRW-BTC", "KRW-ETH", "KRW-XRP"]
+    own_venue.faults.add("bad-ohlc", match="/v1/ticker", times=None)
+    frame = own_client.tickers(codes, max_age=0)
+    assert list(frame.index) == ["KRW-BTC", "KRW-XRP"]
+    assert facts(frame)["unreadable"] == ["KRW-ETH"]
+    assert own_client.session.coordinator().metrics.counter("rows.unreadable") == 1
+    with pytest.raises(PayloadError, match="low and high"):
+        own_client.tickers("KRW-ETH", max_age=0)
+
+
+def test_first_tickers_of_a_quote_currency_may_come_short(own_client: Backbone, own_venue: SimulatorServer) -> None:
+    """The first reply of all has none before it: the market list says what it lacks."""
+    own_venue.faults.add("short", match="/v1/ticker/all")
+    frame = own_client.tickers("KRW", max_age=0)
+    assert sorted(frame.index) == sorted(own_client.markets("KRW").index)
 
 
 def test_orderbooks_with_an_odd_row_deliver_the_others(own_client: Backbone, own_venue: SimulatorServer) -> None:

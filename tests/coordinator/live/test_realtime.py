@@ -237,7 +237,7 @@ def test_venues_own_words_are_checked_and_never_shared_with_parsed_rows() -> Non
     with pytest.raises(PayloadError):
         realtime.book_rows(["KRW-A"], Priority.HIGH)
     body = b'[{"market":"KRW-A","korean_name":"A","english_name":"A","colour":"red"}]'
-    told = realtime.market_rows(Priority.HIGH)
+    told = realtime.market_rows(Priority.HIGH, lambda ask: ask())
     assert told.rows == json.loads(body)
     assert (told.group, told.remaining) == ("ticker", 7)
     plain = tickers_ask(["KRW-A"])
