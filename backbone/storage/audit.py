@@ -2,7 +2,8 @@
 
 Nothing here trusts a cache or the state of a running store. The proof of a partition: its seal, its place,
 its rows (sorted, unique, on the grid, inside the period and inside the file's coverage, prices that can
-be). Around the partitions: nothing that does not belong there, and no unfinished write of a process that is gone.
+be). Around the partitions: nothing that does not belong there, no unfinished write of a process that is gone, and no
+period that was written and has no file any more.
 Repairing moves files to quarantine and never deletes one, save our own unfinished writes.
 """
 
@@ -19,7 +20,18 @@ from backbone.errors import CorruptPartitionError, StoreBusyError, StoreError
 from backbone.model import Span
 from backbone.storage.coverage import SpanSet
 from backbone.storage.files import Files
-from backbone.storage.layout import CANDLES, QUIET, TMP, Series, parse_partition_key, parse_quiet_key
+from backbone.storage.layout import (
+    CANDLES,
+    LISTED,
+    QUIET,
+    TMP,
+    Series,
+    parse_partition_key,
+    parse_period,
+    parse_quiet_key,
+    parse_sidecar_key,
+)
+from backbone.storage.listed import forget, listed
 from backbone.storage.partition import Partition, decode_coverage, decode_partition, encode_coverage
 from backbone.timeframe import Timeframe, period_name
 
@@ -34,7 +46,8 @@ class Problem:
 
     ``kind``: ``damaged`` (not the bytes that were written), ``newer`` (from a newer backbone), ``unreadable``
     (the disk refuses), ``order``, ``grid``, ``prices``, ``uncovered`` (rows that break a rule), ``foreign``
-    (does not belong there) or ``leftover`` (an unfinished write, which no reader looks at).
+    (does not belong there), ``leftover`` (an unfinished write, which no reader looks at) or ``missing`` (the file of a
+    period that was written and that nobody here took away).
     """
 
     market: str
@@ -105,6 +118,10 @@ def _problems(files: Files, exchange: str, market: str | None, timeframe: Timefr
             yield from _readable(files, key, series, None)
         elif series is None and is_whole and key.rsplit("/", 1)[-1] not in _DESKTOP_LITTER:
             yield _Found(key, None, None, "foreign", "not a sidecar")
+    for key in files.walk(f"{LISTED}/{folder}"):
+        series = parse_sidecar_key(key)
+        if series is not None and is_wanted(series):
+            yield from _missing(files, series)
     if is_whole:
         yield from _leftovers(files, exchange)
 
@@ -133,6 +150,14 @@ def _partition_problems(files: Files, key: str, series: Series, period: Span) ->
     else:
         for kind, detail in _row_problems(partition, series.timeframe):
             yield _Found(key, series, period, kind, detail)
+
+
+def _missing(files: Files, series: Series) -> Iterator[_Found]:
+    for name in sorted(listed(files, series)):
+        period = parse_period(series.timeframe, name)
+        if period is not None and files.stat(series.key(period)) is None:
+            detail = f"the candles of {name} were stored, and their file is gone"
+            yield _Found(series.key(period), series, period, "missing", detail)
 
 
 def _row_problems(partition: Partition, timeframe: Timeframe) -> Iterator[tuple[str, str]]:
@@ -209,6 +234,9 @@ def _repair(files: Files, found: _Found, now_us: int) -> Problem:
         return found.problem(files, "; left where it is")
     lock_key = found.series.lock_key if found.series is not None else f"{TMP}.lock"
     with files.exclusive(lock_key):
+        if found.kind == "missing" and found.series is not None and found.period is not None:
+            forget(files, found.series, period_name(found.series.timeframe, found.period))
+            return found.problem(files, "; their span is unknown and is requested again")
         if files.stat(found.key) is None:
             return found.problem(files, "; already gone")
         if found.kind == "leftover":
@@ -216,6 +244,7 @@ def _repair(files: Files, found: _Found, now_us: int) -> Problem:
             return found.problem(files, "; removed")
         if found.series is not None and found.period is not None:
             _forget_quiet(files, found.series, found.period)
+            forget(files, found.series, period_name(found.series.timeframe, found.period))
         moved = files.quarantine(found.key, now_us)
     return found.problem(files, f"; moved to {moved}")
 

@@ -15,7 +15,7 @@ from backbone.errors import StoreError
 from backbone.storage import audit
 from backbone.storage.audit import Problem
 from backbone.storage.files import Files
-from backbone.storage.layout import CANDLES, QUIET, TAKEN, Series, parse_partition_key, parse_quiet_key
+from backbone.storage.layout import CANDLES, SIDECARS, Series, parse_partition_key, parse_sidecar_key
 
 __all__ = ["Copied", "copy_store"]
 
@@ -63,16 +63,13 @@ def copy_store(source: Files, target: Files) -> Copied:
 
 
 def _keys(files: Files) -> Iterator[str]:
-    for key in (*files.walk(CANDLES), *files.walk(QUIET), *files.walk(TAKEN)):
-        if _series_of(key) is not None:
-            yield key
+    for folder in (CANDLES, *SIDECARS):
+        yield from (key for key in files.walk(folder) if _series_of(key) is not None)
 
 
 def _series_of(key: str) -> Series | None:
     place = parse_partition_key(key)
-    if place is not None:
-        return place[0]
-    return parse_quiet_key(key.replace(f"{TAKEN}/", f"{QUIET}/", 1) if key.startswith(f"{TAKEN}/") else key)
+    return parse_sidecar_key(key) if place is None else place[0]
 
 
 def _differs(source: Files, target: Files, key: str) -> bool:

@@ -22,11 +22,12 @@ __all__ = [
     "DAMAGED",
     "EVENTS",
     "GENERATIONS",
+    "LISTED",
     "LOCKS",
     "QUARANTINE",
     "QUIET",
+    "SIDECARS",
     "SNAPSHOTS",
-    "TAKEN",
     "TMP",
     "Series",
     "is_exchange_name",
@@ -34,11 +35,13 @@ __all__ = [
     "parse_partition_key",
     "parse_period",
     "parse_quiet_key",
+    "parse_sidecar_key",
 ]
 
 CANDLES = "candles"
 QUIET, LOCKS, TMP, QUARANTINE = "_quiet", "_locks", "_tmp", "_quarantine"  # names that other engines skip
-TAKEN = "_taken"
+TAKEN, LISTED = "_taken", "_listed"
+SIDECARS = (QUIET, TAKEN, LISTED)  # each with a file a series
 EVENTS, SNAPSHOTS = "_events", "_snapshots"
 GENERATIONS = "_generations"
 DAMAGED = "damaged"  # the part of the quarantine that holds single files
@@ -98,6 +101,16 @@ class Series:
         return f"{TAKEN}/{self.name}.json"
 
     @property
+    def listed_key(self) -> str:
+        """The sidecar that notes which periods were written."""
+        return f"{LISTED}/{self.name}.json"
+
+    @property
+    def sidecar_keys(self) -> list[str]:
+        """Everything of this series that is no partition; coverage first."""
+        return [f"{folder}/{self.name}.json" for folder in SIDECARS]
+
+    @property
     def lock_key(self) -> str:
         return f"{LOCKS}/{self.name}.lock"
 
@@ -138,9 +151,14 @@ def parse_partition_key(key: str) -> tuple[Series, Span] | None:
 
 
 def parse_quiet_key(key: str) -> Series | None:
-    """The series of a sidecar's key; None for anything else."""
+    """The series of a coverage sidecar's key; None for anything else."""
+    return parse_sidecar_key(key) if key.startswith(f"{QUIET}/") else None
+
+
+def parse_sidecar_key(key: str) -> Series | None:
+    """The series of any of its sidecars' keys; None for anything else."""
     parts = key.split("/")
-    if len(parts) != 4 or parts[0] != QUIET or not parts[3].endswith(".json"):
+    if len(parts) != 4 or parts[0] not in SIDECARS or not parts[3].endswith(".json"):
         return None
     return _series_of([parts[1], parts[2], parts[3].removesuffix(".json")])
 

@@ -18,7 +18,8 @@ from backbone.storage.coverage import EVER, Coverage, SpanSet
 from backbone.storage.files import Files, Version
 from backbone.storage.generations import Generations
 from backbone.storage.incidents import Incidents
-from backbone.storage.layout import Series, parse_period
+from backbone.storage.layout import Series, name_of_period, parse_period
+from backbone.storage.listed import forget, note
 from backbone.storage.merge import Page, merge_pages
 from backbone.storage.partition import (
     TAIL_BYTES,
@@ -61,6 +62,7 @@ class Periods:
         self._memory: MemoryCache[Held] = MemoryCache(memory_bytes, clock)
         self._coverages: MemoryCache[tuple[Version, Coverage]] = MemoryCache(_COVERAGE_BYTES, clock)
         self._bad: dict[str, Version] = {}  # damaged files that could not be moved
+        self._listed: dict[Series, frozenset[str]] = {}  # the periods that are noted as written
 
     # -- reading
 
@@ -183,14 +185,17 @@ class Periods:
         for span in proof:
             periods.update(self.with_file(series, span))
         quiet = self.quiet(series)
-        count = sum(self._write_period(series, period, pages, quiet) for period in sorted(periods))
+        written = [period for period in sorted(periods) if self._write_period(series, period, pages, quiet)]
+        if written and series.timeframe.period != "all":
+            names = [name_of_period(series.timeframe, period) for period in written]
+            self._listed[series] = note(self._files, series, names, self._listed.get(series, frozenset()))
         after = quiet
         for page in pages:
             after = after.proved(page.proof, page.provisional, source=page.source)
         after = after.without(SpanSet(periods))
         if after != quiet:
             self._files.replace(series.quiet_key, encode_coverage(after, series))
-        return count
+        return len(written)
 
     def _write_period(self, series: Series, period: Span, pages: Sequence[Page], quiet: Coverage) -> bool:
         key = series.key(period)
@@ -223,6 +228,9 @@ class Periods:
                     if rest != quiet:
                         self._files.replace(series.quiet_key, encode_coverage(rest, series))
                 moved = self._files.quarantine(key, self._clock.now_us())
+                if period is not None:
+                    self._listed.pop(series, None)
+                    forget(self._files, series, name_of_period(series.timeframe, period))
         except StoreError as failure:
             self._bad[key] = version
             self._incidents.record("damaged", str(exc.path), f"{exc.reason}; it stays where it is ({failure})")

@@ -358,7 +358,7 @@ class CandleStore:
         """Prove the files from themselves: what is wrong with them, nothing where all is well. Changes nothing.
 
         Damage, rows out of order, doubled, off the grid, outside their period or their coverage, impossible prices,
-        files that do not belong there, and unfinished writes of processes that are gone.
+        files that do not belong there, unfinished writes of processes that are gone, and periods whose file is gone.
         """
         return audit.verify(self._files, self._exchange, market, timeframe)
 

@@ -224,8 +224,7 @@ class Upkeep:
 
     def _move(self, series: Series, name: str) -> None:
         self._pending.discard([series])  # what came since the flush is of the old state too
-        keys = [series.quiet_key, series.taken_key]
-        keys += [series.key(period) for period in self._periods.left(series, EVER)]
+        keys = series.sidecar_keys + [series.key(period) for period in self._periods.left(series, EVER)]
         for key in keys:
             if self._files.stat(key) is not None:
                 self._files.move(key, f"{QUARANTINE}/{name}/{key}")
@@ -257,7 +256,7 @@ class Upkeep:
 
     def _link(self, series: Series, folder: str) -> int:
         rows = 0
-        for key in (series.quiet_key, series.taken_key):
+        for key in series.sidecar_keys:
             if self._files.stat(key) is not None:
                 self._files.link(key, f"{folder}/{key}")
         for period in self._periods.with_file(series, EVER):
