@@ -72,7 +72,9 @@ class Coordinator:
             group_commit_s=settings.group_commit_s,
         )
         remembered = None if settings.is_remote else memo_folder(settings.data_dir)
-        self.memo = None if remembered is None else FrameMemo(remembered)
+        self.memo = (
+            None if remembered is None else FrameMemo(remembered, source_bytes=lambda: self.store.size()["bytes"])
+        )
         self.rest = RestClient(settings.rest_url, clock=clock)
         self._critical = self.rest.critical()
         self.limiter = _open_limiter(settings, clock)

@@ -1,7 +1,9 @@
 """Results that are dearer to make than to load, kept on disk by `joblib.Memory`.
 
 The key says everything a result was made from, a digest of the files it was read from included, so a changed
-partition is never served stale: its old results are merely never asked for again, and age away. Loading maps
+partition is never served stale: its old results are merely never asked for again, and age away. The folder never
+holds more than 256 MiB, nor more than the files that the results were made from: the results not used for longest go
+first, and one that is larger by itself is not kept. Loading maps
 the file copy-on-write: the caller may write into the frame and the cache stays as it was. Loading unpickles,
 so the folder is the user's alone; one that somebody else could write to is not used at all.
 
@@ -21,17 +23,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-__all__ = ["MEMO_ROWS", "FrameMemo"]
-
-MEMO_ROWS = 20_000
-"""Frames of fewer rows are faster made from the store than loaded from here."""
+__all__ = ["FrameMemo"]
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _LATELY = 512  # asks remembered
-_CHECKS = 8  # the folder is trimmed each time an eighth of the limit has been added
+_OVERHEAD_BYTES = 4096  # of one result, beside its own bytes: joblib's notes and the pickle's frame
 
 
 class FrameMemo:
@@ -39,12 +38,14 @@ class FrameMemo:
     used.
     """
 
-    def __init__(self, folder: Path, *, bytes_limit: int = 256 << 20) -> None:
+    def __init__(
+        self, folder: Path, *, bytes_limit: int = 256 << 20, source_bytes: Callable[[], int] | None = None
+    ) -> None:
         self._folder = folder
         self._bytes_limit = bytes_limit
+        self._source_bytes = source_bytes  # of the files that results are made from
         self._memory: Any = None
         self._remember: Any = None
-        self._added = bytes_limit // _CHECKS  # what earlier processes left is looked at once
         self._lock = threading.Lock()  # guards what was asked lately
         self._asked: OrderedDict[tuple[str | int, ...], None] = OrderedDict()
         self.hits = 0
@@ -68,6 +69,13 @@ class FrameMemo:
             return None
         self.hits += 1
         return found
+
+    def has_room(self, result: object) -> bool:
+        """Whether `result` alone is within what the folder may hold."""
+        return _weigh(result) + _OVERHEAD_BYTES <= self._room()
+
+    def _room(self) -> int:
+        return self._bytes_limit if self._source_bytes is None else min(self._bytes_limit, self._source_bytes())
 
     def is_wanted(self, key: tuple[str | int, ...]) -> bool:
         """Whether `key` was asked before in this process: what is asked once only is not worth keeping."""
@@ -97,7 +105,7 @@ class FrameMemo:
             self.hits += 1
             return result, True
         self.misses += 1
-        self._trim(_weigh(result))
+        self.trim()
         return result, False
 
     def _open(self) -> bool:
@@ -114,13 +122,13 @@ class FrameMemo:
         self._remember = self._memory.cache(_remember, ignore=["make"])
         return True
 
-    def _trim(self, added: int) -> None:
-        self._added += added
-        if self._added < self._bytes_limit // _CHECKS:
+    def trim(self) -> None:
+        """Forget the results that were not used for longest, as many as are over the limit."""
+        room = self._room()
+        if self.size() <= room or (self._memory is None and not self._open()):
             return
-        self._added = 0
         try:
-            self._memory.reduce_size(bytes_limit=self._bytes_limit)
+            self._memory.reduce_size(bytes_limit=max(0, room - _OVERHEAD_BYTES))
         except OSError as exc:  # another process trims the same folder
             _log.info("memo.not_trimmed folder=%s %s", self._folder, exc)
 

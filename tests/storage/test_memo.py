@@ -145,14 +145,26 @@ def test_memo_error_of_the_maker_is_raised_as_it_is(tmp_path: Path) -> None:
 
 
 def test_memo_folder_stays_within_its_bytes(tmp_path: Path) -> None:
-    """Old results go when the limit is passed."""
-    memo = FrameMemo(tmp_path / "memo", bytes_limit=400_000)
+    """Old results go when the limit is passed: its own, or the size of what the results are made from."""
+    sources = 10**9
+    memo = FrameMemo(tmp_path / "memo", bytes_limit=400_000, source_bytes=lambda: sources)
     for n in range(60):
         memo.get(("KRW-BTC", n), lambda n=n: frame(n))  # type: ignore[misc]
-    size = sum(path.stat().st_size for path in (tmp_path / "memo").rglob("*") if path.is_file())
-    assert size < 600_000
+        assert memo.size() <= 400_000
+    assert memo.get(("KRW-BTC", 59), never)[1], "the newest stays"
+    assert memo.size() > 300_000
+    sources = 100_000
+    memo.trim()
+    assert 50_000 < memo.size() <= 100_000
+    assert memo.has_room(frame(rows=3000))
+    assert not memo.has_room(frame(rows=5000))
+    memo.get(("KRW-BTC", 60), lambda: frame(60, rows=5000))
+    assert memo.size() <= 100_000, "one that is larger by itself is not kept"
     memo.clear()
     assert memo.get(("KRW-BTC", 59), frame)[1] is False
+    sources = 0
+    FrameMemo(tmp_path / "memo", source_bytes=lambda: sources).trim()
+    assert not list((tmp_path / "memo").rglob("output.pkl"))
 
 
 def test_memo_finds_only_what_was_kept(tmp_path: Path) -> None:

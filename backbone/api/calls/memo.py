@@ -77,7 +77,7 @@ class Remembered:
         if not is_dear or not memo.is_wanted(key):
             return
         is_settled = all(self._core.store.is_settled(*one, span) for one in self._sources())
-        if is_settled and self._make_key(span) == key:
+        if is_settled and self._make_key(span) == key and memo.has_room(frame):
             memo.get(key, lambda: frame)
 
     def _closed_span(self) -> Span | None:

@@ -1,6 +1,7 @@
 """What is going on: `status` (now), `metrics` (so far), `health` (a verdict, and why); the dashboard of them all.
 
-All of it is read from what is in memory, but for the store's size, which the dashboard asks for every ten seconds.
+All of it is read from what is in memory, but for the sizes of the memo and, every ten seconds in the dashboard, of the
+store.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from backbone.api.calls.candles import local_facts
 if TYPE_CHECKING:
     from backbone.api.notebook.dashboard import Dashboard
     from backbone.api.session import Session
+    from backbone.coordinator.coordinator import Coordinator
 
-__all__ = ["Health", "dashboard", "health", "metrics", "status", "status_facts"]
+__all__ = ["Health", "dashboard", "health", "memo_bytes", "metrics", "status", "status_facts"]
 
 _GROUPS = {
     "market": "markets",
@@ -84,6 +86,11 @@ def status_facts(session: Session, counters: dict[str, int] | None = None) -> di
     }
 
 
+def memo_bytes(core: Coordinator) -> int:
+    """What the remembered frames take on disk; 0 where they are turned off."""
+    return 0 if core.memo is None else core.memo.size()
+
+
 def status(session: Session, frames: str) -> Any:
     """Now: one row a wire group, with the budget, the queue by priority, and refusals. See `Backbone.status`."""
     found = status_facts(session)
@@ -101,6 +108,7 @@ def status(session: Session, frames: str) -> Any:
     columns["refused"] = [int(q.get("refused", 0)) for q in quota]
     columns["stopped_s"] = [float(q.get("stopped_s", 0.0)) for q in quota]
     attrs = local_facts(len(names)) | {key: value for key, value in found.items() if key not in ("quota", "queued")}
+    attrs["memo_bytes"] = memo_bytes(session.coordinator())
     return shaping.deliver(pa.table(columns), frames, index="group", zone=session.tz, attrs=attrs)
 
 
@@ -203,8 +211,9 @@ class _Panel:
         core = self._session.coordinator()
         now = core.clock.monotonic()
         if now - self._store_at_s >= _STORE_LOOK_S:
-            self._store, self._store_at_s = core.store.size(), now
-        return {name: self._store[name] for name in ("markets", "files", "bytes")} | {"pending rows": pending_rows}
+            self._store, self._store_at_s = core.store.size() | {"memo_bytes": memo_bytes(core)}, now
+        names = ("markets", "files", "bytes", "memo_bytes")
+        return {name: self._store[name] for name in names} | {"pending rows": pending_rows}
 
 
 def _tiers(found: dict[str, Any]) -> dict[str, dict[str, int]]:

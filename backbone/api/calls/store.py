@@ -16,6 +16,7 @@ from backbone.api.arguments import TimeLike, parse_market, parse_markets
 from backbone.api.calls.adopt import adopt, promote
 from backbone.api.calls.candles import local_facts
 from backbone.api.calls.listing import adopt_lists
+from backbone.api.calls.status import memo_bytes
 from backbone.candle_table import compare, rows_inside, times_of
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import InputError, SourceError
@@ -221,7 +222,11 @@ class StoreView:
         """
         name = parse_market(market, self._session.home)
         tf = None if timeframe is None else parse_timeframe(timeframe)
-        return self._session.coordinator().store.upkeep.remove(name, tf, for_good=for_good)
+        core = self._session.coordinator()
+        where = core.store.upkeep.remove(name, tf, for_good=for_good)
+        if core.memo is not None:
+            core.memo.trim()
+        return where
 
     def clear(self) -> dict[str, int]:
         """Delete the quarantine and the remembered frames: ``files`` and ``bytes`` that were freed. Candles stay."""
@@ -288,7 +293,7 @@ class StoreView:
     def size(self) -> dict[str, int]:
         """``files bytes markets pending_rows memo_bytes``, of this exchange and of the remembered frames."""
         core = self._session.coordinator()
-        return core.store.size() | {"memo_bytes": 0 if core.memo is None else core.memo.size()}
+        return core.store.size() | {"memo_bytes": memo_bytes(core)}
 
     def _frame(self, problems: Sequence[Problem], frames: str | None) -> Any:
         columns = ("market", "timeframe", "path", "kind", "detail")

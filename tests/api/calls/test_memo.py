@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from backbone import Backbone
+from backbone.api.cli.main import main
 from backbone.api.frames import attrs_of
 from backbone.clock import SystemClock
 from backbone.model import Span
@@ -20,6 +21,7 @@ from tests.storage.helpers import MAY, MINUTE, MINUTE_US, minutes, span
 LIMIT = 500  # the quota is not what is tested here
 
 ROWS = 25_200  # 420 hours
+OTHER = "KRW-ETH"  # a frame takes more than its own file, and may not take more than all of them
 START, END = (pd.Timestamp(t, unit="us", tz="UTC") for t in span(0, ROWS))
 
 
@@ -30,18 +32,26 @@ def kept_in(client: Backbone) -> Path:
     return folder
 
 
-def put(folder: Path, first: int, last: int, salt: int = 0, provisional: tuple[Span, int] | None = None) -> None:
+def put(
+    folder: Path,
+    first: int,
+    last: int,
+    salt: int = 0,
+    provisional: tuple[Span, int] | None = None,
+    market: str = "KRW-BTC",
+) -> None:
     settings = resolve("upbit", data_dir=folder, rest_url=None, ws_url=None, tz=None, frames="pandas")
     store = CandleStore(folder, settings.store_exchange, clock=SystemClock())
     rows = minutes(first, last, salt)
-    store.put("KRW-BTC", MINUTE, rows, span(first, last), provisional=provisional, now_us=MAY + last * MINUTE_US)
+    store.put(market, MINUTE, rows, span(first, last), provisional=provisional, now_us=MAY + last * MINUTE_US)
     store.close()
 
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Backbone]:
-    """A client that holds `ROWS` minutes, and reaches no venue."""
+    """A client that holds `ROWS` minutes, of another market too, and reaches no venue."""
     put(tmp_path, 0, ROWS)
+    put(tmp_path, 0, 8 * ROWS, market=OTHER)
     with Backbone(data_dir=tmp_path) as made:
         yield made
 
@@ -159,3 +169,32 @@ def test_remembering_is_turned_off_by_a_variable(tmp_path: Path, monkeypatch: py
     assert memo_folder(str(tmp_path)) is not None
     monkeypatch.setenv("BACKBONE_MEMO", "off")
     assert memo_folder(str(tmp_path)) is None
+
+
+def test_remembered_frames_never_take_more_than_the_candles(client: Backbone, capsys: Any) -> None:
+    """Twelve overlapping ranges, each asked twice; what they take is told by size, status and the command line."""
+    for hours in range(12):
+        for _ in range(2):
+            client.candles("KRW-BTC", "1m", START + pd.Timedelta(hours=hours), END, offline=True)
+    size = client.store.size()
+    kept = sum(path.stat().st_size for path in kept_in(client).rglob("*") if path.is_file())
+    assert 0 < kept <= size["bytes"]
+    assert size["memo_bytes"] == attrs_of(client.status())["memo_bytes"] == kept
+    words = ["--data-dir", str(client.data_dir)]
+    assert main(["status", *words]) == 0
+    assert "memo size" in capsys.readouterr().out
+    client.store.remove(OTHER)
+    assert client.store.size()["memo_bytes"] <= client.store.size()["bytes"]
+    assert main(["clear", *words]) == 0
+    assert client.store.size()["memo_bytes"] < 4096
+    assert not list(kept_in(client).rglob("output.pkl"))
+
+
+def test_remembering_that_is_off_writes_nothing(client: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call is answered as ever, and size and status say 0."""
+    monkeypatch.setenv("BACKBONE_MEMO", "off")
+    with Backbone(data_dir=client.data_dir) as plain:
+        assert all("memo" not in ask(plain)[1] for _ in range(4))
+        assert plain.store.size()["memo_bytes"] == attrs_of(plain.status())["memo_bytes"] == 0
+    monkeypatch.delenv("BACKBONE_MEMO")
+    assert not kept_in(client).exists()
