@@ -16,6 +16,8 @@
     ├── ClosedError                    make a new client
     └── StreamClosedError              resubscribe           .reason
 
+    UnfinishedWarning                  a backfill was cut off: wait() for it
+
 Errors are translated at the edge, once, with ``raise … from exc``; inner layers see only this tree. Every error
 survives pickling, so that it can cross a process boundary.
 """
@@ -42,6 +44,7 @@ __all__ = [
     "StoreBusyError",
     "StoreError",
     "StreamClosedError",
+    "UnfinishedWarning",
     "UnreachableError",
 ]
 
@@ -226,3 +229,7 @@ class StreamClosedError(BackboneError):
     def __init__(self, message: str, *, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class UnfinishedWarning(UserWarning):
+    """A client ended while its backfill was running: what arrived is stored, the rest was not asked for."""

@@ -39,7 +39,7 @@ def test_error_tree_is_as_printed() -> None:
     """The tree in the docstring is the tree of the classes."""
     for name in errors.__all__:
         assert name in (errors.__doc__ or "")
-        assert issubclass(getattr(errors, name), errors.BackboneError)
+        assert issubclass(getattr(errors, name), (errors.BackboneError, Warning))
     assert issubclass(errors.InputError, ValueError)
     assert issubclass(errors.RateLimitedError, errors.SourceError)
     assert issubclass(errors.CorruptPartitionError, errors.StoreError)

@@ -41,8 +41,9 @@ class Backbone:
     """Market data of the Upbit exchange as DataFrames: exact, fast, calm under load.
 
     Four data calls (`candles`, `tickers`, `orderbooks`, `trades`) and what helps them. Constructing opens no socket and
-    starts no thread; use it with ``with`` or call `close()`. Safe to share between threads; pickles to its settings;
-    survives ``fork``. One class because a notebook's user finds every call behind one name.
+    starts no thread; use it with ``with`` or call `close()`; one that nobody refers to any more, and one that is left
+    when the program ends, is closed by itself. Safe to share between threads; pickles to its settings; survives
+    ``fork``. One class because a notebook's user finds every call behind one name.
 
     Parameters
     ----------
@@ -647,8 +648,8 @@ class Backbone:
 
     def status(self, *, frames: str | None = None) -> Any:
         """Now, a row a wire group: ``limit used left`` of the running second, permits ``kept_for_critical``, tickets
-        ``queued_critical`` … ``queued_low``, ``refused`` so far, ``stopped_s``. ``attrs`` has counters, memory, jobs,
-        the stream and the clock's offset. Makes no request.
+        ``queued_critical`` … ``queued_low``, ``refused`` so far, ``stopped_s``. ``attrs`` has counters, memory, the
+        bytes of remembered frames, jobs, the stream and the clock's offset. Makes no request.
         """
         from backbone.api.calls.status import status
 
@@ -694,8 +695,8 @@ class Backbone:
         """
         from backbone.api.calls.prometheus import serve_metrics
 
-        self._session.coordinator()  # a closed client has nothing to serve
-        server = serve_metrics(port, lambda: self._session.coordinator().metrics.snapshot())
+        core = self._session.coordinator()  # a closed client has nothing to serve
+        server = serve_metrics(port, core.metrics.snapshot)
         self._session.end_with(server.close)
         return server
 
@@ -745,7 +746,10 @@ class Backbone:
         return self._session.settings.exchange
 
     def close(self) -> None:
-        """End everything: waits, threads, sockets; write what is pending. May be called twice."""
+        """End everything: waits, threads, sockets; write what is pending. May be called twice.
+
+        Warns (`errors.UnfinishedWarning`) where a backfill was still running: what arrived is stored.
+        """
         self._session.close()
 
     def __enter__(self) -> Backbone:

@@ -1,26 +1,33 @@
 """What every call needs: settings, clock, zone, home currency, the coordinator, and what ends with the client.
 
 A client owns one `Session` and hands it to its calls, which therefore know nothing of the client. The coordinator is
-made on first use, and made anew in a forked child. The lock guards that one making and the lists of what ends.
+made on first use, and made anew in a forked child. A session that is no longer referenced is closed on a thread of its
+own, because the garbage collector may run in the middle of anything, under any lock; those that are left when the
+program ends are closed then. The lock guards the making of the coordinator and the lists of what ends.
 """
 
 from __future__ import annotations
 
+import _thread
+import atexit
 import os
 import threading
 import uuid
+import warnings
+import weakref
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from backbone.api.arguments import DEFAULT_COUNT, TimeLike, parse_count, parse_markets, parse_quote, parse_time
 from backbone.clock import Clock, Deadline, SystemClock, VenueClock, within
 from backbone.coordinator.candles.ranges import Range
-from backbone.errors import ClosedError, InputError
+from backbone.errors import ClosedError, InputError, UnfinishedWarning
 from backbone.settings import FRAMES, Settings
 
 if TYPE_CHECKING:
+    from backbone.coordinator.candles.jobs import CandleJob
     from backbone.coordinator.coordinator import Coordinator
 
 __all__ = ["Session", "new_request_id"]
@@ -28,6 +35,89 @@ __all__ = ["Session", "new_request_id"]
 
 class _Stoppable(Protocol):
     def stop(self) -> None: ...
+
+
+class _Owned:
+    """What ends with a session, apart from the session itself, which may be gone by then."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.core: Coordinator | None = None
+        self.core_pid = 0
+        self.closed = False
+        self.tables: weakref.WeakSet[_Stoppable] = weakref.WeakSet()  # what is live
+        self.ending: list[Callable[[], None]] = []  # the demo's exchange, a metrics server
+        self.pid = os.getpid()  # and is not a forked child's to end
+
+    def end(self) -> None:
+        """End all of it, once; warn of backfills that were running."""
+        with self.lock:
+            self.closed = True
+            core, self.core = self.core, None
+            tables, self.tables = list(self.tables), weakref.WeakSet()
+            ending, self.ending = self.ending, []
+        unfinished: list[CandleJob] = []
+        with ExitStack() as ends:
+            if self.pid == os.getpid():
+                for end in reversed(ending):
+                    ends.callback(end)
+            if core is not None and self.core_pid == os.getpid():
+                unfinished = core.jobs.running()
+                ends.callback(core.close)
+                for table in tables:
+                    ends.callback(table.stop)
+        if unfinished:
+            warnings.warn(_unfinished(unfinished), UnfinishedWarning, stacklevel=4)
+
+
+def _unfinished(jobs: Iterable[CandleJob]) -> str:
+    """What a client's end left undone; its coordinator is closed, so that what arrived is counted."""
+    parts = []
+    for job in jobs:
+        now = job.progress
+        kept = now.done_slots / now.total_slots if now.total_slots else 1.0
+        names = ", ".join(job.markets[:3]) + ("…" if len(job.markets) > 3 else "")
+        parts.append(f"{names} {job.timeframe} ({kept:.1%} is stored, {1 - kept:.1%} is left)")
+    return (
+        f"the client ended while a backfill was running: {'; '.join(parts)}. What arrived was kept, and the same "
+        "backfill asks for the rest only. Call wait() on the job before the client or the program ends."
+    )
+
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_leaving: dict[threading.Event, int] = {}  # set when a forgotten session is closed; the process that closes it
+
+
+def _forget(owned: _Owned) -> None:
+    """A session was collected: close what it owned, elsewhere."""
+    if owned.closed or (owned.core is None and not owned.ending):
+        return
+    gone = threading.Event()
+    _leaving[gone] = os.getpid()
+
+    def close() -> None:
+        try:
+            owned.end()
+        finally:
+            gone.set()
+            _leaving.pop(gone, None)
+
+    try:
+        # not a `Thread`: starting one takes a lock of `threading` that the interrupted code may hold
+        _thread.start_new_thread(close, ())
+    except RuntimeError:  # the interpreter is ending and starts no threads: nothing else runs here now
+        close()
+
+
+@atexit.register
+def _end_sessions() -> None:
+    """The program ends: so do the clients that it has not closed."""
+    with ExitStack() as ends:
+        for gone, pid in list(_leaving.items()):
+            if pid == os.getpid():
+                ends.callback(gone.wait)
+        for session in list(_sessions):
+            ends.callback(session.close)
 
 
 class Session:
@@ -38,13 +128,9 @@ class Session:
         self.clock: Clock = SystemClock()
         self.venue: VenueClock | None = None
         """A clock that knows better than the coordinator's estimate (the demo's exchange), or None."""
-        self._lock = threading.Lock()
-        self._core: Coordinator | None = None
-        self._core_pid = 0
-        self._closed = False
-        self._tables: list[_Stoppable] = []  # what is live
-        self._ending: list[Callable[[], None]] = []  # what ends with the client (the demo's exchange)
-        self._pid = os.getpid()  # and is not a forked child's to end
+        self._owned = _Owned()
+        _sessions.add(self)
+        weakref.finalize(self, _forget, self._owned).atexit = False  # then `_end_sessions` closes it
 
     def within(self, timeout: float | None) -> AbstractContextManager[None]:
         """A block whose requests wait at most `timeout` seconds in all; None: as long as it takes."""
@@ -70,7 +156,7 @@ class Session:
 
     @property
     def is_closed(self) -> bool:
-        return self._closed
+        return self._owned.closed
 
     def frames(self, frames: str | None) -> str:
         """The frame type of an answer: the call's word, or the client's default."""
@@ -82,15 +168,16 @@ class Session:
 
     def coordinator(self) -> Coordinator:
         """The coordinator, made on first use in this process."""
-        with self._lock:
-            if self._closed:
+        owned = self._owned
+        with owned.lock:
+            if owned.closed:
                 raise ClosedError("the client is closed; make a new one")
-            if self._core is None or self._core_pid != os.getpid():
+            if owned.core is None or owned.core_pid != os.getpid():
                 from backbone.coordinator.coordinator import Coordinator
 
-                self._core = Coordinator(self.settings, self.clock, self.venue)
-                self._core_pid = os.getpid()
-            return self._core
+                owned.core = Coordinator(self.settings, self.clock, self.venue)
+                owned.core_pid = os.getpid()
+            return owned.core
 
     # -- markets -------------------------------------------------------------------------------------------------
 
@@ -157,45 +244,34 @@ class Session:
     # -- the end -------------------------------------------------------------------------------------------------
 
     def end_with(self, end: Callable[[], None]) -> None:
-        """Call `end` when the client is closed; at once if it is."""
-        with self._lock:
-            if not self._closed:
-                self._ending.append(end)
+        """Call `end` when the client is closed; at once if it is. `end` must not refer to this session."""
+        with self._owned.lock:
+            if not self._owned.closed:
+                self._owned.ending.append(end)
                 return
         end()
         raise ClosedError("the client is closed; make a new one")
 
     def remember_table(self, table: _Stoppable) -> None:
         """Stop `table` when the client is closed; at once if it is."""
-        with self._lock:
-            if not self._closed:
-                self._tables.append(table)
+        with self._owned.lock:
+            if not self._owned.closed:
+                self._owned.tables.add(table)
                 return
         table.stop()
         raise ClosedError("the client is closed; make a new one")
 
     def forget_table(self, table: _Stoppable) -> None:
         """`table` ended by itself."""
-        with self._lock:
-            if table in self._tables:
-                self._tables.remove(table)
+        with self._owned.lock:
+            self._owned.tables.discard(table)
 
     def close(self) -> None:
-        """End everything: waits, threads, sockets; write what is pending. May be called twice."""
-        with self._lock:
-            self._closed = True
-            core, self._core = self._core, None
-            tables, self._tables = self._tables, []
-            ending, self._ending = self._ending, []
-        try:
-            if core is not None and self._core_pid == os.getpid():
-                for table in tables:
-                    table.stop()
-                core.close()
-        finally:
-            if self._pid == os.getpid():
-                for end in ending:
-                    end()
+        """End everything: waits, threads, sockets; write what is pending. May be called twice.
+
+        Warns (`UnfinishedWarning`) where a backfill was running.
+        """
+        self._owned.end()
 
 
 def new_request_id() -> str:

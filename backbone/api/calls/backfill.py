@@ -66,7 +66,8 @@ class JobView:
 class Job:
     """Candles on their way into the store. Made by `Backbone.backfill`; safe to share between threads.
 
-    The job goes on whether or not anybody waits for it, and each finished page is kept whatever happens.
+    The job goes on whether or not anybody waits for it, as long as it or its client is referred to; each finished page
+    is kept whatever happens.
     """
 
     def __init__(

@@ -1,0 +1,169 @@
+"""How clients end: closed, forgotten, re-made in a cell, at the program's end; each in a program of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backbone import Backbone
+from backbone.errors import UnfinishedWarning
+from backbone.simulator import SimulatorServer
+
+HEAD = """
+import gc, os, sys, threading, time
+from backbone import Backbone
+
+def held():
+    threads = sorted(t.name for t in threading.enumerate() if t.name.startswith("backbone"))
+    return threads, len(os.listdir("/dev/fd")) if os.path.isdir("/dev/fd") else 0
+
+def falls_to(threads, files, within_s=20.0):  # a busy machine is no fault of the code
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        now = held()
+        if len(now[0]) <= threads and now[1] <= files:
+            return
+        time.sleep(0.02)
+    raise SystemExit(f"still held: {now}")
+"""
+
+
+def run(text: str, *args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD + text, *map(str, args)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def exchange() -> Iterator[SimulatorServer]:
+    with SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True) as server:
+        yield server
+
+
+def test_client_that_nobody_holds_frees_its_threads_and_files(exchange: SimulatorServer, tmp_path: Path) -> None:
+    """A cell that makes its client anew, ten times, with stored candles and a live table: no more than once."""
+    run(
+        """
+url, ws, folder = sys.argv[1:]
+gc.disable()  # it must not take the collector
+def cell():
+    global client, table
+    client = Backbone(data_dir=folder, rest_url=url, ws_url=ws)
+    client.candles("KRW-BTC", "1h", count=30, include_forming=True)
+    client.tickers("KRW-BTC", priority="critical")
+    table = client.live("KRW-BTC")
+cell()
+threads, files = held()
+for _ in range(9):
+    cell()
+falls_to(len(threads), files + 1)
+del client, table
+falls_to(0, 8)
+""",
+        exchange.rest_url,
+        exchange.ws_url,
+        tmp_path,
+    )
+
+
+def test_interrupted_cell_leaves_no_client_behind(exchange: SimulatorServer, tmp_path: Path) -> None:
+    """The traceback of an interrupted call keeps one client at most, the last."""
+    run(
+        """
+import _thread
+url, folder = sys.argv[1:]
+def cell(market):
+    global client
+    client = Backbone(data_dir=folder, rest_url=url)
+    threading.Timer(0.15, _thread.interrupt_main).start()
+    client.candles(market, "1m", count=30_000)
+markets = Backbone(rest_url=url, data_dir=folder).markets("KRW").index
+for market in markets[:4]:
+    try:
+        cell(market)
+    except KeyboardInterrupt as exc:
+        sys.last_traceback = exc.__traceback__
+    else:
+        raise SystemExit("it was not interrupted")
+client = exc = sys.last_traceback = None
+falls_to(0, 8)
+""",
+        exchange.rest_url,
+        tmp_path,
+    )
+
+
+def test_demo_that_is_dropped_or_left_removes_its_folder() -> None:
+    """Its exchange ends and its temporary folder goes: when nobody holds it, and at the program's normal end."""
+    done = run(
+        """
+client = Backbone.demo()
+folder = client.data_dir
+client.candles("KRW-BTC", "1h", count=5)
+del client
+falls_to(0, 8)
+until = time.monotonic() + 5
+while folder.exists():
+    assert time.monotonic() < until, folder
+    time.sleep(0.02)
+left = Backbone.demo()
+left.candles("KRW-BTC", "1h", count=5)
+print(left.data_dir)
+"""
+    )
+    assert not Path(done.stdout.strip()).exists()
+    assert done.stderr == ""
+
+
+def test_client_is_collected_under_any_lock(exchange: SimulatorServer, tmp_path: Path) -> None:
+    """The collector runs in the middle of code that holds the client's own locks, or those of `threading`."""
+    run(
+        """
+url, folder = sys.argv[1:]
+client = Backbone(data_dir=folder, rest_url=url)
+client.candles("KRW-BTC", "1h", count=5)
+core = client.session.coordinator()
+owned = client.session._owned
+with core.scheduler._lock, owned.lock, threading._active_limbo_lock:
+    del client
+falls_to(0, 8)
+assert core.is_closed
+""",
+        exchange.rest_url,
+        tmp_path,
+    )
+
+
+SLOW = 'job = client.backfill("KRW-BTC", "1m", "2025-06-01")\nwhile not job.progress.rows: time.sleep(0.01)\n'
+
+
+def test_script_that_ends_while_its_backfill_runs_says_so(exchange: SimulatorServer, tmp_path: Path) -> None:
+    """How much is stored, how much is left, and that wait() is missing; what was stored is there afterwards."""
+    head = "client = Backbone(data_dir=sys.argv[2], rest_url=sys.argv[1])\n"
+    told = run(head + SLOW, exchange.rest_url, tmp_path).stderr
+    assert "UnfinishedWarning" in told
+    assert "KRW-BTC 1m" in told
+    assert "is left" in told
+    assert "wait()" in told
+    with Backbone(data_dir=tmp_path, rest_url=exchange.rest_url) as client:
+        assert client.coverage("KRW-BTC", "1m").rows.sum() >= 200
+    assert run(head + SLOW + "job.cancel()\n", exchange.rest_url, tmp_path).stderr == ""
+
+
+def test_with_that_closes_a_running_backfill_warns(exchange: SimulatorServer, tmp_path: Path) -> None:
+    """A category of its own; one that has ended, or was cancelled, is not warned of."""
+    with (
+        pytest.warns(UnfinishedWarning, match=r"KRW-ETH 1m \([\d.]+% is stored, [\d.]+% is left\)") as caught,
+        Backbone(data_dir=tmp_path, rest_url=exchange.rest_url) as client,
+    ):
+        client.backfill("KRW-ETH", "1m", "2025-06-01")
+    assert len(caught) == 1
+    with Backbone(data_dir=tmp_path, rest_url=exchange.rest_url) as client:
+        client.backfill("KRW-ETH", "1h", "2025-08-01").wait(progress=False)
+        client.backfill("KRW-ETH", "1m", "2025-06-01").cancel()
