@@ -187,7 +187,8 @@ class Connection:
         sock = self._socket.sock
         if sock is not None:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                # An SSLSocket's own `shutdown` drops its TLS first: the thread would go on in clear, both ways.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
         import websocket

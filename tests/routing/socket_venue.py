@@ -60,8 +60,8 @@ class Peer:
             self.sock.sendall(data)
 
     def hang_up(self) -> None:
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # not the SSLSocket's own, after which it reads ciphertext as if it were clear
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
 
 class SocketVenue:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import base64
 import socket
+import ssl
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +19,7 @@ from backbone.clock import SystemClock
 from backbone.errors import StreamClosedError, UnreachableError
 from backbone.routing import websocket
 from backbone.routing.websocket import Connection, FrameSplitter
-from tests.routing.socket_venue import frame
+from tests.routing.socket_venue import Peer, frame
 
 
 @given(
@@ -113,3 +118,33 @@ def test_socket_to_the_venue_goes_through_the_proxy_of_the_environment(monkeypat
     assert "s3" not in f"{caught.value} {caught.value.__cause__}"
     monkeypatch.setenv("NO_PROXY", "venue.invalid")
     assert websocket._proxy_options("wss://venue.invalid/websocket/v1") == {"http_no_proxy": ["*"]}
+
+
+@pytest.mark.parametrize("end", ["abort", "hang_up"])
+def test_connection_that_is_ended_elsewhere_stays_within_tls(end: str, tmp_path: Path) -> None:
+    """Whoever still reads gets what was sent, or the end; never ciphertext taken for frames, and nothing in clear."""
+    trustme = pytest.importorskip("trustme", reason="trustme is not installed")
+    authority: Any = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    near, far = socket.socketpair()
+    with ThreadPoolExecutor() as pool:
+        wrapping = pool.submit(server.wrap_socket, far, server_side=True)
+        mine = client.wrap_socket(near, server_hostname="localhost")
+    theirs = wrapping.result()
+    with mine, theirs, socket.socket() as waker:
+        sent = frame(b"{}" * 40)
+        sender, reader = (theirs, mine) if end == "abort" else (mine, theirs)
+        sender.sendall(sent)
+        if end == "abort":
+            connection = Connection("wss://localhost/websocket/v1", SystemClock(), "test", waker)
+            connection._socket = SimpleNamespace(sock=mine)
+            connection.abort()
+        else:
+            Peer(theirs).hang_up()
+        reader.settimeout(2)
+        assert reader.recv(100) == sent
+        with pytest.raises(OSError):
+            reader.sendall(b"GET / HTTP/1.1")
