@@ -13,7 +13,7 @@ from backbone import Backbone
 from backbone.coordinator import coordinator as fetch
 from backbone.coordinator.quota.ledger import MemoryLimiter
 from backbone.coordinator.quota.rules import Rules
-from backbone.errors import ClosedError, IncompleteError, InputError, PayloadError
+from backbone.errors import ClosedError, IncompleteError, InputError, PayloadError, UnfinishedWarning
 from backbone.simulator import SimulatorServer
 
 START, END = "2025-07-20T00:00:00Z", "2025-08-20T00:00:00Z"
@@ -130,7 +130,8 @@ def test_job_cancelled_or_closed_says_what_is_stored(quick: tuple[Backbone, Simu
             job.cancel()
             _let_land(venue)
         else:
-            client.close()
+            with pytest.warns(UnfinishedWarning, match=r"wait\(\)"):
+                client.close()
         now = job.progress
         assert now.state == ("cancelled" if market == "KRW-BTC" else "failed")
         assert 0 < now.fraction < 1
@@ -201,7 +202,8 @@ def test_job_of_a_closed_client_ends_with_an_error(quick: tuple[Backbone, Simula
     client, venue = quick
     job = client.backfill("KRW-BTC", "1m", START, END)
     next(job.sections())
-    client.close()
+    with pytest.warns(UnfinishedWarning, match="KRW-BTC 1m"):
+        client.close()
     with pytest.raises((ClosedError, IncompleteError)):
         job.result()
     with Backbone(data_dir=client.data_dir, rest_url=venue.rest_url) as later:
