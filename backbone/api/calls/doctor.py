@@ -47,6 +47,7 @@ _NO_SPACE = 64 << 20
 _CLOCK_NOTE_S, _CLOCK_WRONG_S = 1.5, 30.0
 _TRIES = 5
 _SLOW_S = 0.5
+_CONNECT_S = 5.0  # what a socket may take to open
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,9 @@ def _socket(session: Session) -> Iterator[Check]:
     core = session.coordinator()
     table = start_live(session, core.markets.listed()[0].market, ("ticker",))
     try:
-        table.wait(1, timeout_s=5.0)
+        until = core.clock.monotonic() + _CONNECT_S
+        while table.state != "streaming" and core.clock.monotonic() < until:
+            table.wait(1, timeout_s=0.2)  # the first rows may have come from REST, before the socket was open
         state = table.state
     finally:
         table.stop()

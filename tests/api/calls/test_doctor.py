@@ -60,7 +60,7 @@ def test_venue_that_is_not_there_is_wrong_and_the_rest_is_looked_at(tmp_path: Pa
 def test_folder_that_cannot_be_written_is_wrong(client: Backbone, tmp_path: Path) -> None:
     """A file where the folder should be, as nobody else can make one read-only for root."""
     (tmp_path / "data").write_text("", encoding="utf-8")
-    check = found(client)["folder"]
+    (check,) = doctor._folder(client.session)
     assert check.state == "wrong"
     assert "BACKBONE_DATA_DIR" in check.advice
 
@@ -93,7 +93,8 @@ def test_full_disk_is_wrong(client: Backbone, monkeypatch: pytest.MonkeyPatch) -
     for free, state in ((1 << 20, "wrong"), (1 << 29, "note"), (1 << 40, "ok")):
         usage = type("Usage", (), {"free": free})
         monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder, usage=usage: usage)
-        assert found(client)["space"].state == state
+        checks = {check.name: check for check in doctor._folder(client.session)}
+        assert checks["space"].state == state
 
 
 @pytest.mark.parametrize(
