@@ -64,8 +64,13 @@ def test_what_was_taken_away_on_purpose_is_not_missed(tmp_path: Path) -> None:
         (gone,) = (folder / "candles").rglob(f"period={name}/candles.parquet*")
         gone.unlink()
         assert [problem.kind for problem in open_store(folder).verify()] == ["missing"]
-    store.upkeep.remove(BTC, MINUTE)
+    store.upkeep.remove(BTC)
     assert store.verify() == []
+    for first in (0, 2 * MONTH):  # and what is stored afterwards is missed again
+        store.put(BTC, MINUTE, minutes(first, first + 9), span(first, first + 9), now_us=MAY)
+        store.flush()
+    (tmp_path / "data" / SERIES.key(MONTHS[0])).unlink()
+    assert [problem.kind for problem in open_store(tmp_path / "data").verify()] == ["missing"]
 
 
 def test_month_in_quarantine_is_not_missed(tmp_path: Path) -> None:
