@@ -60,7 +60,7 @@ class Peer:
             self.sock.sendall(data)
 
     def hang_up(self) -> None:
-        with contextlib.suppress(OSError):  # not the SSLSocket's own, after which it reads ciphertext as if it were clear
+        with contextlib.suppress(OSError):  # an SSLSocket's own drops its TLS and reads on
             socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
 
