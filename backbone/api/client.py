@@ -424,7 +424,8 @@ class Backbone:
         quote : keep one quote currency (``"KRW"``).
         at : a day, by its end, or a time: the list as it was recorded then, without ``tick_size``. Makes no request.
 
-        The list is kept for ten minutes; price steps are asked for once.
+        The list and the price steps are kept for ten minutes. A step is that of the market's price at the time that
+        ``attrs["backbone"]["tick_sizes_at"]`` names; nothing is recorded of earlier ones.
 
         Raises
         ------
@@ -455,8 +456,9 @@ class Backbone:
 
         Returns
         -------
-        Frame indexed by ``market``, best first: ``rank``, the sum, ``days`` with a candle. ``attrs["backbone"]`` has
-        how many were ``listed``, and in ``without_data`` those of which no candle can be had.
+        Frame indexed by ``market``, best first: ``rank``, the sum, ``days`` with a candle, and ``listed_as``, the code
+        at that time: a market that was renamed since is indexed by what it is called now, under which its candles are.
+        ``attrs["backbone"]`` has how many were ``listed``, and in ``without_data`` those of which no candle can be had.
 
         Raises
         ------

@@ -1,7 +1,8 @@
 """Prices on the venue's grid, for a backtest: rounded to a market's price step, towards the side that still fills.
 
-The steps are the venue's own, as its instruments said them when `Backbone.markets` was last called in this process. A
-market's step is that of its present price. `_lock` guards what was learned.
+The steps are the venue's own, as its instruments said them when `Backbone.markets` was last called in this process. The
+venue says the step of a market's present price only: at a price of the past, in another band or under an older table,
+another one may have held; `round_price` takes that as a number. `_lock` guards what was learned.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def round_price(price: float, market: str | float, side: str) -> float:
     Parameters
     ----------
     price : in the quote currency, above 0.
-    market : a code whose step `Backbone.markets` has shown (column ``tick_size``), or the step itself.
+    market : a code whose step `Backbone.markets` has shown (column ``tick_size``: that of its price at that time, which
+        ``attrs["backbone"]["tick_sizes_at"]`` names), or the step itself, as for a price in another band.
     side : ``"buy"`` or ``"sell"``.
 
     Raises

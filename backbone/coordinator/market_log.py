@@ -172,9 +172,9 @@ class MarketLog:
             raise InputError("at", _day(time_us), f"a day from {_day(since)} on: nothing was recorded before")
         found = index.state(time_us)
         if first_candle_us is not None:
-            present = {rename.new for market in found if (rename := index.renamed(market)) is not None}
+            present = {index.present_name(market) for market in found}
             for market, info in index.first_seen_after(time_us).items():
-                first = None if market in present else first_candle_us(market)
+                first = None if index.present_name(market) in present else first_candle_us(market)
                 if first is not None and first <= time_us:
                     found[market] = info
         return Recorded(tuple(found.values()), since)
@@ -269,6 +269,10 @@ class _Index:
             names.add(name)
             found = Rename(market, name, event.at_us if gone_us is None else gone_us)
         return found
+
+    def present_name(self, market: str) -> str:
+        rename = self.renamed(market)
+        return market if rename is None else rename.new
 
     def seen(self, market: str, kind: str) -> int | None:
         """When its newest listing or delisting was seen, if that is what it was."""

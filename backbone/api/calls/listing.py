@@ -6,7 +6,7 @@ import datetime as dt
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,9 +83,10 @@ def of_quote(listed: Sequence[MarketInfo], quote: object) -> tuple[MarketInfo, .
 
 
 def tick_sizes(core: Coordinator, markets: Sequence[str]) -> tuple[list[float], int]:
-    """The price step of each market, and how many requests that took: one where any is unknown. NaN where the venue
-    does not say."""
-    unknown = [market for market in markets if core.realtime.known_tick(market) is None]
+    """The price step of each market, and how many requests that took: one where any is unknown, or as old as a market
+    list that is asked for again, since prices cross bands. NaN where the venue does not say."""
+    fresh_s = core.settings.markets_fresh_s
+    unknown = [market for market in markets if core.realtime.instrument_age_s(market) >= fresh_s]
     requests = 0
     if unknown:
         requests = 1
@@ -110,14 +111,13 @@ def universe(
     core = session.coordinator()
     began = core.clock.monotonic()
     at_us, recorded = listed_at(session, at, whole_day=False)
-    codes = [info.market for info in of_quote(recorded.markets, quote)]
     end = _DAY.floor(at_us)
     span = Span(end - length_us, end)
     today = core.markets.all_codes()
-    asked = [code for code in codes if code in today]
-    answers = _daily(session, asked, span)
+    then = _present_names(core, [info.market for info in of_quote(recorded.markets, quote)], today)
+    answers = _daily(session, [code for code in then if code in today], span)
     sums: dict[str, tuple[float, int]] = {}
-    for code in codes:
+    for code in then:
         table = answers.get(code)
         if table is None:
             table = core.store.read(code, _DAY, span).table
@@ -130,6 +130,7 @@ def universe(
             "rank": pa.array(np.arange(1, len(ranked) + 1), pa.int64()),
             by: pa.array([sums[code][0] for code in ranked], pa.float64()),
             "days": pa.array([sums[code][1] for code in ranked], pa.int64()),
+            "listed_as": pa.array([then[code] for code in ranked], pa.string()),
         }
     )
     attrs = facts(
@@ -140,9 +141,18 @@ def universe(
         requests=0,
         pages=0,
     )
-    attrs["at"], attrs["listed"] = _iso(at_us), len(codes)
-    attrs["without_data"] = sorted(set(codes) - sums.keys())
+    attrs["at"], attrs["listed"] = _iso(at_us), len(then)
+    attrs["without_data"] = sorted(then[code] for code in then.keys() - sums.keys())
     return shaping.deliver(table, wanted, index="market", zone=session.tz, attrs=attrs)
+
+
+def _present_names(core: Coordinator, codes: Sequence[str], today: Collection[str]) -> dict[str, str]:
+    """The codes of a list of the past by what the same markets are called now: one that is gone keeps its own."""
+    then: dict[str, str] = {}
+    for code in codes:
+        rename = None if code in today else core.renames.find(code, Priority.NORMAL)
+        then.setdefault(code if rename is None else rename.new, code)
+    return then
 
 
 def _daily(session: Session, codes: Sequence[str], span: Span) -> dict[str, pa.Table]:

@@ -13,6 +13,7 @@ from backbone.api import frames as shaping
 from backbone.api.arguments import (
     DEFAULT_COUNT,
     TimeLike,
+    in_zone,
     parse_age,
     parse_count,
     parse_market,
@@ -242,6 +243,9 @@ def markets(
         requests=(0 if known else 1) + more,
         pages=(0 if known else 1) + more,
     )
+    ages_s = [core.realtime.instrument_age_s(code) for code, tick in zip(codes, ticks, strict=True) if tick > 0]
+    at_us = core.venue.now_us() - int(max(ages_s, default=0.0) * 1e6)
+    attrs["tick_sizes_at"] = in_zone(at_us, session.tz).isoformat()
     return shaping.deliver(table, wanted_frames, index="market", zone=session.tz, attrs=attrs)
 
 

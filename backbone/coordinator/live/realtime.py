@@ -136,7 +136,7 @@ class Realtime:
         self._latest = latest
         self._live = live
         self._chunk = _MARKETS_A_CALL  # less once an address was too long for a gate on the way
-        self._instruments: dict[str, Instrument] = {}
+        self._instruments: dict[str, tuple[float, Instrument]] = {}  # when received, and what
         self._members: dict[tuple[str, ...], tuple[float, tuple[str, ...]]] = {}  # quotes: when received, its markets
 
     # -- tickers -------------------------------------------------------------------------------------------------
@@ -212,12 +212,20 @@ class Realtime:
     def note_instruments(self, found: dict[str, Instrument]) -> None:
         """Remember what was received of some markets."""
         with self._lock:
-            self._instruments.update(found)
+            now_s = self._clock.monotonic()
+            self._instruments.update({market: (now_s, instrument) for market, instrument in found.items()})
 
     def known_instrument(self, market: str) -> Instrument | None:
         """What was last received of `market`; makes no request."""
         with self._lock:
-            return self._instruments.get(market)
+            known = self._instruments.get(market)
+        return None if known is None else known[1]
+
+    def instrument_age_s(self, market: str) -> float:
+        """How long ago `known_instrument` was received; infinite for one that never was."""
+        with self._lock:
+            known = self._instruments.get(market)
+        return float("inf") if known is None else self._clock.monotonic() - known[0]
 
     def known_tick(self, market: str) -> float | None:
         """The tick size last received of `market`; makes no request."""

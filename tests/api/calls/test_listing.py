@@ -103,14 +103,21 @@ def test_lists_that_somebody_kept_make_their_days_answerable(
         client.store.adopt(tmp_path / "none")
 
 
-def test_market_list_has_the_price_steps_asked_for_once(world: tuple[SimulatorServer, Backbone]) -> None:
-    """One request more the first time; as the instruments say."""
+def test_market_list_has_the_price_steps_of_a_stated_time(
+    world: tuple[SimulatorServer, Backbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request more the first time, and again when they are as old as a list that is asked again."""
     server, client = world
     frame = client.markets()
     assert frame["tick_size"].to_dict() == {"KRW-BTC": 1000.0, "KRW-ETH": 1000.0, "KRW-XRP": 1.0, "KRW-SOL": 100.0}
     asked = len(server.requests)
-    client.markets("KRW")
+    again = client.markets("KRW")
     assert len(server.requests) == asked
+    for one in (frame, again):
+        assert one.attrs["backbone"]["tick_sizes_at"][:16] == "2025-06-01T09:00"
+    monkeypatch.setattr(client.session.coordinator().realtime, "instrument_age_s", lambda _: 600.0)
+    client.markets("KRW")
+    assert len(server.requests) == asked + 1
 
 
 def test_universe_ranks_who_was_listed_by_what_was_traded_before(world: tuple[SimulatorServer, Backbone]) -> None:
@@ -156,3 +163,25 @@ def test_universe_refuses_what_it_cannot_be_asked(
     client.markets()
     with pytest.raises(InputError):
         client.universe("KRW", **({"at": "2025-06-01T09:00:30"} | wrong))
+
+
+def test_universe_finds_a_renamed_coin_under_its_data(world: tuple[SimulatorServer, Backbone]) -> None:
+    """Once, by what it is called now, with the code of that day beside it; also when it changed its name twice."""
+    server, client = world
+    client.markets()
+    server.clock.advance(300)
+    anew(client)
+    before = client.universe("KRW", at="2025-06-01T09:02")
+    server.clock.set("2025-07-20T00:00:30Z")
+    for code, to in (("KRW-XRP", "KRW-RLUSDX"), ("KRW-RLUSDX", "KRW-RX")):
+        server.faults.add("rename", market=code, to=to)
+        anew(client)
+        client.candles(to, "1d", "2025-04-01", "2025-07-01")
+        server.clock.advance(86_400)
+    with Backbone(data_dir=client.data_dir, rest_url=server.rest_url, ws_url=server.ws_url) as other:
+        after = other.universe("KRW", at="2025-06-01T09:02")
+        assert after["listed_as"].tolist() == before.index.tolist()
+        assert after.index.tolist() == [{"KRW-XRP": "KRW-RX"}.get(code, code) for code in before.index]
+        assert after["value"].tolist() == before["value"].tolist()
+        assert (after.attrs["backbone"]["listed"], after.attrs["backbone"]["without_data"]) == (4, [])
+        assert set(other.markets("KRW", at="2025-06-01").index) == set(before.index), "one market is listed once"
