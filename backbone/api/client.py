@@ -381,20 +381,24 @@ class Backbone:
         *,
         start: TimeLike | None = None,
         end: TimeLike | None = None,
+        sections: str | None = None,
         priority: str | Priority = "normal",
         frames: str | None = None,
         timeout: float | None = None,
     ) -> Any:
         """Executions, oldest first; the venue keeps seven UTC days, its archive all since 2022-05-01.
 
-        With ``Backbone(archive="accept-terms")``, a `start` or `end` before those seven days is answered from the
-        archive's daily files, each checked against the day's candle; nothing of them is stored.
+        With ``Backbone(archive="accept-terms")``, what lies before those seven days, by `start`, `end` or a `count`
+        that reaches there, comes from the archive's daily files, each checked against the day's candle (highest and
+        lowest price, volume); nothing of them is stored.
 
         Parameters
         ----------
         count : the newest that many before `end` (default 200 where no `start` is given).
         start, end : half-open, by trade time.
-        timeout : seconds after which the call ends; the error names the cause.
+        sections : a length such as ``"1h"``: the answer is an iterator of frames, one for each such part of the range,
+            oldest first, with a UTC day in memory at a time. Without a trade in it a frame is empty.
+        timeout : seconds after which the call (the reading of each day, with sections) ends; the error names the cause.
 
         Returns
         -------
@@ -411,8 +415,11 @@ class Backbone:
         >>> client.trades("KRW-BTC", 700).sequential_id.is_unique
         True
         """
-        from backbone.api.calls.realtime import trades
+        from backbone.api.calls.realtime import trade_sections, trades
 
+        if sections is not None:
+            words: dict[str, Any] = {"start": start, "end": end, "priority": priority, "frames": frames}
+            return trade_sections(self._session, market, sections, count, timeout=timeout, **words)
         with self._session.within(timeout):
             return trades(self._session, market, count, start=start, end=end, priority=priority, frames=frames)
 

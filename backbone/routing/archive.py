@@ -4,7 +4,7 @@ Monthly and daily zip files, one CSV each, with a SHA-256 beside it, in the tree
 {interval}/{year}/`` and ``trade/{market}/{monthly|daily}/{year}/``, and a listing of them as JSON. None of this is
 promised by the venue's documentation; it is what several users reported in 2026, so whatever differs from it is a
 `PayloadError`, and nothing of that file is used. Files are cut at UTC midnights; a candle without trades has no row; a
-period is published the next day, at the latest at 14:00 KST; files may be replaced without notice; delisted markets
+period is published the next day, between 10:00 and 14:00 KST; files may be replaced without notice; delisted markets
 are absent.
 
 The archive has hosts of its own. Its refusals say nothing about the quota of the venue's REST interface, so they are
@@ -54,7 +54,8 @@ ARCHIVE_GROUP = "archive"
 _INTERVALS = {name: name for name in ("1s", "1m", "3m", "5m", "10m", "15m", "30m")} | {"1h": "60m", "4h": "240m"}
 _FIRST_US = {"1s": 1_688_169_600_000_000}  # 2023-07-01
 _FIRST_EVER_US = 1_508_803_200_000_000  # 2017-10-24
-_PUBLISHED_US = 5 * 3_600_000_000  # 14:00 KST
+_SEEN_US = 3_600_000_000  # 10:00 KST of the next day
+_DUE_US = 5 * 3_600_000_000  # 14:00 KST
 _DAY, _MONTH = TIMEFRAMES["1d"], TIMEFRAMES["1M"]
 _COLUMNS = ("date_time_utc", "open", "high", "low", "close", "acc_trade_price", "acc_trade_volume")
 TRADES_SINCE_US = 1_651_363_200_000_000
@@ -101,9 +102,13 @@ class ArchiveFile:
         day = str(np.datetime64(self.span.start, "us").astype("datetime64[D]"))
         return (day[:7] if self.is_month else day).replace("-", "")
 
-    def is_published(self, now_us: int) -> bool:
-        """Whether it should be there by now."""
-        return now_us >= self.span.end + _PUBLISHED_US
+    def may_be_there(self, now_us: int) -> bool:
+        """Whether it is worth looking for by now."""
+        return now_us >= self.span.end + _SEEN_US
+
+    def is_due(self, now_us: int) -> bool:
+        """Whether it has to be there by now."""
+        return now_us >= self.span.end + _DUE_US
 
     def __str__(self) -> str:
         return self.key.rsplit("/", 1)[-1]

@@ -120,11 +120,30 @@ def test_archive_serves_a_job_by_its_months(client: Backbone, venue: SimulatorSe
 
 
 def test_archive_leaves_short_and_unpublished_spans_to_rest(client: Backbone, venue: SimulatorServer) -> None:
-    """A span that costs fewer pages than a file, and a day that is not published yet, are asked of REST."""
-    venue.clock.set("2025-08-22T03:00:00Z")  # the 21st is published at 05:00 UTC at the latest
+    """A span that costs fewer pages than a file, and a day that cannot be published yet, are asked of REST."""
+    venue.clock.set("2025-08-22T00:59:00Z")  # before 10:00 KST
     client.candles("KRW-BTC", "1m", "2025-08-10T00:00Z", "2025-08-10T06:00Z")
     client.candles("KRW-XRP", "1m", "2025-08-21T00:00Z", "2025-08-22T00:00Z")
     assert requests_of(venue, "archive") == 0
+
+
+def test_archive_is_tried_from_ten_and_its_absence_is_no_fault_before_two(
+    venue: SimulatorServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that is not there yet costs one listing and no warning, and is taken as soon as it is there."""
+    day = ("2025-08-21T00:00Z", "2025-08-22T00:00Z")
+    venue.clock.set("2025-08-22T03:00:00Z")  # noon in Korea; this exchange publishes at two
+    with opened(venue, tmp_path / "early") as client:
+        for market in ("KRW-XRP", "KRW-XRP", "KRW-ADA"):
+            frame = client.candles(market, "1m", *day)
+            assert frame.attrs["backbone"]["sources"].get("archive") is None
+            client.store.remove(market, "1m")
+        assert requests_of(venue, "archive") == 2, "a listing a market"
+        assert not warnings_of(caplog)
+        assert client.session.coordinator().archive.fallbacks == 0  # type: ignore[union-attr]
+    venue.clock.set("2025-08-22T05:00:00Z")
+    with opened(venue, tmp_path / "late") as client:
+        assert client.candles("KRW-XRP", "1m", *day).attrs["backbone"]["sources"].get("archive")
 
 
 def test_archive_month_that_is_late_is_taken_by_its_days(
@@ -273,6 +292,52 @@ def test_old_trades_come_from_the_archive_and_join_those_of_rest(client: Backbon
     last = client.trades("KRW-BTC", 50, end="2025-08-14T18:00Z")
     assert first.equals(frame.head(50))
     assert last.equals(frame[frame.index < pd.Timestamp("2025-08-14T18:00Z")].tail(50))
+
+
+def test_trades_count_reaches_into_the_archive(client: Backbone, venue: SimulatorServer) -> None:
+    """The newest so many before a recent end are more than seven days have: the archive has the others."""
+    start, end = "2025-08-14T12:00Z", "2025-08-15T00:10Z"
+    whole = client.trades("KRW-BTC", start=start, end=end)
+    asked = client.trades("KRW-BTC", len(whole) - 5, end=end)
+    assert asked.equals(whole.tail(len(whole) - 5))
+    assert set(asked.attrs["backbone"]["sources"]) == {"archive", "rest"}
+    with opened(venue, Path(client.data_dir) / "b", archive=None) as plain:
+        assert len(plain.trades("KRW-BTC", len(whole) - 5, end=end)) < len(asked), "REST has seven days"
+
+
+def test_trades_in_sections_are_the_range_hour_by_hour(client: Backbone, venue: SimulatorServer) -> None:
+    """Together exactly the frame, each within its hour; a day that fails is an error when it is reached."""
+    start, end = "2025-08-14T20:30Z", "2025-08-15T03:00Z"
+    whole = client.trades("KRW-BTC", start=start, end=end)
+    parts = list(client.trades("KRW-BTC", start=start, end=end, sections="1h"))
+    assert pd.concat(parts).equals(whole)
+    assert [part.index[0].floor("h") for part in parts if len(part)] == sorted({*whole.index.floor("h")})
+    assert len(parts) == 7, "20:30 to 03:00 touches seven hours"
+    assert parts[0].attrs["backbone"]["data_count"] == len(parts[0])
+    venue.faults.add("archive-missing", match="KRW-BTC_trade-20250802", times=None)
+    days = client.trades("KRW-BTC", start="2025-08-01T12:00Z", end="2025-08-03T00:00Z", sections="12h", frames="polars")
+    assert next(days).height
+    with pytest.raises(IncompleteError) as caught:
+        next(days)
+    assert caught.value.frame.height == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "argument"),
+    [
+        ({"sections": "7m", "start": "2025-08-14"}, "timeframe"),
+        ({"sections": "1w", "start": "2025-08-14"}, "sections"),
+        ({"sections": "1h"}, "start"),
+        ({"sections": "1h", "start": "2025-08-14", "count": 5}, "count"),
+        ({"sections": "1h", "start": "2025-08-14", "end": "2025-08-13"}, "start"),
+        ({"sections": "1h", "start": "2025-08-14", "frames": "excel"}, "frames"),
+    ],
+)
+def test_trades_sections_words_are_checked_at_the_call(client: Backbone, words: dict[str, str], argument: str) -> None:
+    """Not at the first section."""
+    with pytest.raises(InputError) as caught:
+        client.trades("KRW-BTC", **words)
+    assert caught.value.argument == argument
 
 
 def test_old_trades_that_differ_from_the_days_candle_are_an_error(client: Backbone, venue: SimulatorServer) -> None:

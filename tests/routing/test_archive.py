@@ -62,10 +62,11 @@ def test_files_begin_with_the_archive() -> None:
         assert files_of("KRW-BTC", TIMEFRAMES[name], ever, months=True) == []
 
 
-def test_file_is_published_the_next_day() -> None:
-    """At 14:00 KST of the next day at the latest."""
-    assert not DAY.is_published(DAY.span.end + 5 * 3_600_000_000 - 1)
-    assert DAY.is_published(DAY.span.end + 5 * 3_600_000_000)
+def test_file_is_looked_for_from_ten_and_due_at_two_the_next_day() -> None:
+    """In Korean time, which is nine hours ahead."""
+    ten, two = (DAY.span.end + hours * 3_600_000_000 for hours in (1, 5))
+    assert [DAY.may_be_there(at) for at in (ten - 1, ten)] == [False, True]
+    assert [DAY.is_due(at) for at in (two - 1, two)] == [False, True]
 
 
 def test_file_is_read_to_the_last_bit() -> None:

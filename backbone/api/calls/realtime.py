@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from backbone.api.arguments import (
 from backbone.api.calls.candles import facts
 from backbone.api.calls.listing import markets_at, of_quote, tick_sizes
 from backbone.api.rounding import learn_ticks
+from backbone.candle_table import times_of
 from backbone.coordinator.coordinator import Coordinator
 from backbone.coordinator.live.old_trades import OldTradesAnswer
 from backbone.coordinator.live.realtime import Answer, missing_error
@@ -32,11 +34,12 @@ from backbone.errors import IncompleteError, InputError, RejectedError
 from backbone.model import Priority, Span
 from backbone.routing.archive import TRADE_SCHEMA, TRADES_SINCE_US
 from backbone.routing.wire import ORDERBOOK_DEPTH as DEPTH
+from backbone.timeframe import parse_timeframe
 
 if TYPE_CHECKING:
     from backbone.api.session import Session
 
-__all__ = ["DEPTH", "markets", "orderbooks", "parse_depth", "parse_level", "tickers", "trades"]
+__all__ = ["DEPTH", "markets", "orderbooks", "parse_depth", "parse_level", "tickers", "trade_sections", "trades"]
 
 
 def tickers(
@@ -179,6 +182,11 @@ def trades(
     rows = answer.rows
     if first_of is not None and not answer.gaps:
         rows = rows[:first_of]
+    elif old is not None and not is_over and number is not None and len(rows) < number and not answer.gaps:
+        today_us = core.venue.now_us() // DAY_US * DAY_US  # it may have turned while pages were under way
+        kept_us = today_us - DAYS_KEPT * DAY_US
+        reached_us = first_kept if rows and rows[0].time_us < kept_us else kept_us
+        past = old.read(market, Span(TRADES_SINCE_US, reached_us), last=number - len(rows))
     table = shaping.trades_table(rows)
     if past.table.num_rows:
         table = pa.concat_tables([past.table, table])
@@ -207,6 +215,65 @@ def trades(
             f"trades of {market}: {arrived}: {causes[0]}", gaps=gaps, causes=causes, frame=frame
         ) from causes[0]
     return frame
+
+
+def trade_sections(
+    session: Session,
+    asked: str,
+    length: str,
+    count: object = None,
+    *,
+    start: TimeLike | None,
+    end: TimeLike | None,
+    priority: str | Priority,
+    frames: str | None,
+    timeout: float | None,
+) -> Iterator[Any]:
+    """The trades of a range in sections of `length`, oldest first, a day in memory at a time. Words are checked now."""
+    timeframe, wanted = parse_timeframe(length, derived=True), session.frames(frames)
+    if timeframe.step_us > DAY_US or timeframe.is_calendar:
+        raise InputError("sections", length, "a length of a day or less, such as 1h")
+    if start is None:
+        raise InputError("start", start, "a time, for sections")
+    if count is not None:
+        raise InputError("count", count, "a range alone, for sections")
+    parse_market(asked, session.home)
+    parse_priority(priority)
+    session.within(timeout)
+    start_us = session.time("start", start)
+    end_us = session.now_us() if end is None else session.time("end", end)
+    if start_us > end_us:
+        raise InputError("start", start, "a time before the end")
+
+    def day(part: Span) -> pa.Table:
+        bounds = {"start": _moment(part.start), "end": _moment(part.end)}
+        with session.within(timeout):
+            try:
+                return trades(session, asked, priority=priority, frames="arrow", **bounds)
+            except IncompleteError as exc:
+                exc.frame = deliver(exc.frame, shaping.attrs_of(exc.frame))
+                raise
+
+    def deliver(table: pa.Table, attrs: dict[str, Any]) -> Any:
+        attrs = {**attrs, "data_count": table.num_rows}
+        return shaping.deliver(table, wanted, index="time", zone=session.tz, attrs=attrs)
+
+    def sections() -> Iterator[Any]:
+        for day_us in range(start_us // DAY_US * DAY_US, end_us, DAY_US):
+            part = Span(max(start_us, day_us), min(end_us, day_us + DAY_US))
+            table = day(part)
+            attrs, times = shaping.attrs_of(table), times_of(table)
+            at = timeframe.floor(part.start)
+            while at < part.end:
+                low, high = np.searchsorted(times, (at, timeframe.next(at)))
+                yield deliver(table.slice(int(low), int(high - low)), attrs)
+                at = timeframe.next(at)
+
+    return sections()
+
+
+def _moment(time_us: int) -> dt.datetime:
+    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=time_us)
 
 
 def _kept(has_archive: bool) -> str:

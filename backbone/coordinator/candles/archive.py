@@ -112,6 +112,7 @@ class Archive:
         self._lock = threading.Lock()
         self._folders: dict[str, _Folder] = {}
         self._refused: set[str] = set()
+        self._absent_until_s: dict[str, float] = {}
         self._warned: set[str] = set()
         self._off_until_s = float("-inf")
         self.fallbacks = 0
@@ -147,7 +148,9 @@ class Archive:
         return found
 
     def _is_worth(self, file: ArchiveFile, gaps: SpanSet, now_us: int) -> bool:
-        if not file.is_published(now_us) or file.key in self._refused:
+        if not file.may_be_there(now_us) or file.key in self._refused:
+            return False
+        if self._clock.monotonic() < self._absent_until_s.get(file.key, 0.0):
             return False
         return sum(file.timeframe.count(gap) for gap in gaps.clip(file.span)) >= _WORTH
 
@@ -212,6 +215,14 @@ class Archive:
             detail = f" ({error})" if error else ""
             log.warning("archive.unused file=%s %s: asked of REST instead%s", file, reason, detail)
         return error or PayloadError(f"{file}: {reason}", market=file.market)
+
+    def is_early(self, file: ArchiveFile) -> bool:
+        """Whether a missing file is not due yet: it is looked for again with the next listing."""
+        if file.is_due(self._venue.now_us()):
+            return False
+        with self._lock:
+            self._absent_until_s[file.key] = self._clock.monotonic() + _LISTED_S
+        return True
 
     def note(self, file: ArchiveFile, download: Download) -> None:
         """Note the checksum of what is being stored."""
@@ -298,7 +309,10 @@ class _Taking:
             self._failed("its listing", found)
         elif self._file.key not in found:
             missing = RejectedError(f"{self._file} is not there", status=404, market=self._file.market)
-            self._refuse("the archive has no such file", missing)
+            if self._archive.is_early(self._file):
+                self._finish(missing)
+            else:
+                self._refuse("the archive has no such file", missing)
         else:
             self._ask_checksum()
 

@@ -20,7 +20,7 @@ from backbone.coordinator.live.trades import DAY_US
 from backbone.errors import BackboneError, PayloadError, UnreachableError
 from backbone.model import Span
 from backbone.routing.archive import TRADE_SCHEMA, Download, TradeFile, checksum_ask, trade_file_ask
-from backbone.routing.wire import Ask
+from backbone.routing.wire import PAGE, Ask
 
 __all__ = ["OldTrades", "OldTradesAnswer"]
 
@@ -61,36 +61,40 @@ class OldTrades:
 
     def read(self, market: str, span: Span, *, first: int | None = None, last: int | None = None) -> OldTradesAnswer:
         """The trades of `span`: all, the `first` so many, or the `last` so many."""
-        whole = Span(span.start // DAY_US * DAY_US, -(-span.end // DAY_US) * DAY_US)
-        candles = self._days(market, whole)
-        before = self._asked
-        at = {int(time): row for row, time in enumerate(times_of(candles.table))}
-        opens = sorted([*at, *(day for gap in candles.gaps for day in range(gap.start, gap.end, DAY_US))])
-        if last is not None:
-            opens.reverse()
+        before, pages = self._asked, 0
         parts: list[pa.Table] = []
         gaps: list[Span] = []
         causes: list[BackboneError] = []
         rows = 0
-        for i, day_us in enumerate(opens):
-            try:
-                if day_us not in at:
-                    raise _no_candle(market, candles)
-                table = self._day(TradeFile(market, day_us), candles.table.slice(at[day_us], 1))
-            except BackboneError as exc:
-                causes.append(exc)
-                # a count is of neighbours: behind a gap there is none; an archive that is away stays away
-                ends = first is not None or last is not None or isinstance(exc, UnreachableError)
-                gaps += [_clipped(day, span) for day in (opens[i:] if ends else [day_us])]
-                if ends:
+        is_counted = first is not None or last is not None
+        for window in _windows(span, is_counted, last is not None):
+            candles = self._days(market, window)
+            pages += candles.pages
+            at = {int(time): row for row, time in enumerate(times_of(candles.table))}
+            opens = sorted([*at, *(day for gap in candles.gaps for day in range(gap.start, gap.end, DAY_US))])
+            if last is not None:
+                opens.reverse()
+            for i, day_us in enumerate(opens):
+                try:
+                    if day_us not in at:
+                        raise _no_candle(market, candles)
+                    table = self._day(TradeFile(market, day_us), candles.table.slice(at[day_us], 1))
+                except BackboneError as exc:
+                    causes.append(exc)
+                    # a count is of neighbours: behind a gap there is none; an archive that is away stays away
+                    ends = is_counted or isinstance(exc, UnreachableError)
+                    gaps += [_clipped(day, span) for day in (opens[i:] if ends else [day_us])]
+                    if ends:
+                        break
+                    continue
+                time = times_of(table)
+                low, high = np.searchsorted(time, (span.start, span.end))
+                part = table.slice(int(low), int(high - low))
+                rows += part.num_rows
+                parts.append(part)
+                if rows >= (first or last or rows + 1):
                     break
-                continue
-            time = times_of(table)
-            low, high = np.searchsorted(time, (span.start, span.end))
-            part = table.slice(int(low), int(high - low))
-            rows += part.num_rows
-            parts.append(part)
-            if rows >= (first or last or rows + 1):
+            if (is_counted and causes) or rows >= (first or last or rows + 1):
                 break
         if last is not None:
             parts.reverse()
@@ -99,7 +103,7 @@ class OldTrades:
             found = found.slice(0, first)
         elif last is not None:
             found = found.slice(max(0, found.num_rows - last))
-        return OldTradesAnswer(found, candles.pages + self._asked - before, tuple(sorted(gaps)), tuple(causes))
+        return OldTradesAnswer(found, pages + self._asked - before, tuple(sorted(gaps)), tuple(causes))
 
     def _day(self, file: TradeFile, candle: pa.Table) -> pa.Table:
         """A day's trades, once they are certain. Raises the error tree."""
@@ -129,6 +133,15 @@ class OldTrades:
                 raise PayloadError(
                     f"{file}: its {name} is {mine:.12g}, that of the day's candle {theirs:.12g}", market=file.market
                 )
+
+
+def _windows(span: Span, is_counted: bool, is_backwards: bool) -> list[Span]:
+    """The whole days of `span` in parts: a count is seldom of more days than one page of day candles."""
+    start, end = span.start // DAY_US * DAY_US, -(-span.end // DAY_US) * DAY_US
+    step = PAGE * DAY_US if is_counted else max(DAY_US, end - start)
+    if is_backwards:
+        return [Span(max(start, until - step), until) for until in range(end, start, -step)]
+    return [Span(at, min(end, at + step)) for at in range(start, end, step)]
 
 
 def _clipped(day_us: int, span: Span) -> Span:

@@ -50,8 +50,9 @@ def test_files_are_months_where_they_lie_whole_or_mostly_in_a_gap() -> None:
 
 
 def test_files_are_days_where_the_month_is_not_over() -> None:
-    """The running month is taken by its published days; the day before now's deadline is not there yet."""
-    now = JULY + 3 * DAY_US + 4 * 3_600_000_000
+    """The running month is taken by the days that may be there: from 10:00 Korean time of the next day on."""
+    now = JULY + 3 * DAY_US + 3_600_000_000 - 1
+    assert names(archive(now + 1), (JULY, now))[-1] == "1m_20240703"
     assert names(archive(now), (JULY, now)) == ["1m_20240701", "1m_20240702"]
     assert names(archive(now), (JUNE, now)) == ["1m_202406", "1m_20240701", "1m_20240702"]
 

@@ -142,3 +142,16 @@ def test_a_count_ends_at_a_gap() -> None:
     answer = archive.read(*ALL, last=5)
     assert prices(answer) == [100, 101, 102, 103]
     assert answer.gaps == (Span(MAY, MAY + DAY_US),)
+
+
+def test_the_newest_so_many_ask_for_the_newest_day_candles_only() -> None:
+    """Years of day candles are not fetched for a count that a few days have."""
+    archive, asked = Archive(), list[Span]()
+
+    def days(market: str, span: Span) -> CandleAnswer:
+        asked.append(span)
+        return archive.days(market, span)
+
+    found = OldTrades(archive.request, days, MAY).read(MARKET, Span(MAY - 900 * DAY_US, ALL.end), last=3)
+    assert found.table.num_rows == 3
+    assert asked == [Span(ALL.end - 200 * DAY_US, ALL.end)]
