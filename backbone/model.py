@@ -94,7 +94,10 @@ class Ticker(msgspec.Struct, frozen=True):
     """The latest summary of one market. ``change`` and ``change_rate`` are signed; volumes since 00:00 UTC.
 
     ``time_us`` is the last trade's time; ``stamp_us`` is when the venue made the row, which orders two rows of one
-    market and differs by channel.
+    market and differs by channel. What follows it is None where the venue did not send it: REST leaves out the volumes
+    by side and the market's state. ``side`` and ``last_volume`` are the last trade's, ``ask_volume`` and ``bid_volume``
+    what takers sold and bought since 00:00 UTC; ``state`` is ``"PREVIEW"``, ``"ACTIVE"`` or ``"DELISTED"``; days are
+    ISO dates.
     """
 
     market: str
@@ -111,6 +114,29 @@ class Ticker(msgspec.Struct, frozen=True):
     volume_24h: float
     value_24h: float
     stamp_us: int
+    ask_volume: float | None = None
+    bid_volume: float | None = None
+    high_52w: float | None = None
+    low_52w: float | None = None
+    state: str | None = None
+    side: str | None = None
+    last_volume: float | None = None
+    high_52w_day: str | None = None
+    low_52w_day: str | None = None
+    delisting_day: str | None = None
+    is_suspended: bool | None = None
+    warning: str | None = None
+
+    def completed(self, other: Ticker) -> Ticker:
+        """This row with what `other` knows beyond it, where both are of the same last trade; else as it is."""
+        if (self.time_us, self.price, self.volume) != (other.time_us, other.price, other.volume):
+            return self
+        lacking = [name for name in _TOLD_BY_STREAM if getattr(self, name) is None]
+        more = {name: value for name in lacking if (value := getattr(other, name)) is not None}
+        return msgspec.structs.replace(self, **more) if more else self
+
+
+_TOLD_BY_STREAM = Ticker.__struct_fields__[Ticker.__struct_fields__.index("stamp_us") + 1 :]
 
 
 class Level(msgspec.Struct, frozen=True, gc=False):
@@ -153,7 +179,11 @@ class OrderBook(msgspec.Struct, frozen=True):
 
 
 class Trade(msgspec.Struct, frozen=True):
-    """One execution. ``side`` is the taker's: ``"buy"`` or ``"sell"``. ``sequential_id`` is unique in its market."""
+    """One execution. ``side`` is the taker's: ``"buy"`` or ``"sell"``. ``sequential_id`` is unique in its market.
+
+    The rest is None where the venue did not send it: the best prices and sizes right after it and ``sent_us``, when the
+    frame was sent, come on the socket alone.
+    """
 
     market: str
     time_us: int
@@ -161,6 +191,12 @@ class Trade(msgspec.Struct, frozen=True):
     volume: float
     side: str
     sequential_id: int
+    best_bid_price: float | None = None
+    best_bid_size: float | None = None
+    best_ask_price: float | None = None
+    best_ask_size: float | None = None
+    prev_close: float | None = None
+    sent_us: int | None = None
 
     @property
     def stamp_us(self) -> int:

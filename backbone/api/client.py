@@ -321,7 +321,10 @@ class Backbone:
         -------
         Frame indexed by ``market``: ``time`` (last trade), ``price open high low prev_close`` (since 00:00 UTC),
         ``change change_rate`` (signed), ``volume value`` (since 00:00 UTC), ``volume_24h value_24h``, ``source``,
-        ``age`` (seconds since it was known to be the latest: since its arrival, or since the stream was last received).
+        ``age`` (seconds since it was known to be the latest: since its arrival, or since the stream was last received),
+        ``ask_volume bid_volume`` (of `volume`, sold and bought by takers), ``high_52w low_52w``, ``state``
+        (``"PREVIEW"``, ``"ACTIVE"``, ``"DELISTED"``). The volumes by side and the state come from the stream alone:
+        NaN and None in a row from REST.
 
         Raises
         ------
@@ -403,7 +406,8 @@ class Backbone:
         Returns
         -------
         Frame indexed by ``time`` (milliseconds kept): ``market price volume side sequential_id``; ``side`` is the
-        taker's, ``"buy"`` or ``"sell"``; ``sequential_id`` int64, unique.
+        taker's, ``"buy"`` or ``"sell"``; ``sequential_id`` int64, unique. ``best_bid_price best_bid_size best_ask_price
+        best_ask_size`` right after the trade come from the stream alone: NaN in a row from REST.
 
         Raises
         ------

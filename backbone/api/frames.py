@@ -35,12 +35,15 @@ __all__ = [
     "shape_tickers",
     "tickers_table",
     "trades_table",
+    "with_best",
 ]
 
 TICKER_NUMBERS = (
     "price", "open", "high", "low", "prev_close", "change", "change_rate", "volume", "value", "volume_24h", "value_24h",
 )  # fmt: skip
 """The float columns of a ticker frame, in order."""
+_TOLD_NUMBERS = ("ask_volume", "bid_volume", "high_52w", "low_52w")
+_BEST = ("best_bid_price", "best_bid_size", "best_ask_price", "best_ask_size")
 _ticker_numbers = attrgetter(*TICKER_NUMBERS)
 _level_numbers = attrgetter(*Level.__struct_fields__)
 _TIME = pa.timestamp("us", tz="UTC")
@@ -136,14 +139,24 @@ def _floats(values: Iterable[float]) -> pa.Array:
     return pa.array(values, type=pa.float64())
 
 
+def _told(rows: Sequence[Any], name: str) -> np.ndarray:
+    """A column of what the venue does not send everywhere: NaN where it did not."""
+    return np.array([getattr(row, name) for row in rows], np.float64)
+
+
 def tickers_table(rows: Sequence[Ticker], sources: Sequence[str], ages_s: Sequence[float] | np.ndarray) -> pa.Table:
-    """The ticker frame's columns; ``source`` and ``age`` (seconds since the row was received) per row."""
+    """The ticker frame's columns; ``source`` and ``age`` (seconds since the row was received) per row.
+
+    What the venue did not send of a row is NaN, its ``state`` None.
+    """
     columns: dict[str, Any] = {
         "market": pa.array([r.market for r in rows], pa.string()),
         "time": pa.array([r.time_us for r in rows], pa.int64()).cast(_TIME),
         **dict(zip(TICKER_NUMBERS, map(_floats, _ticker_columns(rows)), strict=True)),
         "source": pa.array(list(sources), pa.string()),
         "age": _floats(ages_s),
+        **{name: _floats(_told(rows, name)) for name in _TOLD_NUMBERS},
+        "state": pa.array([row.state for row in rows], pa.string()),
     }
     return pa.table(columns)
 
@@ -159,8 +172,10 @@ def shape_tickers(
     times = np.array([row.time_us for row in rows], np.int64).view("datetime64[us]")
     columns: dict[str, Any] = {"time": pd.DatetimeIndex(times).tz_localize("UTC").tz_convert(zone)}
     columns.update(zip(TICKER_NUMBERS, _ticker_columns(rows), strict=True))
-    columns["source"] = _source_column(tuple(sources)).copy()
+    columns["source"] = _text_column(tuple(sources)).copy()
     columns["age"] = np.array(ages_s, np.float64)
+    columns.update((name, _told(rows, name)) for name in _TOLD_NUMBERS)
+    columns["state"] = _text_column(tuple([row.state for row in rows])).copy()
     index = _market_index(tuple([row.market for row in rows])).view()  # its name is the frame's own
     return pd.DataFrame(columns, index=index, copy=False)
 
@@ -181,8 +196,8 @@ def _market_index(markets: tuple[str, ...]) -> Any:
 
 
 @lru_cache(maxsize=16)
-def _source_column(sources: tuple[str, ...]) -> Any:
-    return pa.array(sources, pa.string()).to_pandas().array
+def _text_column(values: tuple[str | None, ...]) -> Any:
+    return pa.array(values, pa.string()).to_pandas().array
 
 
 def orderbooks_table(books: Sequence[OrderBook], depth: int) -> pa.Table:
@@ -209,7 +224,10 @@ def orderbooks_table(books: Sequence[OrderBook], depth: int) -> pa.Table:
 
 
 def trades_table(rows: Sequence[Trade]) -> pa.Table:
-    """Oldest first; ``time`` keeps the venue's milliseconds; ids stay integers throughout."""
+    """Oldest first; ``time`` keeps the venue's milliseconds; ids stay integers throughout.
+
+    The best prices and sizes right after a trade are NaN where the venue did not send them.
+    """
     return pa.table(
         {
             "time": pa.array([r.time_us for r in rows], pa.int64()).cast(_TIME),
@@ -218,8 +236,16 @@ def trades_table(rows: Sequence[Trade]) -> pa.Table:
             "volume": _floats([r.volume for r in rows]),
             "side": pa.array([r.side for r in rows], pa.string()),
             "sequential_id": pa.array([r.sequential_id for r in rows], pa.int64()),
+            **{name: _floats(_told(rows, name)) for name in _BEST},
         }
     )
+
+
+def with_best(trades: pa.Table) -> pa.Table:
+    """Trades of the archive with the columns that it does not have."""
+    for name in _BEST:
+        trades = trades.append_column(name, _floats(np.full(trades.num_rows, np.nan)))
+    return trades
 
 
 def markets_table(rows: Sequence[MarketInfo]) -> pa.Table:

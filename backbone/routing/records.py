@@ -1,7 +1,8 @@
 """How the venue spells a row, and the builders that make a record of it, for REST and for the socket.
 
 One table a kind says how a REST row, a DEFAULT frame and a SIMPLE frame spell each field; all three become the same
-record of `backbone.model`. Only ``Ticker.stamp_us``, the time at which the row was made, differs between the channels.
+record of `backbone.model`. Only ``Ticker.stamp_us``, the time at which the row was made, differs between the channels;
+what one of them does not send is None there.
 The other half of the dialect, questions and frames, is `wire`: together they were one file of more than 700 lines.
 
 Numbers become the float64 nearest to the decimal on the wire, whatever its spelling; ids and times are read as
@@ -68,6 +69,15 @@ class InvalidRow(ValueError):
 _REST, _DEFAULT, _SIMPLE = 0, 1, 2
 """Columns of the tables below: how a REST row, a DEFAULT frame and a SIMPLE frame spell a field."""
 
+
+class _Day(msgspec.Struct, gc=False):
+    """A day as the venue's own client declares it; the wire also has it as text."""
+
+    year: int
+    month: int
+    day: int
+
+
 _FLAG = ("stream", str, ("stream_type", "stream_type", "st"), "REALTIME")
 
 _TICKER: tuple[tuple[Any, ...], ...] = (
@@ -85,6 +95,18 @@ _TICKER: tuple[tuple[Any, ...], ...] = (
     ("volume_24h", Amount, ("acc_trade_volume_24h", "acc_trade_volume_24h", "atv24h")),
     ("value_24h", Amount, ("acc_trade_price_24h", "acc_trade_price_24h", "atp24h")),
     ("stamp", Millis, ("timestamp", "timestamp", "tms")),
+    ("ask_volume", Amount | None, ("acc_ask_volume", "acc_ask_volume", "aav"), None),
+    ("bid_volume", Amount | None, ("acc_bid_volume", "acc_bid_volume", "abv"), None),
+    ("high_52w", Amount | None, ("highest_52_week_price", "highest_52_week_price", "h52wp"), None),
+    ("low_52w", Amount | None, ("lowest_52_week_price", "lowest_52_week_price", "l52wp"), None),
+    ("state", str | None, ("market_state", "market_state", "ms"), None),
+    ("side", _Side | None, ("ask_bid", "ask_bid", "ab"), None),
+    ("last_volume", Amount | None, ("trade_volume", "trade_volume", "tv"), None),
+    ("high_52w_day", str | None, ("highest_52_week_date", "highest_52_week_date", "h52wdt"), None),
+    ("low_52w_day", str | None, ("lowest_52_week_date", "lowest_52_week_date", "l52wdt"), None),
+    ("delisting", str | _Day | None, ("delisting_date", "delisting_date", "dd"), None),
+    ("is_suspended", bool | None, ("is_trading_suspended", "is_trading_suspended", "its"), None),
+    ("warning", str | None, ("market_warning", "market_warning", "mw"), None),
     _FLAG,
 )
 
@@ -95,6 +117,12 @@ _TRADE: tuple[tuple[Any, ...], ...] = (
     ("volume", Price, ("trade_volume", "trade_volume", "tv")),
     ("side", _Side, ("ask_bid", "ask_bid", "ab")),
     ("id", Id, ("sequential_id", "sequential_id", "sid")),
+    ("bid_price", Amount | None, ("best_bid_price", "best_bid_price", "bbp"), None),
+    ("bid_size", Amount | None, ("best_bid_size", "best_bid_size", "bbs"), None),
+    ("ask_price", Amount | None, ("best_ask_price", "best_ask_price", "bap"), None),
+    ("ask_size", Amount | None, ("best_ask_size", "best_ask_size", "bas"), None),
+    ("prev_close", Amount | None, ("prev_closing_price", "prev_closing_price", "pcp"), None),
+    ("sent", Millis | None, ("sent_timestamp", "timestamp", "tms"), None),  # REST has no such field
     _FLAG,
 )
 
@@ -176,11 +204,40 @@ def build_ticker(row: Any) -> Ticker:
         row.volume_24h,
         row.value_24h,
         row.stamp * 1000,
+        row.ask_volume,
+        row.bid_volume,
+        row.high_52w,
+        row.low_52w,
+        row.state,
+        None if row.side is None else _TAKERS[row.side],
+        row.last_volume,
+        row.high_52w_day,
+        row.low_52w_day,
+        None if row.delisting is None else _iso_day(row.delisting),
+        row.is_suspended,
+        row.warning,
     )
 
 
+def _iso_day(day: str | _Day) -> str:
+    return day if isinstance(day, str) else f"{day.year:04}-{day.month:02}-{day.day:02}"
+
+
 def build_trade(row: Any) -> Trade:
-    return Trade(row.market, row.time * 1000, row.price, row.volume, _TAKERS[row.side], row.id)
+    return Trade(
+        row.market,
+        row.time * 1000,
+        row.price,
+        row.volume,
+        _TAKERS[row.side],
+        row.id,
+        row.bid_price,
+        row.bid_size,
+        row.ask_price,
+        row.ask_size,
+        row.prev_close,
+        None if row.sent is None else row.sent * 1000,
+    )
 
 
 def build_orderbook(row: Any) -> OrderBook:

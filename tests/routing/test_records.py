@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from backbone.errors import PayloadError
-from backbone.model import LiveCandle
+from backbone.model import LiveCandle, Ticker, Trade
 from backbone.routing import wire
 from tests.recordings import frames_of
-from tests.routing.test_wire import CANDLE_FRAME, PAIRS, simple
+from tests.routing.test_wire import CANDLE_FRAME, PAIRS, differing, simple
 
 
 def test_trade_recorded_on_both_channels_is_one_record(recordings: Path) -> None:
@@ -21,7 +22,10 @@ def test_trade_recorded_on_both_channels_is_one_record(recordings: Path) -> None
     (rest,) = wire.trades_ask("KRW-BTC", 500).parse(path.read_bytes())
     (frame,) = frames_of(recordings / "raw/ws/maxt_trade_DEFAULT_2026-07-30.jsonl")
     ((live, _),) = wire.parse_frame(frame)
-    assert live == rest
+    assert differing(live, rest) == []
+    assert isinstance(live, Trade)
+    assert isinstance(rest, Trade)
+    assert (live.prev_close, rest.best_bid_price, rest.sent_us) == (rest.prev_close, None, None)
 
 
 @pytest.mark.parametrize("kind", PAIRS)
@@ -32,7 +36,58 @@ def test_rows_of_one_instant_are_equal_whatever_the_channel(kind: str, dialect: 
     content: Any = simple(frame) if dialect.startswith("SIMPLE") else frame
     if dialect.endswith("LIST"):
         content = [content]
-    assert wire.parse_frame(json.dumps(content, separators=(",", ":")).encode()) == ((rest, False),)
+    ((record, is_snapshot),) = wire.parse_frame(json.dumps(content, separators=(",", ":")).encode())
+    assert differing(record, rest) == []
+    assert not is_snapshot
+    if kind == "orderbook":
+        assert record == rest
+
+
+@pytest.mark.parametrize("is_simple", [False, True])
+def test_frames_say_what_rest_does_not(is_simple: bool) -> None:
+    """The socket's own fields are in the record, None in that of a REST row."""
+    frames = [simple(frame) if is_simple else frame for _, frame in (PAIRS["ticker"], PAIRS["trade"])]
+    ticker, trade = (wire.parse_frame(json.dumps(frame).encode())[0].record for frame in frames)
+    assert isinstance(ticker, Ticker)
+    assert isinstance(trade, Trade)
+    assert (ticker.ask_volume, ticker.bid_volume, ticker.state, ticker.side) == (200.0, 104.11940843, "ACTIVE", "sell")
+    assert (ticker.delisting_day, ticker.is_suspended, ticker.warning) == ("2026-08-03", False, "CAUTION")
+    assert (trade.best_bid_price, trade.best_bid_size) == (91200000.0, 0.25)
+    assert (trade.best_ask_price, trade.best_ask_size) == (91201000.0, 0.5)
+    assert trade.sent_us == 1785397260700000
+    rest = PAIRS["ticker"][0]
+    assert (rest.ask_volume, rest.bid_volume, rest.state, rest.delisting_day) == (None, None, None, None)
+    assert (rest.high_52w, rest.low_52w) == (ticker.high_52w, ticker.low_52w) == (179869000.0, 88770000.0)
+
+
+def test_ticker_takes_from_another_only_what_is_of_the_same_trade() -> None:
+    """What REST leaves out is still so where nothing was traded since, and unknown once something was."""
+    rest = PAIRS["ticker"][0]
+    streamed = wire.parse_frame(json.dumps(PAIRS["ticker"][1]).encode())[0].record
+    assert isinstance(streamed, Ticker)
+    assert differing(rest.completed(streamed), streamed) == []
+    assert rest.completed(streamed).ask_volume == 200.0
+    traded = msgspec.structs.replace(rest, volume=rest.volume + 1)
+    assert traded.completed(streamed) is traded
+    assert streamed.completed(rest) is streamed
+
+
+def test_recorded_tickers_say_their_state_and_volumes(recordings: Path) -> None:
+    """In the recordings of 2021 and 2025 the volumes by side add up to the whole, and every state is told."""
+    for name in ("ghd9201_ticker_SIMPLE_2021-04-28.jsonl", "sml1323_ticker_DEFAULT_2025-07-14.jsonl"):
+        seen = 0
+        for frame in frames_of(recordings / "raw/ws" / name):
+            for ticker, _ in wire.parse_frame(frame):
+                assert isinstance(ticker, Ticker)
+                assert ticker.ask_volume is not None
+                assert ticker.bid_volume is not None
+                assert ticker.ask_volume + ticker.bid_volume == pytest.approx(ticker.volume, rel=1e-12)
+                assert ticker.high_52w is not None
+                assert ticker.high_52w >= ticker.high
+                assert (ticker.state, ticker.is_suspended, ticker.warning) == ("ACTIVE", False, "NONE")
+                assert ticker.delisting_day is None
+                seen += 1
+        assert seen
 
 
 def test_orderbook_frame_in_exponents_equals_the_plain_row() -> None:

@@ -244,8 +244,9 @@ class LiveTable:
             table, index = _books(rows, sources, ages, self._subscription.depth), None
             sources = table.column("source").to_pylist()  # a row a level
         elif kind == "trade":
-            table = shaping.trades_table(rows).append_column("source", pa.array(sources, pa.string()))
-            table = table.append_column("age", pa.array(ages, pa.float64()))
+            table = shaping.trades_table(rows)
+            table = table.add_column(6, "source", pa.array(sources, pa.string()))
+            table = table.add_column(7, "age", pa.array(ages, pa.float64()))
         else:
             table = _candles(rows, sources, ages, kind, self._core.reader.closed_before)
         elapsed_ms = (self._core.clock.monotonic() - began) * 1000

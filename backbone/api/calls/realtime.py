@@ -189,7 +189,7 @@ def trades(
         past = old.read(market, Span(TRADES_SINCE_US, reached_us), last=number - len(rows))
     table = shaping.trades_table(rows)
     if past.table.num_rows:
-        table = pa.concat_tables([past.table, table])
+        table = pa.concat_tables([shaping.with_best(past.table), table])
     gaps, causes = (*past.gaps, *answer.gaps), (*past.causes, *answer.causes)
     elapsed_s = core.clock.monotonic() - began
     core.metrics.time("call", elapsed_s, group="trades", priority=lane)

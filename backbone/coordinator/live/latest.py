@@ -256,7 +256,7 @@ class LatestRows:
                 slot = self._slot_locked(kind_of(record), record.market)
             slot.stream_s = received_s
             held = slot.held
-            is_repeated = is_snapshot and held is not None and held.row == record
+            is_repeated = is_snapshot and held is not None and _is_same(held.row, record)
             if held is None or _replaces(record, held):
                 slot.held = Held(record, "stream", received_s)
             if slot.history is not None:
@@ -276,7 +276,9 @@ class LatestRows:
                 held = slot.held
                 if held is not None and _is_newer(held.row, record):
                     continue
-                is_news = held is None or held.row != record
+                if held is not None and isinstance(record, Ticker):
+                    record = record.completed(held.row)
+                is_news = held is None or not _is_same(held.row, record)
                 if is_news or held is None or held.source != "stream":
                     slot.held = Held(record, "rest", received_s)
                 if slot.history is not None:
@@ -415,6 +417,13 @@ class LatestRows:
 def _place(trade: Trade) -> tuple[int, int]:
     """Where a trade stands in the order of its market."""
     return trade.time_us, trade.sequential_id
+
+
+def _is_same(known: Any, record: Any) -> bool:
+    """Whether a record says what is known already; a trade is known by its id, whatever a channel leaves out."""
+    if type(record) is Trade:
+        return bool(known.sequential_id == record.sequential_id)
+    return bool(known == record)
 
 
 def _replaces(record: Any, held: Held[Any]) -> bool:

@@ -30,7 +30,10 @@ MARKETS = ["KRW-BTC", "KRW-ETH", "KRW-XRP"]
 TICKER_COLUMNS = [
     *("time", "price", "open", "high", "low", "prev_close", "change", "change_rate"),
     *("volume", "value", "volume_24h", "value_24h", "source", "age"),
+    *("ask_volume", "bid_volume", "high_52w", "low_52w", "state"),
 ]
+SOCKET_ALONE = ["ask_volume", "bid_volume", "state"]
+BEST = ["best_bid_price", "best_bid_size", "best_ask_price", "best_ask_size"]
 
 
 def eventually(holds: Callable[[], Any], timeout_s: float = 10.0) -> Any:
@@ -87,11 +90,60 @@ def test_live_rows_are_those_of_rest(client: Backbone) -> None:
             ("orderbook", client.orderbooks(MARKETS, max_age=0)),
         ):
             live = table.frame(kind)
-            both = [frame.drop(columns=["source", "age"], errors="ignore") for frame in (live, asked)]
+            own = ["source", "age", *SOCKET_ALONE]
+            both = [frame.drop(columns=own, errors="ignore") for frame in (live, asked)]
             pd.testing.assert_frame_equal(*both, **same)
         trades = table.frame("trade")
         asked = pd.concat(client.trades(market, 1) for market in MARKETS)
         pd.testing.assert_frame_equal(trades.drop(columns=["source", "age"]), asked)
+
+
+def test_tickers_carry_what_the_channel_told(client: Backbone, venue: SimulatorServer) -> None:
+    """From the socket: volumes by side, extremes of 52 weeks, the state. REST has the extremes alone; so says the
+    frame, with the same types."""
+    with client.live(MARKETS) as table:
+        live, asked = table.frame(), client.tickers(MARKETS, max_age=0)
+        shown = table.frame()
+    rows = venue.exchange.tickers(MARKETS, venue.clock.now_us())
+    assert live["high_52w"].tolist() == [row["highest_52_week_price"] for row in rows]
+    assert live["low_52w"].tolist() == [row["lowest_52_week_price"] for row in rows]
+    assert (live["ask_volume"] + live["bid_volume"]).tolist() == pytest.approx(live["volume"].tolist())
+    assert live["state"].tolist() == ["ACTIVE"] * 3
+    assert asked[SOCKET_ALONE].isna().all(axis=None)
+    pd.testing.assert_series_equal(asked["high_52w"], live["high_52w"])
+    assert asked.dtypes.equals(live.dtypes)
+    # nothing was traded since: the row of REST is shown with what the socket said of the same trade
+    pd.testing.assert_frame_equal(shown[SOCKET_ALONE], live[SOCKET_ALONE])
+
+
+def test_live_trades_carry_the_best_prices_after_them(client: Backbone, venue: SimulatorServer) -> None:
+    """The best bid and ask come with each streamed trade; their columns are the last."""
+    with client.live("KRW-BTC", "trade") as table:
+        venue.clock.advance(20)
+        assert table.wait(1)
+        frame = table.frame()
+    assert frame.columns.tolist()[-6:] == ["source", "age", *BEST]
+    assert (frame["best_bid_price"] < frame["best_ask_price"]).all()
+    assert (frame[["best_bid_size", "best_ask_size"]] > 0).all(axis=None)
+
+
+def test_live_trade_of_rest_is_not_told_again_for_what_it_lacks(client: Backbone, venue: SimulatorServer) -> None:
+    """A trade that came with its best prices stays as it is when REST tells it without; nobody hears of it twice."""
+    with client.live("KRW-BTC", "trade") as table:
+        records = table.records()
+        before = table.latest("KRW-BTC")
+        assert isinstance(before, Trade)
+        core = client.session.coordinator()
+        core.feed.latest.offer(
+            "trade",
+            core.realtime.trades(
+                "KRW-BTC", 1, Priority.HIGH, start_us=None, end_us=core.venue.now_us(), today_us=core.venue.now_us()
+            ).rows,
+            core.clock.monotonic(),
+        )
+        assert len(records) == 0
+        assert table.latest("KRW-BTC") == before
+        assert before.best_bid_price is not None
 
 
 def test_live_ticker_frame_is_the_one_of_the_slow_way(client: Backbone) -> None:
@@ -534,7 +586,9 @@ def test_orderbooks_and_trades_come_from_the_table(client: Backbone, venue: Simu
         assert attrs_of(newest)["sources"] == {"stream": 1}
         assert rest_requests(venue) == 0
     pd.testing.assert_frame_equal(told, books)
-    pd.testing.assert_frame_equal(newest, trades)
+    pd.testing.assert_frame_equal(newest.drop(columns=BEST), trades.drop(columns=BEST))
+    assert newest[BEST].notna().all(axis=None)
+    assert trades[BEST].isna().all(axis=None)
 
 
 def test_trades_beyond_what_the_stream_told_are_asked(client: Backbone, venue: SimulatorServer) -> None:

@@ -25,8 +25,10 @@ LIMIT = 500  # the quota is not what is tested here
 
 TICKER_COLUMNS = ["time", "price", "open", "high", "low", "prev_close", "change", "change_rate", "volume", "value"]
 TICKER_COLUMNS += ["volume_24h", "value_24h", "source", "age"]
+TICKER_COLUMNS += ["ask_volume", "bid_volume", "high_52w", "low_52w", "state"]
 BOOK_COLUMNS = ["market", "time", "level", "ask_price", "ask_size", "bid_price", "bid_size"]
 TRADE_COLUMNS = ["market", "price", "volume", "side", "sequential_id"]
+TRADE_COLUMNS += ["best_bid_price", "best_bid_size", "best_ask_price", "best_ask_size"]
 DAY_US = 86_400_000_000
 
 
@@ -102,7 +104,7 @@ def test_tickers_types_do_not_depend_on_the_frames(client: Backbone) -> None:
     """pandas, Polars and Arrow have the same columns, the same types and the same facts."""
     pandas_frame = client.tickers(["KRW-BTC", "KRW-ETH"])
     assert str(pandas_frame["time"].dtype) == "datetime64[us, Asia/Seoul]"
-    numbers = set(TICKER_COLUMNS) - {"time", "source"}
+    numbers = set(TICKER_COLUMNS) - {"time", "source", "state"}
     assert {str(pandas_frame[name].dtype) for name in numbers} == {"float64"}
     polars_frame = client.tickers(["KRW-BTC", "KRW-ETH"], frames="polars")
     assert isinstance(polars_frame, pl.DataFrame)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -175,7 +176,7 @@ def test_rows_are_held_once_and_the_newest_stays() -> None:
     newer = venue.realtime.tickers(["KRW-A"], Priority.HIGH, 60).held[0].row
     venue.price = 1.0
     late = venue.rows("/ticker", ("KRW-A",), {})[0]
-    late = Ticker(*[getattr(late, name) for name in late.__struct_fields__[:-1]], newer.stamp_us - 1)
+    late = msgspec.structs.replace(late, stamp_us=newer.stamp_us - 1)
     venue.realtime._latest.offer("ticker", [late], venue.clock.mono_s)
     held = venue.realtime.tickers(["KRW-A"], Priority.HIGH, 60).held[0]
     assert held.row is newer
