@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
+from backbone.clock import SystemClock
 from backbone.errors import InputError, StoreError
 from backbone.model import CANDLE_COLUMNS
+from backbone.storage.files import rename_over
 from backbone.storage.fold import decimal_sums
 from backbone.timeframe import TIMEFRAMES
 
@@ -132,7 +134,7 @@ def export(df: pd.DataFrame, style: str = "freqtrade", path: str | os.PathLike[s
             target = folder / f"{base}_{quote}-{timeframe}.feather"
             half = target.with_suffix(".part")
             feather.write_feather(pa.Table.from_pandas(pd.DataFrame(to_ohlc(part, style))), str(half))
-            half.replace(target)
+            rename_over(str(half), str(target), SystemClock())
             written.append(target)
     except OSError as exc:
         raise StoreError(f"cannot write {folder}: {exc.strerror or exc}", path=folder) from exc

@@ -46,7 +46,17 @@ try:
 except ImportError:  # Windows: filelock has another way there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Blob", "Files", "LocalFiles", "OvertakenError", "ReadOnlyError", "Version", "retried", "tmp_key"]
+__all__ = [
+    "Blob",
+    "Files",
+    "LocalFiles",
+    "OvertakenError",
+    "ReadOnlyError",
+    "Version",
+    "rename_over",
+    "retried",
+    "tmp_key",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +73,8 @@ _KEPT = ".kept"  # ending of the partition files of snapshots and quarantines
 _NOT_SUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_FOLDER_SYNC = _NOT_SUPPORTED | {errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
 _NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}
-_NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG)
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class Blob(NamedTuple):
@@ -105,6 +116,25 @@ class Files(Protocol):
     def size(self, key: str) -> int: ...
 
 
+def rename_over(source: str, target: str, clock: Clock) -> None:
+    """`os.replace`, patient with systems where an open reader (a virus scanner, a spreadsheet) is in the way."""
+    deadline = clock.monotonic() + _SHARING_S
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if not _IS_WINDOWS or clock.monotonic() >= deadline:
+                raise
+        _pause(clock, 0.01)
+
+
+def _pause(clock: Clock, seconds: float) -> None:
+    condition = threading.Condition()
+    with condition:
+        clock.wait(condition, seconds)
+
+
 def retried(files: Files, lock_key: str, change: Callable[[], T]) -> T:
     """Call `change` inside `exclusive`, again while other writers overtake it, which only lock-free disks report."""
     for attempt in itertools.count(1):
@@ -141,8 +171,9 @@ class LocalFiles:
 
     def __init__(self, root: Path, clock: Clock, *, lock_timeout_s: float = 10.0) -> None:
         self._root = os.fspath(root.absolute())
-        self._is_snapshot = root.absolute().parent.name == SNAPSHOTS
-        self._ending = _KEPT if self._is_snapshot or root.absolute().parent.name == QUARANTINE else ""
+        parent = Path(os.path.realpath(root)).parent.name  # a link to a snapshot leads to a snapshot
+        self._is_snapshot = parent == SNAPSHOTS
+        self._ending = _KEPT if parent in (SNAPSHOTS, QUARANTINE) else ""
         self._clock = clock
         self._lock_timeout_s = lock_timeout_s
         self._counter = itertools.count()
@@ -157,7 +188,6 @@ class LocalFiles:
         self._lock = threading.Lock()
         self._series_locks: dict[str, _SeriesLock] = {}
         self._held = threading.local()
-        self._pause = threading.Condition()
 
     def path(self, key: str) -> Path:
         """Where `key` lies."""
@@ -169,8 +199,7 @@ class LocalFiles:
 
     def pause(self, seconds: float) -> None:
         """Wait a moment, on the store's clock."""
-        with self._pause:
-            self._clock.wait(self._pause, seconds)
+        _pause(self._clock, seconds)
 
     def _warn_once(self, what: str, words: str, *details: object) -> None:
         if what not in self._warned:
@@ -181,9 +210,9 @@ class LocalFiles:
         """The version of a file; None where there is none."""
         try:
             found = os.stat(self._full(key))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
         except OSError as exc:
+            if exc.errno in _NOT_THERE:
+                return None
             raise self._failed("look at", key, exc) from exc
         self._seen_root = True
         return found.st_ino, found.st_mtime_ns, found.st_size
@@ -194,9 +223,9 @@ class LocalFiles:
             with open(self._full(key), "rb", buffering=0) as file:
                 found = os.fstat(file.fileno())
                 data = file.readall()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
         except OSError as exc:
+            if exc.errno in _NOT_THERE:
+                return None
             raise self._failed("read", key, exc) from exc
         self._seen_root = True
         return Blob(data or b"", (found.st_ino, found.st_mtime_ns, found.st_size))
@@ -207,9 +236,9 @@ class LocalFiles:
             with open(self._full(key), "rb", buffering=0) as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - size))
                 data = file.readall()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
         except OSError as exc:
+            if exc.errno in _NOT_THERE:
+                return None
             raise self._failed("read", key, exc) from exc
         return data or b""
 
@@ -228,7 +257,7 @@ class LocalFiles:
             version = self._write(tmp, data, before)
             try:
                 self._check_owner(key)
-                self._rename(tmp, target)
+                rename_over(tmp, target, self._clock)
             except (OSError, OvertakenError):
                 _remove(tmp)
                 raise
@@ -254,18 +283,6 @@ class LocalFiles:
             _remove(tmp)
             raise
         return found.st_ino, found.st_mtime_ns, found.st_size
-
-    def _rename(self, source: str, target: str) -> None:
-        """`os.replace`, patient with systems where an open reader is in the way."""
-        deadline = self._clock.monotonic() + _SHARING_S
-        while True:
-            try:
-                os.replace(source, target)
-                return
-            except PermissionError:
-                if not _IS_WINDOWS or self._clock.monotonic() >= deadline:
-                    raise
-            self.pause(0.01)
 
     def _make_folder(self, folder: str, *, is_durable: bool = True) -> None:
         """Make a folder and those above it, each synced into its parent where what it will hold must last."""
@@ -387,16 +404,16 @@ class LocalFiles:
         """
         try:
             return sorted(name.removesuffix(_KEPT) for name in os.listdir(self._full(folder)))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
         except OSError as exc:
+            if exc.errno in _NOT_THERE:
+                return []
             raise self._failed("list", folder, exc) from exc
 
     def walk(self, folder: str) -> Iterator[str]:
         """Keys of all files below a folder, sorted."""
 
         def refused(exc: OSError) -> None:
-            if not isinstance(exc, FileNotFoundError):  # gone meanwhile, or never there
+            if exc.errno not in _NOT_THERE:  # gone meanwhile, or never there
                 raise self._failed("list", folder, exc) from exc
 
         for parent, folders, names in os.walk(self._full(folder), onerror=refused):
@@ -429,7 +446,7 @@ class LocalFiles:
             self._check_owner(key)
             if os.path.exists(self._full(target)):
                 raise FileExistsError(errno.EEXIST, "the target exists", self._full(target))
-            self._rename(self._full(key), self._full(target))
+            rename_over(self._full(key), self._full(target), self._clock)
             self._sync_folder(os.path.dirname(self._full(target)))
             self._sync_folder(os.path.dirname(self._full(key)))
         except OSError as exc:

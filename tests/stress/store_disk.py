@@ -161,7 +161,7 @@ def _forbid(root: Path, chance: random.Random, tally: DiskTally) -> None:
     filler.put(5)
     filler.flush(may_fail=False)
     filler.put(5)
-    with _read_only(root) as is_forbidden:
+    with read_only(root) as is_forbidden:
         if not is_forbidden:
             return
         tally.count("read-only")
@@ -176,14 +176,14 @@ def _forbid(root: Path, chance: random.Random, tally: DiskTally) -> None:
 
 
 @contextmanager
-def _read_only(root: Path) -> Iterator[bool]:
+def read_only(root: Path) -> Iterator[bool]:
     """`root` without the right to write: by its mode, or for a user whom modes do not bind, by a mount."""
     if getattr(os, "geteuid", lambda: 1)() == 0:
-        is_mounted = _mounts("mount", "--bind", root, root) and _mounts("mount", "-o", "remount,bind,ro", root)
+        is_mounted = mounts("mount", "--bind", root, root) and mounts("mount", "-o", "remount,bind,ro", root)
         try:
             yield is_mounted
         finally:
-            _mounts("umount", root)
+            mounts("umount", root)
         return
     folders = [path for path in (root, *root.rglob("*")) if path.is_dir()]
     for path in folders:
@@ -198,7 +198,7 @@ def _read_only(root: Path) -> Iterator[bool]:
 def _fill_up(root: Path, chance: random.Random, tally: DiskTally) -> None:
     """A file system of four megabytes is filled until it is full, then made larger."""
     root.mkdir()
-    if not _mounts("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", root):
+    if not mounts("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", root):
         return
     try:
         filler = _Filler(root, chance, tally)
@@ -218,14 +218,14 @@ def _fill_up(root: Path, chance: random.Random, tally: DiskTally) -> None:
             filler.check_memory()
             filler.check_disk(is_complete=False)
         ballast.unlink()
-        _mounts("mount", "-o", "remount,size=64m", root)
+        mounts("mount", "-o", "remount,size=64m", root)
         filler.flush(may_fail=False)
         filler.check_disk(is_complete=True)
     finally:
-        _mounts("umount", root)
+        mounts("umount", root)
 
 
-def _mounts(*command: object) -> bool:
+def mounts(*command: object) -> bool:
     """Whether a mount command worked; most users may not."""
     try:
         return subprocess.run(list(map(str, command)), capture_output=True, check=False).returncode == 0
