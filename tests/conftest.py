@@ -90,10 +90,15 @@ def shared_venue(request: pytest.FixtureRequest) -> Iterator[SimulatorServer]:
     """An embedded exchange for the whole module, its clock standing still; tests clear its faults and log.
 
     A module whose tests are about something else than the quota names a larger one, ``LIMIT`` requests a second,
-    which the exchange then grants and its clients use.
+    which the exchange then grants and its clients use; one that asks for whole quote currencies may say with
+    ``LISTED`` which few markets there are.
     """
     limit = getattr(request.module, "LIMIT", 10)
-    with pytest.MonkeyPatch.context() as patch, SimulatorServer(seed=7, now=NOW, frozen=True, limit=limit) as server:
+    listed = getattr(request.module, "LISTED", None)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        SimulatorServer(seed=7, now=NOW, frozen=True, limit=limit, markets=listed) as server,
+    ):
         if limit != 10:
             patch.setattr(coordinator, "MachineLimiter", partial(MachineLimiter, rules=Rules(limit=limit)))
         yield server

@@ -14,6 +14,7 @@ from backbone import Backbone
 from backbone.errors import ClosedError, IncompleteError
 from backbone.simulator import SimulatorServer
 
+LIMIT = 500  # the quota is not what is tested here
 START, END = "2025-08-20T00:00:00Z", "2025-08-20T01:00:00Z"
 
 

@@ -10,6 +10,7 @@ from backbone import Backbone, to_ohlc
 # the engines' own calls, not ours
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
+LIMIT = 500  # the quota is not what is tested here
 START, END = "2025-07-01", "2025-08-01"
 
 
@@ -33,9 +34,10 @@ def test_backtesting_runs_on_a_frame(client: Backbone) -> None:
     assert trade["ExitPrice"] in (frame["Close"].iloc[-1], frame["Open"].iloc[-1])
 
 
-def test_vectorbt_runs_on_a_wide_frame(client: Backbone) -> None:
+def test_vectorbt_runs_on_a_wide_frame(client: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """`wide="close"` is what it takes: a portfolio held from first to last returns the ratio of the closes, a market a
     column; a single market's frame has the frequency that its figures need."""
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # its compiling takes half a minute and is not what is tested
     vectorbt = pytest.importorskip("vectorbt")
     close = client.candles(["KRW-BTC", "KRW-ETH"], "1d", START, END, wide="close")
     found = vectorbt.Portfolio.from_holding(close, freq="1D").total_return()

@@ -17,6 +17,7 @@ from backbone.api.cli import main as cli
 from backbone.errors import InputError
 from backbone.simulator import SimulatorServer
 
+LISTED = ("KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE", "KRW-USDT", "BTC-ETH", "USDT-BTC")
 DAY = ["--start", "2025-08-20", "--end", "2025-08-21"]
 
 

@@ -21,6 +21,7 @@ from backbone.api.cli import main as cli
 from backbone.clock import SystemClock
 from backbone.simulator import SimulatorServer
 
+LIMIT = 500  # the quota is not what is tested here
 NOW = "2025-08-22T09:00:00Z"
 ROOT = Path(__file__).resolve().parents[3]
 # What a shell does for a command in the foreground, whatever this test run was started by.
