@@ -8,6 +8,7 @@ of their own class, a connection kept warm for them, sent on the calling thread.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -152,10 +153,15 @@ class Coordinator:
         with contextlib.suppress(ClosedError):  # `close` does what is left
             self.scheduler.call_later(0.0, job)
 
-    def first_candle_us(self, market: str) -> int | None:
-        """When the oldest stored candle of a market opened, whatever its length."""
-        found = (self.store.oldest(each, timeframe) for each, timeframe in self.store.series() if each == market)
-        return min((first for first in found if first is not None), default=None)
+    def first_candles(self) -> Callable[[str], int | None]:
+        """What says when the oldest stored candle of a market opened, whatever its length: folders are listed once."""
+        series = functools.cache(self.store.series)
+
+        def first_us(market: str) -> int | None:
+            found = (self.store.oldest(each, timeframe) for each, timeframe in series() if each == market)
+            return min((first for first in found if first is not None), default=None)
+
+        return first_us
 
     def _stored_markets(self) -> set[str]:
         return {market for market, _ in self.store.series()}

@@ -58,6 +58,8 @@ class Rename:
 
 
 State = dict[str, MarketInfo]
+_Fields = dict[str, tuple[list[int], list[Event]]]
+"""Of one market: for each kind of condition, the times at which it changed, and the events."""
 
 
 class MarketLog:
@@ -231,38 +233,61 @@ class MarketLog:
         with self._lock:
             if mark == self._index_of:
                 return self._index
-        index = _Index(events)
+            (known, last), index = self._index_of, self._index
+        more = events[known:]
+        if 0 < known <= len(events) and events[known - 1] == last and all(e.at_us >= index.newest_us for e in more):
+            index = _Index(more, index)
+        else:
+            index = _Index(events)
         with self._lock:
             self._index, self._index_of = index, mark
         return index
 
 
 class _Index:
-    """The log by market and kind of condition, so that the state at a time is a search in each."""
+    """The log by market and kind of condition, so that the state at a time is a search in each. It never changes.
 
-    def __init__(self, events: Sequence[Event]) -> None:
-        self.events = sorted(events, key=lambda event: event.at_us)
-        self.lists = sorted({event.at_us for event in events if event.market == _LISTS and event.kind == "list"})
-        self._by_market: dict[str, dict[str, tuple[list[int], list[Event]]]] = {}
-        for event in self.events:
-            field = _FIELD.get(event.kind)
-            if field is not None and event.market != _LISTS:
-                times, kept = self._by_market.setdefault(event.market, {}).setdefault(field, ([], []))
-                times.append(event.at_us)
-                kept.append(event)
-        self._listed_us = {event.market: event.at_us for event in self.events if event.kind == _LISTED}
-        self._renamed = {event.market: event for event in self.events if event.kind == _RENAMED}
-        self.apart: dict[str, frozenset[str]] = {}
-        for event in self.events:
-            if event.kind == _COMPARED:
-                known = self.apart.get(event.market, frozenset())
-                self.apart[event.market] = known.union(event.detail["differs"])
+    With `before`, the events are those that follow it; what they are not about is shared with it.
+    """
+
+    def __init__(self, events: Sequence[Event], before: _Index | None = None) -> None:
+        more = sorted(events, key=lambda event: event.at_us)
+        self.events: list[Event] = [] if before is None else before.events
+        self.lists: list[int] = [] if before is None else before.lists
+        self.apart: dict[str, frozenset[str]] = {} if before is None else dict(before.apart)
+        self.by_market: dict[str, _Fields] = {} if before is None else dict(before.by_market)
+        self.listed_us: dict[str, int] = {} if before is None else dict(before.listed_us)
+        self.renames: dict[str, Event] = {} if before is None else dict(before.renames)
+        self.events = [*self.events, *more]
+        self.newest_us = self.events[-1].at_us if self.events else 0
+        lists = {event.at_us for event in more if event.market == _LISTS and event.kind == "list"}
+        self.lists = sorted(lists.union(self.lists)) if lists else self.lists
+        for market in {event.market for event in more}:
+            known = self.by_market.get(market, {})
+            self.by_market[market] = {field: (list(times), list(kept)) for field, (times, kept) in known.items()}
+        for event in more:
+            if event.market != _LISTS:
+                self._add(event)
+
+    def _add(self, event: Event) -> None:
+        field = _FIELD.get(event.kind)
+        if field is not None:
+            times, kept = self.by_market[event.market].setdefault(field, ([], []))
+            times.append(event.at_us)
+            kept.append(event)
+        if event.kind == _LISTED:
+            self.listed_us[event.market] = event.at_us
+        elif event.kind == _RENAMED:
+            self.renames[event.market] = event
+        elif event.kind == _COMPARED:
+            known = self.apart.get(event.market, frozenset())
+            self.apart[event.market] = known.union(event.detail["differs"])
 
     def renamed(self, market: str) -> Rename | None:
         """The present name of a market, through all its names; None for a code that was listed again since."""
         found, name = None, market
         names = {market}
-        while (event := self._renamed.get(name)) is not None and event.at_us >= self._listed_us.get(name, 0):
+        while (event := self.renames.get(name)) is not None and event.at_us >= self.listed_us.get(name, 0):
             gone_us, name = self.seen(name, _DELISTED), str(event.detail["to"])
             if name in names:
                 return None
@@ -276,16 +301,16 @@ class _Index:
 
     def seen(self, market: str, kind: str) -> int | None:
         """When its newest listing or delisting was seen, if that is what it was."""
-        listing = _newest(self._by_market.get(market, {}), "listing", _EVER_US)
+        listing = _newest(self.by_market.get(market, {}), "listing", _EVER_US)
         return listing.at_us if listing is not None and listing.kind == kind else None
 
     def listed(self) -> list[str]:
-        return [market for market in self._by_market if self.seen(market, _LISTED) is not None]
+        return [market for market in self.by_market if self.seen(market, _LISTED) is not None]
 
     def state(self, time_us: int) -> State:
         """The listed markets at a time, with what was said of them."""
         found: State = {}
-        for market, fields in self._by_market.items():
+        for market, fields in self.by_market.items():
             listing = _newest(fields, "listing", time_us)
             if listing is not None and listing.kind == _LISTED:
                 found[market] = self._info(market, fields, listing, time_us)
@@ -306,14 +331,14 @@ class _Index:
     def first_seen_after(self, time_us: int) -> State:
         """The markets whose first listing was recorded after a time."""
         later: State = {}
-        for market, fields in self._by_market.items():
+        for market, fields in self.by_market.items():
             times, events = fields.get("listing", ([], []))
             if times and times[0] > time_us and events[0].kind == _LISTED:
                 later[market] = self._info(market, fields, events[0], times[0])
         return later
 
 
-def _newest(fields: dict[str, tuple[list[int], list[Event]]], field: str, time_us: int) -> Event | None:
+def _newest(fields: _Fields, field: str, time_us: int) -> Event | None:
     if field not in fields:
         return None
     times, events = fields[field]

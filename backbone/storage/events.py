@@ -5,13 +5,15 @@ processes do not mix, and a line cut by a crash is skipped by readers and ended 
 power cut may lose the newest lines, never an older one. An object store replaces the whole file by compare-and-swap.
 
 A condition of a market (listed, warned, renamed …) that is already the last one known is not written again, so that
-processes that notice the same thing do not double it. Reading takes the newest 16 MiB. `_lock` guards the parsed tail.
+processes that notice the same thing do not double it. Reading takes the whole log, in chunks, and after that only what
+was added. `_lock` guards what was parsed.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -25,7 +27,7 @@ from backbone.storage.layout import EVENTS, LOCKS
 
 __all__ = ["Event", "Events"]
 
-_READ_BYTES = 16 << 20
+_CHUNK_BYTES = 4 << 20
 _FAMILIES = {
     "listed": "listing", "delisted": "listing", "renamed": "name", "warned": "warning", "cautioned": "caution",
 }  # fmt: skip
@@ -58,14 +60,13 @@ class Events:
         self._incidents = incidents
         self._key = f"{EVENTS}/exchange={exchange}.jsonl"
         self._lock_key = f"{LOCKS}/exchange={exchange}/events.lock"
-        self._version: Version | None = None
         self._renew()
         renew_after_fork(self, Events._renew)
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
-        self._events: tuple[Event, ...] = ()
-        self._version = None
+        self._version: Version | None = None
+        self._parsed = _Parsed()
         self._unwritten: list[Event] = []
 
     def add(
@@ -81,7 +82,10 @@ class Events:
 
     def add_all(self, events: list[Event]) -> int:
         """Append several events in one write, as `add`. Returns how many were new."""
-        last = {(e.market, _FAMILIES[e.kind]): e for e in self.read() if e.kind in _FAMILIES}
+        parsed = self._refreshed()
+        with self._lock:
+            last = dict(parsed.last)
+            last.update(_conditions(self._unwritten))
         new: list[Event] = []
         for event in events:
             family = _FAMILIES.get(event.kind)
@@ -110,25 +114,66 @@ class Events:
 
     def read(self, market: str | None = None) -> list[Event]:
         """The events (of one market), oldest first, those that could not be written included."""
+        parsed = self._refreshed()
+        with self._lock:
+            events = [*parsed.events, *self._unwritten]
+        return events if market is None else [event for event in events if event.market == market]
+
+    def _refreshed(self) -> _Parsed:
+        """What was parsed, with what was added to the file since."""
         version = self._files.stat(self._key)
         with self._lock:
-            events, is_known = self._events, version == self._version
-        if not is_known:
-            data = b"" if version is None else self._files.tail(self._key, _READ_BYTES) or b""
-            if len(data) == _READ_BYTES:
-                data = data.partition(b"\n")[2]
-            events = tuple(event for line in data.split(b"\n") if (event := _parsed(line)) is not None)
-            with self._lock:
-                self._events, self._version = events, version
+            parsed = self._parsed
+            if version == self._version:
+                return parsed
+            is_same_file = version is not None and self._version is not None and _is_grown(self._version, version)
+        if not is_same_file:
+            parsed = _Parsed()
+        while version is not None:
+            blob = self._files.read_from(self._key, parsed.size, _CHUNK_BYTES)
+            if blob is None:
+                parsed, version = _Parsed(), None
+                break
+            parsed = parsed.extended(blob.data)
+            if len(blob.data) < _CHUNK_BYTES:
+                version = blob.version
+                break
         with self._lock:
-            events += tuple(self._unwritten)
-        return [event for event in events if market in (None, event.market)]
+            self._parsed, self._version = parsed, version
+        return parsed
 
     def __repr__(self) -> str:
         return f"Events({str(self._files.path(self._key))!r})"
 
 
-def _parsed(line: bytes) -> Event | None:
+@dataclass(frozen=True)
+class _Parsed:
+    """The events of a file's first `size` bytes, and the last condition known of each market."""
+
+    events: tuple[Event, ...] = ()
+    size: int = 0
+    last: Mapping[tuple[str, str], Event] = field(default_factory=dict)
+
+    def extended(self, data: bytes) -> _Parsed:
+        """With the whole lines of `data`, which follows; a last line without an end is left for the next time."""
+        end = data.rfind(b"\n") + 1
+        if end == 0 and len(data) < _CHUNK_BYTES:
+            return self
+        whole = data[: end or len(data)]
+        new = tuple(event for line in whole.split(b"\n") if line and (event := _parse(line)) is not None)
+        return _Parsed(self.events + new, self.size + len(whole), {**self.last, **_conditions(new)})
+
+
+def _conditions(events: Iterable[Event]) -> dict[tuple[str, str], Event]:
+    return {(event.market, _FAMILIES[event.kind]): event for event in events if event.kind in _FAMILIES}
+
+
+def _is_grown(before: Version, after: Version) -> bool:
+    """Whether a file may be an earlier one with lines added: a log is never cut, only replaced by another."""
+    return after[0] == before[0] and after[2] >= before[2]
+
+
+def _parse(line: bytes) -> Event | None:
     """The event of a line; None for one that a crash cut short."""
     try:
         return msgspec.json.decode(line, type=Event)

@@ -102,6 +102,7 @@ class Files(Protocol):
     def stat(self, key: str) -> Version | None: ...
     def read(self, key: str) -> Blob | None: ...
     def tail(self, key: str, size: int) -> bytes | None: ...
+    def read_from(self, key: str, offset: int, most: int) -> Blob | None: ...
     def replace(self, key: str, data: bytes | bytearray) -> Version: ...
     def exclusive(self, lock_key: str, timeout_s: float | None = None) -> AbstractContextManager[None]: ...
     def pause(self, seconds: float) -> None: ...
@@ -241,6 +242,19 @@ class LocalFiles:
                 return None
             raise self._failed("read", key, exc) from exc
         return data or b""
+
+    def read_from(self, key: str, offset: int, most: int) -> Blob | None:
+        """At most `most` bytes from `offset` on, with the version they belong to; None where there is no file."""
+        try:
+            with open(self._full(key), "rb") as file:
+                found = os.fstat(file.fileno())
+                file.seek(offset)
+                data = file.read(most)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as exc:
+            raise self._failed("read", key, exc) from exc
+        return Blob(data, (found.st_ino, found.st_mtime_ns, found.st_size))
 
     def replace(self, key: str, data: bytes | bytearray) -> Version:
         """Make `data` the file's content, durably and in one step. Call it inside `exclusive`.

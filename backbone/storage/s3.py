@@ -414,6 +414,11 @@ class ObjectFiles:
         look: _Look | None = getattr(self._looks, "now", None)
         return look
 
+    def read_from(self, key: str, offset: int, most: int) -> Blob | None:
+        """At most `most` bytes from `offset` on, with the version they belong to; None where there is no object."""
+        blob = self.read(key)
+        return None if blob is None else Blob(blob.data[offset : offset + most], blob.version)
+
     def append(self, key: str, data: bytes) -> None:
         """Add `data` to the end of an object, by writing it anew. Call it inside `exclusive`."""
         blob = self.read(key)

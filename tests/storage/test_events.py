@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,12 +96,31 @@ def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
         assert [e.detail["number"] for e in events if e.market == f"KRW-{name}"] == list(range(100))
 
 
-def test_reading_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a log that is longer than what is read, the newest whole lines count."""
-    store = open_store(tmp_path)
+def test_long_log_is_read_whole_in_chunks_and_then_only_what_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it is; lines that end in another chunk count too, and a log that was replaced is read anew."""
+    monkeypatch.setattr("backbone.storage.events._CHUNK_BYTES", 1000)
+    store, reader = open_store(tmp_path), open_store(tmp_path)
     for number in range(50):
         store.events.add("KRW-A", "restated", {"number": number}, how="x")
-    monkeypatch.setattr("backbone.storage.events._READ_BYTES", 1000)
-    numbers = [event.detail["number"] for event in open_store(tmp_path).events.read()]
-    assert 0 < len(numbers) < 50
-    assert numbers == list(range(50))[-len(numbers) :]
+    assert [event.detail["number"] for event in reader.events.read()] == list(range(50))
+    sizes: list[int] = []
+    read_from = reader._files.read_from
+
+    def counted(key: str, offset: int, most: int) -> Any:
+        blob = read_from(key, offset, most)
+        sizes.append(0 if blob is None else len(blob.data))
+        return blob
+
+    monkeypatch.setattr(reader._files, "read_from", counted)
+    store.events.add("KRW-A", "restated", {"number": 50}, how="x")
+    assert [event.detail["number"] for event in reader.events.read()] == list(range(51))
+    assert 0 < sum(sizes) < 200
+    log = tmp_path / LOG
+    lines = log.read_bytes().splitlines(keepends=True)
+    (tmp_path / "new").write_bytes(b"".join(lines[:3]) + lines[4][:20])
+    (tmp_path / "new").replace(log)
+    assert [event.detail["number"] for event in reader.events.read()] == [0, 1, 2]
+    log.unlink()
+    assert reader.events.read() == []

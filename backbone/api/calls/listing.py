@@ -48,7 +48,7 @@ def listed_at(session: Session, at: TimeLike, *, whole_day: bool) -> tuple[int, 
     if whole_day and is_day:
         at_us = min(now_us, at_us + DAY_US - 1)
     core = session.coordinator()
-    return at_us, core.market_log.at(at_us, core.first_candle_us)
+    return at_us, core.market_log.at(at_us, core.first_candles())
 
 
 def markets_at(session: Session, quote: str | None, at: TimeLike, frames: str) -> Any:
