@@ -8,6 +8,7 @@ schema metadata under ``b"backbone"`` (Arrow); `attrs_of` finds them in each.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -31,6 +32,7 @@ __all__ = [
     "deliver",
     "markets_table",
     "orderbooks_table",
+    "prepare",
     "records",
     "shape_tickers",
     "tickers_table",
@@ -58,15 +60,21 @@ def deliver(table: pa.Table | pd.DataFrame, frames: str, *, index: str | None, z
     if not isinstance(table, pa.Table):
         table.attrs["backbone"] = attrs
         return table
+    if frames == "pandas":
+        return _to_pandas(table, index, zone, attrs)
     table = _in_zone(table, zone)
     if frames == "arrow":
         metadata = {**(table.schema.metadata or {}), b"backbone": json.dumps(attrs).encode()}
         return table.replace_schema_metadata(metadata)
-    if frames == "polars":
-        polars_frame = _to_polars(table)
-        polars_frame.attrs = {"backbone": attrs}  # type: ignore[attr-defined]
-        return polars_frame
-    return _to_pandas(table, index, attrs)
+    polars_frame = _to_polars(table)
+    polars_frame.attrs = {"backbone": attrs}  # type: ignore[attr-defined]
+    return polars_frame
+
+
+def prepare(frames: str) -> None:
+    """Import what `deliver` will need; called while a request is on its way, because that takes longer than a reply."""
+    if frames != "arrow":
+        importlib.import_module(frames)
 
 
 def attrs_of(frame: Any) -> dict[str, Any]:
@@ -96,17 +104,47 @@ def _to_polars(table: pa.Table) -> pl.DataFrame:
     )
 
 
-def _to_pandas(table: pa.Table, index: str | None, attrs: dict[str, Any]) -> pd.DataFrame:
-    frame: pd.DataFrame
-    if index is None:
-        frame = table.to_pandas(split_blocks=False, use_threads=table.num_rows > _MANY)
-    else:  # set_index would copy all of it
-        import pandas as pd
+def _to_pandas(table: pa.Table, index: str | None, zone: str, attrs: dict[str, Any]) -> pd.DataFrame:
+    """The index from bare numbers, and floats into one block: a third of the time that Arrow takes for 1,000 rows."""
+    import pandas as pd
 
-        frame = table.drop_columns([index]).to_pandas(split_blocks=False, use_threads=table.num_rows > _MANY)
-        frame.index = pd.Index(table.column(index).to_pandas(), name=index)
+    columns = table if index is None else table.drop_columns([index])
+    is_small = table.num_rows <= _MANY
+    if index is None:
+        frame: pd.DataFrame = _in_zone(columns, zone).to_pandas(split_blocks=False, use_threads=not is_small)
+    else:
+        shown = _index(table.column(index), index, zone)
+        if is_small and all(pa.types.is_float64(c.type) and not c.null_count for c in columns.columns):
+            block = np.empty((columns.num_columns, columns.num_rows))
+            for row, column in zip(block, columns.columns, strict=True):
+                at = 0
+                for chunk in column.chunks:
+                    row[at : at + len(chunk)] = chunk
+                    at += len(chunk)
+            names = _names(tuple(columns.column_names)).view()  # a name that is given to it is this frame's own
+            frame = pd.DataFrame(block.T, index=shown, columns=names, copy=False)
+        else:
+            frame = _in_zone(columns, zone).to_pandas(split_blocks=False, use_threads=not is_small)
+            frame.index = shown
     frame.attrs["backbone"] = attrs
     return frame
+
+
+def _index(column: pa.ChunkedArray, name: str, zone: str) -> Any:
+    import pandas as pd
+
+    if not pa.types.is_timestamp(column.type):
+        return pd.Index(column.to_pandas(), name=name)
+    times = np.array(column.cast(pa.timestamp("us")).cast(pa.int64()), np.int64).view("datetime64[us]")
+    return pd.DatetimeIndex(times, name=name).tz_localize("UTC").tz_convert(zone)
+
+
+@lru_cache(maxsize=64)
+def _names(columns: tuple[str, ...]) -> Any:
+    """The frames of a call have the same columns each time."""
+    import pandas as pd
+
+    return pd.Index(pa.array(columns, pa.string()).to_pandas())
 
 
 def candles_table(parts: Sequence[tuple[str, pa.Table]], *, many: bool) -> pa.Table:

@@ -106,6 +106,34 @@ def test_shaped_tickers_share_nothing_that_a_user_can_change() -> None:
     assert second["source"].tolist() == third["source"].tolist() == ["rest"]
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Seoul", "America/New_York"])
+@pytest.mark.parametrize("count", [0, 1, 300])
+@pytest.mark.parametrize("flag", [False, True])
+def test_candle_frames_are_what_arrow_makes_of_their_table(zone: str, count: int, flag: bool) -> None:
+    """Same values, types, index and column labels, of one chunk or of several, with and without a flag column."""
+    opens = pa.array([AT + i * 60_000_000 for i in range(count)], pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+    columns: dict[str, Any] = {"time": opens}
+    columns |= {name: pa.array([i + len(name) / 7 for i in range(count)], pa.float64()) for name in CANDLE_COLUMNS}
+    if flag:
+        columns["forming"] = pa.array([False] * count, pa.bool_())
+    whole = pa.table(columns)
+    shown = whole.set_column(0, "time", opens.cast(pa.timestamp("us", tz=zone))).to_pandas().set_index("time")
+    for table in (whole, pa.concat_tables([whole.slice(0, count // 3), whole.slice(count // 3)])):
+        frame = shaping.deliver(table, "pandas", index="time", zone=zone, attrs=FACTS)
+        pd.testing.assert_frame_equal(frame, shown, check_column_type="exact")
+
+
+def test_candle_frames_share_nothing_that_a_user_can_change() -> None:
+    """Neither the table's numbers nor the labels of other frames."""
+    table = pa.table({"time": pa.array([AT]).cast(pa.timestamp("us", tz="UTC")), "open": [1.0], "close": [2.0]})
+    frame = shaping.deliver(table, "pandas", index="time", zone="UTC", attrs=FACTS)
+    frame.iloc[0, 0] = 9.0
+    frame.columns.name = "mine"
+    again = shaping.deliver(table, "pandas", index="time", zone="UTC", attrs=FACTS)
+    assert again["open"].tolist() == [1.0] == table.column("open").to_pylist()
+    assert again.columns.name is None
+
+
 def test_trade_ids_never_pass_through_a_float() -> None:
     """Seventeen digits stay seventeen digits."""
     ids = [trade.sequential_id for trade in TRADES]
