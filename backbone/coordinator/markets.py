@@ -165,6 +165,11 @@ class Markets:
             if market not in codes:
                 raise self.unknown(market, priority)
 
+    def check_at_hand(self, markets: Sequence[str], priority: Priority = Priority.HIGH) -> None:
+        """`check_listed` where a list is known; without one the reply itself will say, and nobody waits for a list."""
+        if self.known is not None:
+            self.check_listed(markets, priority)
+
     def check_known(self, markets: Sequence[str]) -> None:
         """Raise `InputError` for a market that a known list lacks and nothing is stored of. Makes no request: without a
         list every market passes."""

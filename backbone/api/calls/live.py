@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from backbone.api.session import Session
     from backbone.coordinator.coordinator import Coordinator
 
-__all__ = ["LiveTable", "LiveUpdate", "TableEvent", "start_live"]
+__all__ = ["LiveTable", "LiveUpdate", "TableEvent", "start_live", "start_records"]
 
 _FIRST_S = 3.0
 _SETTLED_S = 0.3
@@ -514,6 +514,23 @@ def start_live(
     session: Session, asked: str | Iterable[str], kinds: object, *, depth: object = DEPTH, level: object = 0
 ) -> LiveTable:
     """See `Backbone.live`."""
+    table, _ = _start(session, asked, kinds, depth, level, None)
+    return table
+
+
+def start_records(
+    session: Session, asked: str | Iterable[str], kinds: object, size: int
+) -> tuple[LiveTable, RecordQueue]:
+    """A table whose first rows are not waited for, and its records from the first one on, the newest `size`."""
+    table, records = _start(session, asked, kinds, DEPTH, 0, size)
+    assert records is not None
+    return table, records
+
+
+def _start(
+    session: Session, asked: str | Iterable[str], kinds: object, depth: object, level: object, size: int | None
+) -> tuple[LiveTable, RecordQueue | None]:
+    """A table: with its first rows, or, where a queue of `size` records is wanted, at once."""
     names = parse_kinds(kinds)
     deep = parse_depth(depth)
     for name, value, default in (("depth", depth, DEPTH), ("level", level, 0)):
@@ -526,19 +543,22 @@ def start_live(
         markets = list(core.markets.codes(quote))
         if not markets:
             raise InputError("markets", asked, "a quote currency that the venue has markets in, such as KRW")
-    else:
-        core.markets.check_listed(markets)
+    core.markets.check_at_hand(markets)
     books = grouped(parse_level(core, markets, level, Priority.HIGH))
     kept = [books if name == "orderbook" else name for name in names]
     subscription = core.feed.open(kept, markets, quote, deep)
+    records = None if size is None else subscription.queue(size)
     table = LiveTable(session, core, subscription)
     session.remember_table(table)
     try:
-        _await_first(core, subscription)
+        if quote is None:
+            core.markets.check_listed(markets)  # while the socket connects
+        if records is None:
+            _await_first(core, subscription)
     except BaseException:
         table.stop()
         raise
-    return table
+    return table, records
 
 
 def _await_first(core: Coordinator, subscription: Subscription) -> None:

@@ -218,10 +218,16 @@ def test_live_unknown_kind_is_refused_before_any_request(client: Backbone, venue
 
 @pytest.mark.parametrize("markets", [["KRW-BTC", "KRW-NOPE"], "KRW-BTCC", [], [7], "???", "XYZ-*"])
 def test_live_unknown_market_is_refused_at_once(client: Backbone, venue: SimulatorServer, markets: Any) -> None:
-    """A code that is not listed is an `InputError`, and no socket is opened: the venue would ignore it in silence."""
+    """A code that is not listed is an `InputError`, and nothing stays subscribed, which the venue would ignore."""
     with pytest.raises(InputError):
         client.live(markets)
-    assert "websocket" not in venue.counts()
+    assert client.session.coordinator().feed.mode == "idle"
+    assert "backbone-stream" not in {thread.name for thread in threading.enumerate()}
+    opened = venue.counts().get("websocket")
+    client.markets()
+    with pytest.raises(InputError):
+        client.live(markets)
+    assert venue.counts().get("websocket") == opened  # with a list at hand none is opened
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True, "1"])
