@@ -140,17 +140,21 @@ def _candles(
     ticker: str, interval: str, start: TimeLike | None, end: TimeLike | None, count: int | None
 ) -> pd.DataFrame:
     client = get_client()
-    frame: pd.DataFrame = client.candles(
-        parse_market(ticker, client.session.home),
-        _parse_interval(interval),
-        _parse_korean("fromDatetime", start),
-        _parse_korean("to", end),
-        count=count,
-        include_forming=True,
-        frames="pandas",
-        progress=False,
-    )
-    frame = frame[_COLUMNS]
+    market, timeframe = parse_market(ticker, client.session.home), _parse_interval(interval)
+    first, last = _parse_korean("fromDatetime", start), _parse_korean("to", end)
+
+    def ask(count: int | None, *, forming: bool = True) -> pd.DataFrame:
+        found: pd.DataFrame = client.candles(
+            market, timeframe, first, last, count=count, include_forming=forming, frames="pandas", progress=False
+        )
+        return found[_COLUMNS]
+
+    if count is None or count == 1 or last is not None:
+        frame = ask(count)
+    else:  # the forming one counts, and then a page has them all
+        frame = ask(count - 1)
+        if len(frame) < count:
+            frame = ask(count, forming=False)
     if count is not None:
         frame = frame.iloc[-count:]
     frame.index = _as_pyupbit(frame.index)
@@ -210,7 +214,8 @@ def get_tickers(fiat: str = "", is_details: bool = False, limit_info: bool = Fal
     """
     client = get_client()
     if not (is_details or limit_info or verbose):
-        return [code for code in client.markets(frames="arrow").column("market").to_pylist() if code.startswith(fiat)]
+        listed = client.session.coordinator().markets.listed()
+        return [info.market for info in listed if info.market.startswith(fiat)]
     core = client.session.coordinator()
     reply = core.realtime.market_rows(Priority.HIGH, core.markets.confirm)
     rows = [row for row in reply.rows if row["market"].startswith(fiat)]
@@ -263,13 +268,12 @@ def get_orderbook(ticker: str | Iterable[str] = "KRW-BTC", limit_info: bool = Fa
 
 
 def _reply(rows_of: Callable[[list[str], Priority], Any], codes: list[str]) -> Any:
-    """Rows of listed markets; a code that the venue does not know is named."""
+    """Rows of markets; where the venue does not know one of them, its list names that."""
     core = get_client().session.coordinator()
-    core.markets.check_listed(codes, Priority.HIGH)
     try:
         return rows_of(codes, Priority.HIGH)
     except RejectedError as exc:
-        if exc.status == 404:  # delisted since: the new list names it
+        if exc.status == 404:
             core.markets.listed(fresh=True)
             core.markets.check_listed(codes, Priority.HIGH)
         raise
@@ -313,8 +317,9 @@ class WebSocketManager:
         """Subscribe, unless that was done. Raises `InputError` for an unknown type or code."""
         with self._lock:
             if self._table is None:
-                self._table = get_client().live(self.codes, self.type)
-                self._tap = self._table.records(self._qsize)
+                from backbone.api.calls.live import start_records
+
+                self._table, self._tap = start_records(get_client().session, self.codes, self.type, self._qsize)
                 self.alive = True
 
     def get(self) -> dict[str, Any]:

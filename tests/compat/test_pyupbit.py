@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import inspect
 import sys
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
 from backbone import Backbone
-from backbone.compat import DifferenceWarning
+from backbone.compat import DifferenceWarning, initialize
 from backbone.compat import pyupbit as door
 from backbone.errors import InputError, PayloadError, UnreachableError
 from backbone.simulator import SimulatorServer
@@ -21,6 +22,15 @@ LIMIT = 500  # the quota is not what is tested here
 INTERVALS = ["day", "days", "week", "month", "minute1", "minutes3", "minute5", "minute10"]
 INTERVALS += ["minute15", "minute30", "minute60", "minutes60", "minute240"]
 NINE_HOURS = pd.Timedelta(hours=9)
+
+
+REQUESTS = [
+    ("get_ohlcv", ("KRW-BTC", "day", 2), {"candles": 1}),
+    ("get_ohlcv", ("KRW-BTC", "day", 200), {"candles": 1}),
+    ("get_current_price", ("KRW-BTC",), {"ticker": 1}),
+    ("get_orderbook", ("KRW-BTC",), {"orderbook": 1}),
+    ("get_tickers", (), {"market": 1}),
+]
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
@@ -229,6 +239,37 @@ def test_second_call_is_served_from_the_store(opened: Backbone, exchange: Simula
     again = door.get_ohlcv("KRW-BTC", "minute60", count=300)
     pd.testing.assert_frame_equal(first, again)
     assert exchange.counts()["candles"] == {200: 1}
+
+
+@pytest.mark.parametrize(("call", "words", "requests"), REQUESTS, ids=lambda value: str(value))
+def test_first_call_asks_no_more_than_pyupbit(
+    opened: Backbone, exchange: SimulatorServer, silent: None, call: str, words: Any, requests: dict[str, int]
+) -> None:
+    """A page has the candles and the forming one; nobody waits for the market list."""
+    getattr(door, call)(*words)
+    found = {group: sum(counts.values()) for group, counts in exchange.counts().items()}
+    assert found == requests
+
+
+def test_every_scale_asks_one_page(opened: Backbone, exchange: SimulatorServer) -> None:
+    """Also where longer candles can be folded from minutes that are held: they end before the forming one."""
+    for interval in ("minute1", "minute5", "minute60", "minute240", "day", "week", "month"):
+        door.get_ohlcv("KRW-BTC", interval, 50)
+    assert exchange.counts()["candles"] == {200: 7}
+
+
+def test_count_is_a_count_where_nothing_forms(opened: Backbone, exchange: SimulatorServer, tmp_path: Path) -> None:
+    """A market that has not traded in this minute: as many rows as asked for, and no second page for them."""
+    thin = next(
+        code
+        for code in door.get_tickers("BTC")
+        if not opened.candles(code, "1m", count=1, include_forming=True)["forming"].any()
+    )
+    with Backbone(data_dir=tmp_path / "other", rest_url=exchange.rest_url, ws_url=exchange.ws_url) as other:
+        initialize(other)
+        exchange.reset_log()
+        assert len(door.get_ohlcv(thin, "minute1", 120)) == 120
+        assert exchange.counts()["candles"] == {200: 1}
 
 
 def test_differences_are_said_once(opened: Backbone, unsaid: None, recwarn: pytest.WarningsRecorder) -> None:

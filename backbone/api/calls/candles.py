@@ -197,6 +197,7 @@ class CandleCall:
         )
 
     def _bar(self, read: Callable[[], Progress]) -> AbstractContextManager[Watch]:
+        shaping.prepare(self.frames)  # what is asked for is on its way
         label = f"{', '.join(self.markets[:3])}{'…' if len(self.markets) > 3 else ''} {self.timeframe}"
         return Bar(self.progress, label=label, zone=self.session.tz, clock=self.session.clock, read=read)
 

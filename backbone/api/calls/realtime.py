@@ -62,7 +62,7 @@ def tickers(
         answer = core.realtime.tickers_of_quote([quote], core.markets.known_codes(quote), lane, age)
     else:
         codes = parse_markets(asked, session.home)
-        core.markets.check_listed(codes, lane)
+        core.markets.check_at_hand(codes, lane)
         answer = core.realtime.tickers(codes, lane, age)
     now = core.clock.monotonic()
     table = shaping.shape_tickers(
@@ -92,7 +92,7 @@ def orderbooks(
     core = session.coordinator()
     began = core.clock.monotonic()
     number = parse_level(core, codes, level, lane)
-    core.markets.check_listed(codes, lane)
+    core.markets.check_at_hand(codes, lane)
     answer = core.realtime.orderbooks(codes, number, lane, age, deep)
     table = shaping.orderbooks_table([held.row for held in answer.held], deep)
     rows = [min(deep, len(held.row.levels)) for held in answer.held]

@@ -24,7 +24,7 @@ from backbone.clock import Clock, Deadline, VenueClock
 from backbone.coordinator.candles.archive import Archive
 from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan, pages_needed
-from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched
+from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched, Held
 from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, Page, Verdict, check, judge
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import (
@@ -164,6 +164,8 @@ class CandleFetcher:
             series.plan.begin_read()
         try:
             held = self.reader.read(market, timeframe, span)
+            if newest:
+                held = _with_newest(held, timeframe, span)
             if refresh:
                 held = replace(held, derived=SpanSet(), gaps=SpanSet([span] if span.start < span.end else []))
             files = [] if self.archive is None or refresh else self.archive.files(market, timeframe, held.gaps)
@@ -277,7 +279,7 @@ class CandleFetcher:
         stored = self._store.read(market, timeframe, span)
         lost = lost.clip(span)
         if not pending.refresh:  # a second request that failed takes nothing from what is held
-            lost = lost - stored.covered
+            lost = lost - stored.covered - held.derived
         before = None if fetched.spans else held.stored.tiers
         found = self.reader.answer(market, timeframe, span, stored, lost, held.derived, brought, causes, before)
         return replace(found, forming=pending.forming)
@@ -559,6 +561,13 @@ class CandleFetcher:
                 one.changed.notify_all()
             for pending in waiting:
                 self._finish(pending)
+
+
+def _with_newest(held: Held, timeframe: Timeframe, span: Span) -> Held:
+    """`held` with its gaps up to the end of `span`, where one page reaches so far: that page has what forms as well."""
+    first_us = min((gap.start for gap in held.gaps), default=span.end)
+    to_end = Span(first_us, span.end)
+    return replace(held, gaps=SpanSet([to_end])) if 0 < timeframe.count(to_end) < PAGE else held
 
 
 def _give_back() -> None:

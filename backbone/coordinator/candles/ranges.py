@@ -237,7 +237,9 @@ class CandleRanges:
                 if further is None:
                     answers[market] = self._reader.recall(market, timeframe, reach.known, fetched[market])
                 else:
-                    wanted.append((market, further))
+                    to_now = Span(further.start, ends[market])
+                    is_one_page = call.forming and forming[market] is None and timeframe.count(to_now) < PAGE
+                    wanted.append((market, to_now if is_one_page else further))
             if not wanted:
                 break
             open_markets = []

@@ -79,7 +79,8 @@ class CandleAnswer:
             sources["memory"] = sources.get("memory", 0) - taken
             sources[name] = sources.get(name, 0) + taken
         found = {name: rows for name, rows in sources.items() if rows}
-        return replace(self, sources=found, fetched=earlier.fetched + self.fetched)
+        forming = earlier.forming if self.forming is None else self.forming
+        return replace(self, sources=found, fetched=earlier.fetched + self.fetched, forming=forming)
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,27 @@ def test_forming_candle_comes_in_the_page_that_is_asked(tmp_path: Path) -> None:
     assert world.stored().covered.spans[-1].end == MINUTE.floor(NOW)
 
 
+def test_forming_candle_comes_with_the_page_that_reaches_to_it(tmp_path: Path) -> None:
+    """Where only older candles are missing, the page is asked up to now: it has the forming one, and no other is."""
+    newest = World(tmp_path / "other").candles(NOW - HOUR_US)
+    world = World(tmp_path / "folder")
+    world.store.put(MARKET, MINUTE, newest.table, SpanSet([newest.span]), now_us=NOW)
+    (answer,) = world.ranges.collect([MARKET], MINUTE, Range(None, None, 150), Priority.NORMAL, forming=True)
+    assert world.asked() == 1
+    assert answer.table.num_rows == 150
+    assert opens(answer.forming) == [MINUTE.floor(NOW)]
+    assert world.truth(answer.table)
+
+
+def test_forming_candle_is_kept_when_the_venue_says_another_time(tmp_path: Path) -> None:
+    """A machine whose clock is a year ahead: the page that corrects it has the forming candle already."""
+    world = World(tmp_path, ahead=365 * 24 * 3600)
+    (answer,) = world.ranges.collect([MARKET], MINUTE, Range(None, None, 50), Priority.NORMAL, forming=True)
+    assert world.asked() == 1
+    assert answer.table.num_rows == 50
+    assert len(opens(answer.forming)) == 1
+
+
 def test_refresh_asks_for_everything_again_and_records_what_differs(tmp_path: Path) -> None:
     """What the venue restated becomes a revision; what a call has just fetched is not asked twice."""
     world = World(tmp_path)
