@@ -189,6 +189,21 @@ def test_archive_that_is_not_as_known_falls_back_to_rest(
     assert "asked of REST instead" in told[0]
 
 
+@pytest.mark.parametrize(("fault", "options"), [("short", {"rows": 3}), ("empty", {})])
+def test_archive_sample_that_is_short_is_asked_again(
+    client: Backbone, venue: SimulatorServer, caplog: pytest.LogCaptureFixture, fault: str, options: dict[str, int]
+) -> None:
+    """A short page of REST says nothing against a file: what it does not show is asked once more."""
+    client.markets("KRW")  # the clock is known: the next page is the sample
+    venue.faults.add(fault, match="/v1/candles", **options)
+    span = ("2025-08-19T00:00Z", "2025-08-20T00:00Z")
+    frame = client.candles("KRW-ADA", "1m", *span, frames="polars")
+    assert venue.faults.log
+    assert frame.attrs["backbone"]["sources"] == {"archive": frame.height}
+    assert not warnings_of(caplog)
+    assert frame.height == rest_only(venue, "KRW-ADA", "1m", *span).height
+
+
 def test_archive_that_does_not_answer_is_left_alone_for_a_while(
     venue: SimulatorServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

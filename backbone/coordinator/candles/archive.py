@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from backbone.candle_table import compare, rows_inside, times_of
 from backbone.clock import Clock, VenueClock
+from backbone.coordinator.candles.witness import Page, check, judge, second_request
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import BackboneError, ClosedError, PayloadError, RejectedError, UnreachableError
 from backbone.model import Priority, Span
@@ -260,7 +260,9 @@ class Archive:
         if download.sha256 != stated:
             raise PayloadError(f"{file}: its checksum does not agree", market=file.market)
         sample = self.sample(file, download.table)
-        if (difference := sample.difference(ask(sample.ask))) is not None:
+        while sample.ask is not None:
+            sample.take(ask(sample.ask))
+        if (difference := sample.difference()) is not None:
             raise PayloadError(f"{file}: it differs from REST ({difference})", market=file.market)
         held = self._store.coverage(file.market, file.timeframe, file.span)
         before = self._store.revisions(file.market, file.timeframe).num_rows
@@ -338,15 +340,28 @@ class _Taking:
         else:
             self._download = found
             self._sample = self._archive.sample(self._file, found.table)
-            self._archive.submit(self._sample.ask, self._priority, self._sampled)
+            self._ask_sample(self._sample)
+
+    def _ask_sample(self, sample: _Sample) -> None:
+        if sample.ask is not None:
+            self._archive.submit(sample.ask, self._priority, self._sampled)
 
     def _sampled(self, page: CandlePage | BackboneError) -> None:
         assert self._download is not None
         assert self._sample is not None
-        if isinstance(page, BackboneError):
-            self._finish(self._archive.refuse(self._file, "a sample could not be had", page))
+        error = page if isinstance(page, BackboneError) else None
+        if not isinstance(page, BackboneError):
+            try:
+                self._sample.take(page)
+            except PayloadError as exc:
+                error = exc
+        if error is not None:
+            self._finish(self._archive.refuse(self._file, "a sample could not be had", error))
             return
-        difference = self._sample.difference(page)
+        if self._sample.ask is not None:
+            self._ask_sample(self._sample)
+            return
+        difference = self._sample.difference()
         if difference is not None:
             self._refuse("a file differs from REST", PayloadError(difference, market=self._file.market))
             return
@@ -360,27 +375,46 @@ class _Taking:
 class _Sample:
     """A page of REST candles somewhere in a file, chosen by the file's name, and the comparison with them.
 
-    Seconds that REST no longer has are compared as minutes.
+    Seconds that REST no longer has are compared as minutes. ``ask`` is the next request, None once all is had: a page
+    that is shorter than asked needs a second one, as everywhere (`witness`).
     """
 
     def __init__(self, file: ArchiveFile, table: pa.Table, timeframe: Timeframe) -> None:
-        self._span = file.span
+        self._file = file
         self._timeframe = timeframe
         self._table = table if timeframe == file.timeframe else fold(table, timeframe)
         self._times = times_of(self._table)
-        self._to_us = file.span.end
+        to_us = file.span.end
         rows = len(self._times)
         if rows:
             at = max(zlib.crc32(file.key.encode()) % rows, min(rows, PAGE) - 1)
-            self._to_us = timeframe.next(int(self._times[at]))
-        self.ask = candles_ask(file.market, timeframe, self._to_us, PAGE)
+            to_us = timeframe.next(int(self._times[at]))
+        self._theirs: list[pa.Table] = []
+        self._proven = SpanSet()
+        self._oldest_us: int | None = None
+        self._next(Page(to_us, PAGE, Span(min(file.span.start, to_us), to_us)))
 
-    def difference(self, page: CandlePage) -> str | None:
+    def _next(self, page: Page) -> None:
+        self._page = page
+        self.ask: Ask | None = candles_ask(self._file.market, self._timeframe, page.bound_us, page.count)
+
+    def take(self, reply: CandlePage) -> None:
+        """What `ask` brought. Raises `PayloadError` for silence that cannot be."""
+        page, times = self._page, times_of(reply.table)
+        verdict = judge(page, reply.oldest_us, reply.rows)
+        check(page, verdict, int(times[-1]) if len(times) else None, self._oldest_us, str(self._file))
+        edge = page.claim.end if page.seeks else verdict.edge_us
+        if not page.seeks:
+            self._theirs.insert(0, rows_inside(reply.table, verdict.proof - self._proven))
+            self._proven = self._proven | verdict.proof
+            self._oldest_us = int(times[0]) if len(times) else self._oldest_us
+        if edge is None or edge <= self._file.span.start:
+            self.ask = None
+        else:
+            self._next(second_request(self._timeframe, edge, self._oldest_us, is_sought=page.seeks, count=PAGE))
+
+    def difference(self) -> str | None:
         """What differs between the file and REST where both speak; None where nothing does."""
-        start = self._span.start
-        if page.rows >= PAGE and page.oldest_us is not None:  # a full page speaks of no more than it holds
-            start = max(start, page.oldest_us)
-        theirs = rows_inside(page.table, SpanSet([Span(start, self._to_us)]) if start < self._to_us else SpanSet())
-        low, high = np.searchsorted(self._times, (start, self._to_us))
-        mine = self._table.slice(int(low), int(high - low))
+        spoken = self._proven.clip(self._file.span)
+        mine, theirs = (rows_inside(table, spoken) for table in (self._table, pa.concat_tables(self._theirs)))
         return "; ".join(compare(mine, theirs, relative=_RELATIVE).describe("the file's", "REST's")) or None

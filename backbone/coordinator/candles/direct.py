@@ -18,7 +18,7 @@ from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan
 from backbone.coordinator.candles.ranges import CandleRanges, Range, Request
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched
-from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, check, judge
+from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, check, judge, shows_since
 from backbone.errors import PayloadError
 from backbone.model import Priority, Span, empty_candles
 from backbone.routing.wire import PAGE, CandlePage, candles_ask
@@ -98,7 +98,8 @@ class DirectCandles:
             return None if held.gaps else held
         page = self._page(lane, None, PAGE)  # it has the newest candles besides the time
         held = self._ranges.recall([lane.market], lane.timeframe, asked)[0]
-        forming = rows_inside(page.table, [Span(held.span.end, EVER.end)])
+        is_shown = shows_since(held.span.end, page.oldest_us)
+        forming = rows_inside(page.table, [Span(held.span.end, EVER.end)]) if is_shown else None
         return None if held.gaps else replace(held, forming=forming, fetched=Fetched(pages=1))
 
     def _first(self, lane: _Lane, start: int, end: int, count: int) -> _Walk:
@@ -124,7 +125,7 @@ class DirectCandles:
         pending = Pending(lane.market, timeframe, span, lane.priority, SpanSet([span]))
         plan.add(pending)
         tables: list[pa.Table] = [empty_candles()]
-        forming: pa.Table | None = None
+        forming: list[pa.Table] = []
         oldest_us, rows, failures, proven = None, 0, 0, SpanSet()
         while (page := plan.next_page(pending)) is not None:
             reply = self._page(lane, page.bound_us, page.count)
@@ -142,15 +143,16 @@ class DirectCandles:
                 closed = Span(span.start, min(span.end, self._reader.closed_before(timeframe)))
                 table = rows_inside(reply.table, verdict.proof - proven)
                 oldest_us = int(times_of(table)[0]) if table.num_rows else oldest_us
-                if page.bound_us is None:
-                    forming = rows_inside(table, [Span(closed.end, EVER.end)])
+                if page.bound_us is None or forming:
+                    forming.append(rows_inside(table, [Span(closed.end, EVER.end)]))
                 table = rows_inside(table, [closed] if closed.start < closed.end else [])
                 tables.append(table)
                 rows, proven = rows + table.num_rows, proven | verdict.proof
             plan.settle(page, verdict, reply.rows, anchor_us=None if verdict.edge_us is None else oldest_us)
             if enough is not None and rows >= enough:
                 break
-        return _Walk(pa.concat_tables(tables[::-1]), pending.pages, forming)
+        behind = pa.concat_tables(forming[::-1]) if forming else None
+        return _Walk(pa.concat_tables(tables[::-1]), pending.pages, behind)
 
     def _page(self, lane: _Lane, to_us: int | None, count: int) -> CandlePage:
         ask = candles_ask(lane.market, lane.timeframe, to_us, count)
@@ -192,18 +194,14 @@ class DirectCandles:
     ) -> tuple[pa.Table, str]:
         """The candles that open at or after `after_us` and are not closed yet, and where from; never stored.
 
-        The stream answers where it has them all and was received just now, otherwise REST. A market that has candles
-        has a newest one: an empty reply is asked for again, and is an error then.
+        The stream answers where it has them all and was received just now, otherwise REST: one page, where it reaches
+        back to `after_us`.
         """
         table, source = self._streamed(market, timeframe, after_us, priority), "stream"
         if table is None:
-            lane, source = _Lane(market, timeframe, priority, deadline), "rest"
-            for _ in range(_FAILURES):
-                table = self._page(lane, None, PAGE).table
-                if table.num_rows:
-                    break
-            else:
-                raise PayloadError(f"{market} {timeframe}: the venue has not even a newest candle", market=market)
+            source = "rest"
+            walk = self._walk(_Lane(market, timeframe, priority, deadline), Span(after_us, FOREVER_US))
+            table = walk.table if walk.forming is None else pa.concat_tables([walk.table, walk.forming])
         times = times_of(table)
         first = int(np.searchsorted(times, after_us))
         last = len(times) if before_us is None else int(np.searchsorted(times, before_us))

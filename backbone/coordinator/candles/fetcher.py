@@ -25,7 +25,7 @@ from backbone.coordinator.candles.archive import Archive
 from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan, pages_needed
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched, Held
-from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, Page, Verdict, check, judge
+from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, Page, Verdict, check, judge, shows_since
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import (
     BackboneError,
@@ -447,7 +447,7 @@ class CandleFetcher:
             series.plan.settle(page, Verdict(proof, verdict.edge_us), table.num_rows, anchor_us=anchor)
             for one in {pending, *series.pending}:  # also where it had been given up and is not waited for
                 one.failed = one.failed - proof
-                if one.newest and page.bound_us is None and not page.seeks:
+                if one.newest and page.bound_us is None and shows_since(boundary, reply.oldest_us) and not page.seeks:
                     one.forming = reply.table.slice(table.num_rows)
                 one.beyond = one.beyond | beyond
             for one in series.pending:

@@ -20,6 +20,7 @@ from backbone.clock import Deadline, VenueClock
 from backbone.coordinator.candles.fetcher import CandleFetcher
 from backbone.coordinator.candles.pending import Pending, Progress
 from backbone.coordinator.candles.reader import CandleAnswer, Fetched, Reach
+from backbone.coordinator.candles.witness import shows_since
 from backbone.model import Priority, Span
 from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
@@ -114,8 +115,10 @@ class CandleRanges:
                 again = self._collect(markets, asked, call)
                 answers = [second.after(first) for first, second in zip(answers, again, strict=True)]
             if page is not None:
-                first, forming = answers[0], rows_inside(page.table, [Span(answers[0].span.end, EVER.end)])
-                answers[0] = replace(first, forming=forming, fetched=first.fetched + Fetched(pages=1))
+                first = answers[0]
+                is_shown = shows_since(first.span.end, page.oldest_us)
+                shown = rows_inside(page.table, [Span(first.span.end, EVER.end)]) if is_shown else first.forming
+                answers[0] = replace(first, forming=shown, fetched=first.fetched + Fetched(pages=1))
         return self._refreshed(answers, call) if refresh else answers
 
     @property

@@ -17,7 +17,7 @@ from backbone.model import Span
 from backbone.storage.coverage import EVER, SpanSet
 from backbone.timeframe import Timeframe
 
-__all__ = ["EARLIEST_US", "FOREVER_US", "Page", "Verdict", "check", "judge", "second_request"]
+__all__ = ["EARLIEST_US", "FOREVER_US", "Page", "Verdict", "check", "judge", "second_request", "shows_since"]
 
 EARLIEST_US = EVER.start
 """Nothing lies before the epoch: a proven beginning of history is quiet from here on."""
@@ -67,6 +67,11 @@ def judge(page: Page, oldest_us: int | None, rows: int) -> Verdict:
     if rows < page.count and page.confirms and edge >= page.claim.end:
         return Verdict(SpanSet([Span(EARLIEST_US, page.to_us)]))
     return Verdict(proven) if rows >= page.count or page.seeks else Verdict(proven, edge)
+
+
+def shows_since(time_us: int, oldest_us: int | None) -> bool:
+    """Whether a reply of the newest candles, the oldest at `oldest_us`, has all that opened at `time_us` or later."""
+    return oldest_us is not None and oldest_us <= time_us
 
 
 def check(page: Page, verdict: Verdict, newest_us: int | None, oldest_known_us: int | None, what: str) -> None:

@@ -103,6 +103,39 @@ def test_forming_is_what_is_not_closed(lane: Lane) -> None:
     assert lane.direct.forming(MARKET, MINUTE, LAST, LAST, Priority.HIGH)[0].num_rows == 0
 
 
+def one(rows: list[Any]) -> list[Any]:
+    """The newest row alone."""
+    return rows[:1]
+
+
+@pytest.mark.parametrize("edit", [empty, one])
+def test_forming_takes_no_short_reply_for_silence(lane: Lane, edit: Any) -> None:
+    """In the seconds of grace two candles are not closed: a reply that lacks one of them, or both, is asked again."""
+    after = LAST - MINUTE_US
+    whole = lane.direct.forming(MARKET, MINUTE, after, None, Priority.HIGH)[0]
+    assert opens(whole) == [after, LAST]
+    lane.world.asked()
+    lane.direct.forming(MARKET, MINUTE, after, None, Priority.HIGH)
+    assert lane.world.asked() == 1, "a full page needs no second reply"
+    lane.world.venue.edits.append(edit)
+    assert lane.direct.forming(MARKET, MINUTE, after, None, Priority.HIGH)[0].equals(whole)
+
+
+@pytest.mark.parametrize("edit", [empty])
+def test_critical_call_that_is_held_takes_no_short_page_for_the_forming_candles(lane: Lane, edit: Any) -> None:
+    """What is held is answered; what a short page does not show is left open, not said to be nothing."""
+    lane.world.candles(LAST - HOUR_US, LAST)
+    lane.world.clock.advance(11)  # the venue's time is not of the last seconds
+    lane.world.asked()
+    whole = lane.candles(LAST - HOUR_US)
+    assert (opens(whole.forming), lane.world.asked()) == ([LAST], 1)
+    lane.world.clock.advance(11)
+    lane.world.venue.edits.append(edit)
+    answer = lane.candles(LAST - HOUR_US)
+    assert answer.gaps == ()
+    assert answer.forming is None
+
+
 def test_unstored_is_the_whole_span(lane: Lane) -> None:
     """What an audit compares with begins and ends where it is asked to."""
     span = Span(LAST - 5 * HOUR_US, LAST - MINUTE_US)
