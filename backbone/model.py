@@ -149,7 +149,8 @@ class Level(msgspec.Struct, frozen=True, gc=False):
 
 
 class OrderBook(msgspec.Struct, frozen=True):
-    """One whole book, best first. `asks` and `bids` are made anew at each look, without the padding.
+    """One book, best first, with the total sizes that the venue gave. `asks` and `bids` are made anew at each look,
+    without the padding.
 
     Most books of a busy stream are replaced before anybody looks; making both sides at once was half of their cost.
     """
@@ -158,6 +159,8 @@ class OrderBook(msgspec.Struct, frozen=True):
     time_us: int
     level: float
     levels: tuple[Level, ...]
+    total_ask_size: float | None = None
+    total_bid_size: float | None = None
 
     def cut(self, depth: int) -> OrderBook:
         """The best `depth` levels of it."""

@@ -18,6 +18,7 @@ from backbone.coordinator import coordinator
 from backbone.coordinator.quota.ledger import MachineLimiter
 from backbone.coordinator.quota.rules import Rules
 from backbone.simulator import SimulatorServer
+from backbone.simulator.server.limits import Limits
 from tests.recordings import recordings as recordings
 
 hypothesis.settings.register_profile("backbone", deadline=None)  # a busy machine is no fault of the code
@@ -101,6 +102,7 @@ def shared_venue(request: pytest.FixtureRequest) -> Iterator[SimulatorServer]:
     ):
         if limit != 10:
             patch.setattr(coordinator, "MachineLimiter", partial(MachineLimiter, rules=Rules(limit=limit)))
+            patch.setattr(Limits, "CONNECTS", limit)
         yield server
 
 

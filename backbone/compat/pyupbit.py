@@ -54,6 +54,7 @@ _COLUMNS = ["open", "high", "low", "close", "volume", "value"]
 _FIRST = "2000-01-01"
 _PYUPBITS = frozenset({"Upbit", "WebSocketClient", "get_tick_size"})
 _MINUTE_QUOTA = 600
+_DEPTHS = {"1", "5", "15"}  # any other is 30 to the venue
 """What the venue has sent as ``min`` ever since it stopped counting minutes."""
 
 
@@ -292,11 +293,11 @@ class WebSocketManager:
     Parameters
     ----------
     type : ``"ticker"``, ``"trade"``, ``"orderbook"``, or a candle such as ``"candle.1m"``.
-    codes : markets.
+    codes : markets; of an order book with the depth that is wanted, if not the whole (``"KRW-BTC.5"``).
     qsize : messages kept while they are not taken; the oldest are dropped (pyupbit stops reading instead).
 
-    Messages begin with the start, in the venue's words, with the fields that backbone keeps. Safe to
-    share between threads; the lock guards the start.
+    Messages begin with the start, in the venue's words and with all its fields. Safe to share between threads; the
+    lock guards the start.
     """
 
     def __init__(self, type: str, codes: list[str], qsize: int = 1000) -> None:
@@ -319,7 +320,9 @@ class WebSocketManager:
             if self._table is None:
                 from backbone.api.calls.live import start_records
 
-                self._table, self._tap = start_records(get_client().session, self.codes, self.type, self._qsize)
+                codes, depth = _without_depth(self.codes) if self.type == "orderbook" else (self.codes, 30)
+                session = get_client().session
+                self._table, self._tap = start_records(session, codes, self.type, self._qsize, depth)
                 self.alive = True
 
     def get(self) -> dict[str, Any]:
@@ -338,6 +341,13 @@ class WebSocketManager:
             table, self.alive = self._table, False
         if table is not None:
             table.stop()
+
+
+def _without_depth(codes: list[str]) -> tuple[list[str], int]:
+    """Codes of order books as ``KRW-BTC.5``: the markets, and the deepest that is wanted of one."""
+    parts = [code.partition(".") for code in codes]
+    depths = [int(depth) if depth in _DEPTHS else 30 for _, _, depth in parts]
+    return [market for market, _, _ in parts], max(depths, default=30)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,12 @@
 """Our records in the venue's words, for callers that know those: frames of the socket, rows of candles.
 
-Only what a record holds is spelled; what backbone does not keep (52-week extremes, sums by side) is not there.
+Every field of the venue's is there; what REST does not send is None while it stands in for the socket.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+from decimal import Decimal
 from itertools import zip_longest
 from typing import Any
 
@@ -18,6 +19,8 @@ KOREA = "Asia/Seoul"
 _STAMP = "%Y-%m-%dT%H:%M:%S"
 _STREAMED = {"1h": "60m", "4h": "240m"}
 _NOTHING = (0.0, 0.0)
+_SIDES = {"buy": "BID", "sell": "ASK", None: None}
+_REALTIME = {"stream_type": "REALTIME"}  # callers get changes, as with pyupbit, which asks for no snapshots
 
 
 def frame_of(record: Ticker | Trade | OrderBook | LiveCandle) -> dict[str, Any]:
@@ -35,6 +38,7 @@ def frame_of(record: Ticker | Trade | OrderBook | LiveCandle) -> dict[str, Any]:
         "code": record.market,
         **_candle(record.time_us, values),
         "timestamp": record.stamp_us // 1000,
+        **_REALTIME,
     }
 
 
@@ -52,8 +56,8 @@ def _candle(time_us: int, values: tuple[float, ...]) -> dict[str, Any]:
         "high_price": high,
         "low_price": low,
         "trade_price": close,
-        "candle_acc_trade_price": value,
         "candle_acc_trade_volume": volume,
+        "candle_acc_trade_price": value,
     }
 
 
@@ -67,47 +71,80 @@ def _ticker(row: Ticker) -> dict[str, Any]:
         "low_price": row.low,
         "trade_price": row.price,
         "prev_closing_price": row.prev_close,
-        "change": "RISE" if row.change > 0 else "FALL" if row.change < 0 else "EVEN",
+        "acc_trade_price": row.value,
+        "change": _change(row.change),
         "change_price": abs(row.change),
         "signed_change_price": row.change,
         "change_rate": abs(row.change_rate),
         "signed_change_rate": row.change_rate,
+        "ask_bid": _SIDES[row.side],
+        "trade_volume": row.last_volume,
         "acc_trade_volume": row.volume,
-        "acc_trade_volume_24h": row.volume_24h,
-        "acc_trade_price": row.value,
-        "acc_trade_price_24h": row.value_24h,
         "trade_date": at.strftime("%Y%m%d"),
         "trade_time": at.strftime("%H%M%S"),
         "trade_timestamp": row.time_us // 1000,
+        "acc_ask_volume": row.ask_volume,
+        "acc_bid_volume": row.bid_volume,
+        "highest_52_week_price": row.high_52w,
+        "highest_52_week_date": row.high_52w_day,
+        "lowest_52_week_price": row.low_52w,
+        "lowest_52_week_date": row.low_52w_day,
+        "market_state": row.state,
+        "is_trading_suspended": row.is_suspended,
+        "delisting_date": row.delisting_day,
+        "market_warning": row.warning,
         "timestamp": row.stamp_us // 1000,
+        "acc_trade_price_24h": row.value_24h,
+        "acc_trade_volume_24h": row.volume_24h,
+        **_REALTIME,
     }
 
 
 def _trade(row: Trade) -> dict[str, Any]:
     at: dt.datetime = in_zone(row.time_us, "UTC")
+    change = 0.0 if row.prev_close is None else _difference(row.price, row.prev_close)
     return {
         "type": "trade",
         "code": row.market,
-        "trade_price": row.price,
-        "trade_volume": row.volume,
-        "ask_bid": "BID" if row.side == "buy" else "ASK",
+        "timestamp": (row.time_us if row.sent_us is None else row.sent_us) // 1000,
         "trade_date": at.strftime("%Y-%m-%d"),
         "trade_time": at.strftime("%H:%M:%S"),
         "trade_timestamp": row.time_us // 1000,
+        "trade_price": row.price,
+        "trade_volume": row.volume,
+        "ask_bid": _SIDES[row.side],
+        "prev_closing_price": row.prev_close,
+        "change": _change(change),
+        "change_price": abs(change),
         "sequential_id": row.sequential_id,
+        "best_ask_price": row.best_ask_price,
+        "best_ask_size": row.best_ask_size,
+        "best_bid_price": row.best_bid_price,
+        "best_bid_size": row.best_bid_size,
+        **_REALTIME,
     }
+
+
+def _change(change: float) -> str:
+    return "RISE" if change > 0 else "FALL" if change < 0 else "EVEN"
+
+
+def _difference(one: float, other: float) -> float:
+    """Of two prices as decimals: 0.3 - 0.1 is 0.2."""
+    return float(Decimal(repr(one)) - Decimal(repr(other)))
 
 
 def _book(row: OrderBook) -> dict[str, Any]:
     return {
         "type": "orderbook",
         "code": row.market,
-        "total_ask_size": round(sum(size for _, size in row.asks), 8),
-        "total_bid_size": round(sum(size for _, size in row.bids), 8),
+        "timestamp": row.stamp_us // 1000,
+        "total_ask_size": row.total_ask_size,
+        "total_bid_size": row.total_bid_size,
         "orderbook_units": [
             {"ask_price": ask[0], "bid_price": bid[0], "ask_size": ask[1], "bid_size": bid[1]}
             for ask, bid in zip_longest(row.asks, row.bids, fillvalue=_NOTHING)
         ],
+        **_REALTIME,
         "level": row.level,
-        "timestamp": row.stamp_us // 1000,
     }

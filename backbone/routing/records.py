@@ -171,6 +171,8 @@ def _book_table(column: int) -> tuple[tuple[Any, ...], ...]:
         ("time", Millis, ("timestamp", "timestamp", "tms")),
         ("levels", tuple[level, ...], ("orderbook_units", "orderbook_units", "obu")),
         ("level", float, ("level", "level", "lv"), 0.0),  # absent on regional venues and in older frames
+        ("total_ask", Amount | None, ("total_ask_size", "total_ask_size", "tas"), None),
+        ("total_bid", Amount | None, ("total_bid_size", "total_bid_size", "tbs"), None),
         _FLAG,
     )
 
@@ -245,9 +247,9 @@ def build_orderbook(row: Any) -> OrderBook:
     for level in row.levels:
         ask, bid = level.ask_price, level.bid_price
         if not (last_ask < ask and 0.0 < bid < last_bid):  # rarely
-            return OrderBook(row.market, row.time * 1000, row.level, _padded_levels(row))
+            return OrderBook(row.market, row.time * 1000, row.level, _padded_levels(row), row.total_ask, row.total_bid)
         last_ask, last_bid = ask, bid
-    return OrderBook(row.market, row.time * 1000, row.level, row.levels)
+    return OrderBook(row.market, row.time * 1000, row.level, row.levels, row.total_ask, row.total_bid)
 
 
 def _padded_levels(row: Any) -> tuple[Level, ...]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from backbone import Backbone
+from backbone.compat import default_client as door
+from backbone.compat.pyupbit import WebSocketManager as OurManager
 from backbone.simulator import Exchange, SimulatorServer
 
 from .conftest import NOW_US
@@ -96,3 +100,44 @@ def test_websocket_manager(live: SimulatorServer) -> None:
         manager.join(5)
     assert {f["type"] for f in frames} == {"ticker"}
     assert all(f["stream_type"] == "REALTIME" and f["trade_price"] > 0 for f in frames)
+
+
+def key_of(message: dict[str, Any]) -> tuple[Any, ...]:
+    """What says that two messages are one: the trade, or the instant of the state."""
+    return message["code"], message.get("sequential_id") or message["timestamp"]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("kind", "codes"),
+    [
+        ("ticker", ["KRW-BTC", "KRW-ETH"]),
+        ("trade", ["KRW-BTC", "KRW-ETH"]),
+        ("orderbook", ["KRW-BTC"]),
+        ("orderbook", ["KRW-BTC.5"]),
+        ("candle.1m", ["KRW-BTC"]),
+    ],
+)
+def test_websocket_messages_are_ours_field_by_field(
+    live: SimulatorServer, kind: str, codes: list[str], tmp_path: Path
+) -> None:
+    """The same messages from both, with the same fields and values: a program sees no difference."""
+    with Backbone(data_dir=tmp_path, rest_url=live.rest_url, ws_url=live.ws_url) as client:
+        door.initialize(client)
+        ours, theirs = OurManager(kind, codes, 10_000), peer.WebSocketManager(kind, codes)
+        try:
+            ours.start()
+            frames = [theirs.get() for _ in range(6)]
+            wanted = {key_of(frame) for frame in frames}
+            messages: dict[tuple[Any, ...], dict[str, Any]] = {}
+            while not wanted <= messages.keys():
+                message = ours.get()
+                messages[key_of(message)] = message
+        finally:
+            theirs.terminate()
+            theirs.join(5)
+            ours.terminate()
+            door.cleanup()
+    for frame in frames:
+        assert messages[key_of(frame)] == frame
+        assert list(messages[key_of(frame)]) == list(frame)

@@ -519,10 +519,10 @@ def start_live(
 
 
 def start_records(
-    session: Session, asked: str | Iterable[str], kinds: object, size: int
+    session: Session, asked: str | Iterable[str], kinds: object, size: int, depth: int = DEPTH
 ) -> tuple[LiveTable, RecordQueue]:
     """A table whose first rows are not waited for, and its records from the first one on, the newest `size`."""
-    table, records = _start(session, asked, kinds, DEPTH, 0, size)
+    table, records = _start(session, asked, kinds, depth, 0, size)
     assert records is not None
     return table, records
 
