@@ -28,7 +28,7 @@ from backbone.compat.spelling import KOREA, candle_row
 from backbone.errors import BackboneError
 from backbone.locks import renew_after_fork
 from backbone.model import CANDLE_COLUMNS, Priority
-from backbone.timeframe import MINUTE_US, Timeframe, parse_timeframe
+from backbone.timeframe import DAY_US, MINUTE_US, Timeframe, parse_timeframe
 
 __all__ = [
     "Answer",
@@ -123,7 +123,7 @@ class MarketDataAdapter:
         """The newest `count` candles of each of `symbols`, one symbol after the other, newest first."""
 
         def ask(client: Backbone) -> tuple[Any, str]:
-            timeframe, wanted = parse_timeframe(interval), parse_count(count) or _COUNT
+            timeframe, wanted = parse_timeframe(interval, derived=True), parse_count(count) or _COUNT
             rows: list[dict[str, Any]] = []
             sources = set()
             for code in parse_markets(symbols, client.session.home):
@@ -187,7 +187,7 @@ def _unwrapped(rows: list[dict[str, Any]]) -> Any:
 
 def _candle_rows(code: str, timeframe: Timeframe, table: Any) -> list[dict[str, Any]]:
     """Candles as the venue spells them, newest first."""
-    unit = {"unit": timeframe.step_us // MINUTE_US} if timeframe.directory.startswith("minute") else {}
+    unit = {"unit": timeframe.step_us // MINUTE_US} if MINUTE_US <= timeframe.step_us < DAY_US else {}
     columns = [table.column(name).to_pylist() for name in CANDLE_COLUMNS]
     rows = zip(times_of(table).tolist(), *columns, strict=True)
     return [{**candle_row(code, time_us, tuple(values)), **unit} for time_us, *values in rows][::-1]

@@ -173,9 +173,10 @@ def _as_pyupbit(index: Any) -> pd.Index:
 
 def _parse_interval(interval: object) -> str:
     try:
-        return parse_timeframe(interval).name
+        return parse_timeframe(interval, derived=True).name
     except InputError as exc:
         allowed = "day, minute1 minute3 minute5 minute10 minute15 minute30 minute60 minute240, week, month"
+        allowed += ", or another length that divides a day, such as minute45"
         raise InputError("interval", interval, f"{allowed} (pyupbit would have answered days)") from exc
 
 

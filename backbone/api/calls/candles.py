@@ -29,7 +29,7 @@ from backbone.errors import BackboneError, IncompleteError, InputError, Rejected
 from backbone.model import CANDLE_COLUMNS, Priority, Span
 from backbone.storage.coverage import EVER
 from backbone.storage.fold import fold
-from backbone.timeframe import Timeframe, parse_timeframe
+from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
     from backbone.api.session import Session
@@ -485,6 +485,14 @@ def _plan(session: Session, market: str, shown: Timeframe, timeframe: Timeframe,
     )
 
 
+def _held_of(core: Coordinator, market: str, timeframe: Timeframe) -> Timeframe:
+    """The candles that are held: of a derived timeframe those that it is folded from."""
+    base, minute = timeframe.base, TIMEFRAMES["1m"]
+    if base is None or base.step_us < minute.step_us or core.store.oldest(market, base) is not None:
+        return base or timeframe
+    return minute
+
+
 def coverage(
     session: Session, asked_market: str | Iterable[str], timeframe: str = "1m", *, frames: str | None = None
 ) -> Any:
@@ -492,7 +500,7 @@ def coverage(
     markets, wanted = session.markets_of(asked_market, may_ask=False), session.frames(frames)
     core, tf = session.coordinator(), parse_timeframe(timeframe, derived=True)
     core.markets.check_known(markets)
-    rows = [(market, row) for market in markets for row in core.reader.intervals(market, tf.base or tf)]
+    rows = [(market, row) for market in markets for row in core.reader.intervals(market, _held_of(core, market, tf))]
     time = pa.timestamp("us", tz="UTC")
     table = pa.table(
         {

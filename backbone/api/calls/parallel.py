@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from backbone.api.arguments import TimeLike, parse_markets, parse_priority, parse_quote
 from backbone.api.calls.backfill import Job
 from backbone.api.session import Session
+from backbone.coordinator.candles.derived import base_range
 from backbone.errors import IncompleteError, InputError
 from backbone.model import Priority
 from backbone.settings import Settings
@@ -95,7 +96,8 @@ def _tasks(
     priority: str | Priority,
 ) -> Sequence[_Task]:
     """Checked here, so that a wrong word is an error before any work starts; the end is the same for all."""
-    tf = parse_timeframe(timeframe)
+    shown = parse_timeframe(timeframe, derived=True)
+    tf = shown.base or shown
     lane = parse_priority(priority)
     if lane is Priority.CRITICAL:
         raise InputError("priority", lane.value, "low, normal or high: many markets are no critical request")
@@ -112,11 +114,14 @@ def _tasks(
         if unheld:
             core.markets.check_listed(unheld)
     session.now_us()  # the venue's clock, not this machine's, says what is closed
-    end_us = asked.end_us if asked.end_us is not None else core.reader.closed_before(tf)
+    if shown.base is not None:
+        asked = base_range(asked, shown, core.reader.closed_before(shown))
+    assert asked.start_us is not None
+    start_us, end_us = asked.start_us, asked.end_us if asked.end_us is not None else core.reader.closed_before(tf)
     core.store.flush()
     home = f"{os.getpid()}-{id(session)}"
     _homes[home] = session
-    return [_Task(session.settings, home, code, tf.name, asked.start_us, end_us, lane.value) for code in codes]
+    return [_Task(session.settings, home, code, shown.name, start_us, end_us, lane.value) for code in codes]
 
 
 # -- in the workers --------------------------------------------------------------------------------------------------
@@ -152,10 +157,12 @@ def _run(task: _Task, fn: Callable[[Any], T]) -> tuple[str, T | None, BaseExcept
     """Fetch one market and call `fn` with its frame, here."""
     try:
         session = _session_of(task)
+        shown = parse_timeframe(task.timeframe, derived=True)
         job = session.coordinator().jobs.start(
-            [task.market], parse_timeframe(task.timeframe), task.start_us, task.end_us, Priority(task.priority)
+            [task.market], shown.base or shown, task.start_us, task.end_us, Priority(task.priority)
         )
-        frame = Job(session, job, many=False, frames=session.settings.frames).wait(progress=False).result()
+        whole = Job(session, job, many=False, frames=session.settings.frames, timeframe=shown).wait(progress=False)
+        frame = whole.result()
         return task.market, fn(frame), None
     except Exception as exc:  # noqa: BLE001 - the user's function may raise anything; it is raised where it was called
         return task.market, None, exc

@@ -4,7 +4,8 @@ The files are the store's own, plain hive-partitioned Parquet; paths are compute
 nothing is discovered, and no file outside the span is opened. Nothing is fetched. What an engine reads is what is on
 disk: pages of this process are flushed first. A span that the files do not cover is an `IncompleteError` before any
 row is read, since rows that were never fetched look just like rows that never were. A derived timeframe (``2h``) is
-folded from the files of its base when the scan is collected, in memory.
+folded from the files of its base when the scan is collected, in memory; and so is any of a market of which only the
+minutes are held.
 
 Other engines read the same files as they lie (`Backbone.files`)::
 
@@ -29,7 +30,7 @@ from backbone.errors import IncompleteError, InputError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
 from backbone.storage.coverage import SpanSet
 from backbone.storage.fold import fold
-from backbone.timeframe import Timeframe, parse_timeframe
+from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["files", "scan"]
 
 _EVER = Span(0, 1 << 62)
+_MINUTE = TIMEFRAMES["1m"]
 COLUMNS = ("market", "time", *CANDLE_COLUMNS)
 
 
@@ -51,7 +53,7 @@ class _Selection:
     paths: list[str]
     gaps: list[tuple[str, Span]]
     known: dict[str, SpanSet]
-    """By market, where every short candle of a derived timeframe is known; empty for the venue's own timeframes."""
+    """By market whose rows are to be folded, where every short candle is known."""
     absent: list[str]
     """Markets of which nothing is stored, with a side of the span left open: how much is missing, none can say."""
 
@@ -74,7 +76,7 @@ def scan(
         lazy = lazy.filter(pl.col("time") >= _instant(found.span.start))
     if found.span.end < _EVER.end:
         lazy = lazy.filter(pl.col("time") < _instant(found.span.end))
-    if found.timeframe.base is not None:
+    if found.known:
         lazy = lazy.map_batches(
             _folding(found),
             predicate_pushdown=False,
@@ -97,20 +99,24 @@ def files(
     partial: bool,
 ) -> list[str]:
     """See `Backbone.files`."""
-    found = _select(session, markets, parse_timeframe(timeframe).name, start, end, partial=partial)
+    found = _select(session, markets, parse_timeframe(timeframe).name, start, end, partial=partial, may_fold=False)
     _check(session, found, list(found.paths))
     return found.paths
 
 
 def _folding(found: _Selection) -> Callable[[pl.DataFrame], pl.DataFrame]:
-    """What makes the rows of a derived timeframe from those of its base, once a scan is collected: whole ones only."""
+    """What makes longer candles of short ones, once a scan is collected: whole ones only."""
     import polars as pl
 
     def fold_all(rows: pl.DataFrame) -> pl.DataFrame:
         parts = [rows.clear()]
         for (market,), part in rows.partition_by("market", as_dict=True, maintain_order=True).items():
+            known = found.known.get(str(market))
+            if known is None:
+                parts.append(part)
+                continue
             table = part.drop("market").to_arrow().cast(CANDLE_SCHEMA)
-            made = pl.DataFrame(fold(rows_inside(table, found.known[str(market)]), found.timeframe))
+            made = pl.DataFrame(fold(rows_inside(table, known), found.timeframe))
             parts.append(made.select(pl.lit(market).alias("market"), pl.all()))
         return pl.concat(parts)
 
@@ -149,6 +155,7 @@ def _select(
     end: TimeLike | None,
     *,
     partial: bool,
+    may_fold: bool = True,
 ) -> _Selection:
     shown = parse_timeframe(timeframe, derived=True)
     tf = shown.base or shown
@@ -158,21 +165,33 @@ def _select(
     gaps: list[tuple[str, Span]] = []
     absent: list[str] = []
     known: dict[str, SpanSet] = {}
-    names = _markets(session, markets, tf)
+    foldable = Span(max(span.start, session.settings.venue.sums_since_us), span.end)
+    may_fold = may_fold and _MINUTE.step_us < tf.step_us <= DAY_US and foldable.start < foldable.end
+    names = _markets(session, markets, tf, may_fold)
     session.coordinator().markets.check_known(names)
     for market in names:
-        store.flush(market, tf)
+        store.flush(market)
+        own, held = store.paths(market, tf, span), None
         if not partial or shown.base is not None:  # a read of each file's end, slow in a bucket of very many files
             held = store.footer_coverage(market, tf, span)
             if shown.base is not None:
-                whole = [(shown.ceil(each.start), shown.floor(each.end)) for each in held]
-                known[market] = SpanSet(Span(first, last) for first, last in whole if first < last)
-        if not partial:
+                known[market] = _whole(held, shown)
+        if may_fold and (not own or (held is not None and _wanted(span, held) - held)):
+            minutes = _whole(store.footer_coverage(market, _MINUTE, foldable), shown)
+            if minutes and (not own or not _wanted(span, minutes) - minutes):
+                own, held, known[market] = store.paths(market, _MINUTE, foldable), minutes, minutes
+        if not partial and held is not None:
             gaps += [(market, gap) for gap in _wanted(span, held) - held]
             if not held and (span.start == _EVER.start or span.end == _EVER.end):
                 absent.append(market)
-        paths += [str(path) for path in store.paths(market, tf, span)]
+        paths += [str(path) for path in own]
     return _Selection(shown, span, paths, gaps, known, absent)
+
+
+def _whole(held: SpanSet, timeframe: Timeframe) -> SpanSet:
+    """The whole candles inside what is held of shorter ones."""
+    whole = [(timeframe.ceil(each.start), timeframe.floor(each.end)) for each in held]
+    return SpanSet(Span(first, last) for first, last in whole if first < last)
 
 
 def _span(session: Session, timeframe: Timeframe, start: TimeLike | None, end: TimeLike | None) -> Span:
@@ -183,15 +202,18 @@ def _span(session: Session, timeframe: Timeframe, start: TimeLike | None, end: T
     return Span(first, last)
 
 
-def _markets(session: Session, markets: str | Iterable[str], timeframe: Timeframe) -> list[str]:
+def _markets(session: Session, markets: str | Iterable[str], timeframe: Timeframe, may_fold: bool) -> list[str]:
     """The markets named; for a quote currency, those that the store holds in this timeframe, one that was renamed
-    once."""
+    once. Where it holds none and `may_fold`, those of which it holds minutes."""
     quote = parse_quote(markets, session.home)
     if quote is None:
         return parse_markets(markets, session.home)
     core = session.coordinator()
-    stored = core.store.series()
-    return core.renames.once(market for market, tf in stored if tf == timeframe and market.startswith(f"{quote}-"))
+    stored = [(market, tf) for market, tf in core.store.series() if market.startswith(f"{quote}-")]
+    found = [market for market, tf in stored if tf == timeframe]
+    if may_fold and not found:
+        found = [market for market, tf in stored if tf == _MINUTE]
+    return core.renames.once(found)
 
 
 def _wanted(span: Span, held: SpanSet) -> SpanSet:

@@ -101,7 +101,8 @@ def size(
     addresses: Sequence[int],
 ) -> Sizing:
     """See `Backbone.size`."""
-    tf = parse_timeframe(timeframe)
+    shown = parse_timeframe(timeframe, derived=True)
+    tf = shown.base or shown  # what is fetched and kept, and folded at each call
     hosts = _addresses(addresses)
     core = session.coordinator()
     codes = _codes(session, markets)
@@ -122,7 +123,7 @@ def size(
     rows = sum(share.rows for share in shares)
     return Sizing(
         markets=len(codes),
-        timeframe=tf.name,
+        timeframe=shown.name if shown is tf else f"{shown} (of {tf})",
         start=in_zone(start, session.tz),
         end=in_zone(end, session.tz),
         rows=rows,

@@ -90,7 +90,7 @@ def test_map_wrong_words_are_errors_before_any_work(client: Backbone, venue: Sim
         {"markets": ["KRW-NONE"]},
         {"priority": "critical"},
         {"n_jobs": 0},
-        {"timeframe": "2m"},
+        {"timeframe": "7m"},
     ):
         words: dict[str, Any] = {"fn": len, "markets": MARKETS, "timeframe": "1h", "start": START, "end": END} | wrong
         with pytest.raises(InputError):

@@ -198,8 +198,6 @@ def test_scan_of_a_derived_timeframe_has_whole_candles_only(filled: Backbone) ->
     assert cut["time"].dt.epoch("us").to_list() == [first + i * 2 * minute.step_us for i in (1, 2, 3)]
     lazy = filled.scan(MARKETS, "2m", START, END).filter(pl.col("close") < 0).select("market", "volume")
     assert lazy.collect().columns == ["market", "volume"]
-    with pytest.raises(IncompleteError, match="'15m'"):
-        filled.scan(MARKETS, "45m", START, END)
 
 
 def test_files_are_of_the_venues_timeframes(filled: Backbone) -> None:
