@@ -8,8 +8,7 @@ milliseconds. `use_cache` is accepted and has no effect: what is now is asked fo
 
 The calls of the original were coroutines. Here the answer is ready when the call returns, and passes for a coroutine as
 well: ``get_ticker("KRW-BTC")``, ``await get_ticker("KRW-BTC")`` and ``asyncio.run(get_ticker("KRW-BTC"))`` give the
-same. A program whose event loop must go on meanwhile imports `backbone.compat.legacy_async` instead: the same names as
-coroutines that work in a thread.
+same. A program whose event loop must go on meanwhile awaits ``asyncio.to_thread(get_ticker, "KRW-BTC")``.
 """
 
 from __future__ import annotations
