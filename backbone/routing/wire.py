@@ -256,9 +256,8 @@ _IS_DIGIT = np.equal(_STAMP_FORM, ord("0"))
 
 def _open_times(texts: list[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """`_open_us` of a whole column."""
-    for text in texts:
-        if len(text) != 19:
-            raise InvalidRow(f"{text!r} is not a time")
+    if set(map(len, texts)) != {19}:
+        raise InvalidRow(f"{next(text for text in texts if len(text) != 19)!r} is not a time")
     letters = np.frombuffer("".join(texts).encode("ascii"), dtype=np.uint8).reshape(-1, 19)
     expected = np.where(_IS_DIGIT, (letters >= 48) & (letters <= 57), letters == _STAMP_FORM)
     if not expected.all():
@@ -288,9 +287,8 @@ def _read_candles(body: bytes, market: str, timeframe: Timeframe, to_us: int | N
         raise InvalidRow(f"{len(rows)} rows where {count} were asked for")
     if not rows:
         return CandlePage(CANDLE_SCHEMA.empty_table(), 0, None, to_us, count, np.empty(0, dtype=np.int64))
-    for row in rows:
-        if row.market != market:
-            raise InvalidRow(f"a row is of {row.market}")
+    if others := {row.market for row in rows} - {market}:
+        raise InvalidRow(f"a row is of {others.pop()}")
     times = _open_times([row.candle_date_time_utc for row in rows])
     values = chain.from_iterable(map(_candle_values, reversed(rows)))
     columns = np.fromiter(values, np.float64, 6 * len(rows)).reshape(-1, 6).T.copy()
