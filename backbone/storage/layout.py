@@ -114,6 +114,11 @@ class Series:
     def lock_key(self) -> str:
         return f"{LOCKS}/{self.name}.lock"
 
+    @property
+    def claims_key(self) -> str:
+        """Who fetches what of it at this moment."""
+        return f"{LOCKS}/{self.name}.claims"
+
     def key(self, period: Span) -> str:
         """The partition file of one period."""
         return f"{CANDLES}/{self.name}/period={name_of_period(self.timeframe, period)}/{FILE_NAME}"

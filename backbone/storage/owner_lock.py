@@ -20,14 +20,16 @@ import msgspec
 
 from backbone.clock import Clock
 
-__all__ = ["STALE_S", "OwnerLock"]
+__all__ = ["STALE_S", "Owner", "OwnerLock", "is_gone", "owner_here"]
 
 STALE_S = 8.0
 
 _numbers = itertools.count()
 
 
-class _Owner(msgspec.Struct, frozen=True):
+class Owner(msgspec.Struct, frozen=True):
+    """A process by name; ``token`` tells its locks apart."""
+
     host: str
     pid: int
     born: str  # when the process began, so that a number used again is no sign of life
@@ -47,7 +49,7 @@ class OwnerLock:
     def try_acquire(self) -> bool:
         """Take the lock if it is free or its owner is dead. Raises `OSError` where the folder cannot be written."""
         token = f"{uuid.uuid4().hex}-{next(_numbers)}"
-        mine = msgspec.json.encode(_Owner(platform.node(), os.getpid(), _born(os.getpid()), token))
+        mine = msgspec.json.encode(owner_here(token))
         if self._is_dead():
             self._take_away()
         try:
@@ -92,7 +94,7 @@ class OwnerLock:
             return False
         owner = _parsed(seen[0])
         if owner is not None and owner.host == platform.node():
-            return not _lives(owner)
+            return is_gone(owner)
         now_s = self._clock.monotonic()
         if seen != self._seen:
             self._seen, self._seen_s = seen, now_s
@@ -109,23 +111,29 @@ class OwnerLock:
             os.unlink(aside)
 
 
-def _parsed(data: bytes) -> _Owner | None:
+def _parsed(data: bytes) -> Owner | None:
     try:
-        return msgspec.json.decode(data, type=_Owner)
+        return msgspec.json.decode(data, type=Owner)
     except msgspec.MsgspecError:  # its owner has only just created it, or died before it wrote
         return None
 
 
-def _lives(owner: _Owner) -> bool:
-    if not hasattr(os, "kill") or os.name == "nt":
-        return True
+def owner_here(token: str) -> Owner:
+    """This process, as the owner of something."""
+    return Owner(platform.node(), os.getpid(), _born(os.getpid()), token)
+
+
+def is_gone(owner: Owner) -> bool:
+    """Whether an owner's process is known to have ended; of another host nothing is known."""
+    if owner.host != platform.node() or not hasattr(os, "kill") or os.name == "nt":
+        return False
     try:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
-        return False
-    except OSError:  # another user's
         return True
-    return _born(owner.pid) == owner.born
+    except OSError:  # another user's
+        return False
+    return _born(owner.pid) != owner.born
 
 
 def _born(pid: int) -> str:

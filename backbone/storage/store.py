@@ -27,6 +27,7 @@ from backbone.model import CANDLE_SCHEMA, Span, empty_candles
 from backbone.storage import audit
 from backbone.storage.audit import Problem
 from backbone.storage.cache import MemoryStats
+from backbone.storage.claims import Claims
 from backbone.storage.commit import Committer
 from backbone.storage.copy import Copied, copy_store
 from backbone.storage.coverage import EVER, VENUE, Coverage, Provisional, SpanSet, on_grid
@@ -108,6 +109,10 @@ class CandleStore:
             flush=self.flush,
         )
         """Series as wholes: inventory, quarantine, removal."""
+
+    def claims(self, market: str, timeframe: Timeframe) -> Claims:
+        """Which spans of a series are being fetched, by this store's client and by others on the folder."""
+        return Claims(self._files, self._series(market, timeframe).claims_key, self._clock)
 
     def _series(self, market: str, timeframe: Timeframe) -> Series:
         return Series(self._exchange, market, timeframe)

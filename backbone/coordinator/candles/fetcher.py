@@ -4,6 +4,8 @@ One `SeriesPlan` a market and timeframe is shared by everyone who waits for it, 
 foreground call takes the page that a backfill had queued. Pages arrive on the scheduler's workers; each is checked, put
 into the store with what it proves, and only then taken out of the plan, so whoever is woken finds its rows.
 
+Which pages other clients on the folder ask for meanwhile is `sharing`'s to say.
+
 A series' condition guards its plan and the counters beside it; storage, scheduling and callbacks happen outside it.
 """
 
@@ -14,7 +16,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +27,7 @@ from backbone.coordinator.candles.archive import Archive
 from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan, pages_needed
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched, Held
+from backbone.coordinator.candles.sharing import Series, Sharing
 from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, Page, Verdict, check, judge, shows_since
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import (
@@ -56,6 +59,7 @@ _BURST = 10
 _FIRST_BURST = 5  # before the first reply the density is a guess: enough for 1,000 candles, little lost if it is thin
 _FAILURES = 3  # final failures after which a fetch stops asking: the venue is down, not a page
 _PATIENCE = 200  # the same for a job: the scheduler tries each for some seconds, so a quarter of an hour's outage
+_SHARED_COMMIT_S = 0.1  # others wait for what arrived
 _NOTHING = SpanSet()
 
 
@@ -71,16 +75,6 @@ class CandlePlan:
     gaps: tuple[Span, ...]
     pages: int
     seconds: float
-
-
-@dataclass(eq=False)
-class _Series:
-    market: str
-    timeframe: Timeframe
-    plan: SeriesPlan
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    pending: list[Pending] = field(default_factory=list)
-    is_committing: bool = False  # a flush is on its way
 
 
 class CandleFetcher:
@@ -105,8 +99,9 @@ class CandleFetcher:
         self._clock = clock
         self._settings = settings
         self._lock = threading.Lock()  # guards _series and _closed
-        self._series: dict[tuple[str, str], _Series] = {}
+        self._series: dict[tuple[str, str], Series] = {}
         self._closed = False
+        self._sharing = Sharing(scheduler, store, venue, self._top_up)
         self.reader = reader
         self.archive = archive
 
@@ -136,7 +131,7 @@ class CandleFetcher:
         """How many more pages are to be asked for `pending`, going by the density seen so far."""
         series = self._series[pending.market, pending.timeframe.name]
         with series.changed:
-            return series.plan.pages_left(pending)
+            return series.plan.pages_left(pending, series.others_of(pending))
 
     # -- fetching ------------------------------------------------------------------------------------------------
 
@@ -203,7 +198,7 @@ class CandleFetcher:
             is_finished = pending.is_done
         self._take_files(series, pending, files)
         if is_finished:
-            self._finish(pending)
+            pending.finish()
         else:
             self._top_up(series)
         return pending
@@ -249,12 +244,12 @@ class CandleFetcher:
         with series.changed:
             series.plan.give_up(pending, cause)
             series.changed.notify_all()
-        self._finish(pending)
+        pending.finish()
 
     def flush(self, markets: Sequence[str], timeframe: Timeframe) -> None:
         """Make what arrived durable."""
         for market in markets:
-            self._store.flush(market, timeframe)
+            self._write(self._series[market, timeframe.name])
         if markets:
             _give_back()
 
@@ -286,7 +281,7 @@ class CandleFetcher:
 
     # -- files of the archive ------------------------------------------------------------------------------------
 
-    def _take_files(self, series: _Series, pending: Pending, files: Sequence[ArchiveFile]) -> None:
+    def _take_files(self, series: Series, pending: Pending, files: Sequence[ArchiveFile]) -> None:
         """Ask the archive for `files`, unless their spans are being asked for."""
         for file in files:
             with series.changed:
@@ -296,7 +291,7 @@ class CandleFetcher:
                 self.archive.fetch(file, pending.priority, taken)
 
     def _taken(
-        self, series: _Series, pending: Pending, file: ArchiveFile, claim: Page, outcome: pa.Table | BackboneError
+        self, series: Series, pending: Pending, file: ArchiveFile, claim: Page, outcome: pa.Table | BackboneError
     ) -> None:
         """A file of the archive: its candles into the store, its claim out of the plan; without it, pages are asked."""
         rows = 0
@@ -315,16 +310,13 @@ class CandleFetcher:
                 series.plan.settle(claim, Verdict(proof), rows)
                 pending.rows += rows
                 pending.store_error = pending.store_error or error
-            finished = [one for one in series.pending if one.is_done]
-            series.changed.notify_all()
-        for done in finished:
-            self._finish(done)
+        series.end_done()
         if file.is_month and isinstance(outcome, RejectedError) and self.archive is not None:
             days = self.archive.files(series.market, series.timeframe, pending.missing.clip(file.span))
             self._take_files(series, pending, days)
         self._top_up(series)
 
-    def _untake_locked(self, series: _Series, claim: Page, cause: BackboneError) -> None:
+    def _untake_locked(self, series: Series, claim: Page, cause: BackboneError) -> None:
         """The file is not to be had: its span is asked of REST, as far as REST has it."""
         _, lost = self._within_retention(series.timeframe, SpanSet([claim.claim]))
         series.plan.retract(claim)
@@ -345,7 +337,7 @@ class CandleFetcher:
     # -- pages ---------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _series_of(self, market: str, timeframe: Timeframe) -> Iterator[_Series]:
+    def _series_of(self, market: str, timeframe: Timeframe) -> Iterator[Series]:
         """A series with its condition held."""
         with self._lock:
             if self._closed:
@@ -353,11 +345,12 @@ class CandleFetcher:
             key = (market, timeframe.name)
             series = self._series.get(key)
             if series is None:
-                series = self._series[key] = _Series(market, timeframe, SeriesPlan(timeframe, PAGE))
+                claims = self._store.claims(market, timeframe)
+                series = self._series[key] = Series(market, timeframe, SeriesPlan(timeframe, PAGE), claims)
         with series.changed:
             yield series
 
-    def _top_up(self, series: _Series) -> None:
+    def _top_up(self, series: Series) -> None:
         """Queue as many places as the fetches under way have pages left, within their windows."""
         fresh: list[Pending] = []
         with series.changed:
@@ -366,21 +359,21 @@ class CandleFetcher:
                     continue
                 burst = _BURST if series.plan.has_learned else _FIRST_BURST
                 window = _WINDOW.get(pending.priority, burst)
-                more = max(0, min(window, series.plan.pages_left(pending)) - pending.queued)
+                left = series.plan.pages_left(pending, series.others_of(pending))
+                more = max(0, min(window, left) - pending.queued)
                 pending.queued += more
                 fresh += [pending] * more
         for pending in fresh:
             self._enqueue(series, pending)
+        self._sharing.look_later(series)
 
-    def _enqueue(self, series: _Series, pending: Pending) -> None:
+    def _enqueue(self, series: Series, pending: Pending) -> None:
         """One place in the queue for `pending`; what it asks is decided when its permit opens."""
         page: Page | None = None
 
         def bind() -> Ask | None:
             nonlocal page
-            with series.changed:
-                pending.queued -= 1
-                page = series.plan.next_page(pending)
+            page = self._sharing.next_page(series, pending)
             if page is None:
                 return None
             return candles_ask(series.market, series.timeframe, page.bound_us, page.count)
@@ -393,7 +386,7 @@ class CandleFetcher:
 
         self._scheduler.submit(GROUP, pending.priority, bind, done)
 
-    def _arrived(self, series: _Series, pending: Pending, page: Page, outcome: Reply | BackboneError) -> None:
+    def _arrived(self, series: Series, pending: Pending, page: Page, outcome: Reply | BackboneError) -> None:
         """A page's outcome, on a worker: into the store, out of the plan, and whoever waits is woken."""
         rows, is_invalid = 0, False
         if not isinstance(outcome, BackboneError):
@@ -407,23 +400,22 @@ class CandleFetcher:
             pending.rows += rows
             if pending.enough is not None and pending.rows >= pending.enough:
                 series.plan.forget(pending, [Span(EARLIEST_US, FOREVER_US)])
-            finished = [one for one in series.pending if one.is_done]
-            series.changed.notify_all()
-        for done in finished:
-            self._finish(done)
+        if isinstance(outcome, BackboneError):
+            series.claims.release([page.claim])
+        series.end_done()
         self._top_up(series)
         if pending.on_page is not None:
             pending.on_page()
 
-    def _ended(self, series: _Series, pending: Pending, cause: BackboneError) -> None:
+    def _ended(self, series: Series, pending: Pending, cause: BackboneError) -> None:
         """The queue lost a place of `pending` before it asked anything: what is still missing will not be had."""
         with series.changed:
             pending.queued = max(0, pending.queued - 1)
             series.plan.give_up(pending, cause)
             series.changed.notify_all()
-        self._finish(pending)
+        pending.finish()
 
-    def _accept(self, series: _Series, pending: Pending, page: Page, reply: CandlePage) -> int:
+    def _accept(self, series: Series, pending: Pending, page: Page, reply: CandlePage) -> int:
         """Store what a reply proves and settle its page; how many of its rows `pending` had waited for.
 
         Raises `PayloadError` for a reply that contradicts what is held: nothing of it is kept.
@@ -440,7 +432,7 @@ class CandleFetcher:
         if page.to_us > boundary:
             table = table.slice(0, int(np.searchsorted(times, boundary)))
         beyond = self._unheld(series, page, proof, table)
-        error = self._keep(series, table, proof)
+        error = self._keep(series, table, proof, claim=page.claim)
         anchor = None if verdict.edge_us is None else self._first_after(series, verdict.edge_us)
         with series.changed:
             news = count_inside(table, (pending.missing | pending.failed) & proof)
@@ -458,7 +450,7 @@ class CandleFetcher:
                 one.store_error = one.store_error or error
         return news
 
-    def _unheld(self, series: _Series, page: Page, proof: SpanSet, table: pa.Table) -> SpanSet:
+    def _unheld(self, series: Series, page: Page, proof: SpanSet, table: pa.Table) -> SpanSet:
         """Where a reply brings rows outside what it was asked for that were not held."""
         if not table.num_rows:
             return _NOTHING
@@ -467,9 +459,12 @@ class CandleFetcher:
         beyond = proof.clip(brought) - SpanSet([page.claim])
         return beyond and beyond - self._store.coverage(series.market, series.timeframe, brought)
 
-    def _keep(self, series: _Series, table: pa.Table, proof: SpanSet, *, source: str = "rest") -> StoreError | None:
+    def _keep(
+        self, series: Series, table: pa.Table, proof: SpanSet, *, source: str = "rest", claim: Span | None = None
+    ) -> StoreError | None:
         """Give the store what a reply proved; what has only just closed is to be asked once more.
 
+        Its `claim` ends when it is on disk, where others can see it.
         An error of the disk's is for whoever waits: the rows are kept in memory.
         """
         now = self._venue.now_us()
@@ -487,33 +482,49 @@ class CandleFetcher:
                 now_us=now,
             )
         except StoreError as exc:
+            if claim is not None:
+                series.claims.release([claim])
             return exc
+        if claim is not None:
+            with series.changed:
+                series.unwritten.append(claim)
         self._commit_soon(series)
         return None
 
-    def _commit_soon(self, series: _Series) -> None:
+    def _commit_soon(self, series: Series) -> None:
         """See that a page reaches the disk although no other follows it: the venue may have nothing for minutes."""
         with series.changed:
             if series.is_committing:
                 return
             series.is_committing = True
+            soon_s = min(_SHARED_COMMIT_S, self._settings.group_commit_s)
+            delay_s = soon_s if series.others else self._settings.group_commit_s
         try:
-            self._scheduler.call_later(self._settings.group_commit_s, lambda: self._commit(series))
+            self._scheduler.call_later(delay_s, lambda: self._commit(series))
         except ClosedError:  # whoever closes flushes
             _log.debug("commit.left_to_close market=%s timeframe=%s", series.market, series.timeframe)
 
-    def _commit(self, series: _Series) -> None:
+    def _commit(self, series: Series) -> None:
         with series.changed:
             series.is_committing = False
         try:
-            self._store.flush(series.market, series.timeframe)
+            self._write(series)
         except StoreError as exc:
             with series.changed:
                 for one in series.pending:
                     one.store_error = one.store_error or exc
         _give_back()
 
-    def _first_after(self, series: _Series, edge_us: int) -> int | None:
+    def _write(self, series: Series) -> None:
+        """Bring what arrived to disk; the claims on it end, also where that fails: others must not wait for it."""
+        with series.changed:
+            written, series.unwritten = series.unwritten, []
+        try:
+            self._store.flush(series.market, series.timeframe)
+        finally:
+            series.claims.release(written)
+
+    def _first_after(self, series: Series, edge_us: int) -> int | None:
         """The open of the first candle held in the page of slots behind `edge_us`."""
         behind = Span(edge_us, series.timeframe.next(series.timeframe.ceil(edge_us), PAGE))
         times = times_of(self._store.read(series.market, series.timeframe, behind).table)
@@ -529,7 +540,7 @@ class CandleFetcher:
         return proof - lost, lost
 
     def _refuse_locked(
-        self, series: _Series, pending: Pending, page: Page, cause: BackboneError, is_invalid: bool
+        self, series: Series, pending: Pending, page: Page, cause: BackboneError, is_invalid: bool
     ) -> None:
         fatal = isinstance(cause, RejectedError | ClosedError) or (isinstance(cause, RateLimitedError) and cause.banned)
         pending.failures += 1
@@ -541,12 +552,6 @@ class CandleFetcher:
         for one in series.pending:
             if fatal or (one is pending and one.failures >= _FAILURES):
                 series.plan.give_up(one, cause)
-
-    def _finish(self, pending: Pending) -> None:
-        with pending.changed:
-            callback, pending.on_done = pending.on_done, None
-        if callback is not None:
-            callback(pending)
 
     def close(self) -> None:
         """End every wait with `ClosedError`."""
@@ -560,7 +565,7 @@ class CandleFetcher:
                     one.plan.give_up(pending, ClosedError("the client was closed while this was being fetched"))
                 one.changed.notify_all()
             for pending in waiting:
-                self._finish(pending)
+                pending.finish()
 
 
 def _with_newest(held: Held, timeframe: Timeframe, span: Span) -> Held:

@@ -74,6 +74,7 @@ class Pending:
     on_done, on_page : called when it ends, and after each of its pages.
     refresh : all of the span is asked again, whatever is held.
     newest : its last page is asked without a bound, so that the candles that are not closed come with it (``forming``).
+    checked : what other clients had done when what they stored was looked at last; None: not yet.
     closed_us : candles that open at or after this turned out not to be closed on the venue's clock.
     """
 
@@ -103,10 +104,16 @@ class Pending:
     failures: int = 0
     archived: SpanSet = field(default_factory=SpanSet)
     forming: pa.Table | None = None
+    checked: int | None = None
 
     @property
     def is_done(self) -> bool:
         return not self.missing
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether what others fetch or have stored will do: not where the venue's own reply of now is wanted."""
+        return not (self.refresh or self.newest)
 
     @property
     def fetched(self) -> Fetched:
@@ -117,6 +124,13 @@ class Pending:
     def closed_span(self) -> Span:
         """Its span, as far as that is closed on the venue's clock."""
         return Span(self.span.start, max(self.span.start, min(self.span.end, self.closed_us)))
+
+    def finish(self) -> None:
+        """Call ``on_done``, once."""
+        with self.changed:
+            callback, self.on_done = self.on_done, None
+        if callback is not None:
+            callback(self)
 
     def lacking(self) -> SpanSet:
         """What of the closed span is not had: still to come, or given up."""

@@ -27,6 +27,7 @@ __all__ = ["SeriesPlan", "pages_needed"]
 _DENSE = 0.98  # above this share of traded slots, a page is planned to hold exactly its slots
 _TELLING = 20  # rows below which a reply says too little about the density
 _UNDERSHOOT = 0.85  # planning a thin page a little short is cheaper than another request for a leftover
+_NOTHING = SpanSet()
 
 
 class SeriesPlan:
@@ -80,22 +81,25 @@ class SeriesPlan:
 
     # -- what to ask ---------------------------------------------------------------------------------------------
 
-    def claimable(self, pending: Pending) -> SpanSet:
-        """What `pending` misses and is not being asked for at this moment."""
-        free = pending.missing
+    def claimable(self, pending: Pending, others: SpanSet = _NOTHING) -> SpanSet:
+        """What `pending` misses and is not being asked for at this moment, here or by `others`."""
+        free = pending.missing - others
         for page, _ in self._claims:
             free = free - SpanSet([page.claim])
         return free
 
-    def pages_left(self, pending: Pending) -> int:
+    def pages_left(self, pending: Pending, others: SpanSet = _NOTHING) -> int:
         """How many more pages `pending` should take, going by the density seen so far (pages in flight not counted)."""
-        return pages_needed(self.timeframe, self.claimable(pending), self.page_size, self.density)
+        return pages_needed(self.timeframe, self.claimable(pending, others), self.page_size, self.density)
 
-    def next_page(self, pending: Pending) -> Page | None:
-        """The page to ask now for `pending`, claimed and counted as its; None where nothing is left to ask."""
+    def next_page(self, pending: Pending, others: SpanSet = _NOTHING) -> Page | None:
+        """The page to ask now for `pending`, claimed and counted as its; None where nothing is left to ask.
+
+        What `others` are asking for is left to them.
+        """
         if pending not in self._waiting:
             return None
-        page = self._confirmation(pending) or self._next_span(pending)
+        page = self._confirmation(pending) or self._next_span(pending, others)
         if page is not None:
             self._claims.append((page, pending))
             pending.pages += 1
@@ -121,8 +125,8 @@ class SeriesPlan:
         self._sought.clear()
         return page
 
-    def _next_span(self, pending: Pending) -> Page | None:
-        spans = list(self.claimable(pending))
+    def _next_span(self, pending: Pending, others: SpanSet) -> Page | None:
+        spans = list(self.claimable(pending, others))
         if not spans:
             return None
         tf, slots = self.timeframe, self._stride()
@@ -182,6 +186,19 @@ class SeriesPlan:
         self._release(page)
         if page.confirms:
             self._doubts.setdefault(page.claim.end, page.anchor_us)
+
+    def withdraw(self, page: Page) -> None:
+        """The page was never asked: others were faster."""
+        caller = self._release(page)
+        if caller is not None:
+            caller.pages -= 1
+
+    def found(self, held: SpanSet) -> None:
+        """`held` has meanwhile been stored by others: nobody here fetches it, save who wants the venue's own reply."""
+        for one in self._waiting:
+            if one.is_shared:
+                one.gaps = one.gaps - (one.missing & held)
+                one.missing = one.missing - held
 
     def give_up(self, pending: Pending, cause: BaseException, within: SpanSet | None = None) -> None:
         """What `pending` still misses (`within` a set, or all) will not be had."""

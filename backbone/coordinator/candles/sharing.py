@@ -1,0 +1,161 @@
+"""Which page is asked next where other clients on the same folder fetch the same candles: the work is split.
+
+Clients see which pages are on their way (`backbone.storage.claims`) and ask for others. Before a page is asked, and
+while all that is missing is being asked by others, what they have stored is looked at again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from backbone.clock import VenueClock
+from backbone.coordinator.candles.pending import Pending
+from backbone.coordinator.candles.planner import SeriesPlan
+from backbone.coordinator.candles.witness import Page
+from backbone.coordinator.scheduler import Scheduler
+from backbone.errors import ClosedError
+from backbone.model import Span
+from backbone.storage.claims import Claims, Others, claimed_by_others
+from backbone.storage.coverage import SpanSet
+from backbone.storage.store import CandleStore
+from backbone.timeframe import Timeframe
+
+__all__ = ["Series", "Sharing"]
+
+_log = logging.getLogger("backbone.candles")
+
+_LOOK_S = 0.03  # how often what others fetch is looked at by whoever waits for it
+_NOTHING = SpanSet()
+
+
+@dataclass(eq=False)
+class Series:
+    """One market's candles of one timeframe while they are fetched; ``changed`` guards everything but the claims.
+
+    others, ended : what other clients do, as seen last, and what they fetched until lately: stored, or given up.
+    unwritten : this client's claims whose pages have arrived and are not on disk yet.
+    is_committing, is_looking : a flush, or another look at what others fetch, is on its way.
+    """
+
+    market: str
+    timeframe: Timeframe
+    plan: SeriesPlan
+    claims: Claims
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    pending: list[Pending] = field(default_factory=list)
+    others: Others = field(default_factory=Others)
+    ended: list[Span] = field(default_factory=list)
+    unwritten: list[Span] = field(default_factory=list)
+    is_committing: bool = False
+    is_looking: bool = False
+
+    def others_of(self, pending: Pending) -> SpanSet:
+        """What `pending` leaves to other clients."""
+        return _NOTHING if not pending.is_shared else claimed_by_others(self.others.claims, pending.priority.rank)
+
+    def see_locked(self, others: Others) -> None:
+        """Take note of what other clients do now."""
+        if self.others.claims:
+            spans = {Span(claim.start, claim.end) for claim in others.claims}
+            self.ended += {Span(claim.start, claim.end) for claim in self.others.claims} - spans
+        self.others = others
+
+    def end_done(self) -> None:
+        """Wake and end whoever has all."""
+        with self.changed:
+            finished = [one for one in self.pending if one.is_done]
+            if finished:  # nobody waits for a single page
+                self.changed.notify_all()
+        for done in finished:
+            done.finish()
+
+
+class Sharing:
+    """Chooses pages together with the other clients on the folder; `go_on` plans anew where they left something."""
+
+    def __init__(
+        self, scheduler: Scheduler, store: CandleStore, venue: VenueClock, go_on: Callable[[Series], None]
+    ) -> None:
+        self._scheduler = scheduler
+        self._store = store
+        self._venue = venue
+        self._go_on = go_on
+
+    def next_page(self, series: Series, pending: Pending) -> Page | None:
+        """The page to ask now for `pending`: one that nobody else is asking, and that nobody has stored meanwhile."""
+        page: Page | None = None
+
+        def choose(others: Others) -> Span | None:
+            nonlocal page
+            with series.changed:
+                series.see_locked(others)
+                page = series.plan.next_page(pending, series.others_of(pending))
+            return None if page is None else page.claim
+
+        with series.changed:
+            pending.queued -= 1
+        while True:
+            series.claims.take(pending.priority.rank, choose)
+            if page is None or page.confirms or page.seeks or not pending.is_shared:
+                break
+            if pending.checked == series.others.ended:
+                break
+            pending.checked = series.others.ended
+            found = self._stored(series, pending.missing)
+            with series.changed:
+                series.plan.found(found)
+                is_stored = found.touches(page.claim)
+                if is_stored:
+                    series.plan.withdraw(page)
+            if found:
+                self._later(series, 0.0, series.end_done)
+            if not is_stored:
+                break
+            series.claims.release([page.claim])
+        self.look_later(series)
+        return page
+
+    def _stored(self, series: Series, missing: SpanSet) -> SpanSet:
+        """What of `missing` is held by now and need not be asked again."""
+        market, timeframe, whole = series.market, series.timeframe, missing.bounds
+        held = _NOTHING if whole is None else missing & self._store.coverage(market, timeframe, whole)
+        if not held or whole is None:
+            return _NOTHING
+        return held - self._store.due(market, timeframe, whole, self._venue.now_us())
+
+    def _later(self, series: Series, delay_s: float, job: Callable[[], None]) -> None:
+        try:
+            self._scheduler.call_later(delay_s, job)
+        except ClosedError:  # every wait was ended
+            _log.debug("claims.left_to_close market=%s timeframe=%s", series.market, series.timeframe)
+
+    def look_later(self, series: Series) -> None:
+        """See that what others fetch is looked at again, where somebody waits for it."""
+        with series.changed:
+            waits = any(one.missing & series.others_of(one) for one in series.pending)
+            if series.is_looking or not (waits or series.ended):
+                return
+            series.is_looking = True
+        self._later(series, _LOOK_S, lambda: self._look(series))
+
+    def _look(self, series: Series) -> None:
+        """Take what others have stored since, and ask for what they gave up."""
+        others = series.claims.look()
+        with series.changed:
+            series.is_looking = False
+            series.see_locked(others)
+            ended, series.ended = series.ended, []
+            missing = SpanSet(span for one in series.pending for span in one.missing)
+        if ended:
+            found = self._stored(series, missing & SpanSet(ended))
+            with series.changed:
+                series.plan.found(found)
+            series.end_done()
+            self._go_on(series)
+        for one in list(series.pending):
+            if one.on_page is not None:  # a job may begin another section meanwhile
+                one.on_page()
+        self.look_later(series)

@@ -1,0 +1,153 @@
+"""Claims on spans that are being fetched: who sees which, for how long, and what a bad file costs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+
+from backbone.clock import SystemClock
+from backbone.model import Span
+from backbone.storage import files as disk
+from backbone.storage.claims import CLAIM_S, Claims, Others, claimed_by_others
+from backbone.storage.files import LocalFiles
+from backbone.testing import ManualClock
+
+KEY = "_locks/a.claims"
+NORMAL, LOW = 2, 3
+
+
+def claims_of(folder: Path, clock: ManualClock | None = None) -> Claims:
+    return Claims(LocalFiles(folder, clock or ManualClock()), KEY, clock or ManualClock())
+
+
+def take(claims: Claims, start: int, end: int, rank: int = NORMAL) -> Others:
+    """Claim a span; what others did then."""
+    seen: list[Others] = []
+
+    def choose(others: Others) -> Span:
+        seen.append(others)
+        return Span(start, end)
+
+    claims.take(rank, choose)
+    (others,) = seen
+    return others
+
+
+def spans(others: Others, rank: int = LOW) -> list[tuple[int, int]]:
+    return [tuple(span) for span in claimed_by_others(others.claims, rank)]
+
+
+def test_claim_is_seen_by_others_and_not_by_its_owner(tmp_path: Path) -> None:
+    """Each sees what the other fetches, until that is released."""
+    clock = ManualClock()
+    first, second = claims_of(tmp_path, clock), claims_of(tmp_path, clock)
+    assert spans(take(first, 0, 10)) == []
+    assert spans(first.look()) == []
+    assert spans(take(second, 10, 20)) == [(0, 10)]
+    assert spans(first.look()) == [(10, 20)]
+    first.release([Span(0, 10)])
+    assert spans(second.look()) == []
+    assert spans(first.look()) == [(10, 20)]
+    second.release([Span(10, 20)])
+    assert (tmp_path / KEY).read_bytes() == b"[2,[]]"
+
+
+def test_end_of_a_claim_is_seen_also_by_who_never_saw_the_claim(tmp_path: Path) -> None:
+    """A whole fetch may come and go between two of another's pages; one's own say nothing new."""
+    clock = ManualClock()
+    first, second = claims_of(tmp_path, clock), claims_of(tmp_path, clock)
+    before = take(second, 0, 10).ended
+    second.release([Span(0, 10)])
+    assert second.look().ended == before
+    take(first, 10, 20)
+    assert second.look().ended == before
+    first.release([Span(10, 20)])
+    assert second.look() == Others((), before + 1)
+
+
+def test_nobody_waits_for_less_urgent_work(tmp_path: Path) -> None:
+    """A claim counts at its own priority and below."""
+    clock = ManualClock()
+    first, second = claims_of(tmp_path, clock), claims_of(tmp_path, clock)
+    take(first, 0, 10, LOW)
+    take(first, 20, 30, NORMAL)
+    seen = second.look()
+    assert spans(seen, LOW) == [(0, 10), (20, 30)]
+    assert spans(seen, NORMAL) == [(20, 30)]
+    assert spans(seen, 0) == []
+
+
+@pytest.mark.parametrize("passed_s", [CLAIM_S, -10 * CLAIM_S])
+def test_claim_expires_also_where_the_clock_was_set_back(tmp_path: Path, passed_s: float) -> None:
+    """A stopped process is waited for no longer than that; nor is one whose claims are from the future."""
+    clock = ManualClock()
+    first, second = claims_of(tmp_path, clock), claims_of(tmp_path, clock)
+    take(first, 0, 10)
+    clock.wall_us += int(passed_s * 1e6)
+    assert spans(second.look()) == []
+
+
+@pytest.mark.parametrize("data", [b"[[", b"{}", b"\x00" * 64, b'[["x"]]'])
+def test_claims_file_that_was_cut_says_nothing(tmp_path: Path, data: bytes) -> None:
+    """It is written anew by the next claim."""
+    clock = ManualClock()
+    first, second = claims_of(tmp_path, clock), claims_of(tmp_path, clock)
+    take(first, 0, 10)
+    (tmp_path / KEY).write_bytes(data)
+    assert spans(take(second, 0, 10)) == []
+    assert spans(first.look()) == [(0, 10)]
+
+
+def _claim_and_wait(folder: Path, is_claimed: Event) -> None:
+    clock = SystemClock()
+    Claims(LocalFiles(folder, clock), KEY, clock).take(NORMAL, lambda _: Span(0, 10))
+    is_claimed.set()
+    signal.pause()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signals to kill with")
+def test_claim_of_a_killed_process_is_gone_at_once(tmp_path: Path) -> None:
+    """While it lives its claim counts."""
+    context = multiprocessing.get_context("spawn")
+    is_claimed = context.Event()
+    process = context.Process(target=_claim_and_wait, args=(tmp_path, is_claimed))
+    process.start()
+    clock = SystemClock()
+    mine = Claims(LocalFiles(tmp_path, clock), KEY, clock)
+    try:
+        assert is_claimed.wait(60)
+        begun = clock.monotonic()
+        assert spans(mine.look()) == [(0, 10)]
+        process.kill()
+        process.join(20)
+        assert spans(mine.look()) == []
+        assert clock.monotonic() - begun < CLAIM_S, "too slow a machine to tell"
+    finally:
+        process.kill()
+        process.join(20)
+
+
+def test_without_locks_everybody_fetches_for_himself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is made, nothing is seen, and the choice is made all the same."""
+    monkeypatch.setattr(LocalFiles, "_can_flock", lambda self: False)
+    first, second = claims_of(tmp_path), claims_of(tmp_path)
+    assert spans(take(first, 0, 10)) == []
+    assert spans(take(second, 0, 10)) == []
+    assert spans(second.look()) == []
+    second.release([Span(0, 10)])
+    assert not (tmp_path / KEY).exists()
+
+
+@pytest.mark.skipif(disk.fcntl is None, reason="no kernel locks to hold")
+def test_stopped_holder_stops_nobody(tmp_path: Path) -> None:
+    """A file that cannot be had at once is done without."""
+    first = claims_of(tmp_path, SystemClock())  # type: ignore[arg-type]
+    take(first, 0, 10)
+    with (tmp_path / KEY).open("r+b") as file:
+        disk.fcntl.flock(file, disk.fcntl.LOCK_EX)
+        assert spans(take(claims_of(tmp_path), 0, 10)) == []
