@@ -234,16 +234,20 @@ class Coordinator:
     def learn_ticks(self, markets: Sequence[str]) -> None:
         """Ask for the unknown price steps of `markets`, without waiting: they only adorn a table."""
         unknown = [market for market in markets if self.realtime.known_tick(market) is None]
-        if not unknown:
-            return
+        for part in self.realtime.parts(unknown):
+            self._learn_ticks(part)
 
+    def _learn_ticks(self, markets: list[str]) -> None:
         def done(_: Ask | None, outcome: Reply | BackboneError) -> None:
-            if isinstance(outcome, BackboneError):
-                _log.info("ticks.unknown why=%s", outcome)
-            else:
+            if not isinstance(outcome, BackboneError):
                 self.realtime.note_instruments(outcome.value)
+            elif self.realtime.is_too_long(outcome, markets):
+                with contextlib.suppress(ClosedError):
+                    self.learn_ticks(markets)
+            else:
+                _log.info("ticks.unknown why=%s", outcome)
 
-        self.scheduler.submit("orderbook", Priority.NORMAL, lambda: instruments_ask(unknown), done)
+        self.scheduler.submit("orderbook", Priority.NORMAL, lambda: instruments_ask(markets), done)
 
     def stream_facts(self) -> dict[str, Any]:
         """Where the live stream stands; empty while there is none."""

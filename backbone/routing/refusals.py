@@ -19,7 +19,9 @@ from backbone.errors import PayloadError, RateLimitedError, RejectedError, Sourc
 
 __all__ = [
     "BLOCK_S",
+    "SIGN_IN",
     "is_dropped",
+    "is_web_page",
     "parse_block_s",
     "parse_date",
     "parse_error",
@@ -117,6 +119,11 @@ def parse_block_s(body: bytes, retry_after: str | None, now_us: int) -> float:
     return min(max(stated), _LONGEST_BLOCK_S) if stated else BLOCK_S
 
 
+def is_web_page(body: bytes) -> bool:
+    """Whether a body is a page for people: what hotels, offices and trains answer with before somebody signs in."""
+    return body[:64].lstrip()[:1] == b"<"
+
+
 def refusal(
     status: int, body: bytes, group: str, now_us: int, *, retry_after: str | None = None, location: str = ""
 ) -> SourceError:
@@ -136,9 +143,12 @@ def refusal(
     if status >= 400:
         return RejectedError(f"the venue refused ({status}){words}", status=status, code=code, reason=reason)
     if status >= 300:
-        message = f"redirected ({status}) to {location!r}, which is not followed"
+        message = f"redirected ({status}) to {location!r}, which is not followed: {SIGN_IN}"
         return RejectedError(message, status=status, code="redirect", reason=location)
     return PayloadError(f"the venue answered {status} where 200 was expected", sample=sample_of(body))
+
+
+SIGN_IN = "this network may ask to sign in first"
 
 
 def is_dropped(error: SourceError) -> bool:

@@ -22,7 +22,7 @@ from backbone.clock import Clock
 from backbone.errors import ClosedError, PayloadError, SourceError
 from backbone.locks import renew_after_fork
 from backbone.routing.http import Transport
-from backbone.routing.refusals import parse_date, parse_remaining, refusal, sample_of
+from backbone.routing.refusals import SIGN_IN, is_web_page, parse_date, parse_remaining, refusal, sample_of
 from backbone.routing.wire import Ask
 
 __all__ = ["Reply", "ReplyFacts", "RestClient"]
@@ -120,8 +120,8 @@ class RestClient:
             wait, target = headers.get("Retry-After"), headers.get("Location", "")
             refused = refusal(status, body, group or ask.group, now_us, retry_after=wait, location=target)
             raise _with_facts(refused, ask, url, facts)
-        if body[:64].lstrip()[:1] == b"<":
-            what = f"{url.partition('?')[0]} answered with a web page: this network may ask to sign in first"
+        if is_web_page(body):
+            what = f"{url.partition('?')[0]} answered with a web page: {SIGN_IN}"
             raise _with_facts(PayloadError(what, sample=sample_of(body)), ask, url, facts)
         try:
             value = ask.parse(body)

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from backbone.clock import Clock
 from backbone.errors import StreamClosedError, UnreachableError
-from backbone.routing.refusals import refusal
+from backbone.routing.refusals import SIGN_IN, is_web_page, refusal
 from backbone.settings import ca_bundle, proxy_of
 
 __all__ = ["BINARY", "MESSAGE_S", "NAP_S", "PING", "PING_S", "PONG", "Connection", "FrameSplitter", "Message"]
@@ -108,7 +108,8 @@ class Connection:
         self._clock = clock
         self._user_agent = user_agent
         self._waker = waker
-        self._socket: Any = websocket.WebSocket(skip_utf8_validation=True, sslopt=_tls_options(url))
+        self._tls = _tls_options(url)
+        self._socket: Any = websocket.WebSocket(skip_utf8_validation=True, sslopt=self._tls)
         self._selector: selectors.BaseSelector | None = None
         self._splitter = FrameSplitter()
         self._buffer = bytearray(_RECEIVE_BYTES)
@@ -134,21 +135,49 @@ class Connection:
                 suppress_origin=True,  # with it the venue allows one connect in ten seconds
                 redirect_limit=0,
                 header={"User-Agent": self._user_agent},
-                **_proxy_options(self._url),
+                **(_proxy_options(self._url) or {"socket": self._dial()}),
             )
         except websocket.WebSocketBadStatusException as exc:
             retry_after = (exc.resp_headers or {}).get("retry-after")
             body = exc.resp_body or b""
             now_us = self._clock.now_us()
+            if exc.status_code < 300 and is_web_page(body):
+                words = f"answered with a web page: {SIGN_IN}"
+                raise UnreachableError(f"cannot open {self._url}: {words}", url=self._url) from exc
             raise refusal(exc.status_code, body, "websocket", now_us, retry_after=retry_after) from exc
         except (websocket.WebSocketException, OSError, ValueError) as exc:
+            self._refuse_redirect(exc)
             raise UnreachableError(f"cannot open {self._url}: {exc}", url=self._url) from exc
+        self._refuse_redirect(None)
         self._socket.settimeout(NAP_S)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._socket.sock, selectors.EVENT_READ)
         self._selector.register(self._waker, selectors.EVENT_READ)
         self.opened_s = self.received_s = self._clock.monotonic()
         self.pinged_s = self.opened_s - PING_S  # the first ping follows the subscription at once
+
+    def _refuse_redirect(self, exc: Exception | None) -> None:
+        """Some versions of the library take a redirect that they do not follow for a connection."""
+        answer = self._socket.handshake_response
+        if answer is not None and answer.status != 101:
+            location = (answer.headers or {}).get("location", "")
+            words = f"redirected ({answer.status}) to {location!r}, which is not followed: {SIGN_IN}"
+            raise UnreachableError(f"cannot open {self._url}: {words}", url=self._url) from exc
+
+    def _dial(self) -> socket.socket:
+        """A socket at the first of the host's addresses that takes one; TLS begun where the address says so.
+
+        The library gives up at the first address of a kind that this machine cannot use, such as IPv6 in a container.
+        """
+        parts = urlsplit(self._url)
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "wss" else 80)
+        sock = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return self._tls["context"].wrap_socket(sock, server_hostname=host) if self._tls else sock
+        except BaseException:
+            sock.close()
+            raise
 
     def send(self, payload: bytes, opcode: int = TEXT) -> None:
         import websocket
@@ -215,10 +244,10 @@ def _tls_options(url: str) -> dict[str, Any]:
 
 
 def _proxy_options(url: str) -> dict[str, Any]:
-    """The way through the proxy that the environment names, or past all of them; the library reads no variable."""
+    """The way through the proxy that the environment names; empty where it names none for this address."""
     proxy = proxy_of(url)
     if proxy is None:
-        return {"http_no_proxy": ["*"]}
+        return {}
     parts = urlsplit(proxy)
     options: dict[str, Any] = {"http_proxy_host": parts.hostname, "proxy_type": parts.scheme.replace("https", "http")}
     options["http_proxy_port"] = parts.port or (443 if parts.scheme == "https" else 80)

@@ -114,7 +114,7 @@ def parse_level(core: Coordinator, codes: Sequence[str], level: object, priority
         core.markets.check_listed(codes, priority)
         known = {code: core.realtime.known_instrument(code) for code in codes}
         unsure = [code for code, one in known.items() if one is None or float(level) not in one.levels]
-        for code, instrument in core.realtime.instruments(unsure, priority).items():
+        for code, instrument in core.realtime.instruments(unsure, priority)[0].items():
             if float(level) not in instrument.levels:
                 offered = ", ".join(f"{x:g}" for x in instrument.levels)
                 raise InputError("level", level, f"one of {offered} for {code}")

@@ -43,6 +43,8 @@ FAILING_S = 5.0
 _FEW = 20
 """Up to so many tickers are polled by name; more by quote currency, which no delisting can break."""
 _BOOKS = 30
+_LISTS = ("ticker", "orderbook")  # wire groups that are asked for several markets at once
+_OF_THE_LIST = (400, 404, 414, 431)  # refusals that another list may not meet
 POLLED_TRADES = 100
 _GROUPS = {"ticker": "ticker", "orderbook": "orderbook", "trade": "crix-trades"}
 
@@ -208,9 +210,11 @@ class Polls:
             turn.due_s = min(turn.due_s, now + fallback.pace_s)
             return
         self.last_error = outcome
-        if isinstance(outcome, RejectedError) and outcome.status == 404 and group in ("ticker", "orderbook"):
+        is_smaller = self._by_name if group == "ticker" else self._book_chunk > 1
+        if isinstance(outcome, RejectedError) and outcome.status in _OF_THE_LIST and group in _LISTS and is_smaller:
             self._by_name = self._by_name and group != "ticker"
-            self._book_chunk = 1 if group == "orderbook" else self._book_chunk
+            if group == "orderbook":  # one unknown market refuses all; a list too long for a gate is halved
+                self._book_chunk = 1 if outcome.status == 404 else self._book_chunk // 2
         elif not isinstance(outcome, ClosedError):
             fallback.polled(well=False)
             turn.due_s = now + fallback.pace_s

@@ -201,13 +201,21 @@ class Realtime:
 
         return self._by_market(grouped(float(level)), markets, priority, max_age_s, ask, depth)
 
-    def instruments(self, markets: Sequence[str], priority: Priority) -> dict[str, Instrument]:
-        """Tick size and levels of `markets`, asked anew: ticks change with the price band."""
+    def instruments(self, markets: Sequence[str], priority: Priority) -> tuple[dict[str, Instrument], int]:
+        """Tick size and levels of `markets`, asked anew: ticks change with the price band; and how many requests."""
         found: dict[str, Instrument] = {}
-        for codes in _chunks(list(markets), self._chunk):
-            found.update(self._request(instruments_ask(codes), priority).value)
+        requests = 0
+        for codes in self.parts(markets):
+            requests += 1
+            try:
+                found.update(self._request(instruments_ask(codes), priority).value)
+            except RejectedError as exc:
+                if not self.is_too_long(exc, codes):
+                    raise
+                more, count = self.instruments(codes, priority)
+                found, requests = found | more, requests + count
         self.note_instruments(found)
-        return found
+        return found, requests
 
     def note_instruments(self, found: dict[str, Instrument]) -> None:
         """Remember what was received of some markets."""
@@ -257,19 +265,32 @@ class Realtime:
         self, ask: Callable[[Sequence[str]], Ask], markets: list[str], priority: Priority
     ) -> VerbatimRows:
         answer = VerbatimRows([], None, None)
-        for part in _chunks(markets, self._chunk):
+        for part in self.parts(markets):
             try:
                 reply = self._request(_verbatim(ask(part)), priority)
                 found = VerbatimRows(reply.value.rows, reply.group, reply.remaining)
             except RejectedError as exc:
-                if not _is_too_long(exc, part):
+                if not self.is_too_long(exc, part):
                     raise
-                self._chunk = min(self._chunk, len(part) // 2)
                 found = self._verbatim_rows(ask, part, priority)
             answer = VerbatimRows(answer.rows + found.rows, found.group, found.remaining)
         return answer
 
     # -- what both share -----------------------------------------------------------------------------------------
+
+    def parts(self, codes: Sequence[str]) -> list[list[str]]:
+        """`codes` in as many lists as the venue, and the gates on the way to it, take in one address each."""
+        return [list(codes[i : i + self._chunk]) for i in range(0, len(codes), self._chunk)]
+
+    def is_too_long(self, error: BackboneError, codes: Sequence[str]) -> bool:
+        """Whether a gate on the way (a proxy, a firewall) may have refused the length of the address of `codes`.
+
+        If so, half as many are asked for at once from now on.
+        """
+        is_so = len(codes) > 1 and _is_too_long(error, ",".join(codes))
+        if is_so:
+            self._chunk = min(self._chunk, len(codes) // 2)
+        return is_so
 
     def _young(
         self,
@@ -325,7 +346,7 @@ class Realtime:
     def _collect(self, kind: str, codes: list[str], priority: Priority, ask: Callable[[Sequence[str]], Ask]) -> _Found:
         """The rows of `codes`, in as few requests as the venue and the way to it allow."""
         found = _Found()
-        for part in _chunks(codes, self._chunk):
+        for part in self.parts(codes):
             self._collect_part(kind, part, priority, ask, found)
         if found.unreadable:
             self._metrics.count("rows.unreadable", len(found.unreadable))
@@ -345,9 +366,8 @@ class Realtime:
         try:
             reply = self._request(ask(tuple(codes)), priority)
         except RejectedError as exc:
-            if _is_too_long(exc, codes):
-                self._chunk = min(self._chunk, max(1, middle))
-                parts = halves
+            if self.is_too_long(exc, codes):
+                parts = self.parts(codes)
             elif exc.status == 404:
                 listed = self._listed(priority)
                 gone = [code for code in codes if code not in listed]
@@ -420,14 +440,10 @@ def _is_cut(slot: Slot, depth: int) -> bool:
     return slot.is_short and levels < depth and levels in BOOK_DEPTHS
 
 
-def _is_too_long(error: RejectedError, codes: Sequence[str]) -> bool:
-    """Whether a gate on the way (a proxy, a firewall) may have refused the length of the address."""
-    is_long = sum(len(code) + 1 for code in codes) > _LONG_LIST
-    return len(codes) > 1 and (error.status in (414, 431) or (error.status == 400 and is_long))
-
-
-def _chunks(items: list[Any], size: int) -> list[list[Any]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
+def _is_too_long(error: BackboneError, text: str) -> bool:
+    if not isinstance(error, RejectedError):
+        return False
+    return error.status in (414, 431) or (error.status == 400 and len(text) > _LONG_LIST)
 
 
 def missing_error(answer: Answer[Any], kind: str) -> IncompleteError:

@@ -16,10 +16,11 @@ import pytest
 
 from backbone import Backbone
 from backbone.api.frames import attrs_of
-from backbone.errors import IncompleteError, InputError, PayloadError, SourceError, UnreachableError
-from backbone.model import Span
+from backbone.errors import IncompleteError, InputError, PayloadError, RejectedError, SourceError, UnreachableError
+from backbone.model import Priority, Span
 from backbone.simulator import SimulatorServer
 from tests.conftest import NOW
+from tests.routing.socket_venue import eventually
 
 LIMIT = 500  # the quota is not what is tested here
 
@@ -644,15 +645,57 @@ def test_short_reply_about_a_quote_currency_is_completed(own_client: Backbone, o
     assert sorted(frame.index) == sorted(whole.index)
 
 
+GATED: dict[str, tuple[str, Callable[[Backbone, list[str]], Any]]] = {
+    "tickers": ("/v1/ticker", lambda client, codes: client.tickers(codes, max_age=0).index.tolist()),
+    "critical": ("/v1/ticker", lambda client, codes: client.tickers(codes, priority="critical").index.tolist()),
+    "books": ("/v1/orderbook", lambda client, codes: list(dict.fromkeys(client.orderbooks(codes, max_age=0).market))),
+    "book groups": (
+        "/v1/orderbook",
+        lambda client, codes: list(client.session.coordinator().realtime.instruments(codes, Priority.NORMAL)[0]),
+    ),
+    "verbatim": (
+        "/v1/ticker",
+        lambda client, codes: [
+            row["market"] for row in client.session.coordinator().realtime.ticker_rows(codes, Priority.HIGH).rows
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("status", [414, 431, 400])
+@pytest.mark.parametrize("call", GATED)
 def test_address_too_long_for_a_gate_is_halved_and_the_size_remembered(
-    own_client: Backbone, own_venue: SimulatorServer
+    client: Backbone, venue: SimulatorServer, call: str, status: int
 ) -> None:
     """A proxy that refuses long addresses costs a few requests once, and none later."""
-    codes = list(own_client.markets("KRW").index)[:60]
-    own_venue.faults.add("gate", match="/v1/ticker", limit=250, times=None)
-    assert list(own_client.tickers(codes, max_age=0).index) == codes
-    first = asked(own_venue, "ticker")
-    assert list(own_client.tickers(codes, max_age=0).index) == codes
-    again = [r for r in own_venue.requests if r.group == "ticker"][first:]
-    assert again
-    assert all(r.status == 200 for r in again)
+    path, ask = GATED[call]
+    codes = list(client.markets().index)[:120]
+    venue.faults.add("gate", match=path, limit=500, status=status, times=None)
+    venue.reset_log()
+    assert ask(client, codes) == codes
+    assert any(r.status == status for r in venue.requests)
+    venue.reset_log()
+    assert ask(client, codes) == codes
+    assert [r.status for r in venue.requests] == [200] * len(venue.requests)
+    assert 3 <= len(venue.requests) <= 8
+
+
+def test_short_address_that_is_refused_is_an_error(client: Backbone, venue: SimulatorServer) -> None:
+    """A 400 for a few markets is no gate's."""
+    codes = list(client.markets("KRW").index)[:3]
+    venue.faults.add("gate", match="/v1/ticker", limit=10, status=400, times=None)
+    with pytest.raises(RejectedError):
+        client.tickers(codes, max_age=0)
+
+
+@pytest.mark.parametrize("status", [414, 431, 400])
+def test_price_steps_come_through_a_gate(client: Backbone, venue: SimulatorServer, status: int) -> None:
+    """The list of markets has them all, and a table's are learned in the background."""
+    venue.faults.add("gate", match="/v1/orderbook", limit=600, status=status, times=None)
+    assert client.markets("KRW").tick_size.notna().all()
+    core = client.session.coordinator()
+    codes = client.markets("BTC").index.tolist()
+    core.realtime._instruments.clear()
+    core.realtime._chunk = 900
+    core.learn_ticks(codes)
+    eventually(lambda: all(core.realtime.known_tick(code) for code in codes))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbone.coordinator.live.fallback import FAILING_S, GRACE_S, POLL_S, Asked, FallbackState, RoundRobin
+from backbone.coordinator.live.fallback import FAILING_S, GRACE_S, POLL_S, Asked, FallbackState, Polls, RoundRobin
+from backbone.errors import RejectedError
 
 
 def test_ladder_goes_down_step_by_step_and_climbs_back_by_itself() -> None:
@@ -99,3 +101,27 @@ def test_asked_is_bounded() -> None:
     assert len(asked.adopted) == 10
     assert len(asked.clear()) == 10
     assert not asked.adopted
+
+
+@pytest.mark.parametrize("status", [400, 414, 431])
+def test_polls_whose_address_is_too_long_for_a_gate_ask_for_fewer(status: int) -> None:
+    """Books are polled half as many at a time, at last one by one; tickers by their quote currency."""
+    polls, fallback = Polls(), FallbackState()
+    fallback.begin(0)
+    refused = RejectedError("too long", status=status)
+    books = [("orderbook", f"KRW-{n}") for n in range(30)]
+    lengths = []
+    for now in range(4):
+        polls.due(["orderbook"], 1.0, float(now * 10))
+        lengths.append(len(polls.take("orderbook", books)))
+        polls.ended("orderbook", refused, fallback, now)
+    assert lengths == [30, 15, 7, 3]
+    assert len(polls.take("orderbook", books)) == 1
+    assert fallback.pace_s == POLL_S, "a list that was too long is no failing venue"
+    polls.ended("orderbook", refused, fallback, 60)
+    assert fallback.pace_s == FAILING_S, "one market alone is"
+    tickers = [("ticker", f"KRW-{n}") for n in range(9)]
+    polls.due(["ticker"], 1.0, 0.0)
+    assert polls.ask_of(polls.take("ticker", tickers)).path == "/ticker"
+    polls.ended("ticker", refused, fallback, 61)
+    assert polls.ask_of(tickers).path == "/ticker/all"
