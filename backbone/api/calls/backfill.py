@@ -7,7 +7,7 @@ so `Job.wait` refreshes that bar between its waits, and shows no other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from backbone.coordinator.candles.jobs import CandleJob
 from backbone.coordinator.candles.pending import Progress
 from backbone.coordinator.candles.ranges import Range
 from backbone.coordinator.candles.reader import CandleAnswer
-from backbone.errors import InputError
+from backbone.errors import IncompleteError, InputError
 from backbone.model import Priority, Span
 from backbone.storage.coverage import SpanSet
 from backbone.timeframe import Timeframe, parse_timeframe
@@ -98,20 +98,28 @@ class Job:
 
         Together they are exactly the whole. The job runs at most `ahead` sections (at most ten thousand candles each)
         before the one taken last, so a slow consumer holds it back; leaving the loop lets it run on. Raises
-        `IncompleteError` at a section that could not be had.
+        `IncompleteError` at a section that could not be had (the venue's own error where nothing arrived before).
         """
         if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1:
             raise InputError("ahead", ahead, "a whole number, 1 or more")
         return self._sections(ahead)
 
     def _sections(self, ahead: int) -> Iterator[Any]:
+        rows = 0
         for answer in self._whole_sections(ahead):
             frame = self._frame([answer])
-            error = incomplete_error(self._session.coordinator(), [answer], self._timeframe, self._job.priority)
-            if error is not None:
-                error.frame = frame
-                raise error
+            self._check([answer], frame, arrived=rows)
             yield frame
+            rows += answer.table.num_rows
+
+    def _check(self, answers: Sequence[CandleAnswer], frame: Any, *, arrived: int = 0) -> None:
+        """Raise the error for what could not be had."""
+        core, lane = self._session.coordinator(), self._job.priority
+        error = incomplete_error(core, answers, self._timeframe, lane, arrived=arrived)
+        if isinstance(error, IncompleteError):
+            error.frame = frame
+        if error is not None:
+            raise error
 
     def _whole_sections(self, ahead: int) -> Iterator[CandleAnswer]:
         """The job's sections; of a derived timeframe, each with the candles that became whole with it."""
@@ -175,15 +183,13 @@ class Job:
     def result(self, timeout: float | None = None, *, on_interrupt: str = "keep") -> Any:
         """The whole, as `Backbone.candles` would answer it; waits for the end.
 
-        Raises `IncompleteError` (``.frame``, ``.gaps``, ``.causes``) where part of it could not be had.
+        Raises `IncompleteError` (``.frame``, ``.gaps``, ``.causes``) where part of it could not be had, and the venue's
+        own error, such as `UnreachableError`, where nothing arrived.
         """
         self.wait(timeout, on_interrupt=on_interrupt)
         answers = [self._folded(answer) for answer in self._job.answers()]
         frame = self._frame(answers)
-        error = incomplete_error(self._session.coordinator(), answers, self._timeframe, self._job.priority)
-        if error is not None:
-            error.frame = frame
-            raise error
+        self._check(answers, frame)
         return frame
 
     def _frame(self, answers: list[CandleAnswer]) -> Any:

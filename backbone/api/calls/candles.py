@@ -302,11 +302,6 @@ class CandleCall:
                     refused = core.markets.unknown(answer.market, lane)
                     refused.__cause__ = answer.causes[0]
                     return refused
-        if not any(answer.table.num_rows for answer in answers):
-            failed = [cause for cause in error.causes if isinstance(cause, SourceError)]
-            if failed and len(failed) == len(error.causes):
-                return failed[0]  # nothing arrived, and the venue alone is why: the same error at every priority
-        error.__cause__ = error.causes[0] if error.causes else None
         return error
 
 
@@ -316,16 +311,31 @@ def is_gone(answer: CandleAnswer) -> bool:
 
 
 def incomplete_error(
-    core: Coordinator, answers: Sequence[CandleAnswer], timeframe: Timeframe, priority: Priority | None
-) -> IncompleteError | None:
-    """The one error for what could not be had, or None; it says what a market is called now. A `priority` looks for
-    that where the venue does not know a market."""
+    core: Coordinator,
+    answers: Sequence[CandleAnswer],
+    timeframe: Timeframe,
+    priority: Priority | None,
+    *,
+    arrived: int = 0,
+) -> BackboneError | None:
+    """The one error for what could not be had, or None: the venue's own where nothing arrived and it alone is why.
+
+    It says what a market is called now; a `priority` looks for that where the venue does not know a market. `arrived`
+    counts the rows that were delivered before.
+    """
     error = incomplete(answers, timeframe)
     for answer in answers if error is not None else ():
         if answer.gaps and (priority is None or is_gone(answer)):
             rename = core.markets.renamed(answer.market, priority)
             if rename is not None and error is not None:
                 error.args = (f"{error} {rename}.",)
+    if error is not None:
+        rows = arrived + sum(answer.table.num_rows for answer in answers)
+        if not rows and error.causes and all(isinstance(cause, SourceError) for cause in error.causes):
+            first = error.causes[0]
+            assert isinstance(first, SourceError)
+            return first
+        error.__cause__ = error.causes[0] if error.causes else None
     return error
 
 

@@ -30,7 +30,7 @@ from backbone.coordinator.coordinator import Coordinator
 from backbone.coordinator.live.old_trades import OldTradesAnswer
 from backbone.coordinator.live.realtime import Answer, missing_error
 from backbone.coordinator.live.trades import DAY_US, DAYS_KEPT, TradesAnswer
-from backbone.errors import IncompleteError, InputError, RejectedError
+from backbone.errors import IncompleteError, InputError, RejectedError, SourceError
 from backbone.model import Priority, Span
 from backbone.routing.archive import TRADE_SCHEMA, TRADES_SINCE_US
 from backbone.routing.wire import ORDERBOOK_DEPTH as DEPTH
@@ -210,6 +210,8 @@ def trades(
     attrs["age_s"] = 0.0 if requests else round(min(1.0, max(0.0, last_received_s)), 3)
     frame = shaping.deliver(table, wanted, index="time", zone=session.tz, attrs=attrs)
     if gaps:
+        if not table.num_rows and isinstance(causes[0], SourceError):
+            raise causes[0]
         arrived = f"only {table.num_rows} arrived" if past.gaps else f"only the newest {len(rows)} arrived"
         raise IncompleteError(
             f"trades of {market}: {arrived}: {causes[0]}", gaps=gaps, causes=causes, frame=frame

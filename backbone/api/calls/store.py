@@ -317,7 +317,7 @@ class StoreView:
         begin = None if start is None else session.time("start", start, may_ask=False)
         stop = None if end is None else session.time("end", end, may_ask=False)
         asked = Range(begin, stop, 200 if begin is None else None)
-        held = core.ranges.recall([market], timeframe, asked)[0]
+        held = core.ranges.recall([market], timeframe, asked, newest_held=True)[0]
         if held.table.num_rows == 0:
             return []
         span = Span(int(times_of(held.table)[0]), held.span.end)

@@ -20,7 +20,7 @@ from backbone.api.notebook.bar import Bar
 from backbone.api.session import Session
 from backbone.coordinator.candles.jobs import CandleJob
 from backbone.coordinator.candles.pending import Progress
-from backbone.errors import BackboneError, ClosedError, InputError
+from backbone.errors import BackboneError, ClosedError, IncompleteError, InputError
 from backbone.model import Priority, Span
 from backbone.storage.coverage import EVER
 from backbone.timeframe import Timeframe, parse_timeframe
@@ -133,7 +133,7 @@ class UpdateJob:
         if state != "done":
             try:
                 error = incomplete_error(core, one.job.answers(), one.timeframe, self._priority)
-                causes = () if error is None else error.causes
+                causes = error.causes if isinstance(error, IncompleteError) else (error,) if error is not None else ()
             except BackboneError as exc:
                 causes = (exc,)
             detail = str(causes[0]) if causes else "part of it could not be had"

@@ -14,7 +14,7 @@ from typing import Any, Final
 import backbone
 from backbone.api.cli import commands
 from backbone.api.cli.output import FORMATS, OutputClosed, OutputError, console, drop_output, flush_output, say
-from backbone.errors import BackboneError, IncompleteError, InputError, SourceError, StoreError
+from backbone.errors import BackboneError, IncompleteError, InputError, StoreError
 
 __all__ = ["EXIT_CODES", "main"]
 
@@ -100,9 +100,7 @@ def _exit_code(error: BackboneError) -> int:
     if isinstance(error, InputError):
         return EXIT_INPUT
     if isinstance(error, IncompleteError):
-        is_empty = error.frame is None or not len(error.frame)
-        failed = bool(error.causes) and all(isinstance(cause, SourceError) for cause in error.causes)
-        return EXIT_SOURCE if is_empty and failed else EXIT_INCOMPLETE
+        return EXIT_INCOMPLETE
     return EXIT_STORE if isinstance(error, StoreError) else EXIT_SOURCE
 
 

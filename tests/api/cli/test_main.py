@@ -245,14 +245,14 @@ def test_unreachable_venue_has_one_exit_code(
 
 
 def test_part_that_is_missing_has_a_code_of_its_own() -> None:
-    """An answer of which something arrived is incomplete; one of which nothing did is the venue's failure."""
+    """An answer of which something arrived is incomplete; where nothing did, the error is the venue's own."""
     import pandas as pd
 
     from backbone.errors import IncompleteError, StoreError, UnreachableError
 
     causes = [UnreachableError("no answer")]
     assert cli._exit_code(IncompleteError("some", causes=causes, frame=pd.DataFrame({"a": [1]}))) == cli.EXIT_INCOMPLETE
-    assert cli._exit_code(IncompleteError("none", causes=causes, frame=pd.DataFrame())) == cli.EXIT_SOURCE
     assert cli._exit_code(IncompleteError("none", causes=[StoreError("disk")])) == cli.EXIT_INCOMPLETE
     assert cli._exit_code(IncompleteError("offline")) == cli.EXIT_INCOMPLETE
+    assert cli._exit_code(causes[0]) == cli.EXIT_SOURCE
     assert cli._exit_code(StoreError("disk")) == cli.EXIT_STORE
