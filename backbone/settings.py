@@ -26,6 +26,7 @@ __all__ = ["FRAMES", "Settings", "from_environment", "parse_place", "resolve"]
 ARCHIVE_WORD = "accept-terms"
 
 FRAMES = ("pandas", "polars", "arrow")
+_LONGEST_GRACE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ def resolve(
     quota: str | None = None,
     archive: str | None = None,
     archive_url: str | None = None,
+    close_grace: float | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
     """Settings from arguments, then the environment, then defaults. Raises `InputError`; opens nothing."""
@@ -191,7 +193,21 @@ def resolve(
         frames=frames,
         quota=_quota(quota or env.get("BACKBONE_QUOTA") or None),
         archive=_archive(archive or env.get("BACKBONE_ARCHIVE") or None, archive_url, venue, rest, env),
+        close_grace_s=_grace(env.get("BACKBONE_CLOSE_GRACE") or None if close_grace is None else close_grace),
     )
+
+
+def _grace(value: object) -> float:
+    """Seconds after a candle's end until it counts as closed."""
+    if value is None:
+        return Settings.close_grace_s
+    try:
+        seconds = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else -1.0
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _LONGEST_GRACE_S:
+        raise InputError("close_grace", value, f"seconds from 0 to {_LONGEST_GRACE_S:g}")
+    return seconds
 
 
 def _archive(

@@ -62,3 +62,15 @@ def test_what_is_no_address_is_refused(url: Any) -> None:
     with pytest.raises(InputError) as caught:
         settings(rest_url=url)
     assert caught.value.argument == "rest_url"
+
+
+def test_close_grace_is_an_argument_then_the_environment_then_three_seconds() -> None:
+    """How long a candle that ended is waited for; what is no such time names the argument."""
+    words: dict[str, Any] = {"data_dir": "/tmp/x", "rest_url": None, "ws_url": None, "tz": None, "frames": "pandas"}
+    assert resolve("upbit", **words, environ={}).close_grace_s == 3.0
+    assert resolve("upbit", **words, environ={"BACKBONE_CLOSE_GRACE": "0.5"}).close_grace_s == 0.5
+    assert resolve("upbit", **words, close_grace=0, environ={"BACKBONE_CLOSE_GRACE": "9"}).close_grace_s == 0.0
+    for wrong in (-1, 61, "soon", float("nan"), True):
+        with pytest.raises(InputError) as caught:
+            resolve("upbit", **words, close_grace=wrong, environ={})
+        assert caught.value.argument == "close_grace"

@@ -61,6 +61,8 @@ class Backbone:
         than the quota allows (argument → ``$BACKBONE_ARCHIVE``). Its terms, which you accept by that, allow personal,
         non-commercial use only: https://www.upbit.com/historical_data/main
     archive_url : another host for the archive (argument → ``$BACKBONE_ARCHIVE_URL`` → the exchange's own).
+    close_grace : seconds after its end, on the venue's clock, until a candle counts as closed, 0 to 60 (argument →
+        ``$BACKBONE_CLOSE_GRACE`` → 3). Until then it is not stored: the venue may still count trades into it.
 
     Examples
     --------
@@ -81,6 +83,7 @@ class Backbone:
         quota: str | None = None,
         archive: str | None = None,
         archive_url: str | None = None,
+        close_grace: float | None = None,
     ) -> None:
         settings = resolve(
             exchange,
@@ -92,6 +95,7 @@ class Backbone:
             quota=quota,
             archive=archive,
             archive_url=archive_url,
+            close_grace=close_grace,
         )
         self._session = Session(settings)
 
@@ -155,9 +159,11 @@ class Backbone:
         count : the newest that many existing closed candles before `end`; with `start` and no `end`, the first that
             many from `start`. Neither start nor count: 200. All three at once is an `InputError`.
         priority : ``critical`` · ``high`` · ``normal`` · ``low``.
-        include_forming : adds the candle that is still forming as the last row, and a bool column ``forming``; with
-            `count` at most one row more. In the seconds of grace after a candle's end it is the closed one before that
-            row if the venue shows its successor, else it is that row itself.
+        include_forming : adds the candle that is not closed as the last row, and a bool column ``forming``, true in
+            that row alone; with `count` at most one row more. In the seconds of grace after a candle's end
+            (`close_grace`, 3) the last row is its successor if the venue shows one: the candle that has just ended is
+            then the row before it, ``forming`` false. If the venue shows none, the candle that has just ended is the
+            last row itself, ``forming`` true.
         fill : ``"ffill"`` or ``"nan"`` adds a row for every quiet slot, and a bool column ``synthetic``; never before a
             market's first candle.
         wide : one candle column, such as ``"close"``: a frame indexed by ``time`` with a float64 column a market; NaN

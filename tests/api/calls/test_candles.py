@@ -631,3 +631,15 @@ def test_candles_at_the_turn_of_the_day_have_one_forming(client: Backbone, venue
     assert len(found) <= 2
     assert found["forming"].tolist().count(True) == 1
     assert bool(found["forming"].iloc[-1])
+
+
+@pytest.mark.parametrize(("grace", "closed"), [(0.0, "08:59"), (3.0, "08:58"), (30.0, "08:58")])
+def test_close_grace_is_when_a_candle_counts_as_closed(
+    venue: SimulatorServer, tmp_path: Path, grace: float, closed: str
+) -> None:
+    """Two seconds into a minute: the minute before is closed without a grace, and forming candles are one in each."""
+    venue.clock.set("2025-08-22T09:00:02Z")
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url, tz="UTC", close_grace=grace) as client:
+        assert f"{client.candles('KRW-BTC', '1m', count=3).index[-1]:%H:%M}" == closed
+        found = client.candles("KRW-BTC", "1m", count=3, include_forming=True)
+        assert (f"{found.index[-1]:%H:%M}", found["forming"].tolist()) == ("09:00", [False, False, False, True])
