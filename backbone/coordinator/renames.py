@@ -18,7 +18,6 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from backbone.candle_table import compare, rows_inside, times_of
 from backbone.clock import Clock
@@ -52,8 +51,8 @@ def is_one_market(first: pa.Table, second: pa.Table) -> bool | None:
     differences = compare(first, second, relative=1e-9)
     every = np.union1d(times_of(first), times_of(second))
     same = rows_inside(first, ((int(time), int(time) + 1) for time in np.setdiff1d(every, differences.times)))
-    traded = same.filter(pc.greater(same.column("volume"), 0))
-    is_varied = len(pc.unique(traded.column("volume"))) >= _LEAST // 2
+    traded = same.filter(pa.array(same.column("volume").to_numpy() > 0))
+    is_varied = len(np.unique(traded.column("volume").to_numpy())) >= _LEAST // 2
     if traded.num_rows >= _LEAST and is_varied and same.num_rows >= _SAME * len(every):
         return True
     return False if len(differences.times) >= _LEAST else None

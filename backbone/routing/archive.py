@@ -199,6 +199,8 @@ def trade_file_ask(file: TradeFile) -> Ask:
 class ArchiveClient(RestClient):
     """Asks the archive's two hosts: the one that lists, and the one that has the files."""
 
+    group = ARCHIVE_GROUP
+
     def __init__(self, file_url: str, list_url: str, *, clock: Clock) -> None:
         super().__init__(file_url, clock=clock, timeout_s=(3.05, 30.0), total_s=_FILE_S, pool=16)
         self._list_url = list_url.rstrip("/")

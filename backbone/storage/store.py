@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -24,8 +24,6 @@ from backbone.candle_table import count_inside
 from backbone.clock import Clock
 from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import CANDLE_SCHEMA, Span, empty_candles
-from backbone.storage import audit
-from backbone.storage.audit import Problem
 from backbone.storage.cache import MemoryStats
 from backbone.storage.claims import Claims
 from backbone.storage.commit import Committer
@@ -42,6 +40,9 @@ from backbone.storage.pending import PendingPages
 from backbone.storage.periods import Periods, row_periods
 from backbone.storage.upkeep import Upkeep
 from backbone.timeframe import Timeframe
+
+if TYPE_CHECKING:
+    from backbone.storage.audit import Problem
 
 __all__ = ["CandleStore", "Stored"]
 
@@ -332,6 +333,8 @@ class CandleStore:
 
     def series(self) -> list[tuple[str, Timeframe]]:
         """Every market and timeframe in the folder, or waiting to get there. For audits: it lists folders."""
+        from backbone.storage import audit
+
         found = {*self._pending.series(), *audit.series_in(self._files, self._exchange)}
         gone = set(self._generations.leaving())
         held = ((s.market, s.timeframe) for s in found if s.market not in gone)
@@ -365,12 +368,16 @@ class CandleStore:
         Damage, rows out of order, doubled, off the grid, outside their period or their coverage, impossible prices,
         files that do not belong there, unfinished writes of processes that are gone, and periods whose file is gone.
         """
+        from backbone.storage import audit
+
         return audit.verify(self._files, self._exchange, market, timeframe)
 
     def repair(self) -> list[Problem]:
         """Repair what `verify` finds, and say what was done: a damaged or foreign file is quarantined, an unfinished
         write removed. What a quarantined file covered is unknown afterwards, and so is requested again.
         """
+        from backbone.storage import audit
+
         self.flush()
         done = audit.repair(self._files, self._exchange, self._clock.now_us())
         for problem in done:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike
@@ -122,7 +121,7 @@ def universe(
         if table is None:
             table = core.store.read(code, _DAY, span).table
         if table.num_rows:
-            sums[code] = (float(pc.sum(table.column(by)).as_py()), table.num_rows)
+            sums[code] = (float(table.column(by).to_numpy().sum()), table.num_rows)
     ranked = sorted(sums, key=lambda code: (-sums[code][0], code))[:top]
     table = pa.table(
         {
@@ -162,6 +161,8 @@ def _daily(session: Session, codes: Sequence[str], span: Span) -> dict[str, pa.T
     from backbone.api.calls.candles import candles
 
     frame = candles(session, list(codes), "1d", _when(span.start), _when(span.end), frames="arrow", progress=False)
+    import pyarrow.compute as pc
+
     return (
         {code: frame.filter(pc.equal(frame.column("market"), code)) for code in codes}
         if ("market" in frame.column_names)

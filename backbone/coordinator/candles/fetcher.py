@@ -17,13 +17,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from backbone.candle_table import count_inside, rows_inside, times_of
 from backbone.clock import Clock, Deadline, VenueClock
-from backbone.coordinator.candles.archive import Archive
 from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan, pages_needed
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched, Held
@@ -41,13 +41,16 @@ from backbone.errors import (
     UnreachableError,
 )
 from backbone.model import Priority, Span
-from backbone.routing.archive import ArchiveFile
 from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
 from backbone.settings import Settings
 from backbone.storage.coverage import SpanSet
 from backbone.storage.store import CandleStore
 from backbone.timeframe import DAY_US, Timeframe
+
+if TYPE_CHECKING:
+    from backbone.coordinator.candles.archive import Archive
+    from backbone.routing.archive import ArchiveFile
 
 __all__ = ["CandleFetcher", "CandlePlan"]
 
