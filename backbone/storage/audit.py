@@ -35,7 +35,7 @@ from backbone.storage.listed import forget, listed
 from backbone.storage.partition import Partition, decode_coverage, decode_partition, encode_coverage
 from backbone.timeframe import Timeframe, period_name
 
-__all__ = ["Problem", "repair", "series_in", "verify"]
+__all__ = ["Problem", "repair", "verify"]
 
 _DESKTOP_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
@@ -81,22 +81,6 @@ def verify(files: Files, exchange: str, market: str | None = None, timeframe: Ti
 def repair(files: Files, exchange: str, now_us: int) -> list[Problem]:
     """Repair every problem that can be repaired, and report what was done about each."""
     return [_repair(files, found, now_us) for found in list(_problems(files, exchange, None, None))]
-
-
-def series_in(files: Files, exchange: str) -> set[Series]:
-    """The series that have a partition or a sidecar."""
-    found: set[Series] = set()
-    for market_folder in files.list(f"{CANDLES}/exchange={exchange}"):
-        for timeframe_folder in files.list(f"{CANDLES}/exchange={exchange}/{market_folder}"):
-            key = f"{QUIET}/exchange={exchange}/{market_folder}/{timeframe_folder}.json"
-            series = parse_quiet_key(key)
-            if series is not None:
-                found.add(series)
-    for key in files.walk(f"{QUIET}/exchange={exchange}"):
-        series = parse_quiet_key(key)
-        if series is not None:
-            found.add(series)
-    return found
 
 
 def _problems(files: Files, exchange: str, market: str | None, timeframe: Timeframe | None) -> Iterator[_Found]:

@@ -19,7 +19,6 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -165,6 +164,8 @@ def _remember(key: tuple[str | int, ...], make: Callable[[], Any]) -> Any:  # no
 def _versions() -> tuple[str, str]:
     """A frame pickled by another pandas or numpy may not load, or not as it was."""
     if not _VERSIONS:
+        from importlib.metadata import version
+
         _VERSIONS.append((version("pandas"), version("numpy")))
     return _VERSIONS[0]
 

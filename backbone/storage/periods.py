@@ -18,7 +18,7 @@ from backbone.storage.coverage import EVER, Coverage, SpanSet
 from backbone.storage.files import Files, Version
 from backbone.storage.generations import Generations
 from backbone.storage.incidents import Incidents
-from backbone.storage.layout import Series, name_of_period, parse_period
+from backbone.storage.layout import CANDLES, QUIET, Series, name_of_period, parse_period, parse_quiet_key
 from backbone.storage.listed import forget, note
 from backbone.storage.merge import Page, merge_pages
 from backbone.storage.partition import (
@@ -32,7 +32,7 @@ from backbone.storage.partition import (
 )
 from backbone.timeframe import DAY_US, period_name, period_of, periods_in
 
-__all__ = ["Held", "Periods", "row_periods"]
+__all__ = ["Held", "Periods", "row_periods", "series_in"]
 
 _MANY_PERIODS = 64  # beyond this, one listing of the series folder is cheaper than asking for each period
 _COVERAGE_BYTES = 16 << 20
@@ -255,3 +255,19 @@ def row_periods(series: Series, pages: Iterable[Page], span: Span = EVER) -> set
 def _coverage_bytes(coverage: Coverage) -> int:
     spans = len(coverage.covered) + len(coverage.provisional) + sum(map(len, coverage.origins.values()))
     return 400 + 120 * spans
+
+
+def series_in(files: Files, exchange: str) -> set[Series]:
+    """The series that have a partition or a sidecar."""
+    found: set[Series] = set()
+    for market_folder in files.list(f"{CANDLES}/exchange={exchange}"):
+        for timeframe_folder in files.list(f"{CANDLES}/exchange={exchange}/{market_folder}"):
+            key = f"{QUIET}/exchange={exchange}/{market_folder}/{timeframe_folder}.json"
+            series = parse_quiet_key(key)
+            if series is not None:
+                found.add(series)
+    for key in files.walk(f"{QUIET}/exchange={exchange}"):
+        series = parse_quiet_key(key)
+        if series is not None:
+            found.add(series)
+    return found

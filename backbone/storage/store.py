@@ -27,7 +27,6 @@ from backbone.model import CANDLE_SCHEMA, Span, empty_candles
 from backbone.storage.cache import MemoryStats
 from backbone.storage.claims import Claims
 from backbone.storage.commit import Committer
-from backbone.storage.copy import Copied, copy_store
 from backbone.storage.coverage import EVER, VENUE, Coverage, Provisional, SpanSet, on_grid
 from backbone.storage.events import Events
 from backbone.storage.files import Files, LocalFiles
@@ -37,12 +36,13 @@ from backbone.storage.layout import CANDLES, Series, parse_period
 from backbone.storage.merge import Page
 from backbone.storage.partition import REVISION_SCHEMA, TAIL_BYTES, Partition, peek_footer
 from backbone.storage.pending import PendingPages
-from backbone.storage.periods import Periods, row_periods
+from backbone.storage.periods import Periods, row_periods, series_in
 from backbone.storage.upkeep import Upkeep
 from backbone.timeframe import Timeframe
 
 if TYPE_CHECKING:
     from backbone.storage.audit import Problem
+    from backbone.storage.copy import Copied
 
 __all__ = ["CandleStore", "Stored"]
 
@@ -333,9 +333,7 @@ class CandleStore:
 
     def series(self) -> list[tuple[str, Timeframe]]:
         """Every market and timeframe in the folder, or waiting to get there. For audits: it lists folders."""
-        from backbone.storage import audit
-
-        found = {*self._pending.series(), *audit.series_in(self._files, self._exchange)}
+        found = {*self._pending.series(), *series_in(self._files, self._exchange)}
         gone = set(self._generations.leaving())
         held = ((s.market, s.timeframe) for s in found if s.market not in gone)
         return sorted(held, key=lambda pair: (pair[0], pair[1].step_us))
@@ -387,6 +385,8 @@ class CandleStore:
 
     def copy_to(self, target: Files) -> Copied:
         """Copy everything of every exchange to `target` and prove it there; see `backbone.storage.copy`."""
+        from backbone.storage.copy import copy_store
+
         self.flush()
         self.upkeep.end_moves()
         return copy_store(self._files, target)

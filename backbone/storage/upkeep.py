@@ -22,7 +22,6 @@ from backbone.candle_table import times_of
 from backbone.clock import Clock
 from backbone.errors import InputError
 from backbone.model import Span
-from backbone.storage import audit
 from backbone.storage.coverage import EVER, VENUE, SpanSet
 from backbone.storage.events import Events
 from backbone.storage.files import Files, retried
@@ -30,7 +29,7 @@ from backbone.storage.generations import Generation, Generations, Note
 from backbone.storage.layout import CANDLES, DAMAGED, EVENTS, QUARANTINE, QUIET, SNAPSHOTS, Series, parse_partition_key
 from backbone.storage.partition import TAIL_BYTES, decode_partition, peek_footer
 from backbone.storage.pending import PendingPages
-from backbone.storage.periods import Periods
+from backbone.storage.periods import Periods, series_in
 from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, period_name
 
 __all__ = ["Condition", "Holding", "Snapshot", "Upkeep"]
@@ -111,7 +110,7 @@ class Upkeep:
     def inventory(self) -> list[Holding]:
         """What is on disk, a line a series, by market and timeframe, going by the files' footers."""
         self._flush()
-        found = sorted(audit.series_in(self._files, self._exchange), key=lambda s: (s.market, s.timeframe.step_us))
+        found = sorted(series_in(self._files, self._exchange), key=lambda s: (s.market, s.timeframe.step_us))
         return [self._holding(series) for series in found]
 
     def _holding(self, series: Series) -> Holding:
@@ -244,7 +243,7 @@ class Upkeep:
             self._files.remove(key)
         rows = 0
         for exchange in self.exchanges():
-            for series in sorted(audit.series_in(self._files, exchange), key=lambda s: s.name):
+            for series in sorted(series_in(self._files, exchange), key=lambda s: s.name):
                 with self._files.exclusive(series.lock_key):
                     rows += self._link(series, folder)
             events = self._files.read(f"{EVENTS}/exchange={exchange}.jsonl")
@@ -370,7 +369,7 @@ class Upkeep:
         return found
 
     def _of(self, market: str, timeframe: Timeframe | None) -> list[Series]:
-        held = {*audit.series_in(self._files, self._exchange), *self._pending.series()}
+        held = {*series_in(self._files, self._exchange), *self._pending.series()}
         chosen = [s for s in held if s.market == market and timeframe in (None, s.timeframe)]
         if not chosen:
             stored = sorted({s.market if s.market != market else f"{market} {s.timeframe.name}" for s in held})

@@ -38,6 +38,8 @@ _MONTH = TIMEFRAMES["1M"]
 
 @dataclass(eq=False)
 class _Section:
+    """A part of one market, fetched as a whole."""
+
     market: str
     span: Span
     ascending: bool = True
