@@ -90,6 +90,9 @@ class MarketInfo(msgspec.Struct, frozen=True):
     cautions: tuple[str, ...] = ()
 
 
+Condition = tuple[str | None, str | None, bool | None, str | None]
+
+
 class Ticker(msgspec.Struct, frozen=True):
     """The latest summary of one market. ``change`` and ``change_rate`` are signed; volumes since 00:00 UTC.
 
@@ -126,6 +129,11 @@ class Ticker(msgspec.Struct, frozen=True):
     delisting_day: str | None = None
     is_suspended: bool | None = None
     warning: str | None = None
+
+    @property
+    def condition(self) -> Condition:
+        """What it says of its market: state, delisting day, whether it is suspended, warning."""
+        return self.state, self.delisting_day, self.is_suspended, self.warning
 
     def completed(self, other: Ticker) -> Ticker:
         """This row with what `other` knows beyond it, where both are of the same last trade; else as it is."""

@@ -152,6 +152,7 @@ class Coordinator:
             metrics=self.metrics,
             grace_s=self.settings.close_grace_s,
             on_list=self.markets.note,
+            on_condition=self.market_log.note_state,
         )
         if self._closed:
             feed.close()

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from backbone.errors import InputError
 from backbone.locks import renew_after_fork
-from backbone.model import MarketInfo
+from backbone.model import Condition, MarketInfo, Ticker
 from backbone.storage.events import Event
 
 __all__ = ["EventLog", "MarketLog", "Recorded", "Rename"]
@@ -27,7 +27,12 @@ _EVER_US = 1 << 62
 _LISTS = ""  # the market of the event that says that a whole list was recorded
 _LISTED, _DELISTED, _NAMED, _WARNED, _CAUTIONED, _STATE = "listed", "delisted", "named", "warned", "cautioned", "state"
 _RENAMED, _COMPARED = "renamed", "compared"
-_FIELD = {_LISTED: "listing", _DELISTED: "listing", _NAMED: "names", _WARNED: "warning", _CAUTIONED: "cautions"}
+_FIELD = {
+    _LISTED: "listing", _DELISTED: "listing", _NAMED: "names", _WARNED: "warning", _CAUTIONED: "cautions",
+    _STATE: "state",
+}  # fmt: skip
+_CONDITION = ("market_state", "delisting_date", "is_trading_suspended", "market_warning")
+_ORDINARY: Condition = ("ACTIVE", None, False, "NONE")
 
 
 class EventLog(Protocol):
@@ -84,7 +89,7 @@ class MarketLog:
         self._lock = threading.Lock()
         self._seen: tuple[MarketInfo, ...] | None = None
         self._waiting: list[tuple[int, tuple[MarketInfo, ...]]] = []
-        self._states: dict[str, tuple[str, str | None]] = {}
+        self._conditions: dict[str, Condition] = {}
         self._state_events: list[Event] = []
 
     # -- what is new ---------------------------------------------------------------------------------------------
@@ -98,35 +103,44 @@ class MarketLog:
             self._waiting.append((self._now_us(), listed))
         self._later(self.flush)
 
-    def note_state(self, market: str, state: str, delisting: str | None) -> None:
-        """A live ticker came with the state of its market, and the day of its delisting if one is announced."""
-        said = (state, delisting)
+    def note_state(self, ticker: Ticker) -> bool:
+        """A ticker came that says how its market is: its state, the day of an announced delisting, suspension, warning.
+
+        A comparison in memory; what is new is written in the background. Returns whether it is news: another condition
+        than the last one that came, or a first one that is out of the ordinary.
+        """
         with self._lock:
-            if self._states.get(market) == said:
-                return
-            is_plain = market not in self._states and said == ("ACTIVE", None)
-            self._states[market] = said
-            if is_plain:
-                return
-            detail = {"market_state": state, "delisting_date": delisting}
-            self._state_events.append(Event(self._now_us(), market, _STATE, detail, "live ticker"))
-        self._later(self.flush)
+            before = self._conditions.get(ticker.market)
+            said = ticker.condition
+            if ticker.state is None and before is not None:  # REST may leave out what the stream says
+                said = _merged(said, before)
+            if said == before:
+                return False
+            self._conditions[ticker.market] = said
+            is_due = not self._state_events
+            detail = dict(zip(_CONDITION, said, strict=True))
+            self._state_events.append(Event(self._now_us(), ticker.market, _STATE, detail, "ticker"))
+        if is_due:
+            self._later(self.flush)
+        return before is not None or not _is_ordinary(said)
 
     def flush(self) -> None:
         """Write what waits."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
-            events, self._state_events = self._state_events, []
+            states, self._state_events = self._state_events, []
         for at_us, listed in waiting:
             index = self._read()
             changes = _changes(index.state(at_us), listed, at_us, "market list", {})
             if changes or not index.lists:
-                events.append(_list_event(at_us, len(listed), "market list", {}))
-                self._log.add_all(events + changes)
-                events = []
-        known = {(e.market, str(e.detail)) for e in self._log.read() if e.kind == _STATE} if events else set()
-        new = [event for event in events if (event.market, str(event.detail)) not in known]
-        if new:
+                self._log.add_all([_list_event(at_us, len(listed), "market list", {}), *changes])
+        if states:
+            known = {market for market, fields in self._read().by_market.items() if "state" in fields}
+            new: list[Event] = []
+            for event in states:
+                if event.market in known or not _is_ordinary(_said(event)):
+                    known.add(event.market)
+                    new.append(event)
             self._log.add_all(new)
 
     def take(self, lists: Iterable[tuple[int, str, Sequence[MarketInfo]]]) -> int:
@@ -376,6 +390,26 @@ def _changes(before: State, listed: Sequence[MarketInfo], at_us: int, how: str, 
 def _new_name(event: Event) -> str | None:
     """The other code of a renaming, which is an event of both."""
     return str(event.detail["to"]) if event.kind == _RENAMED else None
+
+
+def _merged(said: Condition, before: Condition) -> Condition:
+    state, day, is_suspended, warning = said
+    return (
+        before[0] if state is None else state,
+        before[1] if day is None else day,
+        before[2] if is_suspended is None else is_suspended,
+        before[3] if warning is None else warning,
+    )
+
+
+def _said(event: Event) -> Condition:
+    state, day, is_suspended, warning = (event.detail[name] for name in _CONDITION)
+    return state, day, is_suspended, warning
+
+
+def _is_ordinary(said: Condition) -> bool:
+    """Whether nothing is told that is worth an event where nothing was before."""
+    return all(value is None or value == usual for value, usual in zip(said, _ORDINARY, strict=True))
 
 
 def _list_event(at_us: int, count: int, how: str, origin: dict[str, Any]) -> Event:

@@ -30,6 +30,7 @@ __all__ = ["Event", "Events"]
 _CHUNK_BYTES = 4 << 20
 _FAMILIES = {
     "listed": "listing", "delisted": "listing", "renamed": "name", "warned": "warning", "cautioned": "caution",
+    "state": "state",
 }  # fmt: skip
 """Kinds that state a condition, by what they are a condition of; all others are happenings, each of which counts."""
 

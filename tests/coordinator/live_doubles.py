@@ -219,6 +219,8 @@ class Rig:
         self.fetcher = HandFetcher()
         self.latest = LatestRows(self.clock)
         self.streams: list[SaidStream] = []
+        self.conditions: list[Ticker] = []
+        self.news = False  # whether what tickers say of their markets is
         nothing: Any = None
         self.markets = Markets(nothing, self.clock, fresh_s=60.0, stored=set)
         kept = set(held)
@@ -233,8 +235,13 @@ class Rig:
             metrics=Metrics(),
             grace_s=GRACE_S,
             on_list=self.markets.note,
+            on_condition=self._note_condition,
             source=self._source,
         )
+
+    def _note_condition(self, said: Ticker) -> bool:
+        self.conditions.append(said)
+        return self.news
 
     def _source(self, url: str, **options: Any) -> SaidStream:
         self.streams.append(SaidStream(url, **options))

@@ -56,7 +56,7 @@ class TableEvent(NamedTuple):
     stored), ``"difference"`` (stream and REST disagree on a closed candle: `streamed` and `confirmed`), ``"silent"``
     (the venue sends nothing of a market), ``"failed"`` (a candle could not be confirmed or stored; it is tried again),
     ``"callback"`` (a callback raised), ``"listed"`` and ``"delisted"`` (a market of the table's quote currency joined
-    or left).
+    or left), ``"state"`` (what a ticker says of its market: announced to be delisted, suspended, with a warning).
     """
 
     kind: str

@@ -162,8 +162,8 @@ class StoreView:
     def events(self, market: str | None = None, *, frames: str | None = None) -> Any:
         """What happened to the markets, oldest first: ``at market kind detail how``; makes no request.
 
-        ``kind`` is listed, delisted, named, renamed, warned, cautioned, state (of the live ticker, with the day of a
-        coming delisting), redenominated, restated, adopted, quarantined …;
+        ``kind`` is listed, delisted, named, renamed, warned, cautioned, state (what tickers say: the market's state,
+        the day of a coming delisting, suspension, warning), redenominated, restated, adopted, quarantined …;
         ``detail`` is JSON; ``how`` says how it is known.
 
         Examples

@@ -34,7 +34,7 @@ from backbone.coordinator.live.subscription import Subscription
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import BackboneError, ClosedError
-from backbone.model import LiveCandle, MarketInfo, Priority, Span, Trade
+from backbone.model import LiveCandle, MarketInfo, Priority, Span, Ticker, Trade
 from backbone.routing.rest import Reply
 from backbone.routing.stream import Stream, StreamState
 from backbone.routing.wire import (
@@ -91,6 +91,7 @@ class Feed:
         metrics: Metrics,
         grace_s: float,
         on_list: Callable[[tuple[MarketInfo, ...]], tuple[tuple[MarketInfo, ...], bool]],
+        on_condition: Callable[[Ticker], bool] = lambda _: False,
         source: Callable[..., Source] = Stream,
     ) -> None:
         self.latest = latest
@@ -115,7 +116,10 @@ class Feed:
         self._asked_off_s = NEVER  # asks earn nothing before this
         self._timer_s = float("inf")
         self._is_closed = False
-        self._members = ListFollower(scheduler, self.confirmer, venue, clock, self._change, on_list, self._wake)
+        self._members = ListFollower(
+            scheduler, self.confirmer, venue, clock, self._change, on_list, on_condition, self._wake
+        )
+        latest.on_condition = self._members.note_condition
 
     def __repr__(self) -> str:
         return f"<Feed {self._url} {self.mode}, {len(self._subscriptions)} subscriptions>"

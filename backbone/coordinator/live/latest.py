@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -29,6 +29,7 @@ __all__ = ["ConflatedChanges", "Held", "LatestRows", "RecordQueue", "Slot", "cut
 R = TypeVar("R", bound=LiveRecord)
 
 NEVER = float("-inf")
+_UNTOLD = (None, None, None, None)
 
 
 class Held(msgspec.Struct, Generic[R], frozen=True, gc=False):
@@ -219,10 +220,15 @@ def cut(held: list[Held[Any]], depth: int) -> list[Held[Any]]:
 
 
 class LatestRows:
-    """All slots. Safe to share between threads."""
+    """All slots. Safe to share between threads.
+
+    `on_condition` gets each ticker whose market is in another condition than the one before said, outside the lock and
+    on the thread that brought it: it must be quick.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
+        self.on_condition: Callable[[Ticker], object] = lambda _: None
         self._slots: dict[str, dict[str, Slot]] = {kind: {} for kind in KINDS}
         self._by_type: dict[type, dict[str, Slot]] = {
             Ticker: self._slots["ticker"],
@@ -256,6 +262,7 @@ class LatestRows:
                 slot = self._slot_locked(kind_of(record), record.market)
             slot.stream_s = received_s
             held = slot.held
+            is_told = type(record) is Ticker and _is_told(record, held)
             is_repeated = is_snapshot and held is not None and _is_same(held.row, record)
             if held is None or _replaces(record, held):
                 slot.held = Held(record, "stream", received_s)
@@ -267,9 +274,12 @@ class LatestRows:
                 slot.count += 1
             else:
                 slot.deliver_locked(record)
+        if is_told:
+            self.on_condition(record)  # type: ignore[arg-type]
 
     def offer(self, kind: str, records: Sequence[LiveRecord], received_s: float) -> None:
         """Records from REST, of one kind; each is taken unless the slot has a newer one."""
+        told: list[Ticker] = []
         with self.lock:
             for record in records:
                 slot = self._slots.setdefault(kind, {}).get(record.market) or self._slot_locked(kind, record.market)
@@ -278,6 +288,8 @@ class LatestRows:
                     continue
                 if held is not None and isinstance(record, Ticker):
                     record = record.completed(held.row)
+                if isinstance(record, Ticker) and _is_told(record, held):
+                    told.append(record)
                 is_news = held is None or not _is_same(held.row, record)
                 if is_news or held is None or held.source != "stream":
                     slot.held = Held(record, "rest", received_s)
@@ -291,6 +303,8 @@ class LatestRows:
                 if isinstance(record, Trade):
                     slot.resume = max(slot.resume, _place(record))
                 slot.deliver_locked(record)
+        for ticker in told:
+            self.on_condition(ticker)
 
     def confirm(self, slot: Slot, candle: LiveCandle) -> None:
         """the REST row on a closed candle, if it is still the one that is shown: an update that nothing takes back."""
@@ -417,6 +431,12 @@ class LatestRows:
 def _place(trade: Trade) -> tuple[int, int]:
     """Where a trade stands in the order of its market."""
     return trade.time_us, trade.sequential_id
+
+
+def _is_told(ticker: Ticker, held: Held[Any] | None) -> bool:
+    """Whether it says how its market is, and not what the row before it said."""
+    said = ticker.condition
+    return said != _UNTOLD and (held is None or held.row.condition != said)
 
 
 def _is_same(known: Any, record: Any) -> bool:

@@ -2,7 +2,8 @@
 
 The list is requested once a minute, at low priority, while such a subscription is open. A market that is new in it
 joins at once. One that is missing leaves once a second list, a few seconds later, agrees (`Markets`). Both are
-events.
+events. So is a ticker that says that its market is in another condition (a coming delisting, a suspension): the list is
+then requested within seconds.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import threading
 from collections.abc import Callable, Sequence
 
 from backbone.clock import Clock, VenueClock
+from backbone.coordinator.live.latest import NEVER
 from backbone.coordinator.live.reconcile import Confirmer, LiveEvent
 from backbone.coordinator.live.subscription import Subscription
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import BackboneError, ClosedError
-from backbone.model import MarketInfo, Priority
+from backbone.model import MarketInfo, Priority, Ticker
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask, markets_ask
 
@@ -34,6 +36,7 @@ class ListFollower:
     ----------
     change : gives a subscription other markets.
     on_list : takes the list of each reply; returns the list as it now counts, and whether that is confirmed.
+    on_condition : gets each ticker of a market in another condition; says whether that is news.
     wake : has `run` called soon.
     """
 
@@ -45,6 +48,7 @@ class ListFollower:
         clock: Clock,
         change: Callable[[Subscription, Sequence[str]], None],
         on_list: Callable[[tuple[MarketInfo, ...]], tuple[tuple[MarketInfo, ...], bool]],
+        on_condition: Callable[[Ticker], bool],
         wake: Callable[[], None],
     ) -> None:
         self._scheduler = scheduler
@@ -53,10 +57,12 @@ class ListFollower:
         self._clock = clock
         self._change = change
         self._on_list = on_list
+        self._on_condition = on_condition
         self._wake = wake
         self._lock = threading.Lock()
         self._followed: list[Subscription] = []
         self._due_s = 0.0
+        self._asked_s = NEVER
 
     def follow(self, subscription: Subscription) -> None:
         """Keep `subscription` as its quote currency is listed, until it is closed."""
@@ -64,6 +70,17 @@ class ListFollower:
             if not self._followed:
                 self._due_s = self._clock.monotonic() + EVERY_S
             self._followed.append(subscription)
+
+    def note_condition(self, ticker: Ticker) -> None:
+        """A ticker says that its market is in another condition: an event, and a sign to ask for the list soon."""
+        if not self._on_condition(ticker):
+            return
+        self._confirmer.record(LiveEvent("state", self._venue.now_us(), ticker.market, detail=_condition_of(ticker)))
+        with self._lock:
+            if not self._followed:
+                return
+            self._due_s = min(self._due_s, max(self._clock.monotonic(), self._asked_s + AGAIN_S))
+        self._wake()
 
     def run(self, now: float) -> float | None:
         """Request the list where it is due; says when it is due next, None where nothing follows it."""
@@ -73,6 +90,7 @@ class ListFollower:
                 return None
             is_due, self._due_s = now >= self._due_s, now + EVERY_S if now >= self._due_s else self._due_s
             due_s = self._due_s
+            self._asked_s = now if is_due else self._asked_s
         if is_due:
             try:
                 self._scheduler.submit("market", Priority.LOW, markets_ask, self._took)
@@ -104,3 +122,15 @@ class ListFollower:
             for market in markets:
                 self._confirmer.record(LiveEvent(kind, self._venue.now_us(), market, detail=f"{market} was {kind}"))
         self._wake()
+
+
+def _condition_of(ticker: Ticker) -> str:
+    """How a market is, in words."""
+    words = [f"{ticker.market} is {ticker.state or 'ACTIVE'}"]
+    if ticker.delisting_day is not None:
+        words.append(f"it is delisted on {ticker.delisting_day}")
+    if ticker.is_suspended:
+        words.append("trading is suspended")
+    if ticker.warning not in (None, "NONE"):
+        words.append(f"warning: {ticker.warning}")
+    return ", ".join(words)

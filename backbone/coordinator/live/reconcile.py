@@ -52,7 +52,8 @@ class LiveEvent:
     and its trades delivered; `detail` says what cannot be had back), ``"difference"`` (stream
     and REST disagree on a closed candle: `streamed`, `confirmed`, one of them None where a channel has no such candle),
     ``"silent"`` (subscribed, but the venue sends nothing), ``"failed"`` (a confirmation could not be had or stored; it
-    is tried again).
+    is tried again), ``"listed"``, ``"delisted"``, ``"state"`` (what a ticker says of its market: its state, a coming
+    delisting, suspension, warning).
     """
 
     kind: str

@@ -169,7 +169,7 @@ class Market:
     growth of it in powers of two; ``day_volatility`` in powers of two; ``price_decimals`` and
     ``volume_decimals`` the integer units of the tape. ``history`` names the tape that it follows, which a rename keeps.
     ``factor`` is how many of today's price units one of the tape's is (a redenomination changes it). It is unknown from
-    ``delisted_us`` on; ``state`` is what the stream says of it.
+    ``delisted_us`` on; ``state`` and ``suspended`` are what the stream says of it.
     """
 
     code: str
@@ -189,6 +189,7 @@ class Market:
     factor: Fraction = Fraction(1)
     delisted_us: int | None = None
     state: str = "ACTIVE"
+    suspended: bool = False
 
     @property
     def quote(self) -> str:

@@ -84,10 +84,10 @@ class MarketList:
             self._listed = {code: market if code == market.code else one for code, one in self._listed.items()}
 
     def describe(self, code: str, **changes: Any) -> None:
-        """What is said of a market: any of `korean_name`, `english_name`, `warning`, `cautions`, `state`."""
-        wrong = changes.keys() - {"korean_name", "english_name", "warning", "cautions", "state"}
+        """What is said of a market: any of `korean_name english_name warning cautions state suspended`."""
+        wrong = changes.keys() - {"korean_name", "english_name", "warning", "cautions", "state", "suspended"}
         if wrong or not set(changes.get("cautions", ())) <= set(CAUTIONS):
-            raise InputError("describe", changes, "names, warning, state, cautions of " + " ".join(CAUTIONS))
+            raise InputError("describe", changes, "names, warning, state, suspended, cautions of " + " ".join(CAUTIONS))
         self._replace(replace(self.market(code), **changes))
 
     def rescale(self, code: str, factor: object) -> None:

@@ -262,7 +262,7 @@ def ticker_stream_row(one: Summary, now_us: int) -> Row:
     row["acc_bid_volume"] = one.bought
     row["acc_ask_volume"] = rounded(one.volume - one.bought, 8)
     row["market_state"] = one.market.state
-    row["is_trading_suspended"] = False
+    row["is_trading_suspended"] = one.market.suspended
     gone_us = one.market.delisted_us
     row["delisting_date"] = None if gone_us is None else iso_day(gone_us + KST_US)
     row["market_warning"] = "CAUTION" if one.market.warning else "NONE"

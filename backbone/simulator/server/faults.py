@@ -49,7 +49,7 @@ KINDS: Mapping[str, str] = {
     "delist": "a market vanishes: market=, at= (now; until then the stream announces it)",
     "rename": "a market moves to another code with its history: market=, to=",
     "rescale": "a redenomination: market=, factor=, prices times it and volumes divided by it, the whole history",
-    "describe": "what is said of a market: market=, state=, warning=, cautions=A,B, korean_name=, english_name=",
+    "describe": "what is said of a market: market=, state= suspended= warning= cautions=A,B korean_name= english_name=",
     "restate": "opens are corrected: market=, start=, end=, shift=0.0005",
     "archive-missing": "the archive has no such file",
     "archive-checksum": "the archive's checksum does not agree with its file",

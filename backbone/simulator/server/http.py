@@ -360,8 +360,9 @@ def _required(fault: Fault, name: str) -> str:
 def _description(options: Mapping[str, Any]) -> dict[str, Any]:
     """What is said of a market, from a program's values or a command line's words."""
     said = {name: value for name, value in options.items() if name != "market"}
-    if "warning" in said:
-        said["warning"] = str(said["warning"]).lower() in ("true", "1", "yes")
+    for name in ("warning", "suspended"):
+        if name in said:
+            said[name] = str(said[name]).lower() in ("true", "1", "yes")
     if isinstance(cautions := said.get("cautions"), str):
         said["cautions"] = tuple(name for name in cautions.split(",") if name)
     return said

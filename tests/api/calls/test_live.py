@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import warnings
@@ -612,6 +613,42 @@ def test_market_asked_for_again_and_again_is_subscribed(trader: Backbone, moving
     assert "backbone-stream" in socket_threads()
     eventually(lambda: trader.tickers("KRW-BTC")["source"].tolist() == ["stream"])
     assert trader.status().attrs["backbone"]["stream"]["asked_for"] == 1
+
+
+# -- what tickers say of their markets ----------------------------------------------------------------------------
+
+
+def test_live_tickers_that_say_something_new_are_kept_as_events(trader: Backbone, moving: SimulatorServer) -> None:
+    """A coming delisting, a suspension and a warning are events of the table and, later, of the store."""
+    with trader.live("KRW") as table:
+        threads: set[str] = set()
+        log = trader.session.coordinator().market_log
+        flush = log.flush
+        log.flush = lambda: threads.add(threading.current_thread().name) or flush()  # type: ignore[method-assign]
+        moving.faults.add("delist", market="KRW-XRP", at="2099-01-01T00:00:00Z")
+        eventually(lambda: [event for event in table.events if event.kind == "state"])
+        moving.faults.add("describe", market="KRW-ETH", suspended=True)
+        eventually(lambda: len([event for event in table.events if event.kind == "state"]) == 2)
+        first, second = (event for event in table.events if event.kind == "state")
+        assert (first.market, "delisted on 2099-01-01" in first.detail) == ("KRW-XRP", True)
+        assert (second.market, "suspended" in second.detail) == ("KRW-ETH", True)
+        eventually(lambda: threads)
+    assert not threads & {"backbone-stream", "MainThread"}
+    events = trader.store.events()
+    states = events[events["kind"] == "state"]
+    assert states["market"].tolist() == ["KRW-XRP", "KRW-ETH"]
+    assert json.loads(states["detail"].iloc[0])["delisting_date"] == "2099-01-01"
+    assert json.loads(states["detail"].iloc[1])["is_trading_suspended"] is True
+
+
+def test_live_ticker_of_a_delisting_has_the_list_asked_at_once(trader: Backbone, moving: SimulatorServer) -> None:
+    """The list is asked for within seconds, not at the next minute."""
+    with trader.live("KRW") as table:
+        eventually(lambda: len(table.frame()) == 3)
+        moving.reset_log()
+        moving.faults.add("describe", market="KRW-XRP", state="DELISTED")
+        eventually(lambda: "market" in moving.counts(), 20)
+        assert [event.kind for event in table.events] == ["state"]
 
 
 # -- outages -----------------------------------------------------------------------------------------------------

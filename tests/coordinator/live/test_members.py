@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from backbone.coordinator.live.members import AGAIN_S, EVERY_S
 from backbone.errors import UnreachableError
@@ -80,3 +81,35 @@ def test_named_markets_do_not_follow_the_list(rig: Rig) -> None:
     rig.stream.connect(ticker())
     rig.scheduler.advance(3 * EVERY_S)
     assert listing(rig) == 0
+
+
+def test_ticker_in_another_condition_has_the_list_requested_soon(rig: Rig) -> None:
+    """It is no proof, only a sign: the list is requested within seconds, and an event says what the ticker said."""
+    subscription = rig.feed.open(["ticker"], ["KRW-BTC"], "KRW")
+    told = replace(ticker(), state="ACTIVE", delisting_day="2025-09-01")
+    rig.stream.connect(ticker())
+    rig.scheduler.advance(1)
+    rig.news = True
+    rig.stream.say(told)
+    rig.scheduler.advance(0.2)
+    assert listing(rig, "KRW-BTC") == 1
+    (event,) = subscription.events()
+    assert (event.kind, event.market, event.detail) == (
+        "state", "KRW-BTC", "KRW-BTC is ACTIVE, it is delisted on 2025-09-01",
+    )  # fmt: skip
+    rig.stream.say(told, replace(told, is_suspended=True), replace(told, state="DELISTED", warning="CAUTION"))
+    rig.scheduler.advance(AGAIN_S + 0.2)
+    assert listing(rig, "KRW-BTC") == 1
+    assert [event.detail.partition(", ")[0] for event in subscription.events()][1:] == [
+        "KRW-BTC is ACTIVE", "KRW-BTC is DELISTED",
+    ]  # fmt: skip
+    assert [one.delisting_day for one in rig.conditions] == ["2025-09-01"] * 3
+
+
+def test_ticker_that_is_no_news_has_nothing_requested(rig: Rig) -> None:
+    """The condition that a market is in anyway, or that was told before."""
+    subscription = rig.feed.open(["ticker"], ["KRW-BTC"], "KRW")
+    rig.stream.connect(replace(ticker(), state="ACTIVE"))
+    rig.scheduler.advance(5)
+    assert listing(rig) == 0
+    assert subscription.events() == []
