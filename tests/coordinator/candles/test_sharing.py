@@ -132,7 +132,6 @@ def test_claims_that_ended_are_remembered_until_somebody_looked(pair: Pair) -> N
         (Priority.HIGH, {}, PAGES),
         (Priority.CRITICAL, {}, PAGES),
         (Priority.LOW, {"refresh": True}, PAGES),
-        (Priority.LOW, {"newest": True}, PAGES),
     ],
 )
 def test_urgent_work_and_second_requests_wait_for_nobody(
