@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from backbone.clock import Clock, Deadline, VenueClock, current_deadline
+from backbone.clock import Clock, Deadline, VenueClock, current_deadline, within
 from backbone.coordinator.candles.direct import DirectCandles
 from backbone.coordinator.candles.fetcher import CandleFetcher
 from backbone.coordinator.candles.jobs import Jobs
@@ -241,26 +241,34 @@ class Coordinator:
     def request(self, ask: Ask, priority: Priority, deadline: Deadline | None = None) -> Reply:
         """One request in its lane; identical ones in flight are shared. Raises the error tree.
 
-        With a `deadline` a critical request goes through the queue too, before all others: only a thread that waits
-        can leave in time.
+        A critical request is sent on the calling thread; with a `deadline` only where its connection is open, since
+        names and handshakes have no deadline: else it goes through the queue, before all others, and its thread waits.
         """
         if self._closed:
             raise ClosedError("the client is closed; make a new one")
         deadline = deadline or current_deadline()
-        if priority is not Priority.CRITICAL or deadline is not None:
+        if priority is not Priority.CRITICAL:
             return self.scheduler.request(ask, priority, deadline)
+        is_direct = deadline is None or self._critical.is_warm
         try:
-            return self.scheduler.direct(ask, self._send_critical)
+            if not is_direct:
+                return self.scheduler.request(ask, priority, deadline)
+            with within(deadline):
+                return self.scheduler.direct(ask, self._send_critical, deadline)
+        except UnreachableError as exc:
+            if is_direct and deadline is not None and deadline.left_s() <= 0:
+                raise deadline.error(ask.path) from exc
+            raise
         finally:
-            self._expect_more()
+            self._expect_more(0.0 if not is_direct else _WARM_EVERY_S)
 
-    def _expect_more(self) -> None:
+    def _expect_more(self, first_s: float) -> None:
         """After a critical request: keep its connection warm for the next, as long as they keep coming."""
         with self._warm_lock:
             idle, self._warm_until_s = self._warm_until_s is None, self.clock.monotonic() + _ATTENTION_S
         if idle:
             with contextlib.suppress(ClosedError):
-                self.scheduler.call_later(_WARM_EVERY_S, self._keep_warm)
+                self.scheduler.call_later(first_s, self._keep_warm)
 
     def _keep_warm(self) -> None:
         with self._warm_lock:

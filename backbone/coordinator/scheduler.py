@@ -278,16 +278,17 @@ class Scheduler:
         self._push_locked(shared.ticket)
         return shared
 
-    def direct(self, ask: Ask, send: Callable[[Ask], Reply]) -> Reply:
+    def direct(self, ask: Ask, send: Callable[[Ask], Reply], deadline: Deadline | None = None) -> Reply:
         """The critical lane: a permit kept free for it, and `send` on the calling thread.
 
-        Tried again when a kept connection turned out to be dropped before anything arrived, and after a 429.
+        Tried again when a kept connection turned out to be dropped before anything arrived, and after a 429. The
+        permit is waited for until `deadline` at most; that `send` ends by then is its caller's to see to.
         """
         begun = since = self._clock.monotonic()
         attempts = 0
         while True:
             attempts += 1
-            granted = self._critical_permit(ask.group, since)
+            granted = self._critical_permit(ask, since, deadline)
             self._metrics.time("waited", granted - since, group=ask.group, priority=Priority.CRITICAL)
             try:
                 reply = send(ask)
@@ -536,8 +537,9 @@ class Scheduler:
 
     # -------------------------------------------------------------------------------------- the critical lane
 
-    def _critical_permit(self, group: str, since: float) -> float:
+    def _critical_permit(self, ask: Ask, since: float, deadline: Deadline | None) -> float:
         """The time of a critical permit, taken at once where one is free, otherwise in the queue's order."""
+        group = ask.group
         with self._lock:
             if self._is_closed:
                 raise _closed()
@@ -550,9 +552,10 @@ class Scheduler:
             ban_left_s = self._limiter.ban_left(now) if again else 0.0
             if ban_left_s:
                 raise self._permits.ban_error(ban_left_s)
-        return self._queue_for_permit(group, since)
+        return self._queue_for_permit(ask, since, deadline)
 
-    def _queue_for_permit(self, group: str, since: float) -> float:
+    def _queue_for_permit(self, ask: Ask, since: float, deadline: Deadline | None) -> float:
+        group = ask.group
         failure: list[BackboneError] = []
 
         def refuse(_: Ask | None, outcome: Reply | BackboneError) -> None:
@@ -567,7 +570,10 @@ class Scheduler:
             with self._lock:
                 self._push_locked(ticket)
                 while ticket.state is not TicketState.SENT and not failure and not self._is_closed:
-                    self._clock.wait(self._granted, _SLICE_S)
+                    left_s = _SLICE_S if deadline is None else min(_SLICE_S, deadline.left_s())
+                    if deadline is not None and left_s <= 0:
+                        raise deadline.error(ask.path)
+                    self._clock.wait(self._granted, left_s)
                 if ticket.state is TicketState.SENT:
                     granted = ticket.since
         finally:
@@ -576,7 +582,7 @@ class Scheduler:
         if granted is None:
             _raise(failure[0] if failure else _closed())
         stamp = self._permits.stamp(group, granted)
-        return self._queue_for_permit(group, since) if stamp is None else stamp
+        return self._queue_for_permit(ask, since, deadline) if stamp is None else stamp
 
 
 def _finishing(ticket: Ticket, outcome: Reply | BackboneError) -> Callable[[], None]:

@@ -15,7 +15,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from backbone.clock import Clock
+from backbone.clock import Clock, current_deadline
 from backbone.errors import PayloadError, UnreachableError
 from backbone.settings import ca_bundle, proxy_of
 
@@ -81,18 +81,31 @@ class Transport:
 
         if self._proxy or not url.isascii():
             return self._adapter.send(self._prepare(url), timeout=timeout_s, stream=True, **self._route).raw
+        pool, headers, never = self._open_pool(url)
+        timeout = urllib3.Timeout(connect=timeout_s[0], read=timeout_s[1])
+        path = url[url.index("/", url.index("//") + 2) :]
+        return pool.urlopen(
+            "GET", path, None, headers, never, False, False, timeout, preload_content=False, decode_content=False
+        )
+
+    def _open_pool(self, url: str) -> tuple[Any, dict[str, str], Any]:
+        import urllib3
+
         if self._pool is None:
             prepared = self._prepare(url)
             verify, cert = self._route["verify"], self._route["cert"]
             pool = self._adapter.get_connection_with_tls_context(prepared, verify, cert=cert)
             self._adapter.cert_verify(pool, url, verify, cert)
             self._pool = pool, dict(prepared.headers), urllib3.Retry(0, read=False)
-        pool, headers, never = self._pool
-        timeout = urllib3.Timeout(connect=timeout_s[0], read=timeout_s[1])
-        path = url[url.index("/", url.index("//") + 2) :]
-        return pool.urlopen(
-            "GET", path, None, headers, never, False, False, timeout, preload_content=False, decode_content=False
-        )
+        return self._pool
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether a connection is open and free, so that a request waits for nothing but its answer."""
+        if self._pool is None:
+            return False
+        connections: list[Any] = list(self._pool[0].pool.queue)
+        return any(connection is not None and connection.is_connected for connection in connections)
 
     def warm(self, url: str, timeout_s: float) -> None:
         import requests
@@ -100,10 +113,8 @@ class Transport:
 
         if self._proxy:
             return
-        verify, cert = self._route["verify"], self._route["cert"]
         try:
-            pool = self._adapter.get_connection_with_tls_context(self._prepare(url), verify, cert=cert)
-            self._adapter.cert_verify(pool, url, verify, cert)
+            pool = self._open_pool(url)[0]
             connection: Any = pool._get_conn()  # noqa: SLF001 - no public way; drops one that is stale or idle for too long
             try:
                 if connection.is_closed:
@@ -201,7 +212,9 @@ class _Timed:
         self.used_s = self.clock.monotonic()
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        self.deadline_s = self.clock.monotonic() + self.total_s
+        deadline = current_deadline()  # of the call that sends on its own thread
+        left_s = self.total_s if deadline is None else min(self.total_s, deadline.left_s())
+        self.deadline_s = self.clock.monotonic() + left_s
         super().request(*args, **kwargs)  # type: ignore[misc]
         self.used_s = self.clock.monotonic()
 

@@ -145,6 +145,12 @@ class RestClient:
                     self._critical.close()
             return self._critical
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether a connection is open and free; never through a proxy."""
+        transport = self._transport
+        return transport is not None and transport.is_warm
+
     def warm(self) -> None:
         """Have one connection open and young (TCP and TLS), without spending a request.
 

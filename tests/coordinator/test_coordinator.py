@@ -10,6 +10,8 @@ import pytest
 from backbone import Backbone
 from backbone.coordinator import coordinator as fetch
 from backbone.errors import IncompleteError
+from backbone.routing.rest import Reply
+from backbone.routing.wire import Ask
 from backbone.simulator import SimulatorServer
 
 
@@ -31,6 +33,35 @@ def test_critical_connection_is_kept_warm_between_requests(
     client.tickers("KRW-BTC", priority="critical")
     assert warmed.wait(5)
     assert venue.counts()["ticker"] == {200: 1}  # warming spends no request
+
+
+def test_critical_request_with_a_deadline_is_sent_by_its_own_thread_once_a_connection_is_open(
+    client: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first opens it in the background: connecting has no deadline. Later ones pass no queue."""
+    import threading
+
+    core = client.session.coordinator()
+    senders, warmed = [], threading.Event()
+    send, warm = core._critical.send, core._critical.warm
+
+    def seen(ask: Ask) -> Reply:
+        senders.append(threading.current_thread())
+        return send(ask)
+
+    def warming() -> None:
+        warm()
+        warmed.set()
+
+    monkeypatch.setattr(core._critical, "send", seen)
+    monkeypatch.setattr(core._critical, "warm", warming)
+    client.tickers("KRW-BTC", priority="critical", timeout=20, max_age=0)
+    assert warmed.wait(10)
+    assert senders == []
+    client.tickers("KRW-BTC", priority="critical", timeout=20, max_age=0)
+    client.candles("KRW-BTC", "1m", count=5, priority="critical", timeout=20)
+    assert senders == [threading.current_thread()] * len(senders)
+    assert len(senders) >= 2
 
 
 def test_critical_connection_is_left_alone_without_critical_requests(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from backbone.clock import Deadline
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.quota.ledger import MemoryLimiter
 from backbone.coordinator.quota.rules import Rules
@@ -552,6 +553,16 @@ def test_direct_without_a_free_permit_waits_in_the_queue_first_in_line(bench):
     assert bench.venue.sent == ["now"]
     bench.permit()
     assert bench.outcome("high").value == "high"
+
+
+def test_direct_leaves_the_queue_for_a_permit_at_its_deadline(bench):
+    """No permit comes: the error names the timeout, nothing is sent, and nothing stays in the queue."""
+    begun = bench.clock.monotonic()
+    with pytest.raises(UnreachableError, match=r"timeout of 0\.2 s"):
+        bench.scheduler.direct(Ask("now"), bench.venue.send, Deadline(bench.clock, 0.2))
+    assert bench.clock.monotonic() - begun < 1.0
+    assert bench.scheduler.depths()["candles"]["critical"] == 0
+    assert bench.venue.sent == []
 
 
 def dropped() -> UnreachableError:
