@@ -190,7 +190,8 @@ def explain(options: argparse.Namespace) -> int:
     ]
     names = ["market", "timeframe", "start", "end", "cached", "derived", "gaps", "pages", "seconds"]
     print_frame(pd.DataFrame(rows, columns=names), options.format or "table")
-    say(f"{sum(plan.pages for plan in plans):,} pages, about {sum(plan.seconds for plan in plans):.1f} s")
+    pages = sum(plan.pages for plan in plans)
+    say(f"{pages:,} page{'s' * (pages != 1)}, about {sum(plan.seconds for plan in plans):.1f} s")
     return 0
 
 

@@ -194,6 +194,64 @@ def test_fetch_of_a_quote_currency_to_a_pipe_has_every_market(
     assert {"time", "market", "close"} <= set(found)
 
 
+CANDLES = "time market open high low close volume value"
+FORMS = {
+    "fetch KRW-BTC KRW-ETH 1h --start 2025-08-20": CANDLES,
+    "fetch KRW 1h --count 3": CANDLES,
+    "explain KRW-BTC 1h --start 3d": "market timeframe start end cached derived gaps pages seconds",
+    "coverage KRW-BTC 1h": "start end state rows",
+    "coverage KRW 1h": "market start end state rows",
+    "markets": "market korean_name english_name warning cautions tick_size",
+    "markets KRW --at 2025-08-22": "market korean_name english_name warning cautions",
+    "update KRW": "market timeframe start end added revised state detail",
+    "verify": "market timeframe path kind detail",
+    "repair": "market timeframe path kind detail",
+    "store": "market timeframe from to rows holes bytes",
+    "snapshot": "name at path rows content",
+    "events": "at market kind detail how",
+}
+"""Commands that print a table, and its columns: programs read them, so they stay."""
+
+
+def test_every_table_has_a_programs_forms(at: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """CSV and JSON have the same columns, whatever is in them; nothing but the table is on standard output."""
+    cli.main(["snapshot", "kept", *at])
+    for words, columns in FORMS.items():
+        capsys.readouterr()
+        assert cli.main([*words.split(), "--format", "csv", *at]) == 0, words
+        out = capsys.readouterr().out
+        table = read_csv(out)
+        assert list(table.columns) == columns.split(), words
+        assert out.count("\n") == len(table) + 1
+        assert cli.main([*words.split(), "--format", "json", *at]) == 0, words
+        rows = json.loads(capsys.readouterr().out)
+        assert [list(row) for row in rows] == [columns.split()] * len(rows), words
+        assert not len(table) or len(rows) == len(table)
+
+
+@pytest.mark.parametrize("length", ["1m", "1min", "60", "1H", "minute60", "1D", "day"])
+def test_fetch_takes_several_markets_and_lengths_as_people_write_them(
+    length: str, at: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Markets, then a length in any of its spellings."""
+    assert cli.main(["fetch", "KRW-BTC", "krw-eth", length, "--count", "2", "--out", "-", *at]) == 0
+    found = read_csv(capsys.readouterr().out)
+    assert list(found["market"]) == ["KRW-BTC"] * 2 + ["KRW-ETH"] * 2
+    step = pd.to_datetime(found["time"]).diff().iloc[1]
+    minutes = {"1m": 1, "1min": 1, "60": 60, "1H": 60, "minute60": 60, "1D": 1440, "day": 1440}
+    assert step == pd.Timedelta(minutes=minutes[length])
+
+
+def test_backfill_and_coverage_of_a_quote_currency(
+    at: list[str], client: Backbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """KRW is every market of it."""
+    assert cli.main(["backfill", "KRW", "1d", *DAY, *at]) == 0
+    capsys.readouterr()
+    assert cli.main(["coverage", "KRW", "1d", "--format", "csv", *at]) == 0
+    assert set(read_csv(capsys.readouterr().out)["market"]) == set(client.markets("KRW").index)
+
+
 # -- now ---------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -205,6 +207,24 @@ def test_shell_pipeline_ends_quietly(at: list[str]) -> None:
     assert process.returncode == 0
     assert "Traceback" not in said
     assert "Exception ignored" not in said
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_days_of_every_market_through_head(tmp_path: Path) -> None:
+    """The pipeline of the help: ten lines of data, every part of it a success, nothing said that is no fact."""
+    words = ["fetch", "KRW", "1d", "--start", "2025-03", "--out", "-", "--format", "csv"]
+    few = ["KRW-BTC", "KRW-ETH", "BTC-ETH"]
+    with SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True, markets=few) as venue:
+        words += ["--rest-url", venue.rest_url, "--ws-url", venue.ws_url, "--data-dir", str(tmp_path)]
+        line = f"set -o pipefail; {shlex.join([sys.executable, '-m', 'backbone', *words])} | head"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()
+    assert rows[0] == "time,market,open,high,low,close,volume,value"
+    assert len(rows) == 10
+    assert all(row.startswith("2025-03-0") and ",KRW-" in row for row in rows[1:])
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
 
 
 def test_help_has_one_table_of_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
