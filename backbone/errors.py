@@ -17,6 +17,7 @@
     └── StreamClosedError              resubscribe           .reason
 
     UnfinishedWarning                  a backfill was cut off: wait() for it
+    DataChangedWarning               what was stored is of another unit: read it where it lies now
 
 Errors are translated at the edge, once, with ``raise … from exc``; inner layers see only this tree. Every error
 survives pickling, so that it can cross a process boundary.
@@ -35,6 +36,7 @@ __all__ = [
     "BackboneError",
     "ClosedError",
     "CorruptPartitionError",
+    "DataChangedWarning",
     "IncompleteError",
     "InputError",
     "PayloadError",
@@ -218,6 +220,11 @@ class StoreBusyError(StoreError):
 
 class ClosedError(BackboneError):
     """The client was closed; make a new one."""
+
+
+class DataChangedWarning(UserWarning):
+    """Stored data turned out to be of a state that is over, such as before a redenomination: it was set aside, and the
+    answer is made of what was fetched anew."""
 
 
 class StreamClosedError(BackboneError):

@@ -178,6 +178,10 @@ class HandFetcher:
         self.asked: list[Fetch] = []
         self.failing: BackboneError | None = None
         self.flushed = 0
+        self.units = self
+
+    def is_outdated(self, pending: Any) -> bool:
+        return False
 
     def has(self, *candles: LiveCandle) -> None:
         self.rows.update({(one.market, one.time_us): one for one in candles})

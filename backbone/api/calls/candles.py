@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CandleCall", "Plan", "candles", "coverage", "explain", "incomplete_error"]
 
+_CHANGES = 5  # times an answer is made anew because what is stored of a market was set aside meanwhile
+
 
 def candles(
     session: Session,
@@ -132,8 +134,7 @@ class CandleCall:
         remembered = Remembered(self)
         if not self.refresh and (frame := remembered.find()) is not None:
             return self._again(frame, (core.clock.monotonic() - began) * 1000)
-        answers = self._collect()
-        tables = [(answer.market, self._shape(answer)) for answer in answers]
+        answers, tables = self._answers()
         elapsed_ms = (core.clock.monotonic() - began) * 1000
         core.metrics.time("call", elapsed_ms / 1000, group="candles", priority=self.priority)
         if self.wide is not None:
@@ -155,6 +156,21 @@ class CandleCall:
         if isinstance(error, IncompleteError):
             error.frame = frame
         raise error
+
+    def _answers(self) -> tuple[list[CandleAnswer], list[tuple[str, pa.Table]]]:
+        """The answers and their rows, all of one unit: made anew where what is stored was set aside meanwhile."""
+        core = self.session.coordinator()
+        if not self.offline:
+            core.candles.units.tell(self.markets)
+        for _ in range(_CHANGES):
+            before = [core.candles.units.generation(market) for market in self.markets]
+            answers = self._collect()
+            tables = [(answer.market, self._shape(answer)) for answer in answers]
+            if self.offline or before == [core.candles.units.generation(market) for market in self.markets]:
+                break
+        if not self.offline:
+            core.candles.units.tell(self.markets)
+        return answers, tables
 
     def _again(self, frame: Any, elapsed_ms: float) -> Any:
         """A kept frame with what is to be said of this answer."""
@@ -261,7 +277,10 @@ class CandleCall:
         if base is None and answer.forming is not None:
             return rows_inside(answer.forming, [Span(after_us, before_us or EVER.end)]), "rest"
         if base is None:
-            return core.direct.forming(answer.market, self.timeframe, after_us, before_us, self.priority, self.deadline)
+            last = answer.table.column("close")[-1].as_py() if answer.table.num_rows else None
+            return core.direct.forming(
+                answer.market, self.timeframe, after_us, before_us, self.priority, self.deadline, last
+            )
         closed = self._collect_of([answer.market], base, Range(after_us, before_us, None))[0]
         rows, source = core.direct.forming(
             answer.market, base, closed.span.end, before_us, self.priority, self.deadline

@@ -18,6 +18,7 @@ from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan
 from backbone.coordinator.candles.ranges import CandleRanges, Range, Request
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched
+from backbone.coordinator.candles.units import compare_units, is_leap
 from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, check, judge, shows_since
 from backbone.errors import PayloadError
 from backbone.model import Priority, Span, empty_candles
@@ -44,11 +45,13 @@ class _Lane:
 
 @dataclass(frozen=True)
 class _Walk:
-    """What was found: closed candles, how many requests they took, and the candles that are not closed."""
+    """What was found: closed candles, how many requests they took, and the candles that are not closed; ``newest`` is
+    the page of the newest candles as it came, where one was asked."""
 
     table: pa.Table = field(default_factory=empty_candles)
     pages: int = 0
     forming: pa.Table | None = None
+    newest: CandlePage | None = None
 
 
 class DirectCandles:
@@ -97,6 +100,8 @@ class DirectCandles:
         if held.gaps or not ends_now or self._ranges.is_clock_fresh:
             return None if held.gaps else held
         page = self._page(lane, None, PAGE)  # it has the newest candles besides the time
+        if not self._ranges.check_unit(lane.market, lane.timeframe, page, Priority.HIGH, lane.deadline):
+            return None
         held = self._ranges.recall([lane.market], lane.timeframe, asked)[0]
         is_shown = shows_since(held.span.end, page.oldest_us)
         forming = rows_inside(page.table, [Span(held.span.end, EVER.end)]) if is_shown else None
@@ -114,7 +119,7 @@ class DirectCandles:
                 break
         return walk
 
-    def _walk(self, lane: _Lane, span: Span, enough: int | None = None) -> _Walk:
+    def _walk(self, lane: _Lane, span: Span, enough: int | None = None, changes: int = 0) -> _Walk:
         """The venue's closed candles of `span` (the newest `enough` at least).
 
         Newest first, page by page, until all is proven. What was not a valid reply is asked for again a few times.
@@ -126,6 +131,7 @@ class DirectCandles:
         plan.add(pending)
         tables: list[pa.Table] = [empty_candles()]
         forming: list[pa.Table] = []
+        newest: CandlePage | None = None
         oldest_us, rows, failures, proven = None, 0, 0, SpanSet()
         while (page := plan.next_page(pending)) is not None:
             reply = self._page(lane, page.bound_us, page.count)
@@ -140,9 +146,15 @@ class DirectCandles:
                 plan.retract(page)
                 continue
             if not page.seeks:
+                if proven and oldest_us is not None and self._is_other_unit(lane, tables[-1], reply.table):
+                    changes += 1
+                    if changes >= _FAILURES:
+                        raise PayloadError(f"{what}: the venue's unit changes while its candles are fetched")
+                    return self._walk(lane, span, enough, changes)
                 closed = Span(span.start, min(span.end, self._reader.closed_before(timeframe)))
                 table = rows_inside(reply.table, verdict.proof - proven)
                 oldest_us = int(times_of(table)[0]) if table.num_rows else oldest_us
+                newest = reply if page.bound_us is None else newest
                 if page.bound_us is None or forming:
                     forming.append(rows_inside(table, [Span(closed.end, EVER.end)]))
                 table = rows_inside(table, [closed] if closed.start < closed.end else [])
@@ -152,7 +164,15 @@ class DirectCandles:
             if enough is not None and rows >= enough:
                 break
         behind = pa.concat_tables(forming[::-1]) if forming else None
-        return _Walk(pa.concat_tables(tables[::-1]), pending.pages, behind)
+        return _Walk(pa.concat_tables(tables[::-1]), pending.pages, behind, newest)
+
+    def _is_other_unit(self, lane: _Lane, newer: pa.Table, older: pa.Table) -> bool:
+        """Whether an older page of a walk is of another unit than the newer one: prices far off are looked at again."""
+        older = rows_inside(older, [Span(EVER.start, int(times_of(newer)[0]))] if newer.num_rows else [])
+        if not older.num_rows or not is_leap(older.column("close")[-1].as_py(), newer.column("open")[0].as_py()):
+            return False
+        again = self._page(lane, lane.timeframe.next(int(times_of(newer)[0])), PAGE).table
+        return compare_units(newer, again).factor is not None or compare_units(older, again).factor is not None
 
     def _page(self, lane: _Lane, to_us: int | None, count: int) -> CandlePage:
         ask = candles_ask(lane.market, lane.timeframe, to_us, count)
@@ -191,17 +211,25 @@ class DirectCandles:
         before_us: int | None,
         priority: Priority,
         deadline: Deadline | None = None,
+        last_close: float | None = None,
     ) -> tuple[pa.Table, str]:
         """The candles that open at or after `after_us` and are not closed yet, and where from; never stored.
 
-        The stream answers where it has them all and was received just now, otherwise REST: one page, where it reaches
-        back to `after_us`.
+        The stream answers where it has them all, was received just now and goes on from `last_close`, the price before
+        them; otherwise REST: one page, where it reaches back to `after_us`. Where that is of another unit than what is
+        held, the latter is set aside.
         """
         table, source = self._streamed(market, timeframe, after_us, priority), "stream"
+        if table is not None and table.num_rows and last_close is not None:
+            is_near = not is_leap(last_close, table.column("open")[0].as_py())
+            table = table if is_near else None  # a page shows what is held as well
         if table is None:
             source = "rest"
             walk = self._walk(_Lane(market, timeframe, priority, deadline), Span(after_us, FOREVER_US))
             table = walk.table if walk.forming is None else pa.concat_tables([walk.table, walk.forming])
+            if walk.newest is not None:
+                lower = Priority.HIGH if priority is Priority.CRITICAL else priority
+                self._ranges.check_unit(market, timeframe, walk.newest, lower, deadline)
         times = times_of(table)
         first = int(np.searchsorted(times, after_us))
         last = len(times) if before_us is None else int(np.searchsorted(times, before_us))

@@ -24,9 +24,10 @@ import pyarrow as pa
 
 from backbone.candle_table import count_inside, rows_inside, times_of
 from backbone.clock import Clock, Deadline, VenueClock
-from backbone.coordinator.candles.pending import Pending
+from backbone.coordinator.candles.pending import Join, Pending
 from backbone.coordinator.candles.planner import SeriesPlan, pages_needed
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched, Held
+from backbone.coordinator.candles.redenomination import OtherUnitError, OutdatedError, Redenominations
 from backbone.coordinator.candles.sharing import Series, Sharing
 from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, Page, Verdict, check, judge, shows_since
 from backbone.coordinator.scheduler import Scheduler
@@ -107,6 +108,7 @@ class CandleFetcher:
         self._sharing = Sharing(scheduler, store, venue, self._top_up)
         self.reader = reader
         self.archive = archive
+        self.units = Redenominations(store, reader, scheduler, venue, settings)
 
     # -- what a request would do ---------------------------------------------------------------------------------
 
@@ -117,7 +119,9 @@ class CandleFetcher:
             density = series.plan.density
         files = [] if self.archive is None else self.archive.files(market, timeframe, held.gaps, may_ask=False)
         pages = 3 * len(files)  # a checksum, the file, a page to compare it with
-        pages += pages_needed(timeframe, held.gaps - SpanSet(file.span for file in files), PAGE, density)
+        asked = held.gaps - SpanSet(file.span for file in files)
+        beside = self.units.joins(market, timeframe, asked).rows_beside
+        pages += pages_needed(timeframe, asked, PAGE, density, beside)
         cached, derived, gaps = held.have.spans, held.derived.spans, held.gaps.spans
         return CandlePlan(market, timeframe, span, cached, derived, gaps, pages, pages / rate)
 
@@ -161,12 +165,14 @@ class CandleFetcher:
         with self._series_of(market, timeframe) as series:
             series.plan.begin_read()
         try:
+            generation = self.units.generation(market)
             held = self.reader.read(market, timeframe, span)
             if newest:
                 held = _with_newest(held, timeframe, span)
             if refresh:
                 held = replace(held, derived=SpanSet(), gaps=SpanSet([span] if span.start < span.end else []))
             files = [] if self.archive is None or refresh else self.archive.files(market, timeframe, held.gaps)
+            joins = self.units.joins(market, timeframe, held.gaps)
         except BaseException:
             with series.changed:
                 series.plan.end_read()
@@ -176,6 +182,7 @@ class CandleFetcher:
         gaps, lost = gaps | there, lost - there
         with self._series_of(market, timeframe) as series:
             meanwhile = series.plan.end_read()
+            series.generation = max(series.generation, generation)
             gaps = gaps if refresh else gaps - meanwhile
             pending = Pending(
                 market,
@@ -193,6 +200,8 @@ class CandleFetcher:
                 on_page=on_page,
                 changed=series.changed,
                 gaps=gaps,
+                joins=joins,
+                generation=generation,
             )
             if lost:
                 series.plan.give_up(pending, _out_of_reach(span.start), lost)
@@ -271,13 +280,15 @@ class CandleFetcher:
         with pending.changed:
             lost, causes = pending.failed | pending.missing, tuple(pending.causes)
             brought = fetched + pending.fetched
-        held = pending.held
-        if not held.gaps and not held.derived and span == pending.span:
+        held, is_outdated = pending.held, self.units.is_outdated(pending)
+        if not is_outdated and not held.gaps and not held.derived and span == pending.span:
             return self.reader.answer(market, timeframe, span, held.stored, SpanSet(), fetched=brought)
         stored = self._store.read(market, timeframe, span)
         lost = lost.clip(span)
         if not pending.refresh:  # a second request that failed takes nothing from what is held
             lost = lost - stored.covered - held.derived
+        if is_outdated:  # what had come before is not held any more
+            lost = lost | (SpanSet([span] if span.start < span.end else []) - stored.covered - held.derived)
         before = None if fetched.spans else held.stored.tiers
         found = self.reader.answer(market, timeframe, span, stored, lost, held.derived, brought, causes, before)
         return replace(found, forming=pending.forming)
@@ -288,13 +299,19 @@ class CandleFetcher:
         """Ask the archive for `files`, unless their spans are being asked for."""
         for file in files:
             with series.changed:
-                claim = series.plan.claim(file.span)
+                claim, generation = series.plan.claim(file.span), series.generation
             if claim is not None and self.archive is not None:
-                taken = functools.partial(self._taken, series, pending, file, claim)
+                taken = functools.partial(self._taken, series, pending, file, claim, generation)
                 self.archive.fetch(file, pending.priority, taken)
 
     def _taken(
-        self, series: Series, pending: Pending, file: ArchiveFile, claim: Page, outcome: pa.Table | BackboneError
+        self,
+        series: Series,
+        pending: Pending,
+        file: ArchiveFile,
+        claim: Page,
+        generation: int,
+        outcome: pa.Table | BackboneError,
     ) -> None:
         """A file of the archive: its candles into the store, its claim out of the plan; without it, pages are asked."""
         rows = 0
@@ -302,7 +319,10 @@ class CandleFetcher:
         if not isinstance(outcome, BackboneError):
             table = rows_inside(outcome, proof)
             rows = table.num_rows
-            error = self._keep(series, table, proof, source="archive")
+            try:
+                error = self._keep(series, table, proof, generation, source="archive")
+            except OutdatedError as exc:
+                outcome = exc
         with series.changed:
             if isinstance(outcome, BackboneError):
                 self._untake_locked(series, claim, outcome)
@@ -357,7 +377,7 @@ class CandleFetcher:
         """Queue as many places as the fetches under way have pages left, within their windows."""
         fresh: list[Pending] = []
         with series.changed:
-            for pending in series.pending:
+            for pending in series.pending if not series.is_sampling else []:
                 if pending.is_done:
                     continue
                 burst = _BURST if series.plan.has_learned else _FIRST_BURST
@@ -373,28 +393,45 @@ class CandleFetcher:
     def _enqueue(self, series: Series, pending: Pending) -> None:
         """One place in the queue for `pending`; what it asks is decided when its permit opens."""
         page: Page | None = None
+        generation = 0
 
         def bind() -> Ask | None:
-            nonlocal page
-            page = self._sharing.next_page(series, pending)
+            nonlocal page, generation
+            page, generation = self._sharing.next_page(series, pending), series.generation
             if page is None:
                 return None
             return candles_ask(series.market, series.timeframe, page.bound_us, page.count)
 
         def done(_: Ask | None, outcome: Reply | BackboneError) -> None:
             if page is not None:
-                self._arrived(series, pending, page, outcome)
+                self._arrived(series, pending, page, outcome, generation)
             elif isinstance(outcome, BackboneError):  # its turn never came: a ban or a close ended the whole queue
                 self._ended(series, pending, outcome)
 
         self._scheduler.submit(GROUP, pending.priority, bind, done)
 
-    def _arrived(self, series: Series, pending: Pending, page: Page, outcome: Reply | BackboneError) -> None:
-        """A page's outcome, on a worker: into the store, out of the plan, and whoever waits is woken."""
+    def _arrived(
+        self,
+        series: Series,
+        pending: Pending,
+        page: Page,
+        outcome: Reply | BackboneError,
+        generation: int,
+        *,
+        is_compared: bool = False,
+    ) -> None:
+        """A page's outcome, on a worker: into the store, out of the plan, and whoever waits is woken.
+
+        `generation` is the one under which it was asked; `is_compared` that its unit is known.
+        """
         rows, is_invalid = 0, False
         if not isinstance(outcome, BackboneError):
             try:
-                rows = self._accept(series, pending, page, outcome.value)
+                rows = self._accept(series, pending, page, outcome.value, generation, is_compared)
+            except OtherUnitError as exc:
+                if self._is_being_decided(series, pending, page, outcome, generation, exc):
+                    return
+                outcome = exc
             except BackboneError as exc:
                 outcome, is_invalid = exc, isinstance(exc, PayloadError)
         with series.changed:
@@ -418,10 +455,35 @@ class CandleFetcher:
             series.changed.notify_all()
         pending.finish()
 
-    def _accept(self, series: Series, pending: Pending, page: Page, reply: CandlePage) -> int:
+    def _is_being_decided(
+        self, series: Series, pending: Pending, page: Page, reply: Reply, generation: int, found: OtherUnitError
+    ) -> bool:
+        """See that the unit of a page is found out, and the page accepted then; False where another one's is."""
+        with series.changed:
+            if series.is_sampling:
+                return False
+            series.is_sampling = True
+
+        def done(found: int | BackboneError) -> None:
+            with series.changed:
+                series.is_sampling = False
+            if isinstance(found, BackboneError):
+                self._arrived(series, pending, page, found, generation)
+            else:
+                self._arrived(series, pending, page, reply, found, is_compared=True)
+
+        pages = self.units.decide(series.market, series.timeframe, found, generation, pending.priority, done)
+        with series.changed:
+            pending.pages += pages
+        return True
+
+    def _accept(
+        self, series: Series, pending: Pending, page: Page, reply: CandlePage, generation: int, is_compared: bool
+    ) -> int:
         """Store what a reply proves and settle its page; how many of its rows `pending` had waited for.
 
-        Raises `PayloadError` for a reply that contradicts what is held: nothing of it is kept.
+        Raises `PayloadError` for a reply that contradicts what is held, `OtherUnitError` for one that does so by one
+        factor: nothing of it is kept.
         """
         timeframe = series.timeframe
         times = times_of(reply.table)
@@ -434,17 +496,29 @@ class CandleFetcher:
         table = reply.table
         if page.to_us > boundary:
             table = table.slice(0, int(np.searchsorted(times, boundary)))
-        beyond = self._unheld(series, page, proof, table)
-        error = self._keep(series, table, proof, claim=page.claim)
-        anchor = None if verdict.edge_us is None else self._first_after(series, verdict.edge_us)
+        closed, above = table, dict[int, Join]()
+        with series.keeping:
+            if not is_compared:
+                beside = pending.joins.held if pending.generation == generation else table.slice(0, 0)
+                overlap = self.units.compare(series.market, timeframe, table, beside)
+                if overlap.factor is not None:
+                    raise OtherUnitError(overlap, table)
+                if reply.rows >= page.count and reply.oldest_us is not None:
+                    proof = pending.joins.shown(timeframe, page.claim, proof, reply.oldest_us)
+                proof, above = self.units.leaps(series.market, timeframe, table, proof)
+                table = rows_inside(table, proof)
+            beyond = self._unheld(series, page, proof, table)
+            error = self._keep(series, table, proof, generation, claim=page.claim)
+        anchor = None if verdict.edge_us is None else self.reader.first_after(series.market, timeframe, verdict.edge_us)
         with series.changed:
             news = count_inside(table, (pending.missing | pending.failed) & proof)
             series.plan.settle(page, Verdict(proof, verdict.edge_us), table.num_rows, anchor_us=anchor)
             for one in {pending, *series.pending}:  # also where it had been given up and is not waited for
                 one.failed = one.failed - proof
                 if one.newest and page.bound_us is None and shows_since(boundary, reply.oldest_us) and not page.seeks:
-                    one.forming = reply.table.slice(table.num_rows)
+                    one.forming = reply.table.slice(closed.num_rows)
                 one.beyond = one.beyond | beyond
+                one.joins.above.update(above)
             for one in series.pending:
                 series.plan.forget(one, [Span(boundary, FOREVER_US)])
                 if lost:
@@ -463,19 +537,27 @@ class CandleFetcher:
         return beyond and beyond - self._store.coverage(series.market, series.timeframe, brought)
 
     def _keep(
-        self, series: Series, table: pa.Table, proof: SpanSet, *, source: str = "rest", claim: Span | None = None
+        self,
+        series: Series,
+        table: pa.Table,
+        proof: SpanSet,
+        generation: int,
+        *,
+        source: str = "rest",
+        claim: Span | None = None,
     ) -> StoreError | None:
         """Give the store what a reply proved; what has only just closed is to be asked once more.
 
         Its `claim` ends when it is on disk, where others can see it.
-        An error of the disk's is for whoever waits: the rows are kept in memory.
+        An error of the disk's is for whoever waits: the rows are kept in memory. Raises `OutdatedError` where the
+        market's rows were set aside since it was asked.
         """
         now = self._venue.now_us()
-        settled = series.timeframe.ceil(now - int(self._settings.settle_s * 1e6) - series.timeframe.step_us)
+        settled = self.units.settled_us(series.timeframe)
         provisional = (proof & SpanSet([Span(settled, FOREVER_US)])).bounds
         due_us = now + int(self._settings.settle_after_s * 1e6)
         try:
-            self._store.put(
+            is_kept = self._store.put(
                 series.market,
                 series.timeframe,
                 table,
@@ -483,11 +565,16 @@ class CandleFetcher:
                 provisional=None if provisional is None else (provisional, due_us),
                 source=source,
                 now_us=now,
+                generation=generation,
             )
         except StoreError as exc:
             if claim is not None:
                 series.claims.release([claim])
             return exc
+        if not is_kept:
+            with series.changed:
+                series.generation = max(series.generation, self.units.generation(series.market))
+            raise OutdatedError(f"{series.market} was set aside meanwhile")
         if claim is not None:
             with series.changed:
                 series.unwritten.append(claim)
@@ -527,12 +614,6 @@ class CandleFetcher:
         finally:
             series.claims.release(written)
 
-    def _first_after(self, series: Series, edge_us: int) -> int | None:
-        """The open of the first candle held in the page of slots behind `edge_us`."""
-        behind = Span(edge_us, series.timeframe.next(series.timeframe.ceil(edge_us), PAGE))
-        times = times_of(self._store.read(series.market, series.timeframe, behind).table)
-        return int(times[0]) if len(times) else None
-
     def _provable(self, timeframe: Timeframe, proof: SpanSet, oldest_us: int | None) -> tuple[SpanSet, SpanSet]:
         """What a reply's silence proves, and what it does not: there the venue may have forgotten its candles."""
         kept = self._settings.venue.retention(timeframe.name)
@@ -545,6 +626,9 @@ class CandleFetcher:
     def _refuse_locked(
         self, series: Series, pending: Pending, page: Page, cause: BackboneError, is_invalid: bool
     ) -> None:
+        if isinstance(cause, OutdatedError | OtherUnitError):
+            series.plan.retract(page)
+            return
         fatal = isinstance(cause, RejectedError | ClosedError) or (isinstance(cause, RateLimitedError) and cause.banned)
         pending.failures += 1
         is_outage = pending.patient and isinstance(cause, UnreachableError) and pending.failures < _PATIENCE

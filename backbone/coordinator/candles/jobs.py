@@ -98,6 +98,7 @@ class CandleJob:
         self.priority = priority
         self.changed = threading.Condition()
         self._sections: list[_Section] = []
+        self._outdated: list[_Section] = []  # done, but set aside since: fetched again
         self._markets = [_MarketProgress(market, span.start) for market in markets]
         self._began_s = clock.monotonic()
         self._ended_s: float | None = None
@@ -139,9 +140,14 @@ class CandleJob:
                 self._end = self._end_locked()
                 self.changed.notify_all()
             return None
-        running = [s.pending for s in self._sections if not s.is_done]
+        running = [s.pending for s in self._sections if not s.is_done and s not in self._outdated]
         held = self._ahead is not None and len(self._sections) - self._taken >= self._ahead
-        if self._cancelled or self._error is not None or len(running) >= _AT_ONCE or held:
+        if self._cancelled or self._error is not None or len(running) >= _AT_ONCE:
+            return None
+        if self._outdated:
+            outdated = self._outdated.pop(0)
+            return lambda: self._begin(outdated)
+        if held:
             return None
         if sum(_PAGES_AHEAD if one is None else self._fetcher.pages_left(one) for one in running) >= _PAGES_AHEAD:
             return None
@@ -210,11 +216,24 @@ class CandleJob:
             self._fetcher.flush([section.market], self.timeframe)
         except StoreError as exc:
             error = exc
+        generation = self._fetcher.units.generation(section.market)
         with self.changed:
             section.is_done, section.is_kept = True, error is None
             self._error = self._error or error
+            if self._error is None and not self._cancelled:
+                self._repeat_locked(section.market, generation)
             self.changed.notify_all()
         self.advance()
+
+    def _repeat_locked(self, market: str, generation: int) -> None:
+        """Sections whose candles were set aside since, with all that was stored of their market, are fetched again."""
+        for section in self._sections:
+            pending = section.pending
+            if pending is None or not section.is_done or section.market != market:
+                continue
+            if pending.generation != generation:
+                section.pending, section.is_done = None, False
+                self._outdated.append(section)
 
     def _probe(self, market: _MarketProgress) -> None:
         """Ask where the market's history begins, where that may save many pages."""
@@ -334,6 +353,7 @@ class CandleJob:
                 watch()
         if watch is not None:
             watch()
+        self._fetcher.units.tell(self.markets)
         if self._error is not None:
             raise self._error
         return True
@@ -356,8 +376,10 @@ class CandleJob:
                             return
                         self._clock.wait(self.changed, 0.2)
                     section = self._sections[at]
-                assert section.pending is not None
-                yield self._fetcher.answer(section.pending)
+                    pending = section.pending
+                assert pending is not None
+                self._fetcher.units.tell([section.market])
+                yield self._fetcher.answer(pending)
                 at += 1
                 with self.changed:
                     self._taken = at
@@ -419,6 +441,7 @@ class Jobs:
         closed = self._fetcher.reader.closed_before(timeframe)
         end = closed if end_us is None else min(closed, timeframe.ceil(end_us))
         start = timeframe.ceil(start_us)
+        self._fetcher.units.tell(markets)
         with self._lock:
             known = self._jobs.get(key)
             if known is not None and known.state == "running":

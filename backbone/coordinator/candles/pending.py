@@ -9,16 +9,49 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from backbone.coordinator.candles.reader import Fetched, Held
 from backbone.errors import StoreError
-from backbone.model import Priority, Span
+from backbone.model import Priority, Span, empty_candles
 from backbone.storage.coverage import EVER, SpanSet
 from backbone.timeframe import Timeframe
 
-__all__ = ["Pending", "Progress"]
+__all__ = ["Join", "Joins", "Pending", "Progress"]
+
+
+class Join(NamedTuple):
+    """The held candle beside a gap that a page has to show, and how many held ones there are up to it."""
+
+    time_us: int
+    rows: int
+
+
+@dataclass
+class Joins:
+    """Where gaps join held candles: by where a gap begins (``below``), and by where one ends (``above``).
+
+    ``held`` has those candles, also where they are not stored but folded from minutes.
+    """
+
+    below: dict[int, Join] = field(default_factory=dict)
+    above: dict[int, Join] = field(default_factory=dict)
+    held: pa.Table = field(default_factory=empty_candles)
+
+    def shown(self, timeframe: Timeframe, claim: Span, proof: SpanSet, oldest_us: int) -> SpanSet:
+        """`proof` without the first slot of a gap whose reply ends just before the held candle that it has to show: it
+        is asked once more, in a page that reaches there."""
+        for edge_us, join in self.below.items():
+            first = Span(edge_us, timeframe.next(edge_us))
+            if join.time_us < oldest_us and claim != first:
+                proof = proof - SpanSet([first])
+        return proof
+
+    def rows_beside(self, span: Span) -> int:
+        """How many rows more a page has that shows what is held on both sides of `span`."""
+        return sum(join.rows for join in (self.below.get(span.start), self.above.get(span.end)) if join is not None)
 
 
 @dataclass(frozen=True)
@@ -75,6 +108,8 @@ class Pending:
     refresh : all of the span is asked again, whatever is held.
     newest : its last page is asked without a bound, so that the candles that are not closed come with it (``forming``).
     checked : what other clients had done when what they stored was looked at last; None: not yet.
+    joins : the held candles that its pages have to show.
+    generation : the market's when it began.
     closed_us : candles that open at or after this turned out not to be closed on the venue's clock.
     """
 
@@ -105,6 +140,8 @@ class Pending:
     archived: SpanSet = field(default_factory=SpanSet)
     forming: pa.Table | None = None
     checked: int | None = None
+    joins: Joins = field(default_factory=Joins)
+    generation: int = 0
 
     @property
     def is_done(self) -> bool:

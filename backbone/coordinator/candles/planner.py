@@ -14,7 +14,7 @@ empty; nothing leaves the missing set without a proof, a final failure or `give_
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, Page, Verdict, second_request
@@ -90,7 +90,8 @@ class SeriesPlan:
 
     def pages_left(self, pending: Pending, others: SpanSet = _NOTHING) -> int:
         """How many more pages `pending` should take, going by the density seen so far (pages in flight not counted)."""
-        return pages_needed(self.timeframe, self.claimable(pending, others), self.page_size, self.density)
+        spans, beside = self.claimable(pending, others), pending.joins.rows_beside
+        return pages_needed(self.timeframe, spans, self.page_size, self.density, beside)
 
     def next_page(self, pending: Pending, others: SpanSet = _NOTHING) -> Page | None:
         """The page to ask now for `pending`, claimed and counted as its; None where nothing is left to ask.
@@ -132,17 +133,30 @@ class SeriesPlan:
         tf, slots = self.timeframe, self._stride()
         if spans[-1].end >= FOREVER_US:  # the newest candles, wherever they are
             return Page(FOREVER_US, self.page_size, spans[-1])
+        below, above = pending.joins.below, pending.joins.above
         if pending.ascending:
             start, end = spans[0]
+            slots -= below[start].rows if start in below else 0
             end = min(end, tf.next(tf.floor(start), slots))
         else:
             start, end = spans[-1]
             is_newest = pending.newest and end == pending.span.end
-            start = max(start, tf.next(tf.ceil(end), is_newest - slots))
+            above_rows = above[end].rows if end in above else int(is_newest)
+            start = max(start, tf.next(tf.ceil(end), above_rows - slots))
+            if start in below:
+                start = self._reaching(Span(start, end), below[start].rows + above_rows)
             if is_newest:
                 return Page(FOREVER_US, self.page_size, Span(start, end))
         claim = Span(start, end)
-        return Page(end, self.page_size, claim)  # a page costs one permit, whatever its length
+        to_us = tf.next(above[end].time_us) if end in above else end
+        return Page(to_us, self.page_size, claim)  # a page costs one permit, whatever its length
+
+    def _reaching(self, claim: Span, rows_beside: int) -> int:
+        """Where `claim` starts, if a page with so many rows of what is held besides is to reach what is held below."""
+        over = self.timeframe.count(claim) + rows_beside - self.page_size
+        if over <= 0 or self.density < _DENSE:  # on a thin market a page reaches as far as it will
+            return claim.start
+        return min(self.timeframe.next(claim.start, over), self.timeframe.next(self.timeframe.ceil(claim.end), -1))
 
     def _stride(self) -> int:
         return _stride(self.page_size, self.density)
@@ -223,7 +237,14 @@ def _stride(page_size: int, density: float) -> int:
     return max(page_size, math.floor(page_size / density * _UNDERSHOOT))
 
 
-def pages_needed(timeframe: Timeframe, spans: SpanSet, page_size: int, density: float = 1.0) -> int:
-    """How many pages `spans` take at a `density` of traded slots (each span takes at least one)."""
+def pages_needed(
+    timeframe: Timeframe,
+    spans: SpanSet,
+    page_size: int,
+    density: float = 1.0,
+    beside: Callable[[Span], int] = lambda _: 0,
+) -> int:
+    """How many pages `spans` take at a `density` of traded slots (each span takes at least one); `beside` is how many
+    held candles a span's pages show besides."""
     stride = _stride(page_size, density)
-    return sum(max(1, math.ceil(timeframe.count(span) / stride)) for span in spans)
+    return sum(max(1, math.ceil((timeframe.count(span) + beside(span)) / stride)) for span in spans)

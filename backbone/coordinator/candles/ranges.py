@@ -21,6 +21,7 @@ from backbone.coordinator.candles.fetcher import CandleFetcher
 from backbone.coordinator.candles.pending import Pending, Progress
 from backbone.coordinator.candles.reader import CandleAnswer, Fetched, Reach
 from backbone.coordinator.candles.witness import shows_since
+from backbone.errors import PayloadError
 from backbone.model import Priority, Span
 from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
@@ -29,6 +30,7 @@ from backbone.timeframe import Timeframe
 
 __all__ = ["CandleRanges", "Range", "Request", "Watch"]
 
+_CHANGES = 5  # times a range is collected anew because what was stored was set aside meanwhile
 _FRESH_S = 2.0  # an answer that ends now rests on a venue clock that was received within so many seconds
 
 
@@ -105,12 +107,29 @@ class CandleRanges:
         refresh : what is held is asked again as well.
         deadline : what has not arrived by then is given up.
         """
+        self._fetcher.units.tell(markets)
         call = _Call(timeframe, priority, watcher, forming, deadline)
+        for _ in range(_CHANGES):
+            before = self._generations(markets)
+            answers = self._collected(markets, timeframe, asked, call, refresh)
+            if self._generations(markets) == before:
+                return answers
+            self._fetcher.units.tell(markets)  # rows from before are gone from the store: nothing of them is shown
+        raise PayloadError(f"{', '.join(markets)}: the venue's unit changes faster than the candles can be fetched")
+
+    def _generations(self, markets: Sequence[str]) -> list[int]:
+        return [self._fetcher.units.generation(market) for market in markets]
+
+    def _collected(
+        self, markets: Sequence[str], timeframe: Timeframe, asked: Range, call: _Call, refresh: bool
+    ) -> list[CandleAnswer]:
         ends_now = asked.end_us is None or asked.end_us > self._reader.closed_before(timeframe)
         is_stale, end_us = not self.is_clock_fresh, self._end(timeframe, asked)
         answers = self._collect(markets, asked, call)
         if is_stale and ends_now and not any(a.gaps for a in answers):
             page = self._newest_page(markets[0], call) if markets and not self.is_clock_fresh else None
+            if page is not None:
+                self.check_unit(markets[0], timeframe, page, call.priority, call.deadline)
             if self._end(timeframe, asked) != end_us:
                 again = self._collect(markets, asked, call)
                 answers = [second.after(first) for first, second in zip(answers, again, strict=True)]
@@ -120,6 +139,23 @@ class CandleRanges:
                 shown = rows_inside(page.table, [Span(first.span.end, EVER.end)]) if is_shown else first.forming
                 answers[0] = replace(first, forming=shown, fetched=first.fetched + Fetched(pages=1))
         return self._refreshed(answers, call) if refresh else answers
+
+    def check_unit(
+        self,
+        market: str,
+        timeframe: Timeframe,
+        page: CandlePage,
+        priority: Priority,
+        deadline: Deadline | None = None,
+    ) -> bool:
+        """Whether a page that was received besides is of the unit that is held. Where it seems to be of another, its
+        span is asked again, which finds out: the old unit is set aside."""
+        if not self._fetcher.units.is_other_unit(market, timeframe, page.table):
+            return True
+        times, before = times_of(page.table), self._fetcher.units.generation(market)
+        call = _Call(timeframe, priority, deadline=deadline, refresh=True)
+        self._fetch([(market, Span(int(times[0]), self._reader.closed_before(timeframe)))], call)
+        return self._fetcher.units.generation(market) == before
 
     @property
     def is_clock_fresh(self) -> bool:

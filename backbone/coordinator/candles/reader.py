@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from backbone.candle_table import count_inside, times_of
+from backbone.candle_table import count_inside, rows_inside, times_of
 from backbone.clock import VenueClock
 from backbone.errors import IncompleteError
 from backbone.model import Span, empty_candles
+from backbone.routing.wire import PAGE
 from backbone.settings import Settings
 from backbone.storage.continuity import Interval, Outage, intervals, outages
 from backbone.storage.coverage import EVER, SpanSet
@@ -27,6 +28,7 @@ __all__ = ["CandleAnswer", "CandleReader", "Fetched", "Held", "Reach", "incomple
 
 _MINUTE = TIMEFRAMES["1m"]
 _NOTHING = SpanSet()
+_BESIDE, _FARTHEST = 8, 200_000  # slots within which the candle beside a gap is looked for
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,37 @@ class CandleReader:
         quiet = max(0, timeframe.count(span) - unknown - table.num_rows)
         found = {name: rows for name, rows in sources.items() if rows}
         return CandleAnswer(market, span, table, quiet, unknown, found, tuple(lost), causes, fetched)
+
+    def beside(self, market: str, timeframe: Timeframe, edge_us: int, *, is_below: bool) -> pa.Table:
+        """The held candles nearest to the edge of a gap, as far as what is held joins it: none where that is unknown.
+
+        A few at least, where there are; between them and the edge nobody traded.
+        """
+        slots = _BESIDE
+        if not EVER.start < edge_us < EVER.end:
+            return empty_candles()
+        while slots < _FARTHEST:
+            if is_below:
+                span = Span(max(EVER.start, timeframe.next(timeframe.ceil(edge_us), -slots)), edge_us)
+            else:
+                span = Span(edge_us, timeframe.next(timeframe.ceil(edge_us), slots))
+            held = self.read(market, timeframe, span) if span.start < span.end else Held()
+            known = held.stored.covered | held.derived
+            run = next((one for one in known if (one.end >= edge_us if is_below else one.start <= edge_us)), None)
+            if run is None:
+                return empty_candles()
+            stored = replace(held.stored, table=rows_inside(held.stored.table, [run]))
+            table = self.answer(market, timeframe, run, stored, _NOTHING, held.derived).table
+            if table.num_rows or run.length_us < span.length_us:
+                return table
+            slots *= 16
+        return empty_candles()
+
+    def first_after(self, market: str, timeframe: Timeframe, edge_us: int) -> int | None:
+        """The open of the first candle held in the page of slots behind `edge_us`."""
+        behind = Span(edge_us, timeframe.next(timeframe.ceil(edge_us), PAGE))
+        times = times_of(self._store.read(market, timeframe, behind).table)
+        return int(times[0]) if len(times) else None
 
     # -- longer candles from minutes -----------------------------------------------------------------------------
 

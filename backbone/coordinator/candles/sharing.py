@@ -38,6 +38,9 @@ class Series:
     others, ended : what other clients do, as seen last, and what they fetched until lately: stored, or given up.
     unwritten : this client's claims whose pages have arrived and are not on disk yet.
     is_committing, is_looking : a flush, or another look at what others fetch, is on its way.
+    generation : the market's, as seen last. ``is_sampling``: whether a page is of another unit is being found out, and
+    nothing is asked until then. ``keeping`` is held while a page is compared and kept: of two neighbours one sees the
+    other.
     """
 
     market: str
@@ -51,6 +54,9 @@ class Series:
     unwritten: list[Span] = field(default_factory=list)
     is_committing: bool = False
     is_looking: bool = False
+    generation: int = 0
+    is_sampling: bool = False
+    keeping: threading.Lock = field(default_factory=threading.Lock)
 
     def others_of(self, pending: Pending) -> SpanSet:
         """What `pending` leaves to other clients."""
@@ -92,7 +98,7 @@ class Sharing:
             nonlocal page
             with series.changed:
                 series.see_locked(others)
-                page = series.plan.next_page(pending, series.others_of(pending))
+                page = None if series.is_sampling else series.plan.next_page(pending, series.others_of(pending))
             return None if page is None else page.claim
 
         with series.changed:

@@ -287,6 +287,8 @@ class Confirmer:
             self._candles.flush([series.market], series.timeframe)
             if pending.store_error is not None:
                 raise pending.store_error
+            if self._candles.units.is_outdated(pending):
+                raise BackboneError("what was stored of it was set aside meanwhile")
         except BackboneError as error:
             self._retry(series, error)
             return

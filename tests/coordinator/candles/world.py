@@ -47,6 +47,8 @@ class Venue:
         self.down = False
         self.kept_us = 1 << 62
         self.every = 1  # only each so many-th slot trades
+        self.factor = 1.0  # of every price, and the inverse of every volume: of `scaled`
+        self.scaled = EVER
 
     def now_us(self) -> int:
         began_s, now_us = self._began
@@ -86,14 +88,15 @@ class Venue:
         if at + step.step_us > now:
             price += 500 + (now - at) // 1_000_000  # forming: not what it will be
         stamp = dt.datetime.fromtimestamp(at / 1e6, dt.UTC)
+        factor = self.factor if self.scaled.start <= at < self.scaled.end else 1.0
         return {
             "market": MARKET,
             "candle_date_time_utc": f"{stamp:%Y-%m-%dT%H:%M:%S}",
-            "opening_price": price,
-            "high_price": price + 5,
-            "low_price": price - 5,
-            "trade_price": price + 1,
-            "candle_acc_trade_volume": 2.0,
+            "opening_price": price * factor,
+            "high_price": (price + 5) * factor,
+            "low_price": (price - 5) * factor,
+            "trade_price": (price + 1) * factor,
+            "candle_acc_trade_volume": 2.0 / factor,
             "candle_acc_trade_price": price * 2,
             "timestamp": at // 1000 + 500,
         }

@@ -1,0 +1,264 @@
+"""Stored candles against what the venue sends now: which held candle a page has to show, and what follows from it.
+
+`units` has the rule. Here is what it is applied to: the candles beside a gap, the candles that a page has in common
+with the store, a wider sample that is asked for where those differ by one factor; and the end of an old unit, when all
+that is stored of the market is set aside. Nothing here waits for a reply.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from backbone.candle_table import rows_inside, times_of
+from backbone.clock import VenueClock
+from backbone.coordinator.candles.pending import Join, Joins, Pending
+from backbone.coordinator.candles.reader import CandleReader
+from backbone.coordinator.candles.units import Comparison, compare_units, factor_of, is_leap
+from backbone.coordinator.scheduler import Scheduler
+from backbone.errors import BackboneError, DataChangedWarning
+from backbone.model import Priority, Span, empty_candles
+from backbone.routing.rest import Reply
+from backbone.routing.wire import PAGE, Ask, candles_ask
+from backbone.settings import Settings
+from backbone.storage.coverage import EVER, SpanSet
+from backbone.storage.generations import Note
+from backbone.storage.store import CandleStore
+from backbone.timeframe import TIMEFRAMES, Timeframe
+
+__all__ = ["OtherUnitError", "OutdatedError", "Redenominations"]
+
+HOW = "overlap of pages"
+_MOST_BESIDE = 100  # rows of a page that overlap what is held, at most
+
+
+class OutdatedError(BackboneError):
+    """What is stored of the market was set aside since the page was asked; it stays in this package."""
+
+
+class OtherUnitError(BackboneError):
+    """All candles of a page that are held and differ do so by one factor; it stays in this package."""
+
+    def __init__(self, overlap: Comparison, table: pa.Table) -> None:
+        super().__init__("a page and what is held differ by one factor")
+        self.overlap = overlap
+        self.table = table
+
+
+@dataclass(frozen=True)
+class _Sample:
+    timeframe: Timeframe
+    held: pa.Table
+
+    @property
+    def ask_end_us(self) -> int:
+        return self.timeframe.next(int(times_of(self.held)[-1]))
+
+
+class Redenominations:
+    """Finds out whether the venue changed a market's unit, and sets the old one aside. Thread-safe."""
+
+    def __init__(
+        self, store: CandleStore, reader: CandleReader, scheduler: Scheduler, venue: VenueClock, settings: Settings
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._scheduler = scheduler
+        self._venue = venue
+        self._settle_us = int(settings.settle_s * 1e6)
+        self._told: dict[str, int] = {}  # market → the generation up to which its changes were told
+
+    def settled_us(self, timeframe: Timeframe) -> int:
+        """Candles that open before this are not expected to change any more."""
+        return timeframe.ceil(self._venue.now_us() - self._settle_us - timeframe.step_us)
+
+    # -- the candles beside gaps ---------------------------------------------------------------------------------
+
+    def joins(self, market: str, timeframe: Timeframe, gaps: SpanSet) -> Joins:
+        """The held candles beside `gaps`: on each side the nearest settled one, and those up to it."""
+        below, above, tables = {}, {}, [empty_candles()]
+        for gap in gaps:
+            before = self._below(market, timeframe, gap.start)
+            if before.num_rows:
+                below[gap.start] = Join(int(times_of(before)[0]), before.num_rows)
+                tables.append(before)
+            after = self._reader.beside(market, timeframe, gap.end, is_below=False).slice(0, 1)
+            if after.num_rows:
+                above[gap.end] = Join(int(times_of(after)[0]), 1)
+                tables.append(after)
+        return Joins(below, above, pa.concat_tables(tables))
+
+    def _below(self, market: str, timeframe: Timeframe, edge_us: int) -> pa.Table:
+        held = self._reader.beside(market, timeframe, edge_us, is_below=True)
+        settled = int(np.searchsorted(times_of(held), self.settled_us(timeframe)))
+        first = max(settled - 1, 0) if settled else held.num_rows - 1
+        return held.slice(max(first, held.num_rows - _MOST_BESIDE, 0))
+
+    # -- what a page has in common with the store ----------------------------------------------------------------
+
+    def compare(self, market: str, timeframe: Timeframe, table: pa.Table, beside: pa.Table) -> Comparison:
+        """The candles of a page against those that are held of them, `beside` included; settled ones, if there are."""
+        times = times_of(table)
+        if not len(times):
+            return Comparison(0, 0)
+        span = Span(int(times[0]), int(times[-1]) + 1)
+        held = self._store.read(market, timeframe, span).table
+        if beside.num_rows:
+            held = _joined(held, rows_inside(beside, [span]))
+        settled = held.slice(0, int(np.searchsorted(times_of(held), self.settled_us(timeframe))))
+        found = compare_units(settled, table)
+        return found if found.common else compare_units(held, table)
+
+    def leaps(
+        self, market: str, timeframe: Timeframe, table: pa.Table, proof: SpanSet
+    ) -> tuple[SpanSet, dict[int, Join]]:
+        """`proof` without the candles at its ends whose held neighbour, which the page does not show, has a price far
+        off; and the neighbours behind it that the next page has to show."""
+        above: dict[int, Join] = {}
+        for span in proof:
+            rows = rows_inside(table, [span])
+            if not rows.num_rows:
+                continue
+            times = times_of(rows)
+            near = Span(timeframe.next(timeframe.ceil(span.start), -PAGE), span.start)
+            before = self._store.read(market, timeframe, near)
+            if before.covered.holds(span.start - 1) and _is_leap(before.table, rows):
+                proof = proof - SpanSet([Span(span.start, timeframe.next(int(times[0])))])
+            near = Span(span.end, timeframe.next(timeframe.ceil(span.end), PAGE))
+            after = self._store.read(market, timeframe, near)
+            if after.covered.holds(span.end) and _is_leap(rows, after.table):
+                proof = proof - SpanSet([Span(int(times[-1]), span.end)])
+                above[span.end] = Join(int(times_of(after.table)[0]), 1)
+        return proof, above
+
+    # -- a wider sample ------------------------------------------------------------------------------------------
+
+    def decide(
+        self,
+        market: str,
+        timeframe: Timeframe,
+        found: OtherUnitError,
+        generation: int,
+        priority: Priority,
+        done: Callable[[int | BackboneError], None],
+    ) -> int:
+        """Find out what a page that differs by one factor means: ask for stored candles that it does not have.
+
+        A redenomination sets all aside that is stored of the market. `done` gets the generation that the page is of, or
+        what went wrong: on a worker or, where nothing else is stored, at once. Returns how many pages it takes.
+        """
+        samples = self._samples(market, timeframe, found.table)
+        compared, lock = list[Comparison | BackboneError](), threading.Lock()
+
+        def decided() -> int | BackboneError:
+            failed = [one for one in compared if isinstance(one, BackboneError)]
+            if failed:
+                return failed[0]
+            factor = factor_of(found.overlap, [one for one in compared if isinstance(one, Comparison)])
+            if factor is None:
+                return generation
+            detail = {"factor": factor, "generation": generation + 1}
+            note = Note("redenominated", detail, HOW)
+            try:
+                self._store.upkeep.set_aside(market, how=HOW, note=note, after=generation)
+            except BackboneError as exc:
+                return exc
+            return generation + 1
+
+        def arrived(sample: _Sample, outcome: Reply | BackboneError) -> None:
+            result = compare_units(sample.held, outcome.value.table) if isinstance(outcome, Reply) else outcome
+            with lock:
+                compared.append(result)
+                is_last = len(compared) == len(samples)
+            if is_last:
+                done(decided())
+
+        for sample in samples:
+            ask = candles_ask(market, sample.timeframe, sample.ask_end_us, PAGE)
+            self._ask(ask, priority, functools.partial(arrived, sample))
+        if not samples:
+            done(decided())
+        return len(samples)
+
+    def _ask(self, ask: Ask, priority: Priority, done: Callable[[Reply | BackboneError], None]) -> None:
+        self._scheduler.submit("candles", priority, lambda: ask, lambda _, outcome: done(outcome))
+
+    def _samples(self, market: str, timeframe: Timeframe, table: pa.Table) -> list[_Sample]:
+        """Up to two pages of stored candles far from `table`; of another timeframe, where there are no others."""
+        seen = times_of(table)
+        around = Span(int(seen[0]), int(seen[-1]) + 1)
+        others = [each for each in TIMEFRAMES.values() if each != timeframe and each.base is None]
+        for each in (timeframe, *others):
+            oldest = self._store.oldest(market, each)
+            if oldest is None:
+                continue
+            rest = self._store.coverage(market, each, EVER) - SpanSet([around] if each == timeframe else [])
+            bounds = rest.clip(Span(oldest, EVER.end)).bounds
+            if bounds is None:
+                continue
+            middle = each.floor((bounds.start + min(bounds.end, self._venue.now_us())) // 2)
+            found: list[_Sample] = []
+            for start in (bounds.start, middle):
+                span = Span(start, each.next(each.ceil(start), PAGE))
+                held = rows_inside(self._store.read(market, each, span).table, rest.clip(span))
+                held = held.slice(0, int(np.searchsorted(times_of(held), self.settled_us(each))))
+                if held.num_rows and not any(times_of(held)[-1] == times_of(one.held)[-1] for one in found):
+                    found.append(_Sample(each, held))
+            if found:
+                return found
+        return []
+
+    # -- what is held now ----------------------------------------------------------------------------------------
+
+    def generation(self, market: str) -> int:
+        """A number that rises when all that is stored of a market is set aside: rows from before are not to be shown
+        beside rows from after."""
+        return self._store.generation(market)
+
+    def is_outdated(self, pending: Pending) -> bool:
+        """Whether what is stored of its market was set aside since `pending` began."""
+        return pending.generation != self.generation(pending.market)
+
+    def is_other_unit(self, market: str, timeframe: Timeframe, table: pa.Table) -> bool:
+        """Whether candles that were just received differ from those held by one factor. A fetch of their span that has
+        `refresh` finds out what that means."""
+        return self.compare(market, timeframe, table, empty_candles()).factor is not None
+
+    def tell(self, markets: Iterable[str]) -> None:
+        """Warn of redenominations of `markets`, once each; what is known when a market is first named is no news."""
+        for market in markets:
+            now, told = self.generation(market), self._told.get(market)
+            self._told[market] = now
+            if told is None or told == now:
+                continue
+            for event in self._store.events.read(market):
+                if event.kind == "redenominated" and event.detail.get("generation", 0) > told:
+                    warnings.warn(_changed(market, event.detail), DataChangedWarning, stacklevel=2)
+
+
+def _changed(market: str, detail: dict[str, Any]) -> str:
+    return (
+        f"{market} is in another unit since it was stored: the venue multiplied its prices by {detail['factor']:g} and "
+        f"divided its volumes. What was stored is kept as it was in {detail['where']}, which Backbone(data_dir=...) "
+        f"opens; candles are fetched again in the new unit. store.events({market!r}) has the record"
+    )
+
+
+def _joined(first: pa.Table, second: pa.Table) -> pa.Table:
+    """The rows of both; where both have one, the first one's."""
+    new = second.filter(pa.array(~np.isin(times_of(second), times_of(first))))
+    return pa.concat_tables([first, new]).sort_by("time").combine_chunks() if new.num_rows else first
+
+
+def _is_leap(before: pa.Table, after: pa.Table) -> bool:
+    """Whether the prices between the last row of one table and the first of the next are far apart."""
+    if not before.num_rows or not after.num_rows:
+        return False
+    return is_leap(before.column("close")[-1].as_py(), after.column("open")[0].as_py())

@@ -1,0 +1,165 @@
+"""A redenomination while candles are stored: whatever is asked next, no answer shows two units."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from backbone import Backbone
+from backbone.coordinator import coordinator as fetch
+from backbone.coordinator.quota.ledger import MemoryLimiter
+from backbone.coordinator.quota.rules import Rules
+from backbone.errors import DataChangedWarning
+from backbone.simulator import SimulatorServer
+from tests.api.calls.test_candles import same, truth
+
+MARKET = "KRW-XRP"
+NOW = "2025-08-22T09:00:00Z"
+STORED = ("2025-08-20T00:00:00Z", "2025-08-21T12:00:00Z")
+LATER = "2025-08-22T08:30:00Z"
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quota is another test's business."""
+    monkeypatch.setattr(fetch, "MachineLimiter", lambda url, clock: MemoryLimiter(clock, Rules(limit=1000)))
+
+
+@pytest.fixture
+def venue() -> Iterator[SimulatorServer]:
+    """An exchange that a test may change for good."""
+    with SimulatorServer(seed=7, now=NOW, frozen=True, limit=1000) as server:
+        server.clock.advance(20)
+        yield server
+
+
+def one_unit(frame: Any) -> bool:
+    """Whether no two neighbouring rows are of different units."""
+    closes, opens = frame["close"].to_numpy()[:-1], frame["open"].to_numpy()[1:]
+    return bool((np.abs(np.log(opens / closes)) < np.log(1.5)).all())
+
+
+def changed(venue: SimulatorServer, client: Backbone, factor: float = 10) -> None:
+    """Every price of the market's history times a factor."""
+    venue.faults.add("rescale", market=MARKET, factor=factor)
+
+
+def test_redenomination_is_told_and_nothing_is_lost(venue: SimulatorServer, tmp_path: Path) -> None:
+    """F4: 120 days are stored, the venue multiplies its history by ten, further days are asked."""
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client:
+        old = client.candles(MARKET, "1d", "2025-04-01T00:00:00Z", "2025-07-30T00:00:00Z")
+        client.candles(MARKET, "1m", *STORED)
+        changed(venue, client)
+        with pytest.warns(DataChangedWarning, match="KRW-XRP is in another unit .* by 10 ") as told:
+            frame = client.candles(MARKET, "1d", "2025-04-01T00:00:00Z", "2025-08-20T00:00:00Z")
+        assert len([one for one in told if one.category is DataChangedWarning]) == 1
+        assert one_unit(frame)
+        same(frame, truth(venue, MARKET, "1d", "2025-04-01T00:00:00Z", "2025-08-20T00:00:00Z"))
+        assert client.store.revisions().empty
+        events = client.store.events(MARKET)
+        event = events[events["kind"] == "redenominated"].iloc[0]
+        detail = json.loads(event["detail"])
+        where = detail["where"]
+        assert (detail["factor"], event["how"]) == (10.0, "overlap of pages")
+        assert client.coverage(MARKET, "1m").empty, "each timeframe left"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            again = client.candles(MARKET, "1d", "2025-04-01T00:00:00Z", "2025-08-20T00:00:00Z")
+        pd.testing.assert_frame_equal(again, frame)
+    with Backbone(data_dir=where, rest_url=venue.rest_url) as kept:
+        pd.testing.assert_frame_equal(
+            kept.candles(MARKET, "1d", "2025-04-01T00:00:00Z", "2025-07-30T00:00:00Z", offline=True), old
+        )
+
+
+def by_range(client: Backbone, venue: SimulatorServer) -> Any:
+    return client.candles(MARKET, "1m", STORED[0], LATER)
+
+
+def by_count(client: Backbone, venue: SimulatorServer) -> Any:
+    return client.candles(MARKET, "1m", count=2900)
+
+
+def by_first(client: Backbone, venue: SimulatorServer) -> Any:
+    return client.candles(MARKET, "1m", "2025-08-21T10:00:00Z", count=300)
+
+
+def by_critical(client: Backbone, venue: SimulatorServer) -> Any:
+    return client.candles(MARKET, "1m", STORED[0], LATER, priority="critical")
+
+
+def by_forming(client: Backbone, venue: SimulatorServer) -> Any:
+    return client.candles(MARKET, "1m", STORED[0], include_forming=True)
+
+
+def by_refresh(client: Backbone, venue: SimulatorServer) -> Any:
+    return client.candles(MARKET, "1m", STORED[0], "2025-08-20T03:00:00Z", refresh=True)
+
+
+def by_fold(client: Backbone, venue: SimulatorServer) -> Any:
+    return client.candles(MARKET, "1h", STORED[0], "2025-08-22T08:00:00Z")
+
+
+def by_derived(client: Backbone, venue: SimulatorServer) -> Any:
+    return client.candles(MARKET, "2h", STORED[0], "2025-08-22T08:00:00Z")
+
+
+def by_wide(client: Backbone, venue: SimulatorServer) -> Any:
+    frame = client.candles([MARKET, "KRW-BTC"], "1m", STORED[0], LATER, wide="close")
+    closes = frame[MARKET].dropna()
+    return pd.DataFrame({"open": closes, "close": closes})
+
+
+def by_backfill(client: Backbone, venue: SimulatorServer) -> Any:
+    return client.backfill(MARKET, "1m", STORED[0], LATER, priority="high").result()
+
+
+def by_sections(client: Backbone, venue: SimulatorServer) -> Any:
+    job = client.backfill(MARKET, "1m", STORED[0], LATER, priority="high")
+    found = list(job.sections())
+    assert all(one_unit(frame) for frame in found)
+    return job.result()
+
+
+def by_update(client: Backbone, venue: SimulatorServer) -> Any:
+    client.store.update(MARKET).wait()
+    return client.candles(MARKET, "1m", STORED[0], LATER)
+
+
+def by_scan(client: Backbone, venue: SimulatorServer) -> Any:
+    client.candles(MARKET, "1m", "2025-08-21T10:00:00Z", LATER)
+    return client.scan(MARKET, "1m", partial=True).collect().to_pandas()
+
+
+def by_chunk_before(client: Backbone, venue: SimulatorServer) -> Any:
+    return client.candles(MARKET, "1m", "2025-08-19T00:00:00Z", "2025-08-21T00:00:00Z")
+
+
+WAYS = [by_range, by_count, by_first, by_critical, by_forming, by_refresh, by_fold, by_derived, by_wide, by_backfill,
+        by_sections, by_update, by_scan, by_chunk_before]  # fmt: skip
+
+
+@pytest.mark.parametrize("ask", WAYS, ids=lambda ask: ask.__name__)
+def test_no_answer_shows_two_units(
+    venue: SimulatorServer, tmp_path: Path, ask: Callable[[Backbone, SimulatorServer], Any]
+) -> None:
+    """Minutes are stored, the unit changes, and more is asked, in each way that there is."""
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client:
+        client.candles(MARKET, "1m", *STORED)
+        changed(venue, client)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataChangedWarning)
+            frame = ask(client, venue)
+        assert one_unit(frame)
+        assert len(frame) > 10
+        level = client.candles(MARKET, "1m", count=5)["close"].mean()
+        assert 0.5 < frame["close"].iloc[-1] / level < 2, "it is the unit of now"
+        assert client.store.revisions().empty
+        assert client.store.verify().empty

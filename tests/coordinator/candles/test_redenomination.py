@@ -1,0 +1,243 @@
+"""Pages against what is held, without sockets: what is overlapped, what that costs, and what is decided from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backbone.coordinator.candles.ranges import Range
+from backbone.errors import DataChangedWarning
+from backbone.model import Priority, Span
+from backbone.storage.coverage import EVER, SpanSet
+from backbone.storage.store import CandleStore
+from tests.coordinator.candles.world import DAY, HOUR_US, MARKET, MINUTE, MINUTE_US, NOW, World
+from tests.storage.helpers import opens
+
+START = NOW - 60 * HOUR_US - 30_000_000
+
+
+def minute(number: int) -> int:
+    """The open of a minute, counted from some days ago."""
+    return START + number * MINUTE_US
+
+
+def ask(world: World, first: int, last: int) -> Any:
+    """The candles of some minutes, in the unit of now, and how many requests they took."""
+    answer = world.candles(minute(first), minute(last))
+    assert world.truth(answer.table)
+    assert (answer.table.num_rows, answer.unknown) == (last - first, 0)
+    return world.asked()
+
+
+def kinds(world: World) -> list[str]:
+    return [event.kind for event in world.store.events.read(MARKET)]
+
+
+def test_requests_of_plans_that_join_nothing_are_as_ever(tmp_path: Path) -> None:
+    """A thousand candles are five requests, and none the second time."""
+    world = World(tmp_path)
+    world.candles(count=1000)
+    assert world.asked() == 5
+    world.candles(count=1000)
+    assert world.asked() == 0
+
+
+@pytest.mark.parametrize(("gap", "pages"), [(1, 1), (199, 1), (200, 2), (399, 2), (400, 3), (1000, 6)])
+@pytest.mark.parametrize("is_above", [False, True])
+def test_overlap_costs_a_request_only_where_the_plan_was_full(
+    tmp_path: Path, gap: int, pages: int, is_above: bool
+) -> None:
+    """A page that has room shows the held candle beside it; a plan that was full to the last row takes one more."""
+    world = World(tmp_path)
+    ask(world, 0 if not is_above else gap, 200 if not is_above else gap + 200)
+    first, last = (200, 200 + gap) if not is_above else (0, gap)
+    plan = world.fetcher.explain(MARKET, MINUTE, Span(minute(first), minute(last)), 10.0)
+    assert ask(world, first, last) == plan.pages == pages
+    assert world.store.revisions(MARKET).num_rows == 0
+
+
+@pytest.mark.parametrize("gap", [1, 150, 199, 200, 1000])
+@pytest.mark.parametrize("side", ["below", "above", "both"])
+def test_redenomination_is_found_at_the_seam(tmp_path: Path, gap: int, side: str) -> None:
+    """Wherever the gap joins held candles and however long it is: set aside, told, fetched anew."""
+    world = World(tmp_path)
+    if side != "above":
+        ask(world, 0, 300)
+    if side != "below":
+        ask(world, 300 + gap, 700 + gap)
+    held = world.stored().table
+    world.venue.factor = 0.001
+    with pytest.warns(DataChangedWarning, match=r"by 0\.001 ") as told:
+        ask(world, 300, 300 + gap)
+    assert len(told) == 1
+    assert kinds(world) == ["redenominated", "quarantined"]
+    detail = world.store.events.read(MARKET)[0].detail
+    assert detail["factor"] == 0.001
+    kept = CandleStore(Path(detail["where"]), "upbit", clock=world.clock)
+    assert set(opens(held)) <= set(opens(kept.read(MARKET, MINUTE, EVER).table))
+    assert world.truth(world.stored().table)
+    assert ask(world, 0, 700 + gap) > 0
+    assert ask(world, 0, 700 + gap) == 0
+
+
+def test_crash_is_none(tmp_path: Path) -> None:
+    """A price that fell by 90 % in a minute leaves the candles before it as they were."""
+    world = World(tmp_path)
+    ask(world, 0, 300)
+    world.venue.shift.update({minute(number): -900.0 for number in range(300, 4000)})
+    ask(world, 300, 700)
+    ask(world, 700, 900)
+    assert kinds(world) == []
+    assert world.store.generation(MARKET) == 0
+
+
+def test_crash_at_the_seam_of_two_pages_is_asked_about_once(tmp_path: Path) -> None:
+    """Prices far apart where one page ends and the next begins: a page that shows both settles it."""
+    world = World(tmp_path)
+    world.venue.shift.update({minute(number): -900.0 for number in range(200, 4000)})
+    assert ask(world, 0, 400) == 3
+    assert ask(world, 0, 400) == 0
+    assert world.fetcher.units.generation(MARKET) == 0
+
+
+def test_few_that_differ_are_revisions(tmp_path: Path) -> None:
+    """Candles that the venue corrected are revised, not quarantined."""
+    world = World(tmp_path)
+    ask(world, 0, 300)
+    world.venue.shift.update({minute(299): 2.5, minute(250): 1.5})
+    ask(world, 300, 400)
+    assert sorted(opens(world.store.revisions(MARKET))) == [minute(250), minute(299)]
+    assert kinds(world) == []
+
+
+def test_factor_on_the_overlap_alone_is_a_revision(tmp_path: Path) -> None:
+    """A stretch that the venue moved by one factor, while the rest stays: the wider sample says so."""
+    world = World(tmp_path)
+    ask(world, 0, 3000)
+    world.venue.scaled = Span(minute(2500), minute(3000))
+    world.venue.factor = 10.0
+    answer = world.candles(minute(3000), minute(3100))
+    assert answer.table.num_rows == 100
+    assert kinds(world) == []
+    revised = opens(world.store.revisions(MARKET))
+    assert revised == [minute(number) for number in range(2900, 3000)]
+    assert answer.pages == 3, "the page, and two of the sample"
+
+
+def test_unit_that_changes_between_two_pages_of_one_call(tmp_path: Path) -> None:
+    """Pages of one plan do not overlap: prices far off where they meet are looked at again."""
+    world = World(tmp_path)
+    left = [2]
+
+    def later(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        left[0] -= 1
+        world.venue.factor = 1.0 if left[0] else 10.0
+        return rows
+
+    world.venue.edits.extend([later] * 2)
+    with pytest.warns(DataChangedWarning):
+        ask(world, 0, 1000)
+    assert kinds(world) == ["redenominated", "quarantined"]
+
+
+def test_two_stores_of_one_unit_each_meet_in_the_middle(tmp_path: Path) -> None:
+    """What was stored far away since the change is of the new unit: the gap between shows both."""
+    world = World(tmp_path)
+    ask(world, 0, 300)
+    world.venue.factor = 10.0
+    ask(world, 2000, 2300)
+    with pytest.warns(DataChangedWarning):
+        ask(world, 0, 2300)
+    assert kinds(world) == ["redenominated", "quarantined"]
+
+
+def test_other_timeframes_leave_as_well_and_serve_as_sample(tmp_path: Path) -> None:
+    """Two days are stored, and minutes: the days' overlap is compared further with minutes."""
+    world = World(tmp_path)
+    ask(world, 0, 300)
+    days = [DAY.floor(NOW) - number * 24 * HOUR_US for number in (4, 2, 0)]
+    world.candles(days[0], days[1], timeframe=DAY)
+    world.venue.factor = 100.0
+    with pytest.warns(DataChangedWarning):
+        answer = world.candles(days[0], days[2], timeframe=DAY)
+    assert answer.table.column("open").to_pylist() == [world.venue._row(DAY, at, 1 << 62)["opening_price"]
+                                                       for at in opens(answer.table)]  # fmt: skip
+    assert not world.stored().covered
+
+
+def test_page_of_before_is_asked_again(tmp_path: Path) -> None:
+    """A reply that was on its way when all was set aside, by another process, is not stored: it is asked again."""
+    world = World(tmp_path)
+    ask(world, 0, 300)
+    other = CandleStore(tmp_path, "upbit", clock=world.clock)
+
+    def aside(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        other.upkeep.quarantine(MARKET)
+        world.venue.factor = 10.0
+        return rows
+
+    world.venue.edits.append(aside)
+    ask(world, 300, 500)
+    ask(world, 0, 500)
+
+
+def test_deadline_and_outage_of_the_sample_keep_nothing(tmp_path: Path) -> None:
+    """Without the wider sample nothing is decided: the page is an error, what is stored stays."""
+    world = World(tmp_path)
+    ask(world, 0, 1000)
+    held = world.stored().table
+    world.venue.factor = 10.0
+
+    def down(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        world.venue.down = True
+        return rows
+
+    world.venue.edits.append(down)
+    answer = world.candles(minute(1000), minute(1100))
+    assert answer.gaps
+    assert world.stored().table.equals(held)
+    world.venue.down = False
+    with pytest.warns(DataChangedWarning):
+        ask(world, 900, 1100)
+
+
+def test_offline_is_as_stored(tmp_path: Path) -> None:
+    """Without a request nothing is compared."""
+    world = World(tmp_path)
+    before = world.candles(minute(0), minute(300)).table
+    world.asked()
+    world.venue.factor = 10.0
+    answer = world.ranges.recall([MARKET], MINUTE, Range(minute(0), minute(300), None))[0]
+    assert answer.table.equals(before)
+    assert world.asked() == 0
+
+
+def test_refresh_finds_it(tmp_path: Path) -> None:
+    """A range that is asked again is in the new unit as a whole."""
+    world = World(tmp_path)
+    ask(world, 0, 1000)
+    world.venue.factor = 10.0
+    with pytest.warns(DataChangedWarning):
+        (answer,) = world.ranges.collect(
+            [MARKET], MINUTE, Range(minute(0), minute(600), None), Priority.NORMAL, refresh=True
+        )
+    assert world.truth(answer.table)
+    assert answer.table.num_rows == 600
+    assert world.stored().covered.contains(Span(minute(0), minute(600)))
+    assert world.store.revisions(MARKET).num_rows == 0
+
+
+def test_thin_market_reaches_the_held_candle_by_itself(tmp_path: Path) -> None:
+    """Where every seventh minute trades, the overlap takes no request of its own."""
+    world = World(tmp_path)
+    world.venue.every = 7
+    world.candles(minute(0), minute(1000))
+    world.asked()
+    answer = world.candles(minute(1000), minute(3000))
+    assert world.asked() <= 1.6 * answer.table.num_rows / 200 + 1
+    assert SpanSet([Span(minute(0), minute(3000))]) - world.stored().covered == SpanSet()
+    world.venue.factor = 10.0
+    with pytest.warns(DataChangedWarning):
+        world.candles(minute(3000), minute(3200))
