@@ -101,6 +101,7 @@ class Coordinator:
             clock,
             request=self.request,
             listed=lambda: self.markets.confirmed,
+            ask_list=self.markets.listed,
             later=self._in_background,
         )
         self.reader = CandleReader(self.store, self.venue, settings)

@@ -6,11 +6,13 @@ The same history, trade for trade, is one market under two names (`is_one_market
 processes know. A difference is remembered as well; too little to tell is tried again after an hour.
 
 `_lock` guards what was too little to tell, and the list last seen; the comparisons happen outside it.
+Where no list ever came, stored markets are compared with each other.
 """
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +40,7 @@ _log = logging.getLogger("backbone.fetch")
 _LEAST = 20  # candles with trades that both must have
 _SAME = 0.95  # share of all candles that must be the same: the venue restates one now and then
 _NEAR_DAYS = 31  # between the last list with the old name and the first with the new one
+_SEVERAL = 30  # stored markets that are compared with each other where no list is known
 _MOST = 5  # candidates that are asked for
 _AGAIN_S = 3600.0
 
@@ -65,7 +68,7 @@ class Renames:
     ----------
     log : the market list that remembers, where what is found is recorded.
     request : sends one request and waits for its reply.
-    listed : the codes of the newest list, where one came.
+    listed : the newest list, where one came; `ask_list` asks for one.
     later : runs a job in the background.
     """
 
@@ -77,6 +80,7 @@ class Renames:
         *,
         request: Callable[[Ask, Priority], Reply],
         listed: Callable[[], tuple[MarketInfo, ...] | None],
+        ask_list: Callable[[], object],
         later: Callable[[Callable[[], None]], None],
     ) -> None:
         self._log = log
@@ -84,6 +88,7 @@ class Renames:
         self._clock = clock
         self._request = request
         self._listed = listed
+        self._ask_list = ask_list
         self._later = later
         self._renew()
         renew_after_fork(self, Renames._renew)
@@ -92,6 +97,7 @@ class Renames:
         self._lock = threading.Lock()
         self._codes: frozenset[str] = frozenset()
         self._unclear: dict[tuple[str, str], float] = {}
+        self._apart: set[tuple[str, str]] = set()
 
     def note(self, listed: Sequence[MarketInfo]) -> None:
         """A list came: stored markets that are not in it are looked for under other names, in the background."""
@@ -119,12 +125,48 @@ class Renames:
             _log.info("renames.unknown market=%s why=%s", market, exc)
             return None
 
-    def once(self, markets: Iterable[str]) -> list[str]:
-        """`markets` without those that are there under their present name too. Makes no request."""
-        every = list(markets)
+    def once(self, markets: Iterable[str], *, may_ask: bool = False) -> list[str]:
+        """Stored `markets` without those that are there under their present name too.
+
+        Makes no request, but one with `may_ask`: where two have the same history and no list ever came that says which
+        code is the present one.
+        """
+        every = sorted(markets)
+        if not self._now():
+            twins = self._twins(every) if len(every) <= _SEVERAL else {}
+            if twins and may_ask:
+                try:
+                    self._ask_list()
+                except BackboneError as exc:
+                    _log.info("renames.unknown why=%s", exc)
+            if not self._now():
+                return [market for market in every if market not in twins]
         names = set(every)
         found = ((market, self.find(market)) for market in every)
         return [market for market, rename in found if rename is None or rename.new not in names]
+
+    def _twins(self, markets: Sequence[str]) -> dict[str, str]:
+        """Of stored markets with the same history, those whose candles end earlier, with the one that goes on."""
+        series = self._store.series()
+        found: dict[str, str] = {}
+        for market, other in itertools.combinations(markets, 2):
+            is_apart = market.partition("-")[0] != other.partition("-")[0] or (market, other) in self._apart
+            for timeframe in () if is_apart else self._lengths(series, market):
+                mine = self._newest(market, timeframe)
+                if mine.table.num_rows < _LEAST or (other, timeframe) not in series:
+                    continue
+                verdict = self._stored(other, timeframe, mine)
+                if verdict:
+                    is_older = times_of(mine.table)[-1] < times_of(self._newest(other, timeframe).table)[-1]
+                    found |= {market: other} if is_older else {other: market}
+                elif verdict is False:
+                    self._apart.add((market, other))
+                if verdict is not None:
+                    break
+        return found
+
+    def _lengths(self, series: Iterable[tuple[str, Timeframe]], market: str) -> list[Timeframe]:
+        return sorted((each for code, each in series if code == market), key=lambda each: -each.step_us)
 
     def _now(self) -> frozenset[str]:
         listed = self._listed()
@@ -133,7 +175,7 @@ class Renames:
     def _search(self, market: str, codes: frozenset[str], priority: Priority | None) -> Rename | None:
         candidates = self._candidates(market, codes)
         series = self._store.series() if candidates else []
-        lengths = sorted((each for code, each in series if code == market), key=lambda each: -each.step_us)
+        lengths = self._lengths(series, market)
         mine = {each: held for each in lengths if (held := self._newest(market, each)).table.num_rows >= _LEAST}
         requests, differing = 0, []
         for code in candidates if mine else ():

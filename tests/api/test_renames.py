@@ -43,6 +43,14 @@ def open_client(client: Backbone) -> Backbone:
     return Backbone(data_dir=client.data_dir, rest_url=settings.rest_url, ws_url=settings.ws_url, tz="UTC")
 
 
+def sections(job: Any) -> None:
+    try:
+        for _ in job.sections():
+            pass
+    finally:
+        job.cancel()
+
+
 Ask = Callable[[Backbone], Any]
 ASKS: dict[str, Ask] = {
     "range": lambda c: c.candles(OLD, "1h", START, BEFORE),
@@ -56,7 +64,7 @@ ASKS: dict[str, Ask] = {
     "several": lambda c: c.candles([OLD, "KRW-BTC"], "1h", START, BEFORE),
     "offline": lambda c: c.candles(OLD, "1h", START, END, offline=True),
     "backfill": lambda c: c.backfill(OLD, "1h", START, BEFORE).result(),
-    "sections": lambda c: list(c.backfill(OLD, "1h", START, END).sections()),
+    "sections": lambda c: sections(c.backfill(OLD, "1h", START, END)),
     "scan": lambda c: c.scan(OLD, "1h", START, END),
     "ticker": lambda c: c.tickers(OLD),
     "books": lambda c: c.orderbooks(OLD),
@@ -139,6 +147,17 @@ def test_renamed_market_counts_once(world: tuple[SimulatorServer, Backbone], way
         assert OLD not in ONCE[way](client)
     finally:
         client.close()
+
+
+def test_scan_counts_once_where_nobody_ever_asked_for_the_list(world: tuple[SimulatorServer, Backbone]) -> None:
+    """A market is fetched, renamed, fetched again, and nothing else."""
+    server, client = world
+    server.faults.add("rename", market=OLD, to=NEW)
+    client.candles(NEW, "1h", MIDDLE, END)
+    assert not [request for request in server.requests if request.path == "/v1/market/all"]
+    assert ONCE["scan"](client) == ["KRW-BTC", NEW]
+    with pytest.raises(BackboneError, match=WORDS):
+        client.candles(OLD, "1h", START, BEFORE)
 
 
 def test_outage_is_told_by_markets_that_are_counted_once(world: tuple[SimulatorServer, Backbone]) -> None:

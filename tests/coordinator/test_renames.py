@@ -68,6 +68,7 @@ class World:
         self.venue: dict[str, pa.Table] = {}
         self.asked: list[str] = []
         self.listed: tuple[MarketInfo, ...] | None = None
+        self.present: tuple[str, ...] = ()
         self.open()
 
     def open(self) -> None:
@@ -80,6 +81,7 @@ class World:
             self.clock,
             request=request,
             listed=lambda: self.listed,
+            ask_list=lambda: self.list(*self.present),
             later=self.jobs.append,
         )
 
@@ -203,3 +205,20 @@ def test_few_are_asked_where_nothing_says_when_the_name_changed(world: World) ->
     world.keep("KRW-LOST", days(60, seed=7))
     assert world.renames.find("KRW-LOST", Priority.LOW) is None
     assert len(world.asked) == 1 + 5
+
+
+def test_two_names_are_seen_where_no_list_ever_came(tmp_path: Path) -> None:
+    """By the stored candles alone; a list is asked for only where two are the same, and says which is present."""
+    world = World(tmp_path)
+    world.keep("KRW-Z", days(60))
+    world.keep("KRW-B", days(60, seed=2))
+    world.present = ("KRW-A", "KRW-B")
+    assert world.renames.once(["KRW-B", "KRW-Z"], may_ask=True) == ["KRW-B", "KRW-Z"]
+    assert world.listed is None
+    world.keep("KRW-A", days(60))
+    assert len(world.renames.once(["KRW-A", "KRW-B", "KRW-Z"])) == 2
+    assert world.listed is None
+    assert world.renames.once(["KRW-A", "KRW-B", "KRW-Z"], may_ask=True) == ["KRW-A", "KRW-B"]
+    found = world.renames.find("KRW-Z")
+    assert found is not None
+    assert (found.new, world.asked) == ("KRW-A", [])

@@ -343,16 +343,21 @@ def incomplete_error(
     counts the rows that were delivered before.
     """
     error = incomplete(answers, timeframe)
+    renames = []
     for answer in answers if error is not None else ():
         if answer.gaps and (priority is None or is_gone(answer)):
             rename = core.markets.renamed(answer.market, priority)
-            if rename is not None and error is not None:
-                error.args = (f"{error} {rename}.",)
+            renames += [rename] if rename is not None else []
     if error is not None:
+        error.args = (" ".join([str(error), *(f"{rename}." for rename in renames)]),)
         rows = arrived + sum(answer.table.num_rows for answer in answers)
         if not rows and error.causes and all(isinstance(cause, SourceError) for cause in error.causes):
             first = error.causes[0]
             assert isinstance(first, SourceError)
+            if renames and isinstance(first, RejectedError) and first.status == 404:
+                refused = core.markets.unknown(renames[0].old, priority)
+                refused.__cause__ = first
+                return refused
             return first
         error.__cause__ = error.causes[0] if error.causes else None
     return error

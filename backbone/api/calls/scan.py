@@ -213,7 +213,7 @@ def _markets(session: Session, markets: str | Iterable[str], timeframe: Timefram
     found = [market for market, tf in stored if tf == timeframe]
     if may_fold and not found:
         found = [market for market, tf in stored if tf == _MINUTE]
-    return core.renames.once(found)
+    return core.renames.once(found, may_ask=True)
 
 
 def _wanted(span: Span, held: SpanSet) -> SpanSet:
