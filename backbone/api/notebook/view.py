@@ -86,11 +86,16 @@ class View:
 
     @property
     def widget(self) -> Any:
-        """The ipywidgets half, to be put into a layout: ``VBox([table.widget, chart.widget])``. Made on first
-        use."""
+        """The ipywidgets half, to be put into a layout: ``VBox([table.widget, chart.widget])``. Made on first use.
+
+        Raises ImportError where ipywidgets or anywidget is missing; the static faces need neither.
+        """
         if self._widget is None:
             self.refresh(force=True)
-            self._widget = self._build()
+            try:
+                self._widget = self._build()
+            except ImportError as exc:
+                raise ImportError(f"widgets need two packages: pip install ipywidgets anywidget ({exc})") from exc
             self._listen(self._widget)
             self._refresher = Refresher(self, self._widget, self._clock)
             self._refresher.start()
@@ -160,13 +165,21 @@ class View:
         """Every face at once: the front end takes the best one it can show."""
         live: dict[str, Any] = {}
         if in_kernel():
-            bundle = self.widget._repr_mimebundle_()
-            if self._refresher is not None and not self._closed:
-                self._refresher.start()  # where the widget was made off the loop and is shown on it
-            live = dict(bundle[0] if isinstance(bundle, tuple) else bundle or {})
-        elif self._widget is None:
+            live = self._live_face()
+        if self._widget is None:
             self.refresh()
         return {**live, "text/html": self.html(), "text/plain": self.text()}
+
+    def _live_face(self) -> dict[str, Any]:
+        """The widget's; empty in a kernel that has no widgets, where the static faces are left."""
+        try:
+            bundle = self.widget._repr_mimebundle_()
+        except ImportError as exc:
+            _log.warning("view.no_widgets view=%s %s", type(self).__name__, exc)
+            return {}
+        if self._refresher is not None and not self._closed:
+            self._refresher.start()  # where the widget was made off the loop and is shown on it
+        return dict(bundle[0] if isinstance(bundle, tuple) else bundle or {})
 
     def _repr_html_(self) -> str:
         return self.html()
