@@ -55,6 +55,7 @@ __all__ = [
     "Version",
     "rename_over",
     "retried",
+    "snapshot_error",
     "tmp_key",
 ]
 
@@ -110,6 +111,7 @@ class Files(Protocol):
     def pause(self, seconds: float) -> None: ...
     def list(self, folder: str) -> Sequence[str]: ...
     def walk(self, folder: str) -> Iterator[str]: ...
+    def series_folders(self, folder: str) -> Iterator[str]: ...
     def append(self, key: str, data: bytes) -> None: ...
     def amend(self, key: str, change: Callable[[bytes], bytes]) -> bool: ...
     def move(self, key: str, target: str) -> None: ...
@@ -118,6 +120,11 @@ class Files(Protocol):
     def remove(self, key: str) -> None: ...
     def prune(self, folder: str) -> None: ...
     def size(self, key: str) -> int: ...
+
+
+def snapshot_error(verb: str, path: str) -> ReadOnlyError:
+    """What a change of a snapshot is answered with."""
+    return ReadOnlyError(f"cannot {verb} {path}: a snapshot never changes; use another data_dir", path=path)
 
 
 def rename_over(source: str, target: str, clock: Clock) -> None:
@@ -439,6 +446,11 @@ class LocalFiles:
                 key = os.path.relpath(os.path.join(parent, name), self._root).replace(os.sep, "/")
                 yield key.removesuffix(_KEPT)
 
+    def series_folders(self, folder: str) -> Iterator[str]:
+        """The folders of series below an exchange's, sorted; no file is looked at."""
+        for market in self.list(folder):
+            yield from (f"{folder}/{market}/{timeframe}" for timeframe in self.list(f"{folder}/{market}"))
+
     def append(self, key: str, data: bytes) -> None:
         """Add `data` to the end of a file in one write, after whatever a crash left unfinished there; not synced."""
         self._refuse_snapshot("write", key)
@@ -549,8 +561,7 @@ class LocalFiles:
 
     def _refuse_snapshot(self, verb: str, key: str) -> None:
         if self._is_snapshot:
-            path = self._full(key)
-            raise ReadOnlyError(f"cannot {verb} {path}: a snapshot never changes; use another data_dir", path=path)
+            raise snapshot_error(verb, self._full(key))
 
     def _sync_folder(self, folder: str) -> None:
         """Make a rename durable, where folders can be synced."""

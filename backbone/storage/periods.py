@@ -260,12 +260,10 @@ def _coverage_bytes(coverage: Coverage) -> int:
 def series_in(files: Files, exchange: str) -> set[Series]:
     """The series that have a partition or a sidecar."""
     found: set[Series] = set()
-    for market_folder in files.list(f"{CANDLES}/exchange={exchange}"):
-        for timeframe_folder in files.list(f"{CANDLES}/exchange={exchange}/{market_folder}"):
-            key = f"{QUIET}/exchange={exchange}/{market_folder}/{timeframe_folder}.json"
-            series = parse_quiet_key(key)
-            if series is not None:
-                found.add(series)
+    for folder in files.series_folders(f"{CANDLES}/exchange={exchange}"):
+        series = parse_quiet_key(f"{QUIET}{folder.removeprefix(CANDLES)}.json")
+        if series is not None:
+            found.add(series)
     for key in files.walk(f"{QUIET}/exchange={exchange}"):
         series = parse_quiet_key(key)
         if series is not None:

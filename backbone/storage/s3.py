@@ -31,8 +31,8 @@ from backbone.errors import InputError, StoreBusyError, StoreError
 from backbone.locks import renew_after_fork
 from backbone.settings import from_environment, parse_place
 from backbone.storage.coverage import Coverage
-from backbone.storage.files import Blob, Files, LocalFiles, OvertakenError, Version
-from backbone.storage.layout import CANDLES, DAMAGED, QUARANTINE, QUIET, parse_partition_key, parse_quiet_key
+from backbone.storage.files import Blob, Files, LocalFiles, OvertakenError, Version, snapshot_error
+from backbone.storage.layout import CANDLES, DAMAGED, QUARANTINE, QUIET, SNAPSHOTS, parse_partition_key, parse_quiet_key
 from backbone.storage.partition import Partition, encode_coverage, encode_partition
 from backbone.timeframe import period_name
 
@@ -41,6 +41,7 @@ __all__ = ["LocalCache", "ObjectFiles", "is_remote", "open_files", "scan_options
 _FRESH_S = 1.0  # how old a listing may be that answers a reader
 _TIMEOUT_S = 30.0
 _RETRIES = 3
+_BLANK_BYTES = 8192  # a blank is smaller than this
 _State = tuple[str, Version]
 
 
@@ -168,6 +169,7 @@ class ObjectFiles:
 
     def __init__(self, url: str, clock: Clock, cache: LocalCache, *, lock_timeout_s: float = 30.0) -> None:
         self._url = parse_place(url)
+        self._is_snapshot = self._url.split("/")[-2] == SNAPSHOTS
         self._clock = clock
         self._cache = cache
         self._lock_timeout_s = lock_timeout_s
@@ -181,6 +183,7 @@ class ObjectFiles:
         self._listings: dict[str, _Listing] = {}
         self._series_locks: dict[str, Any] = {}
         self._looks = threading.local()
+        self._blanks: dict[str, bool] = {}  # by etag; objects that are small enough to be one
         self._pause = threading.Condition()
 
     def _open(self) -> Any:
@@ -232,9 +235,24 @@ class ObjectFiles:
         return f"{self._url}/{key}" if key else self._url
 
     def stat(self, key: str) -> Version | None:
-        """The version of an object; None where there is none. Inside `exclusive` it is pinned."""
+        """The version of an object; None where there is none, or a blank. Inside `exclusive` it is pinned."""
         state = self._state(key)
-        return None if state is None else state[1]
+        return None if state is None or self._is_blank(key, state) else state[1]
+
+    def _is_blank(self, key: str, state: _State) -> bool:
+        """Whether an object is what `move` leaves behind: it holds nothing, and only writers need to know of it."""
+        if state[1][2] > _BLANK_BYTES:
+            return False
+        known = self._blanks.get(state[0])
+        if known is None:
+            blank = _blank(key)
+            known = blank is not None and len(blank) == state[1][2]
+            if known:
+                data = self._cache.get(key, state[0])
+                blob = None if data is not None else self._fetch(key)
+                known = blank == (data if blob is None else blob.data)
+            self._blanks[state[0]] = known
+        return known
 
     def _state(self, key: str) -> _State | None:
         look = self._look()
@@ -321,7 +339,7 @@ class ObjectFiles:
         """Names in a folder, sorted; empty where there is none."""
         import obstore
 
-        if _folder_of(f"{folder}/x") == folder:
+        if folder.startswith(f"{CANDLES}/") and _folder_of(f"{folder}/x") == folder:
             depth = len(folder) + 1
             return sorted({key[depth:].split("/")[0] for key in self._listing(folder).states})
         store = self._open()
@@ -331,13 +349,14 @@ class ObjectFiles:
         return sorted(name.rsplit("/", 1)[-1] for name in names)
 
     def walk(self, folder: str) -> Iterator[str]:
-        """Keys of all objects below a folder, sorted."""
-        import obstore
+        """Keys of all objects below a folder, blanks left out, sorted."""
+        for key, state in sorted(self._listing(folder, max_age_s=-1.0).states.items()):
+            if not self._is_blank(key, state):
+                yield key
 
-        store = self._open()
-        with self._translated("list", folder):
-            keys = sorted(str(found["path"]) for batch in obstore.list(store, prefix=folder) for found in batch)
-        yield from keys
+    def series_folders(self, folder: str) -> Iterator[str]:
+        """The folders of series below an exchange's; one listing of it all, since blanks have folders too."""
+        yield from sorted({key.rsplit("/", 2)[0] for key in self.walk(folder)})
 
     def size(self, key: str) -> int:
         """Bytes of an object, 0 where there is none."""
@@ -354,6 +373,7 @@ class ObjectFiles:
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
+        self._refuse_snapshot("write", key)
         state = self._state(key)
         mode: Any = "create" if state is None else {"e_tag": state[0]}
         content = bytes(data)
@@ -374,6 +394,10 @@ class ObjectFiles:
         self._remember(key, (etag, version))
         return version
 
+    def _refuse_snapshot(self, verb: str, key: str) -> None:
+        if self._is_snapshot:
+            raise snapshot_error(verb, self.path(key))
+
     def _remember(self, key: str, state: _State | None) -> None:
         """What is now known of a key, for readers of this process and for the look that is open."""
         look = self._look()
@@ -393,6 +417,7 @@ class ObjectFiles:
     @contextmanager
     def exclusive(self, lock_key: str, timeout_s: float | None = None) -> Iterator[None]:
         """A look at a series: one thread of this process at a time; other processes are noticed when writing."""
+        self._refuse_snapshot("lock", lock_key)
         timeout_s = self._lock_timeout_s if timeout_s is None else timeout_s
         with self._lock:
             mine = self._series_locks.setdefault(lock_key, threading.RLock())
@@ -440,6 +465,7 @@ class ObjectFiles:
         store = self._open()
         with self._translated("link", key):
             obstore.copy(store, key, target)
+        self._forget(target)
 
     def move(self, key: str, target: str) -> None:
         """Copy an object to another key and leave one that covers nothing: removing could hit a newer one.
@@ -466,6 +492,7 @@ class ObjectFiles:
         """Delete an object that is not part of the data."""
         import obstore
 
+        self._refuse_snapshot("remove", key)
         store = self._open()
         with self._translated("remove", key), suppress(FileNotFoundError):
             obstore.delete(store, key)

@@ -9,7 +9,7 @@ import pytest
 
 from backbone import Backbone
 from backbone.api.cli import main as cli
-from backbone.errors import InputError, StoreError
+from backbone.errors import IncompleteError, InputError, StoreError
 from backbone.simulator import SimulatorServer
 from tests.storage.s3 import BUCKET, place, s3_server  # noqa: F401
 
@@ -17,6 +17,7 @@ LIMIT = 500  # the quota is not what is tested here
 
 # ruff: noqa: F811 - fixtures
 
+SPAN = ("2025-08-20T00:00Z", "2025-08-21T00:00Z")
 START, END = "2025-07-30T00:00Z", "2025-08-02T00:00Z"
 MARKETS = ["KRW-BTC", "KRW-ETH"]
 
@@ -90,3 +91,51 @@ def test_address_of_another_kind_is_an_input_error(venue: SimulatorServer) -> No
     for wrong in ("ftp://x/y", Path("s3://bucket/x"), f"s3://user:word@{BUCKET}"):
         with pytest.raises(InputError, match="data_dir"):
             client_of(venue, wrong)
+
+
+def test_upkeep_of_a_bucket_is_that_of_a_folder(venue: SimulatorServer, place: str) -> None:
+    """Quarantine, snapshot, events, condition, removal and clearing: what a folder does, a bucket does."""
+    with client_of(venue, place) as client:
+        frame = client.candles("KRW-BTC", "1h", *SPAN)
+        other = client.candles("KRW-ETH", "1h", *SPAN)
+        client.store.update("KRW-BTC", "1h").wait()
+        assert client.store.inventory().market.tolist() == ["KRW-BTC", "KRW-ETH"]
+        snapshot = client.store.snapshot("paper-1")
+        (content,) = client.store.snapshots().content
+        where = client.store.remove("KRW-BTC")
+        assert client.store.inventory().market.tolist() == ["KRW-ETH"]
+        assert client.store.verify().empty
+        assert "quarantined" in client.store.events("KRW-BTC").kind.tolist()
+        with pytest.raises(IncompleteError):
+            client.candles("KRW-BTC", "1h", *SPAN, offline=True)
+        assert client.candles("KRW-BTC", "1h", *SPAN).equals(frame)
+        assert client.store.condition("KRW-BTC", "1h").rows.sum() >= len(frame)
+    with client_of(venue, place) as later:
+        assert later.store.events("KRW-BTC").kind.tolist().count("quarantined") == 1
+        for kept, market, rows in (
+            (where, "KRW-BTC", frame),
+            (snapshot, "KRW-BTC", frame),
+            (snapshot, "KRW-ETH", other),
+        ):
+            with client_of(venue, str(kept)) as reader:
+                assert reader.candles(market, "1h", *SPAN, offline=True).equals(rows)
+                assert reader.store.verify().empty
+        assert later.store.remove("KRW-ETH", "1h", for_good=True) is None
+        assert later.store.clear()["files"] > 0
+        assert later.store.snapshots().content.tolist() == [content]
+        assert later.store.inventory().market.tolist() == ["KRW-BTC"]
+
+
+def test_snapshot_in_a_bucket_never_changes(venue: SimulatorServer, place: str) -> None:
+    """What a client fetches in it is delivered and not kept; what is asked to change it is refused."""
+    with client_of(venue, place) as client:
+        client.candles("KRW-BTC", "1h", *SPAN)
+        snapshot = str(client.store.snapshot("paper-1"))
+        before = client.store.snapshots().content.tolist()
+        with client_of(venue, snapshot) as reader:
+            assert len(reader.candles("KRW-ETH", "1h", *SPAN)) == 24
+            with pytest.raises(StoreError, match="snapshot"):
+                reader.store.remove("KRW-BTC")
+        with client_of(venue, snapshot) as reader:
+            assert reader.store.inventory().market.tolist() == ["KRW-BTC"]
+        assert client.store.snapshots().content.tolist() == before
