@@ -165,7 +165,10 @@ class _Listing:
 
 
 class ObjectFiles:
-    """Files under one address. Constructing connects to nothing; `check` says whether it can be used."""
+    """Files under one address. Constructing connects to nothing; `check` says whether it can be used.
+
+    One class because every method shares the connection, the listings and the looks.
+    """
 
     def __init__(self, url: str, clock: Clock, cache: LocalCache, *, lock_timeout_s: float = 30.0) -> None:
         self._url = parse_place(url)
