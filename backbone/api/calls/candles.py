@@ -24,7 +24,7 @@ from backbone.coordinator.candles.derived import base_range, folded
 from backbone.coordinator.candles.fetcher import CandlePlan
 from backbone.coordinator.candles.pending import Progress
 from backbone.coordinator.candles.ranges import Range, Watch
-from backbone.coordinator.candles.reader import CandleAnswer, incomplete
+from backbone.coordinator.candles.reader import CandleAnswer, incomplete, with_cost
 from backbone.errors import BackboneError, IncompleteError, InputError, RejectedError, SourceError
 from backbone.model import CANDLE_COLUMNS, Priority, Span
 from backbone.storage.coverage import EVER
@@ -162,9 +162,10 @@ class CandleCall:
         core = self.session.coordinator()
         if not self.offline:
             core.candles.units.tell(self.markets)
+        answers: list[CandleAnswer] = []
         for _ in range(_CHANGES):
             before = [core.candles.units.generation(market) for market in self.markets]
-            answers = self._collect()
+            answers = with_cost(self._collect(), answers)
             tables = [(answer.market, self._shape(answer)) for answer in answers]
             if self.offline or before == [core.candles.units.generation(market) for market in self.markets]:
                 break

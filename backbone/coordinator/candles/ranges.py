@@ -19,7 +19,7 @@ from backbone.candle_table import rows_inside, times_of
 from backbone.clock import Deadline, VenueClock
 from backbone.coordinator.candles.fetcher import CandleFetcher
 from backbone.coordinator.candles.pending import Pending, Progress
-from backbone.coordinator.candles.reader import CandleAnswer, Fetched, Reach
+from backbone.coordinator.candles.reader import CandleAnswer, Fetched, Reach, with_cost
 from backbone.coordinator.candles.witness import shows_since
 from backbone.errors import PayloadError
 from backbone.model import Priority, Span
@@ -109,9 +109,10 @@ class CandleRanges:
         """
         self._fetcher.units.tell(markets)
         call = _Call(timeframe, priority, watcher, forming, deadline)
+        answers: list[CandleAnswer] = []
         for _ in range(_CHANGES):
             before = self._generations(markets)
-            answers = self._collected(markets, timeframe, asked, call, refresh)
+            answers = with_cost(self._collected(markets, timeframe, asked, call, refresh), answers)
             if self._generations(markets) == before:
                 return answers
             self._fetcher.units.tell(markets)  # rows from before are gone from the store: nothing of them is shown

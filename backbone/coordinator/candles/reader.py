@@ -24,7 +24,7 @@ from backbone.storage.fold import fold
 from backbone.storage.store import CandleStore, Stored
 from backbone.timeframe import TIMEFRAMES, Timeframe, periods_in
 
-__all__ = ["CandleAnswer", "CandleReader", "Fetched", "Held", "Reach", "incomplete"]
+__all__ = ["CandleAnswer", "CandleReader", "Fetched", "Held", "Reach", "incomplete", "with_cost"]
 
 _MINUTE = TIMEFRAMES["1m"]
 _NOTHING = SpanSet()
@@ -83,6 +83,13 @@ class CandleAnswer:
         found = {name: rows for name, rows in sources.items() if rows}
         forming = earlier.forming if self.forming is None else self.forming
         return replace(self, sources=found, fetched=earlier.fetched + self.fetched, forming=forming)
+
+
+def with_cost(answers: Sequence[CandleAnswer], earlier: Sequence[CandleAnswer]) -> list[CandleAnswer]:
+    """Answers that were made anew, with what the `earlier` ones took. What those had read is gone."""
+    if not earlier:
+        return list(answers)
+    return [now.after(replace(before, sources={})) for now, before in zip(answers, earlier, strict=True)]
 
 
 @dataclass(frozen=True)

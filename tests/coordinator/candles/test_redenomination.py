@@ -241,3 +241,14 @@ def test_thin_market_reaches_the_held_candle_by_itself(tmp_path: Path) -> None:
     world.venue.factor = 10.0
     with pytest.warns(DataChangedWarning):
         world.candles(minute(3000), minute(3200))
+
+
+def test_answer_that_was_made_anew_says_what_it_took(tmp_path: Path) -> None:
+    """The page that showed the change, the sample, and what was fetched again."""
+    world = World(tmp_path)
+    ask(world, 0, 1000)
+    world.venue.factor = 10.0
+    with pytest.warns(DataChangedWarning):
+        answer = world.candles(minute(900), minute(1100))
+    assert answer.pages == world.asked() == 3
+    assert answer.sources == {"rest": 200}
