@@ -52,6 +52,15 @@ def test_candles_newest_are_asked_once_more_and_never_again(tmp_path: Path) -> N
     assert len(world.store.revisions(MARKET)) == 0
 
 
+@pytest.mark.parametrize("counts", [[20, 365], [20, 50, 100, 200, 365]])
+def test_candles_of_growing_ranges_take_a_page_for_two_hundred(tmp_path: Path, counts: list[int]) -> None:
+    """A page costs one permit whatever its length: a year of days takes two, whatever was asked before."""
+    world = World(tmp_path, listed_us=MAY - 1000 * 24 * HOUR_US)
+    for count in counts:
+        assert world.candles(count=count, timeframe=DAY).table.num_rows == count
+    assert world.asked() == 2
+
+
 def test_candles_second_ask_outlives_the_client(tmp_path: Path) -> None:
     """That a candle is to be asked again is on disk with it."""
     world = World(tmp_path)
