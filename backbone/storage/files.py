@@ -170,6 +170,22 @@ class _SeriesLock:
         self.owner: OwnerLock | None = None
 
 
+class _KernelLock:
+    """An open lock file. A forked child closes it too, which does not end its parent's lock."""
+
+    __slots__ = ("_opened", "fd")
+
+    def __init__(self, fd: int, opened: set[int]) -> None:
+        self.fd = fd
+        self._opened = opened
+
+    def release(self) -> None:
+        if self.fd in self._opened:
+            self._opened.discard(self.fd)
+            fcntl.flock(self.fd, fcntl.LOCK_UN)  # a child that was forked meanwhile may still have it open
+            os.close(self.fd)
+
+
 class LocalFiles:
     """Files below one root. Constructing touches nothing; the first write makes the folders.
 
@@ -192,10 +208,15 @@ class LocalFiles:
         self._known_folders: set[str] = set()
         self._warned: set[str] = set()
         self._has_flock: bool | None = None
+        self._locked: set[int] = set()
         self._renew()
         renew_after_fork(self, LocalFiles._renew)
 
     def _renew(self) -> None:
+        for fd in self._locked:  # inherited by a fork: open here, it would keep the parent's lock alive
+            with suppress(OSError):
+                os.close(fd)
+        self._locked = set()
         self._lock = threading.Lock()
         self._series_locks: dict[str, _SeriesLock] = {}
         self._held = threading.local()
@@ -372,17 +393,18 @@ class LocalFiles:
                     f"the lock of {path} was taken over by {owner.holder()}", path=path, holder=owner.holder()
                 )
 
-    def _lock_file(self, lock_key: str, path: str, timeout_s: float) -> filelock.BaseFileLock | OwnerLock:
+    def _lock_file(self, lock_key: str, path: str, timeout_s: float) -> _KernelLock | filelock.BaseFileLock | OwnerLock:
         self._refuse_snapshot("lock", lock_key)
-        lock = filelock.FileLock(path, timeout_s, thread_local=False)
         try:
             self._make_folder(os.path.dirname(path), is_durable=False)
             if not self._can_flock():
                 return self._own(f"{path}.owner", timeout_s)
+            if not _IS_WINDOWS:
+                return self._kernel_lock(path, timeout_s)
+            lock = filelock.FileLock(path, timeout_s, thread_local=False)
             lock.acquire(poll_interval=_POLL_S)
-            _sign(path)
             return lock
-        except filelock.Timeout as exc:
+        except (filelock.Timeout, BlockingIOError) as exc:
             raise StoreBusyError(
                 f"{path} has been held by another process for {timeout_s:g} s",
                 path=path,
@@ -390,6 +412,31 @@ class LocalFiles:
             ) from exc
         except OSError as exc:
             raise self._failed("lock", lock_key, exc) from exc
+
+    def _kernel_lock(self, path: str, timeout_s: float) -> _KernelLock:
+        """The lock of a file, signed; raises `BlockingIOError` after `timeout_s`."""
+        deadline_s = self._clock.monotonic() + timeout_s
+        lock = self._opened(path)
+        try:
+            while True:
+                try:
+                    fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if self._clock.monotonic() >= deadline_s:
+                        raise
+                self.pause(_POLL_S)
+            with suppress(OSError):  # only for the message of whoever waits in vain
+                os.pwrite(lock.fd, b"process %-12d" % os.getpid(), 0)
+        except BaseException:
+            lock.release()
+            raise
+        return lock
+
+    def _opened(self, path: str) -> _KernelLock:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._locked.add(fd)
+        return _KernelLock(fd, self._locked)
 
     def _can_flock(self) -> bool:
         """Whether the kernel locks files of this folder; tried once, on a file of its own."""
@@ -480,22 +527,22 @@ class LocalFiles:
             self._make_folder(os.path.dirname(path), is_durable=False)
             if not self._can_flock():
                 return False
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            lock = self._opened(path)
         except OSError as exc:
             _log.debug("store.no_notes path=%s (%s)", path, exc.strerror)
             return False
         try:
-            if not any(self._is_seized(fd, attempt) for attempt in range(_SEIZE_TRIES)):
+            if not any(self._is_seized(lock.fd, attempt) for attempt in range(_SEIZE_TRIES)):
                 return False
-            before = os.read(fd, _NOTE_BYTES)
+            before = os.read(lock.fd, _NOTE_BYTES)
             after = change(before)
             if after != before:
-                os.pwrite(fd, after, 0)
-                os.ftruncate(fd, len(after))
+                os.pwrite(lock.fd, after, 0)
+                os.ftruncate(lock.fd, len(after))
         except OSError as exc:  # a full disk: notes of this kind are not needed
             _log.debug("store.no_notes path=%s (%s)", path, exc.strerror)
         finally:
-            os.close(fd)
+            lock.release()
         return True
 
     def _is_seized(self, fd: int, attempt: int) -> bool:
@@ -605,12 +652,6 @@ class LocalFiles:
 
     def __repr__(self) -> str:
         return f"LocalFiles({self._root!r})"
-
-
-def _sign(path: str) -> None:
-    """Say in the lock file who holds it; only for the message of whoever waits in vain."""
-    with suppress(OSError), open(path, "r+b", buffering=0) as file:
-        file.write(b"process %-12d" % os.getpid())
 
 
 def _holder(path: str) -> str:

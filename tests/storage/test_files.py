@@ -16,6 +16,7 @@ from backbone.errors import StoreBusyError, StoreError
 from backbone.storage import files as module
 from backbone.storage.files import LocalFiles, OvertakenError
 from backbone.testing import ManualClock
+from tests.storage.helpers import in_child, needs_fork
 
 KEY = "candles/a/b.parquet"
 LOCK = "_locks/a.lock"
@@ -303,3 +304,21 @@ def test_folder_without_kernel_locks_has_one_writer_at_a_time(
         other.replace(KEY, b"three")
     assert (mine.read(KEY) or (b"",))[0] == b"three"
     assert caplog.text.count("store.no_kernel_locks") == 2  # once an instance
+
+
+@needs_fork
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not say which files are open")
+def test_forked_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
+    """A child forked while a lock is held does not have it open: it ends with its parent, not before."""
+    files = LocalFiles(tmp_path, ManualClock())
+
+    def is_open() -> bool:
+        return str(tmp_path / LOCK) in map(os.path.realpath, Path("/proc/self/fd").iterdir())
+
+    with files.exclusive(LOCK):
+        assert is_open()
+        assert in_child(lambda: not is_open())
+        with pytest.raises(StoreBusyError), LocalFiles(tmp_path, ManualClock()).exclusive(LOCK, timeout_s=0):
+            pass
+    with LocalFiles(tmp_path, ManualClock()).exclusive(LOCK, timeout_s=0):
+        assert is_open()
