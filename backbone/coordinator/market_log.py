@@ -20,6 +20,7 @@ from backbone.errors import InputError
 from backbone.locks import renew_after_fork
 from backbone.model import Condition, MarketInfo, Ticker
 from backbone.storage.events import Event
+from backbone.timeframe import DAY_US
 
 __all__ = ["EventLog", "MarketLog", "Recorded", "Rename"]
 
@@ -234,6 +235,11 @@ class MarketLog:
         """When the newest list came that lacks it, where one with it is recorded."""
         self.flush()
         return self._read().seen(market, _DELISTED)
+
+    def is_new(self, market: str) -> bool:
+        """Whether it was first in a list within the last day."""
+        listed_us = self.listed_us(market)
+        return listed_us is not None and self._now_us() - listed_us < DAY_US
 
     def listed_us(self, market: str) -> int | None:
         """When it was first in a list after one without it; None where the first list of all has it."""

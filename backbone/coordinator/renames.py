@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from backbone.candle_table import compare, rows_inside, times_of
+from backbone.candle_table import compare, is_same, rows_inside, times_of
 from backbone.clock import Clock
 from backbone.coordinator.market_log import MarketLog, Rename
 from backbone.errors import BackboneError
@@ -110,7 +110,8 @@ class Renames:
     def _look(self) -> None:
         codes = self._now()
         for market in sorted({market for market, _ in self._store.series()} - codes):
-            self.find(market, Priority.LOW)
+            was_seen = self._log.delisted_us(market) is not None  # else any market may be it: too many to ask for
+            self.find(market, Priority.LOW if was_seen else None)
 
     def find(self, market: str, priority: Priority | None = None) -> Rename | None:
         """What a market that is not listed any more is called now, or None. Without a `priority` no request is made:
@@ -219,13 +220,23 @@ class Renames:
         return is_one_market(rows_inside(mine.table, both), rows_inside(theirs.table, both))
 
     def _asked(self, code: str, timeframe: Timeframe, mine: Stored, priority: Priority) -> bool | None:
-        """Whether stored candles are those of `code`, by one page of the venue's."""
-        end_us = _extent(mine, timeframe).end
+        """Whether stored candles are those of `code`, by one page of the venue's. A short one is believed if a second
+        agrees, and not of a market that was listed within a day, whose history may be on its way."""
+        span = _extent(mine, timeframe)
         lane = Priority.HIGH if priority is Priority.CRITICAL else priority
-        page: CandlePage = self._request(candles_ask(code, timeframe, end_us, mine.table.num_rows), lane).value
-        if page.oldest_us is None:  # an empty reply is no evidence
-            return None
-        both = mine.covered.clip(Span(page.oldest_us, end_us))
+
+        def ask(to_us: int | None, count: int) -> CandlePage:
+            page: CandlePage = self._request(candles_ask(code, timeframe, to_us, count), lane).value
+            return page
+
+        page = ask(span.end, mine.table.num_rows)
+        if page.rows < mine.table.num_rows:
+            is_doubtful = self._log.is_new(code) or ask(None, 1).rows == 0
+            if is_doubtful or not is_same(ask(span.end, mine.table.num_rows).table, page.table):
+                return None
+        elif page.oldest_us is not None:
+            span = Span(max(span.start, page.oldest_us), span.end)
+        both = mine.covered.clip(span)
         return is_one_market(rows_inside(mine.table, both), rows_inside(page.table, both))
 
     def _newest(self, market: str, timeframe: Timeframe) -> Stored:

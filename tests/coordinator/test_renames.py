@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from backbone.coordinator.market_log import MarketLog
@@ -91,7 +93,10 @@ class World:
         found = self.venue[query["market"]]
         if found is None:
             raise UnreachableError("the venue is down")
-        table = found.slice(max(0, found.num_rows - int(query["count"])))
+        if "to" in query:
+            end = pa.scalar(pd.Timestamp(query["to"]), CANDLE_SCHEMA.field("time").type)
+            found = found.filter(pc.less(found.column("time"), end))
+        table = found.slice(max(0, found.num_rows - int(query["count"]))).combine_chunks()
         oldest = table.column("time")[0].cast(pa.int64()).as_py() if table.num_rows else None
 
         class Reply:
@@ -154,12 +159,25 @@ def test_silence_tells_nothing_apart(world: World, answer: pa.Table | None) -> N
     """An empty reply is not believed, nor asked again at once; a venue that is down is no error here."""
     world.venue["KRW-C"] = answer
     world.list("KRW-B", "KRW-C")
+    world.clock.advance(-3600)
     assert world.renames.find("KRW-A", Priority.HIGH) is None
     world.renames.find("KRW-A", Priority.HIGH)
     assert len(world.asked) == (1 if answer is not None else 2)
     world.venue["KRW-C"] = days(60)
     world.clock.advance(3601)
     assert world.renames.find("KRW-A", Priority.HIGH) is not None
+
+
+@pytest.mark.parametrize("brought", [0, 7], ids=["none before it came", "few"])
+def test_short_history_that_a_second_reply_confirms_is_another_market(world: World, brought: int) -> None:
+    """Not on the day of its listing, nor where there is not even a newest candle; then once, for all processes."""
+    later = days(9, seed=5, first=80)
+    world.venue["KRW-C"] = pa.concat_tables([days(brought, seed=5, first=60 - brought), later])
+    world.list("KRW-B", "KRW-C")
+    for _ in range(2):
+        world.open()
+        assert world.renames.find("KRW-A", Priority.HIGH) is None
+    assert world.asked == ["KRW-C"] * 3
 
 
 def test_stored_candles_are_compared_without_a_request(world: World) -> None:
