@@ -116,4 +116,4 @@ def runs(times: Any, timeframe: Timeframe) -> SpanSet:
     breaks = np.flatnonzero(np.diff(times) != timeframe.step_us)
     starts = times[np.concatenate(([0], breaks + 1))]
     ends = times[np.concatenate((breaks, [len(times) - 1]))] + timeframe.step_us
-    return SpanSet(zip(starts.tolist(), ends.tolist(), strict=True))
+    return SpanSet(normal=tuple(map(Span, starts.tolist(), ends.tolist())))

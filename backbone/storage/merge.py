@@ -92,31 +92,35 @@ def _joined(batch: list[Page], proof: SpanSet) -> Page:
 
 def _merge(partition: Partition, page: Page) -> Partition:
     coverage = partition.coverage.proved(page.proof, page.provisional, source=page.source)
-    pieces: list[pa.Table] = []
-    revisions: list[pa.Table] = []
-    at, is_changed = 0, False
-    for span in page.proof:
-        low, high = (int(i) for i in np.searchsorted(partition.times, span))
-        rows = page.rows_in(span)
-        old = partition.table.slice(low, high - low)
-        new = page.table.slice(rows.start, rows.stop - rows.start)
-        if is_same(old, new):
-            continue
-        is_changed = True
-        pieces += [partition.table.slice(at, low - at), new]
-        at = high
-        if known := partition.coverage.covered.clip(span):
-            revisions.append(_difference(old, new, known, page))
-    if not is_changed and coverage == partition.coverage:
-        return partition
-    table = partition.table
-    if is_changed:
-        pieces.append(table.slice(at))
-        table = pa.concat_tables(pieces).combine_chunks()
-    found = partition.revisions
-    if revisions:
-        found = pa.concat_tables([found, *revisions]).combine_chunks()
-    return Partition(table, coverage, found)
+    whole, new = partition.table, page.table
+    if len(page.proof) == 1:  # slices, which copy nothing
+        low, high = np.searchsorted(partition.times, page.proof.spans[0]).tolist()
+        old, others = whole.slice(low, high - low), [whole.slice(0, low), new, whole.slice(high)]
+    else:
+        inside = _inside(partition.times, page.proof)
+        old, others = whole.filter(pa.array(inside)), [whole.filter(pa.array(~inside)), new]
+    if is_same(old, new):
+        if coverage == partition.coverage:
+            return partition
+        return Partition(whole, coverage, partition.revisions)
+    table = pa.concat_tables(others).combine_chunks()
+    times = times_of(table)
+    if len(times) > 1 and not bool((times[1:] > times[:-1]).all()):
+        table = table.take(np.argsort(times, kind="stable"))
+    revisions = partition.revisions
+    if known := partition.coverage.covered & page.proof:
+        found = _difference(old, new, known, page)
+        revisions = pa.concat_tables([revisions, found]).combine_chunks() if found.num_rows else revisions
+    return Partition(table, coverage, revisions)
+
+
+def _inside(times: Any, spans: SpanSet) -> Any:
+    """Which of sorted `times` lie in `spans`."""
+    inside = np.zeros(len(times) + 1, np.int64)
+    edges = np.searchsorted(times, np.array([*spans], np.int64).reshape(-1, 2))
+    np.add.at(inside, edges[:, 0], 1)
+    np.add.at(inside, edges[:, 1], -1)
+    return np.cumsum(inside[:-1]) > 0
 
 
 def _difference(old: pa.Table, new: pa.Table, known: SpanSet, page: Page) -> pa.Table:
@@ -124,8 +128,7 @@ def _difference(old: pa.Table, new: pa.Table, known: SpanSet, page: Page) -> pa.
     before, after = times_of(old), times_of(new)
     differs = compare(old, new)
     came = differs.only_second
-    news = came[[not known.holds(int(time)) for time in came]] if len(came) else came
-    times = np.setdiff1d(differs.times, news, assume_unique=True)
+    times = np.setdiff1d(differs.times, came[~_inside(came, known)], assume_unique=True)
     columns = [pa.array(times).view(CANDLE_SCHEMA.field("time").type)]
     for table, held in ((old, before), (new, after)):
         where = np.searchsorted(held, times)

@@ -13,7 +13,7 @@ import base64
 import binascii
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -53,6 +53,12 @@ withdrawn.
 """
 
 
+@cache
+def _no_revisions() -> pa.Table:
+    """One for all: making one takes as long as decoding a small file."""
+    return REVISION_SCHEMA.empty_table()
+
+
 @dataclass(frozen=True)
 class Partition:
     """The decoded state of one period: rows (one chunk a column, sorted, unique), what they prove, what
@@ -65,7 +71,7 @@ class Partition:
 
     @classmethod
     def empty(cls, coverage: Coverage | None = None) -> Partition:
-        return cls(empty_candles(), coverage or Coverage(), REVISION_SCHEMA.empty_table())
+        return cls(empty_candles(), coverage or Coverage(), _no_revisions())
 
     @cached_property
     def times(self) -> Any:
@@ -259,7 +265,7 @@ def _pack(revisions: pa.Table) -> str:
 
 def _unpack(text: str) -> pa.Table:
     if not text:
-        return REVISION_SCHEMA.empty_table()
+        return _no_revisions()
     with pa.ipc.open_stream(base64.b64decode(text, validate=True)) as reader:
         table = reader.read_all()
     if table.schema != REVISION_SCHEMA:

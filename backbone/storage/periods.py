@@ -180,10 +180,10 @@ class Periods:
 
         Call it inside `exclusive`. Returns how many partition files were written.
         """
-        proof = SpanSet(span for page in pages for span in page.proof)
+        proof = pages[0].proof if len(pages) == 1 else SpanSet(span for page in pages for span in page.proof)
         periods = row_periods(series, pages)
-        for span in proof:
-            periods.update(self.with_file(series, span))
+        if proof.bounds is not None:
+            periods.update(period for period in self.with_file(series, proof.bounds) if proof.touches(period))
         quiet = self.quiet(series)
         written = [period for period in sorted(periods) if self._write_period(series, period, pages, quiet)]
         if written and series.timeframe.period != "all":

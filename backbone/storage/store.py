@@ -54,11 +54,16 @@ REVISIONS_OF_MARKETS = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a read found: the rows, the spans covered at that moment, row counts by tier."""
+    """What a read found: the rows, the spans covered at that moment, row counts by tier, and what is provisional."""
 
     table: pa.Table
     covered: SpanSet
     tiers: dict[str, int]
+    provisional: tuple[Provisional, ...] = ()
+
+    def due(self, now_us: int) -> SpanSet:
+        """The covered part that is to be requested again at `now_us`."""
+        return SpanSet((item.start, item.end) for item in self.provisional if item.due_us <= now_us) & self.covered
 
 
 class CandleStore:
@@ -226,8 +231,12 @@ class CandleStore:
             if table.num_rows:
                 tables.append(table)
                 tiers[tier] += table.num_rows
-        covered = _covered(Coverage.joined(parts), pages, series.timeframe, span)
-        return Stored(pa.concat_tables(tables) if tables else empty_candles(), covered, tiers)
+        coverage = Coverage.joined(parts)
+        covered = _covered(coverage, pages, series.timeframe, span)
+        for page in pages:
+            coverage = coverage.proved(page.proof, page.provisional)
+        table = pa.concat_tables(tables) if tables else empty_candles()
+        return Stored(table, covered, tiers, coverage.provisional)
 
     def coverage(self, market: str, timeframe: Timeframe, span: Span) -> SpanSet:
         """The part of `span` that is covered, rows or quiet. The rest was never requested, or got lost."""

@@ -1,78 +1,179 @@
-"""What the list of a day costs over five years of a busy log: ``python -m tests.benchmarks.markets``.
+"""Whole markets, measured beside bare Polars on the same files: ``python -m tests.benchmarks.markets``.
 
-Three hundred markets, fifty changes a day. *cold* reads and parses the whole log, as the first call of a process does;
-*known* finds it unchanged; *added* finds one event more. Milliseconds of this process's own time, which a busy machine
-does not stretch as much.
+    python -m tests.benchmarks.markets                 long and wide frames, a snapshot, three million rows adopted
+    python -m tests.benchmarks.markets --what fetch    289 markets × 365 days from the embedded exchange, 30 ms away
+
+Each line is the median of several rounds in which both sides take turns; trust the ratios before the milliseconds.
 """
 
 from __future__ import annotations
 
-import random
-import statistics
+import argparse
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 
 from backbone import Backbone
+from backbone.api.calls import adopt
+from backbone.candle_table import times_of
 from backbone.clock import SystemClock
-from backbone.coordinator.market_log import MarketLog
-from backbone.storage.events import Event, Events
-from backbone.storage.store import CandleStore
-from backbone.timeframe import DAY_US
+from backbone.model import CANDLE_SCHEMA, Span
+from backbone.simulator import SimulatorServer
+from backbone.storage.coverage import Coverage, SpanSet
+from backbone.storage.files import LocalFiles
+from backbone.storage.layout import Series
+from backbone.storage.partition import REVISION_SCHEMA, Partition, encode_partition
+from backbone.timeframe import Timeframe, parse_timeframe, period_name, periods_in
+from tests.benchmarks.store import line, median_ms
 
-START = 1_577_836_800_000_000  # 2020-01-01
-DAYS = 5 * 365
-
-
-def busy_log(events: Events, *, days: int = DAYS, markets: int = 300, a_day: int = 50) -> None:
-    """Fill a log: all markets are listed on the first day, and then some change every day."""
-    rng, codes = random.Random(1), [f"KRW-{n}" for n in range(markets)]
-    found = [Event(START, "", "list", {"markets": markets}, "market list")]
-    found += [
-        Event(START, code, "listed", {"korean_name": code, "english_name": code}, "market list") for code in codes
-    ]
-    for day in range(1, days):
-        for code in rng.sample(codes, a_day):
-            said = {"cautions": [rng.choice("ABC")] if rng.random() < 0.5 else [], "n": day}
-            found.append(Event(START + day * DAY_US, code, "cautioned", said, "market list"))
-    events.add_all(found)
+YEAR = "2024-01-01T00:00Z", "2025-01-01T00:00Z"
+ROUNDS = 7
 
 
-def measure(root: Path, *, days: int = DAYS, rounds: int = 5) -> dict[str, float]:
-    """The median milliseconds of each kind of look."""
-    clock = SystemClock()
-    busy_log(CandleStore(root, "upbit", clock=clock).events, days=days)
-    taken: dict[str, list[float]] = {}
+def build(folder: Path, markets: int, timeframe: str, start: str, end: str) -> list[str]:
+    """Fill `folder` with made-up candles of as many markets; returns them."""
+    tf = parse_timeframe(timeframe)
+    span = Span(*(int(np.datetime64(day.removesuffix("Z"), "us").astype(np.int64)) for day in (start, end)))
+    files, names = LocalFiles(folder, SystemClock()), [f"KRW-M{n:03d}" for n in range(markets)]
+    for n, market in enumerate(names):
+        series = Series("upbit", market, tf)
+        table = walk(tf, span, seed=n)
+        times = times_of(table)
+        for period in periods_in(tf, span):
+            low, high = np.searchsorted(times, period)
+            part = table.slice(int(low), int(high - low))
+            covered = SpanSet([Span(max(period.start, span.start), min(period.end, span.end))])
+            whole = Partition(part.combine_chunks(), Coverage(covered), REVISION_SCHEMA.empty_table())
+            files.replace(series.key(period), encode_partition(whole, series, period_name(tf, period)))
+    return names
 
-    def timed(name: str, call: Callable[[], object]) -> None:
-        began = time.process_time()
-        call()
-        taken.setdefault(name, []).append((time.process_time() - began) * 1000)
 
-    for number in range(rounds):
-        events = CandleStore(root, "upbit", clock=clock).events
-        log = MarketLog(events, clock.now_us, lambda job: job())
-        at_us = START + (number * days // rounds) * DAY_US
-        timed("cold", lambda: log.at(at_us))  # noqa: B023 (called at once)
-        timed("known", lambda: log.at(at_us))  # noqa: B023
-        events.add("KRW-1", "warned", {"warning": number % 2 == 0}, how="market list")
-        timed("added", lambda: log.at(at_us))  # noqa: B023
-    return {name: statistics.median(found) for name, found in taken.items()}
+def walk(timeframe: Timeframe, span: Span, seed: int) -> pa.Table:
+    """A random walk of candles in every slot of `span`."""
+    random = np.random.default_rng(seed)
+    times = np.arange(span.start, span.end, timeframe.step_us)
+    close = np.round(1000.0 * np.exp(np.cumsum(random.normal(0, 2e-3, len(times)))), 1)
+    opened = np.concatenate((close[:1], close[:-1]))
+    high, low = np.maximum(opened, close) + 0.5, np.minimum(opened, close) - 0.5
+    volume = np.round(random.exponential(3.0, len(times)) + 1e-8, 8)
+    columns = [pa.array(times).view(CANDLE_SCHEMA.field("time").type)]
+    columns += [pa.array(values) for values in (opened, high, low, close, volume, np.round(volume * close, 5))]
+    return pa.Table.from_arrays(columns, schema=CANDLE_SCHEMA)
+
+
+def bare(folder: Path, directory: str) -> Any:
+    """What Polars reads of the same files, as one frame with its market column."""
+    import polars as pl
+
+    lazy = pl.scan_parquet(f"{folder}/candles/**/timeframe={directory}/**/*.parquet", hive_partitioning=True)
+    return lazy.select("market", "time", "open", "high", "low", "close", "volume", "value").collect()
+
+
+def frames(rounds: int) -> None:
+    """Long and wide frames from the store, the first time and again."""
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        names = build(folder, 300, "1d", *YEAR)
+        hours = build(folder, 50, "1h", *YEAR)
+        words: dict[str, Any] = {"start": YEAR[0], "end": YEAR[1], "offline": True}
+
+        def asked(markets: list[str], timeframe: str, **more: Any) -> Callable[[], Any]:
+            def ask() -> Any:
+                with Backbone(data_dir=folder) as client:
+                    return client.candles(markets, timeframe, **words, **more)
+
+            return ask
+
+        some = names[:289]
+        assert asked(some, "1d", frames="polars")().height == 289 * 366
+        with Backbone(data_dir=folder) as warm:
+            again = lambda: warm.candles(some, "1d", **words, frames="polars")  # noqa: E731
+            again()
+            first, second, floor = median_ms(
+                rounds, asked(some, "1d", frames="polars"), again, lambda: bare(folder, "day")
+            )
+            line("289 markets × 365 days, long, a new client", first, floor, "≤ 1.5 ×")
+            line("  again, the same client", second, floor, "≤ 1.5 ×")
+            wide, pandas, of_hours = median_ms(
+                rounds, asked(names, "1d", wide="close"), asked(some, "1d"), asked(hours, "1h", wide="close")
+            )
+            line("  as pandas, a new client", pandas, floor)
+            line("wide, 300 markets × 1 year of days", wide, goal="≤ 300 ms")
+            line("wide, 50 markets × 1 year of hours", of_hours, goal="≤ 1,000 ms")
+
+
+def snapshots(rounds: int) -> None:
+    """A snapshot of 300 markets × 1 year of days."""
+    with tempfile.TemporaryDirectory() as text, Backbone(data_dir=text) as client:
+        build(Path(text), 300, "1d", *YEAR)
+        numbers = iter(range(rounds))
+        (taken,) = median_ms(rounds, lambda: client.store.snapshot(f"s{next(numbers)}"))
+        line("snapshot, 300 markets × 1 year", taken, goal="< 2,000 ms")
+
+
+def adopted() -> None:
+    """Three million minutes adopted from a Parquet file and from a CSV, without the requests of the sample."""
+
+    tf = parse_timeframe("1m")
+    end = int(np.datetime64("2024-06-01", "us").astype(np.int64))
+    table = walk(tf, Span(end - 3_000_000 * tf.step_us, end), seed=1)
+    adopt._compare = lambda *_: (500, 0)  # type: ignore[assignment]  # its requests are not what is measured
+    with tempfile.TemporaryDirectory() as text, SimulatorServer(seed=7, now="2025-08-22T09:00:00Z") as venue:
+        paths = [Path(text) / name for name in ("minutes.parquet", "minutes.csv")]
+        pyarrow.parquet.write_table(table, paths[0])
+        pyarrow.csv.write_csv(table, paths[1])
+        thin = table.filter(pa.array(np.random.default_rng(3).random(table.num_rows) < 0.5))
+        for name, source in (("Parquet", paths[0]), ("CSV", paths[1]), ("half the minutes", thin)):
+            with Backbone(data_dir=Path(text) / name, rest_url=venue.rest_url, ws_url=venue.ws_url) as client:
+                client.markets()
+                began = time.perf_counter()
+                report = client.store.adopt(source, "KRW-BTC", "1m")
+                taken = time.perf_counter() - began
+            line(f"adopt, {report.rows:,} rows of {name}", taken * 1e3, goal="≤ 10,000 ms")
+
+
+def fetched(markets: int) -> None:
+    """Days of a year of many markets, at the legal rate; one bar shows it."""
+    from tests.benchmarks.peers import venue
+
+    seen: list[Any] = []
+    with (
+        venue(jitter_s=0.01) as (url, _),
+        tempfile.TemporaryDirectory() as folder,
+        Backbone(data_dir=folder, rest_url=url) as client,
+    ):
+        names = client.markets("KRW").index.tolist()[:markets]
+        client.candles(names[0], "1d", count=1)
+        began = time.perf_counter()
+        frame = client.candles(names, "1d", "2024-08-20T00:00Z", "2025-08-20T00:00Z", progress=seen.append)
+        taken = time.perf_counter() - began
+    facts = frame.attrs["backbone"]
+    print(
+        f"{len(names)} markets × 365 days: {len(frame):,} rows, {facts['requests']} requests for "
+        f"{2 * len(names)} pages in {taken:.1f} s = {facts['requests'] / taken:.2f} a second; "
+        f"{len(seen)} updates of one bar"
+    )
 
 
 def main() -> None:
-    """Print the log's own cost, and that of the whole call."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, ms in measure(Path(folder) / "log").items():
-            print(f"{name:8} {ms:8.1f} ms")
-        with Backbone.demo(seed=7, data_dir=Path(folder) / "data") as client:
-            client.markets()
-            busy_log(client.session.coordinator().store.events)
-            for name in ("first", "again", "again"):
-                began = time.process_time()
-                client.markets(at="2023-06-01")
-                print(f"markets(at=) {name:5} {(time.process_time() - began) * 1000:8.1f} ms")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", choices=["store", "fetch"], default="store")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--markets", type=int, default=289)
+    asked = parser.parse_args()
+    if asked.what == "fetch":
+        fetched(asked.markets)
+        return
+    frames(asked.rounds)
+    snapshots(asked.rounds)
+    adopted()
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ class CandleReader:
         """How `span` divides: held, to be folded from stored minutes, to be fetched."""
         whole = SpanSet([span]) if span.start < span.end else SpanSet()
         stored = self._store.read(market, timeframe, span)
-        due = self._store.due(market, timeframe, span, self._venue.now_us()) if stored.covered else SpanSet()
+        due = stored.due(self._venue.now_us()).clip(span) if stored.provisional else SpanSet()
         gaps = (whole - stored.covered) | due
         derived = self._foldable(market, timeframe, gaps)
         return Held(stored, stored.covered - due, derived, gaps - derived)
