@@ -57,6 +57,7 @@ __all__ = [
     "retried",
     "snapshot_error",
     "tmp_key",
+    "why_no_locks",
 ]
 
 _log = logging.getLogger(__name__)
@@ -125,6 +126,23 @@ class Files(Protocol):
 def snapshot_error(verb: str, path: str) -> ReadOnlyError:
     """What a change of a snapshot is answered with."""
     return ReadOnlyError(f"cannot {verb} {path}: a snapshot never changes; use another data_dir", path=path)
+
+
+def why_no_locks(path: str) -> str | None:
+    """Why the kernel locks no files where `path`, a new file's, lies; None where it does, or is not asked."""
+    if fcntl is None:
+        return None
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        if exc.errno not in _NO_LOCKS:
+            raise
+        return exc.strerror or str(exc)
+    finally:
+        os.close(fd)
+        _remove(path)
+    return None
 
 
 def rename_over(source: str, target: str, clock: Clock) -> None:
@@ -441,22 +459,13 @@ class LocalFiles:
     def _can_flock(self) -> bool:
         """Whether the kernel locks files of this folder; tried once, on a file of its own."""
         if self._has_flock is None:
-            self._has_flock = True
-            if fcntl is not None:
-                path = f"{self._root}/{LOCKS}/probe.{os.getpid()}-{next(self._counter)}"
-                self._make_folder(os.path.dirname(path), is_durable=False)
-                fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as exc:
-                    if exc.errno not in _NO_LOCKS:
-                        raise
-                    self._has_flock = False
-                    words = "store.no_kernel_locks folder=%s (%s): lock files with their owner's name serve instead"
-                    self._warn_once("lock", words, self._root, exc.strerror)
-                finally:
-                    os.close(fd)
-                    _remove(path)
+            path = f"{self._root}/{LOCKS}/probe.{os.getpid()}-{next(self._counter)}"
+            self._make_folder(os.path.dirname(path), is_durable=False)
+            why = why_no_locks(path)
+            self._has_flock = why is None
+            if why is not None:
+                words = "store.no_kernel_locks folder=%s (%s): lock files with their owner's name serve instead"
+                self._warn_once("lock", words, self._root, why)
         return self._has_flock
 
     def _own(self, path: str, timeout_s: float) -> OwnerLock:

@@ -29,6 +29,8 @@ from backbone.coordinator.quota.ledger import MachineLimiter
 from backbone.errors import BackboneError, RateLimitedError, UnreachableError
 from backbone.model import Priority
 from backbone.routing.wire import tickers_ask
+from backbone.storage.files import why_no_locks
+from backbone.storage.layout import CANDLES
 
 if TYPE_CHECKING:
     from backbone.api.session import Session
@@ -188,9 +190,12 @@ def _folder(session: Session) -> Iterator[Check]:
         folder.mkdir(parents=True, exist_ok=True)
         yield from _on_disk(folder, session.clock.monotonic)
     except OSError as exc:
-        found = f"{folder} cannot be written: {exc.strerror or exc}"
-        advice = "choose another with --data-dir or $BACKBONE_DATA_DIR; what is stored there can still be read"
-        yield Check("folder", "wrong", _private(found), advice)
+        is_read = (folder / CANDLES).is_dir()
+        found = f"{folder} {'is for reading only' if is_read else 'cannot be written'}: {exc.strerror or exc}"
+        advice = "choose another with --data-dir or $BACKBONE_DATA_DIR"
+        if is_read:
+            advice = f"what is stored is read, what is fetched is not kept; to keep it, {advice}"
+        yield Check("folder", "note" if is_read else "wrong", _private(found), advice)
 
 
 def _on_disk(folder: Path, now: Callable[[], float]) -> Iterator[Check]:
@@ -217,15 +222,23 @@ def _on_disk(folder: Path, now: Callable[[], float]) -> Iterator[Check]:
 
 def _lock_check(path: Path) -> Check:
     first, second = filelock.FileLock(path, timeout=0), filelock.FileLock(path, timeout=0)
+    why = None
     try:
-        with first:
-            second.acquire()
-            second.release()
+        why = why_no_locks(str(path.with_suffix(".probe")))
+        if why is None:
+            first.acquire()
+    except filelock.Timeout:
+        why = "a free lock was refused"
+    if why is not None:
+        found = f"this disk has no locks ({why}): files with their owner's name serve instead"
+        return Check("locks", "note", found, "a local disk is faster and surer")
+    try:
+        second.acquire()
+        second.release()
     except filelock.Timeout:
         return Check("locks", "ok", "one writer at a time")
-    except (OSError, NotImplementedError) as exc:
-        found = f"this disk has no locks ({getattr(exc, 'strerror', None) or exc})"
-        return Check("locks", "note", found, "let one program at a time write there, or use a local disk")
+    finally:
+        first.release()
     return Check("locks", "wrong", "two holders of one lock at once", "keep the data folder on a local disk")
 
 

@@ -78,14 +78,19 @@ def test_disk_without_folder_sync_is_a_note(code: int, tmp_path: Path, monkeypat
     assert os.strerror(code) in check.found
 
 
-def test_disk_without_locks_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network drive that answers ENOSYS."""
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_disk_without_locks_is_a_note(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network drive: what the store does instead, and what to do."""
 
-    def refuse(self: Any, *args: Any, **words: Any) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    def refuse(*args: Any) -> None:
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
-    assert doctor._lock_check(tmp_path / "x.lock").state == "note"
+    monkeypatch.setattr("fcntl.flock", refuse)
+    check = doctor._lock_check(tmp_path / "x.lock")
+    assert check.state == "note"
+    assert os.strerror(code) in check.found
+    monkeypatch.undo()
+    assert doctor._lock_check(tmp_path / "x.lock").state == "ok"
 
 
 def test_full_disk_is_wrong(client: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
