@@ -130,18 +130,17 @@ def snapshot_error(verb: str, path: str) -> ReadOnlyError:
 
 def why_no_locks(path: str) -> str | None:
     """Why the kernel locks no files where `path`, a new file's, lies; None where it does, or is not asked."""
-    if fcntl is None:
-        return None
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        if exc.errno not in _NO_LOCKS:
-            raise
-        return exc.strerror or str(exc)
-    finally:
-        os.close(fd)
-        _remove(path)
+    if fcntl is not None:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            if exc.errno not in _NO_LOCKS:
+                raise
+            return exc.strerror or str(exc)
+        finally:
+            os.close(fd)
+            _remove(path)
     return None
 
 
