@@ -4,7 +4,8 @@ Each list that the venue sends is compared in memory with the one before; what d
 events of the store's log. A list of the past that somebody kept is put in at its time, without changing what was
 recorded later. The state at any time is the newest event of each kind before it.
 
-`_lock` guards the newest list, what waits to be written, and the index; files are read and written outside it.
+`_lock` guards the newest list, what waits to be written, and the index; files are read and written outside it, by one
+thread at a time, which holds `_writing`.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class MarketLog:
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._seen: tuple[MarketInfo, ...] | None = None
         self._waiting: list[tuple[int, tuple[MarketInfo, ...]]] = []
         self._conditions: dict[str, Condition] = {}
@@ -126,7 +128,11 @@ class MarketLog:
         return before is not None or not _is_ordinary(said)
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write what waits; what another thread is writing is written when this returns."""
+        with self._writing:
+            self._flush()
+
+    def _flush(self) -> None:
         with self._lock:
             waiting, self._waiting = self._waiting, []
             states, self._state_events = self._state_events, []

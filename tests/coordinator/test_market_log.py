@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +98,33 @@ def test_same_list_costs_a_comparison_and_writes_nothing() -> None:
     other = MarketLog(world.log, world.clock.now_us, lambda job: job())
     other.note((A, B))
     assert world.log.events == written
+
+
+def test_reader_waits_for_what_another_thread_is_writing() -> None:
+    """A list that came is known, although it is just being written in the background."""
+    world = World()
+    world.list(A)
+    world.memory.flush()
+    world.list(A, B)
+    add_all, begun, go_on = world.log.add_all, threading.Event(), threading.Event()
+
+    def slowly(events: list[Event]) -> int:
+        begun.set()
+        assert go_on.wait(30)
+        return add_all(events)
+
+    world.log.add_all = slowly  # type: ignore[method-assign]
+    writer = threading.Thread(target=world.memory.flush)
+    writer.start()
+    assert begun.wait(30)
+    found: list[set[str]] = []
+    reader = threading.Thread(target=lambda: found.append(set(world.at(1))))
+    reader.start()
+    reader.join(0.05)
+    go_on.set()
+    for thread in (writer, reader):
+        thread.join(30)
+    assert found == [{"KRW-A", "KRW-B"}]
 
 
 def test_lists_of_the_past_change_nothing_that_was_recorded_later() -> None:
