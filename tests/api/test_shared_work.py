@@ -22,6 +22,7 @@ from backbone.simulator import SimulatorServer
 LIMIT = 40  # pages a second, so that ten days take two seconds
 PAGES = 72
 SPAN = ("2025-08-01T00:00Z", "2025-08-11T00:00Z")
+NEWEST = ("2025-08-12T10:00Z", "2025-08-22T09:00Z")
 
 _METHOD = "forkserver" if hasattr(os, "fork") else "spawn"  # no process imports everything anew
 context = multiprocessing.get_context(_METHOD)
@@ -42,10 +43,12 @@ def _fetch(url: str, folder: Path, how: str, line: Connection) -> None:
         begun = clock.monotonic()
         if how == "job":
             client.backfill("KRW-BTC", "1m", *SPAN).wait()
+        elif how == "update":
+            client.store.update("KRW-BTC", "1m").wait()
         else:
             client.candles("KRW-BTC", "1m", *SPAN)
         seconds = clock.monotonic() - begun
-        frame = client.candles("KRW-BTC", "1m", *SPAN, offline=True)
+        frame = client.candles("KRW-BTC", "1m", *(NEWEST if how == "update" else SPAN), offline=True)
         line.send((len(frame), float(frame["close"].sum()), seconds))
 
 
@@ -122,6 +125,20 @@ def test_three_processes_share_the_pages_of_one_range(
     assert [each[:2] for each in found] == [alone[:2]] * 3
     assert _pages(venue) - before <= 80
     assert max(each[2] for each in found) <= 1.2 * alone[2] + 1.0  # a second for three starts on a busy machine
+
+
+def test_updates_in_three_processes_share_the_work(venue: SimulatorServer, tmp_path: Path) -> None:
+    """A series that ends ten days ago is brought up to now once."""
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client:
+        client.candles("KRW-BTC", "1m", "2025-08-12T09:00Z", NEWEST[0])
+    with _processes(venue, tmp_path, "update", "update", "update") as three:
+        before = _pages(venue)
+        for one in three:
+            one.go()
+        found = [one.found() for one in three]
+    assert len({each[:2] for each in found}) == 1
+    assert found[0][0] >= (9 * 24 + 23) * 60 - 2  # the last minute has only just ended
+    assert _pages(venue) - before <= 80
 
 
 def test_pages_of_a_killed_process_are_asked_by_the_others(
