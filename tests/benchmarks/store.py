@@ -118,6 +118,20 @@ def bench_commits(root: Path, rounds: int) -> None:
         line(f"commit 200 rows with fsync into {label}", *median_ms(rounds, ours, plain), "< 5 ms")
 
 
+def bench_live(root: Path, rounds: int) -> None:
+    """What a live market costs a minute: its candle, confirmed, into a month that is half full."""
+    held = 20_000
+    store = open_store(root / "live")
+    store.put("KRW-BTC", _MINUTE, walk(0, held), slots(0, held), now_us=_START)
+    store.flush()
+    rows = [walk(held + n, 1) for n in range(rounds)]
+    begun = time.process_time()
+    for n, row in enumerate(rows):
+        store.put("KRW-BTC", _MINUTE, row, slots(held + n, 1), now_us=_START)
+        store.flush()
+    line("a minute of a live market: its candle to disk, CPU", (time.process_time() - begun) / rounds * 1e3)
+
+
 def bench_reads(root: Path, rounds: int) -> None:
     """Ninety days to pandas, and the newest thousand rows."""
     folder, days = root / "reads", 129_600
@@ -229,6 +243,7 @@ def main() -> None:
         walk(0, 10).to_pandas()  # imports
         print(f"{'':<58} {'ours':>12} {'bare':>12} {'ratio':>9}  goal")
         bench_commits(root, options.rounds)
+        bench_live(root, options.rounds)
         bench_reads(root, options.rounds)
         bench_memo(root, options.rounds)
         bench_audit(root)
