@@ -29,7 +29,7 @@ from backbone.coordinator.live.latest import NEVER, LatestRows, Slot
 from backbone.coordinator.live.members import ListFollower
 from backbone.coordinator.live.recent import CandleTrack, TradeTape
 from backbone.coordinator.live.reconcile import MANY, Confirmer, LiveEvent
-from backbone.coordinator.live.refill import TradeFill
+from backbone.coordinator.live.refill import Joins, TradeFill
 from backbone.coordinator.live.subscription import Subscription
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.scheduler import Scheduler
@@ -116,6 +116,7 @@ class Feed:
         self._asked_off_s = NEVER  # asks earn nothing before this
         self._timer_s = float("inf")
         self._is_closed = False
+        self._joins = Joins(latest, self._refill)
         self._members = ListFollower(
             scheduler, self.confirmer, venue, clock, self._change, on_list, on_condition, self._wake
         )
@@ -157,14 +158,15 @@ class Feed:
         self._wake()
         return subscription
 
-    def _change(self, subscription: Subscription, markets: Sequence[str]) -> None:
-        """Give a subscription other markets; the connection stays."""
+    def _change(self, subscription: Subscription, markets: Sequence[str], since_us: int) -> None:
+        """Give a subscription other markets; the connection stays. New ones were listed after `since_us`."""
         with self._lock:
             source = self._source
         if source is None or subscription.is_closed:
             return
         came, gone = subscription.change(markets)
         self.latest.want(came, subscription.depth)
+        self._joins.expect(came, since_us)
         for kind in subscription.kinds:
             timeframe = timeframe_of(kind)
             if timeframe is not None:
@@ -441,9 +443,10 @@ class Feed:
             self._subscribe_asked()
         confirm_s = self.confirmer.run(now)
         list_s = self._members.run(now)
+        join_s = self._joins.run(now)
         if confirm_s is not None and not is_idle:
             confirm_s = min(confirm_s, now + _REFRESH_S)
-        return min((at for at in (next_poll_s, expires_s, confirm_s, list_s) if at is not None), default=None)
+        return min((at for at in (next_poll_s, expires_s, confirm_s, list_s, join_s) if at is not None), default=None)
 
     def _given_up_locked(self, now: float) -> list[Pair]:
         """What is asked for no longer; all of it where the socket does not work."""

@@ -29,6 +29,8 @@ __all__ = ["ConflatedChanges", "Held", "LatestRows", "RecordQueue", "Slot", "cut
 R = TypeVar("R", bound=LiveRecord)
 
 NEVER = float("-inf")
+_DELIVERED = 100
+"""Trades of a market that are remembered as delivered: more than happen while a subscription changes."""
 _UNTOLD = (None, None, None, None)
 
 
@@ -47,11 +49,13 @@ class Slot:
     ``wants`` how many subscriptions want it; ``is_short``: one of them wanted its books less than whole.
 
     Trades are delivered without a hole: from the loss of the connection on, ``waiting`` holds back what comes until the
-    trades after ``resume`` are fetched; ``epoch`` counts the losses, ``lost`` those whose trades could not be had.
+    trades after ``resume`` are fetched; ``epoch`` counts the losses, ``lost`` those whose trades could not be had. Each
+    is delivered once: a subscription that changes brings a snapshot of the last trade, which may come by itself too.
     """
 
     __slots__ = (
         "count",
+        "delivered",
         "epoch",
         "followers",
         "held",
@@ -77,12 +81,19 @@ class Slot:
         self.history: History | None = None
         self.followers: tuple[ConflatedChanges | RecordQueue, ...] = ()
         self.waiting: list[Trade] | None = None
+        self.delivered: dict[int, None] = {}  # the ids of the newest trades
         self.resume = (0, 0)
         self.epoch = 0
         self.lost = 0
 
     def deliver_locked(self, record: LiveRecord) -> None:
-        """Count a record and hand it to the followers."""
+        """Count a record and hand it to the followers; a trade that they had is none."""
+        if type(record) is Trade:
+            if record.sequential_id in self.delivered:
+                return
+            self.delivered[record.sequential_id] = None
+            if len(self.delivered) > _DELIVERED:
+                del self.delivered[next(iter(self.delivered))]
         self.count += 1
         for follower in self.followers:
             follower.note_locked(self, record)
@@ -374,6 +385,18 @@ class LatestRows:
                 slot.epoch += 1
                 if slot.wants and slot.waiting is None and slot.held is not None:
                     slot.waiting, slot.resume = [], _place(slot.held.row)
+
+    def expect(self, slots: Sequence[Slot], since_us: int) -> list[Slot]:
+        """Hold back the trades of newly wanted `slots` until those since `since_us` are fetched; which slots that are.
+
+        A slot that somebody else has live already misses nothing.
+        """
+        with self.lock:
+            found = [slot for slot in slots if slot.kind == "trade" and slot.wants == 1 and slot.waiting is None]
+            for slot in found:
+                held = slot.held.row if slot.held is not None else None
+                slot.waiting, slot.resume = [], (since_us, -1) if held is None else _place(held)
+            return found
 
     def interrupted(self) -> list[tuple[Slot, int, int]]:
         """The slots of trades that wait for those of an outage, each with its epoch and the time to fetch from."""

@@ -27,6 +27,8 @@ EVERY_S = 60.0
 """Between two requests for the market list."""
 AGAIN_S = 3.0
 """Until the list is requested again that shall confirm a delisting."""
+_MARGIN_US = 60_000_000
+"""How much the venue's clock may be ahead of what is known of it; a market has no trades before its listing."""
 
 
 class ListFollower:
@@ -34,7 +36,7 @@ class ListFollower:
 
     Parameters
     ----------
-    change : gives a subscription other markets.
+    change : gives a subscription other markets, with a time at which the new ones were not listed yet.
     on_list : takes the list of each reply; returns the list as it now counts, and whether that is confirmed.
     on_condition : gets each ticker of a market in another condition; says whether that is news.
     wake : has `run` called soon.
@@ -46,7 +48,7 @@ class ListFollower:
         confirmer: Confirmer,
         venue: VenueClock,
         clock: Clock,
-        change: Callable[[Subscription, Sequence[str]], None],
+        change: Callable[[Subscription, Sequence[str], int], None],
         on_list: Callable[[tuple[MarketInfo, ...]], tuple[tuple[MarketInfo, ...], bool]],
         on_condition: Callable[[Ticker], bool],
         wake: Callable[[], None],
@@ -63,12 +65,15 @@ class ListFollower:
         self._followed: list[Subscription] = []
         self._due_s = 0.0
         self._asked_s = NEVER
+        self._known_us = 0  # when the request for the last list was sent
+        self._sent_us = 0
 
     def follow(self, subscription: Subscription) -> None:
         """Keep `subscription` as its quote currency is listed, until it is closed."""
         with self._lock:
             if not self._followed:
                 self._due_s = self._clock.monotonic() + EVERY_S
+                self._known_us = self._venue.now_us() - _MARGIN_US
             self._followed.append(subscription)
 
     def note_condition(self, ticker: Ticker) -> None:
@@ -90,7 +95,8 @@ class ListFollower:
                 return None
             is_due, self._due_s = now >= self._due_s, now + EVERY_S if now >= self._due_s else self._due_s
             due_s = self._due_s
-            self._asked_s = now if is_due else self._asked_s
+            if is_due:
+                self._asked_s, self._sent_us = now, self._venue.now_us() - _MARGIN_US
         if is_due:
             try:
                 self._scheduler.submit("market", Priority.LOW, markets_ask, self._took)
@@ -108,6 +114,7 @@ class ListFollower:
             followed = [one for one in self._followed if not one.is_closed]
             held = {market for one in followed for market in one.markets}
             gone = held.difference(codes) if is_confirmed else set()
+            since_us, self._known_us = self._known_us, self._sent_us
             if not is_confirmed:
                 self._due_s = self._clock.monotonic() + AGAIN_S
         new: dict[str, None] = {}
@@ -117,7 +124,7 @@ class ListFollower:
             joined = [code for code in members if code not in kept]
             new.update(dict.fromkeys(joined))
             if joined or len(kept) < len(one.markets):
-                self._change(one, kept + joined)
+                self._change(one, kept + joined, since_us)
         for kind, markets in (("listed", new), ("delisted", sorted(gone))):
             for market in markets:
                 self._confirmer.record(LiveEvent(kind, self._venue.now_us(), market, detail=f"{market} was {kind}"))

@@ -10,6 +10,7 @@ Not shared between threads: the server's loop owns it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -91,16 +92,23 @@ class Feed:
         for code, channels in wanted.items():
             if self._due.get(code, 0) > until_us:
                 continue
-            try:
-                market = self._venue.market(code, until_us)
-            except UnknownMarketError:  # delisted meanwhile: nothing more is said of it
+            market = self._listed(code, after_us, until_us)
+            if market is None:  # delisted: nothing more is said of it
                 self._due[code] = 1 << 62
                 continue
-            self._market_events(market, code, channels, after_us, until_us, found, tickers)
+            last_us = until_us if market.delisted_us is None else min(until_us, market.delisted_us - 1)
+            self._market_events(market, code, channels, after_us, last_us, found, tickers)
         if tickers:
             found += self._ticker_events(tickers, until_us)
         found.sort(key=lambda event: event.time_us)
         return found
+
+    def _listed(self, code: str, after_us: int, until_us: int) -> Market | None:
+        """The market if it was listed at any time between the two."""
+        for at_us in (until_us, after_us):
+            with contextlib.suppress(UnknownMarketError):
+                return self._venue.market(code, at_us)
+        return None
 
     def _market_events(
         self,

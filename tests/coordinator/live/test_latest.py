@@ -56,6 +56,23 @@ def test_latest_same_row_again_is_younger_but_no_news(latest: LatestRows) -> Non
     assert changes.arrived == 0
 
 
+def test_latest_trade_that_came_twice_is_delivered_once(latest: LatestRows) -> None:
+    """A subscription that changes brings the last trade as a snapshot; the trade itself may follow, or an older one."""
+    slot = latest.slot("trade", "KRW-BTC")
+    latest.want([slot])
+    records = latest.queue([slot], 10)
+    latest.take(trade(1), 1.0)
+    latest.take(trade(3), 2.0, True)
+    latest.take(trade(2), 3.0)
+    latest.take(trade(3), 4.0)
+    latest.offer("trade", [trade(3), trade(4)], 5.0)
+    assert [records.get(0) for _ in range(5)] == [trade(1), trade(3), trade(2), trade(4), None]
+    assert slot.count == 4
+    for number in range(5, 300):
+        latest.take(trade(number), float(number))
+    assert len(slot.delivered) == 100
+
+
 def test_latest_candle_told_late_is_not_shown_but_remembered(latest: LatestRows) -> None:
     """A state of the former candle after its successor's goes to the history, not to the table."""
     slot = latest.slot("candle.1m", "KRW-BTC")

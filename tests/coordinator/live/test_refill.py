@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from backbone.coordinator.live.members import EVERY_S
 from backbone.coordinator.live.subscription import Subscription
 from backbone.errors import UnreachableError
-from backbone.model import Span, Trade
+from backbone.model import MarketInfo, Span, Trade
 from tests.coordinator.live_doubles import START_US, Rig, reply, trade
 
 
@@ -108,3 +109,54 @@ def test_gap_says_that_tickers_and_books_cannot_be_had_back(rig: Rig) -> None:
     rig.stream.connect(gap=Span(START_US, START_US + 10_000_000))
     (gap,) = [event for event in subscription.events() if event.kind == "gap"]
     assert gap.detail == "the tickers and order books of that time cannot be had back"
+
+
+def joined(rig: Rig, *listed: str) -> None:
+    """Have the market list say so, a minute on."""
+    rig.scheduler.advance(EVERY_S + 0.2)
+    ((ask, queued),) = [one for one in rig.scheduler.asks() if one[0].group == "market"]
+    queued.done(ask, reply(tuple(MarketInfo(code, "", code, False) for code in listed), rig.clock))
+
+
+def test_trades_of_a_market_that_joins_are_had_since_its_listing(rig: Rig) -> None:
+    """What it traded before the stream sent it is fetched once the stream does, and comes first, each once."""
+    subscription = rig.feed.open(["trade"], ["KRW-BTC"], "KRW")
+    records = subscription.queue(100)
+    rig.stream.connect(trade(1))
+    joined(rig, "KRW-BTC", "KRW-NEW")
+    rig.scheduler.advance(5)
+    assert "/trades/ticks" not in [ask.path for ask, _ in rig.scheduler.asks()]  # nothing came: nobody traded
+    rig.stream.sink(trade(64, "KRW-NEW"), rig.clock.monotonic(), True)
+    rig.stream.say(trade(65, "KRW-NEW"))
+    assert numbers(records) == [1]
+    rig.scheduler.advance(1.2)
+    answer(rig, (trade(64, "KRW-NEW"), trade(63, "KRW-NEW"), trade(62, "KRW-NEW")), ())
+    assert numbers(records) == [62, 63, 64, 65]
+    rig.stream.say(trade(66, "KRW-NEW"))
+    assert numbers(records) == [66]
+    assert [event.kind for event in subscription.events()] == ["listed"]
+
+
+def test_market_that_joins_and_leaves_again_is_not_waited_for(rig: Rig) -> None:
+    """Nothing is fetched for a market that nobody wants any more."""
+    subscription = rig.feed.open(["trade"], ["KRW-BTC"], "KRW")
+    rig.stream.connect(trade(1))
+    joined(rig, "KRW-BTC", "KRW-NEW")
+    subscription.close()
+    rig.scheduler.advance(5)
+    assert rig.scheduler.asks() == []
+
+
+def test_market_that_joins_while_the_connection_is_lost_is_fetched_on_return(rig: Rig) -> None:
+    """The return fetches what happened since the listing, once."""
+    subscription = rig.feed.open(["trade"], ["KRW-BTC"], "KRW")
+    records = subscription.queue(100)
+    rig.stream.connect(trade(1))
+    joined(rig, "KRW-BTC", "KRW-NEW")
+    rig.stream.enter("backing-off")
+    now_us = START_US + int(rig.clock.monotonic() * 1e6)
+    rig.stream.connect(trade(1), trade(64, "KRW-NEW"), gap=Span(now_us, now_us + 1))
+    rig.scheduler.advance(1.2)
+    asked = [(dict(ask.query)["market"], queued) for ask, queued in rig.scheduler.asks()]
+    assert sorted(market for market, _ in asked) == ["KRW-BTC", "KRW-NEW"]
+    assert numbers(records) == [1]

@@ -155,3 +155,20 @@ def test_replayed_record_streams_too(tmp_path: Any) -> None:
     assert {e.channel for e in events} == {MINUTE, TICKER, BOOK}
     assert closes[-1] == 105.0
     assert TIMEFRAMES["1m"].step_us == MINUTE_US
+
+
+def test_market_that_is_delisted_within_a_jump_is_published_until_then() -> None:
+    """However far the clock jumps: its trades up to the delisting, none after, and then nothing for ever."""
+    exchange = Exchange(7, markets=["KRW-BTC", "KRW-ETH"])
+    start, gone = NOW_US, NOW_US + 30_000_000
+    exchange.delist("KRW-ETH", gone)
+    wanted = {code: frozenset({TRADE}) for code in ("KRW-BTC", "KRW-ETH")}
+    feed = Feed(exchange)
+    events = [event for event in feed.events(wanted, start, start + 60_000_000) if event.code == "KRW-ETH"]
+    in_steps = [
+        e for e in _collect(Feed(exchange), wanted, start, start + 60_000_000, 1_000_000) if e.code == "KRW-ETH"
+    ]
+    assert events
+    assert _keys(events) == _keys(in_steps)
+    assert max(event.time_us for event in events) < gone
+    assert {event.code for event in feed.events(wanted, start + 60_000_000, start + 90_000_000)} == {"KRW-BTC"}
