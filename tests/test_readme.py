@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,27 @@ def test_korean_breakout_is_eight_lines_that_run(
         monkeypatch.setattr(Backbone, "demo", lambda **_: client)
         exec(compile(block, KOREAN.name, "exec"), {})
     assert re.fullmatch(r"수익률 [+-]\d+\.\d%, MDD \d+\.\d%\n", capsys.readouterr().out)
+
+
+@pytest.mark.filterwarnings("ignore::backbone.errors.UnfinishedWarning")  # the last block leaves a job to its bar
+@pytest.mark.parametrize("path", [ENGLISH, KOREAN], ids=lambda path: path.name)
+def test_code_runs_from_top_to_bottom(
+    path: Path, shared_venue: SimulatorServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader copies each block into the next cell: nothing in it is missing or closed. Long ranges are a day here."""
+    monkeypatch.setenv("BACKBONE_REST_URL", shared_venue.rest_url)
+    monkeypatch.setenv("BACKBONE_WS_URL", shared_venue.ws_url)
+    monkeypatch.setenv("BACKBONE_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(Backbone, "demo", lambda **_: Backbone())
+    cells: dict[str, Any] = {}
+    for language, block in blocks(path):
+        if language == "python":
+            before = cells.get("client")
+            short = re.sub(r'"20\d\d-03", "20\d\d-04"|"20\d\d"', '"1d"', block)
+            exec(compile(short, path.name, "exec"), cells)
+            if before is not None and before is not cells["client"]:
+                before.close()
+    cells["client"].close()
 
 
 def test_first_cell_prints_what_the_readme_shows(shared_venue: SimulatorServer) -> None:
