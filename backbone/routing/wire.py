@@ -296,6 +296,8 @@ def _read_candles(body: bytes, market: str, timeframe: Timeframe, to_us: int | N
     _check_prices(columns)
     opens = times[::-1].copy()
     stamps = np.array([row.timestamp for row in reversed(rows)], dtype=np.int64) * 1000
+    if to_us is None and opens[-1] > stamps[-1]:  # where no bound was asked for, this is what a row of the future shows
+        raise InvalidRow("the newest row opens after its last trade")
     arrays = [pa.array(opens.view("datetime64[us]"), type=CANDLE_SCHEMA.field("time").type)]
     arrays += [pa.array(columns[i]) for i in range(len(CANDLE_COLUMNS))]
     table = pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)

@@ -233,9 +233,18 @@ def test_candle_page_that_is_no_page_is_a_payload_error(data: bytes) -> None:
 )
 def test_candle_page_calendar_opens_are_checked_in_utc(name: str, good: str, bad: str) -> None:
     """A week opens on Monday, a month on the 1st, a day at midnight UTC; Korean labels do not pass."""
-    assert candle_page(body(row(good)), None, timeframe=TIMEFRAMES[name]).rows == 1
+    later = 1_790_000_000_000
+    assert candle_page(body(row(good, timestamp=later)), None, timeframe=TIMEFRAMES[name]).rows == 1
     with pytest.raises(PayloadError):
-        candle_page(body(row(bad)), None, timeframe=TIMEFRAMES[name])
+        candle_page(body(row(bad, timestamp=later)), None, timeframe=TIMEFRAMES[name])
+
+
+def test_candle_page_without_a_bound_has_no_row_of_the_future() -> None:
+    """Where the newest were asked for, a row that opens after its own last trade is none."""
+    early = 1582197539999  # before its minute
+    assert candle_page(body(row(timestamp=early))).rows == 1
+    with pytest.raises(PayloadError, match="after its last trade"):
+        candle_page(body(row(timestamp=early)), None)
 
 
 digits = st.from_regex(r"(0|[1-9][0-9]{0,18})", fullmatch=True)
