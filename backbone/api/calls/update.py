@@ -22,12 +22,13 @@ from backbone.coordinator.candles.jobs import CandleJob
 from backbone.coordinator.candles.pending import Progress
 from backbone.errors import BackboneError, ClosedError, IncompleteError, InputError
 from backbone.model import Priority, Span
-from backbone.storage.coverage import EVER
+from backbone.storage.coverage import EVER, SpanSet
 from backbone.timeframe import Timeframe, parse_timeframe
 
 __all__ = ["UpdateJob", "update"]
 
 _STAMP = pa.timestamp("us", tz="UTC")
+_RECENT = 2000  # slots before the newest in which a hole is what a failed update left
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class _Series:
 
     market: str
     timeframe: Timeframe
+    begin_us: int
+    held: int  # candles from there on
     end_us: int
     known: int
     job: CandleJob
@@ -128,7 +131,7 @@ class UpdateJob:
         core = self._session.coordinator()
         store = core.store
         end_us = max(one.end_us, one.job.progress.reached_us)
-        added = store.read(one.market, one.timeframe, Span(one.end_us, end_us)).table.num_rows
+        added = store.read(one.market, one.timeframe, Span(one.begin_us, end_us)).table.num_rows - one.held
         state, detail = one.job.state, ""
         if state != "done":
             try:
@@ -201,14 +204,22 @@ def update(
 
 
 def _begin(session: Session, market: str, timeframe: Timeframe, priority: Priority) -> _Series | None:
-    """The job of one series, from its newest covered slot on; None where it covers nothing."""
+    """The job of one series, from its newest covered slot on; None where it covers nothing.
+
+    A hole shortly before that is what an update left that failed between two pages: it begins there.
+    """
     core = session.coordinator()
     if core.is_closed:
         raise ClosedError("the client is closed; make a new one")
-    bounds = core.store.footer_coverage(market, timeframe, EVER).bounds
+    covered = core.store.footer_coverage(market, timeframe, EVER)
+    bounds = covered.bounds
     if bounds is None:
         return None
     known = core.store.revisions(market, timeframe).num_rows
-    start_us = timeframe.floor(max(0, bounds.end - 1))  # its newest slot again: what was provisional is asked once more
-    job = core.jobs.start([market], timeframe, start_us, None, priority)
-    return _Series(market, timeframe, bounds.end, known, job)
+    newest_us = timeframe.floor(max(0, bounds.end - 1))  # asked again: what was provisional is asked once more
+    recent = SpanSet([Span(max(bounds.start, timeframe.next(newest_us, -_RECENT)), bounds.end)])
+    holes = [hole for hole in recent - covered if hole.start > recent.spans[0].start]
+    begin_us = min((hole.start for hole in holes), default=newest_us)
+    held = core.store.read(market, timeframe, Span(begin_us, bounds.end)).table.num_rows
+    job = core.jobs.start([market], timeframe, begin_us, None, priority)
+    return _Series(market, timeframe, begin_us, held, bounds.end, known, job)

@@ -81,3 +81,16 @@ def test_update_of_what_is_not_stored_is_refused(filled: Backbone) -> None:
             client.store.update("KRW-XRP")
         with pytest.raises(InputError, match="critical"):
             client.store.update(priority="critical")
+
+
+def test_update_fills_the_hole_that_a_failed_one_left(filled: Backbone, own_venue: SimulatorServer) -> None:
+    """A page that failed while later ones arrived is asked again; what lies far back is somebody's own choice."""
+    with filled as client:
+        client.candles("KRW-BTC", "1m", "2025-08-20T00:00Z", "2025-08-20T01:00Z")
+        client.candles("KRW-BTC", "1m", "2025-08-21T20:00Z", "2025-08-21T21:00Z")
+        found = client.store.update("KRW-BTC", "1m").result()
+        whole = client.candles("KRW-BTC", "1m", "2025-08-21T21:00Z", "2025-08-22T09:00Z", offline=True)
+        assert len(whole) == 12 * 60 - 1, "the last minute is not closed"
+        assert found["added"].tolist() == [len(whole) - 200]  # the page that ends at 08:00 was held
+        plan = client.explain("KRW-BTC", "1m", "2025-08-20T01:00Z", "2025-08-21T17:00Z")
+        assert plan.pages > 10, "that was not asked"
