@@ -26,6 +26,7 @@ KINDS: Mapping[str, str] = {
     "418": "blocked: seconds=5, the whole address",
     "500": "server error, JSON body",
     "502-html": "gateway error, HTML body",
+    "portal": "a page of the network that asks to sign in, as an answer",
     "reset": "connection reset before any answer",
     "cut": "body cut in the middle, Content-Length says more: at=0.5",
     "stall": "silence: seconds=30, then the connection closes",

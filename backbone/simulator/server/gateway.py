@@ -198,6 +198,9 @@ class Gateway:
             if fault.kind == "gate":
                 page = b"<html><body><h1>Request-URI Too Long</h1></body></html>"
                 return self._respond(request, int(fault.number("status", 414)), page, None, content_type="text/html")
+            if fault.kind == "portal":
+                page = b"<html><head><title>Welcome</title></head><body>Please sign in to this network</body></html>"
+                return self._respond(request, 200, page, None, content_type="text/html")
             if fault.kind == "502-html":
                 page = b"<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>"
                 return self._respond(request, 502, page, None, content_type="text/html")
