@@ -43,6 +43,9 @@ __all__ = ["LiveTable", "LiveUpdate", "TableEvent", "start_live", "start_records
 
 _FIRST_S = 3.0
 _SETTLED_S = 0.3
+_NEWS = ("listed", "delisted", "state")
+_NEWS_US = 600_000_000
+"""How long the table says that a market joined, left, or is in another condition."""
 NAN = float("nan")
 Record = Ticker | Trade | OrderBook | LiveCandle
 
@@ -414,9 +417,8 @@ class LiveTable:
             )
             for held in self._subscription.rows(self._subscription.kinds[0])
         ]
-        gaps = sum(event.kind == "gap" for event in self._subscription.events())
-        note = f"{self.received:,} updates" + (f" · {gaps} gaps" if gaps else "")
-        return TableView(rows, self.state, note)
+        notes = [f"{self.received:,} updates", *_notes(self._subscription.events(), self._core.venue.now_us())]
+        return TableView(rows, self.state, " · ".join(notes))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **more: Any) -> Any:
         return self.view()._repr_mimebundle_(include, exclude, **more)
@@ -481,6 +483,13 @@ def _candles(
     columns["source"] = pa.array(list(sources), pa.string())
     columns["age"] = pa.array(list(ages), pa.float64())
     return pa.table(columns)
+
+
+def _notes(events: Sequence[LiveEvent], now_us: int) -> list[str]:
+    """How many gaps there were, and the newest two of what happened to markets of late."""
+    gaps = sum(event.kind == "gap" for event in events)
+    news = [event.detail for event in events if event.kind in _NEWS and event.at_us >= now_us - _NEWS_US]
+    return [*([f"{gaps} gaps"] if gaps else []), *news[:-3:-1]]
 
 
 def _event(event: LiveEvent, zone: str) -> TableEvent:
