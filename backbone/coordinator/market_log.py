@@ -251,7 +251,7 @@ class MarketLog:
         """When it was first in a list after one without it; None where the first list of all has it."""
         index = self._read()
         seen = index.seen(market, _LISTED)
-        return None if seen is None or seen <= index.lists[0] else seen
+        return None if seen is None or (market in index.first and seen == index.lists[0]) else seen
 
     def _read(self) -> _Index:
         events = self._log.read()
@@ -291,6 +291,7 @@ class _Index:
         for market in {event.market for event in more}:
             known = self.by_market.get(market, {})
             self.by_market[market] = {field: (list(times), list(kept)) for field, (times, kept) in known.items()}
+        self.first = _first_list(more) if before is None else before.first
         for event in more:
             if event.market != _LISTS:
                 self._add(event)
@@ -362,6 +363,18 @@ class _Index:
             if times and times[0] > time_us and events[0].kind == _LISTED:
                 later[market] = self._info(market, fields, events[0], times[0])
         return later
+
+
+def _first_list(events: Sequence[Event]) -> frozenset[str]:
+    """The markets of the first list of all: what was listed before the second one came, be it within the same second."""
+    lists, found = 0, set()
+    for event in events:
+        lists += event.market == _LISTS and event.kind == "list"
+        if lists > 1:
+            break
+        if event.kind == _LISTED:
+            found.add(event.market)
+    return frozenset(found)
 
 
 def _newest(fields: _Fields, field: str, time_us: int) -> Event | None:

@@ -16,7 +16,7 @@ from backbone.model import MarketInfo
 from backbone.storage.events import Event
 from backbone.testing import ManualClock
 from backbone.timeframe import DAY_US
-from tests.benchmarks.markets import measure
+from tests.benchmarks.market_log import measure
 from tests.coordinator.live_doubles import ticker
 
 DAY_0 = 1_755_820_800_000_000

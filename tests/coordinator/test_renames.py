@@ -144,6 +144,19 @@ def test_code_that_is_new_when_another_went_is_compared_in_the_background(world:
     assert world.log.events("KRW-A")[-1] == events[0]
 
 
+def test_code_that_came_within_the_second_of_the_first_list_is_new_too(tmp_path: Path) -> None:
+    """The order of the lists counts, not their times alone."""
+    world = World(tmp_path)
+    world.keep("KRW-A", days(60))
+    world.venue = {"KRW-C": days(60)}
+    world.list("KRW-A", "KRW-B")
+    world.clock.advance(-86_400)
+    world.list("KRW-B", "KRW-C")
+    found = world.renames.find("KRW-A", Priority.HIGH)
+    assert found is not None
+    assert found.new == "KRW-C"
+
+
 def test_what_was_told_apart_is_not_asked_again(world: World) -> None:
     """A difference is remembered beside the candles, and shown to nobody; no name is found."""
     world.list("KRW-B", "KRW-D")
