@@ -366,8 +366,8 @@ class _Index:
 
 
 def _first_list(events: Sequence[Event]) -> frozenset[str]:
-    """The markets of the first list of all: what was listed before the second one came, be it within the same second."""
-    lists, found = 0, set()
+    """The markets of the first list of all: those listed before the second one came, be it within the same second."""
+    lists, found = 0, set[str]()
     for event in events:
         lists += event.market == _LISTS and event.kind == "list"
         if lists > 1:
