@@ -291,7 +291,7 @@ class _Index:
         for market in {event.market for event in more}:
             known = self.by_market.get(market, {})
             self.by_market[market] = {field: (list(times), list(kept)) for field, (times, kept) in known.items()}
-        self.first = _first_list(more) if before is None else before.first
+        self.first: frozenset[str] = _first_list(more) if before is None else before.first
         for event in more:
             if event.market != _LISTS:
                 self._add(event)
