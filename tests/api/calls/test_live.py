@@ -18,6 +18,7 @@ from backbone.api import frames as shaping
 from backbone.api.calls.live import LiveUpdate
 from backbone.api.frames import attrs_of
 from backbone.clock import SystemClock
+from backbone.coordinator.live.reconcile import LiveEvent
 from backbone.errors import ClosedError, InputError, StreamClosedError
 from backbone.model import LiveCandle, OrderBook, Ticker, Trade
 from backbone.routing import stream as stream_module
@@ -722,6 +723,22 @@ def test_live_table_shows_prices_with_their_markets_digits(client: Backbone) -> 
         (row,) = table.snapshot().rows
         assert row.tick == 1000.0
         assert row.name
+
+
+def test_live_tables_line_says_what_happened_to_markets_of_late(trader: Backbone, moving: SimulatorServer) -> None:
+    """The newest two of ten minutes, the newest first."""
+    with trader.live("KRW") as table:
+        core = trader.session.coordinator()
+        now_us = core.venue.now_us()
+        for kind, market, age_us in (
+            ("listed", "KRW-A", 601_000_000),
+            ("listed", "KRW-B", 3),
+            ("delisted", "KRW-C", 2),
+        ):
+            core.feed.confirmer.record(LiveEvent(kind, now_us - age_us, market, detail=f"{market} was {kind}"))
+        assert table.snapshot().note.endswith(" updates · KRW-C was delisted · KRW-B was listed")
+        core.feed.confirmer.record(LiveEvent("state", now_us, "KRW-XRP", detail="KRW-XRP is DELISTED"))
+        assert table.snapshot().note.endswith(" updates · KRW-XRP is DELISTED · KRW-C was delisted")
 
 
 def test_live_status_names_the_stream(client: Backbone) -> None:
