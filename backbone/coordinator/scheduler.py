@@ -92,8 +92,13 @@ class _Workers:
 
     def start_locked(self, name: str, loop: Callable[[], None]) -> None:
         thread = threading.Thread(target=loop, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self.threads:
+                raise
+            return  # the interpreter is ending: what runs does the work, and `join` what is left
         self.threads.append(thread)
-        thread.start()
 
     def add_locked(self, ticket: Ticket | None, job: Callable[[], None]) -> None:
         self._jobs.append((ticket, job))
@@ -129,11 +134,14 @@ class _Workers:
             with self._lock:
                 threads = self.threads[joined:]
             if not threads:
-                return
+                break
             for thread in threads:
                 if thread is not threading.current_thread():
                     thread.join()
             joined += len(threads)
+        with self._lock:
+            self.end_locked()
+        self._loop()  # what is left where no thread could be started
 
 
 class Scheduler:

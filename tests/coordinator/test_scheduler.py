@@ -785,6 +785,24 @@ def test_cancelled_tickets_do_not_pile_up_behind_a_stopped_head(bench):
     assert bench.scheduler.depths()["candles"]["low"] == 1
 
 
+def test_close_at_the_interpreters_end_ends_every_ticket(bench, monkeypatch):
+    """No thread can be started any more: those that run do the work, or else the one that closes."""
+    bench.limiter.permits = 0
+    tickets = [f"t{n}" for n in range(5)]
+    for name in tickets:
+        bench.submit(name, LOW)
+    wait_for(lambda: sum(bench.scheduler.depths().get("candles", {}).values()) == 5)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    bench.scheduler.close()
+    monkeypatch.undo()
+    for name in tickets:
+        assert isinstance(bench.outcome(name), ClosedError)
+
+
 def test_failing_request_in_flight_at_close_is_not_retried(bench):
     """After `close` a failure is final."""
     bench.venue.gate.clear()
