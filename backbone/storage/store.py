@@ -218,14 +218,18 @@ class CandleStore:
                 return found
 
     def _read(self, series: Series, span: Span) -> Stored:
-        pages = self._pages(series, span)
+        waiting = self._pages(series, EVER)
+        pages = [page for page in waiting if page.proof.touches(span)]
+        if pages and pages[-1].proof.contains(span):  # its word is the last, and no file has to be merged with it
+            page = pages[-1].clip(span)
+            return Stored(page.table, SpanSet([span]), {"memory": page.table.num_rows, "disk": 0}, page.provisional)
         quiet = self._periods.quiet(series)
         tables: list[pa.Table] = []
         tiers = {"memory": 0, "disk": 0}
         periods = sorted({*self._periods.with_file(series, span), *row_periods(series, pages, span)})
         parts = [quiet.without(SpanSet(periods))]
         for period in periods:
-            held, tier = self._periods.current(series, period, pages, quiet)
+            held, tier = self._periods.current(series, period, waiting, quiet)
             parts.append(held.partition.coverage)
             table = _rows_in(held.partition, span)
             if table.num_rows:

@@ -500,12 +500,13 @@ class CandleFetcher:
         with series.keeping:
             if not is_compared:
                 beside = pending.joins.held if pending.generation == generation else table.slice(0, 0)
-                overlap = self.units.compare(series.market, timeframe, table, beside)
+                around = self.units.around(series.market, timeframe, table, proof)
+                overlap = self.units.compare(series.market, timeframe, table, beside, around)
                 if overlap.factor is not None:
                     raise OtherUnitError(overlap, table)
                 if reply.rows >= page.count and reply.oldest_us is not None:
                     proof = pending.joins.shown(timeframe, page.claim, proof, reply.oldest_us)
-                proof, above = self.units.leaps(series.market, timeframe, table, proof)
+                proof, above = self.units.leaps(series.market, timeframe, table, proof, around)
                 table = rows_inside(table, proof)
             beyond = self._unheld(series, page, proof, table)
             error = self._keep(series, table, proof, generation, claim=page.claim)

@@ -83,10 +83,7 @@ class SeriesPlan:
 
     def claimable(self, pending: Pending, others: SpanSet = _NOTHING) -> SpanSet:
         """What `pending` misses and is not being asked for at this moment, here or by `others`."""
-        free = pending.missing - others
-        for page, _ in self._claims:
-            free = free - SpanSet([page.claim])
-        return free
+        return pending.missing - others - SpanSet(page.claim for page, _ in self._claims)
 
     def pages_left(self, pending: Pending, others: SpanSet = _NOTHING) -> int:
         """How many more pages `pending` should take, going by the density seen so far (pages in flight not counted)."""

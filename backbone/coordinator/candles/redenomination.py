@@ -37,6 +37,7 @@ __all__ = ["OtherUnitError", "OutdatedError", "Redenominations"]
 
 HOW = "overlap of pages"
 _MOST_BESIDE = 100  # rows of a page that overlap what is held, at most
+_FEW = 4  # covered parts that are read one by one
 
 
 class OutdatedError(BackboneError):
@@ -103,13 +104,28 @@ class Redenominations:
 
     # -- what a page has in common with the store ----------------------------------------------------------------
 
-    def compare(self, market: str, timeframe: Timeframe, table: pa.Table, beside: pa.Table) -> Comparison:
-        """The candles of a page against those that are held of them, `beside` included; settled ones, if there are."""
+    def around(self, market: str, timeframe: Timeframe, table: pa.Table, proof: SpanSet) -> SpanSet:
+        """What is covered of a page and of as many slots on both sides: asked once for `compare` and `leaps`."""
+        bounds, times = proof.bounds, times_of(table)
+        if bounds is None or not len(times):
+            return SpanSet()
+        start = timeframe.ceil(min(bounds.start, int(times[0])))
+        end = timeframe.ceil(max(bounds.end, int(times[-1]) + 1))
+        return self._store.coverage(market, timeframe, Span(timeframe.next(start, -PAGE), timeframe.next(end, PAGE)))
+
+    def compare(
+        self, market: str, timeframe: Timeframe, table: pa.Table, beside: pa.Table, covered: SpanSet | None = None
+    ) -> Comparison:
+        """The candles of a page against those that are held of them, `beside` included; settled ones, if there are.
+
+        `covered` is what of them is, where that is known.
+        """
         times = times_of(table)
         if not len(times):
             return Comparison(0, 0)
         span = Span(int(times[0]), int(times[-1]) + 1)
-        held = self._store.read(market, timeframe, span).table
+        covered = self._store.coverage(market, timeframe, span) if covered is None else covered.clip(span)
+        held = self._held(market, timeframe, span, covered)
         if beside.num_rows:
             held = _joined(held, rows_inside(beside, [span]))
         settled = held.slice(0, int(np.searchsorted(times_of(held), self.settled_us(timeframe))))
@@ -117,10 +133,10 @@ class Redenominations:
         return found if found.common else compare_units(held, table)
 
     def leaps(
-        self, market: str, timeframe: Timeframe, table: pa.Table, proof: SpanSet
+        self, market: str, timeframe: Timeframe, table: pa.Table, proof: SpanSet, covered: SpanSet
     ) -> tuple[SpanSet, dict[int, Join]]:
         """`proof` without the candles at its ends whose held neighbour, which the page does not show, has a price far
-        off; and the neighbours behind it that the next page has to show."""
+        off; and the neighbours behind it that the next page has to show. `covered` is what is around it (`around`)."""
         above: dict[int, Join] = {}
         for span in proof:
             rows = rows_inside(table, [span])
@@ -128,15 +144,23 @@ class Redenominations:
                 continue
             times = times_of(rows)
             near = Span(timeframe.next(timeframe.ceil(span.start), -PAGE), span.start)
-            before = self._store.read(market, timeframe, near)
-            if before.covered.holds(span.start - 1) and _is_leap(before.table, rows):
+            before = self._held(market, timeframe, near, _part_with(covered.clip(near), span.start - 1))
+            if _is_leap(before, rows):
                 proof = proof - SpanSet([Span(span.start, timeframe.next(int(times[0])))])
             near = Span(span.end, timeframe.next(timeframe.ceil(span.end), PAGE))
-            after = self._store.read(market, timeframe, near)
-            if after.covered.holds(span.end) and _is_leap(rows, after.table):
+            after = self._held(market, timeframe, near, _part_with(covered.clip(near), span.end))
+            if _is_leap(rows, after):
                 proof = proof - SpanSet([Span(int(times[-1]), span.end)])
-                above[span.end] = Join(int(times_of(after.table)[0]), 1)
+                above[span.end] = Join(int(times_of(after)[0]), 1)
         return proof, above
+
+    def _held(self, market: str, timeframe: Timeframe, span: Span, covered: SpanSet) -> pa.Table:
+        """The held candles of what is `covered` of `span`.
+
+        Only that is read: what is held around a page is mostly pages in memory, and of one of those no file is merged.
+        """
+        parts = list(covered) if len(covered) <= _FEW else [span]
+        return pa.concat_tables([empty_candles(), *(self._store.read(market, timeframe, part).table for part in parts)])
 
     # -- a wider sample ------------------------------------------------------------------------------------------
 
@@ -255,6 +279,10 @@ def _joined(first: pa.Table, second: pa.Table) -> pa.Table:
     """The rows of both; where both have one, the first one's."""
     new = second.filter(pa.array(~np.isin(times_of(second), times_of(first))))
     return pa.concat_tables([first, new]).sort_by("time").combine_chunks() if new.num_rows else first
+
+
+def _part_with(covered: SpanSet, time_us: int) -> SpanSet:
+    return SpanSet(part for part in covered if part.start <= time_us < part.end)
 
 
 def _is_leap(before: pa.Table, after: pa.Table) -> bool:

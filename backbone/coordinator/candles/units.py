@@ -40,12 +40,15 @@ class Comparison:
 def compare_units(held: pa.Table, received: pa.Table) -> Comparison:
     """Compare the candles that both tables have."""
     both, left, right = np.intersect1d(times_of(held), times_of(received), assume_unique=True, return_indices=True)
+    if not len(both):
+        return Comparison(0, 0)
     names = (*_PRICES, "volume", "value")
     old = {name: held.column(name).to_numpy()[left] for name in names}
     new = {name: received.column(name).to_numpy()[right] for name in names}
     differs = np.zeros(len(both), bool)
     for name in names:
-        differs |= ~np.isclose(old[name], new[name], rtol=_EXACT, atol=0, equal_nan=True)
+        if not np.array_equal(old[name], new[name]):
+            differs |= ~np.isclose(old[name], new[name], rtol=_EXACT, atol=0, equal_nan=True)
     if not differs.any():
         return Comparison(len(both), 0)
     old, new = ({name: column[differs] for name, column in side.items()} for side in (old, new))
