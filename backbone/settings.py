@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from backbone.errors import InputError
 from backbone.venues import VENUES, ArchiveHosts, Venue, parse_exchange
 
-__all__ = ["FRAMES", "Settings", "from_environment", "parse_place", "resolve"]
+__all__ = ["FRAMES", "Settings", "from_environment", "parse_place", "parse_zone", "resolve"]
 
 ARCHIVE_WORD = "accept-terms"
 
@@ -189,7 +189,7 @@ def resolve(
         data_dir=parse_place(env.get("BACKBONE_DATA_DIR") or _default_folder() if data_dir is None else data_dir),
         rest_url=rest,
         ws_url=_url("ws_url", ws, ("ws", "wss")),
-        tz=_zone(tz or env.get("BACKBONE_TZ") or "Asia/Seoul"),
+        tz=parse_zone(tz or env.get("BACKBONE_TZ") or "Asia/Seoul"),
         frames=frames,
         quota=_quota(quota or env.get("BACKBONE_QUOTA") or None),
         archive=_archive(archive or env.get("BACKBONE_ARCHIVE") or None, archive_url, venue, rest, env),
@@ -277,7 +277,7 @@ def _socket_beside(rest_url: str) -> str:
     return f"{'wss' if parts.scheme == 'https' else 'ws'}://{parts.netloc}{parts.path}/websocket/v1"
 
 
-def _zone(name: str) -> str:
+def parse_zone(name: str) -> str:
     from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
     try:

@@ -97,6 +97,25 @@ def _year_polars(folder: str) -> int:
     return lazy.filter(pl.col("time").dt.year() == 2018).collect().to_pandas().shape[0]
 
 
+def _newest_day(folder: str) -> int:
+    from backbone import Backbone
+
+    with Backbone(data_dir=folder) as client:
+        markets = sorted({market for market, _ in client.session.coordinator().store.series()})[:-1]  # whole ones
+        day = client.candles(markets, "1m", "2024-01-01T00:00Z", "2024-01-02T00:00Z", offline=True, frames="polars")
+        return day.height
+
+
+def _newest_day_polars(folder: str) -> int:
+    import datetime as dt
+
+    import polars as pl
+
+    lazy = pl.scan_parquet(f"{folder}/candles/**/period=month-2024-01/*.parquet", hive_partitioning=True)
+    day = dt.datetime(2024, 1, 1, tzinfo=dt.UTC), dt.datetime(2024, 1, 2, tzinfo=dt.UTC)
+    return lazy.filter((pl.col("time") >= day[0]) & (pl.col("time") < day[1])).collect().height
+
+
 def _daily(lazy: object) -> int:
     import polars as pl
 
@@ -135,6 +154,8 @@ MEASURED: dict[str, Callable[[str], int]] = {
     "open and explain": _open,
     "read of a year": _year,
     "read of a year, bare Polars": _year_polars,
+    "a day of every market": _newest_day,
+    "a day of every market, bare Polars": _newest_day_polars,
     "daily over all, scan": _scan,
     "daily over all, bare Polars": _scan_polars,
     "verify": _verify,
@@ -178,7 +199,7 @@ def run(folder: Path, rows: int) -> None:
     print(f"{len(files)} files, {size / 1e9:.2f} GB, {size / max(1, rows):.1f} bytes a row")
     for name in MEASURED:
         took, peak_mb, result = measure(folder, name)
-        print(f"{name:30} {took:8.2f} s   peak {peak_mb:7.0f} MB   result {result}")
+        print(f"{name:34} {took:8.2f} s   peak {peak_mb:7.0f} MB   result {result}")
 
 
 def archive() -> None:

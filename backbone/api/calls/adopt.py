@@ -8,6 +8,7 @@ its own slots only, and is marked as adopted until the venue confirms it; betwee
 
 from __future__ import annotations
 
+import codecs
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from backbone.api.arguments import parse_market
 from backbone.candle_table import compare, rows_inside, times_of
 from backbone.errors import InputError, StoreError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Priority, Span
+from backbone.settings import parse_zone
 from backbone.storage.continuity import runs
 from backbone.storage.coverage import SpanSet
 from backbone.timeframe import HOUR_US, TIMEFRAMES, Timeframe, parse_timeframe, periods_in
@@ -84,7 +86,7 @@ def adopt(session: Session, source: Any, market: str, timeframe: str, *, tz: str
     code, tf = parse_market(market, session.home), parse_timeframe(timeframe)
     core = session.coordinator()
     core.markets.check_listed([code])
-    table, has_value = read_candles(source, tz or session.tz)
+    table, has_value = read_candles(source, session.tz if tz is None else parse_zone(tz))
     name = _name_of(source)
     _check_grid(table, tf, name)
     core.sync_clock()
@@ -163,6 +165,8 @@ def _file(path: Path, name: str) -> pa.Table:
     except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError, EOFError) as exc:
         raise InputError("source", name, f"a file that can be read ({exc})") from exc
     except OSError as exc:
+        if exc.errno is None:  # Arrow's, for bytes that cannot be unpacked
+            raise InputError("source", name, f"a file that can be read ({exc})") from exc
         raise StoreError(f"cannot read {path}: {exc.strerror or exc}", path=path) from exc
     raise InputError("source", name, "a file that ends with .csv, .csv.gz, .tsv, .txt, .parquet or .feather")
 
@@ -172,19 +176,37 @@ def _csv(path: Path) -> pa.Table:
     from pyarrow import csv
 
     with pa.input_stream(str(path), compression="detect") as stream:
-        first = stream.read(65536).decode("utf-8-sig", errors="replace").splitlines()
+        head = stream.read(65536)
+    encoding = "utf-8" if _is_text(head, "utf-8") else "cp949"  # as Excel saves a CSV in Korea
+    first = head.decode(encoding, errors="replace").lstrip("\ufeff").splitlines()
     if not first:
         raise pa.ArrowInvalid("it is empty")
     delimiter = max(",;\t", key=first[0].count)
     cells = [cell.strip().strip('"') for cell in first[0].split(delimiter)]
     bare = all(_is_number(cell) for cell in cells) and len(cells) in (6, 7)
     names = ["time", *CANDLE_COLUMNS[: len(cells) - 1]] if bare else None
-    return csv.read_csv(
-        path,
-        read_options=csv.ReadOptions(column_names=names),
-        parse_options=csv.ParseOptions(delimiter=delimiter),
-        convert_options=csv.ConvertOptions(strings_can_be_null=True, timestamp_parsers=[csv.ISO8601]),
-    )
+
+    def read(*, use_threads: bool) -> pa.Table:
+        return csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(column_names=names, encoding=encoding, use_threads=use_threads),
+            parse_options=csv.ParseOptions(delimiter=delimiter),
+            convert_options=csv.ConvertOptions(strings_can_be_null=True, timestamp_parsers=[csv.ISO8601]),
+        )
+
+    try:
+        return read(use_threads=True)
+    except pa.ArrowInvalid:
+        return read(use_threads=False)  # whose error names the line
+
+
+def _is_text(data: bytes, encoding: str) -> bool:
+    """Whether bytes are text of an encoding, but for a character that their end cuts off."""
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(data)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_number(text: str) -> bool:
@@ -217,8 +239,9 @@ def _numbers(column: pa.ChunkedArray, title: str, name: str) -> pa.Array:
         values = pc.replace_substring(values, ",", "")  # thousands, as Excel writes them
     try:
         values = pc.cast(values, pa.float64())
-    except pa.ArrowInvalid as exc:
-        raise InputError("source", name, f"numbers in column {title!r} ({exc})") from exc
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
+        row = next((i for i, value in enumerate(values.to_pylist()) if not _is_number(str(value))), 0)
+        raise InputError("source", name, f"numbers in column {title!r}; row {row + 1} has {values[row]}") from exc
     wrong = pc.invert(pc.fill_null(pc.is_finite(values), False))
     if pc.any(wrong).as_py():
         row = int(np.flatnonzero(wrong.to_numpy(zero_copy_only=False))[0])
@@ -249,7 +272,9 @@ def _times(column: pa.ChunkedArray, title: str, tz: str, name: str) -> pa.Array:
         try:
             moments = pd.to_datetime(texts.to_pandas(), format="ISO8601")
         except ValueError as exc:
-            raise InputError("source", name, f"times in column {title!r} ({exc})") from exc
+            unread = pd.to_datetime(texts.to_pandas(), format="ISO8601", errors="coerce", utc=True).isna()
+            row = int(np.flatnonzero(unread.to_numpy())[0]) if unread.any() else 0
+            raise InputError("source", name, f"times in column {title!r}; row {row + 1} has {values[row]}") from exc
         values = pa.Array.from_pandas(moments)
     if values.type.tz is None:
         values = pc.assume_timezone(values.cast(pa.timestamp("us")), zone, ambiguous="earliest", nonexistent="latest")

@@ -168,19 +168,63 @@ def test_adopt_of_days_in_another_zone_says_so(client: Backbone) -> None:
         client.store.adopt(days, "KRW-BTC", "1d", tz="UTC")
 
 
+HEAD = "time,open,high,low,close,volume\n2025-08-18T00:00,1,1,1,1,1\n"
+
+
 @pytest.mark.parametrize(
-    "text", ["", "time,open\n1,2", "not a table", "time,open,high,low,close,volume\n2025-13-01,1,1,1,1,1"]
+    ("name", "data", "match"),
+    [
+        ("x.csv", b"", "empty"),
+        ("x.csv", b"time,open\n1,2", "columns for high"),
+        ("x.csv", b"not a table", "can be read"),
+        ("x.csv", HEAD.encode() + b"2025-13-01,1,1,1,1,1", "column 'time'; row 2 has 2025-13-01"),
+        ("x.csv", HEAD.encode() + b",1,1,1,1,1", "column 'time' of every row; row 2 has none"),
+        ("x.csv", HEAD.encode() + b"2025-08-18T01:00,1,abc,1,1,1", "column 'high'; row 2 has abc"),
+        ("x.csv", HEAD.encode() + b"2025-08-18T01:00,1,,1,1,1", "column 'high' of every row; row 2 has none"),
+        ("x.csv", HEAD.encode() + b"2025-08-18T01:00,1,1", "Row #3"),
+        ("x.csv.gz", b"junk", "can be read"),
+        ("x.parquet", b"PAR1junkPAR1", "can be read"),
+        ("x.feather", b"junk", "can be read"),
+        ("x.docx", b"junk", "ends with"),
+    ],
 )
-def test_adopt_of_a_file_that_cannot_be_read_says_why(client: Backbone, tmp_path: Path, text: str) -> None:
-    """An error that names the file or its column."""
-    path = tmp_path / "bad.csv"
-    path.write_text(text)
-    with pytest.raises(InputError):
+def test_adopt_of_a_file_that_cannot_be_read_says_why(
+    client: Backbone, tmp_path: Path, name: str, data: bytes, match: str
+) -> None:
+    """An error that names the file, and its line or column where it has one; nothing is kept."""
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=match):
         client.store.adopt(path, "KRW-BTC", "1h")
     with pytest.raises(InputError, match="exists"):
         client.store.adopt(tmp_path / "none.csv", "KRW-BTC", "1h")
-    with pytest.raises(InputError, match="ends with"):
-        client.store.adopt(tmp_path / "x.docx", "KRW-BTC", "1h")
+    assert client.store.size()["files"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "argument"),
+    [
+        ({"tz": "Mars/Base"}, "tz"),
+        ({"timeframe": "2h"}, "timeframe"),
+        ({"market": "KRW-NONE"}, "market"),
+        ({"market": None}, "market"),
+        ({"source": 42}, "source"),
+        ({"source": None}, "source"),
+    ],
+)
+def test_adopt_words_are_checked(client: Backbone, mine: pd.DataFrame, words: dict[str, Any], argument: str) -> None:
+    """Each wrong word is named, with what is allowed."""
+    asked: dict[str, Any] = {"source": mine.tz_localize(None), "market": "KRW-BTC", "timeframe": "1h"} | words
+    with pytest.raises(InputError) as caught:
+        client.store.adopt(**asked)
+    assert caught.value.argument == argument
+
+
+def test_adopt_reads_what_excel_saves_in_korea(client: Backbone, mine: pd.DataFrame, tmp_path: Path) -> None:
+    """Its CSV is cp949, not UTF-8."""
+    path = as_kst_excel(mine, tmp_path / "excel.csv")
+    path.write_bytes(path.read_text(encoding="utf-8-sig").encode("cp949"))
+    assert client.store.adopt(path, "KRW-BTC", "1h").kept == 72
 
 
 def adopted_spans(client: Backbone) -> int:
