@@ -225,9 +225,10 @@ class MarketLog:
         """Record that `others` are not the market that was called so."""
         self._log.add_all([Event(self._now_us(), market, _COMPARED, {"differs": list(others)}, "candles")])
 
-    def renamed(self, market: str) -> Rename | None:
-        """What a market is called now, where it has had another code since it was last listed."""
-        return self._read().renamed(market)
+    def renamed(self, markets: Iterable[str]) -> dict[str, Rename]:
+        """What those of `markets` are called now that have had another code since they were last listed."""
+        index = self._read()
+        return {market: rename for market in markets if (rename := index.renamed(market)) is not None}
 
     def told_apart(self, market: str) -> frozenset[str]:
         """The markets that it is known not to be."""

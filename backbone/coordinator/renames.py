@@ -116,7 +116,7 @@ class Renames:
     def find(self, market: str, priority: Priority | None = None) -> Rename | None:
         """What a market that is not listed any more is called now, or None. Without a `priority` no request is made:
         what is recorded, and what the stored candles say."""
-        known = self._log.renamed(market)
+        known = self._log.renamed([market]).get(market)
         codes = self._now()
         if known is not None or market in codes:
             return known
@@ -133,18 +133,22 @@ class Renames:
         code is the present one.
         """
         every = sorted(markets)
-        if not self._now():
+        codes = self._now()
+        if not codes:
             twins = self._twins(every) if len(every) <= _SEVERAL else {}
             if twins and may_ask:
                 try:
                     self._ask_list()
                 except BackboneError as exc:
                     _log.info("renames.unknown why=%s", exc)
-            if not self._now():
+            codes = self._now()
+            if not codes:
                 return [market for market in every if market not in twins]
         names = set(every)
-        found = ((market, self.find(market)) for market in every)
-        return [market for market, rename in found if rename is None or rename.new not in names]
+        found = self._log.renamed(every)
+        gone = (market for market in every if market not in found and market not in codes)
+        found |= {market: rename for market in gone if (rename := self.find(market)) is not None}
+        return [market for market in every if market not in found or found[market].new not in names]
 
     def _twins(self, markets: Sequence[str]) -> dict[str, str]:
         """Of stored markets with the same history, those whose candles end earlier, with the one that goes on."""

@@ -221,7 +221,7 @@ def test_names_are_followed_and_a_code_that_comes_back_has_its_own(world: World)
     world.list("KRW-A", "KRW-B", "KRW-E")
     world.list("KRW-B", "KRW-E")
     world.log.flush()
-    assert world.log.renamed("KRW-A") is None
+    assert world.log.renamed(["KRW-A"]) == {}
 
 
 def test_few_are_asked_where_nothing_says_when_the_name_changed(world: World) -> None:
@@ -253,3 +253,14 @@ def test_two_names_are_seen_where_no_list_ever_came(tmp_path: Path) -> None:
     found = world.renames.find("KRW-Z")
     assert found is not None
     assert (found.new, world.asked) == ("KRW-A", [])
+
+
+def test_many_markets_are_counted_with_one_look_at_the_log(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan of a whole quote currency reads the log and the list once, not once a market."""
+    codes = [f"KRW-{number}" for number in range(300)]
+    world.list(*codes)
+    looks: list[str] = []
+    read = world.store.events.read
+    monkeypatch.setattr(world.store.events, "read", lambda *words: looks.append("read") or read(*words))
+    assert len(world.renames.once(codes)) == 300
+    assert len(looks) <= 2
