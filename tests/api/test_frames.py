@@ -134,6 +134,28 @@ def test_candle_frames_share_nothing_that_a_user_can_change() -> None:
     assert again.columns.name is None
 
 
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_prepared_import_leaves_the_collector_as_it_was(is_enabled: bool) -> None:
+    """Whether somebody turned it off or not; also where the import fails. Arrow needs nothing more."""
+    code = f"""
+        import gc, sys
+        from backbone.api import frames
+        {"" if is_enabled else "gc.disable()"}
+        frames.prepare("arrow")
+        assert "pandas" not in sys.modules
+        frames.prepare("pandas")
+        assert "pandas" in sys.modules
+        assert gc.isenabled() is {is_enabled}
+        try:
+            frames.prepare("no_such_frames")
+        except ModuleNotFoundError:
+            assert gc.isenabled() is {is_enabled}
+        else:
+            raise AssertionError("it was found")
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
 def test_trade_ids_never_pass_through_a_float() -> None:
     """Seventeen digits stay seventeen digits."""
     ids = [trade.sequential_id for trade in TRADES]

@@ -5,12 +5,11 @@ They differ from the originals in what a test needs: they end, and they return w
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import time
 from types import ModuleType
 from typing import Any
-
-import pandas as pd
 
 __all__ = ["PROGRAMS", "REST"]
 
@@ -78,7 +77,7 @@ def rollover(pyupbit: ModuleType) -> Any:
     """A day of the exchange begins at nine in the morning: when does today's begin, and at what price."""
     df = pyupbit.get_ohlcv("KRW-BTC", interval="day", count=1)
     start = df.index[0]
-    return start.isoformat(), start.hour, (start + pd.Timedelta(days=1)).isoformat(), float(df["open"].iloc[0])
+    return start.isoformat(), start.hour, (start + dt.timedelta(days=1)).isoformat(), float(df["open"].iloc[0])
 
 
 def paging(pyupbit: ModuleType) -> Any:
@@ -114,6 +113,8 @@ def excel(pyupbit: ModuleType) -> Any:
     df["ror"] = (df["close"] / (df["open"] + df["range"].shift(1))).where(
         df["high"] > df["open"] + df["range"].shift(1), 1
     )
+    import pandas as pd
+
     file = io.BytesIO()
     df.to_excel(file)
     return pd.read_excel(file, index_col=0)["ror"].cumprod().round(9).tolist()
