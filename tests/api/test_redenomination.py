@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from backbone.coordinator.quota.rules import Rules
 from backbone.errors import DataChangedWarning
 from backbone.simulator import SimulatorServer
 from tests.api.calls.test_candles import same, truth
+from tests.api.calls.test_live import eventually
 
 MARKET = "KRW-XRP"
 NOW = "2025-08-22T09:00:00Z"
@@ -163,3 +165,91 @@ def test_no_answer_shows_two_units(
         assert 0.5 < frame["close"].iloc[-1] / level < 2, "it is the unit of now"
         assert client.store.revisions().empty
         assert client.store.verify().empty
+
+
+def test_snapshot_of_before_is_unchanged(venue: SimulatorServer, tmp_path: Path) -> None:
+    """A folder that never changes does not."""
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client:
+        before = client.candles(MARKET, "1m", *STORED)
+        where = client.store.snapshot("paper")
+        changed(venue, client)
+        with pytest.warns(DataChangedWarning):
+            client.candles(MARKET, "1m", STORED[0], LATER)
+    with Backbone(data_dir=where, rest_url=venue.rest_url) as kept:
+        pd.testing.assert_frame_equal(kept.candles(MARKET, "1m", *STORED, offline=True), before)
+
+
+@pytest.mark.parametrize("ask", [by_range, by_count, by_forming, by_fold, by_backfill, by_update, by_critical],
+                         ids=lambda ask: ask.__name__)  # fmt: skip
+def test_second_client_on_the_folder_shows_one_unit(
+    venue: SimulatorServer, tmp_path: Path, ask: Callable[[Backbone, SimulatorServer], Any]
+) -> None:
+    """What it holds in memory is of before, and so are its pages that are not on disk; it is warned, too."""
+    with (
+        Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as one,
+        Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as two,
+    ):
+        for client in (one, two):
+            client.candles(MARKET, "1m", *STORED)
+        two.candles(MARKET, "1h", "2025-08-15T00:00:00Z", "2025-08-16T00:00:00Z")
+        changed(venue, one)
+        with pytest.warns(DataChangedWarning):
+            one.candles(MARKET, "1m", STORED[0], LATER)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            frame = ask(two, venue)
+        assert [one.category for one in told].count(DataChangedWarning) == 1
+        assert one_unit(frame)
+        for client in (one, two):
+            hours = client.candles(MARKET, "1h", "2025-08-15T00:00:00Z", "2025-08-22T08:00:00Z")
+            same(hours, truth(venue, MARKET, "1h", "2025-08-15T00:00:00Z", "2025-08-22T08:00:00Z"))
+        assert len(one.store.events(MARKET).query("kind == 'redenominated'")) == 1
+
+
+def test_many_threads_see_one_unit(venue: SimulatorServer, tmp_path: Path) -> None:
+    """Sixteen threads ask overlapping ranges while the unit changes: each frame is of one."""
+    wrong: list[str] = []
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataChangedWarning)
+        client.candles(MARKET, "1m", *STORED)
+        gate = threading.Barrier(17)
+
+        def work(number: int) -> None:
+            start = pd.Timestamp(STORED[0]) + pd.Timedelta(f"{number % 8}h")
+            gate.wait(20)
+            for step in range(3):
+                end = pd.Timestamp(STORED[1]) + pd.Timedelta(f"{(number + step) % 5 * 3}h")
+                frame = client.candles(MARKET, ("1m", "1h")[number % 2], start, end, progress=False)
+                if not one_unit(frame):
+                    wrong.append(f"{number}.{step}")
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
+        for thread in threads:
+            thread.start()
+        gate.wait(20)
+        changed(venue, client)
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+        assert wrong == []
+        final = client.candles(MARKET, "1m", STORED[0], LATER, refresh=True)
+        same(final, truth(venue, MARKET, "1m", STORED[0], LATER))
+
+
+def test_live_candles_confirm_in_the_unit_of_now(venue: SimulatorServer, tmp_path: Path) -> None:
+    """A live table confirms what closed beside stored minutes: the old unit leaves, and forming rows stand alone."""
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url, ws_url=venue.ws_url) as client:
+        client.candles(MARKET, "1m", "2025-08-22T06:00:00Z")
+        with client.live(MARKET, "candle.1m") as table, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataChangedWarning)
+            assert not table.frame().empty
+            changed(venue, client)
+            venue.clock.advance(10)
+            frame = client.candles(MARKET, "1m", "2025-08-22T07:00:00Z", include_forming=True)
+            assert one_unit(frame)
+            venue.clock.advance(70)
+            client.tickers("KRW-BTC", max_age=0)  # a reply tells the venue's time
+            eventually(lambda: len(client.store.events(MARKET).query("kind == 'redenominated'")) == 1)
+            frame = client.candles(MARKET, "1m", "2025-08-22T06:00:00Z", include_forming=True)
+            assert one_unit(frame)
+            assert len(frame) > 100

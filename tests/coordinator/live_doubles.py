@@ -179,9 +179,10 @@ class HandFetcher:
         self.failing: BackboneError | None = None
         self.flushed = 0
         self.units = self
+        self.is_set_aside = False
 
     def is_outdated(self, pending: Any) -> bool:
-        return False
+        return self.is_set_aside
 
     def has(self, *candles: LiveCandle) -> None:
         self.rows.update({(one.market, one.time_us): one for one in candles})

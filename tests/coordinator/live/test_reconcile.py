@@ -135,6 +135,18 @@ def test_confirm_failure_is_tried_again_and_said_once(rig: Rig) -> None:
     assert spans(rig) == [Span(START_US, START_US + MINUTE_US)]
 
 
+def test_confirm_again_what_was_set_aside(rig: Rig) -> None:
+    """Candles that left the store while they were confirmed (their unit is over) are not confirmed."""
+    table = live(rig)
+    rig.fetcher.is_set_aside = True
+    closed(rig)
+    rig.fetcher.finish()
+    assert [(e.kind, e.detail) for e in table.events()] == [("failed", "what was stored of it was set aside meanwhile")]
+    rig.fetcher.is_set_aside = False
+    rig.scheduler.advance(6.0)
+    assert spans(rig) == [Span(START_US, START_US + MINUTE_US)]
+
+
 def test_confirm_full_disk_is_an_event(rig: Rig) -> None:
     """A candle that could not be stored is not taken for confirmed."""
     table = live(rig)
