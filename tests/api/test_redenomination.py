@@ -253,3 +253,22 @@ def test_live_candles_confirm_in_the_unit_of_now(venue: SimulatorServer, tmp_pat
             frame = client.candles(MARKET, "1m", "2025-08-22T06:00:00Z", include_forming=True)
             assert one_unit(frame)
             assert len(frame) > 100
+
+
+@pytest.mark.parametrize("priority", ["normal", "critical", "job"])
+def test_hours_of_before_and_minutes_of_after(venue: SimulatorServer, tmp_path: Path, priority: str) -> None:
+    """Hours are stored, minutes that come after the change join them, and hours folded of those are in the new unit:
+    nothing is missing, and all the same nothing is put side by side."""
+    early, late = ("2025-08-19T00:00:00Z", "2025-08-20T00:00:00Z"), ("2025-08-20T00:00:00Z", "2025-08-20T06:00:00Z")
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataChangedWarning)
+        client.candles(MARKET, "1h", *early)
+        changed(venue, client)
+        client.candles(MARKET, "1m", *late)
+        whole = early[0], late[1]
+        if priority == "job":
+            frame = client.backfill(MARKET, "1h", *whole, priority="high").result()
+        else:
+            frame = client.candles(MARKET, "1h", *whole, priority=priority)
+        assert one_unit(frame)
+        same(frame, truth(venue, MARKET, "1h", *whole))

@@ -18,7 +18,7 @@ from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan
 from backbone.coordinator.candles.ranges import CandleRanges, Range, Request
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched
-from backbone.coordinator.candles.units import compare_units, is_leap
+from backbone.coordinator.candles.units import compare_units, is_leap, leaps_between
 from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, check, judge, shows_since
 from backbone.errors import PayloadError
 from backbone.model import Priority, Span, empty_candles
@@ -169,7 +169,7 @@ class DirectCandles:
     def _is_other_unit(self, lane: _Lane, newer: pa.Table, older: pa.Table) -> bool:
         """Whether an older page of a walk is of another unit than the newer one: prices far off are looked at again."""
         older = rows_inside(older, [Span(EVER.start, int(times_of(newer)[0]))] if newer.num_rows else [])
-        if not older.num_rows or not is_leap(older.column("close")[-1].as_py(), newer.column("open")[0].as_py()):
+        if not leaps_between(older, newer):
             return False
         again = self._page(lane, lane.timeframe.next(int(times_of(newer)[0])), PAGE).table
         return compare_units(newer, again).factor is not None or compare_units(older, again).factor is not None

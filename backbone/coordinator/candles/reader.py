@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from backbone.candle_table import count_inside, rows_inside, times_of
 from backbone.clock import VenueClock
+from backbone.coordinator.candles.units import leaps_between
 from backbone.errors import IncompleteError
 from backbone.model import Span, empty_candles
 from backbone.routing.wire import PAGE
@@ -137,7 +138,7 @@ class CandleReader:
         stored = self._store.read(market, timeframe, span)
         due = stored.due(self._venue.now_us()).clip(span) if stored.provisional else SpanSet()
         gaps = (whole - stored.covered) | due
-        derived = self._foldable(market, timeframe, gaps)
+        derived = self._joining(market, timeframe, stored, self._foldable(market, timeframe, gaps))
         return Held(stored, stored.covered - due, derived, gaps - derived)
 
     def recall(self, market: str, timeframe: Timeframe, span: Span, fetched: Fetched | None = None) -> CandleAnswer:
@@ -224,6 +225,25 @@ class CandleReader:
                 if start < end:
                     found.append(Span(start, end))
         return SpanSet(found)
+
+    def _joining(self, market: str, timeframe: Timeframe, stored: Stored, derived: SpanSet) -> SpanSet:
+        """`derived` without the candles whose stored neighbour has a price far off: minutes and longer candles may have
+        been stored in different units, and a page that shows both says so."""
+        if not derived or not stored.table.num_rows:
+            return derived
+        times = times_of(stored.table)
+        for span in derived:
+            first, last = Span(span.start, timeframe.next(span.start)), Span(timeframe.next(span.end, -1), span.end)
+            at = int(np.searchsorted(times, span.start))
+            if stored.covered.holds(span.start - 1) and at:
+                folded = self._folded(market, timeframe, SpanSet([first]))
+                if leaps_between(stored.table.slice(at - 1, 1), folded):
+                    derived = derived - SpanSet([first])
+            if stored.covered.holds(span.end) and at < len(times):
+                folded = self._folded(market, timeframe, SpanSet([last]))
+                if leaps_between(folded, stored.table.slice(at, 1)):
+                    derived = derived - SpanSet([last])
+        return derived
 
     def fold_minutes(self, market: str, timeframe: Timeframe, span: Span) -> tuple[pa.Table, SpanSet]:
         """The candles of `span` that can be folded from stored minutes, and the spans that they are all of."""

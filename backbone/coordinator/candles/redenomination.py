@@ -21,7 +21,7 @@ from backbone.candle_table import rows_inside, times_of
 from backbone.clock import VenueClock
 from backbone.coordinator.candles.pending import Join, Joins, Pending
 from backbone.coordinator.candles.reader import CandleReader
-from backbone.coordinator.candles.units import Comparison, compare_units, factor_of, is_leap
+from backbone.coordinator.candles.units import Comparison, compare_units, factor_of, leaps_between
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import BackboneError, DataChangedWarning
 from backbone.model import Priority, Span, empty_candles
@@ -145,11 +145,11 @@ class Redenominations:
             times = times_of(rows)
             near = Span(timeframe.next(timeframe.ceil(span.start), -PAGE), span.start)
             before = self._held(market, timeframe, near, _part_with(covered.clip(near), span.start - 1))
-            if _is_leap(before, rows):
+            if leaps_between(before, rows):
                 proof = proof - SpanSet([Span(span.start, timeframe.next(int(times[0])))])
             near = Span(span.end, timeframe.next(timeframe.ceil(span.end), PAGE))
             after = self._held(market, timeframe, near, _part_with(covered.clip(near), span.end))
-            if _is_leap(rows, after):
+            if leaps_between(rows, after):
                 proof = proof - SpanSet([Span(int(times[-1]), span.end)])
                 above[span.end] = Join(int(times_of(after)[0]), 1)
         return proof, above
@@ -283,10 +283,3 @@ def _joined(first: pa.Table, second: pa.Table) -> pa.Table:
 
 def _part_with(covered: SpanSet, time_us: int) -> SpanSet:
     return SpanSet(part for part in covered if part.start <= time_us < part.end)
-
-
-def _is_leap(before: pa.Table, after: pa.Table) -> bool:
-    """Whether the prices between the last row of one table and the first of the next are far apart."""
-    if not before.num_rows or not after.num_rows:
-        return False
-    return is_leap(before.column("close")[-1].as_py(), after.column("open")[0].as_py())

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from backbone.candle_table import times_of
 
-__all__ = ["LEAP", "Comparison", "compare_units", "factor_of", "is_leap"]
+__all__ = ["LEAP", "Comparison", "compare_units", "factor_of", "is_leap", "leaps_between"]
 
 LEAP = 1.5
 """Two neighbouring candles whose prices are further apart than this share no request: one that shows both is asked."""
@@ -113,3 +113,10 @@ def _is_whole(sample: Comparison, factor: float) -> bool:
 def is_leap(before: float, after: float) -> bool:
     """Whether two neighbouring prices are so far apart that a change of unit between them is possible."""
     return not 1 / LEAP <= after / before <= LEAP
+
+
+def leaps_between(before: pa.Table, after: pa.Table) -> bool:
+    """Whether the prices between the last row of one table and the first of the next are far apart."""
+    if not before.num_rows or not after.num_rows:
+        return False
+    return is_leap(before.column("close")[-1].as_py(), after.column("open")[0].as_py())
