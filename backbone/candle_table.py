@@ -17,6 +17,7 @@ from backbone.model import CANDLE_COLUMNS, empty_candles
 __all__ = ["Differences", "compare", "count_inside", "differing_columns", "is_same", "rows_inside", "times_of"]
 
 _SUMS = ("volume", "value")
+_INT64 = pa.int64()
 _MANY = 64  # beyond so many spans one copy is cheaper than as many slices
 
 
@@ -24,10 +25,10 @@ def times_of(table: pa.Table) -> Any:
     """The opens of a table's candles, an int64 array of microseconds (no copy where the column is one chunk)."""
     if not table.num_rows:
         return np.empty(0, dtype=np.int64)
-    if table.column(0).num_chunks != 1:
-        table = table.combine_chunks()
-    chunk: Any = table.column(0).chunk(0)
-    return chunk.view(pa.int64()).to_numpy(zero_copy_only=True)
+    column: Any = table.column(0)
+    if column.num_chunks != 1:
+        column = table.combine_chunks().column(0)
+    return column.chunk(0).view(_INT64).to_numpy(zero_copy_only=True)
 
 
 def count_inside(table: pa.Table, spans: Iterable[tuple[int, int]]) -> int:

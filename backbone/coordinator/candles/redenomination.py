@@ -160,7 +160,8 @@ class Redenominations:
         Only that is read: what is held around a page is mostly pages in memory, and of one of those no file is merged.
         """
         parts = list(covered) if len(covered) <= _FEW else [span]
-        return pa.concat_tables([empty_candles(), *(self._store.read(market, timeframe, part).table for part in parts)])
+        tables = [self._store.read(market, timeframe, part).table for part in parts]
+        return pa.concat_tables(tables) if tables else empty_candles()
 
     # -- a wider sample ------------------------------------------------------------------------------------------
 
