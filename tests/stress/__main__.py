@@ -13,7 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tests.stress import client_kill, quota_crowd, report, soak, store_crowd, store_damage, store_disk, store_kill
+from tests.stress import (
+    client_kill,
+    quota_crowd,
+    report,
+    soak,
+    store_crowd,
+    store_damage,
+    store_disk,
+    store_kill,
+    storm,
+)
 from tests.stress.report import Tally
 
 FORMS: dict[str, Callable[[argparse.Namespace], Tally]] = {
@@ -23,6 +33,7 @@ FORMS: dict[str, Callable[[argparse.Namespace], Tally]] = {
     "store_damage": lambda o: store_damage.run(o.seed, o.damages),
     "store_disk": lambda o: store_disk.run(o.seed, o.faults),
     "quota_crowd": lambda o: quota_crowd.prove(1, o.seconds),
+    "storm": lambda o: storm.run(o.seed, o.calls),
     "soak": lambda o: soak.run(o.seed, o.minutes * 60),
 }
 
@@ -34,6 +45,7 @@ AMOUNTS: dict[str, tuple[float, float, str]] = {
     "damages": (120, 15, "files damaged"),
     "faults": (120, 15, "system calls of a write that fail, besides full, read-only and vanished disks"),
     "seconds": (10, 3, "of four processes on one quota"),
+    "calls": (5000, 150, "random calls for candles, each compared with the exchange"),
     "minutes": (1, 0.15, "of mixed use under a script of faults"),
 }
 """How much of each: usually, with ``--quick``, and of what."""
