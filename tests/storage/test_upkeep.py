@@ -129,20 +129,26 @@ def test_other_engines_see_candles_only(store: CandleStore, tmp_path: Path) -> N
 
 
 def test_snapshot_never_changes(store: CandleStore, tmp_path: Path) -> None:
-    """It holds what was stored, whatever is fetched, revised, removed or cleared afterwards, and takes no write."""
-    whole, events = store.read(BTC, MINUTE, EVER), store.events
+    """It holds what was stored, whatever is fetched, revised, repaired, quarantined (as after a redenomination),
+    removed or cleared afterwards, and takes no write."""
+    whole, other, events = store.read(BTC, MINUTE, EVER), store.read(ETH, MINUTE, EVER), store.events
     events.add(BTC, "listed", how="x")
     where = Path(store.upkeep.snapshot("paper-1"))
     store.put(BTC, MINUTE, minutes(0, 9, salt=1), span(0, 9), now_us=MAY)
     store.put(BTC, MINUTE, minutes(JUNE, JUNE + 9, salt=1), span(JUNE, JUNE + 9), now_us=MAY)
     store.flush()
+    store.upkeep.quarantine(ETH, how="overlap of pages")
+    (store_root := tmp_path / "candles" / "exchange=upbit").joinpath("stray.parquet").write_bytes(b"not ours")
+    assert store.repair()
     store.upkeep.remove(BTC, for_good=True)
     store.upkeep.clear()
+    assert not [*store_root.rglob("*.parquet")]
     events.add(BTC, "delisted", how="x")
     kept = open_store(where)
     assert kept.verify() == []
     assert kept.read(BTC, MINUTE, EVER).table.equals(whole.table)
     assert kept.read(BTC, MINUTE, EVER).covered == whole.covered
+    assert kept.read(ETH, MINUTE, EVER).table.equals(other.table)
     assert [event.kind for event in kept.events.read()] == ["listed"]
     (snapshot,) = store.upkeep.snapshots()
     assert (snapshot.name, snapshot.path, snapshot.rows, snapshot.at_us) == ("paper-1", str(where), 23, MAY)
