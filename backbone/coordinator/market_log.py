@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from zoneinfo import ZoneInfo
 
 from backbone.errors import InputError
 from backbone.locks import renew_after_fork
@@ -26,6 +27,8 @@ from backbone.timeframe import DAY_US
 __all__ = ["EventLog", "MarketLog", "Recorded", "Rename"]
 
 _EVER_US = 1 << 62
+_AHEAD_US = 5_000_000
+"""How much another process may be ahead in what it knows of the venue's clock."""
 _LISTS = ""  # the market of the event that says that a whole list was recorded
 _LISTED, _DELISTED, _NAMED, _WARNED, _CAUTIONED, _STATE = "listed", "delisted", "named", "warned", "cautioned", "state"
 _RENAMED, _COMPARED = "renamed", "compared"
@@ -138,6 +141,7 @@ class MarketLog:
             states, self._state_events = self._state_events, []
         for at_us, listed in waiting:
             index = self._read()
+            at_us = max([at_us, *index.lists[-1:]])  # another process may be ahead by its clock
             changes = _changes(index.state(at_us), listed, at_us, "market list", {})
             if changes or not index.lists:
                 self._log.add_all([_list_event(at_us, len(listed), "market list", {}), *changes])
@@ -181,8 +185,10 @@ class MarketLog:
 
     # -- what is known -------------------------------------------------------------------------------------------
 
-    def at(self, time_us: int, first_candle_us: Callable[[str], int | None] | None = None) -> Recorded:
-        """The list as of a time. Raises `InputError` for a time before anything was recorded.
+    def at(
+        self, time_us: int, first_candle_us: Callable[[str], int | None] | None = None, zone: str = "UTC"
+    ) -> Recorded:
+        """The list as of a time. Raises `InputError`, in `zone`, for a time before anything was recorded.
 
         `first_candle_us` is asked of markets that were first seen later: one that traded before was listed then.
         """
@@ -191,8 +197,11 @@ class MarketLog:
         if not index.lists:
             raise InputError("at", time_us, "nothing is recorded yet: the first list is, once `markets()` was called")
         since = index.lists[0]
+        if time_us >= self._now_us() - _AHEAD_US:  # of now, whatever it was recorded as
+            time_us = max(time_us, min(since, time_us + _AHEAD_US))
         if time_us < since:
-            raise InputError("at", _day(time_us), f"a day from {_day(since)} on: nothing was recorded before")
+            allowed = f"{_second(since, zone)} {zone} or later: nothing was recorded before"
+            raise InputError("at", _second(time_us, zone), allowed)
         found = index.state(time_us)
         if first_candle_us is not None:
             present = {index.present_name(market) for market in found}
@@ -440,6 +449,10 @@ def _is_ordinary(said: Condition) -> bool:
 
 def _list_event(at_us: int, count: int, how: str, origin: dict[str, Any]) -> Event:
     return Event(at_us, _LISTS, "list", {"markets": count, **origin}, how)
+
+
+def _second(time_us: int, zone: str) -> str:
+    return f"{dt.datetime.fromtimestamp(time_us / 1e6, ZoneInfo(zone)):%Y-%m-%d %H:%M:%S}"
 
 
 def _day(time_us: int) -> str:

@@ -47,7 +47,7 @@ def listed_at(session: Session, at: TimeLike, *, whole_day: bool) -> tuple[int, 
     if whole_day and is_day:
         at_us = min(now_us, at_us + DAY_US - 1)
     core = session.coordinator()
-    return at_us, core.market_log.at(at_us, core.first_candles())
+    return at_us, core.market_log.at(at_us, core.first_candles(), session.tz)
 
 
 def markets_at(session: Session, quote: str | None, at: TimeLike, frames: str) -> Any:

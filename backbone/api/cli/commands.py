@@ -394,11 +394,13 @@ def events(options: argparse.Namespace) -> int:
 
 
 def adopt(options: argparse.Namespace) -> int:
-    """Takes a CSV, Parquet or Feather file of candles into the store, checked against the venue. Ends with 2, and with
-    what was found, where the file is refused.
+    """Takes a CSV, Parquet or Feather file of candles into the store, checked against the venue; without a market, the
+    venue's market lists that somebody kept. Ends with 2, and with what was found, where the file is refused.
     """
     with _open(options) as client:
-        report = client.store.adopt(options.source, options.market, options.timeframe, tz=options.file_tz)
+        report = client.store.adopt(
+            options.source, options.market, options.timeframe, tz=options.file_tz, at=options.at
+        )
     print_value(report, options.format or "table")
     return 0
 

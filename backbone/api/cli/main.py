@@ -209,9 +209,12 @@ def _add_store(parts: Any) -> None:
     parser = _add(parts, "events", commands.events, "what happened to markets")
     parser.add_argument("market", nargs="?", help="one market; default: all")
     parser = _add(parts, "adopt", commands.adopt, "take in a file of candles that you have, checked")
-    parser.add_argument("source", help="a .csv, .parquet or .feather file")
-    parser.add_argument("market", help="the market that it holds")
-    parser.add_argument("timeframe", help="and its timeframe")
+    parser.add_argument(
+        "source", help="a .csv, .parquet or .feather file; alone: a market/all body, or a folder of them"
+    )
+    parser.add_argument("market", nargs="?", help="the market that it holds")
+    parser.add_argument("timeframe", nargs="?", help="and its timeframe")
+    parser.add_argument("--at", help="the day of a market list whose file name has none")
     parser.add_argument("--file-tz", help="zone of its naive times")
     parser = _add(parts, "copy", commands.copy, "copy the store to another folder or object store")
     parser.add_argument("target", help="a folder, or s3://bucket/prefix")

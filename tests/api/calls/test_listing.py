@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from backbone import Backbone
+from backbone.api.cli import main as cli
 from backbone.errors import InputError
 from backbone.simulator import SimulatorServer
 
@@ -101,6 +102,105 @@ def test_lists_that_somebody_kept_make_their_days_answerable(
             client.store.adopt(tmp_path / name)
     with pytest.raises(InputError):
         client.store.adopt(tmp_path / "none")
+
+
+def test_market_log_grows_with_what_changes_and_is_shared(world: tuple[SimulatorServer, Backbone]) -> None:
+    """The same list again, by whichever client, adds nothing; a change adds its own lines and no more."""
+    server, client = world
+    client.markets()
+    client.store.events()
+    (log,) = (client.data_dir).rglob("exchange=*.jsonl")
+    with Backbone(data_dir=client.data_dir, rest_url=server.rest_url, ws_url=server.ws_url) as other:
+        lines = log.read_bytes().count(b"\n")
+        assert lines == len(CODES) + 1
+        for one in (client, other, client, other):
+            anew(one)
+            one.store.events()
+        assert log.read_bytes().count(b"\n") == lines
+        server.faults.add("list", market="KRW-DOGE")
+        anew(other)
+        assert list(other.store.events("KRW-DOGE")["kind"]) == ["listed"]
+        anew(client)
+        pd.testing.assert_frame_equal(client.store.events(), other.store.events())
+    assert log.read_bytes().count(b"\n") <= lines + 2
+
+
+def test_market_that_traded_before_it_was_first_seen_was_listed_then(world: tuple[SimulatorServer, Backbone]) -> None:
+    """The first list of all lacked it, its stored candles are older: from them, it was listed."""
+    server, client = world
+    client.markets()
+    server.clock.set("2025-07-01T00:00:30Z")
+    server.faults.add("list", market="KRW-DOGE", at="2025-05-01T00:00:00Z")
+    server.faults.add("list", market="KRW-ADA", at="2025-06-25T00:00:00Z")
+    anew(client)
+    for market in ("KRW-DOGE", "KRW-ADA"):
+        client.candles(market, "1d", "2025-05-20", "2025-07-01")
+    assert set(client.markets(at="2025-06-10").index) == {*CODES, "KRW-DOGE"}
+    assert set(client.markets(at="2025-06-28").index) == {*CODES, "KRW-DOGE", "KRW-ADA"}
+
+
+def test_kept_lists_answer_2021_and_say_since_when(
+    world: tuple[SimulatorServer, Backbone], tmp_path: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One body, or a folder of them, by the call and by the command; a day before them is refused with their first."""
+    server, _ = world
+    kept = recordings / "raw" / "rest" / "market_all_2021-04-17.json"
+    codes = {row["market"] for row in json.loads(kept.read_bytes())}
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    (folder / kept.name).write_bytes(kept.read_bytes())
+    (folder / "market_all_2022-01.json").write_text(
+        json.dumps([{"market": code, "korean_name": code, "english_name": code} for code in CODES])
+    )
+    for words in ([str(kept)], [str(folder)]):
+        place = tmp_path / f"data-{len(words[0])}"
+        at = ["--rest-url", server.rest_url, "--ws-url", server.ws_url, "--data-dir", str(place)]
+        assert cli.main(["adopt", *words, *at]) == 0
+        capsys.readouterr()
+        assert cli.main(["markets", "--at", "2021-05-01", "--format", "json", *at]) == 0
+        assert {row["market"] for row in json.loads(capsys.readouterr().out)} == codes
+        assert cli.main(["markets", "--at", "2021-04-16", *at]) == 2
+        assert "2021-04-17" in capsys.readouterr().err
+        with Backbone(data_dir=place, rest_url=server.rest_url, ws_url=server.ws_url) as one:
+            assert set(one.markets("KRW", at="2021-05-01").index) == {code for code in codes if code[:4] == "KRW-"}
+            with pytest.raises(InputError, match="2021-04-17 00:00:00 Asia/Seoul or later"):
+                one.markets(at="2021-04-16")
+    assert set(CODES) == set(gone_by(tmp_path / f"data-{len(str(folder))}", server, "2022-06-01"))
+
+
+def gone_by(place: Path, server: SimulatorServer, day: str) -> list[str]:
+    with Backbone(data_dir=place, rest_url=server.rest_url, ws_url=server.ws_url) as one:
+        return list(one.markets(at=day).index)
+
+
+def test_events_say_what_happened_when_and_how_it_is_known(world: tuple[SimulatorServer, Backbone]) -> None:
+    """One frame of all markets, oldest first; of one market, its own."""
+    server, client = world
+    client.markets()
+    server.clock.set("2025-07-01T00:00:30Z")
+    server.faults.add("list", market="KRW-DOGE")
+    server.faults.add("delist", market="KRW-SOL")
+    server.faults.add("describe", market="KRW-XRP", warning=True, cautions=("TRADING_VOLUME_SOARING",))
+    server.faults.add("describe", market="KRW-ETH", korean_name="이더", suspended=True)
+    anew(client)
+    with client.live(["KRW-ETH", "KRW-BTC"]):
+        pass
+    events = client.store.events()
+    assert events["at"].is_monotonic_increasing
+    assert str(events["at"].dt.tz) == client.tz
+    later = events[events["at"] > "2025-06-02"]
+    found = {(row.market, row.kind, row.how) for row in later.itertuples()}
+    assert found == {
+        ("KRW-DOGE", "listed", "market list"),
+        ("KRW-SOL", "delisted", "market list"),
+        ("KRW-XRP", "warned", "market list"),
+        ("KRW-XRP", "cautioned", "market list"),
+        ("KRW-ETH", "named", "market list"),
+        ("KRW-ETH", "state", "ticker"),
+    }
+    pd.testing.assert_frame_equal(
+        client.store.events("KRW-XRP"), events[events["market"] == "KRW-XRP"].reset_index(drop=True)
+    )
 
 
 def test_market_list_has_the_price_steps_of_a_stated_time(
