@@ -194,7 +194,8 @@ class Markets:
         list is asked for where none is very young."""
         if priority is not None:
             try:
-                self.recent_codes(priority)
+                if market in self.recent_codes(priority):  # the venue said since that it is not
+                    self.all_codes(fresh=True, priority=priority)
             except BackboneError as exc:  # the name only adds to another error
                 _log.info("renames.unknown market=%s why=%s", market, exc)
                 priority = None

@@ -49,6 +49,7 @@ def sections(job: Any) -> None:
             pass
     finally:
         job.cancel()
+        job.wait(30, progress=False)
 
 
 Ask = Callable[[Backbone], Any]
@@ -65,6 +66,7 @@ ASKS: dict[str, Ask] = {
     "offline": lambda c: c.candles(OLD, "1h", START, END, offline=True),
     "backfill": lambda c: c.backfill(OLD, "1h", START, BEFORE).result(),
     "sections": lambda c: sections(c.backfill(OLD, "1h", START, END)),
+    "map": lambda c: list(c.map(len, OLD, "1h", START, BEFORE)),
     "scan": lambda c: c.scan(OLD, "1h", START, END),
     "ticker": lambda c: c.tickers(OLD),
     "books": lambda c: c.orderbooks(OLD),
@@ -147,6 +149,16 @@ def test_renamed_market_counts_once(world: tuple[SimulatorServer, Backbone], way
         assert OLD not in ONCE[way](client)
     finally:
         client.close()
+
+
+def test_rows_about_the_old_code_name_the_new_one(world: tuple[SimulatorServer, Backbone]) -> None:
+    """An update and an audit go on with the other markets, and say in the row what this one is called."""
+    server, client = world
+    client.markets()
+    server.faults.add("rename", market=OLD, to=NEW)
+    for rows in (client.store.verify(OLD, "1h", against="venue"), client.store.update(OLD).result()):
+        assert rows["detail"].str.contains(WORDS).all()
+        assert len(rows) == 1
 
 
 def test_scan_counts_once_where_nobody_ever_asked_for_the_list(world: tuple[SimulatorServer, Backbone]) -> None:

@@ -324,7 +324,8 @@ class StoreView:
         try:
             theirs = core.direct.unstored(market, timeframe, span, Priority.LOW)
         except SourceError as exc:
-            detail = f"could not be compared with the venue: {exc}"
+            rename = core.markets.renamed(market, Priority.LOW) if getattr(exc, "status", None) == 404 else None
+            detail = f"could not be compared with the venue: {exc if rename is None else rename}"
             return [Problem(market, timeframe.name, str(session.data_dir), "uncompared", detail)]
         stored = core.store.read(market, timeframe, span)
         folded, foldable = core.reader.fold_minutes(market, timeframe, span)
