@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import gc
+import logging
 import os
 import threading
 import uuid
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from backbone.coordinator.coordinator import Coordinator
 
 __all__ = ["Session", "new_request_id"]
+
+_log = logging.getLogger("backbone.session")
 
 
 class _Stoppable(Protocol):
@@ -62,7 +66,7 @@ class _Owned:
                 for end in reversed(ending):
                     ends.callback(end)
             if core is not None and self.core_pid == os.getpid():
-                unfinished = core.jobs.running()
+                unfinished = [job for job in core.jobs.running() if not job.is_cancelled]
                 ends.callback(core.close)
                 for table in tables:
                     ends.callback(table.stop)
@@ -112,12 +116,14 @@ def _forget(owned: _Owned) -> None:
 @atexit.register
 def _end_sessions() -> None:
     """The program ends: so do the clients that it has not closed."""
-    with ExitStack() as ends:
-        for gone, pid in list(_leaving.items()):
-            if pid == os.getpid():
-                ends.callback(gone.wait)
-        for session in list(_sessions):
-            ends.callback(session.close)
+    for session in list(_sessions):
+        try:
+            session.close()
+        except Exception:  # noqa: BLE001 - the program ends: it is told, and the others end all the same
+            _log.exception("client.end_failed")
+    for gone, pid in list(_leaving.items()):
+        if pid == os.getpid():
+            gone.wait()
 
 
 class Session:
@@ -129,6 +135,7 @@ class Session:
         self.venue: VenueClock | None = None
         """A clock that knows better than the coordinator's estimate (the demo's exchange), or None."""
         self._owned = _Owned()
+        self._kept: set[_Stoppable] = set()  # tables whose callbacks run, whether or not anybody holds them
         _sessions.add(self)
         weakref.finalize(self, _forget, self._owned).atexit = False  # then `_end_sessions` closes it
 
@@ -158,6 +165,11 @@ class Session:
     def is_closed(self) -> bool:
         return self._owned.closed
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it did something, and is not closed."""
+        return self._owned.core is not None
+
     def frames(self, frames: str | None) -> str:
         """The frame type of an answer: the call's word, or the client's default."""
         if frames is None:
@@ -169,6 +181,8 @@ class Session:
     def coordinator(self) -> Coordinator:
         """The coordinator, made on first use in this process."""
         owned = self._owned
+        if owned.core is None and any(other.is_open for other in list(_sessions) if other is not self):
+            gc.collect()  # of a cell that is run again: a client that only its own tables and views refer to
         with owned.lock:
             if owned.closed:
                 raise ClosedError("the client is closed; make a new one")
@@ -261,10 +275,16 @@ class Session:
         table.stop()
         raise ClosedError("the client is closed; make a new one")
 
+    def keep_table(self, table: _Stoppable) -> None:
+        """Keep `table` alive as long as this session is."""
+        with self._owned.lock:
+            self._kept.add(table)
+
     def forget_table(self, table: _Stoppable) -> None:
         """`table` ended by itself."""
         with self._owned.lock:
             self._owned.tables.discard(table)
+            self._kept.discard(table)
 
     def close(self) -> None:
         """End everything: waits, threads, sockets; write what is pending. May be called twice.

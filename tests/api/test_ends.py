@@ -14,7 +14,7 @@ from backbone.errors import UnfinishedWarning
 from backbone.simulator import SimulatorServer
 
 HEAD = """
-import gc, os, sys, threading, time
+import gc, os, sys, threading, time, weakref
 from backbone import Backbone
 
 def held():
@@ -72,16 +72,54 @@ falls_to(0, 8)
     )
 
 
+def test_cell_with_callbacks_and_views_leaves_no_client_behind(exchange: SimulatorServer, tmp_path: Path) -> None:
+    """Tables, jobs and what shows them refer to each other; callbacks run on with their client."""
+    run(
+        """
+url, ws, folder = sys.argv[1:]
+def cell():
+    global client, table, shown
+    client = Backbone(data_dir=folder, rest_url=url, ws_url=ws)
+    client.candles("KRW-BTC", "1h", count=30)
+    forgotten = client.live("KRW-BTC")
+    forgotten.on_update(lambda update: None)
+    forgotten = weakref.ref(forgotten)
+    gc.collect()
+    assert forgotten() is not None
+    table = client.live("KRW-ETH")
+    table.on_update(lambda update: None)
+    shown = client.dashboard(), client.chart("KRW-BTC", "1h"), client.backfill("KRW-BTC", "1h", "2025-08-20").wait()
+    for each in (table, *shown):
+        each._repr_html_()
+cell()
+threads, files = held()
+for _ in range(4):
+    cell()
+falls_to(2 * len(threads), 2 * files)  # the last one, and at most the one before
+del client, table, shown
+gc.collect()
+falls_to(0, 8)
+""",
+        exchange.rest_url,
+        exchange.ws_url,
+        tmp_path,
+    )
+
+
 def test_interrupted_cell_leaves_no_client_behind(exchange: SimulatorServer, tmp_path: Path) -> None:
     """The traceback of an interrupted call keeps one client at most, the last."""
     run(
         """
 import _thread
 url, folder = sys.argv[1:]
+def interrupt(client):
+    while not client.session.coordinator().scheduler.status()["in_flight"]["normal"]:
+        time.sleep(0.005)
+    _thread.interrupt_main()
 def cell(market):
     global client
     client = Backbone(data_dir=folder, rest_url=url)
-    threading.Timer(0.15, _thread.interrupt_main).start()
+    threading.Thread(target=interrupt, args=(client,)).start()
     client.candles(market, "1m", count=30_000)
 markets = Backbone(rest_url=url, data_dir=folder).markets("KRW").index
 for market in markets[:4]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -277,27 +278,22 @@ class LiveTable:
             if self._thread is None:
                 self._changes = self._subscription.follow()
                 self._thread = threading.Thread(
-                    target=self._call_back, args=(self._changes,), name="backbone-callbacks", daemon=True
+                    target=_call_back, args=(weakref.ref(self), self._changes), name="backbone-callbacks", daemon=True
                 )
                 self._thread.start()
+                self._session.keep_table(self)
         return callback
 
-    def _call_back(self, changes: ConflatedChanges) -> None:
-        """The callbacks' thread, until the table is stopped."""
-        missed = 0
-        while True:
-            held = changes.take(None)
-            if held is None:
-                return
-            missed, before = changes.missed, missed
-            update = LiveUpdate(held, missed - before, self._frame_of_update)
-            with self._lock:
-                callbacks = list(self._callbacks)
-            for callback in callbacks:
-                try:
-                    callback(update)
-                except Exception as exc:  # noqa: BLE001 - somebody else's code must not end the table
-                    self._note_failure(callback, exc)
+    def hand_out(self, held: Sequence[Held[Any]], missed: int) -> None:
+        """Call the callbacks with what changed, on the thread that calls this."""
+        update = LiveUpdate(held, missed, self._frame_of_update)
+        with self._lock:
+            callbacks = list(self._callbacks)
+        for callback in callbacks:
+            try:
+                callback(update)
+            except Exception as exc:  # noqa: BLE001 - somebody else's code must not end the table
+                self._note_failure(callback, exc)
 
     def _note_failure(self, callback: object, exc: Exception) -> None:
         with self._lock:
@@ -505,6 +501,18 @@ def _event(event: LiveEvent, zone: str) -> TableEvent:
         event.streamed,
         event.confirmed,
     )
+
+
+def _call_back(table: weakref.ref[LiveTable], changes: ConflatedChanges) -> None:
+    """The callbacks' thread, until the table is stopped. While it waits it does not keep the table alive."""
+    missed = 0
+    while (held := changes.take(None)) is not None:
+        missed, before = changes.missed, missed
+        alive = table()
+        if alive is None:
+            return
+        alive.hand_out(held, missed - before)
+        del alive, held
 
 
 def parse_kinds(value: object) -> list[str]:

@@ -300,6 +300,11 @@ class CandleJob:
         return "incomplete" if lost else "done"
 
     @property
+    def is_cancelled(self) -> bool:
+        """Whether `cancel` was called, though pages may still be on their way."""
+        return self._cancelled
+
+    @property
     def progress(self) -> Progress:
         """A consistent reading of where the job stands."""
         with self.changed:
