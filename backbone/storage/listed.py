@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from backbone.storage.files import Files
-from backbone.storage.layout import Series
+from backbone.storage.layout import Series, parse_period
 
 __all__ = ["forget", "listed", "note"]
 
@@ -36,7 +36,11 @@ def note(files: Files, series: Series, written: Iterable[str], known: frozenset[
     if known.issuperset(written) and (len(known) < 2 or files.stat(series.listed_key) is not None):
         return known  # and the series was not taken away meanwhile
     names = listed(files, series).union(written)
-    names |= {name.removeprefix("period=") for name in files.list(series.folder)}
+    for folder in files.list(series.folder):  # a file that was quarantined leaves its folder behind
+        name = folder.removeprefix("period=")
+        period = parse_period(series.timeframe, name)
+        if name not in names and period is not None and files.stat(series.key(period)) is not None:
+            names |= {name}
     if len(names) > 1:
         _put(files, series, names)
     return names

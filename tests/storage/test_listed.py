@@ -97,3 +97,15 @@ def test_note_that_is_damaged_covers_nothing_and_is_made_again(tmp_path: Path) -
     note(files, SERIES, ["month-2024-06", "month-2024-07"], frozenset())
     forget(files, SERIES, "month-2024-06")
     assert listed(files, SERIES) == {"month-2024-07"}
+
+
+def test_empty_folder_of_a_quarantined_month_is_no_missing_month(tmp_path: Path) -> None:
+    """Another store quarantined the only month there was, before a second one made the note."""
+    store, other = open_store(tmp_path), open_store(tmp_path)
+    store.put(BTC, MINUTE, minutes(0, 50), span(0, 50), now_us=MAY)
+    store.flush()
+    corrupt(tmp_path / SERIES.key(MONTHS[0]), 60)
+    assert not other.read(BTC, MINUTE, EVER).covered
+    store.put(BTC, MINUTE, minutes(MONTH, MONTH + 50), span(MONTH, MONTH + 50), now_us=MAY)
+    store.flush()
+    assert store.verify() == []

@@ -83,11 +83,11 @@ def test_size_wrong_words_are_input_errors(client: Backbone) -> None:
 def test_size_command_prints_the_figures(
     venue: SimulatorServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`backbone size` answers for a quote currency in one request."""
+    """`backbone size` asks for nothing but the market list of a quote currency, which a second reply confirms."""
     where = ["--data-dir", str(tmp_path), "--rest-url", venue.rest_url, "--ws-url", venue.ws_url]
     code = cli.main(["size", "--markets", "KRW", "--timeframe", "1m", "--since", "2017", *where])
     out = capsys.readouterr().out
     assert code == 0
     assert "GB" in out
     assert "8 addresses" in out
-    assert len(venue.requests) == 1
+    assert [one.group for one in venue.requests] == ["market", "market"]
