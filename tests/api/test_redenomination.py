@@ -15,6 +15,7 @@ import pytest
 
 from backbone import Backbone
 from backbone.coordinator import coordinator as fetch
+from backbone.coordinator.candles import archive as archives
 from backbone.coordinator.quota.ledger import MemoryLimiter
 from backbone.coordinator.quota.rules import Rules
 from backbone.errors import DataChangedWarning
@@ -272,3 +273,24 @@ def test_hours_of_before_and_minutes_of_after(venue: SimulatorServer, tmp_path: 
             frame = client.candles(MARKET, "1h", *whole, priority=priority)
         assert one_unit(frame)
         same(frame, truth(venue, MARKET, "1h", *whole))
+
+
+@pytest.mark.parametrize("stored", [("2025-05-31T00:00:00Z", "2025-06-01T00:00:00Z"), ("2025-06-10T00:00:00Z",) * 2])
+def test_files_of_the_archive_join_nothing_of_before(
+    venue: SimulatorServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: tuple[str, str]
+) -> None:
+    """A month of the archive beside stored minutes, or around them: of another unit, pages are asked, and tell."""
+    monkeypatch.setattr(archives, "_shown", {"https://www.upbit.com/historical_data/main"})
+    start, end = "2025-05-31T00:00:00Z", "2025-07-01T00:00:00Z"
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client:
+        client.candles(MARKET, "1m", stored[0], count=1440)
+    changed(venue, client)
+    with (
+        Backbone(data_dir=tmp_path, rest_url=venue.rest_url, ws_url=venue.ws_url, archive="accept-terms") as client,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", DataChangedWarning)
+        frame = client.candles(MARKET, "1m", start, end)
+        assert one_unit(frame)
+        same(frame, truth(venue, MARKET, "1m", start, end))
+        assert sum(request.group == "archive" for request in venue.requests) > 0

@@ -256,6 +256,7 @@ class Archive:
             yield Recheck(file.key, market, timeframe.name, state, detail)
 
     def _replace(self, file: ArchiveFile, stated: str, ask: Callable[[Ask], Any]) -> str:
+        generation = self._store.generation(file.market)
         download: Download = ask(file_ask(file))
         if download.sha256 != stated:
             raise PayloadError(f"{file}: its checksum does not agree", market=file.market)
@@ -268,7 +269,9 @@ class Archive:
         before = self._store.revisions(file.market, file.timeframe).num_rows
         table = rows_inside(download.table, held)
         now = self._venue.now_us()
-        self._store.put(file.market, file.timeframe, table, held, source="archive", now_us=now)
+        series = file.market, file.timeframe
+        if not self._store.put(*series, table, held, source="archive", now_us=now, generation=generation):
+            raise PayloadError(f"{file}: what is stored of {file.market} was set aside meanwhile", market=file.market)
         self._store.flush(file.market, file.timeframe)
         self.note(file, download)
         return f"{self._store.revisions(file.market, file.timeframe).num_rows - before} candles revised"

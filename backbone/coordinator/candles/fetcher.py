@@ -317,11 +317,19 @@ class CandleFetcher:
         rows = 0
         proof = pending.gaps.clip(file.span)
         if not isinstance(outcome, BackboneError):
-            table = rows_inside(outcome, proof)
-            rows = table.num_rows
             try:
-                error = self._keep(series, table, proof, generation, source="archive")
-            except OutdatedError as exc:
+                with series.keeping:
+                    beside = pending.joins.held if pending.generation == generation else outcome.slice(0, 0)
+                    table = rows_inside(outcome, proof)
+                    around = self.units.around(series.market, series.timeframe, outcome, proof)
+                    overlap = self.units.compare(series.market, series.timeframe, outcome, beside, around)
+                    if overlap.factor is not None:
+                        raise OtherUnitError(overlap, outcome)
+                    proof, above = self.units.leaps(series.market, series.timeframe, table, proof, around)
+                    table = rows_inside(table, proof)
+                    rows = table.num_rows
+                    error = self._keep(series, table, proof, generation, source="archive")
+            except (OutdatedError, OtherUnitError) as exc:  # pages show what it means
                 outcome = exc
         with series.changed:
             if isinstance(outcome, BackboneError):
@@ -329,6 +337,7 @@ class CandleFetcher:
             else:
                 for one in {pending, *series.pending}:
                     one.archived = one.archived | proof
+                    one.joins.above.update(above)
                 pending.failed = pending.failed - proof
                 series.plan.settle(claim, Verdict(proof), rows)
                 pending.rows += rows

@@ -28,7 +28,7 @@ from backbone.model import Priority, Span, empty_candles
 from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, candles_ask
 from backbone.settings import Settings
-from backbone.storage.coverage import EVER, SpanSet
+from backbone.storage.coverage import SpanSet
 from backbone.storage.generations import Note
 from backbone.storage.store import CandleStore
 from backbone.timeframe import TIMEFRAMES, Timeframe
@@ -216,25 +216,24 @@ class Redenominations:
         self._scheduler.submit("candles", priority, lambda: ask, lambda _, outcome: done(outcome))
 
     def _samples(self, market: str, timeframe: Timeframe, table: pa.Table) -> list[_Sample]:
-        """Up to two pages of stored candles far from `table`; of another timeframe, where there are no others."""
+        """Stored candles that `table` does not have: the page on each side of it, which is of the old unit if any is,
+        and the oldest; of another timeframe, where there are no others."""
         seen = times_of(table)
-        around = Span(int(seen[0]), int(seen[-1]) + 1)
+        around = Span(int(seen[0]), timeframe.next(int(seen[-1])))
         others = [each for each in TIMEFRAMES.values() if each != timeframe and each.base is None]
         for each in (timeframe, *others):
             oldest = self._store.oldest(market, each)
             if oldest is None:
                 continue
-            rest = self._store.coverage(market, each, EVER) - SpanSet([around] if each == timeframe else [])
-            bounds = rest.clip(Span(oldest, EVER.end)).bounds
-            if bounds is None:
-                continue
-            middle = each.floor((bounds.start + min(bounds.end, self._venue.now_us())) // 2)
+            before = Span(timeframe.next(around.start, -PAGE), around.start)
+            after = Span(around.end, timeframe.next(around.end, PAGE))
+            spans = [*((before, after) if each == timeframe else ()), Span(oldest, each.next(oldest, PAGE))]
             found: list[_Sample] = []
-            for start in (bounds.start, middle):
-                span = Span(start, each.next(each.ceil(start), PAGE))
-                held = rows_inside(self._store.read(market, each, span).table, rest.clip(span))
+            for span in spans:
+                rest = SpanSet([span]) - SpanSet([around] if each == timeframe else [])
+                held = rows_inside(self._store.read(market, each, span).table, rest)
                 held = held.slice(0, int(np.searchsorted(times_of(held), self.settled_us(each))))
-                if held.num_rows and not any(times_of(held)[-1] == times_of(one.held)[-1] for one in found):
+                if held.num_rows and not any(np.isin(times_of(held)[-1], times_of(one.held)) for one in found):
                     found.append(_Sample(each, held))
             if found:
                 return found

@@ -116,7 +116,7 @@ def test_factor_on_the_overlap_alone_is_a_revision(tmp_path: Path) -> None:
     """A stretch that the venue moved by one factor, while the rest stays: the wider sample says so."""
     world = World(tmp_path)
     ask(world, 0, 3000)
-    world.venue.scaled = Span(minute(2500), minute(3000))
+    world.venue.scaled = Span(minute(2900), minute(3000))
     world.venue.factor = 10.0
     answer = world.candles(minute(3000), minute(3100))
     assert answer.table.num_rows == 100
@@ -252,3 +252,13 @@ def test_answer_that_was_made_anew_says_what_it_took(tmp_path: Path) -> None:
         answer = world.candles(minute(900), minute(1100))
     assert answer.pages == world.asked() == 3
     assert answer.sources == {"rest": 200}
+
+
+def test_sample_is_of_what_was_stored_before(tmp_path: Path) -> None:
+    """Pages of the same call that landed already are of the new unit, and do not speak for what is beside the page."""
+    world = World(tmp_path)
+    ask(world, 1500, 2000)
+    world.venue.factor = 10.0
+    with pytest.warns(DataChangedWarning):
+        ask(world, 0, 3500)
+    assert kinds(world) == ["redenominated", "quarantined"]
