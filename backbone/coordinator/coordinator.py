@@ -291,6 +291,19 @@ class Coordinator:
         for part in self.realtime.parts(unknown):
             self._learn_ticks(part)
 
+    def begin_ticks(self, markets: Sequence[str]) -> int:
+        """Ask for the price steps of `markets`, which are wanted in a moment, without waiting; how many requests."""
+        parts = self.realtime.parts(sorted(markets))
+        for part in parts:
+            self.scheduler.begin(instruments_ask(part), Priority.HIGH, self._took_ticks)
+        return len(parts)
+
+    def _took_ticks(self, outcome: Reply | BackboneError) -> None:
+        if not isinstance(outcome, BackboneError):
+            self.realtime.note_instruments(outcome.value)
+        else:  # whoever wants them asks again
+            _log.info("ticks.unknown why=%s", outcome)
+
     def _learn_ticks(self, markets: list[str]) -> None:
         def done(_: Ask | None, outcome: Reply | BackboneError) -> None:
             if not isinstance(outcome, BackboneError):

@@ -270,10 +270,23 @@ class Scheduler:
             _raise(shared.outcome)
         return shared.outcome
 
-    def _request_locked(self, ask: Ask, priority: Priority) -> _InFlight:
+    def begin(self, ask: Ask, priority: Priority, done: Callable[[Reply | BackboneError], None]) -> None:
+        """Put a question that somebody will ask soon, without waiting: `request` shares it. Nothing where it is in
+        flight. `done` gets the outcome on a worker, before whoever waits."""
+        with self._lock:
+            if self._is_closed:
+                raise _closed()
+            if ask not in self._requests:
+                self._request_locked(ask, priority, done)
+
+    def _request_locked(
+        self, ask: Ask, priority: Priority, first: Callable[[Reply | BackboneError], None] | None = None
+    ) -> _InFlight:
         shared = _InFlight(self._lock)
 
         def done(_: Ask | None, outcome: Reply | BackboneError) -> None:
+            if first is not None:
+                first(outcome)
             with self._lock:
                 if shared.outcome is None:
                     shared.outcome = outcome

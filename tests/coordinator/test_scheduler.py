@@ -343,6 +343,26 @@ def test_same_question_of_many_threads_is_asked_once(bench):
     assert bench.metrics.counter("single_flight.hits") >= 18
 
 
+def test_question_that_was_begun_is_shared_by_whoever_asks_it(bench):
+    """It is put once; the outcome is noted before whoever waits for it goes on."""
+    bench.venue.gate.clear()
+    bench.limiter.permits = 100
+    noted: list[Any] = []
+    for _ in range(2):
+        bench.scheduler.begin(Ask("soon"), HIGH, noted.append)
+
+    def work(index: int) -> Any:
+        if index == 1:
+            wait_for(lambda: bench.metrics.counter("single_flight.hits") == 1)
+            bench.venue.gate.set()
+            return None
+        return bench.scheduler.request(Ask("soon"), HIGH), list(noted)
+
+    (reply, before), _ = in_threads(2, work)
+    assert bench.venue.sent.count("soon") == 1
+    assert noted == before == [reply]
+
+
 def test_shared_question_takes_the_priority_of_its_most_urgent_asker(bench):
     """A high asker lifts the queued question of a low one past what is queued at normal."""
     bench.submit("n", NORMAL)

@@ -90,7 +90,7 @@ def tick_sizes(core: Coordinator, markets: Sequence[str]) -> tuple[list[float], 
     if unknown:
         requests = 1
         try:
-            _, requests = core.realtime.instruments(unknown, Priority.HIGH)
+            _, requests = core.realtime.instruments(sorted(unknown), Priority.HIGH)
         except SourceError as exc:
             _log.info("ticks.unknown why=%s", exc)
     ticks = [core.realtime.known_tick(market) for market in markets]

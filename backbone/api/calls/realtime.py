@@ -31,7 +31,7 @@ from backbone.coordinator.live.old_trades import OldTradesAnswer
 from backbone.coordinator.live.realtime import Answer, missing_error
 from backbone.coordinator.live.trades import DAY_US, DAYS_KEPT, TradesAnswer
 from backbone.errors import IncompleteError, InputError, RejectedError, SourceError
-from backbone.model import Priority, Span
+from backbone.model import MarketInfo, Priority, Span
 from backbone.routing.archive import TRADE_SCHEMA, TRADES_SINCE_US
 from backbone.routing.wire import ORDERBOOK_DEPTH as DEPTH
 from backbone.timeframe import parse_timeframe
@@ -297,11 +297,13 @@ def markets(
     core = session.coordinator()
     began = core.clock.monotonic()
     held = core.markets.known
+    begun = _begin_ticks(core, held or core.market_log.newest(), quote)
     listed = core.markets.listed()
     known = listed is held
     listed = of_quote(listed, quote)
     codes = [info.market for info in listed]
     ticks, more = tick_sizes(core, codes)
+    more = max(more, begun)
     learn_ticks(dict(zip(codes, ticks, strict=True)))
     table = shaping.markets_table(listed).append_column("tick_size", pa.array(ticks, pa.float64()))
     attrs = facts(
@@ -316,6 +318,15 @@ def markets(
     at_us = core.venue.now_us() - int(max(ages_s, default=0.0) * 1e6)
     attrs["tick_sizes_at"] = in_zone(at_us, session.tz).isoformat()
     return shaping.deliver(table, wanted_frames, index="market", zone=session.tz, attrs=attrs)
+
+
+def _begin_ticks(core: Coordinator, likely: Sequence[MarketInfo], quote: str | None) -> int:
+    """Ask for the price steps beside the list that is asked for, by the list before it; how many requests."""
+    fresh_s = core.settings.markets_fresh_s
+    wanted = "" if quote is None else str(quote).strip().upper().removesuffix("-*") + "-"
+    codes = [info.market for info in likely if info.market.startswith(wanted)]
+    stale = [code for code in codes if core.realtime.instrument_age_s(code) >= fresh_s]
+    return core.begin_ticks(stale) if stale else 0
 
 
 def _deliver(

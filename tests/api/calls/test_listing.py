@@ -220,6 +220,32 @@ def test_market_list_has_the_price_steps_of_a_stated_time(
     assert len(server.requests) == asked + 1
 
 
+def test_price_steps_are_asked_beside_the_list(world: tuple[SimulatorServer, Backbone]) -> None:
+    """Where a list was recorded, both requests are under way at once: the first `markets()` waits for one round trip.
+    What the recorded list lacks, or has too many, is asked again."""
+    server, client = world
+    first = client.markets()
+
+    def opened() -> pd.DataFrame:
+        server.reset_log()
+        with Backbone(data_dir=client.data_dir, rest_url=server.rest_url, ws_url=server.ws_url) as other:
+            return other.markets()
+
+    server.faults.add("slow", match="/v1/", seconds=0.5, times=10)
+    frame = opened()
+    server.faults.clear()
+    pd.testing.assert_frame_equal(frame, first)
+    assert sorted(request.path for request in server.requests) == ["/v1/market/all", "/v1/orderbook/instruments"]
+    assert abs(server.requests[0].mono - server.requests[1].mono) < 0.4
+    assert frame.attrs["backbone"]["requests"] == 2
+    server.faults.add("list", market="KRW-DOGE")
+    assert opened()["tick_size"].notna().all()
+    server.faults.add("delist", market="KRW-DOGE")
+    frame = opened()
+    assert frame["tick_size"].notna().all()
+    assert list(frame.index) == CODES
+
+
 def test_universe_ranks_who_was_listed_by_what_was_traded_before(world: tuple[SimulatorServer, Backbone]) -> None:
     """A later listing is not in it; one that is gone is, by what is stored, or is named as without data."""
     server, client = world
