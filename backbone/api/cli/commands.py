@@ -304,18 +304,22 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def update(options: argparse.Namespace) -> int:
-    """Brings all that is stored up to now, each series from its newest candle: for cron. Prints a row a series. Ends
-    with 3 where a series could not be brought up to date; the others are.
+    """Brings all that is stored up to now, each series from its newest candle: for cron. Prints a row a series; with
+    --quiet only those that could not be brought up to date, so that cron mails nothing else. Ends with 3 where there is
+    such a one; the others are.
     """
     with _open(options) as client:
         job = client.store.update(_one_or_many(options.markets) if options.markets else None, options.timeframe)
-        job.wait()
+        job.wait(progress=False if options.quiet else None)
         frame = job.result()
-    if frame.empty and options.format in (None, "table"):
-        say("nothing is stored yet")
-        return 0
-    print_frame(frame, options.format or "table")
     late = frame[frame["state"] != "done"]
+    if options.quiet:
+        if len(late):
+            print_frame(late, options.format or "table")
+    elif frame.empty and options.format in (None, "table"):
+        say("nothing is stored yet")
+    else:
+        print_frame(frame, options.format or "table")
     if len(late):
         say(f"{len(late)} of {len(frame)} series are not up to date; the same command goes on from there")
         return EXIT_INCOMPLETE

@@ -191,6 +191,7 @@ def _add_store(parts: Any) -> None:
     parser = _add(parts, "update", commands.update, "bring all that is stored up to now; for cron")
     parser.add_argument("markets", nargs="*", help="some of them, or a quote currency; default: all that is stored")
     parser.add_argument("--timeframe", help="one timeframe; default: all")
+    parser.add_argument("--quiet", action="store_true", help="print only what could not be brought up to date")
     parser = _add(parts, "verify", commands.verify, "prove the store: a line a problem")
     parser.add_argument("market", nargs="?", help="one market; default: all")
     parser.add_argument("timeframe", nargs="?", help="one timeframe; default: all")

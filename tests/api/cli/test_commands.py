@@ -184,6 +184,23 @@ def test_update_brings_what_is_stored_up_to_now(
     assert client.explain("KRW-BTC", "1h", "2025-08-20", "2025-08-22T17:00").pages == 0
 
 
+def test_update_quiet_prints_only_what_failed(
+    at: list[str], venue: SimulatorServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For cron: nothing at all where all is well, the failing series and a code where not."""
+    assert cli.main(["update", "--quiet", *at]) == 0
+    cli.main(["backfill", "KRW-BTC", "KRW-ETH", "1h", *DAY, *at])
+    capsys.readouterr()
+    venue.faults.add("garbage", match="KRW-ETH", times=None)
+    assert cli.main(["update", "--quiet", "--format", "csv", *at]) == 3
+    out, err = capsys.readouterr()
+    assert list(read_csv(out)["market"]) == ["KRW-ETH"]
+    assert "1 of 2 series" in err
+    venue.faults.clear()
+    assert cli.main(["update", "--quiet", *at]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
 def test_fetch_of_a_quote_currency_to_a_pipe_has_every_market(
     at: list[str], client: Backbone, capsys: pytest.CaptureFixture[str]
 ) -> None:
