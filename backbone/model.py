@@ -139,12 +139,12 @@ class Ticker(msgspec.Struct, frozen=True):
         """This row with what `other` knows beyond it, where both are of the same last trade; else as it is."""
         if (self.time_us, self.price, self.volume) != (other.time_us, other.price, other.volume):
             return self
-        lacking = [name for name in _TOLD_BY_STREAM if getattr(self, name) is None]
+        lacking = [name for name in _STREAM_FIELDS if getattr(self, name) is None]
         more = {name: value for name in lacking if (value := getattr(other, name)) is not None}
         return msgspec.structs.replace(self, **more) if more else self
 
 
-_TOLD_BY_STREAM = Ticker.__struct_fields__[Ticker.__struct_fields__.index("stamp_us") + 1 :]
+_STREAM_FIELDS = Ticker.__struct_fields__[Ticker.__struct_fields__.index("stamp_us") + 1 :]
 
 
 class Level(msgspec.Struct, frozen=True, gc=False):
