@@ -15,7 +15,20 @@ import pandas as pd
 from backbone import Backbone
 from backbone.errors import IncompleteError
 
-__all__ = ["CANDLES", "FAULTS", "IMPOSSIBLE", "NOW", "ODD_FIELDS", "WAYS", "Way", "options", "same"]
+__all__ = [
+    "BEGIN",
+    "CANDLES",
+    "FAULTS",
+    "IMPOSSIBLE",
+    "NOW",
+    "ODD_FIELDS",
+    "SEVERAL",
+    "START",
+    "WAYS",
+    "Way",
+    "options",
+    "same",
+]
 
 NOW = "2025-08-22T09:00:00Z"
 BEGIN, START, END = "2025-08-21T22:00:00Z", "2025-08-22T06:00:00Z", "2025-08-22T08:40:00Z"

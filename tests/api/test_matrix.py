@@ -6,6 +6,8 @@ the fault, that answer. `tests.matrix` has the table, and says which cells canno
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ import pytest
 from backbone import Backbone
 from backbone.coordinator import scheduler
 from backbone.coordinator.candles import fetcher
-from backbone.errors import BackboneError
+from backbone.errors import BackboneError, DataChangedWarning
 from backbone.simulator import SimulatorServer
-from tests.matrix import FAULTS, IMPOSSIBLE, WAYS, options, same
+from tests.matrix import BEGIN, FAULTS, IMPOSSIBLE, NOW, SEVERAL, START, WAYS, options, same
 
 LIMIT = 1000
 
@@ -73,3 +75,51 @@ def test_fault_ends_in_the_right_answer_or_an_error(
             with _client(venue, tmp_path / str(page)) as client:
                 found = way.ask(client)
         same(found, truth[name])
+
+
+ONE_UNIT = [
+    "range", "count", "first-so-many", "critical", "forming", "refresh", "several", "wide", "derived", "backfill",
+    "sections",
+]  # fmt: skip
+"""Ways that may join stored candles with new ones. An audit compares what is stored and says that it differs; an update
+asks only for what lies behind. What renamed markets answer on each way, `tests.api.test_renames` has."""
+
+
+@pytest.fixture(scope="module")
+def changing(shared_venue: SimulatorServer) -> Iterator[SimulatorServer]:
+    """An exchange of its own: a redenomination stays."""
+    with SimulatorServer(seed=7, now=NOW, frozen=True, limit=LIMIT) as server:
+        server.clock.advance(20)
+        yield server
+
+
+DELIVERED = pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="sections that were delivered before are in the old unit, the rest is not",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=DELIVERED if name == "sections" else ()) for name in ONE_UNIT]
+)
+def test_redenomination_while_a_part_is_stored_ends_in_one_unit(
+    changing: SimulatorServer, tmp_path: Path, name: str
+) -> None:
+    """The older half is stored, the unit moves, the whole is asked: as a client that stored nothing has it."""
+    way = WAYS[name]
+    with _client(changing, tmp_path / "stored") as client:
+        for market in SEVERAL:
+            client.candles(market, "1m", BEGIN, START)
+            client.candles(market, "1h", "2025-08-01", START)
+        for market in SEVERAL:
+            changing.faults.add("rescale", market=market, factor=10 if ONE_UNIT.index(name) % 2 == 0 else 0.1)
+        with _client(changing, tmp_path / "fresh") as other:
+            right = way.ask(other)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataChangedWarning)
+            try:
+                found = way.ask(client)
+            except BackboneError:
+                found = way.ask(client)
+        same(found, right)
