@@ -93,16 +93,7 @@ def changing(shared_venue: SimulatorServer) -> Iterator[SimulatorServer]:
         yield server
 
 
-DELIVERED = pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="sections that were delivered before are in the old unit, the rest is not",
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=DELIVERED if name == "sections" else ()) for name in ONE_UNIT]
-)
+@pytest.mark.parametrize("name", ONE_UNIT)
 def test_redenomination_while_a_part_is_stored_ends_in_one_unit(
     changing: SimulatorServer, tmp_path: Path, name: str
 ) -> None:

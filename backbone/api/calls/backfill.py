@@ -98,7 +98,8 @@ class Job:
 
         Together they are exactly the whole. The job runs at most `ahead` sections (at most ten thousand candles each)
         before the one taken last, so a slow consumer holds it back; leaving the loop lets it run on. Raises
-        `IncompleteError` at a section that could not be had (the venue's own error where nothing arrived before).
+        `IncompleteError` at a section that could not be had (the venue's own error where nothing arrived before), and
+        where the venue moved its unit after sections were delivered: no job shows two.
         """
         if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1:
             raise InputError("ahead", ahead, "a whole number, 1 or more")
@@ -106,9 +107,18 @@ class Job:
 
     def _sections(self, ahead: int) -> Iterator[Any]:
         rows = 0
+        units: dict[str, int] = {}  # of what was delivered
         for answer in self._whole_sections(ahead):
             frame = self._frame([answer])
             self._check([answer], frame, arrived=rows)
+            unit = self._session.coordinator().store.generation(answer.market)
+            if units.setdefault(answer.market, unit) != unit:
+                raise IncompleteError(
+                    f"{answer.market} {self._timeframe}: the venue moved its unit meanwhile; the sections that were "
+                    "delivered are in the old one. Drop them and begin the job again: it is all in the new one.",
+                    gaps=[answer.span],
+                    frame=frame,
+                )
             yield frame
             rows += answer.table.num_rows
 
