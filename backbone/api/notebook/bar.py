@@ -73,6 +73,9 @@ class Bar:
                 unit_scale=True,
                 leave=False,
             )
+            if self._bar.disable:  # $TQDM_DISABLE
+                self._wanted, self._bar = False, None
+                return
             self._bar.start_t -= elapsed_s  # it shows late, and counts from the beginning
         self._bar.total = now.total_slots
         self._bar.n = now.done_slots

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
+from tqdm.auto import tqdm
 
 from backbone import Backbone
 from backbone.api.calls.backfill import Job
@@ -50,6 +53,7 @@ def test_job_without_a_view_waits_with_a_bar(
     client: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In a terminal the bar tells the reached time, the rows, the rate and what is left."""
+    monkeypatch.setattr("tqdm.auto.tqdm", partial(tqdm, disable=False))  # the tutorials run without bars
     job = start(client)
     job.wait(progress=True)
     said = capsys.readouterr().err
@@ -63,3 +67,12 @@ def test_job_line_tells_no_time_to_go_once_it_ended(client: Backbone) -> None:
     job = start(client).wait(progress=False)
     assert "to go" not in repr(job)
     assert "done, 100%" in repr(job)
+
+
+def test_bar_that_is_switched_off_is_not_missed(
+    client: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`$TQDM_DISABLE` makes bars of no output; the job goes on without one."""
+    monkeypatch.setattr("tqdm.auto.tqdm", partial(tqdm, disable=True))
+    assert start(client).wait(progress=True).progress.state == "done"
+    assert capsys.readouterr().err == ""
