@@ -18,5 +18,4 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config.option, "nbval"):  # absent where the plugin is switched off
         config.option.nbval = config.option.nbval or not config.option.nbval_lax
         config.option.nbval_sanitize_with = config.option.nbval_sanitize_with or str(HERE / "sanitize.cfg")
-    os.environ["TQDM_DISABLE"] = "1"  # a busy machine must not show a bar where the tutorial shows none
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))

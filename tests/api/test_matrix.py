@@ -40,7 +40,20 @@ def _client(venue: SimulatorServer, folder: Path) -> Backbone:
     return Backbone(data_dir=folder, rest_url=venue.rest_url, ws_url=venue.ws_url)
 
 
-@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in WAYS for kind in FAULTS])
+CELLS = [
+    pytest.param(name, kind, pages, id=f"{name}-{kind}-{part}", marks=marks)
+    for name, way in WAYS.items()
+    for kind in FAULTS
+    for part, pages, marks in (
+        ("ends", (*way.at[:1], *way.at[1:][-1:]), ()),
+        ("middle", way.at[1:-1], pytest.mark.slow),
+    )
+    if pages and not (part == "middle" and kind == "429")
+]
+"""The first and the last page; those between are the long form."""
+
+
+@pytest.mark.parametrize(("name", "kind", "pages"), CELLS)
 def test_fault_ends_in_the_right_answer_or_an_error(
     venue: SimulatorServer,
     truth: dict[str, Any],
@@ -48,6 +61,7 @@ def test_fault_ends_in_the_right_answer_or_an_error(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     kind: str,
+    pages: tuple[int, ...],
 ) -> None:
     """At each page, once."""
     if reason := IMPOSSIBLE.get((name, kind)):
@@ -57,7 +71,7 @@ def test_fault_ends_in_the_right_answer_or_an_error(
         with _client(venue, tmp_path / "truth") as client:
             way.prepare(client)
             truth[name] = way.ask(client)
-    for page in way.at[-1:] if kind == "429" else way.at:  # a 429 costs the rest of a second each time
+    for page in pages[-1:] if kind == "429" else pages:  # a 429 costs the rest of a second each time
         venue.reset_limits()
         monkeypatch.setenv("BACKBONE_LEDGER_DIR", str(tmp_path / f"ledger {page}"))  # a ban is of this page's alone
         with _client(venue, tmp_path / str(page)) as client:

@@ -56,6 +56,7 @@ table
 """
 
 
+@pytest.mark.slow
 def test_live_table_shows_a_market_that_joins_and_drops_one_that_leaves(notebook: Callable[..., Page]) -> None:
     """While the table is open: the new row comes with its name and price, the old one goes, and the line says both."""
     page = notebook("life", [WHOLE, EVERYTHING])

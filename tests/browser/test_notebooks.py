@@ -50,6 +50,7 @@ def first_cells(number: str, count: int) -> list[str]:
     return [cell.source for cell in book.cells if cell.cell_type == "code"][:count]
 
 
+@pytest.mark.slow
 def test_live_tutorial_moves_by_itself(notebook: Callable[..., Page]) -> None:
     """With no cell running, the prices of the live table change, and the last candle of the chart does."""
     page = notebook("04_in_motion", first_cells("04", 4))

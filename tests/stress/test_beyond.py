@@ -77,6 +77,7 @@ def wait_for(count: int, venue: SimulatorServer) -> None:
             clock.wait(pause, 0.02)
 
 
+@pytest.mark.slow
 def test_two_hosts_fill_one_bucket_and_one_is_killed(
     venue: SimulatorServer, hosts: tuple[Any, list[Host]], place: str, own: RedisServer
 ) -> None:

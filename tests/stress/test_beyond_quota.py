@@ -39,6 +39,7 @@ def _rows(process: subprocess.Popen[str]) -> int:
     return int(out)
 
 
+@pytest.mark.slow
 def test_two_hosts_keep_one_quota(venue: SimulatorServer, own: RedisServer, tmp_path: Path) -> None:  # noqa: F811
     """Two hosts that fetch at once are never refused, and together use the quota."""
     running = [_host(venue, own, name, tmp_path, market) for name, market in [("a", "KRW-BTC"), ("b", "KRW-ETH")]]

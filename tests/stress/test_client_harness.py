@@ -25,6 +25,7 @@ def _quiet_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
+@pytest.mark.slow
 @needs_forkserver
 def test_clients_killed_while_they_fetch_lose_and_invent_nothing() -> None:
     """After SIGKILL every row is the exchange's, no claim lacks its rows, and the rest is fetched on top of it."""

@@ -18,6 +18,7 @@ def _quiet_log() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
+@pytest.mark.slow
 def test_soak_of_some_seconds_gives_nothing_but_right_answers_and_honest_errors() -> None:
     """Under refusals, resets, lies, stalls and drops no row is wrong, no call is stuck, nothing is left behind."""
     tally = soak.run(seed=7, seconds=8.0, fault_every_s=0.25)

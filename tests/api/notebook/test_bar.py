@@ -53,7 +53,6 @@ def test_job_without_a_view_waits_with_a_bar(
     client: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In a terminal the bar tells the reached time, the rows, the rate and what is left."""
-    monkeypatch.setattr("tqdm.auto.tqdm", partial(tqdm, disable=False))  # the tutorials run without bars
     job = start(client)
     job.wait(progress=True)
     said = capsys.readouterr().err
