@@ -223,7 +223,7 @@ class ClosedError(BackboneError):
 
 
 class DataChangedWarning(UserWarning):
-    """Stored data turned out to be of a state that is over, such as before a redenomination: it was set aside, and the
+    """Stored data proved to be of a state that is over, such as before a redenomination: it is quarantined, and the
     answer is made of what was fetched anew."""
 
 

@@ -1,9 +1,9 @@
-"""Which generation of a market's candles counts: a number that rises when all that is stored of it is set aside.
+"""Which generation of a market's candles counts: a number that rises when all that is stored of it is quarantined.
 
 A page belongs to the generation under which it was asked; a page of an older one is never stored, whichever process
 has it. One small file a market holds the number, replaced in one step; a market without a file is at 0. While files
 are being moved away the record says where to (``leaving``): until then nothing of the market is held, for every
-reader, and whoever wants to write ends the move first. So a crash in the middle leaves files that nobody reads.
+reader, and whoever wants to write ends the move first. So a crash in the middle leaves files that are never read.
 """
 
 from __future__ import annotations

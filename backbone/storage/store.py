@@ -124,7 +124,7 @@ class CandleStore:
         return Series(self._exchange, market, timeframe)
 
     def generation(self, market: str) -> int:
-        """A number that rises when all that is stored of a market is set aside, by any process."""
+        """A number that rises when all that is stored of a market is quarantined, by any process."""
         return self._generations.of(market).number
 
     def _pages(self, series: Series, span: Span) -> list[Page]:

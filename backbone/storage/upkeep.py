@@ -194,7 +194,7 @@ class Upkeep:
         return where if is_mine else ""
 
     def end_move(self, market: str) -> None:
-        """See that the files of a market that is being set aside, here or elsewhere, are all in their quarantine."""
+        """See that the files of a market that is being quarantined, here or elsewhere, are all in their quarantine."""
         while (now := self._generations.of(market)).leaving:
             for timeframe in TIMEFRAMES.values():  # each: whoever is about to write a new one has to be waited for
                 series = Series(self._exchange, market, timeframe)

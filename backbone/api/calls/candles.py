@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CandleCall", "Plan", "candles", "coverage", "explain", "incomplete_error"]
 
-_CHANGES = 5  # times an answer is made anew because what is stored of a market was set aside meanwhile
+_CHANGES = 5  # times an answer is made anew because what is stored of a market was quarantined meanwhile
 
 
 def candles(
@@ -158,7 +158,7 @@ class CandleCall:
         raise error
 
     def _answers(self) -> tuple[list[CandleAnswer], list[tuple[str, pa.Table]]]:
-        """The answers and their rows, all of one unit: made anew where what is stored was set aside meanwhile."""
+        """The answers and their rows, all of one unit: made anew where what is stored was quarantined meanwhile."""
         core = self.session.coordinator()
         if not self.offline:
             core.candles.units.tell(self.markets)

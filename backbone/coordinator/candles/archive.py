@@ -271,7 +271,7 @@ class Archive:
         now = self._venue.now_us()
         series = file.market, file.timeframe
         if not self._store.put(*series, table, held, source="archive", now_us=now, generation=generation):
-            raise PayloadError(f"{file}: what is stored of {file.market} was set aside meanwhile", market=file.market)
+            raise PayloadError(f"{file}: what is stored of {file.market} was quarantined meanwhile", market=file.market)
         self._store.flush(file.market, file.timeframe)
         self.note(file, download)
         return f"{self._store.revisions(file.market, file.timeframe).num_rows - before} candles revised"

@@ -217,7 +217,7 @@ class DirectCandles:
 
         The stream answers where it has them all, was received just now and goes on from `last_close`, the price before
         them; otherwise REST: one page, where it reaches back to `after_us`. Where that is of another unit than what is
-        held, the latter is set aside.
+        held, the latter is dropped.
         """
         table, source = self._streamed(market, timeframe, after_us, priority), "stream"
         if table is not None and table.num_rows and last_close is not None:

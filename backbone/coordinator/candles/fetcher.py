@@ -560,7 +560,7 @@ class CandleFetcher:
 
         Its `claim` ends when it is on disk, where others can see it.
         An error of the disk's is for whoever waits: the rows are kept in memory. Raises `OutdatedError` where the
-        market's rows were set aside since it was asked.
+        market's rows were quarantined since it was asked.
         """
         now = self._venue.now_us()
         settled = self.units.settled_us(series.timeframe)
@@ -584,7 +584,7 @@ class CandleFetcher:
         if not is_kept:
             with series.changed:
                 series.generation = max(series.generation, self.units.generation(series.market))
-            raise OutdatedError(f"{series.market} was set aside meanwhile")
+            raise OutdatedError(f"{series.market} was quarantined meanwhile")
         if claim is not None:
             with series.changed:
                 series.unwritten.append(claim)

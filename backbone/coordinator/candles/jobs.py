@@ -98,7 +98,7 @@ class CandleJob:
         self.priority = priority
         self.changed = threading.Condition()
         self._sections: list[_Section] = []
-        self._outdated: list[_Section] = []  # done, but set aside since: fetched again
+        self._outdated: list[_Section] = []  # done, but quarantined since: fetched again
         self._markets = [_MarketProgress(market, span.start) for market in markets]
         self._began_s = clock.monotonic()
         self._ended_s: float | None = None
@@ -226,7 +226,7 @@ class CandleJob:
         self.advance()
 
     def _repeat_locked(self, market: str, generation: int) -> None:
-        """Sections whose candles were set aside since, with all that was stored of their market, are fetched again."""
+        """Sections whose candles were quarantined since, with all stored of their market, are fetched again."""
         for section in self._sections:
             pending = section.pending
             if pending is None or not section.is_done or section.market != market:

@@ -30,7 +30,7 @@ from backbone.timeframe import Timeframe
 
 __all__ = ["CandleRanges", "Range", "Request", "Watch"]
 
-_CHANGES = 5  # times a range is collected anew because what was stored was set aside meanwhile
+_CHANGES = 5  # times a range is collected anew because what was stored was quarantined meanwhile
 _FRESH_S = 2.0  # an answer that ends now rests on a venue clock that was received within so many seconds
 
 
@@ -150,7 +150,7 @@ class CandleRanges:
         deadline: Deadline | None = None,
     ) -> bool:
         """Whether a page that was received besides is of the unit that is held. Where it seems to be of another, its
-        span is asked again, which finds out: the old unit is set aside."""
+        span is asked again, which finds out: the old unit is quarantined."""
         if not self._fetcher.units.is_other_unit(market, timeframe, page.table):
             return True
         times, before = times_of(page.table), self._fetcher.units.generation(market)

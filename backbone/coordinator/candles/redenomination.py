@@ -2,7 +2,7 @@
 
 `units` has the rule. Here is what it is applied to: the candles beside a gap, the candles that a page has in common
 with the store, a wider sample that is asked for where those differ by one factor; and the end of an old unit, when all
-that is stored of the market is set aside. Nothing here waits for a reply.
+that is stored of the market is quarantined. Nothing here waits for a reply.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FEW = 4  # covered parts that are read one by one
 
 
 class OutdatedError(BackboneError):
-    """What is stored of the market was set aside since the page was asked; it stays in this package."""
+    """What is stored of the market was quarantined since the page was asked; it stays in this package."""
 
 
 class OtherUnitError(BackboneError):
@@ -74,7 +74,7 @@ class Redenominations:
         self._scheduler = scheduler
         self._venue = venue
         self._settle_us = int(settings.settle_s * 1e6)
-        self._told: dict[str, int] = {}  # market → the generation up to which its changes were told
+        self._warned: dict[str, int] = {}  # market → the generation up to which its changes were warned of
 
     def settled_us(self, timeframe: Timeframe) -> int:
         """Candles that open before this are not expected to change any more."""
@@ -242,12 +242,12 @@ class Redenominations:
     # -- what is held now ----------------------------------------------------------------------------------------
 
     def generation(self, market: str) -> int:
-        """A number that rises when all that is stored of a market is set aside: rows from before are not to be shown
+        """A number that rises when all that is stored of a market is quarantined: rows from before are not to be shown
         beside rows from after."""
         return self._store.generation(market)
 
     def is_outdated(self, pending: Pending) -> bool:
-        """Whether what is stored of its market was set aside since `pending` began."""
+        """Whether what is stored of its market was quarantined since `pending` began."""
         return pending.generation != self.generation(pending.market)
 
     def is_other_unit(self, market: str, timeframe: Timeframe, table: pa.Table) -> bool:
@@ -258,12 +258,12 @@ class Redenominations:
     def tell(self, markets: Iterable[str]) -> None:
         """Warn of redenominations of `markets`, once each; what is known when a market is first named is no news."""
         for market in markets:
-            now, told = self.generation(market), self._told.get(market)
-            self._told[market] = now
-            if told is None or told == now:
+            now, warned = self.generation(market), self._warned.get(market)
+            self._warned[market] = now
+            if warned is None or warned == now:
                 continue
             for event in self._store.events.read(market):
-                if event.kind == "redenominated" and event.detail.get("generation", 0) > told:
+                if event.kind == "redenominated" and event.detail.get("generation", 0) > warned:
                     warnings.warn(_changed(market, event.detail), DataChangedWarning, stacklevel=2)
 
 

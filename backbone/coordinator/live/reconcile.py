@@ -288,7 +288,7 @@ class Confirmer:
             if pending.store_error is not None:
                 raise pending.store_error
             if self._candles.units.is_outdated(pending):
-                raise BackboneError("what was stored of it was set aside meanwhile")
+                raise BackboneError("what was stored of it was quarantined meanwhile")
         except BackboneError as error:
             self._retry(series, error)
             return

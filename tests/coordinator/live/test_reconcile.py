@@ -141,7 +141,8 @@ def test_confirm_again_what_was_set_aside(rig: Rig) -> None:
     rig.fetcher.is_set_aside = True
     closed(rig)
     rig.fetcher.finish()
-    assert [(e.kind, e.detail) for e in table.events()] == [("failed", "what was stored of it was set aside meanwhile")]
+    said = "what was stored of it was quarantined meanwhile"
+    assert [(e.kind, e.detail) for e in table.events()] == [("failed", said)]
     rig.fetcher.is_set_aside = False
     rig.scheduler.advance(6.0)
     assert spans(rig) == [Span(START_US, START_US + MINUTE_US)]
