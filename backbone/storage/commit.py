@@ -23,7 +23,10 @@ _MOST_ROWS = 2_000_000  # held in memory for a folder that cannot be written; mo
 
 
 class Committer:
-    """Writes the pending pages of one store. Thread-safe."""
+    """Writes the pending pages of one store. Thread-safe.
+
+    ``restated`` is called after a commit that changed candles already stored, with the opens of those.
+    """
 
     def __init__(
         self,
@@ -34,6 +37,7 @@ class Committer:
         incidents: Incidents,
         generations: Generations,
         end_move: Callable[[str], None],
+        restated: Callable[[Series, list[int]], None],
     ) -> None:
         self._files = files
         self._clock = clock
@@ -42,6 +46,7 @@ class Committer:
         self._incidents = incidents
         self._generations = generations
         self._end_move = end_move
+        self._restated = restated
         self._is_warned = False
         self.files_written = 0
 
@@ -49,8 +54,9 @@ class Committer:
         """Bring all pages of some series to disk; every one is tried, then the first failure is raised."""
         failure: StoreError | None = None
         for series in chosen:
+            revised: list[int] = []
             try:
-                while not retried(self._files, series.lock_key, lambda: self._write(series)):  # noqa: B023  at once
+                while not retried(self._files, series.lock_key, lambda: self._write(series, revised)):  # noqa: B023
                     self._end_move(series.market)
             except ReadOnlyError as exc:
                 if self._pending.rows() > _MOST_ROWS:
@@ -59,10 +65,12 @@ class Committer:
                     self._stay_in_memory(series, exc)
             except StoreError as exc:
                 failure = failure or self._failed(series, exc)
+            if revised:
+                self._restated(series, revised)
         if failure is not None:
             raise failure
 
-    def _write(self, series: Series) -> bool:
+    def _write(self, series: Series, revised: list[int]) -> bool:
         """Write what waits; False where files of the series are still to be moved away first."""
         began_s = self._clock.monotonic()
         pages = self._pending.of(series, EVER)
@@ -71,7 +79,7 @@ class Committer:
             if now.leaving:
                 return False
             counting = [page for page in pages if page.generation == now.number]
-            self.files_written += self._periods.write(series, counting)
+            self.files_written += self._periods.write(series, counting, revised)
             self._pending.written(series, len(pages), began_s)
         return True
 

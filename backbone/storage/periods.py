@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from backbone.candle_table import times_of
 from backbone.clock import Clock
 from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import Span
@@ -41,12 +42,16 @@ _PERIOD_US = {"day": DAY_US, "month": 28 * DAY_US, "year": 365 * DAY_US, "all": 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One period: the file's version it was read from (None: there is no file) and the pages put on top of it."""
+    """One period: the file's version it was read from (None: there is no file) and the pages put on top of it.
+
+    ``revisions`` is how many the file has; those of the pages follow.
+    """
 
     version: Version | None
     applied: tuple[int, ...]
     partition: Partition
     is_changed: bool = False
+    revisions: int = 0
 
 
 class Periods:
@@ -141,7 +146,8 @@ class Periods:
         if held.applied == ids:
             return held, tier
         merged = merge_pages(held.partition, mine[len(held.applied) :], period)
-        held = Held(held.version, ids, merged, held.is_changed or merged is not held.partition)
+        is_changed = held.is_changed or merged is not held.partition
+        held = Held(held.version, ids, merged, is_changed, held.revisions)
         if held.version is not None:  # without a file, what the sidecar says of it is part of it and may change
             self._memory.put(key, held, merged.nbytes)
         return held, tier
@@ -164,7 +170,7 @@ class Periods:
         return Held(None, (), Partition.empty(quiet.clip(period))), "memory"
 
     def _keep(self, key: str, version: Version, partition: Partition) -> Held:
-        held = Held(version, (), partition)
+        held = Held(version, (), partition, revisions=partition.revisions.num_rows)
         self._memory.put(key, held, partition.nbytes)
         self._coverages.put(key, (version, partition.coverage), _coverage_bytes(partition.coverage))
         return held
@@ -175,17 +181,18 @@ class Periods:
 
     # -- writing
 
-    def write(self, series: Series, pages: Sequence[Page]) -> int:
+    def write(self, series: Series, pages: Sequence[Page], revised: list[int]) -> int:
         """Put pages into files, and quiet spans where there is none into the sidecar. Repeatable at any point.
 
-        Call it inside `exclusive`. Returns how many partition files were written.
+        Call it inside `exclusive`. Returns how many partition files were written; `revised` takes the opens of stored
+        candles that are not what they were, also where a later file fails.
         """
         proof = pages[0].proof if len(pages) == 1 else SpanSet(span for page in pages for span in page.proof)
         periods = row_periods(series, pages)
         if proof.bounds is not None:
             periods.update(period for period in self.with_file(series, proof.bounds) if proof.touches(period))
         quiet = self.quiet(series)
-        written = [period for period in sorted(periods) if self._write_period(series, period, pages, quiet)]
+        written = [period for period in sorted(periods) if self._write_period(series, period, pages, quiet, revised)]
         if written and series.timeframe.period != "all":
             names = [name_of_period(series.timeframe, period) for period in written]
             self._listed[series] = note(self._files, series, names, self._listed.get(series, frozenset()))
@@ -197,7 +204,9 @@ class Periods:
             self._files.replace(series.quiet_key, encode_coverage(after, series))
         return len(written)
 
-    def _write_period(self, series: Series, period: Span, pages: Sequence[Page], quiet: Coverage) -> bool:
+    def _write_period(
+        self, series: Series, period: Span, pages: Sequence[Page], quiet: Coverage, revised: list[int]
+    ) -> bool:
         key = series.key(period)
         self._bad.pop(key, None)  # a damaged file that could not be moved: try again
         held, _ = self.current(series, period, pages, quiet)
@@ -208,6 +217,7 @@ class Periods:
             raise StoreError(f"{path} is damaged and cannot be moved to quarantine", path=path)
         data = encode_partition(held.partition, series, period_name(series.timeframe, period))
         self._keep(key, self._files.replace(key, data), held.partition)
+        revised += times_of(held.partition.revisions.slice(held.revisions)).tolist()
         return True
 
     # -- damage

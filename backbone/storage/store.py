@@ -10,6 +10,7 @@ Writers of a series are serialised by `Files.exclusive`. Readers take no file lo
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import itertools
 import os
@@ -100,6 +101,7 @@ class CandleStore:
             self._incidents,
             self._generations,
             lambda market: self.upkeep.end_move(market),
+            self._tell_restated,
         )
         self._ids = itertools.count(1)
         self.events = Events(self._files, exchange, clock, self._incidents)
@@ -198,6 +200,13 @@ class CandleStore:
             if not bool((series.timeframe.floor_array(times) == times).all()):
                 raise StoreError(f"{series}: rows do not open on the {series.timeframe.name} grid")
         return page
+
+    def _tell_restated(self, series: Series, opens: list[int]) -> None:
+        """One event a commit; which candles, and their values, is in the files (`revisions`)."""
+        ends = (dt.datetime.fromtimestamp(at // 1_000_000, dt.UTC) for at in (min(opens), max(opens)))
+        first, last = (f"{end:%Y-%m-%dT%H:%M:%SZ}" for end in ends)
+        detail = {"timeframe": series.timeframe.name, "candles": len(set(opens)), "first": first, "last": last}
+        self.events.add(series.market, "restated", detail, how="candles asked again")
 
     def flush(self, market: str | None = None, timeframe: Timeframe | None = None) -> None:
         """Bring every page taken so far (of one market, of one timeframe) to disk. Raises `StoreError`."""

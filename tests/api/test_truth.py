@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,10 @@ def test_truth_restated_by_the_venue_becomes_a_revision(own_venue: SimulatorServ
         assert listed_changes.index.tolist() == changed.tolist()
         assert (listed_changes["old_open"] == before.loc[changed, "open"]).all()
         assert (listed_changes["new_open"] == after.loc[changed, "open"]).all()
+        (event,) = client.store.events("KRW-BTC").query("kind == 'restated'").to_dict("records")
+        detail = json.loads(event["detail"])
+        assert (detail["timeframe"], detail["candles"]) == ("1m", len(changed))
+        assert [pd.Timestamp(detail[end]) for end in ("first", "last")] == [changed[0], changed[-1]]
         own_venue.reset_log()
         client.candles("KRW-BTC", "1m", "2025-08-22T08:00:00Z", "2025-08-22T09:00:00Z")
         assert own_venue.counts() == {}

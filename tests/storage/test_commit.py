@@ -58,3 +58,48 @@ def test_folder_that_cannot_be_written_keeps_no_answer_back(
     monkeypatch.setattr("backbone.storage.commit._MOST_ROWS", 10)
     with pytest.raises(StoreError, match="18 rows of KRW-BTC 1m stay in memory"):
         store.flush()
+
+
+def test_commit_that_changes_stored_candles_is_one_event(tmp_path: Path) -> None:
+    """Which series, how many candles, from where to where: one event a commit, over months; nothing new, none."""
+    store, june = open_store(tmp_path), 31 * 1440
+    store.put("KRW-BTC", MINUTE, minutes(0, june + 9), span(0, june + 9), now_us=MAY)
+    store.flush()
+    store.put("KRW-BTC", MINUTE, minutes(june + 9, june + 12), span(june + 9, june + 12), now_us=MAY)  # only new ones
+    store.put("KRW-BTC", MINUTE, minutes(0, 5), span(0, 5), now_us=MAY)  # the same ones
+    store.flush()
+    assert store.events.read() == []
+    for first, last in ((june - 3, june), (june, june + 2)):
+        store.put("KRW-BTC", MINUTE, minutes(first, last, 7), span(first, last), now_us=MAY)
+    store.put("KRW-BTC", MINUTE, minutes(20, 22), span(20, 23), now_us=MAY)  # one is withdrawn
+    store.flush()
+    (event,) = open_store(tmp_path).events.read()
+    assert (event.market, event.kind, event.how) == ("KRW-BTC", "restated", "candles asked again")
+    last = "2024-06-01T00:01:00Z"
+    assert event.detail == {"timeframe": "1m", "candles": 6, "first": "2024-05-01T00:22:00Z", "last": last}
+    store.flush()
+    assert len(store.events.read()) == 1
+
+
+def test_restated_candles_are_told_although_a_later_file_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The month that was written is an event of its own; the other one follows when it can be written."""
+    store, june = open_store(tmp_path), 31 * 1440
+    store.put("KRW-BTC", MINUTE, minutes(june - 3, june + 3), span(june - 3, june + 3), now_us=MAY)
+    store.flush()
+    replace = store._files.replace
+
+    def refuse(key: str, data: Any) -> Any:
+        if "2024-06" in key:
+            raise StoreError("the disk is full", path=key)
+        return replace(key, data)
+
+    store.put("KRW-BTC", MINUTE, minutes(june - 3, june + 3, 7), span(june - 3, june + 3), now_us=MAY)
+    with monkeypatch.context() as patched:
+        patched.setattr(store._files, "replace", refuse)
+        with pytest.raises(StoreError, match="disk is full"):
+            store.flush()
+    assert [event.detail["candles"] for event in store.events.read()] == [3]
+    store.flush()
+    assert [event.detail["candles"] for event in store.events.read()] == [3, 3]

@@ -39,9 +39,9 @@ def test_rows_name_their_periods_inside_the_span() -> None:
 def test_period_that_another_process_replaced_is_read_again(tmp_path: Path) -> None:
     """A cached period is used only while its file is the one that it was read from."""
     (mine, files), (theirs, _) = made(tmp_path), made(tmp_path)
-    assert mine.write(BTC, [page(1, 0, 9)]) == 1
-    assert mine.write(BTC, [page(1, 0, 9)]) == 0  # nothing changes
-    assert theirs.write(BTC, [page(2, 9, 20)]) == 1
+    assert mine.write(BTC, [page(1, 0, 9)], []) == 1
+    assert mine.write(BTC, [page(1, 0, 9)], []) == 0  # nothing changes
+    assert theirs.write(BTC, [page(2, 9, 20)], []) == 1
     (period,) = mine.with_file(BTC, EVER)
     held, tier = mine.current(BTC, period, [], mine.quiet(BTC))
     assert (held.partition.table.num_rows, tier, held.version) == (20, "disk", files.stat(BTC.key(period)))
@@ -51,10 +51,10 @@ def test_period_that_another_process_replaced_is_read_again(tmp_path: Path) -> N
 def test_quiet_span_without_a_file_is_in_the_sidecar_until_its_period_has_one(tmp_path: Path) -> None:
     """What the sidecar covered moves into the file with the period's first row."""
     periods, files = made(tmp_path)
-    periods.write(BTC, [Page(1, minutes(0, 0), SpanSet([Span(0, MAY + 9 * MINUTE_US)]), (), "rest", MAY)])
+    periods.write(BTC, [Page(1, minutes(0, 0), SpanSet([Span(0, MAY + 9 * MINUTE_US)]), (), "rest", MAY)], [])
     assert periods.with_file(BTC, EVER) == []
     assert periods.coverage(BTC, EVER).covered == SpanSet([Span(0, MAY + 9 * MINUTE_US)])
-    periods.write(BTC, [page(2, 20, 30)])
+    periods.write(BTC, [page(2, 20, 30)], [])
     whole = SpanSet([Span(0, MAY + 9 * MINUTE_US), span(20, 30)])
     assert periods.coverage(BTC, EVER).covered == periods.footer_coverage(BTC, EVER).covered == whole
     assert periods.quiet(BTC).covered == SpanSet([Span(0, MAY)])

@@ -163,8 +163,9 @@ class StoreView:
         """What happened to the markets, oldest first: ``at market kind detail how``; makes no request.
 
         ``kind`` is listed, delisted, named, renamed, warned, cautioned, state (what tickers say: the market's state,
-        the day of a coming delisting, suspension, warning), redenominated, restated, adopted, quarantined …;
-        ``detail`` is JSON; ``how`` says how it is known.
+        the day of a coming delisting, suspension, warning), redenominated, restated (stored candles came with other
+        values: how many, and from which to which; `revisions` has the values), adopted, quarantined …; ``detail`` is
+        JSON; ``how`` says how it is known.
 
         Examples
         --------
@@ -173,7 +174,9 @@ class StoreView:
         """
         session = self._session
         name = None if market is None else parse_market(market, session.home)
-        found = session.coordinator().market_log.events(name)
+        core = session.coordinator()
+        core.store.flush(name)
+        found = core.market_log.events(name)
         columns = {
             "at": pa.array([event.at_us for event in found], pa.int64()).cast(_STAMP),
             "market": pa.array([event.market for event in found], pa.string()),
