@@ -6,9 +6,9 @@ A candle table has `CANDLE_SCHEMA` and is sorted and unique by ``time``. Spans a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -49,8 +49,7 @@ def rows_inside(table: pa.Table, spans: Iterable[tuple[int, int]]) -> pa.Table:
     return pa.concat_tables([empty_candles(), *(table.slice(low, high - low) for low, high in bounds if low < high)])
 
 
-@dataclass(frozen=True)
-class Differences:
+class Differences(msgspec.Struct, frozen=True):
     """How two candle tables differ. All arrays hold opens in microseconds, sorted.
 
     only_first, only_second : candles that one table alone has.

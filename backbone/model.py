@@ -44,7 +44,7 @@ CANDLE_SCHEMA = pa.schema(
 @cache
 def empty_candles() -> pa.Table:
     """The candle table of zero rows, all columns typed; one for all, since a table never changes."""
-    return CANDLE_SCHEMA.empty_table()
+    return pa.Table.from_batches([], CANDLE_SCHEMA)  # `empty_table` would import pandas
 
 
 class Span(NamedTuple):

@@ -11,9 +11,9 @@ A `Timeframe` knows where candles begin (`floor`), where the next one begins (`n
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from backbone.errors import InputError
@@ -31,8 +31,7 @@ _MONDAY_US = 4 * DAY_US  # 1970-01-05, the first Monday
 _CALENDAR: dict[str, Literal["M", "Y"]] = {"1M": "M", "1y": "Y"}  # numpy datetime64 units
 
 
-@dataclass(frozen=True)
-class Timeframe:
+class Timeframe(msgspec.Struct, frozen=True):
     """One candle length.
 
     ``step_us`` is exact for all but months and years, where it is the longest possible length (31, 366 days).

@@ -16,10 +16,10 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+from msgspec.structs import replace
 
 from backbone.candle_table import compare, is_same, rows_inside, times_of
 from backbone.clock import Clock

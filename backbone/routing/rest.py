@@ -14,9 +14,10 @@ one costs a permit.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
+
+import msgspec
 
 from backbone.clock import Clock
 from backbone.errors import ClosedError, PayloadError, SourceError
@@ -45,8 +46,7 @@ class ReplyFacts(NamedTuple):
     received_s: float
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """A parsed answer with its `ReplyFacts`; ``size`` is the body's in bytes, decompressed."""
 
     value: Any

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from backbone.errors import InputError, PayloadError
-from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, MarketInfo, OrderBook, Ticker, Trade
+from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, MarketInfo, OrderBook, Ticker, Trade, empty_candles
 from backbone.routing.records import (
     DEFAULT_FRAMES,
     EPOCH,
@@ -113,8 +113,7 @@ class Ask:
     market: str | None = field(default=None, compare=False)
 
 
-@dataclass(frozen=True)
-class CandlePage:
+class CandlePage(msgspec.Struct, frozen=True):
     """What one candle reply said: all candles that open in ``[oldest_us, asked_to_us)``, oldest first.
 
     A page with fewer rows than were asked for proves that there is nothing before its oldest row either.
@@ -286,7 +285,7 @@ def _read_candles(body: bytes, market: str, timeframe: Timeframe, to_us: int | N
     if len(rows) > count:
         raise InvalidRow(f"{len(rows)} rows where {count} were asked for")
     if not rows:
-        return CandlePage(CANDLE_SCHEMA.empty_table(), 0, None, to_us, count, np.empty(0, dtype=np.int64))
+        return CandlePage(empty_candles(), 0, None, to_us, count, np.empty(0, dtype=np.int64))
     if others := {row.market for row in rows} - {market}:
         raise InvalidRow(f"a row is of {others.pop()}")
     times = _open_times([row.candle_date_time_utc for row in rows])

@@ -8,8 +8,9 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import msgspec
 
 from backbone.clock import Clock
 from backbone.locks import renew_after_fork
@@ -19,8 +20,7 @@ __all__ = ["MemoryCache", "MemoryStats"]
 V = TypeVar("V")
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryStats:
+class MemoryStats(msgspec.Struct, frozen=True):
     """Counters since the start, and what is held now."""
 
     hits: int

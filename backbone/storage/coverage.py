@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
 
 from backbone.model import Span
 from backbone.timeframe import Timeframe
@@ -185,8 +186,7 @@ class Provisional(NamedTuple):
     due_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class Coverage:
+class Coverage(msgspec.Struct, frozen=True):
     """What is covered (rows or quiet), which part of it is still ``provisional``, and where parts of it came from.
 
     ``origins`` has spans by source, such as ``adopted`` or ``archive``; what is in none came from the venue.
@@ -194,7 +194,7 @@ class Coverage:
 
     covered: SpanSet = _EMPTY
     provisional: tuple[Provisional, ...] = ()
-    origins: Mapping[str, SpanSet] = field(default_factory=dict)
+    origins: Mapping[str, SpanSet] = msgspec.field(default_factory=dict)
 
     def proved(self, proof: SpanSet, provisional: tuple[Provisional, ...] = (), *, source: str = VENUE) -> Coverage:
         """After a reply that proves `proof`. The newest reply counts: in it, only the new `provisional` stays."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -35,8 +34,7 @@ _FAMILIES = {
 """Kinds that state a condition, by what they are a condition of; all others are happenings, each of which counts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """One thing that happened to a market.
 
     at_us : when it was noticed, microseconds UTC.
@@ -147,13 +145,12 @@ class Events:
         return f"Events({str(self._files.path(self._key))!r})"
 
 
-@dataclass(frozen=True)
-class _Parsed:
+class _Parsed(msgspec.Struct, frozen=True):
     """The events of a file's first `size` bytes, and the last condition known of each market."""
 
     events: tuple[Event, ...] = ()
     size: int = 0
-    last: Mapping[tuple[str, str], Event] = field(default_factory=dict)
+    last: Mapping[tuple[str, str], Event] = msgspec.field(default_factory=dict)
 
     def extended(self, data: bytes) -> _Parsed:
         """With the whole lines of `data`, which follows; a last line without an end is left for the next time."""

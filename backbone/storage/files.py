@@ -31,15 +31,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
-
-import filelock
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from backbone.clock import Clock
 from backbone.errors import StoreBusyError, StoreError
 from backbone.locks import renew_after_fork
 from backbone.storage.layout import DAMAGED, LOCKS, QUARANTINE, SNAPSHOTS, TMP
 from backbone.storage.owner_lock import OwnerLock
+
+if TYPE_CHECKING:
+    import filelock  # imported where it is used, on Windows alone
 
 try:
     import fcntl
@@ -418,10 +419,12 @@ class LocalFiles:
                 return self._own(f"{path}.owner", timeout_s)
             if not _IS_WINDOWS:
                 return self._kernel_lock(path, timeout_s)
+            import filelock
+
             lock = filelock.FileLock(path, timeout_s, thread_local=False)
             lock.acquire(poll_interval=_POLL_S)
             return lock
-        except (filelock.Timeout, BlockingIOError) as exc:
+        except (TimeoutError, BlockingIOError) as exc:
             raise StoreBusyError(
                 f"{path} has been held by another process for {timeout_s:g} s",
                 path=path,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from dataclasses import dataclass
+
+import msgspec
 
 from backbone.clock import Clock
 from backbone.locks import renew_after_fork
@@ -15,8 +16,7 @@ __all__ = ["Incident", "Incidents"]
 _log = logging.getLogger("backbone.storage.store")
 
 
-@dataclass(frozen=True, slots=True)
-class Incident:
+class Incident(msgspec.Struct, frozen=True):
     """Something that went wrong on disk and was survived.
 
     ``kind``: ``"quarantined"`` (a damaged file was moved), ``"damaged"`` (it could not be), ``"flush-failed"``.

@@ -8,9 +8,9 @@ files lie beside it. Names are checked here, so that no market can leave the fol
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 
 from backbone.errors import InputError
@@ -67,8 +67,7 @@ name_of_period = lru_cache(maxsize=4096)(period_name)
 """`period_name`, remembered: the same few hundred periods are named over and over."""
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+class Series(msgspec.Struct, frozen=True):
     """One market's candles of one timeframe on one exchange: the unit of locking."""
 
     exchange: str

@@ -8,10 +8,10 @@ twice changes nothing the second time, which is what lets a failed write be repe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -23,8 +23,7 @@ from backbone.storage.partition import REVISION_SCHEMA, Partition
 __all__ = ["Page", "merge_pages"]
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(msgspec.Struct, frozen=True, dict=True):
     """Rows, and the spans they are all of. ``seen_us`` is when they came; ``generation``, which one they are of."""
 
     id: int

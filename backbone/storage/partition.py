@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
-from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +55,10 @@ withdrawn.
 @cache
 def _no_revisions() -> pa.Table:
     """One for all: making one takes as long as decoding a small file."""
-    return REVISION_SCHEMA.empty_table()
+    return pa.Table.from_batches([], REVISION_SCHEMA)
 
 
-@dataclass(frozen=True)
-class Partition:
+class Partition(msgspec.Struct, frozen=True, dict=True):
     """The decoded state of one period: rows (one chunk a column, sorted, unique), what they prove, what
     changed.
     """

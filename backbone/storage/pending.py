@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+
+import msgspec
 
 from backbone.clock import Clock
 from backbone.errors import ClosedError
@@ -24,11 +25,10 @@ __all__ = ["PendingPages"]
 _MAX_ROWS = 20_000  # of one series; more are written at once
 
 
-@dataclass
-class _Waiting:
+class _Waiting(msgspec.Struct):
     """The pages of one series, oldest first, and since when the first of them waits."""
 
-    pages: list[Page] = field(default_factory=list)
+    pages: list[Page] = msgspec.field(default_factory=list)
     rows: int = 0
     since_s: float = 0.0
 

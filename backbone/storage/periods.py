@@ -8,7 +8,8 @@ what it says of it is older than the file. Writers of a series are serialised by
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from backbone.candle_table import times_of
 from backbone.clock import Clock
@@ -40,8 +41,7 @@ _COVERAGE_BYTES = 16 << 20
 _PERIOD_US = {"day": DAY_US, "month": 28 * DAY_US, "year": 365 * DAY_US, "all": 1 << 62}
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """One period: the file's version it was read from (None: there is no file) and the pages put on top of it.
 
     ``revisions`` is how many the file has; those of the pages follow.

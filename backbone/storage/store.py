@@ -15,10 +15,10 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pyarrow as pa
 
 from backbone.candle_table import count_inside
@@ -53,8 +53,7 @@ REVISIONS_OF_MARKETS = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True):
     """What a read found: the rows, the spans covered at that moment, row counts by tier, and what is provisional."""
 
     table: pa.Table

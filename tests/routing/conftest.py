@@ -43,4 +43,3 @@ def hasty(venue: Venue) -> Iterator[RestClient]:
     made = RestClient(venue.url, clock=SystemClock(), timeout_s=(1.0, 0.3), total_s=0.6)
     yield made
     made.close()
-

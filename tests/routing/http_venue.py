@@ -110,5 +110,3 @@ def failure(client: RestClient, ask: Ask = ASK) -> SourceError:
     with pytest.raises(SourceError) as caught:
         client.send(ask)
     return caught.value
-
-

@@ -255,5 +255,3 @@ def test_fork_gives_the_child_a_connection_of_its_own(venue: Venue, client: Rest
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert client.send(ASK).value == [1]
     assert [number for number, _ in venue.requests] == [1, 2, 1]
-
-

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -93,8 +93,7 @@ def parse_wide(value: object) -> str | None:
     raise InputError("wide", value, "one of " + ", ".join(CANDLE_COLUMNS) + ", or None")
 
 
-@dataclass(frozen=True)
-class CandleCall:
+class CandleCall(msgspec.Struct, frozen=True):
     """One checked call of `Backbone.candles`.
 
     ``many`` says that the answer names its markets, be it one; ``is_whole`` that they are those of a quote currency.
@@ -404,8 +403,7 @@ def local_facts(rows: int, source: str = "memory") -> dict[str, Any]:
     return facts(sources={source: rows}, elapsed_ms=0.0, rows=rows, priority=Priority.NORMAL, requests=0, pages=0)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What a range would take. ``cached``, ``derived`` and ``gaps`` are pairs of aware datetimes, half-open."""
 
     market: str

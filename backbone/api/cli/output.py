@@ -20,6 +20,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from backbone.errors import InputError, StoreError
 
 __all__ = [
@@ -151,6 +153,8 @@ def print_value(value: Any, form: str) -> None:
 def _fields(value: Any) -> dict[str, Any]:
     if is_dataclass(value) and not isinstance(value, type):
         return {name: plain(item) for name, item in asdict(value).items()}
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(item) for name, item in msgspec.structs.asdict(value).items()}
     if isinstance(value, dict):
         return {str(name): plain(item) for name, item in value.items()}
     return {"value": plain(value)}

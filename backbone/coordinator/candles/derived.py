@@ -6,7 +6,7 @@ and answers out; who asks the venue or the store for the shorter candles is not 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from backbone.candle_table import rows_inside, times_of
 from backbone.coordinator.candles.ranges import Range

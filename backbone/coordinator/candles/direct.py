@@ -7,10 +7,11 @@ stored.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+from msgspec.structs import replace
 
 from backbone.candle_table import rows_inside, times_of
 from backbone.clock import Deadline

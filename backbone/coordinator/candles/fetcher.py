@@ -16,11 +16,12 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pyarrow as pa
+from msgspec.structs import replace
 
 from backbone.candle_table import count_inside, rows_inside, times_of
 from backbone.clock import Clock, Deadline, VenueClock
@@ -67,8 +68,7 @@ _SHARED_COMMIT_S = 0.1  # others wait for what arrived
 _NOTHING = SpanSet()
 
 
-@dataclass(frozen=True)
-class CandlePlan:
+class CandlePlan(msgspec.Struct, frozen=True):
     """What a range would take: spans held, spans that can be folded from minutes, gaps, pages and seconds."""
 
     market: str

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
 import pyarrow as pa
 
 from backbone.coordinator.candles.reader import Fetched, Held
@@ -29,16 +29,15 @@ class Join(NamedTuple):
     rows: int
 
 
-@dataclass
-class Joins:
+class Joins(msgspec.Struct):
     """Where gaps join held candles: by where a gap begins (``below``), and by where one ends (``above``).
 
     ``held`` has those candles, also where they are not stored but folded from minutes.
     """
 
-    below: dict[int, Join] = field(default_factory=dict)
-    above: dict[int, Join] = field(default_factory=dict)
-    held: pa.Table = field(default_factory=empty_candles)
+    below: dict[int, Join] = msgspec.field(default_factory=dict)
+    above: dict[int, Join] = msgspec.field(default_factory=dict)
+    held: pa.Table = msgspec.field(default_factory=empty_candles)
 
     def shown(self, timeframe: Timeframe, claim: Span, proof: SpanSet, oldest_us: int) -> SpanSet:
         """`proof` without the first slot of a gap whose reply ends just before the held candle that it has to show: it
@@ -54,8 +53,7 @@ class Joins:
         return sum(join.rows for join in (self.below.get(span.start), self.above.get(span.end)) if join is not None)
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """How far a fetch is.
 
     done_slots, total_slots : candle slots had, and in all. What was given up is not had; what is not closed on the
@@ -94,8 +92,7 @@ class Progress:
         return self.elapsed_s * (1 - self.share) / self.share if self.share > 0 else None
 
 
-@dataclass(eq=False)
-class Pending:
+class Pending(msgspec.Struct, eq=False):
     """Candles of `span` on their way, for one caller.
 
     held : the store's part of it at the beginning.
@@ -118,7 +115,7 @@ class Pending:
     span: Span
     priority: Priority
     missing: SpanSet
-    held: Held = field(default_factory=Held)
+    held: Held = msgspec.field(default_factory=Held)
     ascending: bool = False
     patient: bool = False
     enough: int | None = None
@@ -126,21 +123,21 @@ class Pending:
     newest: bool = False
     on_done: Callable[[Pending], None] | None = None
     on_page: Callable[[], None] | None = None
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    gaps: SpanSet = field(default_factory=SpanSet)
-    beyond: SpanSet = field(default_factory=SpanSet)
-    failed: SpanSet = field(default_factory=SpanSet)
-    causes: list[BaseException] = field(default_factory=list)
+    changed: threading.Condition = msgspec.field(default_factory=threading.Condition)
+    gaps: SpanSet = msgspec.field(default_factory=SpanSet)
+    beyond: SpanSet = msgspec.field(default_factory=SpanSet)
+    failed: SpanSet = msgspec.field(default_factory=SpanSet)
+    causes: list[BaseException] = msgspec.field(default_factory=list)
     store_error: StoreError | None = None
     closed_us: int = EVER.end
     pages: int = 0
     queued: int = 0
     rows: int = 0
     failures: int = 0
-    archived: SpanSet = field(default_factory=SpanSet)
+    archived: SpanSet = msgspec.field(default_factory=SpanSet)
     forming: pa.Table | None = None
     checked: int | None = None
-    joins: Joins = field(default_factory=Joins)
+    joins: Joins = msgspec.field(default_factory=Joins)
     generation: int = 0
 
     @property

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
 from typing import Protocol
 
+import msgspec
 import pyarrow as pa
+from msgspec.structs import replace
 
 from backbone.candle_table import rows_inside, times_of
 from backbone.clock import Deadline, VenueClock
@@ -34,8 +35,7 @@ _CHANGES = 5  # times a range is collected anew because what was stored was quar
 _FRESH_S = 2.0  # an answer that ends now rests on a venue clock that was received within so many seconds
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(msgspec.Struct, frozen=True):
     """Any two of start, end and count; a missing end is now."""
 
     start_us: int | None
@@ -63,8 +63,7 @@ def unwatched(_: Callable[[], Progress]) -> AbstractContextManager[Watch]:
     return nullcontext(_Unwatched())
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(msgspec.Struct, frozen=True):
     """How a range is collected, whatever part of it: see `CandleRanges.collect`."""
 
     timeframe: Timeframe

@@ -6,11 +6,12 @@ Makes no request. Every answer is made here, also of what was just fetched: what
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
+from msgspec.structs import replace
 
 from backbone.candle_table import count_inside, rows_inside, times_of
 from backbone.clock import VenueClock
@@ -32,8 +33,7 @@ _NOTHING = SpanSet()
 _BESIDE, _FARTHEST = 8, 200_000  # slots within which the candle beside a gap is looked for
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(msgspec.Struct, frozen=True):
     """What a call brought that was not stored before: its spans, those from the archive, and the pages it took."""
 
     spans: SpanSet = _NOTHING
@@ -44,8 +44,10 @@ class Fetched:
         return Fetched(self.spans | other.spans, self.archived | other.archived, self.pages + other.pages)
 
 
-@dataclass(frozen=True)
-class CandleAnswer:
+_NO_PAGES = Fetched()
+
+
+class CandleAnswer(msgspec.Struct, frozen=True):
     """One market's candles and where they came from. ``sources`` counts rows by source.
 
     ``fetched.pages`` counts the requests of this answer: each page that was asked for it, whether or not its reply was
@@ -93,22 +95,20 @@ def with_cost(answers: Sequence[CandleAnswer], earlier: Sequence[CandleAnswer]) 
     return [now.after(replace(before, sources={})) for now, before in zip(answers, earlier, strict=True)]
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """A span as the store has it.
 
     stored : what was read.
     have, derived, gaps : how the span divides: held, to be folded from stored minutes, to be fetched.
     """
 
-    stored: Stored = field(default_factory=lambda: Stored(empty_candles(), SpanSet(), {}))
+    stored: Stored = msgspec.field(default_factory=lambda: Stored(empty_candles(), SpanSet(), {}))
     have: SpanSet = _NOTHING
     derived: SpanSet = _NOTHING
     gaps: SpanSet = _NOTHING
 
 
-@dataclass(frozen=True)
-class Reach:
+class Reach(msgspec.Struct, frozen=True):
     """How far back the newest candles are known without a hole: `known` holds at most as many rows as were asked for.
 
     ``short`` is how many rows are wanted from before it; 0 where all are known, or history begins there.
@@ -159,7 +159,7 @@ class CandleReader:
         stored: Stored,
         lost: SpanSet,
         derived: SpanSet = _NOTHING,
-        fetched: Fetched = Fetched(),
+        fetched: Fetched = _NO_PAGES,
         causes: tuple[BaseException, ...] = (),
         before: dict[str, int] | None = None,
     ) -> CandleAnswer:

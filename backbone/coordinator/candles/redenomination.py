@@ -11,9 +11,9 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -53,8 +53,7 @@ class OtherUnitError(BackboneError):
         self.table = table
 
 
-@dataclass(frozen=True)
-class _Sample:
+class _Sample(msgspec.Struct, frozen=True):
     timeframe: Timeframe
     held: pa.Table
 

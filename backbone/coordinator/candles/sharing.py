@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from backbone.clock import VenueClock
 from backbone.coordinator.candles.pending import Pending
@@ -31,8 +32,7 @@ _LOOK_S = 0.03  # how often what others fetch is looked at by whoever waits for 
 _NOTHING = SpanSet()
 
 
-@dataclass(eq=False)
-class Series:
+class Series(msgspec.Struct, eq=False):
     """One market's candles of one timeframe while they are fetched; ``changed`` guards everything but the claims.
 
     others, ended : what other clients do, as seen last, and what they fetched until lately: stored, or given up.
@@ -47,16 +47,16 @@ class Series:
     timeframe: Timeframe
     plan: SeriesPlan
     claims: Claims
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    pending: list[Pending] = field(default_factory=list)
-    others: Others = field(default_factory=Others)
-    ended: list[Span] = field(default_factory=list)
-    unwritten: list[Span] = field(default_factory=list)
+    changed: threading.Condition = msgspec.field(default_factory=threading.Condition)
+    pending: list[Pending] = msgspec.field(default_factory=list)
+    others: Others = msgspec.field(default_factory=Others)
+    ended: list[Span] = msgspec.field(default_factory=list)
+    unwritten: list[Span] = msgspec.field(default_factory=list)
     is_committing: bool = False
     is_looking: bool = False
     generation: int = 0
     is_sampling: bool = False
-    keeping: threading.Lock = field(default_factory=threading.Lock)
+    keeping: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
     def others_of(self, pending: Pending) -> SpanSet:
         """What `pending` leaves to other clients."""

@@ -9,9 +9,9 @@ that corrects some candles does not correct them all by one factor.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -27,8 +27,7 @@ _MOST_DECIMALS, _VOLUME_DECIMALS = 12, 8
 _PRICES = ("open", "high", "low", "close")
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True):
     """Candles that two tables have in common: how many, how many of them differ, and the one factor in price (the
     second table's by the first one's) by which all of those do; None where there is none."""
 

@@ -10,7 +10,7 @@ none proves nothing. So a true beginning of history costs one request more, once
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from backbone.errors import PayloadError
 from backbone.model import Span
@@ -26,8 +26,7 @@ FOREVER_US = EVER.end
 """The bound of a page that asks for the newest candles."""
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """One request: the newest `count` candles before `to_us`; `claim` is the span it is asked for.
 
     ``confirms``: the second request behind a short reply, whose newest row must be ``anchor_us`` where that is known.
@@ -47,8 +46,7 @@ class Page:
         return None if self.to_us >= FOREVER_US else self.to_us
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What a reply proves (`proof`), and whether its silence before `edge_us` has yet to be confirmed."""
 
     proof: SpanSet

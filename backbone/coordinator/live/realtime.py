@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -57,8 +57,7 @@ class Live(Protocol):
     def asked(self, kind: str, markets: Iterable[str]) -> None: ...
 
 
-@dataclass(frozen=True)
-class Answer(Generic[R]):
+class Answer(msgspec.Struct, Generic[R], frozen=True):
     """Rows in the order they were asked for, and what it took.
 
     missing : markets that went away meanwhile, with the `causes`.
@@ -73,8 +72,7 @@ class Answer(Generic[R]):
     unreadable: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class VerbatimRows:
+class VerbatimRows(msgspec.Struct, frozen=True):
     """Rows as the venue spelled them, with the rate it reported (None: not at all)."""
 
     rows: list[dict[str, Any]]
@@ -102,15 +100,14 @@ def _verbatim(ask: Ask) -> _Verbatim:
     return _Verbatim(ask.group, ask.path, ask.query, parse, ask.market)
 
 
-@dataclass
-class _Found:
+class _Found(msgspec.Struct):
     """What several requests brought so far."""
 
-    held: list[Held[Any]] = field(default_factory=list)
+    held: list[Held[Any]] = msgspec.field(default_factory=list)
     requests: int = 0
-    missing: list[str] = field(default_factory=list)
-    causes: list[BackboneError] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
+    missing: list[str] = msgspec.field(default_factory=list)
+    causes: list[BackboneError] = msgspec.field(default_factory=list)
+    unreadable: list[str] = msgspec.field(default_factory=list)
 
 
 class Realtime:
