@@ -3,8 +3,8 @@ tape.
 
 Nothing is stored: any range can be asked in any order and the answer is the same, because everything is
 computed from (seed, market, time). What was computed is kept in two bounded caches: whole candles in blocks
-(days of minutes, months of days), and per quote currency the minutes of the last 24 hours from which tickers
-are summed.
+(days of minutes, months of days), which all exchanges of a process share, and per quote currency the minutes of
+the last 24 hours from which tickers are summed.
 
 The caches' locks are held for look-ups and for the ticker board's own arithmetic, never for generating
 blocks.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import datetime
 from fractions import Fraction
 
@@ -82,6 +82,39 @@ _OUTAGES = tuple(
 )
 
 
+class _BlockCache:
+    """Whole candles in blocks, those used last, `most_bytes` of them. Safe to share between threads.
+
+    A key names all that a block is computed from, so exchanges of the same seed use each other's blocks.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._lock = threading.Lock()
+        self._blocks: OrderedDict[Hashable, Bars] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: Hashable) -> Bars | None:
+        with self._lock:
+            found = self._blocks.get(key)
+            if found is not None:
+                self._blocks.move_to_end(key)
+            return found
+
+    def put(self, key: Hashable, made: Bars) -> None:
+        with self._lock:
+            if key in self._blocks:
+                return
+            self._blocks[key] = made
+            self._bytes += 64 * len(made) + 500
+            while self._bytes > self._most_bytes:
+                _, gone = self._blocks.popitem(last=False)
+                self._bytes -= 64 * len(gone) + 500
+
+
+_BLOCKS = _BlockCache(_CACHE_BYTES)
+
+
 class Exchange(Venue):
     """A deterministic market with no sockets. The same seed gives the same market on every machine.
 
@@ -117,8 +150,6 @@ class Exchange(Venue):
             self._outages = outages
             self._tapes = tapes
             self._boards = {quote: _Board(tape) for quote, tape in tapes.items()}
-            self._blocks: OrderedDict[tuple[str, Fraction, str, int], Bars] = OrderedDict()
-            self._block_bytes = 0
             self._last: OrderedDict[tuple[str, Fraction, int], Executions] = OrderedDict()
 
     def close_span(self, span: Span) -> None:
@@ -159,7 +190,7 @@ class Exchange(Venue):
             days = self.bars(market, TIMEFRAMES["1d"], timeframe.floor(start), timeframe.ceil(max(start, end_us)))
             return fold_bars(days, timeframe).between(start_us, end_us)
         if end_us - start > 4 * self.stride_us(market, timeframe) and timeframe.name != "1d":
-            return self._bars_uncached(market, timeframe, start, end_us)
+            return _bars_of(*self._tape(market), market, timeframe, start, end_us)
         stride = self.stride_us(market, timeframe)
         parts: list[Bars] = []
         at = start // stride * stride
@@ -169,39 +200,13 @@ class Exchange(Venue):
         return Bars.join(parts).between(start_us, end_us)
 
     def _block(self, market: Market, timeframe: Timeframe, start_us: int, end_us: int) -> Bars:
-        key = (market.history, market.factor, timeframe.name, start_us)
-        with self._cache_lock:
-            found = self._blocks.get(key)
-            if found is not None:
-                self._blocks.move_to_end(key)
-                return found
-            blocks = self._blocks
-        made = self._bars_uncached(market, timeframe, start_us, end_us)
-        with self._cache_lock:
-            if blocks is self._blocks and key not in blocks:
-                blocks[key] = made
-                self._block_bytes += 64 * len(made) + 500
-                while self._block_bytes > _CACHE_BYTES:
-                    _, gone = blocks.popitem(last=False)
-                    self._block_bytes -= 64 * len(gone) + 500
-        return made
-
-    def _bars_uncached(self, market: Market, timeframe: Timeframe, start_us: int, end_us: int) -> Bars:
-        """Generate in chunks; `start_us` must be aligned to the timeframe."""
         tape, index = self._tape(market)
-        parts: list[I64] = []
-        at = start_us
-        while at < end_us:
-            stop = min(end_us, timeframe.ceil(at + _CHUNK_US) if timeframe.step_us <= DAY_US else end_us)
-            cells = tape.cells(at // CELL_US, -(-stop // CELL_US), [index])
-            if timeframe.name == "1s":
-                trades = tape.trades(cells)
-                parts.append(fold_trades(trades, trades.time_ms // 1000 * 1_000_000))
-            else:
-                parts.append(tape.rows(cells, labels_us=timeframe.floor_array(cells.cell * CELL_US)))
-            at = stop
-        rows = np.concatenate(parts, axis=1) if parts else np.empty((ROWS, 0), dtype=np.int64)
-        return _as_bars(market, rows).between(start_us, end_us)
+        key = (tape.seed, tape.closed, tape.markets[index], market.factor, timeframe.name, start_us)
+        found = _BLOCKS.get(key)
+        if found is None:
+            found = _bars_of(tape, index, market, timeframe, start_us, end_us)
+            _BLOCKS.put(key, found)
+        return found
 
     def forming(self, market: Market, timeframe: Timeframe, now_us: int) -> Bars:
         start = timeframe.floor(now_us)
@@ -268,6 +273,23 @@ def _known(markets: Mapping[str, Market], code: str) -> Market:
     if code not in markets:
         raise InputError("markets", code, "codes of the embedded exchange's catalogue, such as KRW-BTC")
     return markets[code]
+
+
+def _bars_of(tape: Tape, index: int, market: Market, timeframe: Timeframe, start_us: int, end_us: int) -> Bars:
+    """Generate in chunks; `start_us` must be aligned to the timeframe."""
+    parts: list[I64] = []
+    at = start_us
+    while at < end_us:
+        stop = min(end_us, timeframe.ceil(at + _CHUNK_US) if timeframe.step_us <= DAY_US else end_us)
+        cells = tape.cells(at // CELL_US, -(-stop // CELL_US), [index])
+        if timeframe.name == "1s":
+            trades = tape.trades(cells)
+            parts.append(fold_trades(trades, trades.time_ms // 1000 * 1_000_000))
+        else:
+            parts.append(tape.rows(cells, labels_us=timeframe.floor_array(cells.cell * CELL_US)))
+        at = stop
+    rows = np.concatenate(parts, axis=1) if parts else np.empty((ROWS, 0), dtype=np.int64)
+    return _as_bars(market, rows).between(start_us, end_us)
 
 
 def _last_trade(tape: Tape, index: int, before_us: int, listed_us: int) -> Trades:

@@ -13,6 +13,7 @@ Candles are folds of cells; the matrix of a fold has one column a candle and the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,25 +72,35 @@ _HOURS = np.array(
     [24, 22, 19, 17, 15, 14, 14, 15, 16, 16, 16, 17, 19, 20, 20, 18, 16, 13, 11, 10, 10, 11, 14, 17],
     dtype=np.int64,
 )
+_HOUR_OF_CELL = np.repeat(_HOURS, _DAY_CELLS // 24)
+_EIGHTHS = np.arange(8) * 0.125
 
 
 def mix(key: U64 | np.uint64, counter: U64) -> U64:
     """A 64-bit hash of a counter under a key (splitmix64's finalizer): uniform, order-free."""
     z: U64 = counter * _GOLDEN + key
-    z ^= z >> _S30
+    shifted = z >> _S30
+    z ^= shifted
     z *= _M1
-    z ^= z >> _S27
+    z ^= np.right_shift(z, _S27, out=shifted)
     z *= _M2
-    z ^= z >> _S31
+    z ^= np.right_shift(z, _S31, out=shifted)
     return z
 
 
 def _height(draw: U64) -> F64:
     """A hash as a number in [-1, 1)."""
-    height = (draw >> np.uint64(11)).astype(np.float64)
+    height = (draw >> np.uint64(11)).view(np.int64).astype(np.float64)  # below 2**53: signed converts faster
     height *= 2.0**-52
     height -= 1.0
     return height
+
+
+def _quotient(dividend: I64, divisor: I64) -> I64:
+    """``dividend // divisor`` of numbers above zero: float division is several times faster, and exact below 2**53."""
+    if dividend.size and dividend.max() >= _WHOLE:
+        return dividend // divisor
+    return (dividend / divisor).astype(np.int64)
 
 
 def _exp2(x: F64) -> F64:
@@ -108,8 +119,7 @@ class Cells:
     """The cells in which somebody traded, in (market, time) order; one array element a cell.
 
     ``bid`` and ``tick`` are integer prices, ``volume`` and ``bought`` integer volumes, ``count`` and ``buys``
-    numbers of trades, ``phase`` where the pattern of sides starts, ``hash`` what a trade's own traits are
-    drawn from.
+    numbers of trades, ``hash`` what a trade's own traits are drawn from.
     """
 
     market: I64
@@ -117,7 +127,6 @@ class Cells:
     hash: U64
     count: I64
     buys: I64
-    phase: I64
     bid: I64
     tick: I64
     volume: I64
@@ -125,6 +134,11 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.cell)
+
+    @property
+    def phase(self) -> I64:
+        """Where the pattern of sides starts, in trades."""
+        return (self.hash >> np.uint64(48)).view(np.int64) % self.count
 
     def take(self, where: npt.NDArray[np.bool_] | I64 | slice) -> Cells:
         return Cells(*(getattr(self, name)[where] for name in self.__dataclass_fields__))
@@ -153,8 +167,9 @@ class Tape:
 
     def __init__(self, seed: int, markets: Sequence[Market], closed: Sequence[Span] = ()) -> None:
         """`closed` holds the spans in which the whole exchange was down; they are widened to whole cells."""
+        self.seed = seed
         self.markets = tuple(markets)
-        self._closed = tuple(closed)
+        self.closed = tuple(closed)
         seed_key = hash_text(f"seed {seed}")
         names = ("activity", "cell")
         keys = {n: [hash_text(f"{seed_key} {n} {m.history}") for m in self.markets] for n in names}
@@ -184,47 +199,66 @@ class Tape:
     def cells(self, first: int, last: int, which: Sequence[int] | None = None) -> Cells:
         """The active cells of ``[first, last)`` of the markets `which` (indices; default all)."""
         chosen = np.arange(len(self.markets)) if which is None else np.asarray(which, dtype=np.int64)
+        if len(chosen) == 1:
+            first = max(first, int(self._listed[chosen[0]]))  # alone it needs no mask
         grid = np.arange(first, max(first, last), dtype=np.int64)
-        hours = _HOURS[grid // 240 % 24]
-        counter = grid.astype(np.uint64)
-        active = grid[None, :] >= self._listed[chosen][:, None]
-        if not active.any():
-            none = np.zeros(0, dtype=np.int64)
-            return self._describe(chosen, first, last, none, none, none)
+        hours = _HOUR_OF_CELL[grid % _DAY_CELLS]
+        masks = [] if len(chosen) == 1 else [grid[None, :] >= self._listed[chosen][:, None]]
         if not (self._chance[chosen] >= 1.0).all():
-            draw = mix(self._active_key[chosen][:, None], np.broadcast_to(counter, (len(chosen), len(grid))))
+            draw = mix(
+                self._active_key[chosen][:, None], np.broadcast_to(grid.view(np.uint64), (len(chosen), len(grid)))
+            )
             draw &= np.uint64(0xFFFF)
             bound = self._threshold[chosen] * np.where(self._chance[chosen] < 1.0, 1, 64)
-            active &= draw < ((bound[:, None] * hours[None, :] + 15) >> 4).astype(np.uint64)
-        for span in self._closed:
+            masks.append(draw < ((bound[:, None] * hours[None, :] + 15) >> 4).view(np.uint64))
+        for span in self.closed:
             if span.start < last * CELL_US and span.end > first * CELL_US:
-                active &= ((grid + 1) * CELL_US <= span.start) | (grid * CELL_US >= span.end)
+                masks.append((((grid + 1) * CELL_US <= span.start) | (grid * CELL_US >= span.end))[None, :])
+        if not masks:
+            return self._describe(chosen, first, last, np.zeros(1, dtype=np.int64), grid, hours)
+        active = np.broadcast_to(functools.reduce(np.logical_and, masks), (len(chosen), len(grid)))
         row, column = np.nonzero(active)
-        return self._describe(chosen, first, last, row.astype(np.int64), grid[column], hours[column])
+        return self._describe(chosen, first, last, row, grid[column], hours[column])
 
     def _describe(self, chosen: I64, first: int, last: int, row: I64, cell: I64, hours: I64) -> Cells:
         """What happened in the given active cells (row: position in `chosen`)."""
-        market = chosen[row]
-        of = market if len(chosen) != 1 else chosen[0]  # a single market's traits need no gathering
-        draw = mix(self._cell_key[of], cell.astype(np.uint64))
-        a = (draw & np.uint64(0xFFFF)).astype(np.float64) / 65536.0
-        b = ((draw >> np.uint64(16)) & np.uint64(0xFFFF)).astype(np.float64) / 65536.0
-        c = ((draw >> np.uint64(32)) & np.uint64(0xFFFF)).astype(np.int64)
-        d = ((draw >> np.uint64(48)) & np.uint64(0xFFFF)).astype(np.int64)
-        count = (1.0 + (self._mean[of] - 1.0) * 3.0 * a * a * hours / 16.0 + 0.5).astype(np.int64)
-        np.clip(count, 1, 400, out=count)
         if not len(cell):
             nothing = np.zeros(0, dtype=np.int64)
-            return Cells(market, cell, draw, *(nothing,) * 7)
+            return Cells(nothing, cell, nothing.view(np.uint64), *(nothing,) * 6)
+        alone = len(chosen) == 1  # a single market's traits need no gathering
+        market = np.broadcast_to(chosen, len(cell)) if alone else chosen[row]
+        of = chosen[0] if alone else market
+        draw = mix(self._cell_key[of], cell.view(np.uint64))
+        quarters = draw.astype("<u8", copy=False).view("<u2").reshape(-1, 4)  # lowest first
+        a, b = quarters[:, 0] / 65536.0, quarters[:, 1] / 65536.0
+        c = quarters[:, 2].astype(np.int64)
+        often = (self._mean[of] - 1.0) * 3.0 * a
+        often *= a
+        often *= hours
+        often *= 1 / 16
+        often += 1.0
+        often += 0.5
+        np.clip(often, 1.0, 400.0, out=often)
+        count = often.astype(np.int64)
         price = self._level(chosen, first, last, row, cell)
-        band = np.searchsorted(self._band_floor, price, side="right") - 1
-        tick = self._tick[of, band]
-        bid = np.maximum((price * self._price_unit[of]).astype(np.int64) // tick, 1) * tick
-        turnover = count * self._trade_value[of] * (0.02 + 3.9 * b * b * b)
-        volume = (turnover / price * self._volume_unit[of]).astype(np.int64)
+        lowest, highest = np.searchsorted(self._band_floor, (price.min(), price.max()), side="right") - 1
+        band = lowest if lowest == highest else np.searchsorted(self._band_floor, price, side="right") - 1
+        tick = np.broadcast_to(self._tick[of, band], len(cell))
+        bid = _quotient((price * self._price_unit[of]).astype(np.int64), tick)
+        np.maximum(bid, 1, out=bid)
+        bid *= tick
+        turnover = 3.9 * b
+        turnover *= b
+        turnover *= b
+        turnover += 0.02
+        turnover *= count * self._trade_value[of]
+        turnover /= price
+        turnover *= self._volume_unit[of]
+        volume = turnover.astype(np.int64)
         np.maximum(volume, count, out=volume)
-        buys = (count + 1) * c >> 16
-        return Cells(market, cell, draw, count, buys, d % count, bid, tick, volume, volume * buys // count)
+        buys = (count + 1) * c
+        buys >>= 16
+        return Cells(market, cell, draw, count, buys, bid, tick, volume, _quotient(volume * buys, count))
 
     def _level(self, chosen: I64, first: int, last: int, row: I64, cell: I64) -> F64:
         """The price level in the given cells: noise on lattices from 15 seconds to a year, and drift.
@@ -248,16 +282,22 @@ class Tape:
             coarse, start, step = height, node_first, len(nodes)
         assert coarse is not None
         curve = (_exp2(coarse) * self._price[chosen][:, None]).ravel()
-        at = (cell >> 3) - start
-        if len(chosen) > 1:
-            at += row * step
-        level = curve[at + 1]
-        left = curve[at]
-        level -= left
-        level *= (cell & 7) * 0.125
-        level += left
+        if len(chosen) == 1 and 8 * len(cell) > last - first:  # dense: fill every lattice step, then pick
+            rise = np.diff(curve)[:, None] * _EIGHTHS
+            rise += curve[:-1, None]
+            at = cell - (start << 3)
+            level = rise.ravel()[at[0] : at[-1] + 1] if at[-1] - at[0] < len(at) else rise.ravel()[at]
+        else:
+            at = (cell >> 3) - start
+            if len(chosen) > 1:
+                at += row * step
+            level = curve[at + 1]
+            left = curve[at]
+            level -= left
+            level *= (cell & 7) * 0.125
+            level += left
         key = keys[0] if len(chosen) == 1 else self._price_key[chosen][row]
-        height = _height(mix(key, cell.astype(np.uint64)))  # every cell is a node of the finest lattice
+        height = _height(mix(key, cell.view(np.uint64)))  # every cell is a node of the finest lattice
         height *= self._amplitude[chosen[0], 0] if len(chosen) == 1 else self._amplitude[chosen, 0][row]
         height += 1.0
         result: F64 = level * height
@@ -314,23 +354,32 @@ class Tape:
         """Cells folded by (market, label); without labels one column a cell. The label becomes `TIME`."""
         n = len(cells)
         labels = cells.cell * CELL_US if labels_us is None else labels_us
-        out = np.empty((ROWS, n), dtype=np.int64)
-        first_buy = cells.phase >= cells.count - cells.buys
-        last_buy = cells.buys - ((cells.count - 1) * cells.buys + cells.phase) // cells.count == 1
-        out[TIME] = labels
-        out[OPEN] = cells.bid + cells.tick * first_buy
-        out[HIGH] = cells.bid + cells.tick * (cells.buys > 0)
-        out[LOW] = cells.bid + cells.tick * (cells.buys == cells.count)
-        out[CLOSE] = cells.bid + cells.tick * last_buy
-        out[VOLUME] = cells.volume
-        value = cells.bid * cells.volume + cells.tick * cells.bought
-        out[VALUE] = value // _LIMB
-        out[VALUE_LOW] = value - out[VALUE] * _LIMB
-        out[BOUGHT] = cells.bought
-        out[STAMP] = np.arange(n)
-        folded = out if labels_us is None else fold(out, labels + (cells.market << 56))
-        folded[STAMP] = self._last_ms(cells.take(folded[STAMP]))
-        return folded
+        if not n:
+            return np.empty((ROWS, 0), dtype=np.int64)
+        new = labels[1:] != labels[:-1] if labels_us is not None else np.ones(n - 1, dtype=bool)
+        if cells.market[0] != cells.market[-1]:
+            new |= cells.market[1:] != cells.market[:-1]
+        starts = np.concatenate(([0], np.flatnonzero(new) + 1))
+        ends = np.append(starts[1:], n) - 1
+        opening, closing = cells.take(starts), cells.take(ends)
+        bought_last = closing.buys - ((closing.count - 1) * closing.buys + closing.phase) // closing.count == 1
+        value = cells.bid * cells.volume
+        value += cells.tick * cells.bought
+        high = np.add.reduceat(value >> 24, starts)  # in two halves, so that no sum overflows
+        value &= (1 << 24) - 1
+        low = np.add.reduceat(value, starts) + (high % _LIMB << 24)
+        out = np.empty((ROWS, len(starts)), dtype=np.int64)
+        out[TIME] = labels[starts]
+        out[OPEN] = opening.bid + opening.tick * (opening.phase >= opening.count - opening.buys)
+        out[HIGH] = np.maximum.reduceat(cells.bid + cells.tick * (cells.buys > 0), starts)
+        out[LOW] = np.minimum.reduceat(cells.bid + cells.tick * (cells.buys == cells.count), starts)
+        out[CLOSE] = closing.bid + closing.tick * bought_last
+        out[VOLUME] = np.add.reduceat(cells.volume, starts)
+        out[VALUE] = (high // _LIMB << 24) + low // _LIMB
+        out[VALUE_LOW] = low % _LIMB
+        out[BOUGHT] = np.add.reduceat(cells.bought, starts)
+        out[STAMP] = self._last_ms(closing)
+        return out
 
     def _last_ms(self, cells: Cells) -> I64:
         return self._trade_ms(cells, cells.count - 1)

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backbone.model import Span
 from backbone.simulator import Exchange
+from backbone.simulator.market import exchange as module
 from backbone.simulator.market.venue import Bars, Executions, fold_bars
 from backbone.timeframe import DAY_US, MINUTE_US, TIMEFRAMES, Timeframe
 from tests.simulator.conftest import DAY, NOW_US
@@ -93,12 +95,13 @@ def test_forming_candle_of_a_quiet_interval_does_not_exist(exchange: Exchange) -
     assert int(newest.time_us[0]) < quiet
 
 
-def test_order_of_asking_changes_nothing() -> None:
+def test_order_of_asking_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches warm or cold, wide or narrow: one answer."""
     warm, cold = Exchange(7), Exchange(7)
     for back in (0, 5, 3, 9, 1):
         warm.candle_table("KRW-XRP", "1m", DAY - back * DAY_US, DAY - back * DAY_US + 3 * DAY_US)
     wide = warm.candle_table("KRW-XRP", "1m", DAY - 9 * DAY_US, DAY)
+    monkeypatch.setattr(module, "_BLOCKS", module._BlockCache(2**20))
     parts = [cold.candle_table("KRW-XRP", "1m", DAY - n * DAY_US, DAY - (n - 1) * DAY_US) for n in range(9, 0, -1)]
     assert wide.num_rows == sum(p.num_rows for p in parts)
     assert wide["value"].to_pylist() == [v for p in parts for v in p["value"].to_pylist()]
@@ -119,12 +122,31 @@ def test_executions_are_half_open_and_last_execution_is_before(exchange: Exchang
 
 def test_cache_of_blocks_stays_within_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Old blocks make room."""
-    monkeypatch.setattr("backbone.simulator.market.exchange._CACHE_BYTES", 400_000)
+    blocks = module._BlockCache(400_000)
+    monkeypatch.setattr(module, "_BLOCKS", blocks)
     exchange = Exchange(7)
     for day in range(12):
         exchange.candles("KRW-BTC", "1m", DAY - day * DAY_US, 200, NOW_US)
-    assert sum(len(b) for b in exchange._blocks.values()) * 64 <= 400_000
-    assert exchange.candles("KRW-BTC", "1m", DAY, 200, NOW_US) == Exchange(7).candles("KRW-BTC", "1m", DAY, 200, NOW_US)
+    assert 0 < sum(len(b) for b in blocks._blocks.values()) * 64 <= 400_000
+    kept = exchange.candles("KRW-BTC", "1m", DAY, 200, NOW_US)
+    monkeypatch.setattr(module, "_BLOCKS", module._BlockCache(400_000))
+    assert kept == Exchange(7).candles("KRW-BTC", "1m", DAY, 200, NOW_US)
+
+
+def test_exchanges_share_what_was_computed_from_the_same_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second exchange of the seed computes nothing again; another seed, or an outage, is another market."""
+    monkeypatch.setattr(module, "_BLOCKS", module._BlockCache(2**24))
+    made: list[int] = []
+    monkeypatch.setattr(module, "_bars_of", lambda *args, of=module._bars_of: made.append(1) or of(*args))
+    first = Exchange(7).candles("KRW-BTC", "1m", DAY, 200, NOW_US)
+    once = len(made)
+    assert Exchange(7, markets=["KRW-BTC"]).candles("KRW-BTC", "1m", DAY, 200, NOW_US) == first
+    assert len(made) == once > 0
+    assert Exchange(8).candles("KRW-BTC", "1m", DAY, 200, NOW_US) != first
+    closed = Exchange(7)
+    closed.close_span(Span(DAY - 60 * MINUTE_US, DAY))
+    assert closed.candles("KRW-BTC", "1m", DAY, 1, NOW_US) != first[:1]
+    assert Exchange(7).candles("KRW-BTC", "1m", DAY, 200, NOW_US) == first
 
 
 def test_seeds_differ_and_prices_stay_in_reach() -> None:
