@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
+
+import numpy as np
 
 from backbone.errors import InputError
 from backbone.locks import renew_after_fork
 from backbone.model import Condition, MarketInfo, Ticker
-from backbone.storage.events import Event
+from backbone.storage.event_table import Event, EventTable, encode_events
 from backbone.timeframe import DAY_US
 
 __all__ = ["EventLog", "MarketLog", "Recorded", "Rename"]
@@ -32,10 +34,11 @@ _AHEAD_US = 5_000_000
 _LISTS = ""  # the market of the event that says that a whole list was recorded
 _LISTED, _DELISTED, _NAMED, _WARNED, _CAUTIONED, _STATE = "listed", "delisted", "named", "warned", "cautioned", "state"
 _RENAMED, _COMPARED = "renamed", "compared"
-_FIELD = {
-    _LISTED: "listing", _DELISTED: "listing", _NAMED: "names", _WARNED: "warning", _CAUTIONED: "cautions",
-    _STATE: "state",
+_LISTING, _NAMES, _WARNING, _CAUTIONS, _TOLD = range(5)
+_FIELDS = {
+    _LISTED: _LISTING, _DELISTED: _LISTING, _NAMED: _NAMES, _WARNED: _WARNING, _CAUTIONED: _CAUTIONS, _STATE: _TOLD,
 }  # fmt: skip
+"""What a kind is a condition of."""
 _CONDITION = ("market_state", "delisting_date", "is_trading_suspended", "market_warning")
 _ORDINARY: Condition = ("ACTIVE", None, False, "NONE")
 
@@ -44,7 +47,7 @@ class EventLog(Protocol):
     """What the log of a store offers."""
 
     def add_all(self, events: list[Event]) -> int: ...
-    def read(self, market: str | None = None) -> list[Event]: ...
+    def table(self) -> EventTable: ...
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,6 @@ class Rename:
 
 
 State = dict[str, MarketInfo]
-_Fields = dict[str, tuple[list[int], list[Event]]]
-"""Of one market: for each kind of condition, the times at which it changed, and the events."""
 
 
 class MarketLog:
@@ -85,8 +86,7 @@ class MarketLog:
         self._log = log
         self._now_us = now_us
         self._later = later
-        self._index = _Index([])
-        self._index_of: tuple[int, Event | None] = (0, None)
+        self._index = _Index(EventTable())
         self._renew()
         renew_after_fork(self, MarketLog._renew)
 
@@ -146,7 +146,7 @@ class MarketLog:
             if changes or not index.lists:
                 self._log.add_all([_list_event(at_us, len(listed), "market list", {}), *changes])
         if states:
-            known = {market for market, fields in self._read().by_market.items() if "state" in fields}
+            known = self._read().with_state()
             new: list[Event] = []
             for event in states:
                 if event.market in known or not _is_ordinary(_said(event)):
@@ -171,7 +171,7 @@ class MarketLog:
             marker = _list_event(at_us, len(listed), "adopted list", origin)
             repairs: list[Event] = []
             if following is not None:
-                after = _Index([*index.events, *changes]).state(following)
+                after = _Index(index.table.extended(encode_events(changes))).state(following)
                 kept = tuple(index.state(following).values())
                 repairs = _changes(after, kept, following, "a later list", {"after": source})
             self._log.add_all([marker, *changes, *repairs])
@@ -205,10 +205,10 @@ class MarketLog:
         found = index.state(time_us)
         if first_candle_us is not None:
             present = {index.present_name(market) for market in found}
-            for market, info in index.first_seen_after(time_us).items():
+            for market in index.first_seen_after(time_us):
                 first = None if index.present_name(market) in present else first_candle_us(market)
                 if first is not None and first <= time_us:
-                    found[market] = info
+                    found[market] = index.first_info(market)
         return Recorded(tuple(found.values()), since)
 
     def events(self, market: str | None = None) -> list[Event]:
@@ -216,7 +216,7 @@ class MarketLog:
         self.flush()
         events = [
             event
-            for event in self._log.read()
+            for event in self._log.table().events()
             if event.market != _LISTS and event.kind != _COMPARED and market in (None, event.market, _new_name(event))
         ]
         return sorted(events, key=lambda event: event.at_us)
@@ -264,67 +264,63 @@ class MarketLog:
         return None if seen is None or (market in index.first and seen == index.lists[0]) else seen
 
     def _read(self) -> _Index:
-        events = self._log.read()
-        mark = (len(events), events[-1] if events else None)
+        table = self._log.table()
         with self._lock:
-            if mark == self._index_of:
+            if self._index.table is table:
                 return self._index
-            (known, last), index = self._index_of, self._index
-        more = events[known:]
-        if 0 < known <= len(events) and events[known - 1] == last and all(e.at_us >= index.newest_us for e in more):
-            index = _Index(more, index)
-        else:
-            index = _Index(events)
+        index = _Index(table)
         with self._lock:
-            self._index, self._index_of = index, mark
+            self._index = index
         return index
 
 
 class _Index:
-    """The log by market and kind of condition, so that the state at a time is a search in each. It never changes.
+    """The log in the order of time, so that the state at a time is the newest line of each kind before it."""
 
-    With `before`, the events are those that follow it; what they are not about is shared with it.
-    """
-
-    def __init__(self, events: Sequence[Event], before: _Index | None = None) -> None:
-        more = sorted(events, key=lambda event: event.at_us)
-        self.events: list[Event] = [] if before is None else before.events
-        self.lists: list[int] = [] if before is None else before.lists
-        self.apart: dict[str, frozenset[str]] = {} if before is None else dict(before.apart)
-        self.by_market: dict[str, _Fields] = {} if before is None else dict(before.by_market)
-        self.listed_us: dict[str, int] = {} if before is None else dict(before.listed_us)
-        self.renames: dict[str, Event] = {} if before is None else dict(before.renames)
-        self.events = [*self.events, *more]
-        self.newest_us = self.events[-1].at_us if self.events else 0
-        lists = {event.at_us for event in more if event.market == _LISTS and event.kind == "list"}
-        self.lists = sorted(lists.union(self.lists)) if lists else self.lists
-        for market in {event.market for event in more}:
-            known = self.by_market.get(market, {})
-            self.by_market[market] = {field: (list(times), list(kept)) for field, (times, kept) in known.items()}
-        self.first: frozenset[str] = _first_list(more) if before is None else before.first
-        for event in more:
-            if event.market != _LISTS:
-                self._add(event)
-
-    def _add(self, event: Event) -> None:
-        field = _FIELD.get(event.kind)
-        if field is not None:
-            times, kept = self.by_market[event.market].setdefault(field, ([], []))
-            times.append(event.at_us)
-            kept.append(event)
-        if event.kind == _LISTED:
-            self.listed_us[event.market] = event.at_us
-        elif event.kind == _RENAMED:
+    def __init__(self, table: EventTable) -> None:
+        self.table = table
+        times = table.at_us
+        self._order = np.argsort(times, kind="stable")
+        self._times = times[self._order]
+        self._markets = list(table.markets)
+        is_list = (table.kind == table.kinds.get("list", -1)) & (table.market == table.markets.get(_LISTS, -1))
+        self.lists: list[int] = np.unique(times[is_list]).tolist()
+        self.first = self._first_list(np.flatnonzero(is_list[self._order]))
+        self.renames: dict[str, Event] = {}
+        self.apart: dict[str, frozenset[str]] = {}
+        for event in self._events_of(_RENAMED):
             self.renames[event.market] = event
-        elif event.kind == _COMPARED:
-            known = self.apart.get(event.market, frozenset())
-            self.apart[event.market] = known.union(event.detail["differs"])
+        for event in self._events_of(_COMPARED):
+            self.apart[event.market] = self.apart.get(event.market, frozenset()).union(event.detail["differs"])
+
+    @cached_property
+    def _last(self) -> Any:
+        return self._newest(_EVER_US)
+
+    @cached_property
+    def _first(self) -> Any:
+        return self.table.newest({_LISTED: 0, _DELISTED: 0}, self._order[::-1])[:, 0]
+
+    def _rows_of(self, kind: str, rows: Any) -> Any:
+        return rows[self.table.kind[rows] == self.table.kinds.get(kind, -1)]
+
+    def _events_of(self, kind: str) -> list[Event]:
+        found = (self.table.event(row) for row in self._rows_of(kind, self._order).tolist())
+        return [event for event in found if event is not None]
+
+    def _first_list(self, lists: Any) -> frozenset[str]:
+        """The markets of the first list of all: those listed before the second one came, be it within the second."""
+        rows = self._rows_of(_LISTED, self._order[: lists[1]] if len(lists) > 1 else self._order)
+        return frozenset(self._markets[number] for number in self.table.market[rows].tolist())
+
+    def _newest(self, time_us: int) -> Any:
+        return self.table.newest(_FIELDS, self._order[: np.searchsorted(self._times, time_us, "right")])
 
     def renamed(self, market: str) -> Rename | None:
         """The present name of a market, through all its names; None for a code that was listed again since."""
         found, name = None, market
         names = {market}
-        while (event := self.renames.get(name)) is not None and event.at_us >= self.listed_us.get(name, 0):
+        while (event := self.renames.get(name)) is not None and event.at_us >= self._listed_us(name):
             gone_us, name = self.seen(name, _DELISTED), str(event.detail["to"])
             if name in names:
                 return None
@@ -338,61 +334,61 @@ class _Index:
 
     def seen(self, market: str, kind: str) -> int | None:
         """When its newest listing or delisting was seen, if that is what it was."""
-        listing = _newest(self.by_market.get(market, {}), "listing", _EVER_US)
-        return listing.at_us if listing is not None and listing.kind == kind else None
+        row = self._last[self.table.markets[market], _LISTING] if market in self.table.markets else -1
+        return int(self.table.at_us[row]) if row >= 0 and self.table.kind[row] == self.table.kinds.get(kind) else None
 
     def listed(self) -> list[str]:
-        return [market for market in self.by_market if self.seen(market, _LISTED) is not None]
+        return [self._markets[number] for number in self._listed_in(self._last)]
+
+    def _listed_in(self, newest: Any) -> list[int]:
+        rows = newest[:, _LISTING]
+        kinds = self.table.kind[rows] if len(self.table) else rows
+        found: list[int] = np.flatnonzero((rows >= 0) & (kinds == self.table.kinds.get(_LISTED, -1))).tolist()
+        return found
+
+    def with_state(self) -> set[str]:
+        """The markets of which tickers' states are recorded."""
+        return {self._markets[number] for number in np.flatnonzero(self._last[:, _TOLD] >= 0).tolist()}
 
     def state(self, time_us: int) -> State:
         """The listed markets at a time, with what was said of them."""
-        found: State = {}
-        for market, fields in self.by_market.items():
-            listing = _newest(fields, "listing", time_us)
-            if listing is not None and listing.kind == _LISTED:
-                found[market] = self._info(market, fields, listing, time_us)
-        return found
+        newest = self._newest(time_us)
+        return {
+            (market := self._markets[number]): self._info(market, newest[number]) for number in self._listed_in(newest)
+        }
 
-    def _info(self, market: str, fields: Any, listing: Event, time_us: int) -> MarketInfo:
-        names = _newest(fields, "names", time_us)
-        said = listing if names is None or names.at_us < listing.at_us else names
-        warning, cautions = _newest(fields, "warning", time_us), _newest(fields, "cautions", time_us)
+    def _info(self, market: str, rows: Any) -> MarketInfo:
+        listing, names, warning, cautions = (
+            self.table.event(row) if row >= 0 else None for row in rows[:_TOLD].tolist()
+        )
+        said = names if listing is None or (names is not None and names.at_us >= listing.at_us) else listing
+        known = {} if said is None else said.detail
         return MarketInfo(
             market,
-            said.detail.get("korean_name", ""),
-            said.detail.get("english_name", ""),
+            known.get("korean_name", ""),
+            known.get("english_name", ""),
             bool(warning is not None and warning.detail["warning"]),
             tuple(cautions.detail["cautions"]) if cautions is not None else (),
         )
 
-    def first_seen_after(self, time_us: int) -> State:
+    def first_seen_after(self, time_us: int) -> list[str]:
         """The markets whose first listing was recorded after a time."""
-        later: State = {}
-        for market, fields in self.by_market.items():
-            times, events = fields.get("listing", ([], []))
-            if times and times[0] > time_us and events[0].kind == _LISTED:
-                later[market] = self._info(market, fields, events[0], times[0])
-        return later
+        rows = self._first[self._first >= 0]
+        rows = self._rows_of(_LISTED, rows[self.table.at_us[rows] > time_us])
+        return [self._markets[number] for number in self.table.market[rows].tolist()]
 
+    def first_info(self, market: str) -> MarketInfo:
+        """What was said of a market when it was first listed."""
+        number = self.table.markets[market]
+        until = np.searchsorted(self._times, self.table.at_us[self._first[number]], "right")
+        rows = self._order[:until]
+        return self._info(market, self.table.newest(_FIELDS, rows[self.table.market[rows] == number])[number])
 
-def _first_list(events: Sequence[Event]) -> frozenset[str]:
-    """The markets of the first list of all: those listed before the second one came, be it within the same second."""
-    lists, found = 0, set[str]()
-    for event in events:
-        lists += event.market == _LISTS and event.kind == "list"
-        if lists > 1:
-            break
-        if event.kind == _LISTED:
-            found.add(event.market)
-    return frozenset(found)
-
-
-def _newest(fields: _Fields, field: str, time_us: int) -> Event | None:
-    if field not in fields:
-        return None
-    times, events = fields[field]
-    at = bisect_right(times, time_us)
-    return events[at - 1] if at else None
+    def _listed_us(self, market: str) -> int:
+        """When it was last listed; 0 where it never was."""
+        rows = self._rows_of(_LISTED, self._order)
+        times = self.table.at_us[rows[self.table.market[rows] == self.table.markets.get(market, -1)]]
+        return int(times[-1]) if len(times) else 0
 
 
 def _changes(before: State, listed: Sequence[MarketInfo], at_us: int, how: str, origin: dict[str, Any]) -> list[Event]:

@@ -6,48 +6,27 @@ power cut may lose the newest lines, never an older one. An object store replace
 
 A condition of a market (listed, warned, renamed …) that is already the last one known is not written again, so that
 processes that notice the same thing do not double it. Reading takes the whole log, in chunks, and after that only what
-was added. `_lock` guards what was parsed.
+was added. `_lock` guards what was read.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
 from typing import Any
-
-import msgspec
 
 from backbone.clock import Clock
 from backbone.errors import StoreError
 from backbone.locks import renew_after_fork
+from backbone.storage.event_table import Event, EventTable, encode_events
 from backbone.storage.files import Files, Version, retried
 from backbone.storage.incidents import Incidents
 from backbone.storage.layout import EVENTS, LOCKS
 
 __all__ = ["Event", "Events"]
 
-_CHUNK_BYTES = 4 << 20
-_FAMILIES = {
-    "listed": "listing", "delisted": "listing", "renamed": "name", "warned": "warning", "cautioned": "caution",
-    "state": "state",
-}  # fmt: skip
+_CHUNK_BYTES = 64 << 20
+_FAMILIES = {"listed": 0, "delisted": 0, "renamed": 1, "warned": 2, "cautioned": 3, "state": 4}
 """Kinds that state a condition, by what they are a condition of; all others are happenings, each of which counts."""
-
-
-class Event(msgspec.Struct, frozen=True):
-    """One thing that happened to a market.
-
-    at_us : when it was noticed, microseconds UTC.
-    kind : listed, delisted, renamed, warned, cautioned, redenominated, restated, adopted, quarantined, removed …
-    detail : JSON-safe facts.
-    how : how it is known, such as ``"market list"`` or ``"overlap of pages"``.
-    """
-
-    at_us: int
-    market: str
-    kind: str
-    detail: dict[str, Any]
-    how: str
 
 
 class Events:
@@ -65,7 +44,7 @@ class Events:
     def _renew(self) -> None:
         self._lock = threading.Lock()
         self._version: Version | None = None
-        self._parsed = _Parsed()
+        self._table = EventTable()
         self._unwritten: list[Event] = []
 
     def add(
@@ -81,18 +60,21 @@ class Events:
 
     def add_all(self, events: list[Event]) -> int:
         """Append several events in one write, as `add`. Returns how many were new."""
-        parsed = self._refreshed()
-        with self._lock:
-            last = dict(parsed.last)
-            last.update(_conditions(self._unwritten))
+        known = self.table()
+        newest = known.newest(_FAMILIES)
+        last: dict[tuple[str, int], Event | None] = {}
         new: list[Event] = []
         for event in events:
             family = _FAMILIES.get(event.kind)
-            known = None if family is None else last.get((event.market, family))
-            if known is not None and (known.kind, known.detail) == (event.kind, event.detail):
-                continue
             if family is not None:
-                last[event.market, family] = event
+                key = event.market, family
+                if key not in last:
+                    row = newest[known.markets[event.market], family] if event.market in known.markets else -1
+                    last[key] = None if row < 0 else known.event(row)
+                before = last[key]
+                if before is not None and (before.kind, before.detail) == (event.kind, event.detail):
+                    continue
+                last[key] = event
             new.append(event)
         if new:
             self._append(new)
@@ -102,7 +84,7 @@ class Events:
         with self._lock:
             self._unwritten += new
             waiting = list(self._unwritten)
-        data = b"".join(msgspec.json.encode(event) + b"\n" for event in waiting)
+        data = encode_events(waiting)
         try:
             retried(self._files, self._lock_key, lambda: self._files.append(self._key, data))
         except StoreError as exc:
@@ -113,67 +95,45 @@ class Events:
 
     def read(self, market: str | None = None) -> list[Event]:
         """The events (of one market), oldest first, those that could not be written included."""
-        parsed = self._refreshed()
-        with self._lock:
-            events = [*parsed.events, *self._unwritten]
-        return events if market is None else [event for event in events if event.market == market]
+        return self.table().events(market)
 
-    def _refreshed(self) -> _Parsed:
-        """What was parsed, with what was added to the file since."""
+    def table(self) -> EventTable:
+        """The whole log, what could not be written included; the same object while nothing is added."""
+        table = self._refreshed()
+        with self._lock:
+            unwritten = list(self._unwritten)
+        return table.extended(encode_events(unwritten)) if unwritten else table
+
+    def _refreshed(self) -> EventTable:
+        """What was read, with what was added to the file since."""
         version = self._files.stat(self._key)
         with self._lock:
-            parsed = self._parsed
+            table = self._table
             if version == self._version:
-                return parsed
+                return table
             is_same_file = version is not None and self._version is not None and _is_grown(self._version, version)
         if not is_same_file:
-            parsed = _Parsed()
+            table = EventTable()
         while version is not None:
-            blob = self._files.read_from(self._key, parsed.size, _CHUNK_BYTES)
+            blob = self._files.read_from(self._key, table.size, _CHUNK_BYTES)
             if blob is None:
-                parsed, version = _Parsed(), None
+                table, version = EventTable(), None
                 break
-            parsed = parsed.extended(blob.data)
-            if len(blob.data) < _CHUNK_BYTES:
+            is_last = len(blob.data) < _CHUNK_BYTES
+            end = blob.data.rfind(b"\n") + 1
+            if end or not is_last:  # a last line without an end is left for the next time
+                table = table.extended(blob.data[:end] if end else blob.data)
+            if is_last:
                 version = blob.version
                 break
         with self._lock:
-            self._parsed, self._version = parsed, version
-        return parsed
+            self._table, self._version = table, version
+        return table
 
     def __repr__(self) -> str:
         return f"Events({str(self._files.path(self._key))!r})"
 
 
-class _Parsed(msgspec.Struct, frozen=True):
-    """The events of a file's first `size` bytes, and the last condition known of each market."""
-
-    events: tuple[Event, ...] = ()
-    size: int = 0
-    last: Mapping[tuple[str, str], Event] = msgspec.field(default_factory=dict)
-
-    def extended(self, data: bytes) -> _Parsed:
-        """With the whole lines of `data`, which follows; a last line without an end is left for the next time."""
-        end = data.rfind(b"\n") + 1
-        if end == 0 and len(data) < _CHUNK_BYTES:
-            return self
-        whole = data[: end or len(data)]
-        new = tuple(event for line in whole.split(b"\n") if line and (event := _parse(line)) is not None)
-        return _Parsed(self.events + new, self.size + len(whole), {**self.last, **_conditions(new)})
-
-
-def _conditions(events: Iterable[Event]) -> dict[tuple[str, str], Event]:
-    return {(event.market, _FAMILIES[event.kind]): event for event in events if event.kind in _FAMILIES}
-
-
 def _is_grown(before: Version, after: Version) -> bool:
     """Whether a file may be an earlier one with lines added: a log is never cut, only replaced by another."""
     return after[0] == before[0] and after[2] >= before[2]
-
-
-def _parse(line: bytes) -> Event | None:
-    """The event of a line; None for one that a crash cut short."""
-    try:
-        return msgspec.json.decode(line, type=Event)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None

@@ -1,0 +1,79 @@
+"""Lines as columns: what is cut out without decoding is what decoding says."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backbone.storage.event_table import Event, EventTable, encode_events
+
+AT = 1_755_820_800_000_000
+NAMES = st.text(st.characters(codec="utf-8"), max_size=60)
+DETAILS = st.dictionaries(st.text(max_size=9), st.one_of(st.booleans(), st.integers(-9, 9), NAMES), max_size=3)
+EVENTS = st.builds(
+    Event,
+    st.integers(0, 9 * AT),
+    st.one_of(st.sampled_from(["KRW-BTC", "BTC-ETH", ""]), NAMES),
+    st.one_of(st.sampled_from(["listed", "warned"]), NAMES),
+    DETAILS,
+    NAMES,
+)
+
+
+def told(table: EventTable) -> list[tuple[int, str, str]]:
+    """What the columns say."""
+    markets, kinds = list(table.markets), list(table.kinds)
+    rows = zip(table.at_us.tolist(), table.market.tolist(), table.kind.tolist(), strict=True)
+    return [(at_us, markets[market], kinds[kind]) for at_us, market, kind in rows]
+
+
+@given(st.lists(st.lists(EVENTS, max_size=6), max_size=4))
+def test_columns_say_what_the_lines_say(pieces: list[list[Event]]) -> None:
+    """Any names, times and details, in any number of pieces."""
+    table = EventTable()
+    for piece in pieces:
+        table = table.extended(encode_events(piece))
+    events = [event for piece in pieces for event in piece]
+    assert told(table) == [(event.at_us, event.market, event.kind) for event in events]
+    assert table.events() == events
+    assert table.size == len(encode_events(events))
+    for market in {event.market for event in events}:
+        assert table.events(market) == [event for event in events if event.market == market]
+
+
+@pytest.mark.parametrize("cut", range(1, 110))
+def test_cut_line_is_no_event(cut: int) -> None:
+    """Wherever a crash cut a line, and a later writer ended it: its neighbours are whole, and it is not delivered."""
+    event = Event(AT, "KRW-A", "named", {"korean_name": "a", "english_name": "b"}, "market list")
+    line = encode_events([event])
+    table = EventTable().extended(line + line[: min(cut, len(line) - 2)] + b"\n" + line)
+    assert table.events() == [event, event]
+    assert {name for _, name, _ in told(table)} == {"KRW-A"}
+
+
+def test_lines_of_another_form_are_decoded() -> None:
+    """Spaces, another order of fields, a time that is no whole number: read, or left out, as their JSON says."""
+    fields = {"at_us": AT, "market": "KRW-A", "kind": "listed", "detail": {"korean_name": "x" * 50}, "how": "hand"}
+    spaced = msgspec.json.format(msgspec.json.encode(fields), indent=0) + b"\n"
+    turned = msgspec.json.encode(dict(reversed(fields.items()))) + b"\n"
+    wrong = msgspec.json.encode(fields).replace(b"1755820800000000", b"175582080000.0e9") + b"\n"
+    table = EventTable().extended(spaced + turned + b"\n[]\n\xff\xfe\n" + wrong)
+    whole = Event(AT, "KRW-A", "listed", {"korean_name": "x" * 50}, "hand")
+    assert table.events()[:2] == [whole, whole]
+    assert set(told(table)) == {(AT, "KRW-A", "listed")}
+
+
+def test_newest_line_of_each_class_is_the_last_of_the_rows_that_count() -> None:
+    """In the log's order, in another one, and of the first lines only."""
+    kinds = ["listed", "warned", "delisted", "listed", "state"]
+    table = EventTable().extended(
+        encode_events(Event(AT + at, "KRW-A", kind, {}, "x") for at, kind in enumerate(kinds))
+    )
+    classes = {"listed": 0, "delisted": 0, "warned": 1, "renamed": 2}
+    assert table.newest(classes).tolist() == [[3, 1, -1]]
+    assert table.newest(classes, np.arange(5)[::-1]).tolist() == [[0, 1, -1]]
+    assert table.newest(classes, np.arange(1)).tolist() == [[0, -1, -1]]
+    assert EventTable().newest(classes).tolist() == []
