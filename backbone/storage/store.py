@@ -14,6 +14,7 @@ import datetime as dt
 import hashlib
 import itertools
 import os
+from bisect import bisect_left
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ from backbone.storage.partition import REVISION_SCHEMA, TAIL_BYTES, Partition, p
 from backbone.storage.pending import PendingPages
 from backbone.storage.periods import Periods, row_periods, series_in
 from backbone.storage.upkeep import Upkeep
-from backbone.timeframe import Timeframe
+from backbone.timeframe import TIMEFRAMES, Timeframe
 
 if TYPE_CHECKING:
     from backbone.storage.audit import Problem
@@ -307,11 +308,26 @@ class CandleStore:
                 return int(partition.times[0])
         return None
 
+    def near(self, market: str, timeframe: Timeframe, span: Span) -> pa.Table:
+        """The rows held in the newest period that touches `span`; in the nearest on each side, where none does."""
+        series = self._series(market, timeframe)
+        pages, periods = self._row_periods(series)
+        below = bisect_left(periods, span.end, key=lambda period: period.start)
+        chosen = periods[max(0, below - 1) : below + (0 if below and periods[below - 1].end > span.start else 1)]
+        quiet = self._periods.quiet(series) if chosen else Coverage()
+        found = (self._periods.current(series, period, pages, quiet)[0].partition for period in chosen)
+        return pa.concat_tables([empty_candles(), *(partition.table for partition in found)])
+
     def _partitions(self, series: Series) -> Iterable[Partition]:
-        pages = self._pages(series, EVER)
+        pages, periods = self._row_periods(series)
         quiet = self._periods.quiet(series)
-        for period in sorted({*self._periods.with_file(series, EVER), *row_periods(series, pages)}):
+        for period in periods:
             yield self._periods.current(series, period, pages, quiet)[0].partition
+
+    def _row_periods(self, series: Series) -> tuple[list[Page], list[Span]]:
+        """The pages in memory, and the periods with rows, in files and in those."""
+        pages = self._pages(series, EVER)
+        return pages, sorted({*self._periods.with_file(series, EVER), *row_periods(series, pages)})
 
     def quiet_before(self, market: str, timeframe: Timeframe) -> int:
         """The time before which all is known to be quiet: the listing, once known; else 0."""
@@ -358,6 +374,13 @@ class CandleStore:
         gone = set(self._generations.leaving())
         held = ((s.market, s.timeframe) for s in found if s.market not in gone)
         return sorted(held, key=lambda pair: (pair[0], pair[1].step_us))
+
+    def lengths(self, market: str) -> list[Timeframe]:
+        """The timeframes of which anything of a market is stored, or waiting to get there."""
+        folder = f"{CANDLES}/exchange={self._exchange}/market={market}"
+        names = {name.removeprefix("timeframe=") for name in self._files.list(folder)}
+        waiting = {series.timeframe for series in self._pending.series(market)}
+        return [each for each in TIMEFRAMES.values() if each.directory in names or each in waiting]
 
     def _chosen(self, market: str | None, timeframe: Timeframe | None) -> list[Series]:
         if market is not None and timeframe is not None:

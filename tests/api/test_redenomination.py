@@ -165,9 +165,9 @@ def test_no_answer_shows_two_units(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataChangedWarning)
             frame = ask(client, venue)
+            level = client.candles(MARKET, "1m", count=5)["close"].mean()
         assert one_unit(frame)
         assert len(frame) > 10
-        level = client.candles(MARKET, "1m", count=5)["close"].mean()
         assert 0.5 < frame["close"].iloc[-1] / level < 2, "it is the unit of now"
         assert client.store.revisions().empty
         assert client.store.verify().empty
@@ -278,6 +278,36 @@ def test_hours_of_before_and_minutes_of_after(venue: SimulatorServer, tmp_path: 
             frame = client.candles(MARKET, "1h", *whole, priority=priority)
         assert one_unit(frame)
         same(frame, truth(venue, MARKET, "1h", *whole))
+
+
+LENGTHS = {"1s": 600, "1m": 300, "15m": 150, "1h": 200, "1d": 60, "1w": 30, "1M": 12}
+
+
+@pytest.mark.parametrize("way", ["plain", "critical", "forming", "backfill", "scan"])
+def test_market_is_stored_in_one_timeframe_and_asked_in_another(
+    venue: SimulatorServer, tmp_path: Path, way: str
+) -> None:
+    """Whatever is stored and whatever is asked for the first time: the store, its scans and its folds know one unit."""
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataChangedWarning)
+        for stored, asked in [("1d", "1m"), ("1m", "1d"), ("1h", "15m"), ("1w", "1h"), ("1s", "1M"), ("1M", "1m")]:
+            client.candles(MARKET, stored, count=LENGTHS[stored])
+            changed(venue, client)
+            before = len(client.store.events(MARKET).query("kind == 'redenominated'"))
+            if way == "backfill":
+                start = client.candles("KRW-BTC", asked, count=LENGTHS[asked]).index[0]
+                frame = client.backfill(MARKET, asked, start, priority="high").result()
+            elif way == "scan":
+                client.candles(MARKET, asked, count=LENGTHS[asked])
+                frame = client.scan(MARKET, asked, partial=True).collect().to_pandas()
+            else:
+                words: Any = {"plain": {}, "critical": {"priority": "critical"}, "forming": {"include_forming": True}}
+                frame = client.candles(MARKET, asked, count=LENGTHS[asked], **words[way])
+            assert one_unit(frame), (stored, asked)
+            if way == "critical":  # it stores nothing
+                client.candles(MARKET, asked, count=LENGTHS[asked])
+            assert len(client.store.events(MARKET).query("kind == 'redenominated'")) == before + 1, (stored, asked)
+            assert client.coverage(MARKET, stored).empty, (stored, asked)
 
 
 @pytest.mark.parametrize("stored", [("2025-05-31T00:00:00Z", "2025-06-01T00:00:00Z"), ("2025-06-10T00:00:00Z",) * 2])

@@ -16,7 +16,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -66,6 +66,8 @@ _FAILURES = 3  # final failures after which a fetch stops asking: the venue is d
 _PATIENCE = 200  # the same for a job: the scheduler tries each for some seconds, so a quarter of an hour's outage
 _SHARED_COMMIT_S = 0.1  # others wait for what arrived
 _NOTHING = SpanSet()
+
+Again = Callable[[Any, int, bool], None]  # the reply, the generation that it is of, whether its unit is known
 
 
 class CandlePlan(msgspec.Struct, frozen=True):
@@ -301,7 +303,7 @@ class CandleFetcher:
             with series.changed:
                 claim, generation = series.plan.claim(file.span), series.generation
             if claim is not None and self.archive is not None:
-                taken = functools.partial(self._taken, series, pending, file, claim, generation)
+                taken = functools.partial(self._taken, series, pending, file, claim, generation=generation)
                 self.archive.fetch(file, pending.priority, taken)
 
     def _taken(
@@ -310,8 +312,9 @@ class CandleFetcher:
         pending: Pending,
         file: ArchiveFile,
         claim: Page,
-        generation: int,
         outcome: pa.Table | BackboneError,
+        generation: int,
+        is_compared: bool = False,
     ) -> None:
         """A file of the archive: its candles into the store, its claim out of the plan; without it, pages are asked."""
         rows = 0
@@ -322,15 +325,20 @@ class CandleFetcher:
                     beside = pending.joins.held if pending.generation == generation else outcome.slice(0, 0)
                     table = rows_inside(outcome, proof)
                     around = self.units.around(series.market, series.timeframe, outcome, proof)
-                    overlap = self.units.compare(series.market, series.timeframe, outcome, beside, around)
-                    if overlap.factor is not None:
-                        raise OtherUnitError(overlap, outcome)
+                    if not is_compared:
+                        is_first = not pending.is_compared
+                        self.units.check(series.market, series.timeframe, outcome, beside, around, is_first=is_first)
                     proof, above = self.units.leaps(series.market, series.timeframe, table, proof, around)
                     table = rows_inside(table, proof)
                     rows = table.num_rows
                     error = self._keep(series, table, proof, generation, source="archive")
-            except (OutdatedError, OtherUnitError) as exc:  # pages show what it means
+                    pending.is_compared = True
+            except OutdatedError as exc:  # it was asked before the unit changed: pages are asked
                 outcome = exc
+            except OtherUnitError as exc:
+                again = functools.partial(self._taken, series, pending, file, claim)
+                self._decide(series, pending, outcome, generation, exc, again)
+                return
         with series.changed:
             if isinstance(outcome, BackboneError):
                 self._untake_locked(series, claim, outcome)
@@ -426,21 +434,19 @@ class CandleFetcher:
         page: Page,
         outcome: Reply | BackboneError,
         generation: int,
-        *,
         is_compared: bool = False,
     ) -> None:
         """A page's outcome, on a worker: into the store, out of the plan, and whoever waits is woken.
 
-        `generation` is the one under which it was asked; `is_compared` that its unit is known.
-        """
+        `generation` is the one under which it was asked; `is_compared`: its unit is known."""
         rows, is_invalid = 0, False
         if not isinstance(outcome, BackboneError):
             try:
                 rows = self._accept(series, pending, page, outcome.value, generation, is_compared)
             except OtherUnitError as exc:
-                if self._is_being_decided(series, pending, page, outcome, generation, exc):
-                    return
-                outcome = exc
+                again = functools.partial(self._arrived, series, pending, page)
+                self._decide(series, pending, outcome, generation, exc, again)
+                return
             except BackboneError as exc:
                 outcome, is_invalid = exc, isinstance(exc, PayloadError)
         with series.changed:
@@ -464,27 +470,29 @@ class CandleFetcher:
             series.changed.notify_all()
         pending.finish()
 
-    def _is_being_decided(
-        self, series: Series, pending: Pending, page: Page, reply: Reply, generation: int, found: OtherUnitError
-    ) -> bool:
-        """See that the unit of a page is found out, and the page accepted then; False where another one's is."""
+    def _decide(
+        self, series: Series, pending: Pending, reply: Any, generation: int, found: OtherUnitError, again: Again
+    ) -> None:
+        """Find out the unit of a reply and take it `again` then; where another one's is being found out, after that."""
         with series.changed:
             if series.is_sampling:
-                return False
+                series.parked.append(lambda failed: again(found if failed else reply, generation, False))
+                return
             series.is_sampling = True
 
         def done(found: int | BackboneError) -> None:
+            failed, now = (found, generation) if isinstance(found, BackboneError) else (None, found)
             with series.changed:
                 series.is_sampling = False
-            if isinstance(found, BackboneError):
-                self._arrived(series, pending, page, found, generation)
-            else:
-                self._arrived(series, pending, page, reply, found, is_compared=True)
+                series.generation = max(series.generation, now)
+                parked, series.parked = series.parked, []
+            again(failed or reply, now, True)
+            for each in parked:
+                each(failed)
 
         pages = self.units.decide(series.market, series.timeframe, found, generation, pending.priority, done)
         with series.changed:
             pending.pages += pages
-        return True
 
     def _accept(
         self, series: Series, pending: Pending, page: Page, reply: CandlePage, generation: int, is_compared: bool
@@ -510,15 +518,15 @@ class CandleFetcher:
             if not is_compared:
                 beside = pending.joins.held if pending.generation == generation else table.slice(0, 0)
                 around = self.units.around(series.market, timeframe, table, proof)
-                overlap = self.units.compare(series.market, timeframe, table, beside, around)
-                if overlap.factor is not None:
-                    raise OtherUnitError(overlap, table)
+                is_first = not pending.is_compared
+                self.units.check(series.market, timeframe, table, beside, around, is_first=is_first)
                 if reply.rows >= page.count and reply.oldest_us is not None:
                     proof = pending.joins.shown(timeframe, page.claim, proof, reply.oldest_us)
                 proof, above = self.units.leaps(series.market, timeframe, table, proof, around)
                 table = rows_inside(table, proof)
             beyond = self._unheld(series, page, proof, table)
             error = self._keep(series, table, proof, generation, claim=page.claim)
+            pending.is_compared = pending.is_compared or table.num_rows > 0
         anchor = None if verdict.edge_us is None else self.reader.first_after(series.market, timeframe, verdict.edge_us)
         with series.changed:
             news = count_inside(table, (pending.missing | pending.failed) & proof)
@@ -636,7 +644,7 @@ class CandleFetcher:
     def _refuse_locked(
         self, series: Series, pending: Pending, page: Page, cause: BackboneError, is_invalid: bool
     ) -> None:
-        if isinstance(cause, OutdatedError | OtherUnitError):
+        if isinstance(cause, OutdatedError | OtherUnitError):  # it waited for what did not come
             series.plan.retract(page)
             return
         fatal = isinstance(cause, RejectedError | ClosedError) or (isinstance(cause, RateLimitedError) and cause.banned)

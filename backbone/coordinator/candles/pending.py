@@ -106,7 +106,7 @@ class Pending(msgspec.Struct, eq=False):
     newest : its last page is asked without a bound, so that the candles that are not closed come with it (``forming``).
     checked : what other clients had done when what they stored was looked at last; None: not yet.
     joins : the held candles that its pages have to show.
-    generation : the market's when it began.
+    generation : the market's when it began. ``is_compared``: a page of it was accepted, so its unit is what is held.
     closed_us : candles that open at or after this turned out not to be closed on the venue's clock.
     """
 
@@ -139,6 +139,7 @@ class Pending(msgspec.Struct, eq=False):
     checked: int | None = None
     joins: Joins = msgspec.field(default_factory=Joins)
     generation: int = 0
+    is_compared: bool = False
 
     @property
     def is_done(self) -> bool:

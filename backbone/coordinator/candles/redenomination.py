@@ -1,8 +1,9 @@
 """Stored candles against what the venue sends now: which held candle a page has to show, and what follows from it.
 
 `units` has the rule. Here is what it is applied to: the candles beside a gap, the candles that a page has in common
-with the store, a wider sample that is asked for where those differ by one factor; and the end of an old unit, when all
-that is stored of the market is quarantined. Nothing here waits for a reply.
+with the store, the nearest ones of any timeframe where it has none in common, a wider sample that is asked for where
+those differ by one factor; and the end of an old unit, when all that is stored of the market is quarantined. Nothing
+here waits for a reply.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from backbone.candle_table import rows_inside, times_of
 from backbone.clock import VenueClock
 from backbone.coordinator.candles.pending import Join, Joins, Pending
 from backbone.coordinator.candles.reader import CandleReader
-from backbone.coordinator.candles.units import Comparison, compare_units, factor_of, leaps_between
+from backbone.coordinator.candles.units import Comparison, compare_units, factor_of, fit_together, leaps_between
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import BackboneError, DataChangedWarning
 from backbone.model import Priority, Span, empty_candles
@@ -45,15 +46,19 @@ class OutdatedError(BackboneError):
 
 
 class OtherUnitError(BackboneError):
-    """All candles of a page that are held and differ do so by one factor; it stays in this package."""
+    """All candles of a page that are held and differ do so by one factor; or it has none in common with what is held,
+    and the `nearest` ones do not go with it. It stays in this package."""
 
-    def __init__(self, overlap: Comparison, table: pa.Table) -> None:
-        super().__init__("a page and what is held differ by one factor")
+    def __init__(self, overlap: Comparison, table: pa.Table, nearest: Sample | None = None) -> None:
+        super().__init__("a page and what is held differ by one factor, or may")
         self.overlap = overlap
         self.table = table
+        self.nearest = nearest
 
 
-class _Sample(msgspec.Struct, frozen=True):
+class Sample(msgspec.Struct, frozen=True):
+    """Held candles that are to be asked again, a page of them at most."""
+
     timeframe: Timeframe
     held: pa.Table
 
@@ -131,6 +136,52 @@ class Redenominations:
         found = compare_units(settled, table)
         return found if found.common else compare_units(held, table)
 
+    def check(
+        self,
+        market: str,
+        timeframe: Timeframe,
+        table: pa.Table,
+        beside: pa.Table,
+        covered: SpanSet,
+        *,
+        is_first: bool,
+    ) -> None:
+        """Raise `OtherUnitError` for a page that differs by one factor from the candles held of it (see `compare`), or,
+        where it is the first of a fetch and none are, does not go with the nearest ones."""
+        overlap = self.compare(market, timeframe, table, beside, covered)
+        nearest = None
+        if is_first and not overlap.common and table.num_rows:
+            nearest = self._strange_beside(market, timeframe, table, beside)
+        if overlap.factor is not None or nearest is not None:
+            raise OtherUnitError(overlap, table, nearest)
+
+    def _strange_beside(self, market: str, timeframe: Timeframe, table: pa.Table, beside: pa.Table) -> Sample | None:
+        """The held candles nearest to a page that has none of them, where they do not go with it: longer or shorter
+        ones of its time, of whatever timeframe, else the next ones. Of those `beside` its gap, where that joins any."""
+        times = times_of(table)
+        span = Span(int(times[0]), timeframe.next(int(times[-1])))
+        found: list[tuple[int, bool, Sample]] = []
+        for each in [timeframe] if beside.num_rows else self._store.lengths(market):
+            held = beside if beside.num_rows else self._store.near(market, each, span)
+            times = times_of(held)
+            before, until, settled = np.searchsorted(times, (span.start, span.end, self.settled_us(each))).tolist()
+            before, until = min(before, settled), min(until, settled)
+            if each != timeframe:
+                pair = [(each, held.slice(0, settled)), (timeframe, table)]
+                (_, shorter), (length, longer) = sorted(pair, key=lambda one: one[0].step_us)
+                does_fit = fit_together(shorter, longer, length)
+                if does_fit is not None:
+                    return None if does_fit else Sample(each, held.slice(max(0, until - PAGE), min(until, PAGE)))
+            below = held.slice(max(0, before - PAGE), min(before, PAGE))
+            above = held.slice(until, min(settled - until, PAGE))
+            if below.num_rows:
+                gap_us = span.start - each.next(int(times[before - 1]))
+                found.append((gap_us, leaps_between(below, table), Sample(each, below)))
+            if above.num_rows:
+                found.append((int(times[until]) - span.end, leaps_between(table, above), Sample(each, above)))
+        _, is_strange, sample = min(found, key=lambda one: one[0], default=(0, False, None))
+        return sample if is_strange else None
+
     def leaps(
         self, market: str, timeframe: Timeframe, table: pa.Table, proof: SpanSet, covered: SpanSet
     ) -> tuple[SpanSet, dict[int, Join]]:
@@ -178,14 +229,15 @@ class Redenominations:
         A redenomination sets all aside that is stored of the market. `done` gets the generation that the page is of, or
         what went wrong: on a worker or, where nothing else is stored, at once. Returns how many pages it takes.
         """
-        samples = self._samples(market, timeframe, found.table)
+        samples = self._samples(market, timeframe, found.table) if found.nearest is None else [found.nearest]
         compared, lock = list[Comparison | BackboneError](), threading.Lock()
 
         def decided() -> int | BackboneError:
             failed = [one for one in compared if isinstance(one, BackboneError)]
             if failed:
                 return failed[0]
-            factor = factor_of(found.overlap, [one for one in compared if isinstance(one, Comparison)])
+            telling = [one for one in compared if isinstance(one, Comparison)]
+            factor = factor_of(found.overlap if found.nearest is None else telling[0], telling)
             if factor is None:
                 return generation
             detail = {"factor": factor, "generation": generation + 1}
@@ -196,7 +248,7 @@ class Redenominations:
                 return exc
             return generation + 1
 
-        def arrived(sample: _Sample, outcome: Reply | BackboneError) -> None:
+        def arrived(sample: Sample, outcome: Reply | BackboneError) -> None:
             result = compare_units(sample.held, outcome.value.table) if isinstance(outcome, Reply) else outcome
             with lock:
                 compared.append(result)
@@ -214,7 +266,7 @@ class Redenominations:
     def _ask(self, ask: Ask, priority: Priority, done: Callable[[Reply | BackboneError], None]) -> None:
         self._scheduler.submit("candles", priority, lambda: ask, lambda _, outcome: done(outcome))
 
-    def _samples(self, market: str, timeframe: Timeframe, table: pa.Table) -> list[_Sample]:
+    def _samples(self, market: str, timeframe: Timeframe, table: pa.Table) -> list[Sample]:
         """Stored candles that `table` does not have: the page on each side of it, which is of the old unit if any is,
         and the oldest; of another timeframe, where there are no others."""
         seen = times_of(table)
@@ -227,13 +279,13 @@ class Redenominations:
             before = Span(timeframe.next(around.start, -PAGE), around.start)
             after = Span(around.end, timeframe.next(around.end, PAGE))
             spans = [*((before, after) if each == timeframe else ()), Span(oldest, each.next(oldest, PAGE))]
-            found: list[_Sample] = []
+            found: list[Sample] = []
             for span in spans:
                 rest = SpanSet([span]) - SpanSet([around] if each == timeframe else [])
                 held = rows_inside(self._store.read(market, each, span).table, rest)
                 held = held.slice(0, int(np.searchsorted(times_of(held), self.settled_us(each))))
                 if held.num_rows and not any(np.isin(times_of(held)[-1], times_of(one.held)) for one in found):
-                    found.append(_Sample(each, held))
+                    found.append(Sample(each, held))
             if found:
                 return found
         return []

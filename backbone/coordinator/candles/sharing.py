@@ -17,7 +17,7 @@ from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan
 from backbone.coordinator.candles.witness import Page
 from backbone.coordinator.scheduler import Scheduler
-from backbone.errors import ClosedError
+from backbone.errors import BackboneError, ClosedError
 from backbone.model import Span
 from backbone.storage.claims import Claims, Others, claimed_by_others
 from backbone.storage.coverage import SpanSet
@@ -39,8 +39,8 @@ class Series(msgspec.Struct, eq=False):
     unwritten : this client's claims whose pages have arrived and are not on disk yet.
     is_committing, is_looking : a flush, or another look at what others fetch, is on its way.
     generation : the market's, as seen last. ``is_sampling``: whether a page is of another unit is being found out, and
-    nothing is asked until then. ``keeping`` is held while a page is compared and kept: of two neighbours one sees the
-    other.
+    nothing is asked until then; ``parked`` replies are taken after it. ``keeping`` is held while a page is compared and
+    kept: of two neighbours one sees the other.
     """
 
     market: str
@@ -56,6 +56,7 @@ class Series(msgspec.Struct, eq=False):
     is_looking: bool = False
     generation: int = 0
     is_sampling: bool = False
+    parked: list[Callable[[BackboneError | None], None]] = msgspec.field(default_factory=list)
     keeping: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
     def others_of(self, pending: Pending) -> SpanSet:

@@ -4,6 +4,11 @@ A redenomination moves a market's whole history: every price by one factor, ever
 The candles that both sides know say so: where those that differ all do so by one factor, a wider sample of what is
 stored is asked again, and decides. A price that really fell leaves the candles from before as they were, and a venue
 that corrects some candles does not correct them all by one factor.
+
+Where both sides know no candle in common, two things make it worth a request to see one. Shorter candles lie between
+the low and the high of the longer one that spans them (`fit_together`): only a factor smaller than what the price moved
+in that time goes unseen. Where nothing spans anything, there is the next candle's price (`leaps_between`): a factor of
+less than 1.5 goes unseen there until a page shows candles of both.
 """
 
 from __future__ import annotations
@@ -16,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 
 from backbone.candle_table import times_of
+from backbone.timeframe import Timeframe
 
-__all__ = ["LEAP", "Comparison", "compare_units", "factor_of", "is_leap", "leaps_between"]
+__all__ = ["LEAP", "Comparison", "compare_units", "factor_of", "fit_together", "is_leap", "leaps_between"]
 
 LEAP = 1.5
 """Two neighbouring candles whose prices are further apart than this share no request: one that shows both is asked."""
@@ -119,3 +125,18 @@ def leaps_between(before: pa.Table, after: pa.Table) -> bool:
     if not before.num_rows or not after.num_rows:
         return False
     return is_leap(before.column("close")[-1].as_py(), after.column("open")[0].as_py())
+
+
+def fit_together(shorter: pa.Table, longer: pa.Table, timeframe: Timeframe) -> bool | None:
+    """Whether most of the `timeframe` candles `longer` span the prices of the `shorter` ones that open in them; None
+    where none of them has any."""
+    opens = timeframe.floor_array(times_of(shorter))
+    first = np.flatnonzero(np.diff(opens, prepend=-1))
+    both, left, right = np.intersect1d(opens[first], times_of(longer), assume_unique=True, return_indices=True)
+    if not len(both):
+        return None
+    lowest = np.minimum.reduceat(shorter.column("low").to_numpy(), first)[left]
+    highest = np.maximum.reduceat(shorter.column("high").to_numpy(), first)[left]
+    low, high = (longer.column(name).to_numpy()[right] for name in ("low", "high"))
+    fits = (lowest >= low * (1 - _EXACT)) & (highest <= high * (1 + _EXACT))
+    return bool(2 * fits.sum() > len(both))

@@ -143,15 +143,91 @@ def test_unit_that_changes_between_two_pages_of_one_call(tmp_path: Path) -> None
     assert kinds(world) == ["redenominated", "quarantined"]
 
 
-def test_two_stores_of_one_unit_each_meet_in_the_middle(tmp_path: Path) -> None:
-    """What was stored far away since the change is of the new unit: the gap between shows both."""
+def test_part_far_from_what_is_stored_is_compared_with_it(tmp_path: Path) -> None:
+    """What joins nothing is compared with the nearest candles that are held: no store has two units with a gap."""
     world = World(tmp_path)
     ask(world, 0, 300)
     world.venue.factor = 10.0
-    ask(world, 2000, 2300)
-    with pytest.warns(DataChangedWarning):
-        ask(world, 0, 2300)
+    with pytest.warns(DataChangedWarning, match="by 10 "):
+        assert ask(world, 2000, 2300) == 3, "two pages, and one of the sample"
     assert kinds(world) == ["redenominated", "quarantined"]
+    assert opens(world.stored().table)[0] > minute(300), "what is held is of one unit"
+    assert world.truth(world.stored().table)
+
+
+DAYS = [DAY.floor(NOW) - number * 24 * HOUR_US for number in (9, 7, 4, 2, 0)]
+
+
+def days_are_true(world: World, first: int, last: int) -> bool:
+    """Days in the unit of now, two or so."""
+    table = world.candles(first, last, timeframe=DAY).table
+    return table.num_rows >= 2 and world.truth(table, DAY)
+
+
+@pytest.mark.parametrize("is_inside", [True, False], ids=["inside the days", "behind the days"])
+def test_minutes_are_compared_with_stored_days(tmp_path: Path, is_inside: bool) -> None:
+    """Days are stored, minutes are asked for the first time: of a day that is held, or of later ones."""
+    world = World(tmp_path)
+    assert days_are_true(world, DAYS[2], DAYS[4] if is_inside else DAYS[3])
+    world.asked()
+    assert ask(world, 0, 150) == 1, "nothing suggests a change"
+    world.store.upkeep.remove(MARKET, MINUTE)
+    world.venue.factor = 0.01
+    with pytest.warns(DataChangedWarning, match=r"by 0\.01 "):
+        assert ask(world, 0, 500) == 4, "three pages, and one of the sample"
+    assert "redenominated" in kinds(world)
+    assert not world.stored(DAY).covered
+    assert days_are_true(world, DAYS[1], DAYS[4])
+
+
+@pytest.mark.parametrize("is_around", [True, False], ids=["around the minutes", "before the minutes"])
+def test_days_are_compared_with_stored_minutes(tmp_path: Path, is_around: bool) -> None:
+    """Minutes are stored, days are asked for the first time."""
+    world = World(tmp_path)
+    ask(world, 0, 300)
+    days = (DAYS[2], DAYS[4]) if is_around else (DAYS[0], DAYS[1])
+    assert days_are_true(world, *days)
+    assert world.asked() == 1, "nothing suggests a change"
+    world.store.upkeep.remove(MARKET, DAY)
+    world.venue.factor = 100.0
+    with pytest.warns(DataChangedWarning, match="by 100 "):
+        assert days_are_true(world, *days)
+    assert world.asked() == 2, "a page, and one of the sample"
+    assert not world.stored().covered
+
+
+def test_candles_far_off_that_the_venue_still_has_are_kept(tmp_path: Path) -> None:
+    """A price that is ten times as high is asked about once, and changes nothing; the pages that arrived meanwhile wait
+    for the answer, and none is asked again."""
+    world = World(tmp_path)
+    ask(world, 0, 300)
+    world.venue.shift.update({minute(number): 9000.0 for number in range(1500, 4000)})
+    world.desk.at_once = 5
+    pending = world.fetcher.begin(MARKET, MINUTE, Span(minute(2000), minute(2900)), Priority.NORMAL)
+    world.desk.run()
+    assert pending.is_done
+    assert world.asked() == pending.pages == 6, "five pages, and one of the sample"
+    assert world.truth(world.fetcher.answer(pending).table)
+    assert kinds(world) == []
+
+
+def test_sample_of_another_length_that_fails_decides_nothing(tmp_path: Path) -> None:
+    """The call ends in an error and stores no minute; the next one finds out."""
+    world = World(tmp_path)
+    assert days_are_true(world, DAYS[2], DAYS[4])
+    world.venue.factor = 10.0
+
+    def down(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        world.venue.down = True
+        return rows
+
+    world.venue.edits.append(down)
+    answer = world.candles(minute(0), minute(300))
+    assert answer.gaps
+    assert not world.stored().covered
+    world.venue.down = False
+    with pytest.warns(DataChangedWarning):
+        ask(world, 0, 300)
 
 
 def test_other_timeframes_leave_as_well_and_serve_as_sample(tmp_path: Path) -> None:

@@ -88,13 +88,14 @@ class Venue:
         if at + step.step_us > now:
             price += 500 + (now - at) // 1_000_000  # forming: not what it will be
         stamp = dt.datetime.fromtimestamp(at / 1e6, dt.UTC)
+        spread = 200 if step is DAY else 5  # a day spans its minutes
         factor = self.factor if self.scaled.start <= at < self.scaled.end else 1.0
         return {
             "market": MARKET,
             "candle_date_time_utc": f"{stamp:%Y-%m-%dT%H:%M:%S}",
             "opening_price": price * factor,
-            "high_price": (price + 5) * factor,
-            "low_price": (price - 5) * factor,
+            "high_price": (price + spread) * factor,
+            "low_price": (price - spread) * factor,
             "trade_price": (price + 1) * factor,
             "candle_acc_trade_volume": 2.0 / factor,
             "candle_acc_trade_price": price * 2,
