@@ -17,7 +17,6 @@ from backbone.model import CANDLE_COLUMNS, empty_candles
 __all__ = ["Differences", "compare", "count_inside", "differing_columns", "is_same", "rows_inside", "times_of"]
 
 _SUMS = ("volume", "value")
-_INT64 = pa.int64()
 _MANY = 64  # beyond so many spans one copy is cheaper than as many slices
 
 
@@ -26,9 +25,8 @@ def times_of(table: pa.Table) -> Any:
     if not table.num_rows:
         return np.empty(0, dtype=np.int64)
     column: Any = table.column(0)
-    if column.num_chunks != 1:
-        column = table.combine_chunks().column(0)
-    return column.chunk(0).view(_INT64).to_numpy(zero_copy_only=True)
+    opens = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return np.frombuffer(opens.buffers()[1], np.int64, len(opens), opens.offset * 8)  # half the time of `to_numpy`
 
 
 def count_inside(table: pa.Table, spans: Iterable[tuple[int, int]]) -> int:
@@ -43,6 +41,8 @@ def count_inside(table: pa.Table, spans: Iterable[tuple[int, int]]) -> int:
 def rows_inside(table: pa.Table, spans: Iterable[tuple[int, int]]) -> pa.Table:
     """The rows of `table` that open inside `spans` (sorted and disjoint)."""
     bounds = np.searchsorted(times_of(table), np.array([*spans], np.int64).reshape(-1, 2)).tolist()
+    if bounds == [[0, table.num_rows]]:
+        return table
     if len(bounds) > _MANY:
         at = [np.arange(low, high) for low, high in bounds if low < high]
         return table.take(pa.array(np.concatenate([np.empty(0, np.int64), *at])))

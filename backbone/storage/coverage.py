@@ -154,8 +154,12 @@ _FAR = 1 << 100  # later than any end, for bisecting on a start
 
 
 def _normal(spans: Iterable[tuple[int, int]]) -> tuple[Span, ...]:
+    ordered = sorted(spans)
+    if len(ordered) == 1:
+        start, end = ordered[0]
+        return (Span(start, end),) if start < end else ()
     kept: list[Span] = []
-    for start, end in sorted(spans):
+    for start, end in ordered:
         if start >= end:
             continue
         if kept and start <= kept[-1].end:

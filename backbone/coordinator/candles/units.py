@@ -44,6 +44,8 @@ class Comparison(msgspec.Struct, frozen=True):
 
 def compare_units(held: pa.Table, received: pa.Table) -> Comparison:
     """Compare the candles that both tables have."""
+    if not held.num_rows:
+        return Comparison(0, 0)
     both, left, right = np.intersect1d(times_of(held), times_of(received), assume_unique=True, return_indices=True)
     if not len(both):
         return Comparison(0, 0)
