@@ -11,6 +11,7 @@ A `Timeframe` knows where candles begin (`floor`), where the next one begins (`n
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -228,10 +229,15 @@ def period_name(timeframe: Timeframe, period: Span) -> str:
 
 def periods_in(timeframe: Timeframe, span: Span) -> list[Span]:
     """The storage periods that `span` touches, in time order (none for an empty span)."""
+    return [*_periods_in(timeframe, span)]
+
+
+@lru_cache(maxsize=256)  # all markets of a call are asked for the same span
+def _periods_in(timeframe: Timeframe, span: Span) -> tuple[Span, ...]:
     found: list[Span] = []
     at = span.start
     while at < span.end:
         period = period_of(timeframe, at)
         found.append(period)
         at = period.end
-    return found
+    return tuple(found)

@@ -70,7 +70,7 @@ class _Found:
     def problem(self, files: Files, done: str = "") -> Problem:
         market = self.series.market if self.series else ""
         timeframe = self.series.timeframe.name if self.series else ""
-        return Problem(market, timeframe, str(files.path(self.key)), self.kind, self.detail + done)
+        return Problem(market, timeframe, files.address(self.key), self.kind, self.detail + done)
 
 
 def verify(files: Files, exchange: str, market: str | None = None, timeframe: Timeframe | None = None) -> list[Problem]:
@@ -124,7 +124,7 @@ def _partition_problems(files: Files, key: str, series: Series, period: Span) ->
     blob = files.read(key)
     if blob is None:
         return
-    name, path = period_name(series.timeframe, period), str(files.path(key))
+    name, path = period_name(series.timeframe, period), files.address(key)
     try:
         partition = decode_partition(blob.data, series, period, name, path)
     except CorruptPartitionError as exc:
@@ -173,7 +173,7 @@ def _quiet_problems(files: Files, key: str, series: Series) -> Iterator[_Found]:
     if blob is None:
         return
     try:
-        decode_coverage(blob.data, series, str(files.path(key)))
+        decode_coverage(blob.data, series, files.address(key))
     except CorruptPartitionError as exc:
         yield _Found(key, series, None, "damaged", exc.reason)
     except StoreError as exc:
@@ -241,7 +241,7 @@ def _forget_quiet(files: Files, series: Series, period: Span) -> None:
     if blob is None:
         return
     try:
-        coverage = decode_coverage(blob.data, series, str(files.path(series.quiet_key)))
+        coverage = decode_coverage(blob.data, series, files.address(series.quiet_key))
     except CorruptPartitionError:  # it is a problem of its own, and covers nothing
         return
     rest = coverage.without(SpanSet((period,)))

@@ -44,7 +44,7 @@ def copy_store(source: Files, target: Files) -> Copied:
         raise StoreError(
             f"{target!r} holds other candles in {len(differing)} files ({shown}): nothing was copied. Copy into an "
             "empty place, or fetch there and let the store merge",
-            path=str(target.path(differing[0])),
+            path=target.address(differing[0]),
         )
     files = size = same = 0
     ours: set[str] = set()
@@ -91,7 +91,7 @@ def _copy(source: Files, target: Files, key: str, *, is_ours: bool) -> int | Non
         if held is not None and held.data == blob.data:
             return None
         if held is not None and not is_ours:
-            path = str(target.path(key))
+            path = target.address(key)
             raise StoreError(f"{path} was written by another process during the copy", path=path)
         target.replace(key, blob.data)
     return len(blob.data)

@@ -88,7 +88,7 @@ class Events:
         try:
             retried(self._files, self._lock_key, lambda: self._files.append(self._key, data))
         except StoreError as exc:
-            self._incidents.record("event-not-written", str(self._files.path(self._key)), str(exc))
+            self._incidents.record("event-not-written", self._files.address(self._key), str(exc))
             return
         with self._lock:
             self._unwritten = self._unwritten[len(waiting) :]
@@ -131,7 +131,7 @@ class Events:
         return table
 
     def __repr__(self) -> str:
-        return f"Events({str(self._files.path(self._key))!r})"
+        return f"Events({self._files.address(self._key)!r})"
 
 
 def _is_grown(before: Version, after: Version) -> bool:

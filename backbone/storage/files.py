@@ -104,6 +104,7 @@ class Files(Protocol):
     """Any kind of disk under a store; `LocalFiles` says what each method promises."""
 
     def path(self, key: str) -> Path | str: ...
+    def address(self, key: str) -> str: ...
     def stat(self, key: str) -> Version | None: ...
     def read(self, key: str) -> Blob | None: ...
     def tail(self, key: str, size: int) -> bytes | None: ...
@@ -242,6 +243,10 @@ class LocalFiles:
     def path(self, key: str) -> Path:
         """Where `key` lies."""
         return Path(self._full(key))
+
+    def address(self, key: str) -> str:
+        """Where `key` lies, as text."""
+        return self._full(key)
 
     def _full(self, key: str) -> str:
         is_kept = self._ending or key.startswith((f"{SNAPSHOTS}/", f"{QUARANTINE}/"))

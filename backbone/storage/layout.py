@@ -8,7 +8,7 @@ files lie beside it. Names are checked here, so that no market can leave the fol
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import msgspec
 import numpy as np
@@ -36,6 +36,7 @@ __all__ = [
     "parse_period",
     "parse_quiet_key",
     "parse_sidecar_key",
+    "series_of",
 ]
 
 CANDLES = "candles"
@@ -67,7 +68,7 @@ name_of_period = lru_cache(maxsize=4096)(period_name)
 """`period_name`, remembered: the same few hundred periods are named over and over."""
 
 
-class Series(msgspec.Struct, frozen=True):
+class Series(msgspec.Struct, frozen=True, dict=True):
     """One market's candles of one timeframe on one exchange: the unit of locking."""
 
     exchange: str
@@ -80,7 +81,7 @@ class Series(msgspec.Struct, frozen=True):
         if not is_market_name(self.market):
             raise InputError("market", self.market, 'a pair such as "KRW-BTC" (letters, digits, dots)')
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The hive path of this series below ``candles/``."""
         return f"exchange={self.exchange}/market={self.market}/timeframe={self.timeframe.directory}"
@@ -124,6 +125,10 @@ class Series(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.market} {self.timeframe.name}"
+
+
+series_of = lru_cache(maxsize=4096)(Series)
+"""`Series`, remembered: its names are checked once."""
 
 
 @lru_cache(maxsize=4096)

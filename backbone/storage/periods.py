@@ -36,7 +36,7 @@ from backbone.timeframe import DAY_US, period_name, period_of, periods_in
 
 __all__ = ["Held", "Periods", "row_periods", "series_in"]
 
-_MANY_PERIODS = 64  # beyond this, one listing of the series folder is cheaper than asking for each period
+_MANY_PERIODS = 4  # beyond this, one listing of the series folder is cheaper than asking for each period
 _COVERAGE_BYTES = 16 << 20
 _PERIOD_US = {"day": DAY_US, "month": 28 * DAY_US, "year": 365 * DAY_US, "all": 1 << 62}
 
@@ -98,7 +98,7 @@ class Periods:
             return known[1]
         while (blob := self._files.read(key)) is not None:
             try:
-                coverage = decode_coverage(blob.data, series, str(self._files.path(key)))
+                coverage = decode_coverage(blob.data, series, self._files.address(key))
                 self._coverages.put(key, (blob.version, coverage), _coverage_bytes(coverage))
                 return coverage
             except CorruptPartitionError as exc:
@@ -159,7 +159,7 @@ class Periods:
     def _load(self, series: Series, period: Span, quiet: Coverage) -> tuple[Held, str]:
         """A period as the files have it, and the tier. Where there is no file, what the sidecar says of it."""
         key = series.key(period)
-        name, path = period_name(series.timeframe, period), str(self._files.path(key))
+        name, path = name_of_period(series.timeframe, period), self._files.address(key)
         while (blob := self._files.read(key)) is not None:
             try:
                 partition = decode_partition(blob.data, series, period, name, path)

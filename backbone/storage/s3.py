@@ -229,13 +229,15 @@ class ObjectFiles:
         try:
             yield
         except (BaseError, OSError, ValueError) as exc:
-            raise StoreError(f"cannot {verb} {self.path(key)}: {_reason(exc)}", path=str(self.path(key))) from exc
+            raise StoreError(f"cannot {verb} {self.path(key)}: {_reason(exc)}", path=self.address(key)) from exc
 
     # -- looking -------------------------------------------------------------------------------------------------
 
     def path(self, key: str) -> str:
         """Where `key` lies, as an address that other engines read."""
         return f"{self._url}/{key}" if key else self._url
+
+    address = path
 
     def stat(self, key: str) -> Version | None:
         """The version of an object; None where there is none, or a blank. Inside `exclusive` it is pinned."""

@@ -34,7 +34,7 @@ from backbone.storage.events import Events
 from backbone.storage.files import Files, LocalFiles
 from backbone.storage.generations import Generations
 from backbone.storage.incidents import Incident, Incidents
-from backbone.storage.layout import CANDLES, Series, parse_period
+from backbone.storage.layout import CANDLES, Series, parse_period, series_of
 from backbone.storage.merge import Page
 from backbone.storage.partition import REVISION_SCHEMA, TAIL_BYTES, Partition, peek_footer
 from backbone.storage.pending import PendingPages
@@ -123,7 +123,7 @@ class CandleStore:
         return Claims(self._files, self._series(market, timeframe).claims_key, self._clock)
 
     def _series(self, market: str, timeframe: Timeframe) -> Series:
-        return Series(self._exchange, market, timeframe)
+        return series_of(self._exchange, market, timeframe)
 
     def generation(self, market: str) -> int:
         """A number that rises when all that is stored of a market is quarantined, by any process."""
@@ -235,7 +235,7 @@ class CandleStore:
         quiet = self._periods.quiet(series)
         tables: list[pa.Table] = []
         tiers = {"memory": 0, "disk": 0}
-        periods = sorted({*self._periods.with_file(series, span), *row_periods(series, pages, span)})
+        periods = sorted({*self._periods.left(series, span), *row_periods(series, pages, span)})
         parts = [quiet.without(SpanSet(periods))]
         for period in periods:
             held, tier = self._periods.current(series, period, waiting, quiet)
@@ -347,7 +347,7 @@ class CandleStore:
             period = parse_period(timeframe, PurePath(incident.path).parent.name.removeprefix("period="))
             if period is None or incident.kind not in ("quarantined", "damaged"):
                 continue
-            if str(self._files.path(series.key(period))) == incident.path and spans.touches(period):
+            if self._files.address(series.key(period)) == incident.path and spans.touches(period):
                 words = f"{incident.path} was damaged: {incident.detail}"
                 found.append(CorruptPartitionError(words, path=incident.path, reason=incident.detail))
         return found
@@ -466,7 +466,7 @@ class CandleStore:
 
     def __repr__(self) -> str:
         waiting = self.pending_rows()
-        return f"CandleStore({str(self._files.path(CANDLES))!r}, {self._exchange}, {waiting} rows pending)"
+        return f"CandleStore({self._files.address(CANDLES)!r}, {self._exchange}, {waiting} rows pending)"
 
 
 def _covered(coverage: Coverage, pages: Iterable[Page], timeframe: Timeframe, span: Span) -> SpanSet:

@@ -167,7 +167,7 @@ class Upkeep:
 
     def quarantine_path(self, name: str) -> str:
         """The address of a quarantine's folder."""
-        return str(self._files.path(f"{QUARANTINE}/{name}"))
+        return self._files.address(f"{QUARANTINE}/{name}")
 
     def set_aside(
         self, market: str, *, name: str | None = None, how: str, note: Note | None = None, after: int | None = None
@@ -273,7 +273,7 @@ class Upkeep:
             if not mark.content:
                 mark = _Mark(at_us=mark.at_us, rows=mark.rows, content=self._content(folder))
                 self._files.replace(f"{folder}/{_MARK}", msgspec.json.encode(mark))
-            found.append(Snapshot(name, mark.at_us, str(self._files.path(folder)), mark.rows, mark.content))
+            found.append(Snapshot(name, mark.at_us, self._files.address(folder), mark.rows, mark.content))
         return sorted(found, key=lambda one: (one.at_us, one.name))
 
     def _marks(self) -> list[tuple[str, _Mark]]:
@@ -294,7 +294,7 @@ class Upkeep:
             if place is None or blob is None:
                 continue
             series, period = place
-            name, path = period_name(series.timeframe, period), str(self._files.path(key))
+            name, path = period_name(series.timeframe, period), self._files.address(key)
             table = decode_partition(blob.data, series, period, name, path).table
             hashes = columns.setdefault(series.name, [hashlib.blake2b(digest_size=16) for _ in table.columns])
             hashes[0].update(times_of(table))
