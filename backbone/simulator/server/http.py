@@ -131,8 +131,7 @@ class SimulatorServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._web: Any = None
-        self._sites: list[Any] = []
-        self._runner: Any = None
+        self._listener: asyncio.Server | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._hub: Hub | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -270,8 +269,6 @@ class SimulatorServer:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="backbone-simulator-work")
         try:
             self._web = web.Server(self._gateway.handle, keepalive_timeout=75.0, access_log=None)
-            self._runner = web.ServerRunner(self._web, shutdown_timeout=1.0)
-            await self._runner.setup()
             await self._plug()
             self._hub = Hub(
                 self.exchange,
@@ -297,29 +294,30 @@ class SimulatorServer:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._web is not None:
+            await self._web.shutdown(1.0)
         if self._worker is not None:
             self._worker.shutdown(wait=True, cancel_futures=True)
 
     async def _plug(self) -> None:
-        from aiohttp import web
-
-        if self._sites:
-            return
-        site = web.TCPSite(self._runner, self._host, self._port, reuse_address=True)
-        await site.start()
-        self._sites.append(site)
-        self._port = self._runner.addresses[0][1]
+        if self._listener is None:
+            listener = await asyncio.get_running_loop().create_server(
+                self._web, self._host, self._port, reuse_address=True
+            )
+            self._listener, self._port = listener, listener.sockets[0].getsockname()[1]
 
     async def _unplug(self) -> None:
-        for site in self._sites:
-            await site.stop()
-        self._sites.clear()
+        if self._listener is not None:
+            for listening in self._listener.sockets:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+            await _turns(2)  # what was accepted meanwhile becomes a connection; a closed listener would lose its socket
+            self._listener.close()
+            self._listener = None
         if self._web is not None:
             for connection in list(self._web.connections):
                 if connection.transport is not None:
                     connection.transport.abort()
+            await _turns(1)  # now they are closed
 
     # -- changes to the market -------------------------------------------------------------------------------
 
@@ -348,6 +346,12 @@ class SimulatorServer:
                 venue.restate(_required(fault, "market"), span, fault.number("shift", 0.0005))
         if self._hub is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._hub.forget)
+
+
+async def _turns(number: int) -> None:
+    """Let the loop do what is due, so many times over."""
+    for _ in range(number):
+        await asyncio.sleep(0)
 
 
 def _required(fault: Fault, name: str) -> str:

@@ -16,7 +16,8 @@ from backbone.coordinator.quota.rules import Rules
 from backbone.errors import ClosedError, IncompleteError, InputError, PayloadError, UnfinishedWarning
 from backbone.simulator import SimulatorServer
 
-START, END = "2025-07-20T00:00:00Z", "2025-08-20T00:00:00Z"
+START, END = "2025-08-13T00:00:00Z", "2025-08-20T00:00:00Z"  # a week: 10,080 minutes in 51 pages
+LONG_AGO = "2025-07-20T00:00:00Z"  # so long that a job is not over before a test has done something to it
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_job_sections_are_the_whole_in_time_order(quick: tuple[Backbone, Simulat
 def test_job_first_section_is_there_before_the_last_page(quick: tuple[Backbone, SimulatorServer]) -> None:
     """A simulation starts on the first finished section; a slow consumer holds the download back."""
     client, venue = quick
-    job = client.backfill("KRW-BTC", "1m", START, END)
+    job = client.backfill("KRW-BTC", "1m", LONG_AGO, END)
     sections = job.sections(ahead=1)
     first = next(sections)
     assert 0 < len(first) <= 1_000, "small, so that it is soon there"
@@ -69,8 +70,8 @@ def test_job_progress_adds_up(quick: tuple[Backbone, SimulatorServer]) -> None:
     now = job.progress
     assert now.state == "done"
     assert now.fraction == 1
-    assert now.rows >= 44_000
-    assert now.pages >= 223
+    assert now.rows >= 10_000
+    assert now.pages >= 50
     assert str(now.reached) == "2025-08-20 09:00:00+09:00"
     assert now.rate > 0
     assert now.eta_s == 0
@@ -81,21 +82,21 @@ def test_job_progress_adds_up(quick: tuple[Backbone, SimulatorServer]) -> None:
 def test_job_asked_again_while_running_is_joined(quick: tuple[Backbone, SimulatorServer]) -> None:
     """The same backfill twice is one download, and a foreground call takes the pages it needs at once."""
     client, venue = quick
-    first = client.backfill("KRW-BTC", "1m", START, END)
-    second = client.backfill("KRW-BTC", "1m", START, END)
+    first = client.backfill("KRW-BTC", "1m", LONG_AGO, END)
+    second = client.backfill("KRW-BTC", "1m", LONG_AGO, END)
     frame = client.candles("KRW-BTC", "1m", "2025-08-19T00:00:00Z", END)
     assert first.state == "running"  # the call did not wait for the job
     assert len(frame) >= 1400
     first.wait(progress=False)
     second.wait(progress=False)
     assert sum(venue.counts()["candles"].values()) <= 235
-    assert client.backfill("KRW-BTC", "1m", START, END).wait(progress=False).progress.pages == 0
+    assert client.backfill("KRW-BTC", "1m", LONG_AGO, END).wait(progress=False).progress.pages == 0
 
 
 def test_job_cancelled_keeps_what_arrived(quick: tuple[Backbone, SimulatorServer]) -> None:
     """Cancelling asks for nothing more, keeps every page, and says what is missing."""
     client, _ = quick
-    job = client.backfill("KRW-BTC", "1m", START, END)
+    job = client.backfill("KRW-BTC", "1m", LONG_AGO, END)
     next(job.sections())
     job.cancel()
     job.wait(progress=False)
@@ -123,7 +124,7 @@ def test_job_cancelled_or_closed_says_what_is_stored(quick: tuple[Backbone, Simu
     """However it ended early, its rows, fraction and reached time are what the folder has."""
     client, venue = quick
     for market in ("KRW-BTC", "KRW-ETH"):
-        job = client.backfill(market, "1m", START, END)
+        job = client.backfill(market, "1m", LONG_AGO, END)
         next(job.sections())
         if market == "KRW-BTC":
             job.cancel()
@@ -135,8 +136,8 @@ def test_job_cancelled_or_closed_says_what_is_stored(quick: tuple[Backbone, Simu
         assert now.state == ("cancelled" if market == "KRW-BTC" else "failed")
         assert 0 < now.fraction < 1
         with Backbone(data_dir=client.data_dir, rest_url=venue.rest_url) as later:
-            held = later.explain(market, "1m", START, END).cached
-            assert held[0][0] == pd.Timestamp(START)
+            held = later.explain(market, "1m", LONG_AGO, END).cached
+            assert held[0][0] == pd.Timestamp(LONG_AGO)
             assert held[0][1] == now.reached
             slots = sum((end - start) / pd.Timedelta("1min") for start, end in held)
             assert round(now.fraction * 44_640) == slots
@@ -156,7 +157,7 @@ def test_job_that_is_over_is_not_cancelled(quick: tuple[Backbone, SimulatorServe
     job = client.backfill("KRW-BTC", "1h", START, END).wait(progress=False)
     job.cancel()
     assert job.state == job.progress.state == "done"
-    assert len(job.result()) == 744
+    assert len(job.result()) == 168
 
 
 def test_job_of_a_late_listing_does_not_walk_the_years_before(quick: tuple[Backbone, SimulatorServer]) -> None:
@@ -176,12 +177,10 @@ def test_job_of_a_late_listing_does_not_walk_the_years_before(quick: tuple[Backb
     pd.testing.assert_frame_equal(frame, client.candles(code, "1m", "2018-01-01", END))
 
 
-# The exchange's own side of connections that the outage cut is closed by the collector, late: no part of the job.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_job_outlasts_an_outage(quick: tuple[Backbone, SimulatorServer]) -> None:
     """The plug is pulled and put back: the job goes on by itself and nothing is missing."""
     client, venue = quick
-    job = client.backfill("KRW-BTC", "1m", START, END)
+    job = client.backfill("KRW-BTC", "1m", LONG_AGO, END)
     next(iter(job.sections()))
     venue.pause()
     with pytest.raises(TimeoutError):
@@ -201,7 +200,7 @@ def test_job_many_markets_are_one_long_frame(quick: tuple[Backbone, SimulatorSer
 def test_job_of_a_closed_client_ends_with_an_error(quick: tuple[Backbone, SimulatorServer]) -> None:
     """`close()` during a backfill ends the wait, and what arrived is on disk."""
     client, venue = quick
-    job = client.backfill("KRW-BTC", "1m", START, END)
+    job = client.backfill("KRW-BTC", "1m", LONG_AGO, END)
     next(job.sections())
     with pytest.warns(UnfinishedWarning, match="KRW-BTC 1m"):
         client.close()
@@ -249,11 +248,11 @@ def test_job_of_a_derived_timeframe_is_the_folded_whole(
 ) -> None:
     """Result and sections are the candles of that length, whole ones only, however the sections are cut."""
     client, _ = quick
-    job = client.backfill("KRW-BTC", timeframe, START, "2025-08-02T05:00Z")
+    job = client.backfill("KRW-BTC", timeframe, START, "2025-08-16T05:00Z")
     whole = pd.concat(job.sections())
     assert whole.index.is_unique
     pd.testing.assert_frame_equal(job.result(), whole, check_freq=False)
-    asked = client.candles("KRW-BTC", timeframe, START, "2025-08-02T05:00Z")
+    asked = client.candles("KRW-BTC", timeframe, START, "2025-08-16T05:00Z")
     pd.testing.assert_frame_equal(whole, asked, check_freq=False)
     assert job.result().attrs["backbone"]["timeframe"] == timeframe
     assert timeframe in repr(job)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import socket
 import threading
 from pathlib import Path
 
@@ -85,6 +88,34 @@ def test_pulled_plug_refuses_and_comes_back_on_the_same_port(clean: SimulatorSer
             session.get(url, timeout=5)
         clean.resume()
         assert session.get(url, timeout=5).status_code == 200
+
+
+def test_pulled_plug_ends_what_was_accepted_meanwhile(clean: SimulatorServer) -> None:
+    """A connection made in the very moment is closed like the others, and none is left to the collector."""
+    ended = threading.Event()
+    held: list[socket.socket] = []
+
+    def knock() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(OSError):
+                held.append(socket.create_connection(("127.0.0.1", clean.port), timeout=5))
+
+    for _ in range(4):
+        ended.clear()
+        threads = [threading.Thread(target=knock) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        while len(held) < 10:
+            pass
+        clean.pause()
+        ended.set()
+        for thread in threads:
+            thread.join()
+        while held:
+            with held.pop() as connection, contextlib.suppress(ConnectionError):
+                assert connection.recv(1) == b""
+        gc.collect()
+        clean.resume()
 
 
 def test_log_can_be_reset_and_is_safe_while_requests_run(clean: SimulatorServer) -> None:
