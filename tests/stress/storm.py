@@ -41,6 +41,7 @@ LIMIT = 1000
 GRACE_US = 3_000_000
 COLUMNS = ["open", "high", "low", "close", "volume", "value"]
 _WAITING = frozenset({"429", "418"})  # they cost real seconds, and the matrix has them
+_IMPOSSIBLE = frozenset({("1s", "off-grid")})  # every second is on the grid: a row that moved is one that was there
 
 
 @dataclass
@@ -154,7 +155,8 @@ class Storm:
             words["priority"] = flag
         fault = None
         if may_fail and chance.random() < 0.2:
-            fault = chance.choice([name for name in FAULTS if name not in _WAITING]), chance.randrange(3)
+            kinds = [name for name in FAULTS if name not in _WAITING and (timeframe, name) not in _IMPOSSIBLE]
+            fault = chance.choice(kinds), chance.randrange(3)
         return Call(market, timeframe, words, fault)
 
     # -- what is right -------------------------------------------------------------------------------------------
