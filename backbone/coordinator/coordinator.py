@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -214,8 +214,8 @@ class Coordinator:
         self.market_log.note(listed)
         self.renames.note(listed)
 
-    def _fresh_codes(self, priority: Priority) -> frozenset[str]:
-        return self.markets.all_codes(fresh=True, priority=priority)
+    def _fresh_codes(self, priority: Priority, until: Collection[str] = ()) -> frozenset[str]:
+        return self.markets.all_codes(fresh=True, priority=priority, until=until)
 
     def _streamed(self, market: str, timeframe: Timeframe, after_us: int, priority: Priority) -> pa.Table | None:
         """The candles that open at or after `after_us`, where the live stream has them all."""

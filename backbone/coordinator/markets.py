@@ -127,9 +127,15 @@ class Markets:
         self.listed(priority=priority)
         return self.known_codes(quote)
 
-    def all_codes(self, *, fresh: bool = False, priority: Priority = Priority.HIGH) -> frozenset[str]:
-        """Every code of the list."""
-        self.listed(fresh=fresh, priority=priority)
+    def all_codes(
+        self, *, fresh: bool = False, priority: Priority = Priority.HIGH, until: Collection[str] = ()
+    ) -> frozenset[str]:
+        """Every code of the list; of a fresh one that need not be confirmed, where it has the markets `until`, which
+        another reply has just named: the two are each other's witness."""
+        if until:
+            self._ask(priority, until)
+        else:
+            self.listed(fresh=fresh, priority=priority)
         with self._lock:
             return self._codes_locked().all
 

@@ -113,7 +113,8 @@ class _Found(msgspec.Struct):
 class Realtime:
     """The coordinator's strategies for what is true now.
 
-    `request` puts one question; `listed` asks the venue anew which markets it lists.
+    `request` puts one question; `listed` asks the venue anew which markets it lists: once, where that has those
+    that another reply named.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Realtime:
         request: Callable[[Ask, Priority], Reply],
         clock: Clock,
         metrics: Metrics,
-        listed: Callable[[Priority], Collection[str]],
+        listed: Callable[[Priority, Collection[str]], Collection[str]],
         latest: LatestRows,
         live: Live,
     ) -> None:
@@ -162,8 +163,9 @@ class Realtime:
         found = _Found(rows, 1, unreadable=list(reply.value.unreadable))
         lacking = set(members) - {held.row.market for held in rows} - set(found.unreadable)
         if lacking or not members:  # gone from the list, or the reply is short
-            listed = [code for code in self._listed(priority) if code.partition("-")[0] in key]
             here = {held.row.market for held in rows} | set(found.unreadable)
+            listed = self._listed(priority, () if members else here)
+            listed = [code for code in listed if code.partition("-")[0] in key]
             wanted = [*members, *sorted(set(listed).difference(members))]
             more = self._collect("ticker", [m for m in wanted if m not in here and m in listed], priority, tickers_ask)
             rows += more.held
@@ -366,7 +368,7 @@ class Realtime:
             if self.is_too_long(exc, codes):
                 parts = self.parts(codes)
             elif exc.status == 404:
-                listed = self._listed(priority)
+                listed = self._listed(priority, ())
                 gone = [code for code in codes if code not in listed]
                 left = [code for code in codes if code in listed]
                 if len(codes) == 1 or not left:

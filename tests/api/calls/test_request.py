@@ -83,7 +83,7 @@ def test_tickers_of_a_quote_currency(client: Backbone, venue: SimulatorServer) -
     assert {row["market"][:4] for row in response.data} == {"KRW-"}
     assert isinstance(response.data[0]["price"], float)
     assert dt.datetime.fromisoformat(response.data[0]["time"]).utcoffset() == dt.timedelta(hours=9)
-    assert venue.counts() == {"ticker": {200: 1}, "market": {200: 2}}
+    assert venue.counts() == {"ticker": {200: 1}, "market": {200: 1}}
 
 
 def test_orderbooks_count_is_levels_and_padding_is_null(client: Backbone, venue: SimulatorServer) -> None:

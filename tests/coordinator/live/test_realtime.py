@@ -54,7 +54,7 @@ class Venue:
             self.request, self.clock, Metrics(), self.listed, LatestRows(self.clock), NothingLive()
         )
 
-    def listed(self, priority: Priority) -> set[str]:
+    def listed(self, priority: Priority, until: Any = ()) -> set[str]:
         self.lists += 1
         return self.names
 
@@ -231,7 +231,7 @@ def test_venues_own_words_are_checked_and_never_shared_with_parsed_rows() -> Non
         return Reply(ask.parse(body), "ticker", 7, None, 0.0, 0.0, len(body))
 
     clock = ManualClock(AT)
-    realtime = Realtime(request, clock, Metrics(), lambda priority: set(), LatestRows(clock), NothingLive())
+    realtime = Realtime(request, clock, Metrics(), lambda priority, until: set(), LatestRows(clock), NothingLive())
     with pytest.raises(PayloadError):
         realtime.ticker_rows(["KRW-A"], Priority.HIGH)
     body = b"[]"
@@ -259,7 +259,7 @@ def test_trades_that_break_off_keep_what_arrived() -> None:
         page = tuple(Trade("KRW-A", AT - i * 1000, 1.0, 1.0, "buy", 10_000 - i) for i in range(500))
         return Reply(page, "crix-trades", 9, AT, 0.0, 0.0, 1)
 
-    realtime = Realtime(request, clock, Metrics(), lambda priority: set(), LatestRows(clock), NothingLive())
+    realtime = Realtime(request, clock, Metrics(), lambda priority, until: set(), LatestRows(clock), NothingLive())
     answer = realtime.trades("KRW-A", 900, Priority.NORMAL, start_us=None, end_us=None, today_us=AT)
     assert len(answer.rows) == 500
     assert answer.gaps[0].end == answer.rows[0].time_us
