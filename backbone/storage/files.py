@@ -109,7 +109,9 @@ class Files(Protocol):
     def read(self, key: str) -> Blob | None: ...
     def tail(self, key: str, size: int) -> bytes | None: ...
     def read_from(self, key: str, offset: int, most: int) -> Blob | None: ...
-    def replace(self, key: str, data: bytes | bytearray) -> Version: ...
+    def replace(
+        self, key: str, data: bytes | bytearray, on_version: Callable[[Version], object] | None = None
+    ) -> Version: ...
     def exclusive(self, lock_key: str, timeout_s: float | None = None) -> AbstractContextManager[None]: ...
     def pause(self, seconds: float) -> None: ...
     def list(self, folder: str) -> Sequence[str]: ...
@@ -310,9 +312,12 @@ class LocalFiles:
             raise self._failed("read", key, exc) from exc
         return Blob(data, (found.st_ino, found.st_mtime_ns, found.st_size))
 
-    def replace(self, key: str, data: bytes | bytearray) -> Version:
+    def replace(
+        self, key: str, data: bytes | bytearray, on_version: Callable[[Version], object] | None = None
+    ) -> Version:
         """Make `data` the file's content, durably and in one step. Call it inside `exclusive`.
 
+        `on_version` is called with the new version just before anybody can see it.
         Raises `StoreError` and leaves what was there untouched.
         """
         self._refuse_snapshot("write", key)
@@ -325,6 +330,8 @@ class LocalFiles:
             version = self._write(tmp, data, before)
             try:
                 self._check_owner(key)
+                if on_version is not None:
+                    on_version(version)
                 rename_over(tmp, target, self._clock)
             except (OSError, OvertakenError):
                 _remove(tmp)

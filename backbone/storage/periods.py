@@ -66,6 +66,7 @@ class Periods:
         self._incidents = incidents
         self._memory: MemoryCache[Held] = MemoryCache(memory_bytes, clock)
         self._coverages: MemoryCache[tuple[Version, Coverage]] = MemoryCache(_COVERAGE_BYTES, clock)
+        self._coming: dict[str, Held] = {}  # what is being written, for whoever sees it before its writer knows
         self._bad: dict[str, Version] = {}  # damaged files that could not be moved
         self._listed: dict[Series, frozenset[str]] = {}  # the periods that are noted as written
 
@@ -160,6 +161,11 @@ class Periods:
         """A period as the files have it, and the tier. Where there is no file, what the sidecar says of it."""
         key = series.key(period)
         name, path = name_of_period(series.timeframe, period), self._files.address(key)
+        coming = self._coming.get(key)
+        if coming is not None and coming.version == self._files.stat(
+            key
+        ):  # its writer has not come so far as to remember it
+            return coming, "memory"
         while (blob := self._files.read(key)) is not None:
             try:
                 partition = decode_partition(blob.data, series, period, name, path)
@@ -216,7 +222,14 @@ class Periods:
             path = self._files.path(key)
             raise StoreError(f"{path} is damaged and cannot be moved to quarantine", path=path)
         data = encode_partition(held.partition, series, period_name(series.timeframe, period))
-        self._keep(key, self._files.replace(key, data), held.partition)
+
+        def expect(version: Version) -> None:
+            self._coming[key] = Held(version, (), held.partition, revisions=held.partition.revisions.num_rows)
+
+        try:
+            self._keep(key, self._files.replace(key, data, expect), held.partition)
+        finally:
+            self._coming.pop(key, None)
         revised += times_of(held.partition.revisions.slice(held.revisions)).tolist()
         return True
 

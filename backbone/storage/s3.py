@@ -370,8 +370,12 @@ class ObjectFiles:
 
     # -- changing ------------------------------------------------------------------------------------------------
 
-    def replace(self, key: str, data: bytes | bytearray) -> Version:
+    def replace(
+        self, key: str, data: bytes | bytearray, on_version: Callable[[Version], object] | None = None
+    ) -> Version:
         """Make `data` the object's content, if it is still as it was looked at. Call it inside `exclusive`.
+
+        `on_version` is called with the new version, which the service makes up.
 
         Raises `OvertakenError` where another writer was faster, and `StoreError`; nothing is changed then.
         """
@@ -397,6 +401,8 @@ class ObjectFiles:
         version = _version(etag, len(content))
         self._cache.put(key, etag, content)
         self._remember(key, (etag, version))
+        if on_version is not None:
+            on_version(version)
         return version
 
     def _refuse_snapshot(self, verb: str, key: str) -> None:

@@ -21,10 +21,10 @@ def test_every_series_is_tried_and_the_first_failure_raised(tmp_path: Path, monk
         store.put(market, MINUTE, minutes(0, 3), span(0, 3), now_us=MAY)
     replace = store._files.replace
 
-    def refuse(key: str, data: Any) -> Any:
+    def refuse(key: str, data: Any, *more: Any) -> Any:
         if "KRW-B" in key:
             raise StoreError("the disk is full", path=key)
-        return replace(key, data)
+        return replace(key, data, *more)
 
     with monkeypatch.context() as patched:
         patched.setattr(store._files, "replace", refuse)
@@ -60,6 +60,27 @@ def test_folder_that_cannot_be_written_keeps_no_answer_back(
         store.flush()
 
 
+def test_reader_beside_a_commit_reads_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks at a file that was just replaced, before its folder is synced, finds it in memory."""
+    store = open_store(tmp_path)
+    store.put("KRW-BTC", MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
+    store.flush()
+    sync, read, found = store._files._sync_folder, list[str](), list[object]()  # type: ignore[attr-defined]
+    files_read = store._files.read
+
+    def look(path: str) -> None:
+        monkeypatch.setattr(store._files, "read", lambda key: read.append(key) or files_read(key))
+        found.append(store.coverage("KRW-BTC", MINUTE, span(0, 18)))
+        sync(path)
+
+    monkeypatch.setattr(store._files, "_sync_folder", look)
+    store.put("KRW-BTC", MINUTE, minutes(9, 18), span(9, 18), now_us=MAY)
+    store.flush()
+    assert found
+    assert [key for key in read if key.endswith(".parquet")] == []
+    assert store.read("KRW-BTC", MINUTE, EVER).table.equals(minutes(0, 18))
+
+
 def test_commit_that_changes_stored_candles_is_one_event(tmp_path: Path) -> None:
     """Which series, how many candles, from where to where: one event a commit, over months; nothing new, none."""
     store, june = open_store(tmp_path), 31 * 1440
@@ -90,10 +111,10 @@ def test_restated_candles_are_told_although_a_later_file_failed(
     store.flush()
     replace = store._files.replace
 
-    def refuse(key: str, data: Any) -> Any:
+    def refuse(key: str, data: Any, *more: Any) -> Any:
         if "2024-06" in key:
             raise StoreError("the disk is full", path=key)
-        return replace(key, data)
+        return replace(key, data, *more)
 
     store.put("KRW-BTC", MINUTE, minutes(june - 3, june + 3, 7), span(june - 3, june + 3), now_us=MAY)
     with monkeypatch.context() as patched:
