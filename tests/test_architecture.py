@@ -34,7 +34,7 @@ OPENS_THE_SIMULATOR = {"api/demo.py", "api/cli/main.py"}
 ORDER = {
     "api": ["format convert rounding", "arguments frames", "session", "notebook", "calls", "demo", "client", "cli"],
     "coordinator": [
-        "quota queue metrics",
+        "quota queue metrics units",
         "permits",
         "scheduler",
         "market_log markets renames",

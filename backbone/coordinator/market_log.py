@@ -33,7 +33,7 @@ _AHEAD_US = 5_000_000
 """How much another process may be ahead in what it knows of the venue's clock."""
 _LISTS = ""  # the market of the event that says that a whole list was recorded
 _LISTED, _DELISTED, _NAMED, _WARNED, _CAUTIONED, _STATE = "listed", "delisted", "named", "warned", "cautioned", "state"
-_RENAMED, _COMPARED = "renamed", "compared"
+_RENAMED, _REDENOMINATED, _COMPARED = "renamed", "redenominated", "compared"
 _LISTING, _NAMES, _WARNING, _CAUTIONS, _TOLD = range(5)
 _FIELDS = {
     _LISTED: _LISTING, _DELISTED: _LISTING, _NAMED: _NAMES, _WARNED: _WARNING, _CAUTIONED: _CAUTIONS, _STATE: _TOLD,
@@ -60,14 +60,19 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Rename:
-    """A market that is listed under another code by now; ``since_us`` is when the first list lacked it."""
+    """A market that is listed under another code by now; ``since_us`` is when the first list lacked it.
+
+    ``factor`` is that of a redenomination which came with the name: of every price.
+    """
 
     old: str
     new: str
     since_us: int
+    factor: float = 1.0
 
     def __str__(self) -> str:
-        return f"{self.old} is called {self.new} since {_day(self.since_us)}; ask for that"
+        unit = "" if self.factor == 1 else f", in another unit: its prices are multiplied by {self.factor:g}"
+        return f"{self.old} is called {self.new} since {_day(self.since_us)}{unit}; ask for that"
 
 
 State = dict[str, MarketInfo]
@@ -223,12 +228,21 @@ class MarketLog:
 
     # -- names ---------------------------------------------------------------------------------------------------
 
-    def rename(self, old: str, new: str) -> Rename:
-        """Record that two codes are one market."""
+    def rename(self, old: str, new: str, factor: float) -> Rename:
+        """Record that two codes are one market, in another unit where `factor` is not 1: that is an event of its own,
+        of the new code."""
         self.flush()
-        event = Event(self._now_us(), old, _RENAMED, {"from": old, "to": new}, "identical candles")
-        self._log.add_all([event])
-        return self._read().renamed(old) or Rename(old, new, event.at_us)
+        names: dict[str, Any] = {"from": old, "to": new}
+        how = "identical candles"
+        if factor == 1:
+            events = [Event(self._now_us(), old, _RENAMED, names, how)]
+        else:
+            names, how = {**names, "factor": factor}, "candles that differ by one factor"
+            both = (old, _RENAMED), (new, _REDENOMINATED)
+            events = [Event(self._now_us(), code, kind, names, how) for code, kind in both]
+        if self._log.add_all(events[:1]):  # else another process said so
+            self._log.add_all(events[1:])
+        return self._read().renamed(old) or Rename(old, new, events[0].at_us, factor)
 
     def tell_apart(self, market: str, others: Sequence[str]) -> None:
         """Record that `others` are not the market that was called so."""
@@ -318,14 +332,15 @@ class _Index:
 
     def renamed(self, market: str) -> Rename | None:
         """The present name of a market, through all its names; None for a code that was listed again since."""
-        found, name = None, market
+        found, name, factor = None, market, 1.0
         names = {market}
         while (event := self.renames.get(name)) is not None and event.at_us >= self._listed_us(name):
             gone_us, name = self.seen(name, _DELISTED), str(event.detail["to"])
             if name in names:
                 return None
             names.add(name)
-            found = Rename(market, name, event.at_us if gone_us is None else gone_us)
+            factor *= event.detail.get("factor", 1.0)
+            found = Rename(market, name, event.at_us if gone_us is None else gone_us, factor)
         return found
 
     def present_name(self, market: str) -> str:

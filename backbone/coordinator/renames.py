@@ -2,8 +2,9 @@
 
 A market that is stored and no longer listed is compared with the few markets that may be it: the same quote currency,
 first seen when it was last seen. Where both are stored no request is made; else one page is asked, which is not stored.
-The same history, trade for trade, is one market under two names (`is_one_market`): that is an event of the log, so all
-processes know. A difference is remembered as well; too little to tell is tried again after an hour.
+The same history, trade for trade, is one market under two names (`unit_of`), also where every price differs by one
+factor: a redenomination came with the new name. Both are events of the log, so all processes know. A difference is
+remembered as well; too little to tell is tried again after an hour.
 
 `_lock` guards what was too little to tell, and the list last seen; the comparisons happen outside it.
 Where no list ever came, stored markets are compared with each other.
@@ -24,6 +25,7 @@ from msgspec.structs import replace
 from backbone.candle_table import compare, is_same, rows_inside, times_of
 from backbone.clock import Clock
 from backbone.coordinator.market_log import MarketLog, Rename
+from backbone.coordinator.units import compare_units
 from backbone.errors import BackboneError
 from backbone.locks import renew_after_fork
 from backbone.model import MarketInfo, Priority, Span
@@ -33,7 +35,7 @@ from backbone.storage.coverage import EVER
 from backbone.storage.store import CandleStore, Stored
 from backbone.timeframe import DAY_US, Timeframe
 
-__all__ = ["Renames", "is_one_market"]
+__all__ = ["Renames", "unit_of"]
 
 _log = logging.getLogger("backbone.fetch")
 
@@ -45,20 +47,28 @@ _MOST = 5  # candidates that are asked for
 _AGAIN_S = 3600.0
 
 
-def is_one_market(first: pa.Table, second: pa.Table) -> bool | None:
-    """Whether two candle tables of the same span are the same trades; None where they are too few to tell.
+def unit_of(first: pa.Table, second: pa.Table) -> float | None:
+    """Whether two candle tables of the same span are the same trades: the factor in price by which the second table's
+    unit differs from the first one's, 1 for the same unit; 0 where they are not, None where they are too few to tell.
 
     At least 20 candles with trades, of at least 10 different volumes, have to be equal in every price, volume and
-    turnover, and be 95 % of all candles that either has. Other units, as after a redenomination, are a difference.
+    turnover, and be 95 % of all candles that either has; or each differs by the one factor of a redenomination.
     """
     differences = compare(first, second, relative=1e-9)
     every = np.union1d(times_of(first), times_of(second))
     same = rows_inside(first, ((int(time), int(time) + 1) for time in np.setdiff1d(every, differences.times)))
-    traded = same.filter(pa.array(same.column("volume").to_numpy() > 0))
-    is_varied = len(np.unique(traded.column("volume").to_numpy())) >= _LEAST // 2
-    if traded.num_rows >= _LEAST and is_varied and same.num_rows >= _SAME * len(every):
-        return True
-    return False if len(differences.times) >= _LEAST else None
+    if _is_telling(same) and same.num_rows >= _SAME * len(every):
+        return 1.0
+    units = compare_units(first, second)
+    if units.factor is not None and units.differing >= _SAME * len(every) and _is_telling(first):
+        return units.factor
+    return 0.0 if len(differences.times) >= _LEAST else None
+
+
+def _is_telling(table: pa.Table) -> bool:
+    traded = table.column("volume").to_numpy()
+    traded = traded[traded > 0]
+    return len(traded) >= _LEAST and len(np.unique(traded)) >= _LEAST // 2
 
 
 class Renames:
@@ -164,7 +174,7 @@ class Renames:
                 if verdict:
                     is_older = times_of(mine.table)[-1] < times_of(self._newest(other, timeframe).table)[-1]
                     found |= {market: other} if is_older else {other: market}
-                elif verdict is False:
+                elif verdict is not None:
                     self._apart.add((market, other))
                 if verdict is not None:
                     break
@@ -192,8 +202,8 @@ class Renames:
                 requests += 1
                 verdict = self._asked(code, *next(iter(mine.items())), priority)
             if verdict:
-                return self._log.rename(market, code)
-            if verdict is False:
+                return self._log.rename(market, code, verdict)
+            if verdict is not None:
                 differing.append(code)
             elif priority is not None:
                 with self._lock:
@@ -217,13 +227,13 @@ class Renames:
         near = [code for code in days if days[code] <= _NEAR_DAYS]
         return sorted(near, key=lambda code: (days[code], -alike[code], code))[:_MOST]
 
-    def _stored(self, code: str, timeframe: Timeframe, mine: Stored) -> bool | None:
-        """Whether stored candles are those of `code`, as far as both are stored."""
+    def _stored(self, code: str, timeframe: Timeframe, mine: Stored) -> float | None:
+        """Whether stored candles are those of `code` (see `unit_of`), as far as both are stored."""
         theirs = self._store.read(code, timeframe, _extent(mine, timeframe))
         both = theirs.covered & mine.covered
-        return is_one_market(rows_inside(mine.table, both), rows_inside(theirs.table, both))
+        return unit_of(rows_inside(mine.table, both), rows_inside(theirs.table, both))
 
-    def _asked(self, code: str, timeframe: Timeframe, mine: Stored, priority: Priority) -> bool | None:
+    def _asked(self, code: str, timeframe: Timeframe, mine: Stored, priority: Priority) -> float | None:
         """Whether stored candles are those of `code`, by one page of the venue's. A short one is believed if a second
         agrees, and not of a market that was listed within a day, whose history may be on its way."""
         span = _extent(mine, timeframe)
@@ -241,7 +251,7 @@ class Renames:
         elif page.oldest_us is not None:
             span = Span(max(span.start, page.oldest_us), span.end)
         both = mine.covered.clip(span)
-        return is_one_market(rows_inside(mine.table, both), rows_inside(page.table, both))
+        return unit_of(rows_inside(mine.table, both), rows_inside(page.table, both))
 
     def _newest(self, market: str, timeframe: Timeframe) -> Stored:
         """The newest stored candles, a page at most."""

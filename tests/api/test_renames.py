@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -181,18 +182,30 @@ def test_outage_is_told_by_markets_that_are_counted_once(world: tuple[SimulatorS
     assert client.store.outages("1m")["markets"].tolist() == [3]
 
 
-def test_redenomination_with_a_rename_is_no_mere_rename(world: tuple[SimulatorServer, Backbone]) -> None:
-    """The stored candles are of another unit than the new code's: nothing says that they are one."""
+@pytest.mark.parametrize("factor", [10, 0.001])
+@pytest.mark.parametrize("is_listed", [True, False], ids=["seen going", "no list before"])
+def test_redenomination_with_a_rename_is_told_as_both(
+    world: tuple[SimulatorServer, Backbone], factor: float, is_listed: bool
+) -> None:
+    """Errors name the new code and the factor, each is an event, and the market counts once, in the new unit."""
     server, client = world
-    client.markets()
-    server.faults.add("rescale", market=OLD, factor="10")
+    if is_listed:
+        client.markets()
+    held = client.candles(OLD, "1h", MIDDLE, END)
+    server.faults.add("rescale", market=OLD, factor=factor)
     rename(server, client)
-    with pytest.raises(BackboneError) as caught:
-        client.candles(OLD, "1h", START, BEFORE)
-    assert "is called" not in str(caught.value)
-    client.candles(NEW, "1h", MIDDLE, END)
-    assert sorted(client.scan("KRW", "1h", MIDDLE, END).collect()["market"].unique()) == ["KRW-BTC", NEW, OLD]
-    assert renamed_events(client) == []
+    words = rf"{OLD} is called {NEW} since 2025-08-22, in another unit: its prices are multiplied by {factor:g}; ask"
+    for _ in range(2):
+        with pytest.raises(BackboneError, match=words):
+            client.candles(OLD, "1h", START, BEFORE)
+    new = client.candles(NEW, "1h", MIDDLE, END)
+    assert new["close"].to_numpy() == pytest.approx(held["close"].to_numpy() * factor, rel=1e-6)
+    events = client.store.events(NEW).query("kind in ('renamed', 'redenominated')")
+    assert events["kind"].tolist() == ["renamed", "redenominated"]
+    assert [json.loads(detail)["factor"] for detail in events["detail"]] == [factor, factor]
+    rows = client.scan("KRW", "1h", MIDDLE, END).collect()
+    assert sorted(rows["market"].unique()) == ["KRW-BTC", NEW]
+    assert (client.candles(OLD, "1h", MIDDLE, END, offline=True).to_numpy() == held.to_numpy()).all()
 
 
 def test_another_coin_that_comes_as_one_goes_is_another(world: tuple[SimulatorServer, Backbone]) -> None:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pytest
 
 from backbone.coordinator.market_log import MarketLog
-from backbone.coordinator.renames import Renames, is_one_market
+from backbone.coordinator.renames import Renames, unit_of
 from backbone.errors import UnreachableError
 from backbone.model import CANDLE_SCHEMA, MarketInfo, Priority, Span
 from backbone.routing.wire import Ask, CandlePage
@@ -42,22 +42,26 @@ def days(count: int, seed: int = 1, *, first: int = 0, factor: float = 1.0, volu
 @pytest.mark.parametrize(
     ("first", "second", "verdict"),
     [
-        (days(60), days(60), True),
+        (days(60), days(60), 1),
         (days(19), days(19), None),
-        (days(60), days(60, seed=2), False),
-        (days(60), days(60, factor=10.0), False),
+        (days(60), days(60, seed=2), 0),
+        (days(60), days(60, factor=10.0), 10),
+        (days(19), days(19, factor=10.0), None),
+        (days(60, volume=3.0), days(60, volume=3.0, factor=10.0), 0),
+        (days(60), pa.concat_tables([days(59, factor=10.0), days(1, seed=2, first=59)]), 0),
         (days(60, volume=0.0), days(60, volume=0.0), None),
         (days(60, volume=3.0), days(60, volume=3.0), None),
-        (days(60), pa.concat_tables([days(59), days(1, seed=2, first=59)]), True),
+        (days(60), pa.concat_tables([days(59), days(1, seed=2, first=59)]), 1),
         (days(60), days(50), None),
         (days(0), days(0), None),
     ],
-    ids=["same", "few", "another", "redenominated", "quiet", "one trade each", "restated once", "short", "empty"],
+    ids=["same", "few", "another", "redenominated", "few redenominated", "redenominated, one trade each",
+         "redenominated and restated", "quiet", "one trade each", "restated once", "short", "empty"],
 )
-def test_identical_history_with_trades_is_one_market(first: pa.Table, second: pa.Table, verdict: bool | None) -> None:
-    """Too few candles, or candles without trades, prove nothing; other units are a difference."""
-    assert is_one_market(first, second) is verdict
-    assert is_one_market(second, first) is verdict
+def test_identical_history_with_trades_is_one_market(first: pa.Table, second: pa.Table, verdict: float | None) -> None:
+    """Too few candles, or candles without trades, prove nothing; one factor in all of them is another unit."""
+    assert unit_of(first, second) == verdict
+    assert unit_of(second, first) == (1 / verdict if verdict else verdict)
 
 
 class World:

@@ -19,8 +19,8 @@ from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan
 from backbone.coordinator.candles.ranges import CandleRanges, Range, Request
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched
-from backbone.coordinator.candles.units import compare_units, is_leap, leaps_between
 from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, check, judge, shows_since
+from backbone.coordinator.units import compare_units, is_leap, leaps_between
 from backbone.errors import PayloadError
 from backbone.model import Priority, Span, empty_candles
 from backbone.routing.wire import PAGE, CandlePage, candles_ask

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from backbone.candle_table import count_inside, rows_inside, times_of
 from backbone.clock import VenueClock
-from backbone.coordinator.candles.units import leaps_between
+from backbone.coordinator.units import leaps_between
 from backbone.errors import IncompleteError
 from backbone.model import Span, empty_candles
 from backbone.routing.wire import PAGE

@@ -22,8 +22,8 @@ from backbone.candle_table import rows_inside, times_of
 from backbone.clock import VenueClock
 from backbone.coordinator.candles.pending import Join, Joins, Pending
 from backbone.coordinator.candles.reader import CandleReader
-from backbone.coordinator.candles.units import Comparison, compare_units, factor_of, fit_together, leaps_between
 from backbone.coordinator.scheduler import Scheduler
+from backbone.coordinator.units import Comparison, compare_units, factor_of, fit_together, leaps_between
 from backbone.errors import BackboneError, DataChangedWarning
 from backbone.model import Priority, Span, empty_candles
 from backbone.routing.rest import Reply

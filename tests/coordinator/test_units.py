@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbone.coordinator.candles.units import Comparison, compare_units, factor_of, is_leap
+from backbone.coordinator.units import Comparison, compare_units, factor_of, is_leap
 from backbone.model import CANDLE_SCHEMA
 from backbone.simulator.market.exchange import Exchange
 
