@@ -207,10 +207,13 @@ _PERIOD_UNITS: dict[str, Literal["D", "M", "Y"]] = {"day": "D", "month": "M", "y
 
 def period_of(timeframe: Timeframe, time_us: int) -> Span:
     """The storage period that `time_us` falls in. For ``"all"`` it is everything the epoch can hold."""
-    if timeframe.period == "all":
-        return Span(0, 1 << 62)
-    unit = _PERIOD_UNITS[timeframe.period]
-    stamp = np.datetime64(time_us, "us").astype(f"datetime64[{unit}]")
+    return Span(0, 1 << 62) if timeframe.period == "all" else _period_of(timeframe.period, time_us // DAY_US)
+
+
+@lru_cache(maxsize=4096)  # the same days are looked at over and over
+def _period_of(name: str, day: int) -> Span:
+    unit = _PERIOD_UNITS[name]
+    stamp = np.datetime64(day, "D").astype(f"datetime64[{unit}]")
     after = stamp + np.timedelta64(1, unit)
     start, end = (int(s.astype("datetime64[us]").astype(np.int64)) for s in (stamp, after))
     return Span(start, end)

@@ -126,15 +126,19 @@ def _to_pandas(table: pa.Table, index: str | None, zone: str, attrs: dict[str, A
         frame: pd.DataFrame = _in_zone(columns, zone).to_pandas(split_blocks=False, use_threads=not is_small)
     else:
         shown = _index(table.column(index), index, zone)
-        if is_small and all(pa.types.is_float64(c.type) and not c.null_count for c in columns.columns):
-            block = np.empty((columns.num_columns, columns.num_rows))
-            for row, column in zip(block, columns.columns, strict=True):
+        forming = columns.column("forming").to_numpy() if "forming" in columns.column_names[-1:] else None
+        floats = columns if forming is None else columns.drop_columns(["forming"])
+        if is_small and all(pa.types.is_float64(c.type) and not c.null_count for c in floats.columns):
+            block = np.empty((floats.num_columns, floats.num_rows))
+            for row, column in zip(block, floats.columns, strict=True):
                 at = 0
                 for chunk in column.chunks:
                     row[at : at + len(chunk)] = chunk
                     at += len(chunk)
-            names = _names(tuple(columns.column_names)).view()  # a name that is given to it is this frame's own
+            names = _names(tuple(floats.column_names)).view()  # a name that is given to it is this frame's own
             frame = pd.DataFrame(block.T, index=shown, columns=names, copy=False)
+            if forming is not None:
+                frame["forming"] = forming
         else:
             frame = _in_zone(columns, zone).to_pandas(split_blocks=False, use_threads=not is_small)
             frame.index = shown

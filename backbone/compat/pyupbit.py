@@ -22,6 +22,7 @@ import datetime as dt
 import importlib
 import threading
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from backbone.api.arguments import TimeLike, in_zone, parse_market, parse_markets, parse_time
@@ -50,7 +51,6 @@ __all__ = [
     "initialize",
 ]
 
-_COLUMNS = ["open", "high", "low", "close", "volume", "value"]
 _FIRST = "2000-01-01"
 _PYUPBITS = frozenset({"Upbit", "WebSocketClient", "get_tick_size"})
 _MINUTE_QUOTA = 600
@@ -148,7 +148,9 @@ def _candles(
         found: pd.DataFrame = client.candles(
             market, timeframe, first, last, count=count, include_forming=forming, frames="pandas", progress=False
         )
-        return found[_COLUMNS]
+        if "forming" in found:
+            del found["forming"]
+        return found
 
     if count is None or count == 1 or last is not None:
         frame = ask(count)
@@ -164,11 +166,16 @@ def _candles(
 
 def _as_pyupbit(index: Any) -> pd.Index:
     """Korean, naive, nameless, and of the unit that this pandas gives a list of datetimes: so pyupbit makes it."""
+    naive: pd.Index = index.tz_convert(KOREA).tz_localize(None).rename(None).as_unit(_unit())
+    return naive
+
+
+@cache
+def _unit() -> str:
     import pandas as pd
 
-    unit = pd.DatetimeIndex([dt.datetime(2000, 1, 1)]).unit  # noqa: DTZ001 - only its unit is looked at
-    naive: pd.Index = index.tz_convert(KOREA).tz_localize(None).rename(None).as_unit(unit)
-    return naive
+    unit: str = pd.DatetimeIndex([dt.datetime(2000, 1, 1)]).unit  # noqa: DTZ001 - only its unit is looked at
+    return unit
 
 
 def _parse_interval(interval: object) -> str:
