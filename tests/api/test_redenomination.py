@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from backbone import Backbone
 from backbone.coordinator import coordinator as fetch
 from backbone.coordinator.candles import archive as archives
-from backbone.coordinator.quota.ledger import MemoryLimiter
+from backbone.coordinator.quota.ledger import MachineLimiter, MemoryLimiter
 from backbone.coordinator.quota.rules import Rules
 from backbone.errors import DataChangedWarning, IncompleteError
 from backbone.simulator import SimulatorServer
@@ -210,6 +212,80 @@ def test_second_client_on_the_folder_shows_one_unit(
             hours = client.candles(MARKET, "1h", "2025-08-15T00:00:00Z", "2025-08-22T08:00:00Z")
             same(hours, truth(venue, MARKET, "1h", "2025-08-15T00:00:00Z", "2025-08-22T08:00:00Z"))
         assert len(one.store.events(MARKET).query("kind == 'redenominated'")) == 1
+
+
+def answers(folder: str, rest_url: str, calls: Any) -> None:
+    """Another process on the folder: asks in every way from the start that it is sent, again and again until it is sent
+    something more; answers with what showed two units, and with the last prices."""
+
+    def two_units(client: Backbone, start: str) -> list[str]:
+        whole = (start, "2025-08-22T08:00:00Z")
+        lazy = client.scan(MARKET, "1m", partial=True).collect().to_pandas()
+        frames = {
+            "scan of what is there": lazy,
+            "range": client.candles(MARKET, "1m", *whole),
+            "count": client.candles(MARKET, "1m", count=2900),
+            "critical": client.candles(MARKET, "1m", *whole, priority="critical"),
+            "forming": client.candles(MARKET, "1m", start, include_forming=True),
+            "hours": client.candles(MARKET, "1h", *whole),
+            "2h": client.candles(MARKET, "2h", *whole),
+            "backfill": client.backfill(MARKET, "1m", *whole, priority="high").result(),
+            "scan": client.scan(MARKET, "1m", partial=True).collect().to_pandas(),
+        }
+        last.update({name: float(frame["close"].iloc[-1]) for name, frame in frames.items()})
+        return [name for name, frame in frames.items() if not one_unit(frame)]
+
+    last: dict[str, float] = {}
+    warnings.simplefilter("ignore", DataChangedWarning)
+    with Backbone(data_dir=folder, rest_url=rest_url) as client:
+        client.candles(MARKET, "1m", *STORED)
+        calls.send(([], last))
+        while (start := calls.recv()) != "stop":
+            wrong = []
+            while not calls.poll():  # the unit changes while it asks
+                wrong += two_units(client, start)
+            calls.recv()
+            calls.send((wrong + two_units(client, start), last))
+
+
+def test_two_processes_on_one_folder_show_one_unit(
+    venue: SimulatorServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of them finds the change, and while the other asks: neither ever shows two units, both end in the new
+    one, and each change is one event."""
+    monkeypatch.setenv("BACKBONE_LEDGER_DIR", str(tmp_path / "ledger"))
+    monkeypatch.setattr(fetch, "MachineLimiter", partial(MachineLimiter, rules=Rules(limit=1000)))
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    folder = tmp_path / "data"
+    child = context.Process(target=answers, args=(str(folder), venue.rest_url, theirs), daemon=True)
+    with Backbone(data_dir=folder, rest_url=venue.rest_url) as client, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataChangedWarning)
+        client.candles(MARKET, "1m", *STORED)
+        client.candles(MARKET, "1d", count=60)
+        child.start()
+        receive(ours)
+        for number, (start, factor) in enumerate([(STORED[0], 10), ("2025-08-19T18:00:00Z", 0.001)]):
+            ours.send(start)
+            changed(venue, client, factor)
+            if number == 0:  # else the other one comes upon it
+                assert one_unit(client.candles(MARKET, "1m", STORED[0], refresh=True))
+                assert one_unit(client.candles(MARKET, "1h", STORED[0]))
+            ours.send("once more")
+            wrong, last = receive(ours)
+            assert wrong == []
+            level = float(client.candles(MARKET, "1m", count=5)["close"].iloc[-1])
+            assert last == pytest.approx(dict.fromkeys(last, level), rel=0.3)
+            assert len(client.store.events(MARKET).query("kind == 'redenominated'")) == number + 1
+            assert one_unit(client.candles(MARKET, "1d", count=60))
+        ours.send("stop")
+        child.join(30)
+    assert child.exitcode == 0
+
+
+def receive(calls: Any) -> Any:
+    assert calls.poll(60), "the other process does not answer"
+    return calls.recv()
 
 
 def test_many_threads_see_one_unit(venue: SimulatorServer, tmp_path: Path) -> None:
