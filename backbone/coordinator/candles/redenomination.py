@@ -24,7 +24,7 @@ from backbone.coordinator.candles.pending import Join, Joins, Pending
 from backbone.coordinator.candles.reader import CandleReader
 from backbone.coordinator.scheduler import Scheduler
 from backbone.coordinator.units import Comparison, compare_units, factor_of, fit_together, leaps_between
-from backbone.errors import BackboneError, DataChangedWarning
+from backbone.errors import BackboneError, ClosedError, DataChangedWarning
 from backbone.model import Priority, Span, empty_candles
 from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, candles_ask
@@ -264,7 +264,10 @@ class Redenominations:
         return len(samples)
 
     def _ask(self, ask: Ask, priority: Priority, done: Callable[[Reply | BackboneError], None]) -> None:
-        self._scheduler.submit("candles", priority, lambda: ask, lambda _, outcome: done(outcome))
+        try:
+            self._scheduler.submit("candles", priority, lambda: ask, lambda _, outcome: done(outcome))
+        except ClosedError as exc:  # a page that arrived as the client was closed
+            done(exc)
 
     def _samples(self, market: str, timeframe: Timeframe, table: pa.Table) -> list[Sample]:
         """Stored candles that `table` does not have: the page on each side of it, which is of the old unit if any is,

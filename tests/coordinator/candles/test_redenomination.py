@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backbone.coordinator.candles.ranges import Range
-from backbone.errors import DataChangedWarning
+from backbone.errors import ClosedError, DataChangedWarning
 from backbone.model import Priority, Span
 from backbone.storage.coverage import EVER, SpanSet
 from backbone.storage.store import CandleStore
@@ -339,3 +339,22 @@ def test_sample_is_of_what_was_stored_before(tmp_path: Path) -> None:
     with pytest.warns(DataChangedWarning):
         ask(world, 0, 3500)
     assert kinds(world) == ["redenominated", "quarantined"]
+
+
+def test_client_that_is_closed_before_the_sample_is_asked(tmp_path: Path) -> None:
+    """The page that arrived is an error, as its wait is."""
+    world = World(tmp_path)
+    ask(world, 0, 300)
+    world.venue.factor = 10.0
+
+    def closed(*ticket: Any) -> None:
+        raise ClosedError("this client is closed")
+
+    def close(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        world.desk.submit = closed  # type: ignore[method-assign]
+        return rows
+
+    world.venue.edits.append(close)
+    pending = world.fetcher.begin(MARKET, MINUTE, Span(minute(300), minute(400)), Priority.NORMAL)
+    assert pending.is_done
+    assert any(isinstance(cause, ClosedError) for cause in pending.causes)
