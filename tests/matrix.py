@@ -170,4 +170,4 @@ def same(found: Any, right: Any) -> None:
         frames[1] = frames[1][~markets.isin(named)]
         assert not frames[1].empty
         frames = [frame if is_index else frame.reset_index(drop=True) for frame in frames]
-    pd.testing.assert_frame_equal(*frames)
+    pd.testing.assert_frame_equal(*frames, check_exact=True)

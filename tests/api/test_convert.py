@@ -50,7 +50,7 @@ def test_to_ohlc_every_style_keeps_rows_floats_and_attrs(style: str) -> None:
     assert out.attrs == ATTRS
     prices = [name for name in out.columns if name.lower() in ("open", "close", "volume")]
     assert {str(out[name].dtype) for name in prices} == {"float64"}
-    pd.testing.assert_frame_equal(frame, before)
+    pd.testing.assert_frame_equal(frame, before, check_exact=True)
 
 
 def test_to_ohlc_ccxt_is_the_list_of_lists_that_ccxt_returns() -> None:
@@ -201,7 +201,7 @@ def test_naive_frames_can_be_written_to_excel() -> None:
 def test_naive_passes_a_frame_without_times() -> None:
     """A frame that has no zoned time is returned equal."""
     frame = pd.DataFrame({"price": [1.0]}, index=["KRW-BTC"])
-    pd.testing.assert_frame_equal(naive(frame), frame)
+    pd.testing.assert_frame_equal(naive(frame), frame, check_exact=True)
 
 
 def test_attrs_survive_a_parquet_file(tmp_path) -> None:
@@ -211,7 +211,7 @@ def test_attrs_survive_a_parquet_file(tmp_path) -> None:
     back = pd.read_parquet(path)
     assert back.attrs == ATTRS
     assert json.loads(json.dumps(back.attrs)) == ATTRS
-    pd.testing.assert_frame_equal(back, candles(), check_freq=False)
+    pd.testing.assert_frame_equal(back, candles(), check_freq=False, check_exact=True)
 
 
 def test_attrs_survive_conversion_and_then_a_parquet_file(tmp_path) -> None:
@@ -293,7 +293,7 @@ def test_trading_day_of_the_venue_s_day_candles_is_the_same_candles() -> None:
     """The venue's day candle is the KST trading day from 09:00."""
     frame = candles("2024-01-01 09:00", 4, "1D")
     out = resample_trading_day(frame)
-    pd.testing.assert_frame_equal(out, frame, check_freq=False)
+    pd.testing.assert_frame_equal(out, frame, check_freq=False, check_exact=True)
 
 
 def test_trading_week_begins_on_monday_at_nine() -> None:

@@ -91,7 +91,7 @@ def test_shaped_tickers_are_the_frame_that_delivery_makes_of_their_table(zone: s
     short = shaping.shape_tickers(rows, sources, ages, "pandas", zone)
     long = shaping.shape_tickers(rows, sources, ages, "arrow", zone)
     frames = [shaping.deliver(made, "pandas", index="market", zone=zone, attrs=FACTS) for made in (short, long)]
-    pd.testing.assert_frame_equal(*frames)
+    pd.testing.assert_frame_equal(*frames, check_exact=True)
     assert frames[0].attrs == frames[1].attrs == {"backbone": FACTS}
 
 
@@ -120,7 +120,7 @@ def test_candle_frames_are_what_arrow_makes_of_their_table(zone: str, count: int
     shown = whole.set_column(0, "time", opens.cast(pa.timestamp("us", tz=zone))).to_pandas().set_index("time")
     for table in (whole, pa.concat_tables([whole.slice(0, count // 3), whole.slice(count // 3)])):
         frame = shaping.deliver(table, "pandas", index="time", zone=zone, attrs=FACTS)
-        pd.testing.assert_frame_equal(frame, shown, check_column_type="exact")
+        pd.testing.assert_frame_equal(frame, shown, check_column_type="exact", check_exact=True)
 
 
 def test_candle_frames_share_nothing_that_a_user_can_change() -> None:

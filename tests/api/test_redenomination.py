@@ -77,10 +77,12 @@ def test_redenomination_is_told_and_nothing_is_lost(venue: SimulatorServer, tmp_
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             again = client.candles(MARKET, "1d", "2025-04-01T00:00:00Z", "2025-08-20T00:00:00Z")
-        pd.testing.assert_frame_equal(again, frame)
+        pd.testing.assert_frame_equal(again, frame, check_exact=True)
     with Backbone(data_dir=where, rest_url=venue.rest_url) as kept:
         pd.testing.assert_frame_equal(
-            kept.candles(MARKET, "1d", "2025-04-01T00:00:00Z", "2025-07-30T00:00:00Z", offline=True), old
+            kept.candles(MARKET, "1d", "2025-04-01T00:00:00Z", "2025-07-30T00:00:00Z", offline=True),
+            old,
+            check_exact=True,
         )
 
 
@@ -184,7 +186,7 @@ def test_snapshot_of_before_is_unchanged(venue: SimulatorServer, tmp_path: Path)
         with pytest.warns(DataChangedWarning):
             client.candles(MARKET, "1m", STORED[0], LATER)
     with Backbone(data_dir=where, rest_url=venue.rest_url) as kept:
-        pd.testing.assert_frame_equal(kept.candles(MARKET, "1m", *STORED, offline=True), before)
+        pd.testing.assert_frame_equal(kept.candles(MARKET, "1m", *STORED, offline=True), before, check_exact=True)
 
 
 @pytest.mark.parametrize("ask", [by_range, by_count, by_forming, by_fold, by_backfill, by_update, by_critical],

@@ -143,9 +143,9 @@ def test_truth_of_a_market_that_went_away_stays_readable(own_venue: SimulatorSer
         assert "KRW-XRP" not in client.markets().index
         for offline in (False, True):
             frame = client.candles("KRW-XRP", "1m", START, END, offline=offline)
-            pd.testing.assert_frame_equal(frame, held)
+            pd.testing.assert_frame_equal(frame, held, check_exact=True)
             folded = client.candles("KRW-XRP", "1h", START, END, offline=offline)
-            pd.testing.assert_frame_equal(folded, hours)
+            pd.testing.assert_frame_equal(folded, hours, check_exact=True)
         assert client.coverage("KRW-XRP", "1m")["rows"].sum() >= len(held), "pages are full ones"
         assert client.store.verify().empty
         assert client.explain("KRW-XRP", "1m", START, END).pages == 0

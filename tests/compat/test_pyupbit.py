@@ -38,7 +38,7 @@ REQUESTS = [
 def test_ohlcv_every_interval_equals_pyupbit(opened: Backbone, real: Any, interval: str, market: str) -> None:
     """Columns, dtypes, index and every number are pyupbit's, the forming candle counted as one."""
     theirs = real.get_ohlcv(market, interval, count=7)
-    pd.testing.assert_frame_equal(door.get_ohlcv(market, interval, count=7), theirs)
+    pd.testing.assert_frame_equal(door.get_ohlcv(market, interval, count=7), theirs, check_exact=True)
     assert len(theirs) == 7
 
 
@@ -47,13 +47,13 @@ def test_ohlcv_any_count_equals_pyupbit(opened: Backbone, real: Any, count: int)
     """A count is the newest that many, across pages; nought and less are one."""
     theirs = real.get_ohlcv("KRW-ETH", "minute1", count=count, period=0)
     ours = door.get_ohlcv("KRW-ETH", "minute1", count=count, period=0)
-    pd.testing.assert_frame_equal(ours, theirs)
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
     assert len(ours) == max(1, count)
 
 
 def test_ohlcv_defaults_equal_pyupbit(opened: Backbone, real: Any) -> None:
     """Called with nothing, both answer 200 days of bitcoin."""
-    pd.testing.assert_frame_equal(door.get_ohlcv(), real.get_ohlcv())
+    pd.testing.assert_frame_equal(door.get_ohlcv(), real.get_ohlcv(), check_exact=True)
 
 
 def test_tickers_of_a_short_list_are_asked_again(opened: Backbone, exchange: SimulatorServer, real: Any) -> None:
@@ -83,7 +83,7 @@ def test_ohlcv_with_naive_to_is_korean_time(opened: Backbone, real: Any, silent:
     """A naive `to` in any of pyupbit's forms means Korean time; pyupbit answers the same for it nine hours earlier."""
     theirs = real.get_ohlcv("KRW-BTC", "minute30", count=5, to=pd.Timestamp(to) - NINE_HOURS)
     ours = door.get_ohlcv("KRW-BTC", "minute30", count=5, to=to)
-    pd.testing.assert_frame_equal(ours, theirs)
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
     assert ours.index[-1] < pd.Timestamp(to)
 
 
@@ -91,7 +91,7 @@ def test_ohlcv_with_aware_to_is_that_instant(opened: Backbone, silent: None) -> 
     """An aware `to` keeps its zone, which pyupbit drops."""
     naive = door.get_ohlcv("KRW-BTC", "minute1", count=3, to="2025-08-01 09:00")
     aware = door.get_ohlcv("KRW-BTC", "minute1", count=3, to="2025-08-01T00:00:00Z")
-    pd.testing.assert_frame_equal(naive, aware)
+    pd.testing.assert_frame_equal(naive, aware, check_exact=True)
 
 
 def test_ohlcv_with_to_from_its_own_index_goes_on_where_it_began(opened: Backbone, real: Any, silent: None) -> None:
@@ -99,7 +99,7 @@ def test_ohlcv_with_to_from_its_own_index_goes_on_where_it_began(opened: Backbon
     newer = door.get_ohlcv("KRW-BTC", "minute1", count=30)
     older = door.get_ohlcv("KRW-BTC", "minute1", count=30, to=newer.index[0])
     whole = door.get_ohlcv("KRW-BTC", "minute1", count=60)
-    pd.testing.assert_frame_equal(pd.concat([older, newer]), whole)
+    pd.testing.assert_frame_equal(pd.concat([older, newer]), whole, check_exact=True)
     theirs = real.get_ohlcv("KRW-BTC", "minute1", count=30, to=newer.index[0])
     assert theirs.index[-1] > newer.index[0]
 
@@ -157,7 +157,7 @@ def test_ohlcv_from_answers_the_hours_asked_for(opened: Backbone, real: Any, sil
     assert ours.index[0] == pd.Timestamp(start)
     assert ours.index[-1] == pd.Timestamp(end) - pd.Timedelta(hours=1)
     exact = real.get_ohlcv("KRW-BTC", "minute60", count=5, to=pd.Timestamp(end) - NINE_HOURS)
-    pd.testing.assert_frame_equal(ours, exact)
+    pd.testing.assert_frame_equal(ours, exact, check_exact=True)
     theirs = real.get_ohlcv_from("KRW-BTC", "minute60", start, end, period=0)
     assert theirs.index[-1] == ours.index[-1] + NINE_HOURS
 
@@ -165,7 +165,7 @@ def test_ohlcv_from_answers_the_hours_asked_for(opened: Backbone, real: Any, sil
 def test_ohlcv_from_without_end_includes_the_forming_candle(opened: Backbone, real: Any, silent: None) -> None:
     """Up to now means up to now."""
     ours = door.get_ohlcv_from("KRW-BTC", "minute60", "2025-08-22 09:00")
-    pd.testing.assert_frame_equal(ours, real.get_ohlcv("KRW-BTC", "minute60", count=10))
+    pd.testing.assert_frame_equal(ours, real.get_ohlcv("KRW-BTC", "minute60", count=10), check_exact=True)
 
 
 def test_ohlcv_from_without_start_begins_with_the_listing(opened: Backbone) -> None:
@@ -237,7 +237,7 @@ def test_second_call_is_served_from_the_store(opened: Backbone, exchange: Simula
     first = door.get_ohlcv("KRW-BTC", "minute60", count=300)
     exchange.reset_log()
     again = door.get_ohlcv("KRW-BTC", "minute60", count=300)
-    pd.testing.assert_frame_equal(first, again)
+    pd.testing.assert_frame_equal(first, again, check_exact=True)
     assert exchange.counts()["candles"] == {200: 1}
 
 

@@ -133,5 +133,10 @@ def test_both_give_the_same(real_module: ModuleType, door_module: ModuleType) ->
     for call in calls:
         assert call(door_module) == call(real_module)
     pd.testing.assert_frame_equal(
-        door_module.get_ohlcv(), real_module.get_ohlcv(), check_index_type=False, check_freq=False, check_names=False
+        door_module.get_ohlcv(),
+        real_module.get_ohlcv(),
+        check_index_type=False,
+        check_freq=False,
+        check_names=False,
+        check_exact=True,
     )

@@ -55,8 +55,20 @@ def days(count: int, seed: int = 1, *, first: int = 0, factor: float = 1.0, volu
         (days(60), days(50), None),
         (days(0), days(0), None),
     ],
-    ids=["same", "few", "another", "redenominated", "few redenominated", "redenominated, one trade each",
-         "redenominated and restated", "quiet", "one trade each", "restated once", "short", "empty"],
+    ids=[
+        "same",
+        "few",
+        "another",
+        "redenominated",
+        "few redenominated",
+        "redenominated, one trade each",
+        "redenominated and restated",
+        "quiet",
+        "one trade each",
+        "restated once",
+        "short",
+        "empty",
+    ],
 )
 def test_identical_history_with_trades_is_one_market(first: pa.Table, second: pa.Table, verdict: float | None) -> None:
     """Too few candles, or candles without trades, prove nothing; one factor in all of them is another unit."""

@@ -79,7 +79,7 @@ def test_adopt_reads_the_spellings_that_people_have(
     assert report.compared >= 72
     held = client.candles("KRW-BTC", "1h", START, END, offline=True)
     columns = list(held.columns) if has_value else ["open", "high", "low", "close", "volume"]
-    pd.testing.assert_frame_equal(held[columns], mine[columns], check_flags=False)
+    pd.testing.assert_frame_equal(held[columns], mine[columns], check_flags=False, check_exact=True)
     assert held["value"].isna().all() != has_value
     assert client.store.verify().empty
 
@@ -107,7 +107,7 @@ def test_adopt_proves_its_own_slots_only(client: Backbone, mine: pd.DataFrame, v
     states = client.coverage("KRW-BTC", "1h")
     assert states["state"].tolist().count("unknown") == 1
     whole = client.candles("KRW-BTC", "1h", START, END)
-    pd.testing.assert_frame_equal(whole, mine, check_flags=False)
+    pd.testing.assert_frame_equal(whole, mine, check_flags=False, check_exact=True)
     assert whole.attrs["backbone"]["requests"] >= 1
     assert client.store.adopt(mine, "KRW-BTC", "1h").kept == 0
 
@@ -258,7 +258,7 @@ def test_adopted_rows_that_differ_are_told_and_become_revisions(client: Backbone
     assert client.store.revisions()["old_volume"].tolist() == [wrong["volume"].iloc[30]]
     assert client.store.verify("KRW-BTC", "1h", **words).empty
     held = client.candles("KRW-BTC", "1h", START, END, offline=True)
-    pd.testing.assert_frame_equal(held, mine, check_flags=False)
+    pd.testing.assert_frame_equal(held, mine, check_flags=False, check_exact=True)
 
 
 def test_adopt_is_an_event(client: Backbone, mine: pd.DataFrame) -> None:

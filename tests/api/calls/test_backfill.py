@@ -40,9 +40,11 @@ def test_job_sections_are_the_whole_in_time_order(quick: tuple[Backbone, Simulat
     whole = pd.concat(sections)
     assert whole.index.is_monotonic_increasing
     assert whole.index.is_unique
-    pd.testing.assert_frame_equal(whole, client.candles("KRW-BTC", "1m", START, END), check_freq=False)
+    pd.testing.assert_frame_equal(
+        whole, client.candles("KRW-BTC", "1m", START, END), check_freq=False, check_exact=True
+    )
     assert job.state == "done"
-    pd.testing.assert_frame_equal(job.result(), whole, check_freq=False)
+    pd.testing.assert_frame_equal(job.result(), whole, check_freq=False, check_exact=True)
     assert job.result().attrs["backbone"]["unknown"] == 0
 
 
@@ -174,7 +176,7 @@ def test_job_of_a_late_listing_does_not_walk_the_years_before(quick: tuple[Backb
     frame = client.backfill(code, "1m", "2018-01-01", END).result()
     assert frame.index[0] >= pd.Timestamp(since, unit="us", tz="UTC").floor("min")
     assert sum(venue.counts()["candles"].values()) <= len(frame) / 200 * 2.5 + 20
-    pd.testing.assert_frame_equal(frame, client.candles(code, "1m", "2018-01-01", END))
+    pd.testing.assert_frame_equal(frame, client.candles(code, "1m", "2018-01-01", END), check_exact=True)
 
 
 def test_job_outlasts_an_outage(quick: tuple[Backbone, SimulatorServer]) -> None:
@@ -251,8 +253,8 @@ def test_job_of_a_derived_timeframe_is_the_folded_whole(
     job = client.backfill("KRW-BTC", timeframe, START, "2025-08-16T05:00Z")
     whole = pd.concat(job.sections())
     assert whole.index.is_unique
-    pd.testing.assert_frame_equal(job.result(), whole, check_freq=False)
+    pd.testing.assert_frame_equal(job.result(), whole, check_freq=False, check_exact=True)
     asked = client.candles("KRW-BTC", timeframe, START, "2025-08-16T05:00Z")
-    pd.testing.assert_frame_equal(whole, asked, check_freq=False)
+    pd.testing.assert_frame_equal(whole, asked, check_freq=False, check_exact=True)
     assert job.result().attrs["backbone"]["timeframe"] == timeframe
     assert timeframe in repr(job)

@@ -59,7 +59,7 @@ def test_candles_every_timeframe_equals_the_exchange(client: Backbone, venue: Si
     expected = expected[expected.index < pd.Timestamp(step.floor(end - 3_000_000), unit="us", tz="UTC")]
     same(frame, expected)
     again = client.candles("KRW-BTC", timeframe, count=30)
-    pd.testing.assert_frame_equal(frame, again)
+    pd.testing.assert_frame_equal(frame, again, check_exact=True)
     assert facts(again)["requests"] == 0
 
 
@@ -102,7 +102,7 @@ def test_candles_second_call_makes_no_request(client: Backbone, venue: Simulator
     venue.reset_log()
     with Backbone(data_dir=client.data_dir, rest_url=venue.rest_url) as later:
         second = later.candles("KRW-BTC", "1m", START, END)
-        pd.testing.assert_frame_equal(first, second)
+        pd.testing.assert_frame_equal(first, second, check_exact=True)
         assert facts(second)["sources"] == {"disk": len(second)}
     assert venue.counts() == {}
 
@@ -182,7 +182,7 @@ def test_candles_index_round_trips_as_start(venue: SimulatorServer, tmp_path: Pa
     with Backbone(data_dir=tmp_path, rest_url=venue.rest_url, tz=zone) as client:
         frame = client.candles("KRW-BTC", "1m", "2025-08-22T01:00:00Z", "2025-08-22T02:00:00Z")
         again = client.candles("KRW-BTC", "1m", frame.index[0], frame.index[-1] + pd.Timedelta("1min"))
-        pd.testing.assert_frame_equal(frame, again)
+        pd.testing.assert_frame_equal(frame, again, check_exact=True)
         naive = client.candles("KRW-BTC", "1m", frame.index[0].tz_localize(None), frame.index[-1].tz_localize(None))
         assert naive.index[0] == frame.index[0]
 
@@ -257,7 +257,7 @@ def test_candles_fill_marks_quiet_slots(client: Backbone, venue: SimulatorServer
     filled = client.candles(market, "1m", "2025-08-20T00:00:00Z", "2025-08-20T06:00:00Z", fill="ffill")
     assert len(filled) == 360
     assert filled["synthetic"].sum() == 360 - len(plain)
-    pd.testing.assert_frame_equal(filled.loc[~filled["synthetic"], COLUMNS], plain, check_freq=False)
+    pd.testing.assert_frame_equal(filled.loc[~filled["synthetic"], COLUMNS], plain, check_freq=False, check_exact=True)
     made = filled[filled["synthetic"]]
     assert (made["volume"] == 0).all()
     assert made[["open", "high", "low"]].eq(made["close"], axis=0).all(axis=None)
@@ -390,7 +390,7 @@ def test_candles_offline_answers_from_the_store_alone(client: Backbone, venue: S
     """`offline` asks nobody: what is held comes back, what is unknown is an error with the part."""
     held = client.candles("KRW-BTC", "1m", START, END)
     venue.reset_log()
-    pd.testing.assert_frame_equal(client.candles("KRW-BTC", "1m", START, END, offline=True), held)
+    pd.testing.assert_frame_equal(client.candles("KRW-BTC", "1m", START, END, offline=True), held, check_exact=True)
     with pytest.raises(IncompleteError) as caught:
         client.candles("KRW-BTC", "1m", "2025-08-20T23:00:00Z", END, offline=True)
     assert len(held) <= len(caught.value.frame) < len(held) + 200
@@ -419,8 +419,8 @@ def test_candles_delisted_market_keeps_its_history(client: Backbone, venue: Simu
     held = client.candles("KRW-XRP", "1m", START, END)
     venue.faults.add("delist", market="KRW-XRP")
     client.markets()
-    pd.testing.assert_frame_equal(client.candles("KRW-XRP", "1m", START, END), held)
-    pd.testing.assert_frame_equal(client.candles("KRW-XRP", "1m", START, END, offline=True), held)
+    pd.testing.assert_frame_equal(client.candles("KRW-XRP", "1m", START, END), held, check_exact=True)
+    pd.testing.assert_frame_equal(client.candles("KRW-XRP", "1m", START, END, offline=True), held, check_exact=True)
     with pytest.raises(IncompleteError):
         client.candles("KRW-XRP", "1m", "2025-08-21T00:00:00Z", END)
 
@@ -439,7 +439,7 @@ def test_candles_same_ask_from_many_threads_is_one_ask(client: Backbone, venue: 
         thread.join()
     assert len(frames) == 20
     for frame in frames:
-        pd.testing.assert_frame_equal(frame, frames[0])
+        pd.testing.assert_frame_equal(frame, frames[0], check_exact=True)
     assert sum(venue.counts()["candles"].values()) == 3
 
 

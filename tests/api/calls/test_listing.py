@@ -55,7 +55,7 @@ def test_markets_at_is_the_list_as_it_was(world: tuple[SimulatorServer, Backbone
     assert set(events[events["market"] == "KRW-SOL"]["kind"]) == {"listed", "delisted"}
     assert list(client.store.events("KRW-XRP")["kind"]) == ["listed", "warned", "cautioned"]
     with Backbone(data_dir=client.data_dir, rest_url=server.rest_url, ws_url=server.ws_url) as other:
-        pd.testing.assert_frame_equal(other.markets(at="2025-06-15"), client.markets(at="2025-06-15"))
+        pd.testing.assert_frame_equal(other.markets(at="2025-06-15"), client.markets(at="2025-06-15"), check_exact=True)
 
 
 def test_markets_at_says_since_when_and_refuses_the_future(world: tuple[SimulatorServer, Backbone]) -> None:
@@ -121,7 +121,7 @@ def test_market_log_grows_with_what_changes_and_is_shared(world: tuple[Simulator
         anew(other)
         assert list(other.store.events("KRW-DOGE")["kind"]) == ["listed"]
         anew(client)
-        pd.testing.assert_frame_equal(client.store.events(), other.store.events())
+        pd.testing.assert_frame_equal(client.store.events(), other.store.events(), check_exact=True)
     assert log.read_bytes().count(b"\n") <= lines + 2
 
 
@@ -199,7 +199,7 @@ def test_events_say_what_happened_when_and_how_it_is_known(world: tuple[Simulato
         ("KRW-ETH", "state", "ticker"),
     }
     pd.testing.assert_frame_equal(
-        client.store.events("KRW-XRP"), events[events["market"] == "KRW-XRP"].reset_index(drop=True)
+        client.store.events("KRW-XRP"), events[events["market"] == "KRW-XRP"].reset_index(drop=True), check_exact=True
     )
 
 
@@ -234,7 +234,7 @@ def test_price_steps_are_asked_beside_the_list(world: tuple[SimulatorServer, Bac
     server.faults.add("slow", match="/v1/", seconds=0.5, times=10)
     frame = opened()
     server.faults.clear()
-    pd.testing.assert_frame_equal(frame, first)
+    pd.testing.assert_frame_equal(frame, first, check_exact=True)
     assert sorted(request.path for request in server.requests) == ["/v1/market/all", "/v1/orderbook/instruments"]
     assert abs(server.requests[0].mono - server.requests[1].mono) < 0.4
     assert frame.attrs["backbone"]["requests"] == 2

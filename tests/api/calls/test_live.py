@@ -94,10 +94,10 @@ def test_live_rows_are_those_of_rest(client: Backbone) -> None:
             live = table.frame(kind)
             own = ["source", "age", *SOCKET_ALONE]
             both = [frame.drop(columns=own, errors="ignore") for frame in (live, asked)]
-            pd.testing.assert_frame_equal(*both, **same)
+            pd.testing.assert_frame_equal(*both, **same, check_exact=True)
         trades = table.frame("trade")
         asked = pd.concat(client.trades(market, 1) for market in MARKETS)
-        pd.testing.assert_frame_equal(trades.drop(columns=["source", "age"]), asked)
+        pd.testing.assert_frame_equal(trades.drop(columns=["source", "age"]), asked, check_exact=True)
 
 
 def test_tickers_carry_what_the_channel_told(client: Backbone, venue: SimulatorServer) -> None:
@@ -112,10 +112,10 @@ def test_tickers_carry_what_the_channel_told(client: Backbone, venue: SimulatorS
     assert (live["ask_volume"] + live["bid_volume"]).tolist() == pytest.approx(live["volume"].tolist())
     assert live["state"].tolist() == ["ACTIVE"] * 3
     assert asked[SOCKET_ALONE].isna().all(axis=None)
-    pd.testing.assert_series_equal(asked["high_52w"], live["high_52w"])
+    pd.testing.assert_series_equal(asked["high_52w"], live["high_52w"], check_exact=True)
     assert asked.dtypes.equals(live.dtypes)
     # nothing was traded since: the row of REST is shown with what the socket said of the same trade
-    pd.testing.assert_frame_equal(shown[SOCKET_ALONE], live[SOCKET_ALONE])
+    pd.testing.assert_frame_equal(shown[SOCKET_ALONE], live[SOCKET_ALONE], check_exact=True)
 
 
 def test_live_trades_carry_the_best_prices_after_them(client: Backbone, venue: SimulatorServer) -> None:
@@ -154,7 +154,7 @@ def test_live_ticker_frame_is_the_one_of_the_slow_way(client: Backbone) -> None:
         fast = table.frame()
         slow = shaping.deliver(table.frame(frames="arrow"), "pandas", index="market", zone=client.tz, attrs={})
     assert len(fast) > 200
-    pd.testing.assert_frame_equal(fast.drop(columns="age"), slow.drop(columns="age"))
+    pd.testing.assert_frame_equal(fast.drop(columns="age"), slow.drop(columns="age"), check_exact=True)
     fast.loc["KRW-BTC", "price"] = 1.0
     fast.loc["KRW-BTC", "source"] = "mine"
     assert table.frame().loc["KRW-BTC", "source"] == "stream"
@@ -305,7 +305,7 @@ def test_live_short_books_answer_no_deeper_question(client: Backbone, venue: Sim
         assert attrs_of(best)["sources"] == {"stream": 5}
         whole = client.orderbooks("KRW-BTC", max_age=15.0)
         assert attrs_of(whole)["sources"] == {"rest": 30}
-        pd.testing.assert_frame_equal(whole.head(5), best)
+        pd.testing.assert_frame_equal(whole.head(5), best, check_exact=True)
 
 
 def test_live_grouped_books_are_those_of_rest(client: Backbone, venue: SimulatorServer, sent: list[bytes]) -> None:
@@ -316,7 +316,7 @@ def test_live_grouped_books_are_those_of_rest(client: Backbone, venue: Simulator
         for shown, expected in ((table, grouped), (plain, whole)):
             frame = shown.frame()
             assert set(frame["source"]) == {"stream"}
-            pd.testing.assert_frame_equal(frame[expected.columns.tolist()], expected)
+            pd.testing.assert_frame_equal(frame[expected.columns.tolist()], expected, check_exact=True)
         assert table.kinds == ("orderbook",)
         assert table.frame("orderbook").equals(table.frame()) or len(table.frame("orderbook")) == 30
     assert any(b'"level":10000' in payload for payload in sent)
@@ -593,8 +593,8 @@ def test_orderbooks_and_trades_come_from_the_table(client: Backbone, venue: Simu
         newest = client.trades("KRW-BTC", 1)
         assert attrs_of(newest)["sources"] == {"stream": 1}
         assert rest_requests(venue) == 0
-    pd.testing.assert_frame_equal(told, books)
-    pd.testing.assert_frame_equal(newest.drop(columns=BEST), trades.drop(columns=BEST))
+    pd.testing.assert_frame_equal(told, books, check_exact=True)
+    pd.testing.assert_frame_equal(newest.drop(columns=BEST), trades.drop(columns=BEST), check_exact=True)
     assert newest[BEST].notna().all(axis=None)
     assert trades[BEST].isna().all(axis=None)
 

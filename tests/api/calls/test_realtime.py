@@ -147,7 +147,7 @@ def test_tickers_young_enough_come_from_memory(client: Backbone, venue: Simulato
     assert facts(again)["cache_hit"] is True
     assert facts(again)["sources"] == {"memory": len(first)}
     assert (again["age"] > first["age"]).all()
-    pd.testing.assert_frame_equal(first.drop(columns="age"), again.drop(columns="age"))
+    pd.testing.assert_frame_equal(first.drop(columns="age"), again.drop(columns="age"), check_exact=True)
     one = client.tickers("KRW-BTC", max_age=60)
     assert asked(venue, "ticker") == 0
     assert one.loc["KRW-BTC", "price"] == first.loc["KRW-BTC", "price"]
@@ -321,8 +321,8 @@ def test_orderbooks_in_memory_are_kept_by_level(client: Backbone, venue: Simulat
     grouped = client.orderbooks("KRW-BTC", level=100_000, max_age=60)
     whole = client.orderbooks("KRW-BTC", max_age=60)
     venue.reset_log()
-    pd.testing.assert_frame_equal(client.orderbooks("KRW-BTC", level=100_000, max_age=60), grouped)
-    pd.testing.assert_frame_equal(client.orderbooks("KRW-BTC", max_age=60), whole)
+    pd.testing.assert_frame_equal(client.orderbooks("KRW-BTC", level=100_000, max_age=60), grouped, check_exact=True)
+    pd.testing.assert_frame_equal(client.orderbooks("KRW-BTC", max_age=60), whole, check_exact=True)
     assert venue.counts() == {}
 
 
@@ -403,14 +403,16 @@ def test_trades_of_a_range_are_half_open(client: Backbone, venue: SimulatorServe
 def test_trades_from_a_start_by_count_are_the_first_ones(client: Backbone) -> None:
     """A start and a count: the first that many from there."""
     start = "2025-08-22T08:55:00Z"
-    pd.testing.assert_frame_equal(client.trades("KRW-BTC", 5, start=start), client.trades("KRW-BTC", start=start)[:5])
+    pd.testing.assert_frame_equal(
+        client.trades("KRW-BTC", 5, start=start), client.trades("KRW-BTC", start=start)[:5], check_exact=True
+    )
 
 
 def test_trades_default_to_two_hundred(client: Backbone) -> None:
     """Asked for nothing in particular, the newest 200."""
     frame = client.trades("KRW-BTC")
     assert len(frame) == 200
-    pd.testing.assert_frame_equal(frame, client.trades("KRW-BTC", 300).iloc[100:])
+    pd.testing.assert_frame_equal(frame, client.trades("KRW-BTC", 300).iloc[100:], check_exact=True)
 
 
 def test_trades_of_a_quiet_range_are_an_empty_frame(client: Backbone) -> None:
@@ -429,7 +431,7 @@ def test_trades_of_a_venue_that_fails_midway_keep_what_arrived(client: Backbone,
     venue.faults.add("garbage", match="/v1/trades", after=2, times=None)
     with pytest.raises(IncompleteError, match="only the newest 1000") as caught:
         client.trades("KRW-BTC", 1400)
-    pd.testing.assert_frame_equal(caught.value.frame, whole.iloc[400:])
+    pd.testing.assert_frame_equal(caught.value.frame, whole.iloc[400:], check_exact=True)
     (gap,) = caught.value.gaps
     assert isinstance(gap, Span)
     assert gap.end == int(caught.value.frame.index[0].timestamp() * 1_000_000)
@@ -551,7 +553,7 @@ def test_number_spellings_do_not_matter(client: Backbone, venue: SimulatorServer
     spelled = getattr(client, call)("KRW-BTC", **words)
     venue.faults.clear()
     pd.testing.assert_frame_equal(
-        plain.drop(columns="age", errors="ignore"), spelled.drop(columns="age", errors="ignore")
+        plain.drop(columns="age", errors="ignore"), spelled.drop(columns="age", errors="ignore"), check_exact=True
     )
 
 

@@ -95,7 +95,7 @@ def test_store_damage_is_found_quarantined_and_fetched_again(stocked: tuple[Back
     with pytest.raises(IncompleteError):
         client.candles("KRW-BTC", "1m", START, END, offline=True)
     venue.reset_log()
-    pd.testing.assert_frame_equal(client.candles("KRW-BTC", "1m", START, END), before)
+    pd.testing.assert_frame_equal(client.candles("KRW-BTC", "1m", START, END), before, check_exact=True)
     assert sum(venue.counts()["candles"].values()) == 2
     (kept,) = (client.data_dir / "_quarantine").rglob("candles.parquet*")
     assert kept.is_file()
@@ -110,7 +110,7 @@ def test_store_damage_read_is_reported_once_with_its_path(
     path = partition(client, "KRW-ETH")
     flip(path)
     for _ in range(3):
-        pd.testing.assert_frame_equal(client.candles("KRW-ETH", "1m", START, END), before)
+        pd.testing.assert_frame_equal(client.candles("KRW-ETH", "1m", START, END), before, check_exact=True)
     (incident,) = client.store.incidents().to_dict("records")
     assert (incident["kind"], incident["path"]) == ("quarantined", str(path))
     assert caplog.text.count(str(path)) == 1
@@ -201,7 +201,9 @@ def test_store_says_what_it_holds_and_takes_it_away(stocked: tuple[Backbone, Sim
     assert (event["kind"], event["how"]) == ("quarantined", "user")
     for folder in (path, gone):
         with Backbone(data_dir=folder, rest_url=venue.rest_url) as other:
-            pd.testing.assert_frame_equal(other.candles("KRW-BTC", "1m", START, END, offline=True), before)
+            pd.testing.assert_frame_equal(
+                other.candles("KRW-BTC", "1m", START, END, offline=True), before, check_exact=True
+            )
     condition = client.store.condition("KRW-ETH", "1m")
     assert (condition["rows"].sum(), condition["unknown"].sum()) == (eth["rows"], 0)
     assert client.store.clear()["files"] >= 1
