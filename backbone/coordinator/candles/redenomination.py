@@ -193,16 +193,29 @@ class Redenominations:
             if not rows.num_rows:
                 continue
             times = times_of(rows)
-            near = Span(timeframe.next(timeframe.ceil(span.start), -PAGE), span.start)
-            before = self._held(market, timeframe, near, _part_with(covered.clip(near), span.start - 1))
+            before = self._neighbours(market, timeframe, span.start, covered, is_below=True)
             if leaps_between(before, rows):
                 proof = proof - SpanSet([Span(span.start, timeframe.next(int(times[0])))])
-            near = Span(span.end, timeframe.next(timeframe.ceil(span.end), PAGE))
-            after = self._held(market, timeframe, near, _part_with(covered.clip(near), span.end))
+            after = self._neighbours(market, timeframe, span.end, covered, is_below=False)
             if leaps_between(rows, after):
                 proof = proof - SpanSet([Span(int(times[-1]), span.end)])
                 above[span.end] = Join(int(times_of(after)[0]), 1)
         return proof, above
+
+    def _neighbours(
+        self, market: str, timeframe: Timeframe, edge_us: int, covered: SpanSet, *, is_below: bool
+    ) -> pa.Table:
+        """Held candles that reach `edge_us` without a hole, the nearest among them: mostly one slot shows it."""
+        edge, rows = timeframe.ceil(edge_us), empty_candles()
+        for slots in (1, PAGE):
+            near = (
+                Span(timeframe.next(edge, -slots), edge_us) if is_below else Span(edge_us, timeframe.next(edge, slots))
+            )
+            part = _part_with(covered.clip(near), edge_us - is_below)
+            rows = self._held(market, timeframe, near, part)
+            if rows.num_rows or not part:
+                break
+        return rows
 
     def _held(self, market: str, timeframe: Timeframe, span: Span, covered: SpanSet) -> pa.Table:
         """The held candles of what is `covered` of `span`.
