@@ -119,7 +119,7 @@ def _end_sessions() -> None:
     for session in list(_sessions):
         try:
             session.close()
-        except Exception:  # noqa: BLE001 - the program ends: it is told, and the others end all the same
+        except Exception:  # noqa: BLE001 - logged: the program ends, and the others are closed all the same
             _log.exception("client.end_failed")
     for gone, pid in list(_leaving.items()):
         if pid == os.getpid():

@@ -454,7 +454,7 @@ def _said(event: Event) -> Condition:
 
 
 def _is_ordinary(said: Condition) -> bool:
-    """Whether nothing is told that is worth an event where nothing was before."""
+    """Whether a first condition is worth no event."""
     return all(value is None or value == usual for value, usual in zip(said, _ORDINARY, strict=True))
 
 

@@ -46,7 +46,7 @@ class Others(NamedTuple):
     ended: int = 0
 
 
-class _Board(msgspec.Struct, array_like=True):
+class _ClaimFile(msgspec.Struct, array_like=True):
     """The file: how often claims were ended, and those that are not."""
 
     ended: int = 0
@@ -76,14 +76,14 @@ class Claims:
         """
         asked = False
 
-        def change(board: _Board) -> bool:
+        def change(file: _ClaimFile) -> bool:
             nonlocal asked
             asked = True
-            span = choose(self._others(board))
+            span = choose(self._others(file))
             if span is None:
                 return False
             until_us = self._clock.now_us() + int(CLAIM_S * 1e6)
-            board.claims.append(Claim(self._me, rank, span.start, span.end, until_us))
+            file.claims.append(Claim(self._me, rank, span.start, span.end, until_us))
             return True
 
         self._amend(change)
@@ -94,9 +94,9 @@ class Claims:
         """End this client's claims on `spans`."""
         ended = {tuple(span) for span in spans}
 
-        def change(board: _Board) -> bool:
-            kept = [one for one in board.claims if one.owner != self._me or (one.start, one.end) not in ended]
-            board.claims, board.ended = kept, board.ended + 1
+        def change(file: _ClaimFile) -> bool:
+            kept = [one for one in file.claims if one.owner != self._me or (one.start, one.end) not in ended]
+            file.claims, file.ended = kept, file.ended + 1
             with self._lock:
                 self._ended += 1
             return True
@@ -108,40 +108,40 @@ class Claims:
         """What others do now. Claims of processes that are gone are removed."""
         found = Others()
 
-        def change(board: _Board) -> bool:
+        def change(file: _ClaimFile) -> bool:
             nonlocal found
-            owners = {claim.owner for claim in board.claims if claim.owner != self._me}
+            owners = {claim.owner for claim in file.claims if claim.owner != self._me}
             gone = {owner for owner in owners if is_gone(owner)}
-            board.claims = [claim for claim in board.claims if claim.owner not in gone]
-            found = self._others(board)
+            file.claims = [claim for claim in file.claims if claim.owner not in gone]
+            found = self._others(file)
             return bool(gone)
 
         self._amend(change)
         return found
 
-    def _others(self, board: _Board) -> Others:
+    def _others(self, file: _ClaimFile) -> Others:
         with self._lock:
-            ended = board.ended - self._ended
-        return Others(tuple(claim for claim in board.claims if claim.owner != self._me), ended)
+            ended = file.ended - self._ended
+        return Others(tuple(claim for claim in file.claims if claim.owner != self._me), ended)
 
-    def _amend(self, change: Callable[[_Board], bool]) -> None:
+    def _amend(self, change: Callable[[_ClaimFile], bool]) -> None:
         """Change the file, if it can be had and `change` says that something did."""
 
         def amend(data: bytes) -> bytes:
-            board = self._read(data)
-            return msgspec.json.encode(board) if change(board) else data
+            file = self._read(data)
+            return msgspec.json.encode(file) if change(file) else data
 
         self._files.amend(self._key, amend)
 
-    def _read(self, data: bytes) -> _Board:
+    def _read(self, data: bytes) -> _ClaimFile:
         """The claims that still count; none of a file that was cut."""
         now = self._clock.now_us()
         try:
-            board = _boards.decode(data) if data else _Board()
+            file = _claim_files.decode(data) if data else _ClaimFile()
         except msgspec.MsgspecError:
-            return _Board()
-        board.claims = [claim for claim in board.claims if now < claim.until_us <= now + 2 * int(CLAIM_S * 1e6)]
-        return board
+            return _ClaimFile()
+        file.claims = [claim for claim in file.claims if now < claim.until_us <= now + 2 * int(CLAIM_S * 1e6)]
+        return file
 
 
-_boards = msgspec.json.Decoder(_Board)
+_claim_files = msgspec.json.Decoder(_ClaimFile)

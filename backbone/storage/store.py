@@ -101,7 +101,7 @@ class CandleStore:
             self._incidents,
             self._generations,
             lambda market: self.upkeep.end_move(market),
-            self._tell_restated,
+            self._note_restated,
         )
         self._ids = itertools.count(1)
         self.events = Events(self._files, exchange, clock, self._incidents)
@@ -201,7 +201,7 @@ class CandleStore:
                 raise StoreError(f"{series}: rows do not open on the {series.timeframe.name} grid")
         return page
 
-    def _tell_restated(self, series: Series, opens: list[int]) -> None:
+    def _note_restated(self, series: Series, opens: list[int]) -> None:
         """One event a commit; which candles, and their values, is in the files (`revisions`)."""
         ends = (dt.datetime.fromtimestamp(at // 1_000_000, dt.UTC) for at in (min(opens), max(opens)))
         first, last = (f"{end:%Y-%m-%dT%H:%M:%SZ}" for end in ends)

@@ -172,7 +172,7 @@ class Upkeep:
     def set_aside(
         self, market: str, *, name: str | None = None, how: str, note: Note | None = None, after: int | None = None
     ) -> str:
-        """Quarantine all of a market, and note what else is to be told of it.
+        """Quarantine all of a market, and note what else happened to it.
 
         after : the generation that is meant; where another process was faster, nothing is done.
 

@@ -21,7 +21,7 @@ slots = st.sets(st.integers(0, 25))
 
 
 @given(slots, slots, st.tuples(st.integers(0, 25), st.integers(0, 25)), st.integers(0, 59))
-def test_stretches_give_every_slot_its_state(
+def test_intervals_give_every_slot_its_state(
     traded: set[int], silent: set[int], edges: tuple[int, int], off: int
 ) -> None:
     """Each candle slot of the span is in exactly one interval, of the right state, and states alternate."""
@@ -39,7 +39,7 @@ def test_stretches_give_every_slot_its_state(
     assert all(a.end == b.start and a.state != b.state for a, b in pairwise(found))
 
 
-def test_stretches_of_months_follow_the_calendar() -> None:
+def test_intervals_of_months_follow_the_calendar() -> None:
     """Months differ in length, and neighbours still join."""
     month = parse_timeframe("1M")
     opens = [month.next(MAY, n) for n in range(6)]

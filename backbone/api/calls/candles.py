@@ -160,7 +160,7 @@ class CandleCall(msgspec.Struct, frozen=True):
         """The answers and their rows, all of one unit: made anew where what is stored was quarantined meanwhile."""
         core = self.session.coordinator()
         if not self.offline:
-            core.candles.units.tell(self.markets)
+            core.candles.units.warn(self.markets)
         answers: list[CandleAnswer] = []
         for _ in range(_CHANGES):
             before = [core.candles.units.generation(market) for market in self.markets]
@@ -169,7 +169,7 @@ class CandleCall(msgspec.Struct, frozen=True):
             if self.offline or before == [core.candles.units.generation(market) for market in self.markets]:
                 break
         if not self.offline:
-            core.candles.units.tell(self.markets)
+            core.candles.units.warn(self.markets)
         return answers, tables
 
     def _again(self, frame: Any, elapsed_ms: float) -> Any:
@@ -419,7 +419,7 @@ class Plan(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return (
             f"<Plan {self.market} {self.timeframe} {self.start:%Y-%m-%d %H:%M} to {self.end:%Y-%m-%d %H:%M}: "
-            f"{len(self.cached)} stretches held, {len(self.derived)} foldable, {len(self.gaps)} gaps, "
+            f"{len(self.cached)} intervals held, {len(self.derived)} foldable, {len(self.gaps)} gaps, "
             f"{self.pages} pages, about {self.seconds:.1f} s>"
         )
 

@@ -37,7 +37,7 @@ MAX_ROWS: Final = 5_000
 
 
 class CandleLike(Protocol):
-    """What has a candle's fields: `CandleRow`, and the live candle that a stream tells."""
+    """What has a candle's fields: `CandleRow`, and the live candle of a stream."""
 
     @property
     def time_us(self) -> int: ...

@@ -360,7 +360,7 @@ class CandleJob:
                 watch()
         if watch is not None:
             watch()
-        self._fetcher.units.tell(self.markets)
+        self._fetcher.units.warn(self.markets)
         if self._error is not None:
             raise self._error
         return True
@@ -385,7 +385,7 @@ class CandleJob:
                     section = self._sections[at]
                     pending = section.pending
                 assert pending is not None
-                self._fetcher.units.tell([section.market])
+                self._fetcher.units.warn([section.market])
                 yield self._fetcher.answer(pending)
                 at += 1
                 with self.changed:
@@ -448,7 +448,7 @@ class Jobs:
         closed = self._fetcher.reader.closed_before(timeframe)
         end = closed if end_us is None else min(closed, timeframe.ceil(end_us))
         start = timeframe.ceil(start_us)
-        self._fetcher.units.tell(markets)
+        self._fetcher.units.warn(markets)
         with self._lock:
             known = self._jobs.get(key)
             if known is not None and known.state == "running":

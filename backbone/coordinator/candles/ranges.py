@@ -106,7 +106,7 @@ class CandleRanges:
         refresh : what is held is asked again as well.
         deadline : what has not arrived by then is given up.
         """
-        self._fetcher.units.tell(markets)
+        self._fetcher.units.warn(markets)
         call = _Call(timeframe, priority, watcher, forming, deadline)
         answers: list[CandleAnswer] = []
         for _ in range(_CHANGES):
@@ -114,7 +114,7 @@ class CandleRanges:
             answers = with_cost(self._collected(markets, timeframe, asked, call, refresh), answers)
             if self._generations(markets) == before:
                 return answers
-            self._fetcher.units.tell(markets)  # rows from before are gone from the store: nothing of them is shown
+            self._fetcher.units.warn(markets)  # rows from before are gone from the store: nothing of them is shown
         raise PayloadError(f"{', '.join(markets)}: the venue's unit changes faster than the candles can be fetched")
 
     def _generations(self, markets: Sequence[str]) -> list[int]:

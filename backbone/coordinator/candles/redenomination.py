@@ -322,7 +322,7 @@ class Redenominations:
         `refresh` finds out what that means."""
         return self.compare(market, timeframe, table, empty_candles()).factor is not None
 
-    def tell(self, markets: Iterable[str]) -> None:
+    def warn(self, markets: Iterable[str]) -> None:
         """Warn of redenominations of `markets`, once each; what is known when a market is first named is no news."""
         for market in markets:
             now, warned = self.generation(market), self._warned.get(market)

@@ -273,7 +273,7 @@ class LatestRows:
                 slot = self._slot_locked(kind_of(record), record.market)
             slot.stream_s = received_s
             held = slot.held
-            is_told = type(record) is Ticker and _is_told(record, held)
+            is_new_condition = type(record) is Ticker and _is_new_condition(record, held)
             is_repeated = is_snapshot and held is not None and _is_same(held.row, record)
             if held is None or _replaces(record, held):
                 slot.held = Held(record, "stream", received_s)
@@ -285,12 +285,12 @@ class LatestRows:
                 slot.count += 1
             else:
                 slot.deliver_locked(record)
-        if is_told:
+        if is_new_condition:
             self.on_condition(record)  # type: ignore[arg-type]
 
     def offer(self, kind: str, records: Sequence[LiveRecord], received_s: float) -> None:
         """Records from REST, of one kind; each is taken unless the slot has a newer one."""
-        told: list[Ticker] = []
+        changed: list[Ticker] = []
         with self.lock:
             for record in records:
                 slot = self._slots.setdefault(kind, {}).get(record.market) or self._slot_locked(kind, record.market)
@@ -299,8 +299,8 @@ class LatestRows:
                     continue
                 if held is not None and isinstance(record, Ticker):
                     record = record.completed(held.row)
-                if isinstance(record, Ticker) and _is_told(record, held):
-                    told.append(record)
+                if isinstance(record, Ticker) and _is_new_condition(record, held):
+                    changed.append(record)
                 is_news = held is None or not _is_same(held.row, record)
                 if is_news or held is None or held.source != "stream":
                     slot.held = Held(record, "rest", received_s)
@@ -314,7 +314,7 @@ class LatestRows:
                 if isinstance(record, Trade):
                     slot.resume = max(slot.resume, _place(record))
                 slot.deliver_locked(record)
-        for ticker in told:
+        for ticker in changed:
             self.on_condition(ticker)
 
     def confirm(self, slot: Slot, candle: LiveCandle) -> None:
@@ -456,7 +456,7 @@ def _place(trade: Trade) -> tuple[int, int]:
     return trade.time_us, trade.sequential_id
 
 
-def _is_told(ticker: Ticker, held: Held[Any] | None) -> bool:
+def _is_new_condition(ticker: Ticker, held: Held[Any] | None) -> bool:
     """Whether it says how its market is, and not what the row before it said."""
     said = ticker.condition
     return said != _UNTOLD and (held is None or held.row.condition != said)
