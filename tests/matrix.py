@@ -18,6 +18,7 @@ from backbone.errors import IncompleteError
 __all__ = [
     "BEGIN",
     "CANDLES",
+    "END",
     "FAULTS",
     "IMPOSSIBLE",
     "NOW",

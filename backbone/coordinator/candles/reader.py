@@ -89,10 +89,11 @@ class CandleAnswer(msgspec.Struct, frozen=True):
 
 
 def with_cost(answers: Sequence[CandleAnswer], earlier: Sequence[CandleAnswer]) -> list[CandleAnswer]:
-    """Answers that were made anew, with what the `earlier` ones took. What those had read is gone."""
+    """Answers that were made anew, with what the `earlier` ones took. What those had read is gone, and so is what they
+    saw forming: it may be of the unit of before."""
     if not earlier:
         return list(answers)
-    return [now.after(replace(before, sources={})) for now, before in zip(answers, earlier, strict=True)]
+    return [now.after(replace(before, sources={}, forming=None)) for now, before in zip(answers, earlier, strict=True)]
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -127,9 +127,10 @@ class Faults:
         fault = Fault(kind, default_match(kind) if match is None else match, times, after, options)
         with self._lock:
             apply = self._apply
-            if apply is None or kind not in MARKET_KINDS:
+            is_due = apply is not None and kind in MARKET_KINDS and not after
+            if not is_due:
                 self._waiting.append(fault)
-        if apply is not None and kind in MARKET_KINDS:
+        if apply is not None and is_due:
             apply(fault)
             fault.used += 1
         return fault
@@ -143,8 +144,8 @@ class Faults:
         """Say who carries out the faults that change the market; scripted ones are carried out now."""
         with self._lock:
             self._apply = apply
-            due = [f for f in self._waiting if f.kind in MARKET_KINDS]
-            self._waiting = [f for f in self._waiting if f.kind not in MARKET_KINDS]
+            due = [f for f in self._waiting if f.kind in MARKET_KINDS and not f.after]
+            self._waiting = [f for f in self._waiting if f not in due]
         for fault in due:
             apply(fault)
             fault.used += 1
@@ -152,7 +153,8 @@ class Faults:
     def take(self, target: str, *, websocket: bool = False, only: Set[str] | None = None) -> list[Fault]:
         """The faults that apply to this request (path and query), each counted as used.
 
-        On a socket every data frame counts as a request, but for ``ws-refuse``, where connecting does.
+        On a socket every data frame counts as a request, but for ``ws-refuse``, where connecting does. A change to the
+        market that was to come `after` so many requests is carried out before this one is answered.
         """
         taken: list[Fault] = []
         with self._lock:
@@ -171,6 +173,11 @@ class Faults:
                 self._log.append((fault.kind, target))
                 if fault.times is not None and fault.used >= fault.times:
                     self._waiting.remove(fault)
+            apply = self._apply
+        if apply is not None:
+            for fault in [fault for fault in taken if fault.kind in MARKET_KINDS]:
+                taken.remove(fault)
+                apply(fault)
         return taken
 
     @property

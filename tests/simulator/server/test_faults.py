@@ -57,6 +57,17 @@ def test_market_faults_are_carried_out_at_once() -> None:
     assert done == ["KRW-A", "KRW-W"]
 
 
+def test_market_fault_waits_for_so_many_requests() -> None:
+    """`after`: it is carried out before the next one is answered, and changes nothing else about that."""
+    faults, done = Faults(), []
+    faults.add("rescale", market="KRW-A", after=1)
+    faults.bind(lambda fault: done.append(fault.options["market"]))
+    later = faults.add("delist", market="KRW-W", match="days", after=1)
+    seen = [(faults.take(f"/v1/candles/{path}"), list(done)) for path in ("minutes", "days", "days", "days")]
+    assert seen == [([], []), ([], ["KRW-A"]), ([], ["KRW-A", "KRW-W"]), ([], ["KRW-A", "KRW-W"])]
+    assert later.used == 1
+
+
 def test_unknown_kind_is_an_input_error_that_lists_the_kinds() -> None:
     """So that the script is learnt from its message."""
     with pytest.raises(InputError, match="garbage"):
