@@ -247,6 +247,7 @@ def answers(folder: str, rest_url: str, calls: Any) -> None:
             while not calls.poll():  # the unit changes while it asks
                 wrong += two_units(client, start)
             calls.recv()
+            wrong += two_units(client, start)  # a slow process comes upon the change only now, after its first scan
             calls.send((wrong + two_units(client, start), last))
 
 
