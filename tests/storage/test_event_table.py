@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backbone.storage import event_table
 from backbone.storage.event_table import Event, EventTable, encode_events
 
 AT = 1_755_820_800_000_000
@@ -21,6 +24,14 @@ EVENTS = st.builds(
     DETAILS,
     NAMES,
 )
+
+
+@pytest.fixture(autouse=True, scope="module", params=[0, 500])
+def few(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lines are cut, and decoded."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(event_table, "_FEW", request.param)
+        yield
 
 
 def told(table: EventTable) -> list[tuple[int, str, str]]:
