@@ -304,7 +304,8 @@ class WebSocketManager:
     codes : markets; of an order book with the depth that is wanted, if not the whole (``"KRW-BTC.5"``).
     qsize : messages kept while they are not taken; the oldest are dropped (pyupbit stops reading instead).
 
-    Messages begin with the start, in the venue's words and with all its fields. Safe to share between threads; the
+    Messages begin with the start, in the venue's words and with all its fields; each market's first one is how it stood
+    then (``stream_type`` is ``"SNAPSHOT"``, where pyupbit asks for none). Safe to share between threads; the
     lock guards the start.
     """
 
@@ -338,10 +339,10 @@ class WebSocketManager:
         if self._tap is None:
             self.start()
         assert self._tap is not None
-        record = self._tap.get()
-        if record is None:
+        found = self._tap.next()
+        if found is None:
             raise StreamClosedError("this WebSocketManager was terminated; make a new one", reason="terminated")
-        return frame_of(record)
+        return frame_of(*found)
 
     def terminate(self) -> None:
         """End it; whoever waits in `get` gets `StreamClosedError`. May be called twice."""

@@ -20,11 +20,18 @@ _STAMP = "%Y-%m-%dT%H:%M:%S"
 _STREAMED = {"1h": "60m", "4h": "240m"}
 _NOTHING = (0.0, 0.0)
 _SIDES = {"buy": "BID", "sell": "ASK", None: None}
-_REALTIME = {"stream_type": "REALTIME"}  # callers get changes, as with pyupbit, which asks for no snapshots
+_REALTIME = {"stream_type": "REALTIME"}
 
 
-def frame_of(record: Ticker | Trade | OrderBook | LiveCandle) -> dict[str, Any]:
-    """A record as the socket's DEFAULT format has it."""
+def frame_of(record: Ticker | Trade | OrderBook | LiveCandle, is_snapshot: bool = False) -> dict[str, Any]:
+    """A record as the socket's DEFAULT format has it; a snapshot is how a market stood when it was subscribed to."""
+    frame = _frame(record)
+    if is_snapshot:
+        frame["stream_type"] = "SNAPSHOT"
+    return frame
+
+
+def _frame(record: Ticker | Trade | OrderBook | LiveCandle) -> dict[str, Any]:
     if isinstance(record, Ticker):
         return _ticker(record)
     if isinstance(record, Trade):

@@ -65,6 +65,7 @@ class Slot:
         "lost",
         "market",
         "resume",
+        "snapshot",
         "stream_s",
         "waiting",
         "wants",
@@ -80,6 +81,7 @@ class Slot:
         self.is_short = False
         self.history: History | None = None
         self.followers: tuple[ConflatedChanges | RecordQueue, ...] = ()
+        self.snapshot: LiveRecord | None = None  # the last one that the stream sent
         self.waiting: list[Trade] | None = None
         self.delivered: dict[int, None] = {}  # the ids of the newest trades
         self.resume = (0, 0)
@@ -182,18 +184,23 @@ class RecordQueue:
         self._slots = slots
         self._depth = depth
         self._condition = threading.Condition(latest.lock)
-        self._records: deque[LiveRecord] = deque(maxlen=size)
+        self._records: deque[tuple[LiveRecord, bool]] = deque(maxlen=size)
         self._is_ended = False
         self.dropped = 0
 
     def note_locked(self, slot: Slot, record: LiveRecord) -> None:
         if len(self._records) == self._records.maxlen:
             self.dropped += 1
-        self._records.append(record)
+        self._records.append((record, record is slot.snapshot))
         self._condition.notify()
 
     def get(self, timeout_s: float | None = None) -> LiveRecord | None:
         """The oldest record in the queue, waiting for one; None when the time ran out or the end was reached."""
+        found = self.next(timeout_s)
+        return None if found is None else found[0]
+
+    def next(self, timeout_s: float | None = None) -> tuple[LiveRecord, bool] | None:
+        """As `get`, with whether the stream sent it as a snapshot: as it stood, not as news."""
         clock = self._latest.clock
         deadline = None if timeout_s is None else clock.monotonic() + timeout_s
         with self._latest.lock:
@@ -202,8 +209,10 @@ class RecordQueue:
                 if left_s is not None and left_s <= 0:
                     return None
                 clock.wait(self._condition, left_s)
-            record = self._records.popleft() if self._records else None
-        return record.cut(self._depth) if isinstance(record, OrderBook) else record
+            if not self._records:
+                return None
+            record, is_snapshot = self._records.popleft()
+        return (record.cut(self._depth) if isinstance(record, OrderBook) else record), is_snapshot
 
     def __len__(self) -> int:
         return len(self._records)
@@ -274,6 +283,8 @@ class LatestRows:
             slot.stream_s = received_s
             held = slot.held
             is_new_condition = type(record) is Ticker and _is_new_condition(record, held)
+            if is_snapshot:
+                slot.snapshot = record
             is_repeated = is_snapshot and held is not None and _is_same(held.row, record)
             if held is None or _replaces(record, held):
                 slot.held = Held(record, "stream", received_s)
