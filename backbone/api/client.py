@@ -441,9 +441,10 @@ class Backbone:
         quote : keep one quote currency (``"KRW"``).
         at : a day, by its end, or a time: the list as it was recorded then, without ``tick_size``. Makes no request.
 
-        The list and the price steps are kept for ten minutes, and asked side by side where a list was recorded. A step
-        is that of the market's price at the time that ``attrs["backbone"]["tick_sizes_at"]`` names; nothing is recorded
-        of earlier ones.
+        The list, the price steps and the prices at which they hold are kept for ten minutes, and asked side by side
+        where a list was recorded. A step is that of the market's price at the time that
+        ``attrs["backbone"]["tick_sizes_at"]`` names; nothing is recorded of earlier ones. `backbone.round_price` reads
+        from all of them which step holds at another price.
 
         Raises
         ------

@@ -32,7 +32,7 @@ from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import BackboneError, ClosedError, UnreachableError
 from backbone.model import MarketInfo, Priority, Span
 from backbone.routing.rest import Reply, RestClient
-from backbone.routing.wire import Ask, instruments_ask
+from backbone.routing.wire import Ask, instruments_ask, prices_ask
 from backbone.settings import Settings, memo_folder
 from backbone.storage.memo import FrameMemo
 from backbone.storage.store import CandleStore
@@ -297,6 +297,14 @@ class Coordinator:
         for part in parts:
             self.scheduler.begin(instruments_ask(part), Priority.HIGH, self._took_ticks)
         return len(parts)
+
+    def begin_prices(self, markets: Sequence[str]) -> None:
+        """Ask for the prices at which the steps of `markets` hold, likewise: one request."""
+        self.scheduler.begin(prices_ask(markets), Priority.HIGH, self._took_prices)
+
+    def _took_prices(self, outcome: Reply | BackboneError) -> None:
+        if not isinstance(outcome, BackboneError):
+            self.realtime.note_prices(outcome)
 
     def _took_ticks(self, outcome: Reply | BackboneError) -> None:
         if not isinstance(outcome, BackboneError):

@@ -75,6 +75,7 @@ __all__ = [
     "orderbooks_ask",
     "parse_frame",
     "parse_kind",
+    "prices_ask",
     "subscribe_frame",
     "tickers_all_ask",
     "tickers_ask",
@@ -400,6 +401,11 @@ def tickers_all_ask(quotes: Iterable[str]) -> Ask:
         return _by_market(tickers, markets, unreadable)
 
     return Ask("ticker", "/ticker/all", (("quote_currencies", ",".join(asked)),), _reading(read, "tickers"))
+
+
+def prices_ask(markets: Iterable[str]) -> Ask:
+    """The tickers of all that is priced in the quote currencies of `markets`."""
+    return tickers_all_ask(sorted({market.partition("-")[0] for market in markets}))
 
 
 def orderbooks_ask(markets: Iterable[str], level: float = 0, count: int = ORDERBOOK_DEPTH) -> Ask:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from backbone.api.session import Session
     from backbone.coordinator.coordinator import Coordinator
 
-__all__ = ["adopt_lists", "listed_at", "markets_at", "of_quote", "tick_sizes", "universe"]
+__all__ = ["adopt_lists", "listed_at", "markets_at", "of_quote", "prices_of", "tick_sizes", "universe"]
 
 _log = logging.getLogger("backbone.fetch")
 _DAY = TIMEFRAMES["1d"]
@@ -95,6 +95,17 @@ def tick_sizes(core: Coordinator, markets: Sequence[str]) -> tuple[list[float], 
             _log.info("ticks.unknown why=%s", exc)
     ticks = [core.realtime.known_tick(market) for market in markets]
     return [float("nan") if tick is None else tick for tick in ticks], requests
+
+
+def prices_of(core: Coordinator, markets: Sequence[str], max_age_s: float) -> tuple[list[float], int]:
+    """The price of each market, and how many requests that took. NaN where the venue does not say."""
+    found: dict[str, float] = {}
+    requests = 1
+    try:
+        found, requests = core.realtime.prices(markets, max_age_s, Priority.HIGH)
+    except SourceError as exc:
+        _log.info("prices.unknown why=%s", exc)
+    return [found.get(market, float("nan")) for market in markets], requests
 
 
 def universe(

@@ -23,8 +23,8 @@ from backbone.api.arguments import (
     parse_quote,
 )
 from backbone.api.calls.candles import facts
-from backbone.api.calls.listing import markets_at, of_quote, tick_sizes
-from backbone.api.rounding import learn_ticks
+from backbone.api.calls.listing import markets_at, of_quote, prices_of, tick_sizes
+from backbone.api.rounding import is_learned, learn_ticks
 from backbone.candle_table import times_of
 from backbone.coordinator.coordinator import Coordinator
 from backbone.coordinator.live.old_trades import OldTradesAnswer
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from backbone.api.session import Session
 
 __all__ = ["DEPTH", "markets", "orderbooks", "parse_depth", "parse_level", "tickers", "trade_sections", "trades"]
+
+
+_PAIR_S = 10.0  # how much later a price may be than the step that holds at it
 
 
 def tickers(
@@ -302,9 +305,13 @@ def markets(
     known = listed is held
     listed = of_quote(listed, quote)
     codes = [info.market for info in listed]
+    if not begun:
+        begun = _begin_ticks(core, listed, None)
     ticks, more = tick_sizes(core, codes)
-    more = max(more, begun)
-    learn_ticks(dict(zip(codes, ticks, strict=True)))
+    if more or begun or not is_learned(codes):
+        prices, count = prices_of(core, codes, _PAIR_S if more or begun else core.settings.markets_fresh_s)
+        more = max(more + count, begun)  # those that were begun are shared
+        learn_ticks(dict(zip(codes, zip(prices, ticks, strict=True), strict=True)))
     table = shaping.markets_table(listed).append_column("tick_size", pa.array(ticks, pa.float64()))
     attrs = facts(
         sources={"memory" if known else "rest": len(listed)},
@@ -321,12 +328,16 @@ def markets(
 
 
 def _begin_ticks(core: Coordinator, likely: Sequence[MarketInfo], quote: str | None) -> int:
-    """Ask for the price steps beside the list that is asked for, by the list before it; how many requests."""
+    """Ask for the price steps of likely markets, and for the prices at which they hold, side by side; how many
+    requests."""
     fresh_s = core.settings.markets_fresh_s
     wanted = "" if quote is None else str(quote).strip().upper().removesuffix("-*") + "-"
     codes = [info.market for info in likely if info.market.startswith(wanted)]
     stale = [code for code in codes if core.realtime.instrument_age_s(code) >= fresh_s]
-    return core.begin_ticks(stale) if stale else 0
+    if not stale:
+        return 0
+    core.begin_prices(codes)
+    return core.begin_ticks(stale) + 1
 
 
 def _deliver(

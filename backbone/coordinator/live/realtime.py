@@ -31,6 +31,7 @@ from backbone.routing.wire import (
     instruments_ask,
     markets_ask,
     orderbooks_ask,
+    prices_ask,
     tickers_all_ask,
     tickers_ask,
 )
@@ -135,6 +136,7 @@ class Realtime:
         self._live = live
         self._chunk = _MARKETS_A_CALL  # less once an address was too long for a gate on the way
         self._instruments: dict[str, tuple[float, Instrument]] = {}  # when received, and what
+        self._prices: dict[str, tuple[float, float]] = {}  # likewise, of the market's instrument
         self._members: dict[tuple[str, ...], tuple[float, tuple[str, ...]]] = {}  # quotes: when received, its markets
 
     # -- tickers -------------------------------------------------------------------------------------------------
@@ -221,6 +223,23 @@ class Realtime:
         with self._lock:
             now_s = self._clock.monotonic()
             self._instruments.update({market: (now_s, instrument) for market, instrument in found.items()})
+
+    def prices(self, markets: Sequence[str], max_age_s: float, priority: Priority) -> tuple[dict[str, float], int]:
+        """The prices of `markets` that are at most so old, else asked anew, and how many requests that took; for the
+        price steps that hold at them."""
+        with self._lock:
+            since_s = self._clock.monotonic() - max_age_s
+            known = {m: self._prices[m][1] for m in markets if m in self._prices and self._prices[m][0] >= since_s}
+        if len(known) == len(markets):
+            return known, 0
+        self.note_prices(self._request(prices_ask(markets), priority))
+        with self._lock:
+            return {market: self._prices[market][1] for market in markets if market in self._prices}, 1
+
+    def note_prices(self, reply: Reply) -> None:
+        """Remember the prices of a reply of tickers."""
+        with self._lock:
+            self._prices.update({row.market: (reply.received_s, row.price) for row in reply.value})
 
     def known_instrument(self, market: str) -> Instrument | None:
         """What was last received of `market`; makes no request."""

@@ -206,7 +206,8 @@ def test_events_say_what_happened_when_and_how_it_is_known(world: tuple[Simulato
 def test_market_list_has_the_price_steps_of_a_stated_time(
     world: tuple[SimulatorServer, Backbone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One request more the first time, and again when they are as old as a list that is asked again."""
+    """Two requests more the first time (steps, and the prices at which they hold), and again when they are as old as a
+    list that is asked again."""
     server, client = world
     frame = client.markets()
     assert frame["tick_size"].to_dict() == {"KRW-BTC": 1000.0, "KRW-ETH": 1000.0, "KRW-XRP": 1.0, "KRW-SOL": 100.0}
@@ -217,11 +218,11 @@ def test_market_list_has_the_price_steps_of_a_stated_time(
         assert one.attrs["backbone"]["tick_sizes_at"][:16] == "2025-06-01T09:00"
     monkeypatch.setattr(client.session.coordinator().realtime, "instrument_age_s", lambda _: 600.0)
     client.markets("KRW")
-    assert len(server.requests) == asked + 1
+    assert len(server.requests) == asked + 2
 
 
 def test_price_steps_are_asked_beside_the_list(world: tuple[SimulatorServer, Backbone]) -> None:
-    """Where a list was recorded, both requests are under way at once: the first `markets()` waits for one round trip.
+    """Where a list was recorded, all requests are under way at once: the first `markets()` waits for one round trip.
     What the recorded list lacks, or has too many, is asked again."""
     server, client = world
     first = client.markets()
@@ -235,9 +236,11 @@ def test_price_steps_are_asked_beside_the_list(world: tuple[SimulatorServer, Bac
     frame = opened()
     server.faults.clear()
     pd.testing.assert_frame_equal(frame, first, check_exact=True)
-    assert sorted(request.path for request in server.requests) == ["/v1/market/all", "/v1/orderbook/instruments"]
-    assert abs(server.requests[0].mono - server.requests[1].mono) < 0.4
-    assert frame.attrs["backbone"]["requests"] == 2
+    paths = ["/v1/market/all", "/v1/orderbook/instruments", "/v1/ticker/all"]
+    assert sorted(request.path for request in server.requests) == paths
+    sent = [request.mono for request in server.requests]
+    assert max(sent) - min(sent) < 0.4
+    assert frame.attrs["backbone"]["requests"] == 3
     server.faults.add("list", market="KRW-DOGE")
     assert opened()["tick_size"].notna().all()
     server.faults.add("delist", market="KRW-DOGE")

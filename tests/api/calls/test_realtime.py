@@ -455,9 +455,9 @@ def test_markets_are_the_venues_list(client: Backbone, venue: SimulatorServer) -
     assert any(raised)
     instruments = venue.exchange.instruments(list(frame.index), venue.clock.now_us())
     assert frame["tick_size"].tolist() == [float(row["tick_size"]) for row in instruments]
-    assert facts(frame)["requests"] == 2
+    assert facts(frame)["requests"] == 3  # the list, the price steps, the prices at which they hold
     assert facts(client.markets())["requests"] == 0
-    assert venue.counts() == {"market": {200: 2}, "orderbook": {200: 1}}
+    assert venue.counts() == {"market": {200: 2}, "orderbook": {200: 1}, "ticker": {200: 1}}
 
 
 @pytest.mark.parametrize("quote", ["KRW", "krw", "KRW-*"])
