@@ -59,6 +59,7 @@ __all__ = [
     "snapshot_error",
     "tmp_key",
     "why_no_locks",
+    "why_no_sync",
 ]
 
 _log = logging.getLogger(__name__)
@@ -145,6 +146,17 @@ def why_no_locks(path: str) -> str | None:
         finally:
             os.close(fd)
             _remove(path)
+    return None
+
+
+def why_no_sync(fd: int) -> str | None:
+    """Why an open file cannot be synced, where that is no fault of the disk's; None where it can."""
+    try:
+        os.fsync(fd)
+    except OSError as exc:
+        if exc.errno not in _NOT_SUPPORTED:
+            raise
+        return exc.strerror or str(exc)
     return None
 
 

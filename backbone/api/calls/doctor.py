@@ -29,7 +29,7 @@ from backbone.coordinator.quota.ledger import MachineLimiter
 from backbone.errors import BackboneError, RateLimitedError, UnreachableError
 from backbone.model import Priority
 from backbone.routing.wire import tickers_ask
-from backbone.storage.files import why_no_locks
+from backbone.storage.files import why_no_locks, why_no_sync
 from backbone.storage.layout import CANDLES
 
 if TYPE_CHECKING:
@@ -205,11 +205,12 @@ def _on_disk(folder: Path, now: Callable[[], float]) -> Iterator[Check]:
         with probe.open("wb") as file:
             file.write(secrets.token_bytes(_PROBE_BYTES))
             file.flush()
-            os.fsync(file.fileno())
+            why = why_no_sync(file.fileno())
         rate = _PROBE_BYTES / 1e6 / max(now() - began, 1e-9)
-        yield Check("folder", "ok", _private(f"{folder} can be written, {rate:.0f} MB/s with sync"))
+        how = "with" if why is None else "without"
+        yield Check("folder", "ok", _private(f"{folder} can be written, {rate:.0f} MB/s {how} sync"))
         yield _lock_check(probe.with_suffix(".lock"))
-        yield _sync_check(folder)
+        yield _sync_check(folder) if why is None else _no_sync("files", why)
     finally:
         for left in (probe, probe.with_suffix(".lock")):
             with contextlib.suppress(FileNotFoundError):
@@ -252,9 +253,13 @@ def _sync_check(folder: Path) -> Check:
         finally:
             os.close(fd)
     except OSError as exc:
-        found = f"folders cannot be synced here ({exc.strerror or exc})"
-        return Check("sync", "note", found, "a power cut may cost the last seconds; a local disk keeps them")
+        return _no_sync("folders", exc.strerror or str(exc))
     return Check("sync", "ok", "files and folders")
+
+
+def _no_sync(what: str, why: str) -> Check:
+    advice = "a power cut may cost the last seconds; a local disk keeps them"
+    return Check("sync", "note", f"{what} cannot be synced here ({why})", advice)
 
 
 # -- the venue ---------------------------------------------------------------------------------------------------

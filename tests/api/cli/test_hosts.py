@@ -6,7 +6,9 @@ import errno
 import io
 import json
 import os
+import shutil
 import stat
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -127,3 +129,52 @@ def test_doctor_behind_a_dead_proxy_names_it(monkeypatch: pytest.MonkeyPatch, tm
     assert "WRONG  venue" in text
     assert "check the network, the proxy and its certificates" in text
     assert "hunter2" not in text
+
+
+def shim(folder: Path) -> Path:
+    """A library that takes locks and sync away from what is below $NO_LOCKS_BELOW."""
+    compiler = shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("no C compiler here, or no Linux")
+    made = folder / "no_locks.so"
+    source = str(Path(__file__).with_name("no_locks.c"))
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(made), source, "-ldl"], check=True, timeout=60)
+    return made
+
+
+def test_programs_run_with_all_of_it_at_once(venue: SimulatorServer, tmp_path: Path) -> None:
+    """Real processes on a disk without locks and sync, behind a dead proxy, on a Korean console: the demo is right, the
+    doctor names each, and what one program fetches is there for the next."""
+    proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"), "http://kim:hunter2@127.0.0.1:9")
+    host = {"LD_PRELOAD": str(shim(tmp_path)), "NO_LOCKS_BELOW": str(tmp_path), "TMPDIR": str(tmp_path)}
+    places = {"BACKBONE_DATA_DIR": str(tmp_path / "자료"), "BACKBONE_CACHE_DIR": str(tmp_path / "cache")}
+    env = os.environ | proxies | host | places | {"PYTHONIOENCODING": "cp949", "PYTHONUTF8": "0"}
+    env = {name: value for name, value in env.items() if name.lower() != "no_proxy"}
+    at = ["--rest-url", venue.rest_url, "--ws-url", venue.ws_url]
+
+    def run(*words: str) -> str:
+        command = [sys.executable, "-m", "backbone", *words]
+        done = subprocess.run(command, env=env, capture_output=True, timeout=100, check=False)
+        said = (done.stdout + done.stderr).decode("cp949")
+        assert done.returncode == 0, said
+        assert "hunter2" not in said
+        assert "Traceback" not in said
+        return done.stdout.decode("cp949")
+
+    assert "equal to the last digit" in run("demo", "--days", "1")
+    lines = {row["name"]: row for row in json.loads(run("doctor", "--json", *at))}
+    assert [lines[name]["state"] for name in ("folder", "locks", "sync", "proxy", "console")] == [
+        "ok",
+        "note",
+        "note",
+        "ok",
+        "ok",
+    ]
+    told = [lines[name]["found"] for name in ("locks", "sync", "proxy", "console")]
+    for found, word in zip(
+        told, ("No locks available", "files cannot be synced", "not used for 127.0.0.1", "cp949"), strict=True
+    ):
+        assert word in found
+    whole = run("fetch", "KRW-BTC", "1h", "--count", "30", "--out", "-", *at)
+    assert run("fetch", "KRW-BTC", "1h", "--count", "30", "--out", "-", "--offline", *at) == whole
+    run("verify", *at)
