@@ -6,7 +6,9 @@ venue allows one connect in ten seconds. Failures are errors of the tree.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.client
 import selectors
 import socket
 from typing import Any
@@ -28,6 +30,7 @@ MESSAGE_BYTES = 16 << 20
 NAP_S = 1.0
 """Longest single wait for bytes."""
 _RECEIVE_BYTES = 1 << 16
+_PORTS = {"http": 80, "https": 443}
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 Message = tuple[int, bytes]
@@ -135,7 +138,7 @@ class Connection:
                 suppress_origin=True,  # with it the venue allows one connect in ten seconds
                 redirect_limit=0,
                 header={"User-Agent": self._user_agent},
-                **(_proxy_options(self._url) or {"socket": self._dial()}),
+                **(_socks_options(self._url) or {"socket": self._dial()}),
             )
         except websocket.WebSocketBadStatusException as exc:
             retry_after = (exc.resp_headers or {}).get("retry-after")
@@ -165,13 +168,17 @@ class Connection:
             raise UnreachableError(f"cannot open {self._url}: {words}", url=self._url) from exc
 
     def _dial(self) -> socket.socket:
-        """A socket at the first of the host's addresses that takes one; TLS begun where the address says so.
+        """A socket to the host, through the proxy that the environment names; TLS begun where the address says so.
 
-        The library gives up at the first address of a kind that this machine cannot use, such as IPv6 in a container.
+        Each address of the host, or of the proxy, is tried. The library gives up at the first of a kind that this
+        machine cannot use, such as IPv6 in a container.
         """
         parts = urlsplit(self._url)
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "wss" else 80)
-        sock = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+        proxy = proxy_of(self._url)
+        sock = (
+            socket.create_connection((host, port), CONNECT_TIMEOUT_S) if proxy is None else _tunnel(proxy, host, port)
+        )
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return self._tls["context"].wrap_socket(sock, server_hostname=host) if self._tls else sock
@@ -243,14 +250,34 @@ def _tls_options(url: str) -> dict[str, Any]:
     return {"context": context}
 
 
-def _proxy_options(url: str) -> dict[str, Any]:
-    """The way through the proxy that the environment names; empty where it names none for this address."""
+def _tunnel(proxy: str, host: str, port: int) -> socket.socket:
+    """A socket to `host` through an HTTP proxy."""
+    parts = urlsplit(proxy)
+    way = http.client.HTTPConnection(
+        parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 80), CONNECT_TIMEOUT_S
+    )
+    words = {}
+    if parts.username is not None:
+        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        words["Proxy-Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+    way.set_tunnel(host, port, words)
+    try:
+        way.connect()
+    except http.client.HTTPException as exc:  # an answer that is none
+        way.close()
+        raise OSError(f"the proxy's answer cannot be read: {exc!r}") from exc
+    sock: socket.socket = way.sock
+    return sock
+
+
+def _socks_options(url: str) -> dict[str, Any]:
+    """The way through the SOCKS proxy that the environment names; empty where it names none for this address."""
     proxy = proxy_of(url)
-    if proxy is None:
+    if proxy is None or not proxy.startswith("socks"):
         return {}
     parts = urlsplit(proxy)
-    options: dict[str, Any] = {"http_proxy_host": parts.hostname, "proxy_type": parts.scheme.replace("https", "http")}
-    options["http_proxy_port"] = parts.port or (443 if parts.scheme == "https" else 80)
+    options: dict[str, Any] = {"http_proxy_host": parts.hostname, "proxy_type": parts.scheme}
+    options["http_proxy_port"] = parts.port or 1080
     options["http_no_proxy"] = ["no host is excluded here"]
     if parts.username is not None:
         options["http_proxy_auth"] = (unquote(parts.username), unquote(parts.password or ""))

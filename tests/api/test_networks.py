@@ -6,13 +6,17 @@ import errno
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from backbone import Backbone
+from backbone.clock import SystemClock
 from backbone.errors import BackboneError, SourceError, UnreachableError
+from backbone.routing.websocket import Connection
 from backbone.simulator import SimulatorServer
 from tests.routing.http_venue import Venue, reply
 from tests.routing.socket_venue import eventually
@@ -57,6 +61,42 @@ def client_of(server: SimulatorServer, folder: Path) -> Backbone:
     return Backbone(data_dir=folder, rest_url=f"http://{NAME}:{port}", ws_url=f"ws://{NAME}:{port}/websocket/v1")
 
 
+@pytest.fixture
+def tunnel(venue: SimulatorServer) -> Iterator[int]:
+    """The port of a proxy that leads each CONNECT to the exchange, whatever host it names."""
+    stop, ends = threading.Event(), ExitStack()
+    place = urlsplit(venue.rest_url)
+
+    def carry(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+
+    def serve(peer: socket.socket) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += peer.recv(4096)
+        assert head.startswith(f"CONNECT {NAME}:".encode())
+        there = ends.enter_context(socket.create_connection((place.hostname or "", place.port or 0)))
+        peer.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        threading.Thread(target=carry, args=(there, peer), daemon=True).start()
+        carry(peer, there)
+
+    def accept() -> None:
+        while not stop.is_set():
+            with suppress(OSError):
+                peer = ends.enter_context(listener.accept()[0])
+                threading.Thread(target=serve, args=(peer,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ends:
+        listener.settimeout(0.1)
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield listener.getsockname()[1]
+        stop.set()
+        thread.join()
+
+
 @pytest.fixture(scope="module")
 def six() -> Iterator[SimulatorServer]:
     try:
@@ -81,7 +121,12 @@ def test_venue_that_listens_on_ipv6_only_is_reached(
             answered(client)
 
 
-@pytest.mark.parametrize("code", [errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EHOSTUNREACH, errno.EAFNOSUPPORT])
+KINDS_OF_NO = pytest.mark.parametrize(
+    "code", [errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EHOSTUNREACH, errno.EAFNOSUPPORT, errno.ETIMEDOUT]
+)
+
+
+@KINDS_OF_NO
 def test_machine_without_ipv6_reaches_a_name_that_has_both(
     venue: SimulatorServer,
     tmp_path: Path,
@@ -101,6 +146,32 @@ def test_machine_without_ipv6_reaches_a_name_that_has_both(
     monkeypatch.setattr(socket.socket, "connect", refuse)
     with client_of(venue, tmp_path) as client:
         answered(client)
+
+
+@KINDS_OF_NO
+def test_socket_tries_each_address_of_a_proxy(
+    venue: SimulatorServer, tunnel: int, named: Callable[[list[str]], None], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """As of the venue itself: a proxy's name that has an address of each kind, of which one leads nowhere."""
+    connect, tried = socket.socket.connect, []
+
+    def refuse(self: socket.socket, address: Any) -> Any:
+        tried.append(self.family)
+        if self.family == socket.AF_INET6:
+            raise OSError(code, "no IPv6 here")
+        return connect(self, address)
+
+    named(["::1", "127.0.0.1"])
+    monkeypatch.setattr("backbone.routing.websocket.proxy_of", lambda url: f"http://{NAME}:{tunnel}")
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = Connection(f"ws://{NAME}:80/websocket/v1", SystemClock(), "test", theirs)
+        connection.open()
+        assert tried[:2] == [socket.AF_INET6, socket.AF_INET]
+        connection.send(b'[{"ticket":"t"},{"type":"ticker","codes":["KRW-BTC"]}]')
+        eventually(lambda: any(b"KRW-BTC" in payload for _, payload in connection.receive(1.0)))
+        connection.close()
 
 
 def test_name_that_resolves_again_after_a_while_is_used(

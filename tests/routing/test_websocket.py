@@ -88,8 +88,10 @@ def test_splitter_bounds_a_message_in_fragments(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("url", ["ws://127.0.0.1:8080/x", "ws://localhost:1/x", "ws://[::1]:1/x"])
 def test_socket_to_this_machine_goes_past_every_proxy(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """Whatever the environment says."""
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    assert websocket._proxy_options(url) == {}
+    for proxy in ("http://127.0.0.1:1", "socks5://127.0.0.1:1"):
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        assert websocket._socks_options(url) == {}
+        assert websocket.proxy_of(url) is None
 
 
 def test_socket_to_the_venue_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,11 +115,11 @@ def test_socket_to_the_venue_goes_through_the_proxy_of_the_environment(monkeypat
         with pytest.raises(UnreachableError) as caught:
             connection.open()
     thread.join(5)
-    assert heads[0].startswith(b"CONNECT venue.invalid:443 HTTP/1.1")
+    assert heads[0].startswith(b"CONNECT venue.invalid:443 HTTP/1.")
     assert base64.b64encode(b"kim:s3 cret") in heads[0]
     assert "s3" not in f"{caught.value} {caught.value.__cause__}"
     monkeypatch.setenv("NO_PROXY", "venue.invalid")
-    assert websocket._proxy_options("wss://venue.invalid/websocket/v1") == {}
+    assert websocket.proxy_of("wss://venue.invalid/websocket/v1") is None
 
 
 @pytest.mark.parametrize("end", ["abort", "hang_up"])
