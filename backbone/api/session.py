@@ -2,8 +2,9 @@
 
 A client owns one `Session` and hands it to its calls, which therefore know nothing of the client. The coordinator is
 made on first use, and made anew in a forked child. A session that is no longer referenced is closed on a thread of its
-own, because the garbage collector may run in the middle of anything, under any lock; those that are left when the
-program ends are closed then. The lock guards the making of the coordinator and the lists of what ends.
+own, because the garbage collector may run in the middle of anything, under any lock; while a client is idle, one of its
+threads looks for such garbage. Sessions that are left when the program ends are closed then. The lock guards the making
+of the coordinator and the lists of what ends.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -36,6 +37,9 @@ __all__ = ["Session", "new_request_id"]
 
 _log = logging.getLogger("backbone.session")
 
+_IDLE_S, _LONGEST_S = 2.0, 300.0  # until garbage is looked for the first time, and at most between two times
+_SHARE = 50  # so many times as long as a look took
+
 
 class _Stoppable(Protocol):
     def stop(self) -> None: ...
@@ -52,6 +56,7 @@ class _Owned:
         self.tables: weakref.WeakSet[_Stoppable] = weakref.WeakSet()  # what is live
         self.ending: list[Callable[[], None]] = []  # the demo's exchange, a metrics server
         self.pid = os.getpid()  # and is not a forked child's to end
+        self.used_s = 0.0  # when a call last began
 
     def end(self) -> None:
         """End all of it, once; warn of backfills that were running."""
@@ -111,6 +116,40 @@ def _forget(owned: _Owned) -> None:
         _thread.start_new_thread(close, ())
     except RuntimeError:  # the interpreter is ending and starts no threads: nothing else runs here now
         close()
+
+
+_looked_s = float("-inf")  # when garbage was last looked for
+
+
+def _look_for_garbage(owned: _Owned, clock: Clock) -> None:
+    """Collect garbage while a client is idle: what refers to it may be a circle of views, callbacks and tracebacks that
+    nobody holds, and Python may not look for a long time.
+
+    First some seconds after its last call, then ever more rarely, never for more than a fiftieth of the time, and not
+    where the program has switched the collector off.
+    """
+    core, wait_s = owned.core, _IDLE_S
+
+    def look() -> None:
+        global _looked_s
+        nonlocal wait_s
+        now = clock.monotonic()
+        if owned.used_s > _looked_s:
+            wait_s = _IDLE_S
+        due_s = max(owned.used_s, _looked_s) + wait_s
+        if now >= due_s and gc.isenabled():
+            gc.collect()
+            _looked_s = clock.monotonic()
+            wait_s = min(max(2 * wait_s, _SHARE * (_looked_s - now)), _LONGEST_S)
+            due_s = _looked_s + wait_s
+        again(max(due_s - now, _IDLE_S))
+
+    def again(delay_s: float) -> None:
+        if core is not None and not owned.closed:
+            with suppress(ClosedError):
+                core.scheduler.call_later(delay_s, look, starts=False)
+
+    again(_IDLE_S)
 
 
 @atexit.register
@@ -191,6 +230,8 @@ class Session:
 
                 owned.core = Coordinator(self.settings, self.clock, self.venue)
                 owned.core_pid = os.getpid()
+                _look_for_garbage(owned, self.clock)
+            owned.used_s = self.clock.monotonic()
             return owned.core
 
     # -- markets -------------------------------------------------------------------------------------------------

@@ -218,13 +218,17 @@ class Scheduler:
             self._push_locked(ticket)
         return ticket
 
-    def call_later(self, delay_s: float, job: Callable[[], None]) -> None:
-        """Run `job` on a worker in `delay_s` seconds, without a permit; never if the scheduler is closed first."""
+    def call_later(self, delay_s: float, job: Callable[[], None], *, starts: bool = True) -> None:
+        """Run `job` on a worker in `delay_s` seconds, without a permit; never if the scheduler is closed first.
+
+        Where no thread runs and it `starts` none, it waits until one does.
+        """
         with self._lock:
             if self._is_closed:
                 raise _closed()
             heapq.heappush(self._timers, (self._clock.monotonic() + delay_s, next(self._numbers), job))
-            self._wake_locked()
+            if starts or self._workers.threads:
+                self._wake_locked()
 
     def raise_priority(self, ticket: Ticket, priority: Priority) -> None:
         """Give a waiting ticket a more urgent priority; it keeps its age. Never lowers one."""

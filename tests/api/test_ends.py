@@ -72,6 +72,48 @@ falls_to(0, 8)
     )
 
 
+@pytest.mark.parametrize("kind", ["view", "callback", "job", "error", "circle"])
+def test_client_in_a_circle_that_nobody_holds_is_closed_while_idle(
+    exchange: SimulatorServer, tmp_path: Path, kind: str
+) -> None:
+    """What is shown, called back or caught refers back to its client: nobody has to call the collector, whose own turn
+    never comes here, and no other client is made."""
+    run(
+        """
+from backbone import errors
+from backbone.api import session
+assert 0 < session._IDLE_S <= 5, "seconds"
+session._IDLE_S = 0.2
+gc.set_threshold(0)
+kind, url, ws, folder = sys.argv[1:]
+def cell():
+    client = Backbone(data_dir=folder, rest_url=url, ws_url=ws)
+    if kind == "view":
+        client.live("KRW-BTC")._repr_html_()
+    elif kind == "callback":
+        client.live("KRW-BTC").on_update(lambda update: client)
+    elif kind == "job":
+        client.backfill("KRW-BTC", "1h", "2025-08-20").wait()._repr_html_()
+    elif kind == "error":
+        try:
+            client.candles("KRW-NOPE", "1h", count=3)
+        except errors.BackboneError as exc:
+            caught = exc
+    else:
+        client.mine = [client]
+    client.tickers("KRW-BTC")
+    return held()
+threads, files = cell()
+assert threads
+falls_to(0, 8)
+""",
+        kind,
+        exchange.rest_url,
+        exchange.ws_url,
+        tmp_path,
+    )
+
+
 def test_cell_with_callbacks_and_views_leaves_no_client_behind(exchange: SimulatorServer, tmp_path: Path) -> None:
     """Tables, jobs and what shows them refer to each other; callbacks run on with their client."""
     run(
