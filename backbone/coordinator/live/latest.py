@@ -81,7 +81,7 @@ class Slot:
         self.is_short = False
         self.history: History | None = None
         self.followers: tuple[ConflatedChanges | RecordQueue, ...] = ()
-        self.snapshot: LiveRecord | None = None  # the last one that the stream sent
+        self.snapshot: LiveRecord | None = None  # the last record that is how it stood, not news
         self.waiting: list[Trade] | None = None
         self.delivered: dict[int, None] = {}  # the ids of the newest trades
         self.resume = (0, 0)
@@ -200,7 +200,7 @@ class RecordQueue:
         return None if found is None else found[0]
 
     def next(self, timeout_s: float | None = None) -> tuple[LiveRecord, bool] | None:
-        """As `get`, with whether the stream sent it as a snapshot: as it stood, not as news."""
+        """As `get`, with whether it is how things stood: a snapshot of the stream's, or the first row, from REST."""
         clock = self._latest.clock
         deadline = None if timeout_s is None else clock.monotonic() + timeout_s
         with self._latest.lock:
@@ -312,6 +312,8 @@ class LatestRows:
                     record = record.completed(held.row)
                 if isinstance(record, Ticker) and _is_new_condition(record, held):
                     changed.append(record)
+                if held is None:
+                    slot.snapshot = record
                 is_news = held is None or not _is_same(held.row, record)
                 if is_news or held is None or held.source != "stream":
                     slot.held = Held(record, "rest", received_s)
