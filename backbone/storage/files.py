@@ -28,7 +28,7 @@ import os
 import random
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 from backbone.clock import Clock
 from backbone.errors import StoreBusyError, StoreError
 from backbone.locks import renew_after_fork
-from backbone.storage.layout import DAMAGED, LOCKS, QUARANTINE, SNAPSHOTS, TMP
+from backbone.storage.layout import DAMAGED, LOCKS, QUARANTINE, SNAPSHOTS, tmp_key
 from backbone.storage.owner_lock import OwnerLock
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ __all__ = [
     "rename_over",
     "retried",
     "snapshot_error",
-    "tmp_key",
     "why_no_locks",
     "why_no_sync",
 ]
@@ -149,12 +148,12 @@ def why_no_locks(path: str) -> str | None:
     return None
 
 
-def why_no_sync(fd: int) -> str | None:
-    """Why an open file cannot be synced, where that is no fault of the disk's; None where it can."""
+def why_no_sync(fd: int, tolerated: Collection[int] = _NOT_SUPPORTED) -> str | None:
+    """Why an open file is not synced, where that is the disk's way and no fault; None where it is."""
     try:
         os.fsync(fd)
     except OSError as exc:
-        if exc.errno not in _NOT_SUPPORTED:
+        if exc.errno not in tolerated:
             raise
         return exc.strerror or str(exc)
     return None
@@ -661,13 +660,10 @@ class LocalFiles:
             os.close(fd)
 
     def _sync(self, fd: int, tolerated: set[int]) -> None:
-        try:
-            os.fsync(fd)
-        except OSError as exc:
-            if exc.errno not in tolerated:
-                raise
+        why = why_no_sync(fd, tolerated)
+        if why is not None:
             words = "store.no_sync folder=%s (%s): what was written last may be lost in a power cut"
-            self._warn_once("sync", words, self._root, exc.strerror)
+            self._warn_once("sync", words, self._root, why)
 
     def size(self, key: str) -> int:
         """Bytes of a file, 0 where there is none."""
@@ -701,10 +697,3 @@ def _remove(path: str) -> None:
     """Take away our own unfinished file; one that will not go is found by the audit."""
     with suppress(OSError):
         os.unlink(path)
-
-
-def tmp_key(key: str) -> str:
-    """Where an unfinished write of `key` lies: below its exchange, so that no name is too long for a disk."""
-    top, _, rest = key.partition("/")
-    exchange, _, rest = rest.partition("/") if rest.startswith("exchange=") and "/" in rest else ("other", "", rest)
-    return f"{TMP}/{exchange}/{top}+{rest.replace('/', '+')}"

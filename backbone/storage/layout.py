@@ -37,6 +37,7 @@ __all__ = [
     "parse_quiet_key",
     "parse_sidecar_key",
     "series_of",
+    "tmp_key",
 ]
 
 CANDLES = "candles"
@@ -183,3 +184,10 @@ def _series_of(parts: list[str]) -> Series | None:
     if timeframe is None or not is_market_name(market) or not is_exchange_name(exchange):
         return None
     return Series(exchange, market, timeframe)
+
+
+def tmp_key(key: str) -> str:
+    """Where an unfinished write of `key` lies: below its exchange, so that no name is too long for a disk."""
+    top, _, rest = key.partition("/")
+    exchange, _, rest = rest.partition("/") if rest.startswith("exchange=") and "/" in rest else ("other", "", rest)
+    return f"{TMP}/{exchange}/{top}+{rest.replace('/', '+')}"

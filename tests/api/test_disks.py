@@ -19,7 +19,7 @@ from backbone.errors import StoreError
 from backbone.settings import parse_place
 from backbone.simulator import SimulatorServer
 from backbone.storage import files as module
-from backbone.storage.layout import Series
+from backbone.storage.layout import Series, tmp_key
 from backbone.timeframe import parse_timeframe, period_of
 from tests.stress.store_disk import mounts, read_only
 
@@ -217,7 +217,7 @@ def test_no_file_of_a_market_has_a_devices_name(market: str) -> None:
     timeframe = parse_timeframe("1m")
     series = Series("upbit", market, timeframe)
     key = series.key(period_of(timeframe, 0))
-    for each in (key, series.lock_key, module.tmp_key(key), *series.sidecar_keys):
+    for each in (key, series.lock_key, tmp_key(key), *series.sidecar_keys):
         for part in each.split("/"):
             assert part.partition(".")[0].upper() not in _DEVICES
             assert not set(part) & set('<>:"\\|?*'), part

@@ -11,8 +11,7 @@ import pytest
 from backbone.errors import StoreError
 from backbone.model import CANDLE_SCHEMA, Span
 from backbone.storage.coverage import Coverage, SpanSet
-from backbone.storage.files import tmp_key
-from backbone.storage.layout import Series
+from backbone.storage.layout import Series, tmp_key
 from backbone.storage.partition import REVISION_SCHEMA, Partition, encode_coverage, encode_partition
 from backbone.testing import ManualClock
 from backbone.timeframe import period_name, period_of
