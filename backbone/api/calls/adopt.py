@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from backbone.api.arguments import parse_market
+from backbone.api.arguments import in_zone, parse_market
 from backbone.candle_table import compare, rows_inside, times_of
 from backbone.errors import InputError, StoreError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Priority, Span
@@ -99,7 +99,7 @@ def adopt(session: Session, source: Any, market: str, timeframe: str, *, tz: str
     if kept:
         detail = {"source": name, "timeframe": tf.name, "rows": kept, "compared": compared, "differing": differing}
         core.store.events.add(code, ADOPTED, detail, how="adopt")
-    first, last = (np.datetime64(int(at), "us").astype(object) for at in (times[0], times[-1]))
+    first, last = (in_zone(int(at), "UTC") for at in (times[0], times[-1]))
     return Adopted(code, tf.name, table.num_rows, kept, first, last, compared, differing, has_value)
 
 

@@ -146,7 +146,16 @@ def _shadow(_: Session) -> Iterator[Check]:
     """A folder or file of the package's name in the working folder is imported in its place."""
     own = Path(backbone.__file__).resolve().parent
     for there in (Path("backbone.py"), Path("backbone/__init__.py")):
-        if there.is_file() and there.resolve().parent != own:
+        if not there.is_file() or there.resolve().parent == own:
+            continue
+        if (there.parent / Path(__file__).relative_to(own)).is_file():
+            yield Check(
+                "shadow",
+                "note",
+                f"{there.parent} in the working folder is a checkout, which programs that start here import",
+                "pip install -e . makes both the same",
+            )
+        else:
             where = there if there.suffix == ".py" and there.parent == Path() else there.parent
             yield Check(
                 "shadow",
@@ -154,7 +163,7 @@ def _shadow(_: Session) -> Iterator[Check]:
                 f"{where} in the working folder is imported instead of the package",
                 "rename it, or start programs in another folder",
             )
-            return
+        return
     yield Check("shadow", "ok", "nothing in the working folder takes the package's name")
 
 

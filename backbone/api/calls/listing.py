@@ -31,6 +31,7 @@ __all__ = ["adopt_lists", "listed_at", "markets_at", "of_quote", "prices_of", "t
 _log = logging.getLogger("backbone.fetch")
 _DAY = TIMEFRAMES["1d"]
 _DATE = re.compile(r"(\d{4})-(\d{2})(?:-(\d{2}))?")
+_A_DAY = re.compile(r"today|yesterday|\d{4}([-./])\d{1,2}\1\d{1,2}|\d{8}", re.I)
 _WINDOW = re.compile(r"(\d+) ?([dw])")
 _RANKS = ("value", "volume")
 
@@ -41,10 +42,8 @@ def listed_at(session: Session, at: TimeLike, *, whole_day: bool) -> tuple[int, 
     now_us = session.now_us()
     if at_us > now_us:
         raise InputError("at", at, "a day that is not in the future")
-    is_day = (isinstance(at, dt.date) and not isinstance(at, dt.datetime)) or (
-        isinstance(at, str) and re.fullmatch(r"\d{4}[-./]\d{2}[-./]\d{2}", at.strip()) is not None
-    )
-    if whole_day and is_day:
+    is_date = isinstance(at, dt.date) and not isinstance(at, dt.datetime)
+    if whole_day and (is_date or (isinstance(at, str) and _A_DAY.fullmatch(at.strip()))):
         at_us = min(now_us, at_us + DAY_US - 1)
     core = session.coordinator()
     return at_us, core.market_log.at(at_us, core.first_candles(), session.tz)

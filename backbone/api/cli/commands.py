@@ -94,12 +94,17 @@ def fetch(options: argparse.Namespace) -> int:
     Without --out and --format the first and last rows are shown; --format csv or json prints all of them.
     """
     out = None if options.out is None else check_target(options.out)
-    options.markets, options.timeframe = _split(options.words)
+    if out is not None and options.format not in (None, out.suffix.lower()[1:]):
+        raise InputError("--format", options.format, f"left out: the ending of --out says that it is {out.suffix}")
+    words, options.timeframe = _split(options.words)
+    options.markets = words
     form = options.format or ("table" if options.out is None else "csv")
     try:
         with _open(options) as client:
+            if len(words) > 1:
+                options.markets = _codes(client, words)
             frame = _fetched(client, options)
-            _say_facts(frame, f"{' '.join(options.markets)} {options.timeframe}")
+            _say_facts(frame, f"{' '.join(words)} {options.timeframe}")
             if out is not None:
                 write_file(frame, out)
             else:
@@ -129,7 +134,7 @@ def _fetched(client: Any, options: argparse.Namespace) -> Any:
             if getattr(options, name) is not None:
                 setattr(options, name, in_zone(client.session.time(name, getattr(options, name)), client.tz))
         if options.end is None:
-            options.end = in_zone(client.likely_now_us(), client.tz)
+            options.end = in_zone(client.session.likely_now_us(), client.tz)
         raise
 
 
@@ -189,7 +194,7 @@ def explain(options: argparse.Namespace) -> int:
         for p in plans
     ]
     names = ["market", "timeframe", "start", "end", "cached", "derived", "gaps", "pages", "seconds"]
-    print_frame(pd.DataFrame(rows, columns=names), options.format or "table")
+    print_frame(pd.DataFrame(rows, columns=names), options.format)
     pages = sum(plan.pages for plan in plans)
     say(f"{pages:,} page{'s' * (pages != 1)}, about {sum(plan.seconds for plan in plans):.1f} s")
     return 0
@@ -208,10 +213,7 @@ def coverage(options: argparse.Namespace) -> int:
         held = [part.assign(market=code) for code, part in parts.items() if len(part)]
         frame = pd.concat(held, ignore_index=True) if held else next(iter(parts.values())).assign(market="")
         frame = frame[["market", *(name for name in frame.columns if name != "market")]]
-    if frame.empty and options.format in (None, "table"):
-        say("nothing is held of it yet")
-    else:
-        print_frame(frame, options.format or "table")
+    print_frame(frame, options.format, nothing="nothing is held of it yet")
     return 0
 
 
@@ -222,14 +224,14 @@ def markets(options: argparse.Namespace) -> int:
     """The venue's markets: codes, names, warnings."""
     with _open(options) as client:
         frame = client.markets(options.quote, at=options.at)
-    print_frame(frame, options.format or "table")
+    print_frame(frame, options.format)
     return 0
 
 
 def watch(options: argparse.Namespace) -> int:
     """The newest price of each market, redrawn in place as it changes, until Ctrl-C. Rising prices are red, falling
-    ones blue. Where the output is no terminal each change is a line: time, market, price, change, source. With --once
-    the table is printed, as --format says.
+    ones blue. Where the output is no terminal each change is a line: time, market, price, change, source; with --format
+    csv or json a row or an object of exact numbers. With --once the table is printed, as --format says.
     """
     from backbone.api.cli.watch import watch as show
 
@@ -252,6 +254,7 @@ def watch(options: argparse.Namespace) -> int:
                 zone=client.tz,
                 seconds=options.seconds,
                 coloured=not options.plain,
+                form=options.format,
             )
         except KeyboardInterrupt:
             return 0  # how one ends it
@@ -315,11 +318,9 @@ def update(options: argparse.Namespace) -> int:
     late = frame[frame["state"] != "done"]
     if options.quiet:
         if len(late):
-            print_frame(late, options.format or "table")
-    elif frame.empty and options.format in (None, "table"):
-        say("nothing is stored yet")
+            print_frame(late, options.format)
     else:
-        print_frame(frame, options.format or "table")
+        print_frame(frame, options.format, nothing="nothing is stored yet")
     if len(late):
         say(f"{len(late)} of {len(frame)} series are not up to date; the same command goes on from there")
         return EXIT_INCOMPLETE
@@ -349,10 +350,7 @@ def store(options: argparse.Namespace) -> int:
     """What is stored: a row a series with its first and last candle, rows, holes and bytes."""
     with _open(options) as client:
         frame = client.store.inventory()
-    if frame.empty and options.format in (None, "table"):
-        say("nothing is stored yet")
-    else:
-        print_frame(frame, options.format or "table")
+    print_frame(frame, options.format, nothing="nothing is stored yet")
     return 0
 
 
@@ -372,7 +370,7 @@ def remove(options: argparse.Namespace) -> int:
 def clear(options: argparse.Namespace) -> int:
     """Empties what can be made again or was put aside: the memo of results, and the quarantine. Candles stay."""
     with _open(options) as client:
-        print_value(client.store.clear(), options.format or "table")
+        print_value(client.store.clear(), options.format)
     return 0
 
 
@@ -380,9 +378,9 @@ def snapshot(options: argparse.Namespace) -> int:
     """Makes a data folder that never changes again and prints its path; without a name, lists those there are."""
     with _open(options) as client:
         if options.name is None:
-            print_frame(client.store.snapshots(), options.format or "table")
+            print_frame(client.store.snapshots(), options.format, nothing="no snapshot was made yet")
         else:
-            print_value(client.store.snapshot(options.name), options.format or "table")
+            print_value(client.store.snapshot(options.name), options.format)
     return 0
 
 
@@ -390,10 +388,7 @@ def events(options: argparse.Namespace) -> int:
     """What happened to markets: listings, delistings, renamings, redenominations, restated candles."""
     with _open(options) as client:
         frame = client.store.events(options.market)
-    if frame.empty and options.format in (None, "table"):
-        say("nothing happened that is known of")
-    else:
-        print_frame(frame, options.format or "table")
+    print_frame(frame, options.format, nothing="nothing happened that is known of")
     return 0
 
 
@@ -405,14 +400,14 @@ def adopt(options: argparse.Namespace) -> int:
         report = client.store.adopt(
             options.source, options.market, options.timeframe, tz=options.file_tz, at=options.at
         )
-    print_value(report, options.format or "table")
+    print_value(report, options.format)
     return 0
 
 
 def copy(options: argparse.Namespace) -> int:
     """Copies every candle to another folder or object store, proven on the way; what is there already is kept."""
     with _open(options) as client:
-        print_value(client.store.copy_to(options.target), options.format or "table")
+        print_value(client.store.copy_to(options.target), options.format)
     return 0
 
 
@@ -433,7 +428,7 @@ def size(options: argparse.Namespace) -> int:
     if options.format == "csv":
         print_frame(found.frame(), "csv")
     else:
-        print_value(found, options.format or "table")
+        print_value(found, options.format)
     return 0
 
 

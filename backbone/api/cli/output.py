@@ -124,30 +124,41 @@ def _indexed(frame: Any) -> bool:
     return any(name is not None for name in frame.index.names)
 
 
-def print_frame(frame: Any, form: str, *, whole: bool = True) -> None:
-    """Print a pandas frame. As a table not `whole`, only its first and last rows are shown."""
+def print_frame(frame: Any, form: str | None, *, whole: bool = True, nothing: str = "nothing was found") -> None:
+    """Print a pandas frame; no form is a table. As a table not `whole`, only its first and last rows are shown; an
+    empty one is no data, and `nothing` is said instead.
+    """
     if form == "csv":
         frame.to_csv(_Stdout(), index=_indexed(frame), lineterminator="\n")
     elif form == "json":
         _print_json(_records(frame))
+    elif frame.empty:
+        say(nothing)
     elif whole or len(frame) <= _SHOWN_ROWS:
         emit(frame.to_string(index=_indexed(frame)))
     else:
         emit(frame.to_string(index=_indexed(frame), max_rows=_SHOWN_ROWS, min_rows=_SHOWN_ROWS))
 
 
-def print_value(value: Any, form: str) -> None:
+def print_value(value: Any, form: str | None) -> None:
     """Print what a call answered that is no frame: its text, or its fields as one JSON object or CSV line."""
     import pandas as pd
 
     if isinstance(value, pd.DataFrame):
         print_frame(value, form)
-    elif form == "table":
-        emit(str(value))
+    elif form is None or form == "table":
+        told = isinstance(value, dict) or "__str__" not in vars(type(value))
+        fields = _cells(value)
+        emit(str(value) if "value" in fields or not told else "  ".join(f"{name} {fields[name]}" for name in fields))
     elif form == "json":
         _print_json(_fields(value))
     else:
-        print_frame(pd.DataFrame([_fields(value)]), "csv")
+        print_frame(pd.DataFrame([_cells(value)]), "csv")
+
+
+def _cells(value: Any) -> dict[str, Any]:
+    """The fields as one line has them: of a list its length."""
+    return {name: len(item) if isinstance(item, list) else item for name, item in _fields(value).items()}
 
 
 def _fields(value: Any) -> dict[str, Any]:

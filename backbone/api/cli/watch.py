@@ -6,6 +6,7 @@ the watching ends. `Screen` only makes text; `watch` is the loop. Nothing is dra
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import threading
@@ -28,6 +29,8 @@ _FRAME_S: Final = 0.1
 _LOOK_S: Final = 1.0  # the ages grow though nothing comes
 _HIDE, _SHOW, _RESET = "\x1b[?25l", "\x1b[?25h", "\x1b[0m"
 _RISE, _FALL = "\x1b[31m", "\x1b[34m"
+CHANGE: Final = ("time", "market", "price", "change_rate", "source")
+"""The fields of a change in a program's form."""
 Size = Callable[[], tuple[int, int]]
 
 
@@ -66,8 +69,10 @@ class Screen:
         return f"{_RISE if row.change > 0 else _FALL}{text}{_RESET}"
 
 
-def update_lines(update: LiveUpdate, view: TableView, zone: str) -> list[str]:
-    """One line for each market that changed: its time, price, change and where it came from."""
+def update_lines(update: LiveUpdate, view: TableView, zone: str, form: str | None = None) -> list[str]:
+    """One line for each market that changed: its time, price, change and where it came from; as a CSV row or a JSON
+    object with exact numbers where `form` says so.
+    """
     rows = {row.market: row for row in view.rows}
     lines = []
     for record in update:
@@ -75,6 +80,17 @@ def update_lines(update: LiveUpdate, view: TableView, zone: str) -> list[str]:
         if row is None or not isinstance(record, Ticker):
             continue
         at = in_zone(record.time_us, zone)
+        if form in ("csv", "json"):
+            fields = (
+                at.isoformat(timespec="milliseconds"),
+                record.market,
+                record.price,
+                record.change_rate,
+                row.source,
+            )
+            named = json.dumps(dict(zip(CHANGE, fields, strict=True)))
+            lines.append(named if form == "json" else ",".join(map(str, fields)))
+            continue
         price = format_price(record.price, row.tick)
         lines.append(f"{at:%Y-%m-%d %H:%M:%S}  {record.market}  {price}  {record.change_rate:+.2%}  {row.source}")
     return lines
@@ -89,18 +105,22 @@ def watch(
     seconds: float | None = None,
     coloured: bool = True,
     size: Size | None = None,
+    form: str | None = None,
 ) -> None:
     """Show `table` on `out` for `seconds` (None: until it is stopped, or Ctrl-C).
 
-    On a terminal the table is redrawn in place, at most ten times a second; elsewhere each change is a line.
+    On a terminal the table is redrawn in place, at most ten times a second; elsewhere, and in the form of a program
+    (``csv`` with a head, ``json``: an object a line), each change is a line.
     """
-    in_place = out.isatty()
+    in_place = out.isatty() and form not in ("csv", "json")
     screen = Screen(size or _terminal_size, coloured=coloured)
     pause = threading.Condition()
     until = math.inf if seconds is None else clock.monotonic() + seconds
     try:
         if in_place:
             _write(out, screen.draw(table.snapshot()))
+        elif form == "csv":
+            _write(out, ",".join(CHANGE) + "\n")
         while clock.monotonic() < until and table.state != "stopped":
             for update in table.updates(timeout_s=max(0.01, min(_LOOK_S, until - clock.monotonic()))):
                 if in_place:
@@ -108,7 +128,7 @@ def watch(
                     with pause:
                         clock.wait(pause, _FRAME_S)
                 else:
-                    _write(out, "".join(f"{line}\n" for line in update_lines(update, table.snapshot(), zone)))
+                    _write(out, "".join(f"{line}\n" for line in update_lines(update, table.snapshot(), zone, form)))
                 if clock.monotonic() >= until:
                     break
             if in_place:

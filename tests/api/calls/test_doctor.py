@@ -132,6 +132,19 @@ def test_package_of_the_same_name_in_the_working_folder_is_wrong(
     assert check.found.startswith("backbone")
 
 
+def test_checkout_as_working_folder_is_a_note(
+    client: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever follows the README stands in a checkout with the package installed beside it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "backbone/api/calls").mkdir(parents=True)
+    for name in ("__init__.py", "api/calls/doctor.py"):
+        (tmp_path / "backbone" / name).write_text("", encoding="utf-8")
+    (check,) = doctor._shadow(client.session)
+    assert check.state == "note"
+    assert "checkout" in check.found
+
+
 def test_package_that_is_missing_is_named(client: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the command that installs it."""
     monkeypatch.setattr(doctor, "_PACKAGES", ("numpy", "no-such-package"))

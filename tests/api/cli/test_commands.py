@@ -310,6 +310,61 @@ def test_copy_takes_the_store_elsewhere(at: list[str], tmp_path: Path, capsys: p
     assert len(read_csv(capsys.readouterr().out)) == 24
 
 
+def test_what_is_no_frame_reads_as_words_or_as_fields(
+    at: list[str], client: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No representation of Python on a screen; times of a report have their offset."""
+    frame = client.candles("KRW-BTC", "1h", "2025-08-20", "2025-08-21")
+    frame.to_csv(tmp_path / "mine.csv")
+    assert cli.main(["copy", str(tmp_path / "second"), *at]) == 0
+    assert re.fullmatch(r"files \d+  bytes \d+  same 0  problems 0\n", capsys.readouterr().out)
+    assert cli.main(["copy", str(tmp_path / "second"), "--format", "csv", *at]) == 0
+    assert capsys.readouterr().out.endswith(",0\n")
+    assert cli.main(["clear", *at]) == 0
+    assert re.fullmatch(r"files \d+  bytes \d+\n", capsys.readouterr().out)
+    assert cli.main(["adopt", str(tmp_path / "mine.csv"), "KRW-BTC", "1h", "--format", "json", *at]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert pd.Timestamp(report["start"]) == frame.index[0]
+    assert pd.Timestamp(report["end"]) == frame.index[-1]
+
+
+@pytest.mark.parametrize("words", ["snapshot", "store", "coverage KRW-BTC", "update"])
+def test_empty_table_is_no_data(words: str, at: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What there is not is said in words, beside the data."""
+    assert cli.main([*words.split(), *at]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "yet" in said.err
+
+
+def test_fetch_takes_a_quote_currency_among_markets(at: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """As `backfill`, `explain` and `coverage` do; each market once."""
+    assert cli.main(["fetch", "btc-eth", "KRW", "KRW-BTC", "1d", "--count", "1", "--format", "csv", *at]) == 0
+    found = list(read_csv(capsys.readouterr().out)["market"])
+    assert sorted(found) == sorted(code for code in LISTED if code.startswith(("KRW", "BTC-ETH")))
+
+
+def test_form_that_the_ending_contradicts_is_refused(
+    at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is requested; the form that the ending names may be said again."""
+    words = ["fetch", "KRW-BTC", "1h", "--count", "2", "--out"]
+    assert cli.main([*words, str(tmp_path / "a.csv"), "--format", "json", *at]) == cli.EXIT_INPUT
+    assert "ending" in capsys.readouterr().err
+    assert not (tmp_path / "a.csv").exists()
+    assert cli.main([*words, str(tmp_path / "a.CSV"), "--format", "csv", *at]) == 0
+
+
+@pytest.mark.parametrize("day", ["today", "2025.8.22", "20250822"])
+def test_markets_of_a_day_are_those_of_its_end(
+    day: str, at: list[str], client: Backbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However the day is written: a list that was recorded in the course of it is found."""
+    client.markets()
+    assert cli.main(["markets", "KRW", "--at", day, "--format", "csv", *at]) == 0
+    assert "KRW-BTC" in list(read_csv(capsys.readouterr().out)["market"])
+
+
 def test_size_and_verify_in_a_programs_form(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The numbers of `size`; the problems of `verify`, an empty table where there are none."""
     assert cli.main(["size", "--markets", "KRW-BTC", "--timeframe", "1d", "--format", "json", *at]) == 0

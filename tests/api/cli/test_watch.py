@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import datetime as dt
 import io
+import json
 import re
 from pathlib import Path
 
@@ -20,6 +23,13 @@ NOW = "2025-08-22T09:00:00Z"
 
 def row(market: str, price: float = 100.0, change: float = 1.0) -> TableRow:
     return TableRow(market, price, 1.0, change, change / 100, 10.0, 1000.0, "stream", 0.1)
+
+
+class OnTerminal(io.StringIO):
+    """The text as it was written."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 class Terminal(io.StringIO):
@@ -141,3 +151,18 @@ def test_watch_elsewhere_writes_a_line_a_change(tmp_path: Path) -> None:
     lines = out.getvalue().splitlines()
     assert lines
     assert all(re.fullmatch(r"2025-08-22 18:[\d:]{5}  KRW-BTC  [\d,]+  [+-][\d.]+%  stream", line) for line in lines)
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_watch_in_a_programs_form_is_a_row_a_change(form: str, tmp_path: Path) -> None:
+    """Exact numbers and times with their offset, also where the output is a terminal."""
+    with SimulatorServer(seed=7, now=NOW, speed=30) as venue, Backbone.demo(server=venue, data_dir=tmp_path) as client:
+        out = OnTerminal()
+        with client.live("KRW-BTC") as table:
+            watch(table, out, clock=SystemClock(), zone="Asia/Seoul", seconds=1.0, form=form)
+    text = out.getvalue()
+    rows = list(csv.DictReader(text.splitlines())) if form == "csv" else [json.loads(x) for x in text.splitlines()]
+    assert rows
+    assert all(list(row) == ["time", "market", "price", "change_rate", "source"] for row in rows)
+    assert all(dt.datetime.fromisoformat(row["time"]).utcoffset() == dt.timedelta(hours=9) for row in rows)
+    assert all(float(row["price"]) > 0 and row["market"] == "KRW-BTC" for row in rows)
