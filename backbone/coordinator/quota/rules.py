@@ -499,9 +499,11 @@ def _is_sane(values: tuple[float, ...], rules: Rules, now: float) -> bool:
         (_FOREIGN_UNTIL, _FAR_S),
         (_CRITICAL_PEAK_AT, _FAR_S),
     )
+    stamps = values[_FIRST_STAMP : rules.first_waiter]
     return (
         all(0.0 <= values[index] <= now + far for index, far in limits)
-        and all(0.0 <= stamp <= now + _AHEAD_S for stamp in values[_FIRST_STAMP : rules.first_waiter])
+        and 0.0 <= min(stamps) <= max(stamps) <= now + _AHEAD_S
+        and not math.isnan(sum(stamps))  # which neither minimum nor maximum finds
         and 0.0 <= values[_LEVEL] <= _LOWEST_LEVEL
         and 0.0 <= values[_CRITICAL_PEAK] <= rules.limit
         and 0.0 <= values[_FOREIGN] <= rules.limit

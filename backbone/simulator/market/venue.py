@@ -387,11 +387,12 @@ class Venue(MarketList):
         previous = self.previous_close(market, day_us)
         rows: list[Row] = []
         for part in parts:
-            for i in range(len(part) - 1, -1, -1):
-                if len(rows) == count:
-                    return rows
-                ms, price = int(part.time_ms[i]), float(part.price[i])
-                stamp = iso_seconds(np.array([ms * 1000]))[0]
+            newest = part.take(slice(max(0, len(part) - (count - len(rows))), None)).take(slice(None, None, -1))
+            columns = (newest.time_ms, newest.price, newest.volume, newest.is_buy, newest.sequential_id)
+            stamps = iso_seconds(newest.time_ms * 1000)
+            for stamp, (ms, price, volume, is_buy, number) in zip(
+                stamps, zip(*(column.tolist() for column in columns), strict=True), strict=True
+            ):
                 rows.append(
                     {
                         "market": market.code,
@@ -399,11 +400,11 @@ class Venue(MarketList):
                         "trade_time_utc": stamp[11:],
                         "timestamp": ms,
                         "trade_price": price,
-                        "trade_volume": float(part.volume[i]),
+                        "trade_volume": volume,
                         "prev_closing_price": previous or price,
                         "change_price": rounded(price - (previous or price), 8),
-                        "ask_bid": "BID" if part.is_buy[i] else "ASK",
-                        "sequential_id": int(part.sequential_id[i]),
+                        "ask_bid": "BID" if is_buy else "ASK",
+                        "sequential_id": number,
                     }
                 )
         return rows
