@@ -28,12 +28,20 @@ NOW = "2025-08-22T09:00:00Z"
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
-_LONGEST = ("tests/browser/", "tests/stress/", "notebooks/", "tests/api/calls/test_parallel.py")
+_LONGEST = (
+    "tests/api/test_matrix.py",
+    "tests/browser/",
+    "notebooks/",
+    "tests/stress/",
+    "tests/api/calls/test_parallel.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that several workers end at the same time."""
-    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
+    items.sort(
+        key=lambda item: next((i for i, name in enumerate(_LONGEST) if item.nodeid.startswith(name)), len(_LONGEST))
+    )
 
 
 @pytest.fixture(autouse=True, scope="session")

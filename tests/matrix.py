@@ -21,6 +21,7 @@ __all__ = [
     "END",
     "FAULTS",
     "IMPOSSIBLE",
+    "LISTED",
     "NOW",
     "ODD_FIELDS",
     "SEVERAL",
@@ -36,6 +37,8 @@ BEGIN, START, END = "2025-08-21T22:00:00Z", "2025-08-22T06:00:00Z", "2025-08-22T
 TRADES_START = "2025-08-22T08:20:00Z"
 CANDLES = "/v1/candles"
 SEVERAL = ["KRW-BTC", "KRW-ETH"]
+LISTED = [*SEVERAL, "KRW-XRP", "KRW-SOL", "USDT-BTC", "USDT-ETH", "USDT-XRP", "USDT-SOL", "USDT-DOGE", "USDT-ADA"]
+"""The markets of the exchange: as few as a quote currency needs to have a first page, one in the middle, and a last."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ WAYS: dict[str, Way] = {
     "refresh": Way(lambda c: _range(c, refresh=True), prepare=_range),
     "several": Way(lambda c: c.candles(SEVERAL, "1m", START, END), at=(0, 1)),
     "wide": Way(lambda c: c.candles(SEVERAL, "1m", BEGIN, END, wide="close"), at=(0, 3, 5)),
-    "quote": Way(_quote, at=(0, 19)),
+    "quote": Way(_quote, at=(0, 2, 5)),
     "quote-list": Way(_quote, "/v1/market/all", at=(0,)),
     "derived": Way(lambda c: c.candles("KRW-BTC", "2h", count=250)),
     "backfill": Way(lambda c: c.backfill("KRW-BTC", "1m", BEGIN, END).wait(30, progress=False).result()),

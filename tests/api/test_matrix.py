@@ -19,7 +19,20 @@ from backbone.coordinator import scheduler
 from backbone.coordinator.candles import fetcher
 from backbone.errors import BackboneError, DataChangedWarning
 from backbone.simulator import SimulatorServer
-from tests.matrix import BEGIN, CANDLES, END, FAULTS, IMPOSSIBLE, NOW, SEVERAL, START, WAYS, options, same
+from tests.matrix import (
+    BEGIN,
+    CANDLES,
+    END,
+    FAULTS,
+    IMPOSSIBLE,
+    LISTED,
+    NOW,
+    SEVERAL,
+    START,
+    WAYS,
+    options,
+    same,
+)
 
 LIMIT = 1000
 
@@ -121,7 +134,7 @@ def test_each_way_is_in_one_of_the_tables() -> None:
 @pytest.fixture(scope="module")
 def changing(shared_venue: SimulatorServer) -> Iterator[SimulatorServer]:
     """An exchange of its own: a redenomination stays."""
-    with SimulatorServer(seed=7, now=NOW, frozen=True, limit=LIMIT) as server:
+    with SimulatorServer(seed=7, now=NOW, frozen=True, limit=LIMIT, markets=LISTED) as server:
         server.clock.advance(20)
         yield server
 
