@@ -7,6 +7,7 @@ line: ``pytest`` runs them with the rest, ``pytest notebooks/01_first_candles.ip
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.nbval = config.option.nbval or not config.option.nbval_lax
         config.option.nbval_sanitize_with = config.option.nbval_sanitize_with or str(HERE / "sanitize.cfg")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Kernels start without tqdm's bars: one shows where a cell takes two seconds, which a busy machine decides."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TQDM_DISABLE", "1")
+        yield
