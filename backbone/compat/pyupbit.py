@@ -52,10 +52,20 @@ __all__ = [
 ]
 
 _FIRST = "2000-01-01"
-_PYUPBITS = frozenset({"Upbit", "WebSocketClient", "get_tick_size"})
+# fmt: off
+_PYUPBITS = frozenset({
+    "Upbit", "WebSocketClient", "get_tick_size", "get_url_ohlcv", "error_handler",
+    "errors", "exchange_api", "quotation_api", "request_api", "websocket_api",
+    "CreateAskError", "CreateBidError", "ExpiredAccessKey", "InValidAccessKey", "InsufficientFundsAsk",
+    "InsufficientFundsBid", "InvalidQueryPayload", "JwtVerification", "NoAutorizationIP", "NonceUsed", "OutOfScope",
+    "RemainingReqParsingError", "TooManyRequests", "UnderMinTotalAsk", "UnderMinTotalBid", "ValidationError",
+    "WidthdrawAddressNotRegisterd",
+})
+# fmt: on
+"""pyupbit's own names, as it spells them."""
 _MINUTE_QUOTA = 600
-_DEPTHS = {"1", "5", "15"}  # any other is 30 to the venue
 """What the venue has sent as ``min`` ever since it stopped counting minutes."""
+_DEPTHS = {"1", "5", "15"}  # any other is 30 to the venue
 
 
 # -- candles -----------------------------------------------------------------------------------------------------

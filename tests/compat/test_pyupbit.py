@@ -318,6 +318,10 @@ def test_what_is_no_market_data_needs_pyupbit(monkeypatch: pytest.MonkeyPatch) -
         door.Upbit("access", "secret")
     with pytest.raises(ImportError, match="pip install pyupbit"):
         from backbone.compat.pyupbit import get_tick_size  # noqa: F401
+    with pytest.raises(ImportError, match="errors is not market data but pyupbit's own: pip install pyupbit"):
+        from backbone.compat.pyupbit import errors  # noqa: F401
+    with pytest.raises(ImportError, match="pip install pyupbit"):
+        from backbone.compat.pyupbit import UnderMinTotalBid  # noqa: F401
     with pytest.raises(AttributeError, match="pip install pyupbit"):
         door.get_nonsense()
     assert not hasattr(door, "get_nonsense")

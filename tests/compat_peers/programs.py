@@ -11,7 +11,7 @@ import time
 from types import ModuleType
 from typing import Any
 
-__all__ = ["PROGRAMS", "REST"]
+__all__ = ["PROGRAMS", "REST", "paging_by_index"]
 
 REST = {"seconds": 0.0}
 """The pause that each book puts between two calls, so that the venue does not refuse; 0.1 at the venue's own rate."""
@@ -81,10 +81,34 @@ def rollover(pyupbit: ModuleType) -> Any:
 
 
 def paging(pyupbit: ModuleType) -> Any:
-    """600 minutes, in one call that pages by itself, twice: the second time for another indicator."""
-    first = pyupbit.get_ohlcv("KRW-XRP", interval="minute1", count=600, period=0.2)
-    again = pyupbit.get_ohlcv("KRW-XRP", interval="minute1", count=600, period=0.2)
-    return first.index.is_monotonic_increasing, len(first), float(again["close"].ewm(span=20).mean().iloc[-1])
+    """600 minutes, each page up to where the one before began, twice: the second time for another indicator.
+
+    The careful form: both read an aware UTC `to` alike.
+    """
+    import pandas as pd
+
+    found = []
+    for _ in range(2):
+        pages, to = [], None
+        for _ in range(3):
+            pages.append(pyupbit.get_ohlcv("KRW-XRP", interval="minute1", count=200, to=to))
+            to = pages[-1].index[0].tz_localize("Asia/Seoul").tz_convert("UTC")
+            pause()
+        found.append(pd.concat(pages[::-1]))
+    first, again = found
+    return first.index.is_unique, len(first), float(again["close"].ewm(span=20).mean().iloc[-1])
+
+
+def paging_by_index(pyupbit: ModuleType) -> Any:
+    """The same 600 minutes as most blogs page them: `to` is the naive Korean time that the index shows."""
+    import pandas as pd
+
+    pages, to = [], None
+    for _ in range(3):
+        pages.append(pyupbit.get_ohlcv("KRW-XRP", interval="minute1", to=to))
+        to = pages[-1].index[0]
+        pause()
+    return pd.concat(pages[::-1])
 
 
 def spread(pyupbit: ModuleType) -> Any:

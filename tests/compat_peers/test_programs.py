@@ -5,6 +5,7 @@ Run as a script, this module measures how long each program takes with pyupbit a
 
 from __future__ import annotations
 
+import builtins
 import json
 import sys
 import tempfile
@@ -15,13 +16,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from backbone import Backbone
 from backbone.compat import cleanup, initialize
 from backbone.compat import pyupbit as ours
 from backbone.simulator import SimulatorServer
-from tests.compat_peers.programs import PROGRAMS, REST, excel, midnight_days, volume_power
+from tests.compat_peers.programs import PROGRAMS, REST, excel, midnight_days, paging_by_index, volume_power
 
 NOW = "2025-08-22T09:00:30Z"
 theirs = pytest.importorskip("pyupbit", reason="pyupbit is not installed")
@@ -68,6 +70,25 @@ def test_program_answers_the_same(venue: SimulatorServer, program: Callable[[Mod
         assert set(answer) <= set(known)
         return
     assert answer == program(theirs)
+
+
+@pytest.mark.filterwarnings("ignore::backbone.compat.DifferenceWarning")
+@pytest.mark.parametrize("venue", [paging_by_index], indirect=True)
+def test_pages_by_the_index_are_those_that_their_author_meant(venue: SimulatorServer) -> None:
+    """pyupbit reads the index's Korean time as UTC and answers the newest page again and again; the compat module goes
+    on where a page began, and has what pyupbit answers to one call for all of it.
+    """
+    assert not paging_by_index(theirs).index.is_unique
+    meant = theirs.get_ohlcv("KRW-XRP", interval="minute1", count=600, period=0)
+    pd.testing.assert_frame_equal(paging_by_index(ours), meant, check_freq=False)
+
+
+def test_every_name_that_is_pyupbits_own_is_known_without_it() -> None:
+    """So that an import of one of them says what to install, wherever pyupbit is missing."""
+    own = {name for name in dir(theirs) if not name.startswith("_") and not hasattr(builtins, name)}
+    made = {name for name in own if getattr(getattr(theirs, name), "__module__", "").startswith("pyupbit")}
+    rooms = {name for name in own if getattr(getattr(theirs, name), "__package__", "") == "pyupbit"}
+    assert made | rooms <= ours._PYUPBITS | set(ours.__all__)
 
 
 def test_names_that_are_no_market_data_are_pyupbits() -> None:
