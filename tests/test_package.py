@@ -35,6 +35,8 @@ def names(wheel: Path) -> list[str]:
 def test_wheel_is_small_and_holds_the_package_only(built: dict[str, Path]) -> None:
     """At most 700 kB; no tests, no sources of bundled scripts, no data."""
     assert built["wheel"].stat().st_size <= MOST_BYTES
+    for page in ("README.md", "README.ko.md"):
+        assert f"{MOST_BYTES // 1000} kB" in (ROOT / page).read_text(encoding="utf-8").splitlines()[-1]
     tops = {name.split("/")[0] for name in names(built["wheel"])}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"backbone"}
     assert not [name for name in names(built["wheel"]) if "/src/" in name or "node_modules" in name]
