@@ -44,14 +44,15 @@ def to_ohlc(df: pd.DataFrame, style: str = "vectorbt") -> Any:
     Parameters
     ----------
     df : a candle frame as `Backbone.candles` returns it, of one market or several. Every row goes through, a forming or
-        synthetic one too: leave them out beforehand with ``df[~df["forming"]]``.
+        synthetic one too: leave them out beforehand with ``df[~df["forming"]]``. Or a wide frame, ``candles(wide=…)``.
     style : who will read it.
 
     Returns
     -------
     DataFrame of as many rows, float64 columns, ``attrs`` kept; the index has a ``freq`` where its grid has no hole.
     ``to_ohlc(df, "ccxt").to_numpy().tolist()`` is the list of lists that ccxt's ``fetch_ohlcv`` returns.
-    Several markets (a ``market`` column with more than one): a dict of such frames, by market.
+    Several markets (a ``market`` column with more than one): a dict of such frames, by market. A wide frame keeps its
+    columns, a market each, and gets the index.
 
     Raises
     ------
@@ -71,10 +72,11 @@ def to_ohlc(df: pd.DataFrame, style: str = "vectorbt") -> Any:
     """
     if style not in OHLC_STYLES:
         raise InputError("style", style, "one of " + " ".join(OHLC_STYLES))
-    index = _candle_index(df)
-    if "market" in df.columns and df["market"].nunique() > 1:
+    is_wide = style not in ("freqtrade", "ccxt") and _is_wide(df)
+    index = _time_index(df) if is_wide else _candle_index(df)
+    if not is_wide and "market" in df.columns and df["market"].nunique() > 1:
         return {market: to_ohlc(part, style) for market, part in df.groupby("market", sort=False)}
-    out = df[[*_TITLES]].copy()
+    out = df.copy() if is_wide else df[[*_TITLES]].copy()
     if style in ("freqtrade", "ccxt"):
         utc = index.tz_convert("UTC").as_unit("ms")
         out = out.reset_index(drop=True)
@@ -284,9 +286,20 @@ def _candle_index(df: pd.DataFrame) -> pd.DatetimeIndex:
     missing = [name for name in CANDLE_COLUMNS if name not in df.columns]
     if missing:
         raise InputError("df", list(df.columns), "a candle frame; it lacks " + " ".join(missing))
+    return _time_index(df)
+
+
+def _time_index(df: pd.DataFrame) -> pd.DatetimeIndex:
+    import pandas as pd
+
     if not isinstance(df.index, pd.DatetimeIndex) or df.index.tz is None:
         raise InputError("df", df.index.dtype, "a candle frame, indexed by tz-aware time")
     return df.index
+
+
+def _is_wide(df: pd.DataFrame) -> bool:
+    """Whether each column is a market, as `candles` answers with `wide`."""
+    return hasattr(df, "columns") and len(df.columns) > 0 and all("-" in str(name) for name in df.columns)
 
 
 def _wall_clock(index: pd.DatetimeIndex, style: str) -> pd.DatetimeIndex:

@@ -102,6 +102,19 @@ def test_to_ohlc_of_several_markets_is_a_frame_a_market() -> None:
     assert {market: len(part) for market, part in found.items()} == {"KRW-BTC": 2, "KRW-ETH": 1}
 
 
+def test_to_ohlc_of_a_wide_frame_keeps_its_markets_and_has_the_index() -> None:
+    """As engines take several markets at once: a column each, and the step that their figures need."""
+    wide = pd.concat({"KRW-BTC": candles(count=5)["close"], "KRW-ETH": candles(count=5)["close"] * 2}, axis=1)
+    for style, aware in (("vectorbt", True), ("backtesting", False)):
+        found = to_ohlc(wide, style)
+        assert found.to_dict("list") == wide.to_dict("list")
+        assert (found.index.freqstr, found.index.name) == ("min", "Date")
+        assert (found.index.tz is not None) is aware
+    with pytest.raises(InputError, match="candle frame"):
+        to_ohlc(wide, "freqtrade")
+    assert to_ohlc(wide.drop(wide.index[2])).index.freq is None
+
+
 @pytest.mark.parametrize(
     ("freq", "tz", "shown"),
     [("1min", "Asia/Seoul", "min"), ("1h", "UTC", "h"), ("1D", "Asia/Seoul", "D"), ("45min", "UTC", "45min")],

@@ -40,7 +40,9 @@ def test_vectorbt_runs_on_a_wide_frame(client: Backbone, monkeypatch: pytest.Mon
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # its compiling takes half a minute and is not what is tested
     vectorbt = pytest.importorskip("vectorbt")
     close = client.candles(["KRW-BTC", "KRW-ETH"], "1d", START, END, wide="close")
-    found = vectorbt.Portfolio.from_holding(close, freq="1D").total_return()
+    found = vectorbt.Portfolio.from_holding(to_ohlc(close))
+    assert found.wrapper.freq == pd.Timedelta("1D")
+    found = found.total_return()
     pd.testing.assert_series_equal(
         found, close.iloc[-1] / close.iloc[0] - 1, check_names=False, check_index_type=False, rtol=1e-9
     )
