@@ -6,11 +6,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-
-import pytest
 
 import backbone
 from backbone.venues import VENUES
@@ -77,7 +75,22 @@ def dotted(path: Path) -> str:
 
 
 MODULES = {dotted(path): path for path in modules()}
-every = pytest.mark.parametrize("path", modules(), ids=place)
+
+
+def every(check: Callable[[Path], None]) -> Callable[[], None]:
+    """One test of a rule that each module keeps; it names all that do not."""
+
+    def test() -> None:
+        broken = []
+        for path in modules():
+            try:
+                check(path)
+            except AssertionError as error:
+                broken.append(str(error))
+        assert not broken, "\n".join(broken)
+
+    test.__name__, test.__doc__ = check.__name__, check.__doc__
+    return test
 
 
 @cache

@@ -229,7 +229,7 @@ def test_table_of_the_whole_market_costs_the_kernel_little(notebook: Callable[..
     page.screenshot("table", ".bb-table")
     measure = "import time; print(time.process_time(), time.monotonic(), pulls)"
     before = [float(number) for number in page.ask(measure).split()]
-    page.page.wait_for_timeout(4_000)
+    page.page.wait_for_timeout(2_000)
     after = [float(number) for number in page.ask(measure).split()]
     cpu, wall, pulls = (now - then for now, then in zip(after, before, strict=True))
     print(f"{100 * cpu / wall:.1f} % of a core at {pulls / wall:.1f} refreshes a second")
