@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from backbone.candle_table import count_inside, rows_inside, times_of
 from backbone.clock import Clock, Deadline, VenueClock
-from backbone.coordinator.candles.pending import Join, Pending
+from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan, pages_needed
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched, Held
 from backbone.coordinator.candles.redenomination import OtherUnitError, OutdatedError, Redenominations
@@ -106,6 +106,7 @@ class CandleFetcher:
         self._settings = settings
         self._lock = threading.Lock()  # guards _series and _closed
         self._series: dict[tuple[str, str], Series] = {}
+        self._kept_s: dict[str, float] = {}  # market → when candles of it were stored last
         self._closed = False
         self._sharing = Sharing(scheduler, store, venue, self._top_up)
         self.reader = reader
@@ -323,13 +324,10 @@ class CandleFetcher:
             try:
                 with series.keeping:
                     beside = pending.joins.held if pending.generation == generation else outcome.slice(0, 0)
-                    table = rows_inside(outcome, proof)
-                    around = self.units.around(series.market, series.timeframe, outcome, proof)
                     if not is_compared:
                         is_first = not pending.is_compared
-                        self.units.check(series.market, series.timeframe, outcome, beside, around, is_first=is_first)
-                    proof, above = self.units.leaps(series.market, series.timeframe, table, proof, around)
-                    table = rows_inside(table, proof)
+                        self.units.check(series.market, series.timeframe, outcome, proof, beside, is_first=is_first)
+                    table = rows_inside(outcome, proof)
                     rows = table.num_rows
                     error = self._keep(series, table, proof, generation, source="archive")
                     pending.is_compared = True
@@ -345,7 +343,6 @@ class CandleFetcher:
             else:
                 for one in {pending, *series.pending}:
                     one.archived = one.archived | proof
-                    one.joins.above.update(above)
                 pending.failed = pending.failed - proof
                 series.plan.settle(claim, Verdict(proof), rows)
                 pending.rows += rows
@@ -444,9 +441,11 @@ class CandleFetcher:
             try:
                 rows = self._accept(series, pending, page, outcome.value, generation, is_compared)
             except OtherUnitError as exc:
-                again = functools.partial(self._arrived, series, pending, page)
-                self._decide(series, pending, outcome, generation, exc, again)
-                return
+                if not self._was_overtaken(series, pending, page, outcome):
+                    again = functools.partial(self._arrived, series, pending, page)
+                    self._decide(series, pending, outcome, generation, exc, again)
+                    return
+                outcome = exc
             except BackboneError as exc:
                 outcome, is_invalid = exc, isinstance(exc, PayloadError)
         with series.changed:
@@ -470,6 +469,14 @@ class CandleFetcher:
             series.changed.notify_all()
         pending.finish()
 
+    def _was_overtaken(self, series: Series, pending: Pending, page: Page, reply: Reply) -> bool:
+        """Whether candles of the market were stored while a page of another unit was on its way: it may be the one that
+        is of before, so it is asked again, once."""
+        with series.changed:
+            is_doubted = reply.sent_s < self._kept_s.get(series.market, 0.0) and not pending.again.touches(page.claim)
+            pending.again = pending.again | SpanSet([page.claim] if is_doubted else [])
+        return is_doubted
+
     def _decide(
         self, series: Series, pending: Pending, reply: Any, generation: int, found: OtherUnitError, again: Again
     ) -> None:
@@ -480,8 +487,8 @@ class CandleFetcher:
                 return
             series.is_sampling = True
 
-        def done(found: int | BackboneError) -> None:
-            failed, now = (found, generation) if isinstance(found, BackboneError) else (None, found)
+        def done(decided: int | BackboneError) -> None:
+            failed, now = (decided, generation) if isinstance(decided, BackboneError) else (None, decided)
             with series.changed:
                 series.is_sampling = False
                 series.generation = max(series.generation, now)
@@ -513,17 +520,15 @@ class CandleFetcher:
         table = reply.table
         if page.to_us > boundary:
             table = table.slice(0, int(np.searchsorted(times, boundary)))
-        closed, above = table, dict[int, Join]()
+        closed = table
         with series.keeping:
             if not is_compared:
                 beside = pending.joins.held if pending.generation == generation else table.slice(0, 0)
-                around = self.units.around(series.market, timeframe, table, proof)
                 is_first = not pending.is_compared
-                self.units.check(series.market, timeframe, table, beside, around, is_first=is_first)
+                self.units.check(series.market, timeframe, table, proof, beside, is_first=is_first)
                 if reply.rows >= page.count and reply.oldest_us is not None:
                     proof = pending.joins.shown(timeframe, page.claim, proof, reply.oldest_us)
-                proof, above = self.units.leaps(series.market, timeframe, table, proof, around)
-                table = rows_inside(table, proof)
+                    table = rows_inside(table, proof)
             beyond = self._unheld(series, page, proof, table)
             error = self._keep(series, table, proof, generation, claim=page.claim)
             pending.is_compared = pending.is_compared or table.num_rows > 0
@@ -536,7 +541,6 @@ class CandleFetcher:
                 if one.newest and page.bound_us is None and shows_since(boundary, reply.oldest_us) and not page.seeks:
                     one.forming = reply.table.slice(closed.num_rows)
                 one.beyond = one.beyond | beyond
-                one.joins.above.update(above)
             for one in series.pending:
                 series.plan.forget(one, [Span(boundary, FOREVER_US)])
                 if lost:
@@ -593,6 +597,7 @@ class CandleFetcher:
             with series.changed:
                 series.generation = max(series.generation, self.units.generation(series.market))
             raise OutdatedError(f"{series.market} was quarantined meanwhile")
+        self._kept_s[series.market] = self._clock.monotonic()
         if claim is not None:
             with series.changed:
                 series.unwritten.append(claim)

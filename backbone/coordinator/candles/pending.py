@@ -107,6 +107,7 @@ class Pending(msgspec.Struct, eq=False):
     checked : what other clients had done when what they stored was looked at last; None: not yet.
     joins : the held candles that its pages have to show.
     generation : the market's when it began. ``is_compared``: a page of it was accepted, so its unit is what is held.
+    again : what was asked once more because another unit was suspected.
     closed_us : candles that open at or after this turned out not to be closed on the venue's clock.
     """
 
@@ -140,6 +141,7 @@ class Pending(msgspec.Struct, eq=False):
     joins: Joins = msgspec.field(default_factory=Joins)
     generation: int = 0
     is_compared: bool = False
+    again: SpanSet = msgspec.field(default_factory=SpanSet)
 
     @property
     def is_done(self) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -46,10 +46,10 @@ class OutdatedError(BackboneError):
 
 
 class OtherUnitError(BackboneError):
-    """All candles of a page that are held and differ do so by one factor; or it has none in common with what is held,
-    and the `nearest` ones do not go with it. It stays in this package."""
+    """All candles of a page that are held and differ do so by one factor; or the `nearest` ones, which it does not
+    show, do not go with it. It stays in this package."""
 
-    def __init__(self, overlap: Comparison, table: pa.Table, nearest: Sample | None = None) -> None:
+    def __init__(self, overlap: Comparison, table: pa.Table, nearest: Sequence[Sample] = ()) -> None:
         super().__init__("a page and what is held differ by one factor, or may")
         self.overlap = overlap
         self.table = table
@@ -57,14 +57,15 @@ class OtherUnitError(BackboneError):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """Held candles that are to be asked again, a page of them at most."""
+    """Held candles that are to be asked again, a page of them at most; with the one at `until_us`, if that is later."""
 
     timeframe: Timeframe
     held: pa.Table
+    until_us: int = 0
 
     @property
     def ask_end_us(self) -> int:
-        return self.timeframe.next(int(times_of(self.held)[-1]))
+        return self.timeframe.next(max(self.until_us, int(times_of(self.held)[-1])))
 
 
 class Redenominations:
@@ -141,21 +142,25 @@ class Redenominations:
         market: str,
         timeframe: Timeframe,
         table: pa.Table,
+        proof: SpanSet,
         beside: pa.Table,
-        covered: SpanSet,
         *,
         is_first: bool,
     ) -> None:
-        """Raise `OtherUnitError` for a page that differs by one factor from the candles held of it (see `compare`), or,
-        where it is the first of a fetch and none are, does not go with the nearest ones."""
+        """Raise `OtherUnitError` for a page that differs by one factor from the candles held of it (see `compare`), or
+        has a price far off that of a neighbour that it does not show, or, where it is the first of a fetch and shows
+        none that is held, does not go with the nearest ones. `proof` is what is to be stored of it."""
+        covered = self.around(market, timeframe, table, proof)
         overlap = self.compare(market, timeframe, table, beside, covered)
-        nearest = None
-        if is_first and not overlap.common and table.num_rows:
+        if overlap.factor is not None:
+            raise OtherUnitError(overlap, table)
+        nearest = self._leaps(market, timeframe, table, proof, covered)
+        if is_first and not overlap.common and not nearest and table.num_rows:
             nearest = self._strange_beside(market, timeframe, table, beside)
-        if overlap.factor is not None or nearest is not None:
+        if nearest:
             raise OtherUnitError(overlap, table, nearest)
 
-    def _strange_beside(self, market: str, timeframe: Timeframe, table: pa.Table, beside: pa.Table) -> Sample | None:
+    def _strange_beside(self, market: str, timeframe: Timeframe, table: pa.Table, beside: pa.Table) -> list[Sample]:
         """The held candles nearest to a page that has none of them, where they do not go with it: longer or shorter
         ones of its time, of whatever timeframe, else the next ones. Of those `beside` its gap, where that joins any."""
         times = times_of(table)
@@ -171,7 +176,7 @@ class Redenominations:
                 (_, shorter), (length, longer) = sorted(pair, key=lambda one: one[0].step_us)
                 does_fit = fit_together(shorter, longer, length)
                 if does_fit is not None:
-                    return None if does_fit else Sample(each, held.slice(max(0, until - PAGE), min(until, PAGE)))
+                    return [] if does_fit else [Sample(each, held.slice(max(0, until - PAGE), min(until, PAGE)))]
             below = held.slice(max(0, before - PAGE), min(before, PAGE))
             above = held.slice(until, min(settled - until, PAGE))
             if below.num_rows:
@@ -179,43 +184,28 @@ class Redenominations:
                 found.append((gap_us, leaps_between(below, table), Sample(each, below)))
             if above.num_rows:
                 found.append((int(times[until]) - span.end, leaps_between(table, above), Sample(each, above)))
-        _, is_strange, sample = min(found, key=lambda one: one[0], default=(0, False, None))
-        return sample if is_strange else None
+        return [sample for _, is_strange, sample in sorted(found, key=lambda one: one[0])[:1] if is_strange]
 
-    def leaps(
+    def _leaps(
         self, market: str, timeframe: Timeframe, table: pa.Table, proof: SpanSet, covered: SpanSet
-    ) -> tuple[SpanSet, dict[int, Join]]:
-        """`proof` without the candles at its ends whose held neighbour, which the page does not show, has a price far
-        off; and the neighbours behind it that the next page has to show. `covered` is what is around it (`around`)."""
-        above: dict[int, Join] = {}
+    ) -> list[Sample]:
+        """The held neighbours of what is to be stored of a page, which it does not show, whose price is far off. To be
+        asked in one page with its own candle beside them. `covered` is what is around it (`around`)."""
+        found = list[Sample]()
         for span in proof:
             rows = rows_inside(table, [span])
             if not rows.num_rows:
                 continue
-            times = times_of(rows)
-            before = self._neighbours(market, timeframe, span.start, covered, is_below=True)
+            near = Span(timeframe.next(timeframe.ceil(span.start), -PAGE), span.start)
+            before = self._held(market, timeframe, near, _part_with(covered.clip(near), span.start - 1))
             if leaps_between(before, rows):
-                proof = proof - SpanSet([Span(span.start, timeframe.next(int(times[0])))])
-            after = self._neighbours(market, timeframe, span.end, covered, is_below=False)
+                held = before.slice(max(0, before.num_rows - PAGE + 1))
+                found.append(Sample(timeframe, held, int(times_of(rows)[0])))
+            near = Span(span.end, timeframe.next(timeframe.ceil(span.end), PAGE))
+            after = self._held(market, timeframe, near, _part_with(covered.clip(near), span.end))
             if leaps_between(rows, after):
-                proof = proof - SpanSet([Span(int(times[-1]), span.end)])
-                above[span.end] = Join(int(times_of(after)[0]), 1)
-        return proof, above
-
-    def _neighbours(
-        self, market: str, timeframe: Timeframe, edge_us: int, covered: SpanSet, *, is_below: bool
-    ) -> pa.Table:
-        """Held candles that reach `edge_us` without a hole, the nearest among them: mostly one slot shows it."""
-        edge, rows = timeframe.ceil(edge_us), empty_candles()
-        for slots in (1, PAGE):
-            near = (
-                Span(timeframe.next(edge, -slots), edge_us) if is_below else Span(edge_us, timeframe.next(edge, slots))
-            )
-            part = _part_with(covered.clip(near), edge_us - is_below)
-            rows = self._held(market, timeframe, near, part)
-            if rows.num_rows or not part:
-                break
-        return rows
+                found.append(Sample(timeframe, after.slice(0, PAGE // 2)))
+        return found
 
     def _held(self, market: str, timeframe: Timeframe, span: Span, covered: SpanSet) -> pa.Table:
         """The held candles of what is `covered` of `span`.
@@ -242,7 +232,7 @@ class Redenominations:
         A redenomination sets all aside that is stored of the market. `done` gets the generation that the page is of, or
         what went wrong: on a worker or, where nothing else is stored, at once. Returns how many pages it takes.
         """
-        samples = self._samples(market, timeframe, found.table) if found.nearest is None else [found.nearest]
+        samples = found.nearest or self._samples(market, timeframe, found.table)
         compared, lock = list[Comparison | BackboneError](), threading.Lock()
 
         def decided() -> int | BackboneError:
@@ -250,7 +240,10 @@ class Redenominations:
             if failed:
                 return failed[0]
             telling = [one for one in compared if isinstance(one, Comparison)]
-            factor = factor_of(found.overlap if found.nearest is None else telling[0], telling)
+            overlap = found.overlap
+            if found.nearest:  # what the page shows of the neighbours is nothing: they speak for themselves
+                overlap = next((one for one in telling if one.factor is not None), overlap)
+            factor = factor_of(overlap, telling)
             if factor is None:
                 return generation
             detail = {"factor": factor, "generation": generation + 1}
@@ -262,7 +255,13 @@ class Redenominations:
             return generation + 1
 
         def arrived(sample: Sample, outcome: Reply | BackboneError) -> None:
-            result = compare_units(sample.held, outcome.value.table) if isinstance(outcome, Reply) else outcome
+            result: Comparison | BackboneError
+            if not isinstance(outcome, Reply):
+                result = outcome
+            elif sample.timeframe == timeframe and compare_units(found.table, outcome.value.table).factor is not None:
+                result = found  # the page is of before: it was overtaken by others
+            else:
+                result = compare_units(sample.held, outcome.value.table)
             with lock:
                 compared.append(result)
                 is_last = len(compared) == len(samples)

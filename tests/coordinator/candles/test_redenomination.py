@@ -211,6 +211,47 @@ def test_candles_far_off_that_the_venue_still_has_are_kept(tmp_path: Path) -> No
     assert kinds(world) == []
 
 
+def of_before(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A reply as it was in the unit of a tenth of the present one."""
+    prices = ("opening_price", "high_price", "low_price", "trade_price")
+    volume = "candle_acc_trade_volume"
+    return [{**row, **{name: row[name] / 10 for name in prices}, volume: row[volume] * 10} for row in rows]
+
+
+@pytest.mark.parametrize("late", [1, 2])
+def test_page_that_was_overtaken_while_the_unit_changed_is_asked_again(tmp_path: Path, late: int) -> None:
+    """Pages of the new unit came before one of the old: a page that shows both says which, and nothing is set aside."""
+    world = World(tmp_path)
+    world.venue.factor = 10.0
+    world.desk.at_once = 3
+    world.venue.edits.extend([lambda rows: rows] * late + [of_before])
+    pending = world.fetcher.begin(MARKET, MINUTE, Span(minute(0), minute(600)), Priority.NORMAL)
+    world.desk.run()
+    assert pending.is_done
+    assert world.truth(world.fetcher.answer(pending).table)
+    assert world.asked() == 5, "three pages, one that shows both, and the one of before again"
+    assert kinds(world) == []
+
+
+def test_page_of_another_length_that_was_overtaken_is_asked_again(tmp_path: Path) -> None:
+    """Days of the new unit came before minutes of the old, which were asked for before those were stored."""
+    world = World(tmp_path)
+    world.venue.factor = 10.0
+    world.desk.at_once, world.desk.most = 2, 0
+    world.venue.edits.extend([lambda rows: rows, of_before])
+    days = world.fetcher.begin(MARKET, DAY, Span(DAYS[2], DAYS[4]), Priority.NORMAL)
+    minutes = world.fetcher.begin(MARKET, MINUTE, Span(minute(0), minute(150)), Priority.NORMAL)
+    world.desk.run()  # both are sent
+    world.clock.advance(1.0)
+    world.desk.most = None
+    world.desk.run()
+    assert days.is_done
+    assert minutes.is_done
+    assert world.truth(world.fetcher.answer(minutes).table)
+    assert world.asked() == 3
+    assert kinds(world) == []
+
+
 def test_sample_of_another_length_that_fails_decides_nothing(tmp_path: Path) -> None:
     """The call ends in an error and stores no minute; the next one finds out."""
     world = World(tmp_path)
