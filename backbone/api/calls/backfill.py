@@ -112,8 +112,7 @@ class Job:
         for answer in self._whole_sections(ahead):
             frame = self._frame([answer])
             self._check([answer], frame, arrived=rows)
-            unit = self._session.coordinator().store.generation(answer.market)
-            if units.setdefault(answer.market, unit) != unit:
+            if units.setdefault(answer.market, answer.unit) != answer.unit:
                 raise IncompleteError(
                     f"{answer.market} {self._timeframe}: the venue moved its unit meanwhile; the sections that were "
                     "delivered are in the old one. Drop them and begin the job again: it is all in the new one.",

@@ -386,7 +386,8 @@ class CandleJob:
                     pending = section.pending
                 assert pending is not None
                 self._fetcher.units.warn([section.market])
-                yield self._fetcher.answer(pending)
+                unit = self._fetcher.units.generation(section.market)
+                yield replace(self._fetcher.answer(pending), unit=unit)
                 at += 1
                 with self.changed:
                     self._taken = at

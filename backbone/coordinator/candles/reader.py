@@ -54,7 +54,8 @@ class CandleAnswer(msgspec.Struct, frozen=True):
     still needed, and each that somebody else had asked and that answered it. So answers that share a page both count
     it, and together they never count less than was sent. A page that the transport had to repeat counts once.
     ``forming`` has the candles that are not closed, where a page brought them. ``behind`` is the part of the range
-    after `span` that is not held, of an answer from the store alone.
+    after `span` that is not held, of an answer from the store alone. ``unit`` is the market's generation just before it
+    was read, of a job's section.
     """
 
     market: str
@@ -68,6 +69,7 @@ class CandleAnswer(msgspec.Struct, frozen=True):
     fetched: Fetched = Fetched()
     forming: pa.Table | None = None
     behind: Span | None = None
+    unit: int = 0
 
     @property
     def pages(self) -> int:

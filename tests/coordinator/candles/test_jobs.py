@@ -210,3 +210,21 @@ def test_section_is_a_large_one_once_the_reader_is_behind(tmp_path: Path) -> Non
     assert sum(lengths) == MINUTE.count(MONTH)
     assert lengths[0] <= 1_000
     assert max(lengths) > MINUTE.count(MONTH) / 6
+
+
+def test_section_is_of_the_unit_under_which_it_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever joins sections can tell, also where all is set aside between the reading of one and its delivery."""
+    world = World(tmp_path)
+    job = job_of(world, Span(MAY - HOUR_US, MAY))
+    read = world.fetcher.answer
+
+    def aside(*words: Any) -> Any:
+        found = read(*words)
+        world.store.upkeep.quarantine(MARKET)
+        return found
+
+    monkeypatch.setattr(world.fetcher, "answer", aside)
+    job.advance()
+    world.desk.run()
+    first = next(job.sections(1))
+    assert (first.table.num_rows, first.unit, world.store.generation(MARKET)) == (60, 0, 1)
