@@ -106,7 +106,6 @@ class CandleFetcher:
         self._settings = settings
         self._lock = threading.Lock()  # guards _series and _closed
         self._series: dict[tuple[str, str], Series] = {}
-        self._kept_s: dict[str, float] = {}  # market → when candles of it were stored last
         self._closed = False
         self._sharing = Sharing(scheduler, store, venue, self._top_up)
         self.reader = reader
@@ -441,7 +440,7 @@ class CandleFetcher:
             try:
                 rows = self._accept(series, pending, page, outcome.value, generation, is_compared)
             except OtherUnitError as exc:
-                if not self._was_overtaken(series, pending, page, outcome):
+                if not self.units.was_overtaken(pending, page.claim, outcome.sent_s):
                     again = functools.partial(self._arrived, series, pending, page)
                     self._decide(series, pending, outcome, generation, exc, again)
                     return
@@ -468,14 +467,6 @@ class CandleFetcher:
             series.plan.give_up(pending, cause)
             series.changed.notify_all()
         pending.finish()
-
-    def _was_overtaken(self, series: Series, pending: Pending, page: Page, reply: Reply) -> bool:
-        """Whether candles of the market were stored while a page of another unit was on its way: it may be the one that
-        is of before, so it is asked again, once."""
-        with series.changed:
-            is_doubted = reply.sent_s < self._kept_s.get(series.market, 0.0) and not pending.again.touches(page.claim)
-            pending.again = pending.again | SpanSet([page.claim] if is_doubted else [])
-        return is_doubted
 
     def _decide(
         self, series: Series, pending: Pending, reply: Any, generation: int, found: OtherUnitError, again: Again
@@ -597,7 +588,7 @@ class CandleFetcher:
             with series.changed:
                 series.generation = max(series.generation, self.units.generation(series.market))
             raise OutdatedError(f"{series.market} was quarantined meanwhile")
-        self._kept_s[series.market] = self._clock.monotonic()
+        self.units.note_kept(series.market, self._clock.monotonic())
         if claim is not None:
             with series.changed:
                 series.unwritten.append(claim)

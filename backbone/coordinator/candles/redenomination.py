@@ -79,6 +79,7 @@ class Redenominations:
         self._scheduler = scheduler
         self._venue = venue
         self._settle_us = int(settings.settle_s * 1e6)
+        self._kept_s: dict[str, float] = {}  # market → when candles of it were stored last
         self._warned: dict[str, int] = {}  # market → the generation up to which its changes were warned of
 
     def settled_us(self, timeframe: Timeframe) -> int:
@@ -215,6 +216,18 @@ class Redenominations:
         parts = list(covered) if len(covered) <= _FEW else [span]
         tables = [self._store.read(market, timeframe, part).table for part in parts]
         return pa.concat_tables(tables) if tables else empty_candles()
+
+    def note_kept(self, market: str, at_s: float) -> None:
+        """Candles of the market were stored, at a monotonic time."""
+        self._kept_s[market] = at_s
+
+    def was_overtaken(self, pending: Pending, claim: Span, sent_s: float) -> bool:
+        """Whether candles of the market were stored while a page of another unit was on its way: it may be the one that
+        is of before, so it is to be asked again, once."""
+        with pending.changed:
+            is_doubted = sent_s < self._kept_s.get(pending.market, 0.0) and not pending.again.touches(claim)
+            pending.again = pending.again | SpanSet([claim] if is_doubted else [])
+        return is_doubted
 
     # -- a wider sample ------------------------------------------------------------------------------------------
 
