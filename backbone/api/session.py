@@ -220,8 +220,6 @@ class Session:
     def coordinator(self) -> Coordinator:
         """The coordinator, made on first use in this process."""
         owned = self._owned
-        if owned.core is None and any(other.is_open for other in list(_sessions) if other is not self):
-            gc.collect()  # of a cell that is run again: a client that only its own tables and views refer to
         with owned.lock:
             if owned.closed:
                 raise ClosedError("the client is closed; make a new one")
