@@ -60,9 +60,10 @@ def no_network() -> Iterator[None]:
     patch.undo()
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def own_ledgers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An exchange of an earlier test may have had the same port; its quota, or its ban, is none of this one's."""
+    """An exchange of an earlier module may have had the same port; its quota, or its ban, is none of this one's. (And
+    whoever closes a ledger looks at those beside it.)"""
     patch = pytest.MonkeyPatch()
     patch.setenv("BACKBONE_LEDGER_DIR", str(tmp_path_factory.mktemp("quota")))
     patch.setenv("BACKBONE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))

@@ -34,6 +34,7 @@ def flooded(server: SimulatorServer, rate: float, kinds: Sequence[str] | None = 
         yield sent
     finally:
         running.cancel()
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(10)  # a turn that was sending has counted
 
 
 async def _flood(hub: Hub, rate: float, kinds: Sequence[str] | None, sent: list[int]) -> None:

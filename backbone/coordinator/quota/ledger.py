@@ -513,11 +513,14 @@ def _open_file(path: Path) -> int:
 def _remove_stale(path: Path) -> None:
     """Remove ledgers that were unused for long. A process that still has one open notices before using it again."""
     newest = path.stat().st_mtime
-    for other in path.parent.glob("*.quota"):
-        kept_s = _STALE_LOCAL_S if other.name.startswith("127.") else _STALE_S
-        with contextlib.suppress(OSError):
-            if other != path and other.stat().st_mtime < newest - kept_s:
-                other.unlink()
+    with os.scandir(path.parent) as found:
+        for other in found:
+            if not other.name.endswith(".quota") or other.name == path.name:
+                continue
+            kept_s = _STALE_LOCAL_S if other.name.startswith("127.") else _STALE_S
+            with contextlib.suppress(OSError):
+                if other.stat().st_mtime < newest - kept_s:
+                    Path(other).unlink()
 
 
 def _boot() -> bytes:
