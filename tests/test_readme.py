@@ -15,6 +15,22 @@ ROOT = Path(__file__).resolve().parents[1]
 ENGLISH, KOREAN = ROOT / "README.md", ROOT / "README.ko.md"
 PAGES = [ENGLISH, KOREAN, ROOT / "CHANGELOG.md", *sorted((ROOT / "notebooks").rglob("*.md"))]
 BREAKOUT = "target ="
+WORDS = ("호환 모듈", "집계", "무거래", "미확인", "격리", "요청·응답 객체", "시험 종류", "요청 한도", "한국 시간")
+"""The field's Korean words."""
+OTHERS = (
+    "한국 시각",
+    "요청 제한",
+    "컬럼",
+    "빗장",
+    "접다",
+    "접어서",
+    "지키세요",
+    "맨 끝",
+    "맨 앞",
+    "프로그레스",
+    "진행 막대",
+)
+"""Second words for the same things, and metaphors taken literally."""
 
 
 def text(path: Path) -> str:
@@ -56,6 +72,13 @@ def test_readmes_give_the_same_figures() -> None:
     """Numbers in the tables read the same in both."""
     assert figures(KOREAN) == figures(ENGLISH)
     assert figures(ENGLISH)
+
+
+def test_korean_has_one_word_for_one_thing() -> None:
+    """Page and tutorials say the same words; the page has those of the field."""
+    assert [word for word in WORDS if word not in text(KOREAN)] == []
+    for path in (KOREAN, *sorted((ROOT / "notebooks/ko").glob("*.ipynb"))):
+        assert [word for word in OTHERS if word in text(path)] == [], path.name
 
 
 def test_korean_breakout_is_eight_lines_that_run(

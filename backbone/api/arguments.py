@@ -196,7 +196,7 @@ def _from_text(argument: str, text: str, zone: str, now_us: Callable[[], int]) -
             if not match[5]:
                 return dt.datetime(day.year, day.month, day.day)  # noqa: DTZ001 - see above
             if match[4]:
-                text = f"{day}T{match[5]}"
+                return dt.datetime.fromisoformat(f"{day}T{match[5]}")
         return dt.datetime.fromisoformat(text)
     except InputError:
         raise

@@ -163,3 +163,10 @@ def test_shown_times_round_trip_in_every_zone(time_us: int, zone: str) -> None:
     for value in (shown, pd.Timestamp(shown), shown.isoformat()):
         assert parsed(value, zone) == time_us
     assert shown.tzinfo == ZoneInfo(zone)
+
+
+def test_refused_time_is_shown_as_it_was_written() -> None:
+    """The error names what the caller wrote, not what was made of it on the way."""
+    with pytest.raises(InputError) as caught:
+        parse_time("start", "2025.08.01 09:00 KST", "Asia/Seoul", lambda: 0)
+    assert caught.value.value == "2025.08.01 09:00 KST"
