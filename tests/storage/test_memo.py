@@ -144,6 +144,14 @@ def test_memo_error_of_the_maker_is_raised_as_it_is(tmp_path: Path) -> None:
     assert memo.get(KEY, frame)[1] is False
 
 
+def test_memo_folder_holds_at_most_256_mebibytes(tmp_path: Path) -> None:
+    """However much the results were made from."""
+    memo = FrameMemo(tmp_path / "memo", source_bytes=lambda: 1 << 40)
+    for mebibytes, fits in ((255, True), (257, False)):
+        column = np.broadcast_to(0.0, (mebibytes << 17, 1))  # takes no memory
+        assert memo.has_room(pd.DataFrame(column, copy=False)) is fits
+
+
 def test_memo_folder_stays_within_its_bytes(tmp_path: Path) -> None:
     """Old results go when the limit is passed: its own, or the size of what the results are made from."""
     sources = 10**9
