@@ -111,9 +111,15 @@ def _forget(owned: _Owned) -> None:
             gone.set()
             _leaving.pop(gone, None)
 
+    def start() -> None:
+        try:  # a `Thread`, of which nothing is left afterwards: `threading` lists a bare one for ever
+            threading.Thread(target=close, name="backbone-end", daemon=True).start()
+        except RuntimeError:
+            close()
+
     try:
-        # not a `Thread`: starting one takes a lock of `threading` that the interrupted code may hold
-        _thread.start_new_thread(close, ())
+        # a bare thread begins it: starting a `Thread` takes a lock of `threading` that the interrupted code may hold
+        _thread.start_new_thread(start, ())
     except RuntimeError:  # the interpreter is ending and starts no threads: nothing else runs here now
         close()
 

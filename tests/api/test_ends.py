@@ -62,7 +62,7 @@ cell()
 threads, files = held()
 for _ in range(9):
     cell()
-falls_to(len(threads), files + 1)
+falls_to(len(threads) + 2, files + 2)  # another client would be four threads more; workers start as they are needed
 del client, table
 falls_to(0, 8)
 """,
@@ -83,7 +83,7 @@ def test_client_in_a_circle_that_nobody_holds_is_closed_while_idle(
 from backbone import errors
 from backbone.api import session
 assert 0 < session._IDLE_S <= 5, "seconds"
-session._IDLE_S = 0.2
+session._IDLE_S, session._SHARE = 0.2, 1
 gc.set_threshold(0)
 kind, url, ws, folder = sys.argv[1:]
 def cell():
@@ -103,9 +103,11 @@ def cell():
         client.mine = [client]
     client.tickers("KRW-BTC")
     return held()
+before = threading.active_count()
 threads, files = cell()
 assert threads
 falls_to(0, 8)
+assert threading.active_count() == before
 """,
         kind,
         exchange.rest_url,
