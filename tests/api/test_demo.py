@@ -45,7 +45,7 @@ def test_demo_on_a_server_of_ones_own_follows_its_script_and_clock() -> None:
     before = len(server.requests)
     with Backbone.demo(server=server) as another:
         another.markets()
-    assert len(server.requests) == before + 3, "the list, its second witness, and its price steps"
+    assert len(server.requests) == before + 4, "the list, its second witness, its price steps, and the prices"
     server.close()
 
 
