@@ -41,7 +41,9 @@ def test_simulator_listens_on_loopback_only(host: str) -> None:
 
 def test_simulator_is_bound_to_loopback(shared_venue: SimulatorServer) -> None:
     """What it listens on is a loopback socket; the command line has no word for another."""
-    assert {address[0] for address in shared_venue._runner.addresses} == {"127.0.0.1"}
+    listener = shared_venue._listener
+    assert listener is not None
+    assert {listening.getsockname()[0] for listening in listener.sockets} == {"127.0.0.1"}
     with pytest.raises(SystemExit):
         run_simulator(["--host", "0.0.0.0"])
 
