@@ -46,6 +46,7 @@ class Events:
         self._version: Version | None = None
         self._table = EventTable()
         self._unwritten: list[Event] = []
+        self._whole: tuple[EventTable, tuple[Event, ...], EventTable] | None = None  # with what is not written
 
     def add(
         self, market: str, kind: str, detail: dict[str, Any] | None = None, *, how: str, at_us: int | None = None
@@ -101,8 +102,12 @@ class Events:
         """The whole log, what could not be written included; the same object while nothing is added."""
         table = self._refreshed()
         with self._lock:
-            unwritten = list(self._unwritten)
-        return table.extended(encode_events(unwritten)) if unwritten else table
+            unwritten = tuple(self._unwritten)
+            if not unwritten:
+                return table
+            if self._whole is None or self._whole[:2] != (table, unwritten):
+                self._whole = table, unwritten, table.extended(encode_events(unwritten))
+            return self._whole[2]
 
     def _refreshed(self) -> EventTable:
         """What was read, with what was added to the file since."""

@@ -72,6 +72,7 @@ def test_events_that_cannot_be_written_are_kept_and_written_later(
         store.events.add("KRW-A", "listed", how="x")
         assert [event.market for event in store.events.read()] == ["KRW-A"]
         assert [one.kind for one in store.incidents()] == ["event-not-written"]
+        assert store.events.table() is store.events.table(), "read once, though it is not on disk"
     store.events.add("KRW-B", "listed", how="x")
     assert [event.market for event in open_store(tmp_path).events.read()] == ["KRW-A", "KRW-B"]
 
