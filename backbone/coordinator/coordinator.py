@@ -298,9 +298,12 @@ class Coordinator:
             self.scheduler.begin(instruments_ask(part), Priority.HIGH, self._took_ticks)
         return len(parts)
 
-    def begin_prices(self, markets: Sequence[str]) -> None:
-        """Ask for the prices at which the steps of `markets` hold, likewise: one request."""
+    def begin_prices(self, markets: Sequence[str], max_age_s: float) -> int:
+        """Ask for the prices at which the steps of `markets` hold, likewise, unless they are so young."""
+        if self.realtime.has_prices(markets, max_age_s):
+            return 0
         self.scheduler.begin(prices_ask(markets), Priority.HIGH, self._took_prices)
+        return 1
 
     def _took_prices(self, outcome: Reply | BackboneError) -> None:
         if not isinstance(outcome, BackboneError):

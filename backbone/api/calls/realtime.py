@@ -336,8 +336,7 @@ def _begin_ticks(core: Coordinator, likely: Sequence[MarketInfo], quote: str | N
     stale = [code for code in codes if core.realtime.instrument_age_s(code) >= fresh_s]
     if not stale:
         return 0
-    core.begin_prices(codes)
-    return core.begin_ticks(stale) + 1
+    return core.begin_prices(codes, _PAIR_S) + core.begin_ticks(stale)
 
 
 def _deliver(

@@ -227,14 +227,19 @@ class Realtime:
     def prices(self, markets: Sequence[str], max_age_s: float, priority: Priority) -> tuple[dict[str, float], int]:
         """The prices of `markets` that are at most so old, else asked anew, and how many requests that took; for the
         price steps that hold at them."""
+        if self.has_prices(markets, max_age_s):
+            requests = 0
+        else:
+            requests = 1
+            self.note_prices(self._request(prices_ask(markets), priority))
+        with self._lock:
+            return {market: self._prices[market][1] for market in markets if market in self._prices}, requests
+
+    def has_prices(self, markets: Iterable[str], max_age_s: float) -> bool:
+        """Whether the price of each market was received so lately; makes no request."""
         with self._lock:
             since_s = self._clock.monotonic() - max_age_s
-            known = {m: self._prices[m][1] for m in markets if m in self._prices and self._prices[m][0] >= since_s}
-        if len(known) == len(markets):
-            return known, 0
-        self.note_prices(self._request(prices_ask(markets), priority))
-        with self._lock:
-            return {market: self._prices[market][1] for market in markets if market in self._prices}, 1
+            return all(market in self._prices and self._prices[market][0] >= since_s for market in markets)
 
     def note_prices(self, reply: Reply) -> None:
         """Remember the prices of a reply of tickers."""

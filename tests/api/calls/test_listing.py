@@ -216,9 +216,13 @@ def test_market_list_has_the_price_steps_of_a_stated_time(
     assert len(server.requests) == asked
     for one in (frame, again):
         assert one.attrs["backbone"]["tick_sizes_at"][:16] == "2025-06-01T09:00"
-    monkeypatch.setattr(client.session.coordinator().realtime, "instrument_age_s", lambda _: 600.0)
+    realtime = client.session.coordinator().realtime
+    monkeypatch.setattr(realtime, "instrument_age_s", lambda _: 600.0)
     client.markets("KRW")
-    assert len(server.requests) == asked + 2
+    assert len(server.requests) == asked + 1, "the prices are young"
+    monkeypatch.setattr(realtime, "_prices", {})
+    client.markets("KRW")
+    assert len(server.requests) == asked + 3
 
 
 def test_price_steps_are_asked_beside_the_list(world: tuple[SimulatorServer, Backbone]) -> None:
