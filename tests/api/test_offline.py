@@ -54,6 +54,16 @@ def test_market_without_stored_rows_has_no_revisions_and_no_proof(client: Backbo
         client.store.verify("KRW-BTC")
 
 
+def test_newest_held_are_answered_minutes_later(client: Backbone, venue: SimulatorServer) -> None:
+    """A count ends with what is held, and the frame says what lies behind it."""
+    held = client.candles("KRW-BTC", "1m", count=50)
+    venue.clock.advance(180)
+    client.tickers("KRW-BTC", max_age=0)  # a reply tells the venue's time
+    later = client.candles("KRW-BTC", "1m", count=50, offline=True)
+    assert later.index.tolist() == held.index.tolist()
+    assert len(later.attrs["backbone"]["missing"]) == 1, "from the last candle to now"
+
+
 def test_quote_alone_is_no_market(client: Backbone) -> None:
     """``["KRW"]`` is a list of one market, and KRW is none."""
     for wrong in (["KRW"], "KRW_BTC"):

@@ -1,4 +1,29 @@
-"""Truth over time, the whole path over loopback: clocks, corrections, silence, folding, markets that went away."""
+"""Truth over time, the whole path over loopback: clocks, corrections, silence, folding, markets that went away.
+
+Faults that people met in the field, and the test that fails without the mending of each (each was taken out and tried):
+
+=================================  ======================================================================
+short and empty pages              coordinator/candles/test_witness.py, api/test_matrix.py
+trades with a hole                 coordinator/live/test_trades.py, api/test_matrix.py
+an audit that met a short page     api/test_matrix.py (``audit``)
+a redenomination                   api/test_redenomination.py, coordinator/candles/test_redenomination.py
+a rename, also with another unit   api/test_renames.py, coordinator/test_renames.py
+a range to be asked again          coordinator/candles/test_redenomination.py, api/calls/test_candles.py
+days before the listing            api/calls/test_candles.py ``test_candles_filled_begin_…``
+the last digit of a fold           storage/test_fold.py
+folds before the venue's sums      api/calls/test_candles.py ``test_candles_before_the_venues_sums_…``
+odd rows                           api/calls/test_realtime.py ``…_with_an_odd_row_deliver_the_others``
+listings while live                api/calls/test_live.py, api/test_market_life.py
+two clocks that stood still        coordinator/candles/test_ranges.py ``test_frozen_clocks_…``
+trades over a reconnect            api/calls/test_live.py ``test_live_trades_over_a_reconnect_…``
+two forming days at nine           api/calls/test_candles.py ``test_candles_at_the_turn_of_the_day_…``
+one error for one cause            api/test_unreachable.py
+both ends in the future            api/calls/test_candles.py ``test_candles_of_the_future_are_refused``
+weeks as days, digits, attrs       api/test_convert.py, api/test_format.py, api/calls/test_candles.py
+a partial first day                compat/test_pyupbit.py ``test_daily_from_base_…``
+the newest held, offline           api/test_offline.py ``test_newest_held_…``
+=================================  ======================================================================
+"""
 
 from __future__ import annotations
 

@@ -16,6 +16,10 @@ Other engines read the same files as they lie (`Backbone.files`)::
 
 ``time`` is the candle's open, UTC. Market and timeframe are the hive columns, text in every engine. The coverage is
 read from the end of each file and not proven; `store.verify()` proves rows.
+
+A scan shows one unit as the store does: pages and archive files are compared when they are stored, candle by candle
+where they show what is held, else by the next prices. So only a redenomination by a factor of less than 1.5 that came
+between two pages of one call, or between parts of a series that never met, is not seen until a page shows both.
 """
 
 from __future__ import annotations

@@ -82,6 +82,35 @@ def test_redenomination_is_found_at_the_seam(tmp_path: Path, gap: int, side: str
     assert ask(world, 0, 700 + gap) == 0
 
 
+@pytest.mark.parametrize("factor", [1.25, 0.8])
+def test_factor_too_small_for_a_leap_is_found_by_the_overlap(tmp_path: Path, factor: float) -> None:
+    """A price may move so far by itself; the candle that both sides know may not."""
+    world = World(tmp_path)
+    ask(world, 0, 300)
+    world.venue.factor = factor
+    with pytest.warns(DataChangedWarning, match=f"by {factor:g} "):
+        ask(world, 300, 400)
+    assert kinds(world) == ["redenominated", "quarantined"]
+
+
+def test_small_factor_between_two_pages_of_one_call_is_found_by_the_next_overlap(tmp_path: Path) -> None:
+    """Why it is not seen at once: pages of one plan show no candle twice, which would cost a request in each call, and
+    a price may move by a quarter from one candle to the next. Whatever shows the candles again says so."""
+    world = World(tmp_path)
+
+    def later(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        world.venue.factor = 1.25
+        return rows
+
+    world.venue.edits.append(later)
+    assert not world.truth(world.candles(minute(0), minute(1000)).table)
+    assert kinds(world) == []
+    span = Range(minute(0), minute(1000), None)
+    (answer,) = world.ranges.collect([MARKET], MINUTE, span, Priority.NORMAL, refresh=True)
+    assert world.truth(answer.table)
+    assert set(kinds(world)) == {"restated"}, "what is stored is no more of one unit than it was of the other"
+
+
 def test_crash_is_none(tmp_path: Path) -> None:
     """A price that fell by 90 % in a minute leaves the candles before it as they were."""
     world = World(tmp_path)
