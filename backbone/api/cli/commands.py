@@ -14,8 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from backbone.api.arguments import in_zone, parse_quote
-from backbone.api.cli.output import check_target, emit, flush_output, print_frame, print_value, say, write_file
-from backbone.errors import InputError, StoreError
+from backbone.api.cli.output import (
+    check_target,
+    emit,
+    flush_output,
+    print_csv,
+    print_frame,
+    print_value,
+    say,
+    write_file,
+)
+from backbone.errors import IncompleteError, InputError, StoreError
 from backbone.timeframe import parse_timeframe
 
 __all__ = [
@@ -43,6 +52,7 @@ __all__ = [
 
 EXIT_PROBLEMS, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 3, 130
 
+_MARKETS_AT_ONCE = 16  # between two prints: their pages fill the quota's second
 _LENGTH = re.compile(r"[1-9]\d*\s*((s|sec|m|min|h|hr|hour|d|day|w|week|mo|month|y|year)s?)?|[1-9]\d*(M|Y)", re.I)
 """A word that means a length of time, and can be no market."""
 
@@ -91,7 +101,8 @@ def _codes(client: Any, words: Iterable[str]) -> list[str]:
 def fetch(options: argparse.Namespace) -> int:
     """Fetch candles. What is held is not asked again; what arrives is kept, also when the rest fails.
 
-    Without --out and --format the first and last rows are shown; --format csv or json prints all of them.
+    Without --out and --format the first and last rows are shown; --format csv or json prints all of them: CSV of
+    several markets as they arrive.
     """
     out = None if options.out is None else check_target(options.out)
     if out is not None and options.format not in (None, out.suffix.lower()[1:]):
@@ -101,14 +112,19 @@ def fetch(options: argparse.Namespace) -> int:
     form = options.format or ("table" if options.out is None else "csv")
     try:
         with _open(options) as client:
-            if len(words) > 1:
+            is_streamed = form == "csv" and out is None and not options.offline
+            if len(words) > 1 or is_streamed:
                 options.markets = _codes(client, words)
-            frame = _fetched(client, options)
-            _say_facts(frame, f"{' '.join(words)} {options.timeframe}")
-            if out is not None:
-                write_file(frame, out)
+            what = f"{' '.join(words)} {options.timeframe}"
+            if is_streamed and len(options.markets) > 1:
+                _print_as_it_arrives(client, options, what)
             else:
-                print_frame(frame, form, whole=options.out is not None)
+                frame = _fetched(client, options, _one_or_many(options.markets))
+                _say_facts(frame, what)
+                if out is not None:
+                    write_file(frame, out)
+                else:
+                    print_frame(frame, form, whole=options.out is not None)
             say(f"kept in {client.data_dir}")
     except KeyboardInterrupt:
         with _open(options) as client:  # the one before has stored by now what was still on its way
@@ -117,10 +133,10 @@ def fetch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _fetched(client: Any, options: argparse.Namespace) -> Any:
+def _fetched(client: Any, options: argparse.Namespace, markets: str | list[str]) -> Any:
     try:
         return client.candles(
-            _one_or_many(options.markets),
+            markets,
             options.timeframe,
             options.start,
             options.end,
@@ -130,12 +146,45 @@ def _fetched(client: Any, options: argparse.Namespace) -> Any:
             offline=options.offline,
         )
     except KeyboardInterrupt:
-        for name in ("start", "end"):  # as absolute times, so that 3d means the same in the new client
-            if getattr(options, name) is not None:
-                setattr(options, name, in_zone(client.session.time(name, getattr(options, name)), client.tz))
-        if options.end is None:
-            options.end = in_zone(client.session.likely_now_us(), client.tz)
+        _fix_times(client, options)
         raise
+
+
+def _fix_times(client: Any, options: argparse.Namespace) -> None:
+    """Make start and end absolute, so that ``3d`` and now mean the same in a later call."""
+    for name in ("start", "end"):
+        if getattr(options, name) is not None:
+            setattr(options, name, in_zone(client.session.time(name, getattr(options, name)), client.tz))
+    if options.end is None:
+        options.end = in_zone(client.session.likely_now_us(), client.tz)
+
+
+def _print_as_it_arrives(client: Any, options: argparse.Namespace, what: str) -> None:
+    """Print the candles of several markets as CSV, a few markets at a time: the rows are those of one call for all.
+
+    A market that could not be had whole does not keep the others back; its error is raised at the end.
+    """
+    if options.start is None or options.count is None:
+        _fix_times(client, options)
+    codes, at, size, is_begun, rows, requests = options.markets, 0, 4, False, 0, 0
+    errors: list[IncompleteError] = []
+    while at < len(codes):
+        try:
+            frame = _fetched(client, options, codes[at : at + size])
+        except IncompleteError as exc:
+            errors.append(exc)
+            frame = exc.frame
+        if frame is not None:
+            print_csv(frame, header=not is_begun)
+            flush_output()
+            is_begun = True
+            rows, requests = rows + len(frame), requests + frame.attrs["backbone"]["requests"]
+        at, size = at + size, min(2 * size, _MARKETS_AT_ONCE)
+    say(f"{what}: {rows} candles, {requests} requests")
+    for error in errors[1:]:
+        say(str(error))
+    if errors:
+        raise errors[0]
 
 
 def _interrupted(client: Any, options: argparse.Namespace) -> str:

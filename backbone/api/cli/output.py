@@ -34,6 +34,7 @@ __all__ = [
     "emit",
     "flush_output",
     "plain",
+    "print_csv",
     "print_frame",
     "print_value",
     "say",
@@ -124,12 +125,17 @@ def _indexed(frame: Any) -> bool:
     return any(name is not None for name in frame.index.names)
 
 
+def print_csv(frame: Any, *, header: bool = True) -> None:
+    """Print a pandas frame as CSV; without its `header` it goes on where another one ended."""
+    frame.to_csv(_Stdout(), index=_indexed(frame), header=header, lineterminator="\n")
+
+
 def print_frame(frame: Any, form: str | None, *, whole: bool = True, nothing: str = "nothing was found") -> None:
     """Print a pandas frame; no form is a table. As a table not `whole`, only its first and last rows are shown; an
     empty one is no data, and `nothing` is said instead.
     """
     if form == "csv":
-        frame.to_csv(_Stdout(), index=_indexed(frame), lineterminator="\n")
+        print_csv(frame)
     elif form == "json":
         _print_json(_records(frame))
     elif frame.empty:

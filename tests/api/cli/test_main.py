@@ -231,6 +231,33 @@ def test_days_of_every_market_through_head(tmp_path: Path) -> None:
     assert "Exception" not in done.stderr
 
 
+def test_markets_are_printed_as_they_arrive(at: list[str], venue: SimulatorServer) -> None:
+    """Whoever reads the pipe has the first market before the last is asked; all rows are those of one call."""
+    markets = ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-ADA", "KRW-DOGE"]
+    words = ["fetch", *markets, "1h", "--start", "2025-08-20", "--end", "2025-08-21", "--format", "csv", *at]
+    venue.faults.add("slow", seconds=3, match=f"market={markets[-1]}")
+    with running(*words) as process:
+        assert process.stdout is not None
+        header = process.stdout.readline()
+        answered = {one.query.get("market") for one in venue.requests if one.group == "candles"}
+        rows = process.stdout.read().splitlines()
+    assert markets[-1] not in answered
+    assert header == "time,market,open,high,low,close,volume,value\n"
+    assert [row.split(",")[1] for row in rows] == [market for market in markets for _ in range(24)]
+
+
+def test_market_that_fails_keeps_no_other_from_the_pipe(
+    at: list[str], venue: SimulatorServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are printed, the error is said and is the exit code."""
+    venue.faults.add("reset", match="market=KRW-ETH", times=None)
+    words = ["fetch", "KRW-ETH", "KRW-BTC", "KRW-XRP", "1h", "--start", "2025-08-20", "--end", "2025-08-21"]
+    assert cli.main([*words, "--format", "csv", *at]) == cli.EXIT_INCOMPLETE
+    out, said = capsys.readouterr()
+    assert [row.split(",")[1] for row in out.splitlines()] == ["market", *["KRW-BTC"] * 24, *["KRW-XRP"] * 24]
+    assert "KRW-ETH" in said
+
+
 def test_help_has_one_table_of_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     """Each code that a command can end with is named once."""
     assert cli.main(["--help"]) == 0
