@@ -116,7 +116,7 @@ def fetch(options: argparse.Namespace) -> int:
             if len(words) > 1 or is_streamed:
                 options.markets = _codes(client, words)
             what = f"{' '.join(words)} {options.timeframe}"
-            if is_streamed and len(options.markets) > 1:
+            if is_streamed and (len(options.markets) > 1 or options.markets != words):  # of a quote it may be one
                 _print_as_it_arrives(client, options, what)
             else:
                 frame = _fetched(client, options, _one_or_many(options.markets))
