@@ -20,19 +20,21 @@ from backbone.errors import InputError
 __all__ = ["is_learned", "learn_ticks", "round_price"]
 
 _lock = threading.Lock()
+_asked: set[str] = set()
 _known: dict[str, tuple[float, float]] = {}  # of each market: its price, and the step there
 
 
 def learn_ticks(known: Mapping[str, tuple[float, float]]) -> None:
     """Take the price of each market (NaN where it is not known) and its price step there."""
     with _lock:
+        _asked.update(known)
         _known.update({market: found for market, found in known.items() if found[1] > 0})
 
 
 def is_learned(markets: Iterable[str]) -> bool:
-    """Whether the price and step of each market are known."""
+    """Whether `learn_ticks` had each market, be it that the venue does not say its price or step."""
     with _lock:
-        return all(_known.get(market, (0.0, 0.0))[0] > 0 for market in markets)
+        return _asked.issuperset(markets)
 
 
 def round_price(price: float, market: str | float, side: str) -> float:

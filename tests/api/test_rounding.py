@@ -9,6 +9,7 @@ from backbone import Backbone, round_price
 from backbone.api import rounding
 from backbone.api.rounding import is_learned, learn_ticks
 from backbone.errors import InputError
+from backbone.simulator import SimulatorServer
 from backbone.simulator.market.catalogue import tick_of
 
 
@@ -16,6 +17,7 @@ from backbone.simulator.market.catalogue import tick_of
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """What other tests have learned is another exchange's."""
     monkeypatch.setattr(rounding, "_known", {})
+    monkeypatch.setattr(rounding, "_asked", set())
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,17 @@ def test_market_with_steps_of_its_own_has_them_in_its_band_only() -> None:
     for market in ("KRW-ODD", "KRW-NEW"):
         with pytest.raises(InputError, match="give the step instead"):
             round_price(3_333.3, market, "buy")
+
+
+def test_prices_that_the_venue_does_not_say_are_asked_once(client: Backbone, venue: SimulatorServer) -> None:
+    """Not with each list: the steps are shown, and rounding by a code says what it lacks."""
+    venue.faults.add("garbage", match="/v1/ticker/all", times=None)
+    assert client.markets("KRW").tick_size.notna().all()
+    asked = len(venue.requests)
+    client.markets("KRW")
+    assert len(venue.requests) == asked
+    with pytest.raises(InputError, match="give the step instead"):
+        round_price(91_234_567, "KRW-BTC", "buy")
 
 
 @pytest.mark.parametrize(
