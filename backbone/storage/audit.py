@@ -197,7 +197,7 @@ def _series_of_tmp(key: str) -> Series | None:
     top, _, rest = name.rsplit(".", 1)[0].replace("+", "/").partition("/")
     target = f"{top}/{exchange}/{rest}"
     place = parse_partition_key(target)
-    return place[0] if place is not None else parse_quiet_key(target)
+    return place[0] if place is not None else parse_sidecar_key(target)
 
 
 def _is_at_work(files: Files, series: Series, key: str) -> bool:

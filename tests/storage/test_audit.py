@@ -142,10 +142,11 @@ def test_unfinished_write_is_told_and_removed_unless_somebody_is_at_it(tmp_path:
     fill(tmp_path)
     left = tmp_path / (tmp_key(SERIES.key(PERIOD)) + ".4711-0")
     left.write_bytes(b"PAR1half")
-    quiet = tmp_path / (tmp_key(SERIES.quiet_key) + ".4711-1")
-    quiet.write_bytes(b"{")
+    sidecars = [tmp_path / f"{tmp_key(key)}.4711-{i}" for i, key in enumerate(SERIES.sidecar_keys)]
+    for sidecar in sidecars:
+        sidecar.write_bytes(b"{")
     store = open_store(tmp_path)
-    assert [problem.kind for problem in store.verify()] == ["leftover", "leftover"]
+    assert [problem.kind for problem in store.verify()] == ["leftover"] * 4
 
     import threading
 
@@ -155,9 +156,8 @@ def test_unfinished_write_is_told_and_removed_unless_somebody_is_at_it(tmp_path:
         thread.start()
         thread.join()
     assert found == []
-    assert [problem.detail.split("; ")[1] for problem in store.repair()] == ["removed", "removed"]
-    assert not left.exists()
-    assert not quiet.exists()
+    assert [problem.detail.split("; ")[1] for problem in store.repair()] == ["removed"] * 4
+    assert not any(path.exists() for path in (left, *sidecars))
     assert store.verify() == []
 
 
