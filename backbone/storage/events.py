@@ -61,6 +61,33 @@ class Events:
 
     def add_all(self, events: list[Event]) -> int:
         """Append several events in one write, as `add`. Returns how many were new."""
+        if not self._new_of(events):
+            return 0
+        new: list[Event] = []
+        waiting: list[Event] = []
+
+        def write() -> None:
+            nonlocal new, waiting
+            new = self._new_of(events)  # others may have added the same ones meanwhile
+            with self._lock:
+                waiting = list(self._unwritten)
+            if waiting or new:
+                self._files.append(self._key, encode_events([*waiting, *new]))
+
+        try:
+            retried(self._files, self._lock_key, write)
+        except StoreError as exc:
+            self._incidents.record("event-not-written", self._files.address(self._key), str(exc))
+            new = self._new_of(events)
+            with self._lock:
+                self._unwritten += new
+        else:
+            with self._lock:
+                self._unwritten = self._unwritten[len(waiting) :]
+        return len(new)
+
+    def _new_of(self, events: list[Event]) -> list[Event]:
+        """Those of `events` that say something new of their markets."""
         known = self.table()
         newest = known.newest(_FAMILIES)
         last: dict[tuple[str, int], Event | None] = {}
@@ -77,22 +104,7 @@ class Events:
                     continue
                 last[key] = event
             new.append(event)
-        if new:
-            self._append(new)
-        return len(new)
-
-    def _append(self, new: list[Event]) -> None:
-        with self._lock:
-            self._unwritten += new
-            waiting = list(self._unwritten)
-        data = encode_events(waiting)
-        try:
-            retried(self._files, self._lock_key, lambda: self._files.append(self._key, data))
-        except StoreError as exc:
-            self._incidents.record("event-not-written", self._files.address(self._key), str(exc))
-            return
-        with self._lock:
-            self._unwritten = self._unwritten[len(waiting) :]
+        return new
 
     def read(self, market: str | None = None) -> list[Event]:
         """The events (of one market), oldest first, those that could not be written included."""

@@ -47,6 +47,21 @@ def test_condition_that_is_known_is_not_written_again(tmp_path: Path) -> None:
     assert kinds == ["listed", "warned", "delisted", "listed", "warned", "restated", "restated"]
 
 
+def test_condition_that_two_notice_at_once_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process writes the same event after the log was looked at and before it is locked."""
+    one, two = open_store(tmp_path), open_store(tmp_path)
+    look, renamed = one.events.table, {"from": "KRW-A", "to": "KRW-B"}
+
+    def look_and_wait() -> Any:
+        table = look()
+        two.events.add("KRW-A", "renamed", renamed, how="x")
+        return table
+
+    monkeypatch.setattr(one.events, "table", look_and_wait)
+    assert not one.events.add("KRW-A", "renamed", renamed, how="x")
+    assert [event.kind for event in two.events.read()] == ["renamed"]
+
+
 def test_line_that_a_crash_cut_is_skipped_and_harms_no_later_one(tmp_path: Path) -> None:
     """A reader passes over half a line; the next writer begins a line of its own."""
     store = open_store(tmp_path)

@@ -78,6 +78,8 @@ class Sizing:
             lines.append("  assumed, not measured: " + "; ".join(self.assumed))
         return "\n".join(lines)
 
+    __str__ = __repr__  # a text of its own, not its fields
+
 
 @dataclass(frozen=True)
 class _Share:
