@@ -14,7 +14,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
+
+from backbone.imports import undisturbed
 
 if TYPE_CHECKING:
     from backbone import errors as errors
@@ -72,7 +76,8 @@ def __getattr__(name: str) -> Any:
     if name == "errors":
         return importlib.import_module("backbone.errors")
     if home := _HOMES.get(name):
-        return getattr(importlib.import_module(home), name)
+        with undisturbed() if home not in sys.modules else nullcontext():
+            return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 'backbone' has no attribute {name!r}")
 
 

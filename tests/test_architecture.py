@@ -16,7 +16,7 @@ from backbone.venues import VENUES
 PACKAGE = Path(backbone.__file__).parent
 ROOT = PACKAGE.parent
 TESTS = ROOT / "tests"
-LEAVES = {"errors", "model", "timeframe", "settings", "clock", "locks", "venues", "candle_table"}
+LEAVES = {"errors", "imports", "model", "timeframe", "settings", "clock", "locks", "venues", "candle_table"}
 ALLOWED = {
     "api": {"api", "coordinator", "storage", "routing"} | LEAVES,
     "coordinator": {"coordinator", "storage", "routing"} | LEAVES,

@@ -6,6 +6,9 @@ backbone replaces. Both use one client, made on first use from the environment (
 stands in for, because that was wrong, it warns once (`DifferenceWarning`).
 """
 
-from backbone.compat.default_client import DifferenceWarning, cleanup, get_client, initialize
+from backbone.imports import undisturbed
+
+with undisturbed():
+    from backbone.compat.default_client import DifferenceWarning, cleanup, get_client, initialize
 
 __all__ = ["DifferenceWarning", "cleanup", "get_client", "initialize"]
