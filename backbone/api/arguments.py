@@ -174,9 +174,10 @@ def _hint(number: Any) -> str:
 
 
 def _ago(argument: str, value: dt.timedelta | np.timedelta64, now_us: Callable[[], int]) -> int:
-    if value != value or np.timedelta64(value) < np.timedelta64(0):  # NaT differs from itself
+    ago_us = -1 if value != value else int(np.timedelta64(value, "us").astype(np.int64))  # NaT differs from itself
+    if ago_us < 0:
         raise InputError(argument, value, _TIMES)
-    return now_us() - int(np.timedelta64(value, "us").astype(np.int64))
+    return now_us() - ago_us
 
 
 def _from_text(argument: str, text: str, zone: str, now_us: Callable[[], int]) -> dt.datetime | int:

@@ -133,7 +133,7 @@ def test_only_relative_times_ask_for_now() -> None:
     ["", "tomorrow", "2024-13", "2024-02-30", "24:00", "3x", "-3d", "1.5mo", "2024.03-01",
      "2024.13.01", "01/03/2024", "2024 09:00", "20240", "9999y",
      "9" * 400 + "d", "2024-03-01T25:00", None, 5,
-     1.7e9, True, dt.time(3), dt.timedelta(-1), pd.NaT, np.timedelta64("NaT"),
+     1.7e9, True, dt.time(3), dt.timedelta(-1), pd.NaT, np.timedelta64("NaT", "s"),
      np.datetime64("NaT", "us"), np.datetime64(2**62, "us"),
      [], b"2024-03-01"],
 )  # fmt: skip
