@@ -15,6 +15,12 @@ from pathlib import Path
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# Tests speak on loopback, and those of proxies and consoles say which; only what builds packages goes outside.
+_OUTSIDE = {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "pythonioencoding"}
+_found = {name.lower(): os.environ.pop(name) for name in list(os.environ) if name.lower() in _OUTSIDE}
+if _proxy := _found.get("https_proxy") or _found.get("http_proxy"):
+    os.environ.setdefault("PIP_PROXY", _proxy)
+
 # Every page that is stored is synced; two milliseconds each on a disk, nothing in memory. Bare containers have 64 MB.
 _MEMORY = Path("/dev/shm")
 if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 4 << 30:
