@@ -262,6 +262,6 @@ def test_page_to_sign_in_on_the_socket_is_named_and_left_behind(
         Backbone(data_dir=tmp_path, rest_url=venue.rest_url, ws_url=f"{url}/websocket/v1") as client,
         client.live("KRW-BTC") as table,
     ):
-        assert table.frame().index.tolist() == ["KRW-BTC"]
+        eventually(lambda: table.frame().index.tolist() == ["KRW-BTC"])
         assert table.state != "streaming"
         eventually(lambda: "sign in" in str(client.status().attrs["backbone"]["stream"]))
