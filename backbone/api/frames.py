@@ -52,6 +52,7 @@ _ticker_numbers = attrgetter(*TICKER_NUMBERS)
 _level_numbers = attrgetter(*Level.__struct_fields__)
 _TIME = pa.timestamp("us", tz="UTC")
 _MANY = 50_000  # rows from which waking Arrow's threads costs less than it saves
+_CHUNK = 1 << 24  # rows of text a chunk: Arrow counts their bytes in 31 bits
 
 
 def deliver(table: pa.Table | pd.DataFrame, frames: str, *, index: str | None, zone: str, attrs: dict[str, Any]) -> Any:
@@ -64,6 +65,8 @@ def deliver(table: pa.Table | pd.DataFrame, frames: str, *, index: str | None, z
         return table
     if frames == "pandas":
         return _to_pandas(table, index, zone, attrs)
+    if frames == "polars":
+        table = table.combine_chunks()  # before the zone: one column is cast, not one a market
     table = _in_zone(table, zone)
     if frames == "arrow":
         metadata = {**(table.schema.metadata or {}), b"backbone": json.dumps(attrs).encode()}
@@ -158,11 +161,14 @@ def candles_table(parts: Sequence[tuple[str, pa.Table]], *, many: bool) -> pa.Ta
     """One long candle table; `many` puts a ``market`` column first."""
     if not many:
         return parts[0][1]
-    tables = []
-    for market, table in parts:
-        names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(table.num_rows, np.int32)), pa.array([market]))
-        tables.append(table.add_column(0, "market", names.cast(pa.string())))
-    return pa.concat_tables(tables)
+    table = pa.concat_tables([rows for _, rows in parts])
+    which = np.repeat(np.arange(len(parts), dtype=np.int32), [rows.num_rows for _, rows in parts])
+    markets = pa.array([market for market, _ in parts], pa.string())
+    chunks = [
+        pa.DictionaryArray.from_arrays(pa.array(which[at : at + _CHUNK]), markets).cast(pa.string())
+        for at in range(0, max(1, len(which)), _CHUNK)
+    ]
+    return table.add_column(0, "market", pa.chunked_array(chunks))
 
 
 def wide_table(parts: Sequence[tuple[str, pa.Table]], column: str) -> pa.Table:

@@ -192,11 +192,12 @@ def peek_footer(tail: bytes) -> tuple[int, Coverage] | None:
 def _read_parquet(data: bytes | bytearray) -> tuple[pa.Table, bytes]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)), pre_buffer=False) as file:
-        text = (file.metadata.metadata or {})[b"backbone"]
-        table = file.read(use_threads=False)
-        if file.num_row_groups > 1:
-            table = table.combine_chunks()
+    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)  # of memory: there is nothing to close
+    metadata = file.metadata
+    text = (metadata.metadata or {})[b"backbone"]
+    table = file.read(use_threads=False)
+    if metadata.num_row_groups > 1:
+        table = table.combine_chunks()
     if table.schema != CANDLE_SCHEMA:
         raise ValueError(f"columns are {table.schema.names}")
     return (table if table.num_rows else empty_candles()), text
