@@ -163,14 +163,19 @@ class CandleCall(msgspec.Struct, frozen=True):
             core.candles.units.warn(self.markets)
         answers: list[CandleAnswer] = []
         for _ in range(_CHANGES):
-            before = [core.candles.units.generation(market) for market in self.markets]
+            before = self._generations()
             answers = with_cost(self._collect(), answers)
             tables = [(answer.market, self._shape(answer)) for answer in answers]
-            if self.offline or before == [core.candles.units.generation(market) for market in self.markets]:
+            if before == self._generations():
                 break
         if not self.offline:
             core.candles.units.warn(self.markets)
         return answers, tables
+
+    def _generations(self) -> list[int]:
+        """Of each market; from the store alone each read looks for itself."""
+        units = self.session.coordinator().candles.units
+        return [] if self.offline else [units.generation(market) for market in self.markets]
 
     def _again(self, frame: Any, elapsed_ms: float) -> Any:
         """A kept frame with what is to be said of this answer."""
