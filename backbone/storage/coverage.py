@@ -223,6 +223,8 @@ class Coverage(msgspec.Struct, frozen=True):
 
     def without(self, spans: SpanSet) -> Coverage:
         """The part outside `spans`."""
+        if not self.covered:
+            return self
         origins = _each(self.origins, lambda held: held - spans)
         return Coverage(self.covered - spans, _joined(_outside(self.provisional, spans)), origins)
 

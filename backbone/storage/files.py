@@ -110,7 +110,7 @@ class Files(Protocol):
     def tail(self, key: str, size: int) -> bytes | None: ...
     def read_from(self, key: str, offset: int, most: int) -> Blob | None: ...
     def replace(
-        self, key: str, data: bytes | bytearray, on_version: Callable[[Version], object] | None = None
+        self, key: str, data: bytes | memoryview, on_version: Callable[[Version], object] | None = None
     ) -> Version: ...
     def exclusive(self, lock_key: str, timeout_s: float | None = None) -> AbstractContextManager[None]: ...
     def pause(self, seconds: float) -> None: ...
@@ -324,7 +324,7 @@ class LocalFiles:
         return Blob(data, (found.st_ino, found.st_mtime_ns, found.st_size))
 
     def replace(
-        self, key: str, data: bytes | bytearray, on_version: Callable[[Version], object] | None = None
+        self, key: str, data: bytes | memoryview, on_version: Callable[[Version], object] | None = None
     ) -> Version:
         """Make `data` the file's content, durably and in one step. Call it inside `exclusive`.
 
@@ -352,7 +352,7 @@ class LocalFiles:
             raise self._failed("write", key, exc) from exc
         return version
 
-    def _write(self, tmp: str, data: bytes | bytearray, before: Version | None) -> Version:
+    def _write(self, tmp: str, data: bytes | memoryview, before: Version | None) -> Version:
         stamp_ns = self._clock.now_us() * 1000
         if before is not None:
             stamp_ns = max(stamp_ns, before[1] + 1000)

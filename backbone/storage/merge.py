@@ -22,6 +22,8 @@ from backbone.storage.partition import REVISION_SCHEMA, Partition
 
 __all__ = ["Page", "merge_pages"]
 
+_MOST_CHUNKS = 8  # of a column; copying a month for every page put on top would be a tenth of its commit
+
 
 class Page(msgspec.Struct, frozen=True, dict=True):
     """Rows, and the spans they are all of. ``seen_us`` is when they came; ``generation``, which one they are of."""
@@ -81,12 +83,15 @@ def _joined(batch: list[Page], proof: SpanSet) -> Page:
     if len(batch) == 1:
         return batch[0]
     filled = sorted((page for page in batch if len(page.times)), key=lambda page: int(page.times[0]))
-    table = pa.concat_tables([page.table for page in filled] or [batch[0].table]).combine_chunks()
-    times = times_of(table)
-    if len(times) > 1 and not bool((times[1:] > times[:-1]).all()):
-        table = table.take(np.argsort(times, kind="stable"))
+    table = _sorted(pa.concat_tables([page.table for page in filled] or [batch[0].table]).combine_chunks())
     provisional = tuple(item for page in batch for item in page.provisional)
     return Page(batch[-1].id, table, proof, provisional, batch[0].source, max(page.seen_us for page in batch))
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    times = times_of(table)
+    is_sorted = len(times) < 2 or bool((times[1:] > times[:-1]).all())
+    return table if is_sorted else table.take(np.argsort(times, kind="stable"))
 
 
 def _merge(partition: Partition, page: Page) -> Partition:
@@ -94,18 +99,19 @@ def _merge(partition: Partition, page: Page) -> Partition:
     whole, new = partition.table, page.table
     if len(page.proof) == 1:  # slices, which copy nothing
         low, high = np.searchsorted(partition.times, page.proof.spans[0]).tolist()
-        old, others = whole.slice(low, high - low), [whole.slice(0, low), new, whole.slice(high)]
+        old = whole.slice(low, high - low)
+        parts = [whole.slice(0, low), new, whole.slice(high)]
+        table = pa.concat_tables([part for part in parts if part.num_rows] or [new])
+        if table.column(0).num_chunks > _MOST_CHUNKS:
+            table = table.combine_chunks()
     else:
         inside = _inside(partition.times, page.proof)
-        old, others = whole.filter(pa.array(inside)), [whole.filter(pa.array(~inside)), new]
+        old = whole.filter(pa.array(inside))
+        table = _sorted(pa.concat_tables([whole.filter(pa.array(~inside)), new]).combine_chunks())
     if is_same(old, new):
         if coverage == partition.coverage:
             return partition
         return Partition(whole, coverage, partition.revisions)
-    table = pa.concat_tables(others).combine_chunks()
-    times = times_of(table)
-    if len(times) > 1 and not bool((times[1:] > times[:-1]).all()):
-        table = table.take(np.argsort(times, kind="stable"))
     revisions = partition.revisions
     if known := partition.coverage.covered & page.proof:
         found = _difference(old, new, known, page)

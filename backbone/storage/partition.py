@@ -59,9 +59,7 @@ def _no_revisions() -> pa.Table:
 
 
 class Partition(msgspec.Struct, frozen=True, dict=True):
-    """The decoded state of one period: rows (one chunk a column, sorted, unique), what they prove, what
-    changed.
-    """
+    """The decoded state of one period: rows (sorted, unique), what they prove, what changed."""
 
     table: pa.Table
     coverage: Coverage
@@ -109,7 +107,7 @@ _ZEROS = b"00000000"
 _BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, msgspec.MsgspecError)
 
 
-def encode_partition(partition: Partition, series: Series, period: str) -> bytearray:
+def encode_partition(partition: Partition, series: Series, period: str) -> memoryview:
     """The file of one partition, sealed."""
     footer = _Footer(
         exchange=series.exchange,
@@ -122,8 +120,9 @@ def encode_partition(partition: Partition, series: Series, period: str) -> bytea
         origins=_origins(partition.coverage),
         revisions=_pack(partition.revisions),
     )
-    data = bytearray(_write_parquet(partition.table, text=msgspec.json.encode(footer).decode()))
-    at = data.rfind(_MARK) + len(_MARK)
+    data = _write_parquet(partition.table, text=msgspec.json.encode(footer).decode())
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")  # of the footer
+    at = start + bytes(data[start:]).rfind(_MARK) + len(_MARK)
     data[at : at + 8] = b"%08x" % zlib.crc32(data)
     return data
 
@@ -144,10 +143,10 @@ def _write_parquet(table: pa.Table, *, text: str) -> memoryview:
         if table.num_rows:
             writer.write_table(table, row_group_size=table.num_rows)
         writer.add_key_value_metadata({"backbone": text})
-    return memoryview(sink.getvalue())
+    return memoryview(sink.getvalue()).cast("B")
 
 
-def decode_partition(data: bytes | bytearray, series: Series, period: Span, period_text: str, path: str) -> Partition:
+def decode_partition(data: bytes, series: Series, period: Span, period_text: str, path: str) -> Partition:
     """The state that a partition file holds.
 
     Raises `CorruptPartitionError` for bytes that are not exactly what was written for this series and period,
@@ -190,7 +189,7 @@ def peek_footer(tail: bytes) -> tuple[int, Coverage] | None:
     return (footer.rows, _coverage_of(footer)) if footer.format <= FORMAT else None
 
 
-def _read_parquet(data: bytes | bytearray) -> tuple[pa.Table, bytes]:
+def _read_parquet(data: bytes) -> tuple[pa.Table, bytes]:
     file = _parquet_file()(pa.BufferReader(data), pre_buffer=False)  # of memory: there is nothing to close
     metadata = file.metadata
     text = (metadata.metadata or {})[b"backbone"]
@@ -226,7 +225,7 @@ def _disorder(partition: Partition, rows: int, period: Span) -> str:
     return ""
 
 
-def _check_seal(data: bytes | bytearray, path: str) -> None:
+def _check_seal(data: bytes, path: str) -> None:
     """Raise unless every byte is as it was written."""
     size = len(data)
     if size < 12 or data[:4] != b"PAR1" or data[-4:] != b"PAR1":

@@ -202,10 +202,11 @@ class Periods:
         if written and series.timeframe.period != "all":
             names = [name_of_period(series.timeframe, period) for period in written]
             self._listed[series] = note(self._files, series, names, self._listed.get(series, frozenset()))
-        after = quiet
+        after, filed = quiet, SpanSet(periods)
         for page in pages:
-            after = after.proved(page.proof, page.provisional, source=page.source)
-        after = after.without(SpanSet(periods))
+            if page.proof - filed:
+                after = after.proved(page.proof, page.provisional, source=page.source)
+        after = after.without(filed)
         if after != quiet:
             self._files.replace(series.quiet_key, encode_coverage(after, series))
         return len(written)
@@ -230,7 +231,8 @@ class Periods:
             self._keep(key, self._files.replace(key, data, expect), held.partition)
         finally:
             self._coming.pop(key, None)
-        revised += times_of(held.partition.revisions.slice(held.revisions)).tolist()
+        if held.partition.revisions.num_rows > held.revisions:
+            revised += times_of(held.partition.revisions.slice(held.revisions)).tolist()
         return True
 
     # -- damage

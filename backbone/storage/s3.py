@@ -113,7 +113,7 @@ class LocalCache:
         self.hits += 1
         return data[4:]
 
-    def put(self, key: str, etag: str, data: bytes | bytearray) -> None:
+    def put(self, key: str, etag: str, data: bytes | memoryview) -> None:
         """Keep an object."""
         path = self._path(key, etag)
         tmp = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
@@ -371,7 +371,7 @@ class ObjectFiles:
     # -- changing ------------------------------------------------------------------------------------------------
 
     def replace(
-        self, key: str, data: bytes | bytearray, on_version: Callable[[Version], object] | None = None
+        self, key: str, data: bytes | memoryview, on_version: Callable[[Version], object] | None = None
     ) -> Version:
         """Make `data` the object's content, if it is still as it was looked at. Call it inside `exclusive`.
 

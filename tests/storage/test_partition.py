@@ -33,7 +33,7 @@ PERIOD = period_of(MINUTE, MAY)
 NAME = period_name(MINUTE, PERIOD)
 
 
-def decode(data: bytes | bytearray, series: Series = SERIES, name: str = NAME) -> Partition:
+def decode(data: bytes, series: Series = SERIES, name: str = NAME) -> Partition:
     return decode_partition(data, series, PERIOD, name, "somewhere/candles.parquet")
 
 
@@ -69,7 +69,7 @@ def test_partition_read_back_is_what_was_written() -> None:
 def test_partition_without_rows_keeps_its_coverage() -> None:
     """A file of a quiet span covers it."""
     empty = Partition.empty(Coverage(SpanSet([span(0, 9)])))
-    found = decode(encode_partition(empty, SERIES, NAME))
+    found = decode(bytes(encode_partition(empty, SERIES, NAME)))
     assert found.table.num_rows == 0
     assert found.table.schema == CANDLE_SCHEMA
     assert found.coverage == empty.coverage
@@ -81,7 +81,7 @@ def test_partition_keeps_every_float_to_the_bit(values: list[float]) -> None:
     arrays = [pa.array([MAY]).view(CANDLE_SCHEMA.field("time").type), *(pa.array([v]) for v in values)]
     table = pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
     held = Partition(table, Coverage(SpanSet([span(0, 1)])), codec.REVISION_SCHEMA.empty_table())
-    found = decode(encode_partition(held, SERIES, NAME)).table
+    found = decode(bytes(encode_partition(held, SERIES, NAME))).table
     for name, value in zip(CANDLE_SCHEMA.names[1:], values, strict=True):
         assert found.column(name).to_numpy().tobytes() == np.float64(value).tobytes()
 
@@ -185,9 +185,9 @@ def test_partition_copied_to_another_place_is_damaged(series: Series, name: str)
         decode(WHOLE, series, name)
 
 
-def sealed(table: pa.Table) -> bytearray:
+def sealed(table: pa.Table) -> bytes:
     coverage = Coverage(SpanSet([PERIOD]))
-    return encode_partition(Partition(table, coverage, codec.REVISION_SCHEMA.empty_table()), SERIES, NAME)
+    return bytes(encode_partition(Partition(table, coverage, codec.REVISION_SCHEMA.empty_table()), SERIES, NAME))
 
 
 @pytest.mark.parametrize(
