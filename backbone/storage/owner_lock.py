@@ -14,6 +14,7 @@ import os
 import platform
 import uuid
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -120,7 +121,7 @@ def _parsed(data: bytes) -> Owner | None:
 
 def owner_here(token: str) -> Owner:
     """This process, as the owner of something."""
-    return Owner(platform.node(), os.getpid(), _born(os.getpid()), token)
+    return Owner(platform.node(), os.getpid(), _my_birth(os.getpid()), token)
 
 
 def is_gone(owner: Owner) -> bool:
@@ -134,6 +135,12 @@ def is_gone(owner: Owner) -> bool:
     except OSError:  # another user's
         return False
     return _born(owner.pid) != owner.born
+
+
+@cache
+def _my_birth(pid: int) -> str:
+    """Of this process, or of what it was before it forked."""
+    return _born(pid)
 
 
 def _born(pid: int) -> str:

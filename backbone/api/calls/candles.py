@@ -158,24 +158,20 @@ class CandleCall(msgspec.Struct, frozen=True):
 
     def _answers(self) -> tuple[list[CandleAnswer], list[tuple[str, pa.Table]]]:
         """The answers and their rows, all of one unit: made anew where what is stored was quarantined meanwhile."""
-        core = self.session.coordinator()
-        if not self.offline:
-            core.candles.units.warn(self.markets)
         answers: list[CandleAnswer] = []
+        before = self._generations()
         for _ in range(_CHANGES):
-            before = self._generations()
             answers = with_cost(self._collect(), answers)
             tables = [(answer.market, self._shape(answer)) for answer in answers]
-            if before == self._generations():
+            now = self._generations()
+            if now == before:
                 break
-        if not self.offline:
-            core.candles.units.warn(self.markets)
+            before = now
         return answers, tables
 
     def _generations(self) -> list[int]:
-        """Of each market; from the store alone each read looks for itself."""
-        units = self.session.coordinator().candles.units
-        return [] if self.offline else [units.generation(market) for market in self.markets]
+        """Of each market, with a warning where that is news; from the store alone each read looks for itself."""
+        return [] if self.offline else self.session.coordinator().candles.units.warn(self.markets)
 
     def _again(self, frame: Any, elapsed_ms: float) -> Any:
         """A kept frame with what is to be said of this answer."""

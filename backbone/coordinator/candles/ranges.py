@@ -106,19 +106,16 @@ class CandleRanges:
         refresh : what is held is asked again as well.
         deadline : what has not arrived by then is given up.
         """
-        self._fetcher.units.warn(markets)
         call = _Call(timeframe, priority, watcher, forming, deadline)
         answers: list[CandleAnswer] = []
+        before = self._fetcher.units.warn(markets)
         for _ in range(_CHANGES):
-            before = self._generations(markets)
             answers = with_cost(self._collected(markets, timeframe, asked, call, refresh), answers)
-            if self._generations(markets) == before:
+            now = self._fetcher.units.warn(markets)
+            if now == before:
                 return answers
-            self._fetcher.units.warn(markets)  # rows from before are gone from the store: nothing of them is shown
+            before = now  # rows from before are gone from the store: nothing of them is shown
         raise PayloadError(f"{', '.join(markets)}: the venue's unit changes faster than the candles can be fetched")
-
-    def _generations(self, markets: Sequence[str]) -> list[int]:
-        return [self._fetcher.units.generation(market) for market in markets]
 
     def _collected(
         self, markets: Sequence[str], timeframe: Timeframe, asked: Range, call: _Call, refresh: bool

@@ -334,16 +334,22 @@ class Redenominations:
         `refresh` finds out what that means."""
         return self.compare(market, timeframe, table, empty_candles()).factor is not None
 
-    def warn(self, markets: Iterable[str]) -> None:
-        """Warn of redenominations of `markets`, once each; what is known when a market is first named is no news."""
+    def warn(self, markets: Iterable[str]) -> list[int]:
+        """Warn of redenominations of `markets`, once each; what is known when a market is first named is no news.
+
+        Returns their generations at this moment.
+        """
+        found = []
         for market in markets:
             now, warned = self.generation(market), self._warned.get(market)
+            found.append(now)
             self._warned[market] = now
             if warned is None or warned == now:
                 continue
             for event in self._store.events.read(market):
                 if event.kind == "redenominated" and event.detail.get("generation", 0) > warned:
                     warnings.warn(_changed(market, event.detail), DataChangedWarning, stacklevel=2)
+        return found
 
 
 def _changed(market: str, detail: dict[str, Any]) -> str:
