@@ -6,6 +6,9 @@ line: ``pytest`` runs them with the rest, ``pytest notebooks/01_first_candles.ip
 
 from __future__ import annotations
 
+from tests.early import pytest_addoption as pytest_addoption
+
+# isort: split
 import os
 from collections.abc import Iterator
 from pathlib import Path

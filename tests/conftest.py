@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from tests.early import pytest_addoption as pytest_addoption
+
+# isort: split
 import socket
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,8 @@
 """What every run needs before anything of ours is imported: bytecode that is kept, folders in memory, a quick start.
 
 Where the environment forbids bytecode, each worker, kernel and child process would compile the package and the tests
-anew. nbval is loaded here, after a grammar that it needs nothing of has been put aside.
+anew. nbval is loaded here, after a grammar that it needs nothing of has been put aside. Both `conftest.py` import this
+before all else.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 import shutil
 import sys
 from pathlib import Path
+
+import pytest
 
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -29,4 +32,8 @@ if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 4 << 30:
 # With it jsonschema could check IRIs; loading it builds 38 parsers, two seconds in every process that reads a notebook.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
-pytest_plugins = ["nbval.plugin"] if importlib.util.find_spec("nbval") else []
+
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Each `conftest.py` has this hook; whichever pytest reads first loads nbval while there can still be options."""
+    if importlib.util.find_spec("nbval"):
+        pluginmanager.import_plugin("nbval.plugin")
