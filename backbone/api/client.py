@@ -439,7 +439,8 @@ class Backbone:
         Parameters
         ----------
         quote : keep one quote currency (``"KRW"``).
-        at : a day, by its end, or a time: the list as it was recorded then, without ``tick_size``. Makes no request.
+        at : a day, by its end, or a time: the list as it was recorded then, without ``tick_size``. Makes no request,
+            except for the venue's time where nothing later is recorded.
 
         The list, the price steps and the prices at which they hold are kept for ten minutes, and asked side by side
         where a list was recorded. A step is that of the market's price at the time that
@@ -450,9 +451,13 @@ class Backbone:
         ------
         InputError for a quote currency without markets, a day in the future, a day before anything was recorded.
         """
+        if at is not None:  # needs no live parts
+            from backbone.api.calls.listing import markets_at
+
+            return markets_at(self._session, quote, at, frames)
         from backbone.api.calls.realtime import markets
 
-        return markets(self._session, quote, at=at, frames=frames)
+        return markets(self._session, quote, frames=frames)
 
     def universe(
         self,

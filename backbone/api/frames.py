@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from backbone.candle_table import times_of
 from backbone.imports import undisturbed
-from backbone.model import CANDLE_SCHEMA, Level, MarketInfo, OrderBook, Ticker, Trade
+from backbone.model import CANDLE_SCHEMA, Level, MarketInfo, OrderBook, Priority, Ticker, Trade
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,10 @@ __all__ = [
     "attrs_of",
     "candles_table",
     "deliver",
+    "facts",
+    "local_facts",
     "markets_table",
+    "new_request_id",
     "orderbooks_table",
     "prepare",
     "records",
@@ -53,6 +57,44 @@ _level_numbers = attrgetter(*Level.__struct_fields__)
 _TIME = pa.timestamp("us", tz="UTC")
 _MANY = 50_000  # rows from which waking Arrow's threads costs less than it saves
 _CHUNK = 1 << 24  # rows of text a chunk: Arrow counts their bytes in 31 bits
+
+
+def new_request_id() -> str:
+    """A fresh identity for one answer."""
+    return uuid.uuid4().hex
+
+
+def facts(
+    *,
+    sources: dict[str, int],
+    elapsed_ms: float,
+    rows: int,
+    priority: Priority,
+    requests: int,
+    pages: int,
+    quiet: int = 0,
+    unknown: int = 0,
+) -> dict[str, Any]:
+    """What ``attrs["backbone"]`` says of an answer; JSON-safe."""
+    names = [name for name, number in sources.items() if number]
+    return {
+        "request_id": new_request_id(),
+        "source": names[0] if len(names) == 1 else ("mixed" if names else "none"),
+        "cache_hit": requests == 0,
+        "elapsed_ms": round(elapsed_ms, 3),
+        "data_count": rows,
+        "priority": priority.value,
+        "requests": requests,
+        "pages": pages,
+        "quiet": quiet,
+        "unknown": unknown,
+        "sources": sources,
+    }
+
+
+def local_facts(rows: int, source: str = "memory") -> dict[str, Any]:
+    """The same of what is known here without a question: how things stand, what the store says of itself."""
+    return facts(sources={source: rows}, elapsed_ms=0.0, rows=rows, priority=Priority.NORMAL, requests=0, pages=0)
 
 
 def deliver(table: pa.Table | pd.DataFrame, frames: str, *, index: str | None, zone: str, attrs: dict[str, Any]) -> Any:

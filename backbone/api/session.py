@@ -15,7 +15,6 @@ import gc
 import logging
 import os
 import threading
-import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from backbone.coordinator.candles.jobs import CandleJob
     from backbone.coordinator.coordinator import Coordinator
 
-__all__ = ["Session", "new_request_id"]
+__all__ = ["Session"]
 
 _log = logging.getLogger("backbone.session")
 
@@ -337,8 +336,3 @@ class Session:
         Warns (`UnfinishedWarning`) where a backfill was running.
         """
         self._owned.end()
-
-
-def new_request_id() -> str:
-    """A fresh identity for one answer."""
-    return uuid.uuid4().hex

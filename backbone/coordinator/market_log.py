@@ -200,7 +200,8 @@ class MarketLog:
         self.flush()
         index = self._read()
         if not index.lists:
-            raise InputError("at", time_us, "nothing is recorded yet: the first list is, once `markets()` was called")
+            allowed = "nothing is recorded yet: the first list is, once `markets()` was called"
+            raise InputError("at", f"{_second(time_us, zone)} {zone}", allowed)
         since = index.lists[0]
         if time_us >= self._now_us() - _AHEAD_US:  # of now, whatever it was recorded as
             time_us = max(time_us, min(since, time_us + _AHEAD_US))
@@ -215,6 +216,11 @@ class MarketLog:
                 if first is not None and first <= time_us:
                     found[market] = index.first_info(market)
         return Recorded(tuple(found.values()), since)
+
+    def newest_us(self) -> int:
+        """The time of the newest event; 0 where there is none."""
+        self.flush()
+        return self._read().newest_us
 
     def events(self, market: str | None = None) -> list[Event]:
         """All that happened to markets (to one), oldest first."""
@@ -296,6 +302,7 @@ class _Index:
         times = table.at_us
         self._order = np.argsort(times, kind="stable")
         self._times = times[self._order]
+        self.newest_us = int(self._times[-1]) if len(times) else 0
         self._markets = list(table.markets)
         is_list = (table.kind == table.kinds.get("list", -1)) & (table.market == table.markets.get(_LISTS, -1))
         self.lists: list[int] = np.unique(times[is_list]).tolist()

@@ -2,24 +2,29 @@
 
 A line is what `Event` is as JSON, its fields in order; ``at_us`` has sixteen digits from 2001 on. Time, market and kind
 of each line are cut out by Arrow without decoding it; a line that looks otherwise is decoded. An event is decoded when
-somebody looks at it. Pure.
+somebody looks at it. The columns can be kept beside the log, so that the next process needs neither all of its text nor
+Arrow's functions, which take longer to import than the text to read. Pure.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["Event", "EventTable", "encode_events"]
+__all__ = ["Event", "EventTable", "Text", "encode_events"]
 
 _TIME = (len('{"at_us":'), len('{"at_us":') + 16)
 _NAMES = (_TIME[1], _TIME[1] + 48)
 _FEW = 500  # so many lines are decoded sooner than Arrow's functions are imported
+_BLOCK_BYTES = 1 << 18
+_TAIL_BYTES = 256
+_CHECK_BYTES = 4
 _NAMES_FORM = re.compile(rb',"market":"([^"\\]*)","kind":"([^"\\]*)"')
 
 
@@ -47,6 +52,47 @@ def encode_events(events: Iterable[Event]) -> bytes:
     return b"".join(msgspec.json.encode(event) + b"\n" for event in events)
 
 
+class Text:
+    """The first ``size`` bytes of a log, read as far as they are looked at.
+
+    Parameters
+    ----------
+    read : the bytes from an offset on, at most so many; fewer where the log has no more.
+    """
+
+    def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
+        self._size = size
+        self._read = read
+        self._blocks: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        first, last = part.start // _BLOCK_BYTES, max(part.start, part.stop - 1) // _BLOCK_BYTES
+        data = b"".join([self._block(number) for number in range(first, last + 1)])  # one block is not copied
+        return data[part.start - first * _BLOCK_BYTES : part.stop - first * _BLOCK_BYTES]
+
+    def _block(self, number: int) -> bytes:
+        if number not in self._blocks:
+            self._blocks[number] = self._read(number * _BLOCK_BYTES, _BLOCK_BYTES)
+        return self._blocks[number]
+
+
+class _Saved(msgspec.Struct, array_like=True):
+    """Columns as they are kept: ``size`` bytes of a log, which end with ``tail``."""
+
+    size: int
+    tail: bytes
+    markets: list[str]
+    kinds: list[str]
+    at_us: bytes
+    market: bytes
+    kind: bytes
+    start: bytes
+    end: bytes
+
+
 class EventTable:
     """The events of a log's first ``size`` bytes, in its order. It never changes.
 
@@ -60,11 +106,43 @@ class EventTable:
         self.markets: dict[str, int] = {}
         self.kinds: dict[str, int] = {}
         self.at_us, self.market, self.kind = np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int32)
-        self._pieces: tuple[bytes, ...] = ()
+        self._pieces: tuple[bytes | Text, ...] = ()
         self._piece, self._start, self._end = np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64)
 
     def __len__(self) -> int:
         return len(self.at_us)
+
+    def saved(self) -> bytes:
+        """The columns, for `loaded`."""
+        bases = np.cumsum([0, *map(len, self._pieces)])[self._piece]
+        last = self._pieces[-1] if self._pieces else b""
+        columns = self.at_us, self.market, self.kind, self._start + bases, self._end + bases
+        little = [column.astype(column.dtype.newbyteorder("<"), copy=False).tobytes() for column in columns]
+        tail = last[max(0, len(last) - _TAIL_BYTES) : len(last)]
+        data = msgspec.msgpack.encode(_Saved(self.size, tail, list(self.markets), list(self.kinds), *little))
+        return zlib.adler32(data).to_bytes(_CHECK_BYTES, "little") + data
+
+    @classmethod
+    def loaded(cls, data: bytes, read: Callable[[int, int], bytes]) -> EventTable | None:
+        """What was `saved` of a log, whose text `read` gives as `Text` says; None where it is damaged or of another
+        log."""
+        if zlib.adler32(memoryview(data)[_CHECK_BYTES:]) != int.from_bytes(data[:_CHECK_BYTES], "little"):
+            return None
+        try:
+            found = msgspec.msgpack.decode(memoryview(data)[_CHECK_BYTES:], type=_Saved)
+        except msgspec.MsgspecError:
+            return None
+        if read(found.size - len(found.tail), len(found.tail)) != found.tail:
+            return None
+        table = cls()
+        table.size, table._pieces = found.size, (Text(found.size, read),)
+        table.markets = {market: place for place, market in enumerate(found.markets)}
+        table.kinds = {kind: place for place, kind in enumerate(found.kinds)}
+        table.at_us = np.frombuffer(found.at_us, "<i8")
+        table.market, table.kind = np.frombuffer(found.market, "<i4"), np.frombuffer(found.kind, "<i4")
+        table._start, table._end = np.frombuffer(found.start, "<i8"), np.frombuffer(found.end, "<i8")
+        table._piece = np.zeros(len(table), np.int32)
+        return table
 
     def extended(self, data: bytes) -> EventTable:
         """With the lines of `data`, which follows; each ends, and lines that a crash cut short are left out."""
@@ -135,8 +213,9 @@ class EventTable:
         return found
 
     def event(self, row: int) -> Event | None:
-        """The event of a line; None for one that a crash cut short."""
-        return _event(self._pieces[self._piece[row]][self._start[row] : self._end[row]])
+        """The event of a line; None for one that a crash cut short, or that the log has no more."""
+        event = _event(self._pieces[self._piece[row]][self._start[row] : self._end[row]])
+        return event if event is not None and event.at_us == self.at_us[row] else None
 
     def events(self, market: str | None = None) -> list[Event]:
         """The events (of one market), in the log's order."""

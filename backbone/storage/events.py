@@ -6,11 +6,13 @@ power cut may lose the newest lines, never an older one. An object store replace
 
 A condition of a market (listed, warned, renamed …) that is already the last one known is not written again, so that
 processes that notice the same thing do not double it. Reading takes the whole log, in chunks, and after that only what
-was added. `_lock` guards what was read.
+was added. Of a long log the columns are kept in a file beside it, a cache: the next process reads them, and of the text
+what it looks at and what was added since. `_lock` guards what was read.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
@@ -24,7 +26,10 @@ from backbone.storage.layout import EVENTS, LOCKS
 
 __all__ = ["Event", "Events"]
 
+_log = logging.getLogger(__name__)
+
 _CHUNK_BYTES = 64 << 20
+_MANY = 1000  # after so many new lines the columns are kept again
 _FAMILIES = {"listed": 0, "delisted": 0, "renamed": 1, "warned": 2, "cautioned": 3, "state": 4}
 """Kinds that state a condition, by what they are a condition of; all others are happenings, each of which counts."""
 
@@ -37,6 +42,7 @@ class Events:
         self._clock = clock
         self._incidents = incidents
         self._key = f"{EVENTS}/exchange={exchange}.jsonl"
+        self._columns_key = f"{EVENTS}/exchange={exchange}.columns"
         self._lock_key = f"{LOCKS}/exchange={exchange}/events.lock"
         self._renew()
         renew_after_fork(self, Events._renew)
@@ -45,6 +51,7 @@ class Events:
         self._lock = threading.Lock()
         self._version: Version | None = None
         self._table = EventTable()
+        self._kept = 0  # lines of which the columns are
         self._unwritten: list[Event] = []
         self._whole: tuple[EventTable, tuple[Event, ...], EventTable] | None = None  # with what is not written
 
@@ -125,12 +132,13 @@ class Events:
         """What was read, with what was added to the file since."""
         version = self._files.stat(self._key)
         with self._lock:
-            table = self._table
+            table, kept = self._table, self._kept
             if version == self._version:
                 return table
             is_same_file = version is not None and self._version is not None and _is_grown(self._version, version)
         if not is_same_file:
-            table = EventTable()
+            table = self._loaded() if version is not None and version[2] else EventTable()
+            kept = len(table)
         while version is not None:
             blob = self._files.read_from(self._key, table.size, _CHUNK_BYTES)
             if blob is None:
@@ -143,9 +151,28 @@ class Events:
             if is_last:
                 version = blob.version
                 break
+        is_long = len(table) - kept >= _MANY
         with self._lock:
-            self._table, self._version = table, version
+            self._table, self._version, self._kept = table, version, len(table) if is_long else kept
+        if is_long:
+            self._keep(table)
         return table
+
+    def _loaded(self) -> EventTable:
+        """The log as far as its columns are kept; empty where they are not, or are of another log."""
+        blob = self._files.read(self._columns_key)
+        return (None if blob is None else EventTable.loaded(blob.data, self._text)) or EventTable()
+
+    def _text(self, offset: int, most: int) -> bytes:
+        blob = self._files.read_from(self._key, offset, most)
+        return b"" if blob is None else blob.data
+
+    def _keep(self, table: EventTable) -> None:
+        try:
+            with self._files.exclusive(self._lock_key, timeout_s=0.0):
+                self._files.replace(self._columns_key, table.saved())
+        except StoreError as exc:  # a folder for reading only, or a full disk: the log itself says all
+            _log.info("events.columns_not_kept %s", exc)
 
     def __repr__(self) -> str:
         return f"Events({self._files.address(self._key)!r})"

@@ -246,9 +246,10 @@ class Upkeep:
             for series in sorted(series_in(self._files, exchange), key=lambda s: s.name):
                 with self._files.exclusive(series.lock_key):
                     rows += self._link(series, folder)
-            events = self._files.read(f"{EVENTS}/exchange={exchange}.jsonl")
-            if events is not None:  # is appended to in place, so it is copied
-                self._files.replace(f"{folder}/{EVENTS}/exchange={exchange}.jsonl", events.data)
+            for key in (f"{EVENTS}/exchange={exchange}.jsonl", f"{EVENTS}/exchange={exchange}.columns"):
+                events = self._files.read(key)
+                if events is not None:  # is appended to in place, so it is copied
+                    self._files.replace(f"{folder}/{key}", events.data)
         mark = _Mark(at_us=self._clock.now_us(), rows=rows)
         self._files.replace(f"{folder}/{_MARK}", msgspec.json.encode(mark))
         return self._files.path(folder)

@@ -88,3 +88,59 @@ def test_newest_line_of_each_class_is_the_last_of_the_rows_that_count() -> None:
     assert table.newest(classes, np.arange(5)[::-1]).tolist() == [[0, 1, -1]]
     assert table.newest(classes, np.arange(1)).tolist() == [[0, -1, -1]]
     assert EventTable().newest(classes).tolist() == []
+
+
+def kept(text: bytes) -> tuple[EventTable | None, list[tuple[int, int]]]:
+    """What is loaded of the columns of `TEXT` where the log holds `text`, and what was read of it."""
+    looks: list[tuple[int, int]] = []
+
+    def read(offset: int, most: int) -> bytes:
+        looks.append((offset, most))
+        return text[offset : offset + most]
+
+    return EventTable.loaded(EventTable().extended(TEXT[:2000]).extended(TEXT[2000:]).saved(), read), looks
+
+
+TEXT = encode_events(Event(AT + at, f"KRW-{at % 7}", "restated", {"number": at}, "x") for at in range(99))
+TEXT = TEXT[:2000].rpartition(b"\n")[0].ljust(1999, b"\n") + b"\n" + TEXT
+
+
+def test_loaded_columns_are_those_that_were_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces or not, and with lines that follow; of the text only the blocks that are looked at are read."""
+    monkeypatch.setattr(event_table, "_BLOCK_BYTES", 100)
+    whole = EventTable().extended(TEXT)
+    table, looks = kept(TEXT)
+    assert table is not None
+    assert (told(table), table.size, table.events()) == (told(whole), whole.size, whole.events())
+    table, looks = kept(TEXT)
+    assert table is not None
+    assert table.event(50) == whole.event(50)
+    assert len(looks) <= 4
+    more = encode_events([Event(AT, "KRW-NEW", "listed", {}, "x")])
+    assert table.extended(more).events() == whole.extended(more).events()
+    again = EventTable.loaded(table.extended(more).saved(), lambda offset, most: (TEXT + more)[offset : offset + most])
+    assert again is not None
+    assert again.events() == whole.extended(more).events()
+
+
+def test_columns_that_are_damaged_or_of_another_log_are_not_loaded() -> None:
+    """Each byte counts; a log that is shorter, or has other lines at the end, is another one."""
+    saved = EventTable().extended(TEXT).saved()
+    for cut in (0, 3, 4, 100, len(saved) - 1):
+        assert EventTable.loaded(saved[:cut], lambda offset, most: TEXT[offset : offset + most]) is None
+        damaged = bytearray(saved)
+        damaged[cut] ^= 1
+        assert EventTable.loaded(bytes(damaged), lambda offset, most: TEXT[offset : offset + most]) is None
+    assert kept(TEXT[:-10])[0] is None
+    assert kept(TEXT[1:] + b"\n")[0] is None
+    assert kept(b"")[0] is None
+
+
+def test_event_that_the_log_has_no_more_is_none() -> None:
+    """A log that was cut while its columns are in memory: what is gone is no event."""
+    text = bytearray(TEXT)
+    table = EventTable.loaded(EventTable().extended(TEXT).saved(), lambda at, most: bytes(text[at : at + most]))
+    assert table is not None
+    text[:] = TEXT.replace(str(AT + 3).encode(), str(AT + 4).encode())
+    assert table.event(len(table) - 96) is None
+    assert table.event(len(table) - 95) is not None

@@ -140,3 +140,68 @@ def test_long_log_is_read_whole_in_chunks_and_then_only_what_is_new(
     assert [event.detail["number"] for event in reader.events.read()] == [0, 1, 2]
     log.unlink()
     assert reader.events.read() == []
+
+
+def filled(folder: Path, count: int) -> list[Event]:
+    """A log of `count` lines."""
+    events = [Event(MAY + at, f"KRW-{at % 9}", "restated", {"number": at}, "x") for at in range(count)]
+    open_store(folder).events.add_all(events)
+    return events
+
+
+def test_next_process_reads_the_columns_of_a_long_log_and_little_of_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was added since is read too; the columns are kept again once that is much, not for each line."""
+    monkeypatch.setattr("backbone.storage.events._MANY", 100)
+    monkeypatch.setattr("backbone.storage.event_table._BLOCK_BYTES", 1000)
+    events, kept = filled(tmp_path, 1000), tmp_path / LOG.replace("jsonl", "columns")
+    first = open_store(tmp_path).events
+    assert first.read() == events
+    before = kept.stat().st_mtime_ns
+    assert first.add("KRW-A", "listed", how="x")
+    reader = open_store(tmp_path)
+    sizes: list[int] = []
+    read_from = reader._files.read_from
+
+    def counted(key: str, offset: int, most: int) -> Any:
+        blob = read_from(key, offset, most)
+        sizes.append(0 if blob is None else len(blob.data))
+        return blob
+
+    monkeypatch.setattr(reader._files, "read_from", counted)
+    table = reader.events.table()
+    assert (table.event(999), len(table)) == (events[-1], 1001)
+    assert sum(sizes) < 3000 < (tmp_path / LOG).stat().st_size
+    assert reader.events.read()[:-1] == events
+    assert kept.stat().st_mtime_ns == before
+    reader.events.add_all([Event(MAY, "KRW-B", "restated", {"number": at}, "x") for at in range(100)])
+    assert len(reader.events.read()) == 1101
+    assert kept.stat().st_mtime_ns > before
+
+
+def test_columns_are_a_cache_that_may_be_lost_damaged_or_not_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log alone says what happened, also after it was replaced by another one."""
+    monkeypatch.setattr("backbone.storage.events._MANY", 100)
+    events, kept = filled(tmp_path, 300), tmp_path / LOG.replace("jsonl", "columns")
+    assert open_store(tmp_path).events.read() == events
+    whole = kept.read_bytes()
+    for data in (b"", whole[:-5], b"x" * 99):
+        kept.write_bytes(data)
+        assert open_store(tmp_path).events.read() == events
+        assert kept.read_bytes() == whole
+    (tmp_path / LOG).unlink()
+    others = [Event(MAY, "KRW-Z", "restated", {"number": -at}, "y") for at in range(400)]
+    open_store(tmp_path).events.add_all(others)
+    assert open_store(tmp_path).events.read() == others
+    kept.unlink()
+    store = open_store(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise StoreError("the disk is full", path=LOG)
+
+    monkeypatch.setattr(store._files, "replace", refuse)
+    assert store.events.read() == others
+    assert store.incidents() == []

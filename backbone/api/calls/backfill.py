@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, in_zone, parse_priority
-from backbone.api.calls.candles import facts, incomplete_error, named
+from backbone.api.calls.candles import incomplete_error, named
 from backbone.api.notebook.bar import Bar
 from backbone.candle_table import rows_inside
 from backbone.coordinator.candles.derived import base_range, folded
@@ -209,7 +209,7 @@ class Job:
             for name, number in answer.sources.items():
                 sources[name] = sources.get(name, 0) + number
         pages = sum(a.pages for a in answers)
-        attrs = facts(
+        attrs = shaping.facts(
             sources=sources,
             elapsed_ms=self._job.progress.elapsed_s * 1000,
             rows=table.num_rows,

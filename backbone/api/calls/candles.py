@@ -177,7 +177,7 @@ class CandleCall(msgspec.Struct, frozen=True):
         """A kept frame with what is to be said of this answer."""
         was = frame.attrs["backbone"]
         self.session.coordinator().metrics.time("call", elapsed_ms / 1000, group="candles", priority=self.priority)
-        frame.attrs["backbone"] = facts(
+        frame.attrs["backbone"] = shaping.facts(
             sources={"memo": len(frame)}, elapsed_ms=elapsed_ms, rows=len(frame), priority=self.priority, requests=0,
             pages=0, quiet=was["quiet"], unknown=was["unknown"],
         ) | named(self.markets, self.timeframe)  # fmt: skip
@@ -294,7 +294,7 @@ class CandleCall(msgspec.Struct, frozen=True):
             for name, number in answer.sources.items():
                 sources[name] = sources.get(name, 0) + number
         pages = sum(answer.pages for answer in answers)
-        found = facts(
+        found = shaping.facts(
             sources=sources,
             elapsed_ms=elapsed_ms,
             rows=rows,
@@ -367,41 +367,6 @@ def incomplete_error(
 def named(markets: Sequence[str], timeframe: Timeframe) -> dict[str, Any]:
     """What a candle frame says of itself: its market (a list, where several were asked for) and timeframe."""
     return {"market": markets[0] if len(markets) == 1 else list(markets), "timeframe": timeframe.name}
-
-
-def facts(
-    *,
-    sources: dict[str, int],
-    elapsed_ms: float,
-    rows: int,
-    priority: Priority,
-    requests: int,
-    pages: int,
-    quiet: int = 0,
-    unknown: int = 0,
-) -> dict[str, Any]:
-    """What ``attrs["backbone"]`` says of an answer; JSON-safe."""
-    from backbone.api.session import new_request_id
-
-    names = [name for name, number in sources.items() if number]
-    return {
-        "request_id": new_request_id(),
-        "source": names[0] if len(names) == 1 else ("mixed" if names else "none"),
-        "cache_hit": requests == 0,
-        "elapsed_ms": round(elapsed_ms, 3),
-        "data_count": rows,
-        "priority": priority.value,
-        "requests": requests,
-        "pages": pages,
-        "quiet": quiet,
-        "unknown": unknown,
-        "sources": sources,
-    }
-
-
-def local_facts(rows: int, source: str = "memory") -> dict[str, Any]:
-    """The same of what is known here without a question: how things stand, what the store says of itself."""
-    return facts(sources={source: rows}, elapsed_ms=0.0, rows=rows, priority=Priority.NORMAL, requests=0, pages=0)
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -549,7 +514,7 @@ def coverage(
         table = table.drop_columns("market")
     quiet = sum(r.slots for _, r in rows if r.state == "quiet")
     unknown = sum(r.slots for _, r in rows if r.state == "unknown")
-    attrs = facts(
+    attrs = shaping.facts(
         sources={"store": len(rows)}, elapsed_ms=0.0, rows=len(rows), priority=Priority.NORMAL, requests=0, pages=0,
         quiet=quiet, unknown=unknown,
     )  # fmt: skip

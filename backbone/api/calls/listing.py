@@ -15,9 +15,8 @@ import pyarrow as pa
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike
-from backbone.api.calls.candles import facts
 from backbone.coordinator.market_log import Recorded
-from backbone.errors import InputError, PayloadError, SourceError
+from backbone.errors import InputError, PayloadError, SourceError, UnreachableError
 from backbone.model import MarketInfo, Priority, Span
 from backbone.routing.wire import markets_ask
 from backbone.timeframe import DAY_US, TIMEFRAMES
@@ -39,23 +38,35 @@ _RANKS = ("value", "volume")
 def listed_at(session: Session, at: TimeLike, *, whole_day: bool) -> tuple[int, Recorded]:
     """The time meant and the list as of it; a date without a time is its end with `whole_day`, else its start."""
     at_us = session.time("at", at)
-    now_us = session.now_us()
-    if at_us > now_us:
-        raise InputError("at", at, "a day that is not in the future")
-    is_date = isinstance(at, dt.date) and not isinstance(at, dt.datetime)
-    if whole_day and (is_date or (isinstance(at, str) and _A_DAY.fullmatch(at.strip()))):
-        at_us = min(now_us, at_us + DAY_US - 1)
     core = session.coordinator()
-    return at_us, core.market_log.at(at_us, core.first_candles(), session.tz)
+    is_date = isinstance(at, dt.date) and not isinstance(at, dt.datetime)
+    is_date = is_date or (isinstance(at, str) and _A_DAY.fullmatch(at.strip()) is not None)
+    until_us = at_us + DAY_US - 1 if whole_day and is_date else at_us
+    if until_us > core.market_log.newest_us():  # else it is past, whatever a clock says
+        now_us = _now_us(session)
+        if at_us > now_us:
+            raise InputError("at", at, "a day that is not in the future")
+        until_us = min(now_us, until_us)
+    return until_us, core.market_log.at(until_us, core.first_candles(), session.tz)
 
 
-def markets_at(session: Session, quote: str | None, at: TimeLike, frames: str) -> Any:
+def _now_us(session: Session) -> int:
+    """Now on the venue's clock, on this machine's where the venue is out of reach: what is recorded is here."""
+    try:
+        return session.now_us()
+    except UnreachableError as exc:
+        _log.info("listing.clock why=%s", exc)
+        return session.likely_now_us()
+
+
+def markets_at(session: Session, quote: str | None, at: TimeLike, frames: str | None) -> Any:
     """See `Backbone.markets`, of a day."""
+    wanted = session.frames(frames)
     core = session.coordinator()
     began = core.clock.monotonic()
     at_us, recorded = listed_at(session, at, whole_day=True)
     listed = of_quote(recorded.markets, quote)
-    attrs = facts(
+    attrs = shaping.facts(
         sources={"store": len(listed)},
         elapsed_ms=(core.clock.monotonic() - began) * 1000,
         rows=len(listed),
@@ -64,7 +75,7 @@ def markets_at(session: Session, quote: str | None, at: TimeLike, frames: str) -
         pages=0,
     )
     attrs["at"], attrs["recorded_since"] = _iso(at_us), _iso(recorded.since_us)
-    return shaping.deliver(shaping.markets_table(listed), frames, index="market", zone=session.tz, attrs=attrs)
+    return shaping.deliver(shaping.markets_table(listed), wanted, index="market", zone=session.tz, attrs=attrs)
 
 
 def of_quote(listed: Sequence[MarketInfo], quote: object) -> tuple[MarketInfo, ...]:
@@ -142,7 +153,7 @@ def universe(
             "listed_as": pa.array([then[code] for code in ranked], pa.string()),
         }
     )
-    attrs = facts(
+    attrs = shaping.facts(
         sources={"mixed": len(ranked)},
         elapsed_ms=(core.clock.monotonic() - began) * 1000,
         rows=len(ranked),

@@ -23,7 +23,6 @@ import pyarrow as pa
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import in_zone, parse_markets, parse_quote
-from backbone.api.calls.candles import facts
 from backbone.api.calls.realtime import DEPTH, parse_depth, parse_level
 from backbone.api.format import tick_size
 from backbone.coordinator.live.feed import KINDS, Subscription, parse_kind, timeframe_of
@@ -255,7 +254,7 @@ class LiveTable:
             table = _candles(rows, sources, ages, kind, self._core.reader.closed_before)
         elapsed_ms = (self._core.clock.monotonic() - began) * 1000
         counts, rows_made = dict(Counter(sources)), len(table)
-        attrs = facts(
+        attrs = shaping.facts(
             sources=counts, elapsed_ms=elapsed_ms, rows=rows_made, priority=Priority.HIGH, requests=0, pages=0
         )
         attrs["state"] = self.state

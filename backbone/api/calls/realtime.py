@@ -22,8 +22,7 @@ from backbone.api.arguments import (
     parse_priority,
     parse_quote,
 )
-from backbone.api.calls.candles import facts
-from backbone.api.calls.listing import markets_at, of_quote, prices_of, tick_sizes
+from backbone.api.calls.listing import of_quote, prices_of, tick_sizes
 from backbone.api.rounding import is_learned, learn_ticks
 from backbone.candle_table import times_of
 from backbone.coordinator.coordinator import Coordinator
@@ -200,7 +199,7 @@ def trades(
     sources = {"rest" if answer.requests else "stream": len(rows)}
     if past.table.num_rows:
         sources["archive"] = past.table.num_rows
-    attrs = facts(
+    attrs = shaping.facts(
         sources=sources,
         elapsed_ms=elapsed_s * 1000,
         rows=table.num_rows,
@@ -290,13 +289,9 @@ def _kept(has_archive: bool) -> str:
     )
 
 
-def markets(
-    session: Session, quote: str | None = None, *, at: TimeLike | None = None, frames: str | None = None
-) -> Any:
-    """See `Backbone.markets`."""
+def markets(session: Session, quote: str | None = None, *, frames: str | None = None) -> Any:
+    """See `Backbone.markets`, of now."""
     wanted_frames = session.frames(frames)
-    if at is not None:
-        return markets_at(session, quote, at, wanted_frames)
     core = session.coordinator()
     began = core.clock.monotonic()
     held = core.markets.known
@@ -313,7 +308,7 @@ def markets(
         more = max(more + count, begun)  # those that were begun are shared
         learn_ticks(dict(zip(codes, zip(prices, ticks, strict=True), strict=True)))
     table = shaping.markets_table(listed).append_column("tick_size", pa.array(ticks, pa.float64()))
-    attrs = facts(
+    attrs = shaping.facts(
         sources={"memory" if known else "rest": len(listed)},
         elapsed_ms=(core.clock.monotonic() - began) * 1000,
         rows=len(listed),
@@ -361,7 +356,7 @@ def _deliver(
     sources: Counter[str] = Counter()
     for held, count in zip(answer.held, rows or [1] * len(answer.held), strict=True):
         sources["memory" if held.source == "rest" and held.received_s < began else held.source] += count
-    attrs = facts(
+    attrs = shaping.facts(
         sources=dict(sources),
         elapsed_ms=elapsed_s * 1000,
         rows=len(table),

@@ -74,7 +74,6 @@ class BackboneRequest:
         priority: Priority | str = Priority.NORMAL,
         request_id: str | None = None,
     ) -> None:
-        from backbone.api.session import new_request_id
 
         fixed = {
             "data_type": _parse_data_type(data_type),
@@ -84,7 +83,7 @@ class BackboneRequest:
             "end_time": _parse_moment("end_time", end_time),
             "count": _parse_integer("count", count),
             "priority": parse_priority(priority),
-            "request_id": _parse_text("request_id", request_id) or new_request_id(),
+            "request_id": _parse_text("request_id", request_id) or shaping.new_request_id(),
         }
         for name, value in fixed.items():
             object.__setattr__(self, name, value)

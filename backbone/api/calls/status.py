@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from backbone.api import frames as shaping
-from backbone.api.calls.candles import local_facts
 
 if TYPE_CHECKING:
     from backbone.api.notebook.dashboard import Dashboard
@@ -107,7 +106,8 @@ def status(session: Session, frames: str) -> Any:
         columns[f"queued_{priority}"] = [int(found["queued"].get(name, {}).get(priority, 0)) for name in names]
     columns["refused"] = [int(q.get("refused", 0)) for q in quota]
     columns["stopped_s"] = [float(q.get("stopped_s", 0.0)) for q in quota]
-    attrs = local_facts(len(names)) | {key: value for key, value in found.items() if key not in ("quota", "queued")}
+    told = {key: value for key, value in found.items() if key not in ("quota", "queued")}
+    attrs = shaping.local_facts(len(names)) | told
     attrs["memo_bytes"] = memo_bytes(session.coordinator())
     return shaping.deliver(pa.table(columns), frames, index="group", zone=session.tz, attrs=attrs)
 
@@ -122,7 +122,7 @@ def metrics(session: Session, frames: str) -> Any:
     for name in _TIMES:
         kind = pa.int64() if name == "count" else pa.float64()
         columns[name] = pa.array([r[name] for r in rows], kind)
-    attrs = local_facts(len(rows)) | {"counters": found["counters"], "gauges": found["gauges"]}
+    attrs = shaping.local_facts(len(rows)) | {"counters": found["counters"], "gauges": found["gauges"]}
     return shaping.deliver(pa.table(columns), frames, index=None, zone=session.tz, attrs=attrs)
 
 

@@ -14,7 +14,6 @@ import pyarrow as pa
 from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, parse_market, parse_markets
 from backbone.api.calls.adopt import adopt, promote
-from backbone.api.calls.candles import local_facts
 from backbone.api.calls.listing import adopt_lists
 from backbone.api.calls.status import memo_bytes
 from backbone.candle_table import compare, rows_inside, times_of
@@ -140,7 +139,7 @@ class StoreView:
         return self._deliver(pa.table(columns), frames)
 
     def _deliver(self, table: pa.Table, frames: str | None) -> Any:
-        attrs = local_facts(table.num_rows, "store")
+        attrs = shaping.local_facts(table.num_rows, "store")
         return shaping.deliver(table, self._session.frames(frames), index=None, zone=self._session.tz, attrs=attrs)
 
     def _named(self, market: str | None) -> str | None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from backbone.api import frames as shaping
 from backbone.api.arguments import in_zone, parse_priority
 from backbone.api.calls.backfill import Job, JobView
-from backbone.api.calls.candles import facts, incomplete_error
+from backbone.api.calls.candles import incomplete_error
 from backbone.api.notebook.bar import Bar
 from backbone.api.session import Session
 from backbone.coordinator.candles.jobs import CandleJob
@@ -117,7 +117,7 @@ class UpdateJob:
         columns |= {name: pa.array([row[name] for row in rows], pa.int64()) for name in ("added", "revised")}
         columns |= {name: pa.array([row[name] for row in rows], pa.string()) for name in ("state", "detail")}
         now = self._read()
-        attrs = facts(
+        attrs = shaping.facts(
             sources={"rest": sum(row["added"] for row in rows)},
             elapsed_ms=now.elapsed_s * 1000,
             rows=len(rows),

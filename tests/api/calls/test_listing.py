@@ -58,6 +58,34 @@ def test_markets_at_is_the_list_as_it_was(world: tuple[SimulatorServer, Backbone
         pd.testing.assert_frame_equal(other.markets(at="2025-06-15"), client.markets(at="2025-06-15"), check_exact=True)
 
 
+def test_list_of_the_past_makes_no_request_in_a_fresh_client(
+    world: tuple[SimulatorServer, Backbone], tmp_path: Path
+) -> None:
+    """What was recorded later proves that a day is past; a later day needs the venue's time, or else this machine's."""
+    server, client = world
+    client.markets()
+    server.clock.set("2025-07-01T00:00:30Z")
+    server.faults.add("list", market="KRW-DOGE")
+    anew(client)
+    client.store.events()
+    server.reset_log()
+
+    def fresh() -> Backbone:
+        return Backbone(data_dir=client.data_dir, rest_url=server.rest_url, ws_url=server.ws_url)
+
+    with fresh() as other:
+        assert set(other.markets(at="2025-06-15").index) == set(CODES)
+        assert server.requests == []
+        with pytest.raises(InputError, match="future"):
+            other.markets(at="2025-08-01")
+        assert {one.path for one in server.requests} == {"/v1/market/all"}
+    server.faults.add("reset", match="", times=None)
+    with fresh() as other:
+        assert len(other.markets(at="2025-08-01")) == len(CODES) + 1
+        with pytest.raises(InputError, match="future"):
+            other.markets(at="2100-01-01")
+
+
 def test_markets_at_says_since_when_and_refuses_the_future(world: tuple[SimulatorServer, Backbone]) -> None:
     """Bad input names what is allowed."""
     _, client = world
