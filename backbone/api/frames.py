@@ -50,7 +50,7 @@ TICKER_NUMBERS = (
     "price", "open", "high", "low", "prev_close", "change", "change_rate", "volume", "value", "volume_24h", "value_24h",
 )  # fmt: skip
 """The float columns of a ticker frame, in order."""
-_TOLD_NUMBERS = ("ask_volume", "bid_volume", "high_52w", "low_52w")
+_OPTIONAL_NUMBERS = ("ask_volume", "bid_volume", "high_52w", "low_52w")
 _BEST = ("best_bid_price", "best_bid_size", "best_ask_price", "best_ask_size")
 _ticker_numbers = attrgetter(*TICKER_NUMBERS)
 _level_numbers = attrgetter(*Level.__struct_fields__)
@@ -232,7 +232,7 @@ def _floats(values: Iterable[float]) -> pa.Array:
     return pa.array(values, type=pa.float64())
 
 
-def _told(rows: Sequence[Any], name: str) -> np.ndarray:
+def _optional(rows: Sequence[Any], name: str) -> np.ndarray:
     """A column of what the venue does not send everywhere: NaN where it did not."""
     return np.array([getattr(row, name) for row in rows], np.float64)
 
@@ -248,7 +248,7 @@ def tickers_table(rows: Sequence[Ticker], sources: Sequence[str], ages_s: Sequen
         **dict(zip(TICKER_NUMBERS, map(_floats, _ticker_columns(rows)), strict=True)),
         "source": pa.array(list(sources), pa.string()),
         "age": _floats(ages_s),
-        **{name: _floats(_told(rows, name)) for name in _TOLD_NUMBERS},
+        **{name: _floats(_optional(rows, name)) for name in _OPTIONAL_NUMBERS},
         "state": pa.array([row.state for row in rows], pa.string()),
     }
     return pa.table(columns)
@@ -267,7 +267,7 @@ def shape_tickers(
     columns.update(zip(TICKER_NUMBERS, _ticker_columns(rows), strict=True))
     columns["source"] = _text_column(tuple(sources)).copy()
     columns["age"] = np.array(ages_s, np.float64)
-    columns.update((name, _told(rows, name)) for name in _TOLD_NUMBERS)
+    columns.update((name, _optional(rows, name)) for name in _OPTIONAL_NUMBERS)
     columns["state"] = _text_column(tuple([row.state for row in rows])).copy()
     index = _market_index(tuple([row.market for row in rows])).view()  # its name is the frame's own
     return pd.DataFrame(columns, index=index, copy=False)
@@ -329,7 +329,7 @@ def trades_table(rows: Sequence[Trade]) -> pa.Table:
             "volume": _floats([r.volume for r in rows]),
             "side": pa.array([r.side for r in rows], pa.string()),
             "sequential_id": pa.array([r.sequential_id for r in rows], pa.int64()),
-            **{name: _floats(_told(rows, name)) for name in _BEST},
+            **{name: _floats(_optional(rows, name)) for name in _BEST},
         }
     )
 

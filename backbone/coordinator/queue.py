@@ -158,7 +158,7 @@ class TicketQueue:
         self._queue(ticket.group, ticket.priority).push(ticket)
 
     def delay(self, ticket: Ticket, until: float) -> None:
-        """Put a ticket aside until it may be tried again; it counts as waiting."""
+        """Hold a ticket back until it may be tried again; it counts as waiting."""
         ticket.state, ticket.is_delayed = TicketState.QUEUED, True
         self._queue(ticket.group, ticket.priority)  # so that its group is shown
         heapq.heappush(self._delayed, (until, ticket.number, ticket))

@@ -104,10 +104,10 @@ def factor_of(overlap: Comparison, samples: Sequence[Comparison]) -> float | Non
     Each sample has to be of the old unit or of the new one as a whole, and one of the old: what was stored since may be
     of the new one. Where nothing else is stored, the overlap is all there is.
     """
-    telling = [sample for sample in samples if sample.common]
-    if overlap.factor is None or not all(_is_whole(sample, overlap.factor) for sample in telling):
+    compared = [sample for sample in samples if sample.common]
+    if overlap.factor is None or not all(_is_whole(sample, overlap.factor) for sample in compared):
         return None
-    return overlap.factor if not telling or any(sample.differing for sample in telling) else None
+    return overlap.factor if not compared or any(sample.differing for sample in compared) else None
 
 
 def _is_whole(sample: Comparison, factor: float) -> bool:

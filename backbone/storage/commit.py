@@ -1,6 +1,6 @@
 """Bringing pending pages to disk: under the series lock, again where another writer was faster, and what a failure
-leaves. Everything that failed stays in memory and is tried again at the next write. Pages of a generation that was set
-aside are forgotten.
+leaves. Everything that failed stays in memory and is tried again at the next write. Pages of a generation that was
+quarantined are forgotten.
 """
 
 from __future__ import annotations

@@ -417,7 +417,7 @@ def remove(options: argparse.Namespace) -> int:
 
 
 def clear(options: argparse.Namespace) -> int:
-    """Empties what can be made again or was put aside: the memo of results, and the quarantine. Candles stay."""
+    """Empties what can be made again or was quarantined: the memo of results, and the quarantine. Candles stay."""
     with _open(options) as client:
         print_value(client.store.clear(), options.format)
     return 0

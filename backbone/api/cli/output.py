@@ -153,9 +153,9 @@ def print_value(value: Any, form: str | None) -> None:
     if isinstance(value, pd.DataFrame):
         print_frame(value, form)
     elif form is None or form == "table":
-        told = isinstance(value, dict) or "__str__" not in vars(type(value))
+        fielded = isinstance(value, dict) or "__str__" not in vars(type(value))
         fields = _cells(value)
-        emit(str(value) if "value" in fields or not told else "  ".join(f"{name} {fields[name]}" for name in fields))
+        emit(str(value) if "value" in fields or not fielded else "  ".join(f"{name} {fields[name]}" for name in fields))
     elif form == "json":
         _print_json(_fields(value))
     else:

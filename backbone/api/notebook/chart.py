@@ -1,6 +1,6 @@
 """The candle chart: history from a frame, then the live candle; a widget, a static SVG, or a line of text.
 
-What is decided here: which candles the browser must hear of (the changed ones, or all of them where one was
+What is decided here: which candles the browser is sent (the changed ones, or all of them where one was
 inserted or old ones were let go), in which zone times are shown, and how the static picture is drawn. The
 browser's half shows times as they are sent, so they are sent shifted by the zone's offset at the newest
 candle.

@@ -33,7 +33,7 @@ _NOTHING = SpanSet()
 class SeriesPlan:
     """The shared plan of one series (market and timeframe). Not thread-safe: its owner holds a lock around each call.
 
-    ``density`` is the share of slots that hold a candle, as the latest telling reply had it (``has_learned``).
+    ``density`` is the share of slots that hold a candle, as the latest reply that showed one had it (``has_learned``).
     """
 
     def __init__(self, timeframe: Timeframe, page_size: int, *, density: float = 1.0) -> None:

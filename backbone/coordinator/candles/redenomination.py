@@ -69,7 +69,7 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Redenominations:
-    """Finds out whether the venue changed a market's unit, and sets the old one aside. Thread-safe."""
+    """Finds out whether the venue changed a market's unit, and quarantines the old one. Thread-safe."""
 
     def __init__(
         self, store: CandleStore, reader: CandleReader, scheduler: Scheduler, venue: VenueClock, settings: Settings
@@ -242,8 +242,8 @@ class Redenominations:
     ) -> int:
         """Find out what a page that differs by one factor means: ask for stored candles that it does not have.
 
-        A redenomination sets all aside that is stored of the market. `done` gets the generation that the page is of, or
-        what went wrong: on a worker or, where nothing else is stored, at once. Returns how many pages it takes.
+        A redenomination quarantines all that is stored of the market. `done` gets the generation that the page is of,
+        or what went wrong: on a worker or, where nothing else is stored, at once. Returns how many pages it takes.
         """
         samples = found.nearest or self._samples(market, timeframe, found.table)
         compared, lock = list[Comparison | BackboneError](), threading.Lock()
@@ -252,11 +252,11 @@ class Redenominations:
             failed = [one for one in compared if isinstance(one, BackboneError)]
             if failed:
                 return failed[0]
-            telling = [one for one in compared if isinstance(one, Comparison)]
+            comparisons = [one for one in compared if isinstance(one, Comparison)]
             overlap = found.overlap
-            if found.nearest:  # what the page shows of the neighbours is nothing: they speak for themselves
-                overlap = next((one for one in telling if one.factor is not None), overlap)
-            factor = factor_of(overlap, telling)
+            if found.nearest:  # the page shows nothing of the neighbours: their own comparison counts
+                overlap = next((one for one in comparisons if one.factor is not None), overlap)
+            factor = factor_of(overlap, comparisons)
             if factor is None:
                 return generation
             detail = {"factor": factor, "generation": generation + 1}

@@ -2,7 +2,7 @@
 
 The modes, best first: ``streaming``; ``connecting`` or ``reconnecting`` (the socket is expected back at once: whoever
 asks is answered by REST, nothing is polled yet); ``polling`` (REST feeds the tables, at a tenth of the quota);
-``rest only`` (polling fails too: tables grow old, whoever asks hears why). Each mode is left upwards by itself, as soon
+``rest only`` (polling fails too: tables grow old, calls say why). Each mode is left upwards by itself, as soon
 as the socket or a poll brings something. ``idle``: nothing is wanted.
 
 Pure: the time (monotonic seconds) is an argument. The feed's lock guards it.

@@ -1,4 +1,4 @@
-"""The newest row of each kind and market, held once whoever brought it, and who wants to hear of changes.
+"""The newest row of each kind and market, held once whichever channel brought it, and who follows its changes.
 
 Decides which of two rows is the newer one, and what a consumer that cannot keep up gets: the latest of each slot, or
 the newest records of a bounded queue. Rows come from the socket (`LatestRows.take`, one call a message, a
