@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 from backbone.api.arguments import in_zone
@@ -64,8 +65,10 @@ class Bar:
         now = self._read()
         if self._bar is None:
             from tqdm.auto import tqdm
+            from tqdm.std import tqdm as plain
 
             self._bar = tqdm(
+                disable=signature(plain.__init__).parameters["disable"].default,  # $TQDM_DISABLE; a notebook's loses it
                 total=now.total_slots,
                 initial=self._at_first,
                 desc=self._label,
@@ -73,7 +76,7 @@ class Bar:
                 unit_scale=True,
                 leave=False,
             )
-            if self._bar.disable:  # $TQDM_DISABLE
+            if self._bar.disable:
                 self._wanted, self._bar = False, None
                 return
             self._bar.start_t -= elapsed_s  # it shows late, and counts from the beginning

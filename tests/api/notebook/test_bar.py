@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partialmethod
+from typing import Any
 
 import pytest
-from tqdm.auto import tqdm
+from tqdm import notebook, std
 
 from backbone import Backbone
 from backbone.api.calls.backfill import Job
@@ -68,10 +69,12 @@ def test_job_line_tells_no_time_to_go_once_it_ended(client: Backbone) -> None:
     assert "done, 100%" in repr(job)
 
 
+@pytest.mark.parametrize("kind", [std, notebook])
 def test_bar_that_is_switched_off_is_not_missed(
-    client: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    client: Backbone, kind: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`$TQDM_DISABLE` makes bars of no output; the job goes on without one."""
-    monkeypatch.setattr("tqdm.auto.tqdm", partial(tqdm, disable=True))
+    """`$TQDM_DISABLE` makes bars of no output, a notebook's too; the job goes on without one."""
+    monkeypatch.setattr(std.tqdm, "__init__", partialmethod(std.tqdm.__init__, disable=True))  # as the variable does
+    monkeypatch.setattr("tqdm.auto.tqdm", kind.tqdm)
     assert start(client).wait(progress=True).progress.state == "done"
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr() == ("", "")
