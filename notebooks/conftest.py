@@ -7,6 +7,7 @@ line: ``pytest`` runs them with the rest, ``pytest notebooks/01_first_candles.ip
 from __future__ import annotations
 
 from tests.early import pytest_addoption as pytest_addoption
+from tests.early import pytest_runtestloop as pytest_runtestloop
 
 # isort: split
 import os

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.early import pytest_addoption as pytest_addoption
+from tests.early import pytest_runtestloop as pytest_runtestloop
 
 # isort: split
 import socket

@@ -7,6 +7,7 @@ before all else.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -32,8 +33,17 @@ if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 4 << 30:
 # With it jsonschema could check IRIs; loading it builds 38 parsers, two seconds in every process that reads a notebook.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
+gc.disable()  # nothing that collecting the tests makes is garbage, and looking for it was a sixth of its time
+
 
 def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
     """Each `conftest.py` has this hook; whichever pytest reads first loads nbval while there can still be options."""
     if importlib.util.find_spec("nbval"):
         pluginmanager.import_plugin("nbval.plugin")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """The collector wakes, and looks at what the tests make, not at the tests."""
+    gc.freeze()
+    gc.enable()

@@ -17,7 +17,8 @@ class _Circle:
 
 @pytest.fixture(autouse=True)
 def collecting() -> None:
-    """A test of the collector begins with it on, and ends so."""
+    """A test of the collector begins with it on and with nothing that the run froze, and ends so."""
+    gc.unfreeze()
     gc.enable()
 
 

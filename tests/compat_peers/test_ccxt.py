@@ -12,11 +12,15 @@ from backbone.simulator import Exchange, SimulatorServer
 
 from .conftest import NOW_US
 
-ccxt = pytest.importorskip("ccxt", reason="ccxt is not installed")
+
+@pytest.fixture(scope="module")
+def ccxt() -> Any:
+    """Loaded where it runs: each worker of a run collects this file."""
+    return pytest.importorskip("ccxt", reason="ccxt is not installed")
 
 
 @pytest.fixture
-def upbit(server: SimulatorServer) -> Iterator[Any]:
+def upbit(server: SimulatorServer, ccxt: Any) -> Iterator[Any]:
     """ccxt's client with the venue's address replaced."""
     client = ccxt.upbit({"enableRateLimit": False})
     for kind in ("public", "private"):
@@ -67,7 +71,7 @@ def test_tickers_books_and_trades(upbit: Any, exchange: Exchange) -> None:
     assert {t["side"] for t in trades} == {"buy", "sell"}
 
 
-def test_errors_are_recognised(upbit: Any, server: SimulatorServer) -> None:
+def test_errors_are_recognised(upbit: Any, ccxt: Any, server: SimulatorServer) -> None:
     """A refusal for the rate and a server error map to ccxt's own."""
     server.faults.add("429", match="/v1/")
     with pytest.raises((ccxt.RateLimitExceeded, ccxt.DDoSProtection)):

@@ -12,11 +12,15 @@ from backbone.simulator import Exchange, SimulatorServer
 
 from .conftest import NOW_US
 
-sdk = pytest.importorskip("upbit", reason="upbit-sdk is not installed")
+
+@pytest.fixture(scope="module")
+def sdk() -> Any:
+    """Loaded where it runs: each worker of a run collects this file."""
+    return pytest.importorskip("upbit", reason="upbit-sdk is not installed")
 
 
 @pytest.fixture
-def upbit(server: SimulatorServer) -> Iterator[Any]:
+def upbit(server: SimulatorServer, sdk: Any) -> Iterator[Any]:
     """The SDK's client at the loopback address."""
     with sdk.Upbit(base_url=server.rest_url, websocket_base_url=server.ws_url.removesuffix("/websocket/v1")) as client:
         yield client
@@ -61,7 +65,7 @@ def test_tickers_books_instruments_and_trades(upbit: Any, exchange: Exchange) ->
     assert [t.sequential_id for t in trades] == [r["sequential_id"] for r in exchange.trades("KRW-BTC", NOW_US, 100)]
 
 
-def test_errors_are_its_own(upbit: Any, server: SimulatorServer) -> None:
+def test_errors_are_its_own(upbit: Any, sdk: Any, server: SimulatorServer) -> None:
     """404, 400 and, without its retries, 429 and 418."""
     with pytest.raises(sdk.NotFoundError):
         upbit.tickers.list_by_trading_pairs(markets="KRW-NOPE")

@@ -8,10 +8,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import joblib
 import pytest
 
 from backbone import Backbone
@@ -21,9 +21,11 @@ from tests.coordinator.quota.test_redis import RedisServer, own  # noqa: F401
 from tests.storage.s3 import S3Server, place, s3_server  # noqa: F401
 
 # ruff: noqa: F811 - fixtures
-pytest.importorskip("redis")
-pytest.importorskip("distributed")
-pytestmark = pytest.mark.filterwarnings("ignore")  # the engines warn of their own forks and sockets
+pytestmark = [
+    pytest.mark.skipif(find_spec("redis") is None, reason="redis is not installed"),
+    pytest.mark.skipif(find_spec("distributed") is None, reason="distributed is not installed"),
+    pytest.mark.filterwarnings("ignore"),  # the engines warn of their own forks and sockets
+]
 
 START, END = "2025-08-20T00:00Z", "2025-08-22T00:00Z"
 MARKETS = ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE", "KRW-ADA"]
@@ -82,10 +84,12 @@ def test_two_hosts_fill_one_bucket_and_one_is_killed(
     venue: SimulatorServer, hosts: tuple[Any, list[Host]], place: str, own: RedisServer
 ) -> None:
     """The other host does the killed one's markets; the store is complete and sound; the quota was never exceeded."""
+    from joblib import parallel_config
+
     _, workers = hosts
     urls = {"rest_url": venue.rest_url, "ws_url": venue.ws_url}
     with Backbone(data_dir=place, quota=own.url, **urls) as client:
-        with joblib.parallel_config("dask"):
+        with parallel_config("dask"):
             results = client.map(len, MARKETS, "1m", START, END)
         wait_for(20, venue)
         workers[0].kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from backbone.errors import InputError
 from backbone.simulator import SimulatorServer
 from tests.coordinator.quota.test_redis import RedisServer, own  # noqa: F401
 
-pytest.importorskip("redis")
+pytestmark = pytest.mark.skipif(find_spec("redis") is None, reason="redis is not installed")
 START, END = "2025-08-18T00:00Z", "2025-08-22T00:00Z"  # 29 pages a market
 
 _HOST = """

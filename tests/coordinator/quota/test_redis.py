@@ -8,6 +8,7 @@ import subprocess
 import sys
 from array import array
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from backbone.errors import InputError, UnreachableError
 from backbone.model import Priority
 from backbone.testing import ManualClock
 
-redis = pytest.importorskip("redis")
+pytestmark = pytest.mark.skipif(find_spec("redis") is None, reason="redis is not installed")  # loaded where it runs
 CRITICAL, HIGH, NORMAL, LOW = Priority
 VENUE = "http://127.0.0.1:8000"
 RULES = Rules()
@@ -81,7 +82,9 @@ def own(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.fixture
 def fresh(server: RedisServer) -> RedisServer:
     """The module's server, emptied."""
-    with redis.Redis.from_url(server.url) as client:
+    from redis import Redis
+
+    with Redis.from_url(server.url) as client:
         client.flushall()
     return server
 
@@ -110,12 +113,14 @@ def test_decision_that_another_host_overtakes_is_made_again(fresh: RedisServer) 
 
 def test_state_that_cannot_be_true_is_cleared(fresh: RedisServer) -> None:
     """Stamps from a far future (a server whose clock was set back) and foreign bytes cost a reset, not a wait."""
+    from redis import Redis
+
     one = limiter(fresh)
     now = SystemClock().monotonic()
     state = array("d", bytes(8 * RULES.size))
     for _ in range(10):
         rates.take(state, RULES, 1.0, NORMAL.rank, 0.0, 9e9)
-    with redis.Redis.from_url(fresh.url) as client:
+    with Redis.from_url(fresh.url) as client:
         for bad in (state.tobytes(), b"garbage" * 50, b""):
             client.hset(one._key, "g:g", bad)
             assert not one.take("g", NORMAL, now, now)
