@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import calendar
 import datetime as dt
-import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -169,7 +168,7 @@ def _moment(argument: str, value: Any, zone: str, now_us: Callable[[], int]) -> 
 def _hint(number: Any) -> str:
     """How a number of seconds, milliseconds, … since 1970 is written, judged by its size."""
     size = abs(float(number))
-    unit = next(unit for unit, limit in (("s", 1e11), ("ms", 1e14), ("us", 1e17), ("ns", math.inf)) if size <= limit)
+    unit = next((unit for unit, limit in (("s", 1e11), ("ms", 1e14), ("us", 1e17)) if size <= limit), "ns")
     return f'a number may mean several units: write pd.Timestamp({number}, unit="{unit}", tz="UTC")'
 
 

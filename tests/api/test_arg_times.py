@@ -103,6 +103,8 @@ def test_calendar_words_keep_the_wall_clock_over_a_clock_change() -> None:
     ("value", "hint"),
     [
         (1754006400000, 'pd.Timestamp(1754006400000, unit="ms", tz="UTC")'),
+        (float("nan"), "a number may mean several units"),
+        (np.float64("nan"), "a number may mean several units"),
         (1754006400, 'pd.Timestamp(1754006400, unit="s", tz="UTC")'),
         (1754006400.5, 'pd.Timestamp(1754006400.5, unit="s", tz="UTC")'),
         (np.int64(1754006400000000), 'pd.Timestamp(1754006400000000, unit="us", tz="UTC")'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime as dt
 import logging
 import os
@@ -29,7 +30,10 @@ __all__ = ["adopt_lists", "listed_at", "markets_at", "of_quote", "prices_of", "t
 
 _log = logging.getLogger("backbone.fetch")
 _DAY = TIMEFRAMES["1d"]
-_DATE = re.compile(r"(\d{4})-(\d{2})(?:-(\d{2}))?")
+_DATE = re.compile(
+    r"(\d{4})-(\d\d)(?:-(\d\d)(?:[T_ -](\d\d)[-:.h]?(\d\d)(?!\d{3}))?)?|"
+    r"(?<!\d)(\d{4})(\d\d)(\d\d)(?:[T_ -]?(\d\d)[-:.h]?(\d\d)(?!\d{3}))?"
+)
 _A_DAY = re.compile(r"today|yesterday|\d{4}([-./])\d{1,2}\1\d{1,2}|\d{8}", re.I)
 _WINDOW = re.compile(r"(\d+) ?([dw])")
 _RANKS = ("value", "volume")
@@ -132,15 +136,18 @@ def universe(
     began = core.clock.monotonic()
     at_us, recorded = listed_at(session, at, whole_day=False)
     end = _DAY.floor(at_us)
+    if length_us > end:
+        raise InputError("window", window, "days that begin after 1970-01-01")
     span = Span(end - length_us, end)
     today = core.markets.all_codes()
     then = _present_names(core, [info.market for info in of_quote(recorded.markets, quote)], today)
-    answers = _daily(session, [code for code in then if code in today], span)
+    answers, said = _daily(session, [code for code in then if code in today], span)
     sums: dict[str, tuple[float, int]] = {}
     for code in then:
         table = answers.get(code)
         if table is None:
             table = core.store.read(code, _DAY, span).table
+            said["sources"]["disk"] = said["sources"].get("disk", 0) + table.num_rows
         if table.num_rows:
             sums[code] = (float(table.column(by).to_numpy().sum()), table.num_rows)
     ranked = sorted(sums, key=lambda code: (-sums[code][0], code))[:top]
@@ -154,12 +161,10 @@ def universe(
         }
     )
     attrs = shaping.facts(
-        sources={"mixed": len(ranked)},
+        **said,
         elapsed_ms=(core.clock.monotonic() - began) * 1000,
         rows=len(ranked),
         priority=Priority.NORMAL,
-        requests=0,
-        pages=0,
     )
     attrs["at"], attrs["listed"] = _iso(at_us), len(then)
     attrs["without_data"] = sorted(then[code] for code in then.keys() - sums.keys())
@@ -175,20 +180,22 @@ def _present_names(core: Coordinator, codes: Sequence[str], today: Collection[st
     return then
 
 
-def _daily(session: Session, codes: Sequence[str], span: Span) -> dict[str, pa.Table]:
-    """Daily candles of markets that are listed today, stored ones from the store."""
+def _daily(session: Session, codes: Sequence[str], span: Span) -> tuple[dict[str, pa.Table], dict[str, Any]]:
+    """Daily candles of markets that are listed today, stored ones from the store, and what they took."""
     if not codes:
-        return {}
+        return {}, {"sources": {}, "requests": 0, "pages": 0}
     from backbone.api.calls.candles import candles
 
     frame = candles(session, list(codes), "1d", _when(span.start), _when(span.end), frames="arrow", progress=False)
     import pyarrow.compute as pc
 
-    return (
+    answers = (
         {code: frame.filter(pc.equal(frame.column("market"), code)) for code in codes}
         if ("market" in frame.column_names)
         else {codes[0]: frame}
     )
+    attrs = shaping.attrs_of(frame)
+    return answers, {name: attrs[name] for name in ("sources", "requests", "pages")}
 
 
 def _when(time_us: int) -> dt.datetime:
@@ -209,12 +216,15 @@ def _window_us(window: str | dt.timedelta) -> int:
 def adopt_lists(session: Session, source: object, at: TimeLike | None) -> dict[str, Any]:
     """Take in bodies of ``market/all`` that somebody kept: a JSON file, or a folder of them.
 
-    A file's day is in its name (``market_all_2021-04-17.json``; of a month, its first day), or `at`.
+    A file's day is in its name (``market_all_2021-04-17.json``; of a month, its first day; ``20210417T0930.json``, also
+    with the time), in the client's zone, or `at`. Hidden files of a folder do not count.
     """
     if not isinstance(source, str | os.PathLike):
         raise InputError("source", type(source).__name__, "market and timeframe, for candles")
     path = Path(source)
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.glob("*.json") if not file.name.startswith("."))
     if not files or not all(file.is_file() for file in files):
         raise InputError("source", str(source), "a JSON file of the venue's market/all, or a folder of such files")
     if at is not None and len(files) > 1:
@@ -237,15 +247,21 @@ def _file_time(session: Session, file: Path, at: TimeLike | None) -> int:
         match = _DATE.search(file.name)
         if match is None:
             raise InputError("source", file.name, "a name with the day, such as market_all_2021-04-17.json, or `at`")
-        time_us = session.time("at", f"{match.group(1)}-{match.group(2)}-{match.group(3) or '01'}")
+        year, month, day, hour, minute = match.groups()[:5] if match.group(1) else match.groups()[5:]
+        try:
+            text = f"{year}-{month}-{day or '01'}" + (f" {hour}:{minute}" if hour else "")
+            time_us = session.time("at", text)
+        except InputError as exc:
+            raise InputError("source", file.name, f"a name with a day that there is, not {text}") from exc
     if time_us > session.now_us():
-        raise InputError("at", file.name, "a day that is not in the future")
+        argument, value = ("source", file.name) if at is None else ("at", at)
+        raise InputError(argument, value, "a day that is not in the future")
     return time_us
 
 
 def _read_list(file: Path) -> tuple[MarketInfo, ...]:
     try:
-        listed: tuple[MarketInfo, ...] = markets_ask().parse(file.read_bytes())
+        listed: tuple[MarketInfo, ...] = markets_ask().parse(file.read_bytes().removeprefix(codecs.BOM_UTF8))
     except PayloadError as exc:
         raise InputError("source", file.name, f"the venue's market/all ({exc})") from exc
     return listed

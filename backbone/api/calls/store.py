@@ -18,6 +18,7 @@ from backbone.api.calls.listing import adopt_lists
 from backbone.api.calls.status import memo_bytes
 from backbone.candle_table import compare, rows_inside, times_of
 from backbone.coordinator.candles.ranges import Range
+from backbone.coordinator.markets import unknown_market
 from backbone.errors import InputError, SourceError
 from backbone.model import Priority, Span
 from backbone.storage.audit import Problem
@@ -166,6 +167,10 @@ class StoreView:
         values: how many, and from which to which; `revisions` has the values), adopted, quarantined …; ``detail`` is
         JSON; ``how`` says how it is known.
 
+        Raises
+        ------
+        InputError for a market that no recorded list has and of which nothing is stored.
+
         Examples
         --------
         >>> client.store.events("KRW-BTC").columns.tolist()
@@ -176,6 +181,10 @@ class StoreView:
         core = session.coordinator()
         core.store.flush(name)
         found = core.market_log.events(name)
+        if name is not None and not found and all(name != held for held, _ in core.store.series()):
+            codes = core.market_log.codes()
+            if codes:  # each of a list has the event that it was in it
+                raise unknown_market(name, codes)
         columns = {
             "at": pa.array([event.at_us for event in found], pa.int64()).cast(_STAMP),
             "market": pa.array([event.market for event in found], pa.string()),

@@ -96,6 +96,8 @@ def test_markets_at_says_since_when_and_refuses_the_future(world: tuple[Simulato
         client.markets(at="2026-01-01")
     with pytest.raises(InputError, match="quote"):
         client.markets("EUR", at="2025-06-01")
+    with pytest.raises(InputError, match="KRW-SOL"):
+        client.store.events("KRW-SOLE")
 
 
 def test_lists_that_somebody_kept_make_their_days_answerable(
@@ -130,6 +132,32 @@ def test_lists_that_somebody_kept_make_their_days_answerable(
             client.store.adopt(tmp_path / name)
     with pytest.raises(InputError):
         client.store.adopt(tmp_path / "none")
+
+
+def test_folder_of_lists_as_people_keep_them(world: tuple[SimulatorServer, Backbone], tmp_path: Path) -> None:
+    """Several a day, with the time in the name; days without hyphens; a byte order mark; what a system hides there."""
+    _, client = world
+    folder = tmp_path / "lists"
+    folder.mkdir()
+
+    def keep(name: str, codes: list[str]) -> None:
+        body = [{"market": code, "korean_name": code, "english_name": code} for code in codes]
+        (folder / name).write_text(json.dumps(body), "utf-8-sig")
+
+    keep("2022-01-01T09-00.json", CODES[:1])
+    keep("2022-01-01T21-00-07.json", CODES[:2])
+    keep("market_all_20220201.json", CODES[:3])
+    keep("20220301_2359.json", CODES)
+    (folder / "._2022-01-01.json").write_bytes(b"Mac OS X")
+    assert client.store.adopt(folder)["lists"] == 4
+    for at, number in (("2022-01-01 09:01", 1), ("2022-01-01", 2), ("2022-02-01 00:00", 3), ("2022-03-01 23:00", 3)):
+        assert len(client.markets(at=at)) == number, at
+    assert len(client.markets(at="2022-03-01")) == 4
+    keep("2022-13-01.json", CODES)
+    with pytest.raises(InputError, match="2022-13-01"):
+        client.store.adopt(folder)
+    with pytest.raises(InputError, match="at='2099-01-01'"):
+        client.store.adopt(folder / "20220301_2359.json", at="2099-01-01")
 
 
 def test_market_log_grows_with_what_changes_and_is_shared(world: tuple[SimulatorServer, Backbone]) -> None:
@@ -306,6 +334,10 @@ def test_universe_ranks_who_was_listed_by_what_was_traded_before(world: tuple[Si
     assert early["rank"].tolist() == [1, 2, 3]
     facts = early.attrs["backbone"]
     assert (facts["listed"], facts["without_data"]) == (4, ["KRW-XRP"])
+    assert (facts["requests"], facts["pages"], facts["cache_hit"]) == (2, 2, False), "of each of two a page"
+    assert facts["sources"] == {"rest": 60, "disk": 30}
+    again = client.universe("KRW", at="2025-06-01T09:02", window="30d").attrs["backbone"]
+    assert (again["requests"], again["cache_hit"], "rest" in again["sources"]) == (0, True, False)
     late = client.universe("KRW", at="2025-07-20T09:02", top=2, by="volume", window="2w")
     assert len(late) == 2
     assert "KRW-SOL" not in client.universe("KRW", at="2025-07-20T09:02").index
@@ -314,7 +346,15 @@ def test_universe_ranks_who_was_listed_by_what_was_traded_before(world: tuple[Si
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"by": "price"}, {"top": 0}, {"window": "-3d"}, {"window": "0d"}, {"window": "soon"}, {"at": "2030-01-01"}],
+    [
+        {"by": "price"},
+        {"top": 0},
+        {"window": "-3d"},
+        {"window": "0d"},
+        {"window": "soon"},
+        {"window": "99999d"},
+        {"at": "2030-01-01"},
+    ],
 )
 def test_universe_refuses_what_it_cannot_be_asked(
     world: tuple[SimulatorServer, Backbone], wrong: dict[str, object]
@@ -322,7 +362,7 @@ def test_universe_refuses_what_it_cannot_be_asked(
     """An unknown column, a window that is no time before `at`, a future."""
     _, client = world
     client.markets()
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=f"^{next(iter(wrong))}="):
         client.universe("KRW", **({"at": "2025-06-01T09:00:30"} | wrong))
 
 
