@@ -273,9 +273,11 @@ def test_market_list_has_the_price_steps_of_a_stated_time(
     for one in (frame, again):
         assert one.attrs["backbone"]["tick_sizes_at"][:16] == "2025-06-01T09:00"
     realtime = client.session.coordinator().realtime
-    monkeypatch.setattr(realtime, "instrument_age_s", lambda _: 600.0)
+    old = {market: (at_s - 600.0, instrument) for market, (at_s, instrument) in realtime._instruments.items()}
+    monkeypatch.setattr(realtime, "_instruments", dict(old))
     client.markets("KRW")
     assert len(server.requests) == asked + 1, "the prices are young"
+    monkeypatch.setattr(realtime, "_instruments", dict(old))
     monkeypatch.setattr(realtime, "_prices", {})
     client.markets("KRW")
     assert len(server.requests) == asked + 3
