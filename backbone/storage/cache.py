@@ -61,6 +61,11 @@ class MemoryCache(Generic[V]):
             self._entries.move_to_end(key)
             return entry[0]
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether `key` is held, expired or not; no use of it, and neither hit nor miss."""
+        with self._lock:
+            return key in self._entries
+
     def put(self, key: Hashable, value: V, nbytes: int, ttl_s: float | None = None) -> None:
         """Keep `value`, which weighs `nbytes`, for `ttl_s` seconds at most. One larger than the cache is not
         kept.

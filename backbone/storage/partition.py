@@ -13,7 +13,7 @@ import base64
 import binascii
 import zlib
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -31,11 +31,13 @@ __all__ = [
     "REVISION_SCHEMA",
     "TAIL_BYTES",
     "Partition",
+    "Unchecked",
     "decode_coverage",
     "decode_partition",
     "encode_coverage",
     "encode_partition",
     "peek_footer",
+    "read_partition",
 ]
 
 FORMAT = 1
@@ -146,15 +148,32 @@ def _write_parquet(table: pa.Table, *, text: str) -> memoryview:
     return memoryview(sink.getvalue()).cast("B")
 
 
-def decode_partition(data: bytes, series: Series, period: Span, period_text: str, path: str) -> Partition:
-    """The state that a partition file holds.
+class Unchecked(NamedTuple):
+    """The rows and the footer's text of a file whose seal is right."""
+
+    table: pa.Table
+    text: bytes
+
+
+def read_partition(data: bytes, path: str) -> Unchecked:
+    """What a partition file says; raises `CorruptPartitionError` for bytes that are not as they were written."""
+    _check_seal(data, path)
+    try:
+        return Unchecked(*_read_parquet(data))
+    except _BROKEN as exc:
+        raise _corrupt(path, f"unreadable although its seal is right ({exc})") from exc
+
+
+def decode_partition(
+    data: bytes, series: Series, period: Span, period_text: str, path: str, read: Unchecked | None = None
+) -> Partition:
+    """The state that a partition file holds; `read` is what `read_partition` made of it, if that was done before.
 
     Raises `CorruptPartitionError` for bytes that are not exactly what was written for this series and period,
     and `StoreError` for a whole file that a newer version wrote.
     """
-    _check_seal(data, path)
+    table, text = read or read_partition(data, path)
     try:
-        table, text = _read_parquet(data)
         footer = _text_as(text, _Footer, path)
         revisions = _unpack(footer.revisions)
         coverage = _coverage_of(footer)

@@ -7,7 +7,8 @@ what it says of it is older than the file. Writers of a series are serialised by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
@@ -17,7 +18,7 @@ from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import Span
 from backbone.storage.cache import MemoryCache, MemoryStats
 from backbone.storage.coverage import EVER, Coverage, SpanSet
-from backbone.storage.files import Files, Version
+from backbone.storage.files import Blob, Files, Version
 from backbone.storage.generations import Generations
 from backbone.storage.incidents import Incidents
 from backbone.storage.layout import CANDLES, QUIET, Series, name_of_period, parse_period, parse_quiet_key
@@ -26,18 +27,21 @@ from backbone.storage.merge import Page, merge_pages
 from backbone.storage.partition import (
     TAIL_BYTES,
     Partition,
+    Unchecked,
     decode_coverage,
     decode_partition,
     encode_coverage,
     encode_partition,
     peek_footer,
+    read_partition,
 )
-from backbone.timeframe import DAY_US, period_name, period_of, periods_in
+from backbone.timeframe import DAY_US, Timeframe, period_name, period_of, periods_in
 
 __all__ = ["Held", "Periods", "row_periods", "series_in"]
 
 _MANY_PERIODS = 4  # beyond this, one listing of the series folder is cheaper than asking for each period
 _COVERAGE_BYTES = 16 << 20
+_AHEAD_BYTES = 4 << 20  # of files that are read before they are asked for
 _PERIOD_US = {"day": DAY_US, "month": 28 * DAY_US, "year": 365 * DAY_US, "all": 1 << 62}
 
 
@@ -67,6 +71,7 @@ class Periods:
         self._memory: MemoryCache[Held] = MemoryCache(memory_bytes, clock)
         self._coverages: MemoryCache[tuple[Version, Coverage]] = MemoryCache(_COVERAGE_BYTES, clock)
         self._coming: dict[str, Held] = {}  # what is being written, for whoever sees it before its writer knows
+        self._ahead: dict[str, tuple[Blob, Unchecked]] = {}  # what `reading_ahead` has read, until it is asked for
         self._bad: dict[str, Version] = {}  # damaged files that could not be moved
         self._listed: dict[Series, frozenset[str]] = {}  # the periods that are noted as written
 
@@ -80,9 +85,8 @@ class Periods:
         """The periods of `span` that have a file, on its way or not."""
         timeframe = series.timeframe
         span = Span(max(span.start, EVER.start), min(span.end, EVER.end))
-        if span.length_us <= _MANY_PERIODS * _PERIOD_US[timeframe.period]:
-            periods: Iterable[Span] = periods_in(timeframe, span)
-        else:
+        periods: Iterable[Span] | None = _few_periods(timeframe, span)
+        if periods is None:
             names = self._files.list(series.folder)
             found = (parse_period(timeframe, name.removeprefix("period=")) for name in names)
             periods = sorted(p for p in found if p is not None and p.start < span.end and span.start < p.end)
@@ -166,14 +170,42 @@ class Periods:
             key
         ):  # its writer has not come so far as to remember it
             return coming, "memory"
-        while (blob := self._files.read(key)) is not None:
+        blob, read = self._ahead.pop(key, (None, None))
+        if blob is not None and blob.version != self._files.stat(key):
+            blob = read = None
+        while (blob := blob or self._files.read(key)) is not None:
             try:
-                partition = decode_partition(blob.data, series, period, name, path)
+                partition = decode_partition(blob.data, series, period, name, path, read)
                 return self._keep(key, blob.version, partition), "disk"
             except CorruptPartitionError as exc:
                 if not self._has_replacement(series, key, period, blob.version, exc):
                     return Held(None, (), Partition.empty()), "disk"
+                blob = read = None
         return Held(None, (), Partition.empty(quiet.clip(period))), "memory"
+
+    @contextmanager
+    def reading_ahead(self, wanted: Iterable[tuple[Series, Span]]) -> Iterator[None]:
+        """Many small files at once, for whoever asks for them inside: one right after the other they are decoded in
+        two thirds of the time. A file that is replaced meanwhile is read again.
+        """
+        blobs: dict[str, Blob] = {}
+        size = 0
+        for series, span in wanted:
+            for period in _few_periods(series.timeframe, span) or ():
+                key = series.key(period)
+                if size < _AHEAD_BYTES and key not in self._memory and (blob := self._files.read(key)) is not None:
+                    blobs[key] = blob
+                    size += len(blob.data)
+        for key, blob in blobs.items():
+            try:
+                self._ahead[key] = blob, read_partition(blob.data, self._files.address(key))
+            except CorruptPartitionError:
+                continue  # whoever asks for it meets the damage, and quarantines the file
+        try:
+            yield
+        finally:
+            for key in blobs:
+                self._ahead.pop(key, None)
 
     def _keep(self, key: str, version: Version, partition: Partition) -> Held:
         held = Held(version, (), partition, revisions=partition.revisions.num_rows)
@@ -262,6 +294,12 @@ class Periods:
             return False
         self._incidents.record("quarantined", str(exc.path), f"{exc.reason}; moved to {moved}")
         return False
+
+
+def _few_periods(timeframe: Timeframe, span: Span) -> list[Span] | None:
+    """The periods of a `span` that has few of them; None for a longer one."""
+    is_short = span.length_us <= _MANY_PERIODS * _PERIOD_US[timeframe.period]
+    return periods_in(timeframe, span) if is_short else None
 
 
 def row_periods(series: Series, pages: Iterable[Page], span: Span = EVER) -> set[Span]:

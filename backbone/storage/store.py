@@ -16,6 +16,7 @@ import itertools
 import os
 from bisect import bisect_left
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -225,6 +226,10 @@ class CandleStore:
             found = self._read(series, span) if not now.leaving else Stored(empty_candles(), SpanSet(), {})
             if self._generations.of(market) == now:
                 return found
+
+    def reading_ahead(self, timeframe: Timeframe, wanted: Iterable[tuple[str, Span]]) -> AbstractContextManager[None]:
+        """Inside, `read` of these markets and spans finds small files read and decoded, all at once."""
+        return self._periods.reading_ahead((self._series(market, timeframe), span) for market, span in wanted)
 
     def _read(self, series: Series, span: Span) -> Stored:
         waiting = self._pages(series, EVER)

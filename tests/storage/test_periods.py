@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from backbone.model import Span
-from backbone.storage.coverage import EVER, SpanSet
+from backbone.storage.coverage import EVER, Coverage, SpanSet
 from backbone.storage.files import LocalFiles
 from backbone.storage.generations import Generations
 from backbone.storage.incidents import Incidents
@@ -59,3 +61,52 @@ def test_quiet_span_without_a_file_is_in_the_sidecar_until_its_period_has_one(tm
     assert periods.coverage(BTC, EVER).covered == periods.footer_coverage(BTC, EVER).covered == whole
     assert periods.quiet(BTC).covered == SpanSet([Span(0, MAY)])
     assert files.stat(BTC.quiet_key) is not None
+
+
+def test_files_read_ahead_are_read_once_and_never_when_they_are_others_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read ahead is used while its file is the same one, and forgotten with the call."""
+    other = Series("upbit", "KRW-ETH", MINUTE)
+    writer, _ = made(tmp_path)
+    for series in (BTC, other):
+        writer.write(series, [page(1, 0, 9)], [])
+    (period,) = writer.with_file(BTC, EVER)
+    periods, files = made(tmp_path)
+    asked: list[str] = []
+    read = files.read
+    monkeypatch.setattr(files, "read", lambda key: asked.append(key) or read(key))
+    wanted = [(series, span(0, 20)) for series in (BTC, other)]
+    with periods.reading_ahead(wanted):
+        keys = [series.key(period) for series in (BTC, other)]
+        assert asked == keys
+        writer.write(other, [page(2, 9, 20)], [])
+        found = [periods.current(series, period, [], Coverage()) for series in (BTC, other)]
+        assert [held.partition.table.num_rows for held, _ in found] == [9, 20]
+        assert [tier for _, tier in found] == ["disk", "disk"]
+        assert asked == [*keys, keys[1]]
+    with periods.reading_ahead(wanted):
+        assert asked == [*keys, keys[1]]  # both are in memory
+    stale, files = made(tmp_path)
+    monkeypatch.setattr(files, "read", lambda key: asked.append(key) or read(key))
+    with stale.reading_ahead(wanted):
+        asked.clear()
+    stale.current(BTC, period, [], Coverage())
+    assert asked == [keys[0]]  # nothing is left of what nobody asked for
+
+
+def test_damaged_file_read_ahead_is_quarantined_by_whoever_asks_for_it(tmp_path: Path) -> None:
+    """Reading ahead reports nothing; the damage is one incident, and the other files are read."""
+    other = Series("upbit", "KRW-ETH", MINUTE)
+    writer, _ = made(tmp_path)
+    for series in (BTC, other):
+        writer.write(series, [page(1, 0, 9)], [])
+    periods, files = made(tmp_path)
+    (period,) = periods.with_file(BTC, EVER)
+    path = files.path(BTC.key(period))
+    path.write_bytes(path.read_bytes()[:-20])
+    with periods.reading_ahead([(series, span(0, 9)) for series in (BTC, other)]):
+        assert path.exists()
+        assert periods.current(BTC, period, [], Coverage())[0].version is None
+        assert not path.exists()
+        assert periods.current(other, period, [], Coverage())[0].partition.table.num_rows == 9

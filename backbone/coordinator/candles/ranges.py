@@ -190,26 +190,28 @@ class CandleRanges:
 
         With `newest_held` the newest so many end with what is held, and what lies behind is in ``behind``.
         """
-        return [self._recall(market, timeframe, asked, newest_held) for market in markets]
-
-    def _recall(self, market: str, timeframe: Timeframe, asked: Range, newest_held: bool) -> CandleAnswer:
+        if asked.count is not None:
+            return [self._recall(market, timeframe, asked, asked.count, newest_held) for market in markets]
         end = self._end(timeframe, asked)
-        if asked.count is None:
-            start = timeframe.ceil(asked.start_us or 0)
-            return self._reader.recall(market, timeframe, Span(min(start, end), end))
+        span = Span(min(timeframe.ceil(asked.start_us or 0), end), end)
+        wanted = [(market, span) for market in markets]
+        return [self._reader.recall(market, timeframe, span) for market, span in self._reader.ahead(timeframe, wanted)]
+
+    def _recall(self, market: str, timeframe: Timeframe, asked: Range, count: int, newest_held: bool) -> CandleAnswer:
+        end = self._end(timeframe, asked)
         if asked.start_us is None:
             held_us = self._reader.held_until(market, timeframe, end) if newest_held else end
-            reach = self._reader.reach_back(market, timeframe, held_us, asked.count)
+            reach = self._reader.reach_back(market, timeframe, held_us, count)
             further = self._further(market, timeframe, reach)
             start = reach.known.start if further is None else further.start
             answer = self._reader.recall(market, timeframe, Span(start, held_us))
             return answer if held_us >= end else replace(answer, behind=Span(held_us, end))
-        start, slots = timeframe.ceil(asked.start_us), asked.count
+        start, slots = timeframe.ceil(asked.start_us), count
         while True:
             stop = min(end, timeframe.next(start, slots))
             answer = self._reader.recall(market, timeframe, Span(min(start, stop), stop))
-            if answer.gaps or stop >= end or answer.table.num_rows >= asked.count:
-                return self._first_rows(answer, timeframe, asked.count)
+            if answer.gaps or stop >= end or answer.table.num_rows >= count:
+                return self._first_rows(answer, timeframe, count)
             slots *= 4
 
     def _collect(self, markets: Sequence[str], asked: Range, call: _Call) -> list[CandleAnswer]:
@@ -232,7 +234,7 @@ class CandleRanges:
         pendings: list[Pending] = []
         closed = self._reader.closed_before(call.timeframe)
         try:
-            for market, span in wanted:
+            for market, span in self._reader.ahead(call.timeframe, wanted):
                 pendings.append(
                     self._fetcher.begin(
                         market,

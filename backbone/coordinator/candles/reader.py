@@ -5,7 +5,7 @@ Makes no request. Every answer is made here, also of what was just fetched: what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -30,6 +30,7 @@ __all__ = ["CandleAnswer", "CandleReader", "Fetched", "Held", "Reach", "incomple
 
 _MINUTE = TIMEFRAMES["1m"]
 _NOTHING = SpanSet()
+_AHEAD = 64  # markets whose files are read at once
 _BESIDE, _FARTHEST = 8, 200_000  # slots within which the candle beside a gap is looked for
 
 
@@ -143,6 +144,16 @@ class CandleReader:
         gaps = (whole - stored.covered) | due
         derived = self._joining(market, timeframe, stored, self._foldable(market, timeframe, gaps))
         return Held(stored, stored.covered - due, derived, gaps - derived)
+
+    def ahead(self, timeframe: Timeframe, wanted: Sequence[tuple[str, Span]]) -> Iterator[tuple[str, Span]]:
+        """`wanted` itself, a market and a span each; many small files are read at once, just before their turn."""
+        if len(wanted) == 1:
+            yield wanted[0]
+            return
+        for at in range(0, len(wanted), _AHEAD):
+            some = wanted[at : at + _AHEAD]
+            with self._store.reading_ahead(timeframe, some):
+                yield from some
 
     def recall(self, market: str, timeframe: Timeframe, span: Span, fetched: Fetched | None = None) -> CandleAnswer:
         """The answer for `span` as it is held; `fetched` is what it took to hold it.
