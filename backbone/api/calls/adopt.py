@@ -38,6 +38,7 @@ ADOPTED = "adopted"
 
 _SAMPLES = 5  # pages of the venue that are compared, the newest rows among them
 _PAGE_ROWS = 100
+_MOSTLY = 0.9  # so many rows agree where what is wrong with them is found
 _MOST_DIFFERING = 0.05  # openings were restated, and volumes corrected: so many rows may differ, not more
 _SPELLINGS = {
     "time": "time timestamp date datetime open_time candle_date_time_utc candle_date_time_kst 시간 일시 날짜 일자",
@@ -50,6 +51,8 @@ _SPELLINGS = {
 }
 _NAMES = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 _EPOCH_UNITS = ((1e11, 1_000_000), (1e14, 1_000), (1e17, 1))  # seconds, milliseconds, microseconds; else nanoseconds
+_DIGITS = ((8, "%Y%m%d"), (12, "%Y%m%d%H%M"), (14, "%Y%m%d%H%M%S"))  # epochs of no candle
+_AM, _PM = "오전|AM|am", "오후|PM|pm"
 _KOREA = "Asia/Seoul"
 
 
@@ -93,7 +96,8 @@ def adopt(session: Session, source: Any, market: str, timeframe: str, *, tz: str
     times = times_of(table)
     closed = core.reader.closed_before(tf)
     if times[-1] >= closed:
-        raise InputError("source", name, f"closed candles only: its last row, {_shown(times[-1])}, is still forming")
+        why = f"closed candles only: its last row, {_shown(times[-1])}, is still forming or yet to come"
+        raise InputError("source", name, why)
     compared, differing = _compare(session, code, tf, table, name)
     kept = _keep(session, code, tf, table)
     if kept:
@@ -259,6 +263,9 @@ def _times(column: pa.ChunkedArray, title: str, tz: str, name: str) -> pa.Array:
         raise InputError("source", name, f"a time in column {title!r} of every row; row {row + 1} has none")
     if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         numbers = values.to_numpy(zero_copy_only=False)
+        dates = _dates(numbers)
+        if dates is not None:
+            return pc.assume_timezone(dates, zone, ambiguous="earliest", nonexistent="latest").cast(stamp)
         largest = float(np.abs(numbers).max())
         scale = next((scale for limit, scale in _EPOCH_UNITS if largest < limit), None)
         micros = numbers.astype(np.int64) // 1000 if scale is None else (numbers * scale).astype(np.int64)
@@ -268,17 +275,37 @@ def _times(column: pa.ChunkedArray, title: str, tz: str, name: str) -> pa.Array:
     if not pa.types.is_timestamp(values.type):
         import pandas as pd
 
-        texts = pc.replace_substring_regex(pc.cast(values, pa.string()), r"(\d)[./](\d+)[./](\d)", r"\1-\2-\3")
+        texts = pc.cast(values, pa.string())
+        texts = pc.replace_substring_regex(texts, r"(\d)\s*[./년]\s*(\d+)\s*[./월]\s*(\d+)(?:\s*[.일])?", r"\1-\2-\3")
+        is_late, is_early = (pc.match_substring_regex(texts, word).to_numpy(False) for word in (_PM, _AM))
+        texts = pc.replace_substring_regex(texts, rf"\s*({_PM}|{_AM})", "")
         try:
             moments = pd.to_datetime(texts.to_pandas(), format="ISO8601")
+            if is_late.any() or is_early.any():
+                is_noon = (moments.dt.hour == 12).to_numpy()
+                halves = (is_late & ~is_noon).astype(int) - (is_early & is_noon)
+                moments = moments + pd.to_timedelta(12 * halves, unit="h")
         except ValueError as exc:
             unread = pd.to_datetime(texts.to_pandas(), format="ISO8601", errors="coerce", utc=True).isna()
             row = int(np.flatnonzero(unread.to_numpy())[0]) if unread.any() else 0
-            raise InputError("source", name, f"times in column {title!r}; row {row + 1} has {values[row]}") from exc
+            why = f"times such as 2025-03-01 09:00 in column {title!r}; row {row + 1} has {values[row]}"
+            raise InputError("source", name, why) from exc
         values = pa.Array.from_pandas(moments)
     if values.type.tz is None:
         values = pc.assume_timezone(values.cast(pa.timestamp("us")), zone, ambiguous="earliest", nonexistent="latest")
     return values.cast(stamp)
+
+
+def _dates(numbers: Any) -> pa.Array | None:
+    """Numbers that are dates in digits, such as 20250301; None where they are not."""
+    for digits, form in _DIGITS:
+        unit = 10 ** (digits - 8)
+        if len(numbers) and numbers.min() >= 19_900_101 * unit and numbers.max() <= 21_001_231 * unit + unit - 1:
+            import pandas as pd
+
+            found = pd.to_datetime(pd.Series(numbers.astype(np.int64)).astype(str), format=form, errors="coerce")
+            return None if found.isna().any() else pa.Array.from_pandas(found).cast(pa.timestamp("us"))
+    return None
 
 
 def _once(table: pa.Table, name: str) -> pa.Table:
@@ -374,8 +401,11 @@ def _equal(mine: pa.Table, left: Any, theirs: pa.Table, right: Any) -> Any:
     same = np.ones(len(left), bool)
     for column in ("high", "low", "close"):
         same &= mine.column(column).to_numpy()[left] == theirs.column(column).to_numpy()[right]
-    volumes = mine.column("volume").to_numpy()[left], theirs.column("volume").to_numpy()[right]
-    return same & np.isclose(*volumes, rtol=1e-6, atol=1e-12)
+    volumes, values = (
+        (mine.column(name).to_numpy()[left], theirs.column(name).to_numpy()[right]) for name in ("volume", "value")
+    )
+    same &= np.isclose(*volumes, rtol=1e-6, atol=1e-12)
+    return same & (np.isclose(*values, rtol=1e-6, atol=1e-12) | np.isnan(values[0]))
 
 
 def _diagnosis(
@@ -386,7 +416,18 @@ def _diagnosis(
     if shift is not None:
         hours = f"{abs(shift) / HOUR_US:g} hours {'late' if shift < 0 else 'early'}"
         return f"times of {market}: they are {hours}; say in which zone they are written, such as tz='UTC'"
-    both, left, right = np.intersect1d(times_of(mine), times_of(theirs), return_indices=True)
+    for slots, words in ((-1, "ends, a candle later"), (1, "predecessors, a candle earlier")):
+        moved = np.array([timeframe.next(int(at), slots) for at in times_of(mine)])
+        if _share_equal(moved, mine, theirs, "close", "close") > _MOSTLY:
+            return f"times of {market}: they are those of the candles' {words}; a candle is named by its open"
+    times = times_of(mine)
+    if _share_equal(times, mine, theirs, "close", "close") > _MOSTLY:
+        if _share_equal(times, mine, theirs, "volume", "value") > _MOSTLY:
+            return f"volumes of {market} in its coin: they are turnovers"
+        is_volume = _share_equal(times, mine, theirs, "volume", "volume") > _MOSTLY
+        what = "turnovers (leave them out, if they are something else)" if is_volume else "volumes"
+        return f"{what} of {market}: the prices are the venue's and these are not"
+    both, left, right = np.intersect1d(times, times_of(theirs), return_indices=True)
     if len(both) >= 3:
         ratio = mine.column("close").to_numpy()[left] / theirs.column("close").to_numpy()[right]
         if np.ptp(ratio) <= 1e-3 * ratio.mean():
@@ -398,16 +439,24 @@ def _diagnosis(
 
 def _shift(session: Session, market: str, timeframe: Timeframe, mine: pa.Table, span: Span) -> int | None:
     """By how much the source's clock is off, where a shift by Korea's nine hours makes its rows the venue's."""
-    closes, closed = mine.column("close").to_numpy(), session.coordinator().reader.closed_before(timeframe)
+    closed = session.coordinator().reader.closed_before(timeframe)
     for shift in (-9 * HOUR_US, 9 * HOUR_US):  # Korean time read as UTC, and UTC read as Korean time
         moved = Span(span.start + shift, min(span.end + shift, closed))
         if moved.start >= moved.end:
             continue
         theirs = _venue_rows(session, market, timeframe, moved)
-        both, left, right = np.intersect1d(times_of(mine) + shift, times_of(theirs), return_indices=True)
-        if len(both) >= 3 and (closes[left] == theirs.column("close").to_numpy()[right]).mean() > 0.9:
+        if _share_equal(times_of(mine) + shift, mine, theirs, "close", "close") > _MOSTLY:
             return shift
     return None
+
+
+def _share_equal(times: Any, mine: pa.Table, theirs: pa.Table, column: str, other: str) -> float:
+    """In how many of the rows at the same times, with `mine` taken to be at `times`, one column is the venue's other;
+    0 where too few are."""
+    both, left, right = np.intersect1d(times, times_of(theirs), return_indices=True)
+    if len(both) < 3:
+        return 0.0
+    return float(np.isclose(mine.column(column).to_numpy()[left], theirs.column(other).to_numpy()[right], 1e-6).mean())
 
 
 # -- keeping ---------------------------------------------------------------------------------------------------------

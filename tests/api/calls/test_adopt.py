@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,12 @@ def doubled(frame: pd.DataFrame) -> pd.DataFrame:
         (lambda f: f, {"timeframe": "4h"}, "1h candles"),
         (lambda f: f, {"market": "KRW-ETH"}, "another market|times the venue"),
         (lambda f: f.assign(**{c: f[c] / 10 for c in ("open", "high", "low", "close")}), {}, "0.1 times"),
+        (lambda f: f.shift(freq="1h"), {}, "candles' ends"),
+        (lambda f: f.shift(freq="-1h"), {}, "predecessors"),
+        (lambda f: f.assign(volume=f["value"]), {}, "volumes of KRW-BTC in its coin: they are turnovers"),
+        (lambda f: f.assign(volume=f["volume"] * 2), {}, "volumes of KRW-BTC: the prices are"),
+        (lambda f: f.assign(value=f["volume"]), {}, "turnovers .leave them out"),
+        (lambda f: f.shift(freq="365D"), {}, "yet to come"),
         (lambda f: f.rename(columns={"close": "last"}), {}, "columns for close"),
         (lambda f: f.assign(volume="x"), {}, "volume"),
         (lambda f: f.assign(high=[np.nan, *f["high"].iloc[1:]]), {}, "row 1"),
@@ -225,6 +232,30 @@ def test_adopt_reads_what_excel_saves_in_korea(client: Backbone, mine: pd.DataFr
     path = as_kst_excel(mine, tmp_path / "excel.csv")
     path.write_bytes(path.read_text(encoding="utf-8-sig").encode("cp949"))
     assert client.store.adopt(path, "KRW-BTC", "1h").kept == 72
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "2025-08-01 9:05", "2025. 8. 1 9:05", "2025. 8. 1. 9:05", "2025.8.1 9:05", "2025년 8월 1일 9:05",
+        "2025/8/1 9:05", "2025-08-01 오전 9:05:00", "2025-08-01 오전 9:05", "2025-08-01 9:05:00 AM",
+        202508010905, 20250801090500, "2025-08-01T00:05Z",
+    ],
+)  # fmt: skip
+def test_times_are_read_as_spreadsheets_write_them(mine: pd.DataFrame, written: object) -> None:
+    """With the day's half before or after the hour, Korean separators, or digits alone."""
+    table, _ = read_candles(mine.head(1).reset_index(drop=True).assign(time=[written]), "Asia/Seoul")
+    assert table.column("time")[0].as_py() == dt.datetime(2025, 8, 1, 0, 5, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize(
+    ("written", "hour"), [("오전 12:05", 0), ("오전 1:05", 1), ("오후 12:05", 12), ("오후 11:05", 23), ("0:05", 0)]
+)
+def test_halves_of_the_day_begin_at_twelve(mine: pd.DataFrame, written: str, hour: int) -> None:
+    """Twelve in the morning is midnight; a column may have both halves."""
+    times = [f"2025-08-01 {written}", "2025-08-02 오후 3:00"]
+    table, _ = read_candles(mine.head(2).reset_index(drop=True).assign(time=times), "UTC")
+    assert [at.hour for at in table.column("time").to_pylist()] == [hour, 15]
 
 
 def adopted_spans(client: Backbone) -> int:
