@@ -79,7 +79,7 @@ def own_ledgers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def _assert_ended(threads: set[threading.Thread]) -> None:
     clock = SystemClock()
-    deadline = clock.monotonic() + 5
+    deadline = clock.monotonic() + 30
     for thread in threads:
         thread.join(max(0.0, deadline - clock.monotonic()))
         assert not thread.is_alive(), f"{thread.name} was left running"

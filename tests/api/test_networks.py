@@ -206,7 +206,7 @@ def test_table_comes_back_when_its_name_resolves_again(
         eventually(lambda: table.state != "streaming")
         eventually(lambda: "name resolution" in client.status().attrs["backbone"]["stream"]["last_error"])
         named(["127.0.0.1"])
-        eventually(lambda: table.state == "streaming", 10.0)
+        eventually(lambda: table.state == "streaming")
 
 
 PAGE = b"<!DOCTYPE html><html><head><title>Hotel WiFi</title></head><body>Please sign in</body></html>"

@@ -134,7 +134,7 @@ def test_answer_passes_for_a_coroutine(opened: Backbone) -> None:
         assert (await task)["candle_count"] == 2
         answers = await asyncio.gather(legacy.get_ticker("KRW-BTC"), legacy.get_ticker("KRW-ETH"))
         assert [answer["data"]["market"] for answer in answers] == ["KRW-BTC", "KRW-ETH"]
-        assert (await asyncio.wait_for(legacy.get_orderbook("KRW-BTC"), 5))["success"]
+        assert (await asyncio.wait_for(legacy.get_orderbook("KRW-BTC"), 30))["success"]
         assert (await legacy.get_market_data_adapter().get_ticker_data("KRW-BTC"))["success"]
         cancelled = asyncio.create_task(legacy.get_ticker("KRW-BTC"))
         cancelled.cancel()

@@ -90,10 +90,10 @@ def test_pro_streams() -> None:
         client.urls["api"] |= {"public": server.rest_url, "private": server.rest_url, "ws": server.ws_url}
         try:
             found = {
-                "ticker": await asyncio.wait_for(client.watch_ticker("BTC/KRW"), 10),
-                "trades": await asyncio.wait_for(client.watch_trades("BTC/KRW"), 10),
-                "book": await asyncio.wait_for(client.watch_order_book("BTC/KRW"), 10),
-                "candles": await asyncio.wait_for(client.watch_ohlcv("BTC/KRW", "1s"), 10),
+                "ticker": await asyncio.wait_for(client.watch_ticker("BTC/KRW"), 30),
+                "trades": await asyncio.wait_for(client.watch_trades("BTC/KRW"), 30),
+                "book": await asyncio.wait_for(client.watch_order_book("BTC/KRW"), 30),
+                "candles": await asyncio.wait_for(client.watch_ohlcv("BTC/KRW", "1s"), 30),
             }
         finally:
             await client.close()

@@ -20,7 +20,7 @@ from typing import Any
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     """The first true value of `condition`; fails when none came in time."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

@@ -40,14 +40,14 @@ def hang_up(sock: socket.socket) -> None:
 
 
 def drip_head(sock: socket.socket) -> None:
-    for letter in b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX: " + b"y" * 200:
+    for letter in b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX: " + b"y" * 1000:
         sock.sendall(bytes([letter]))
         time.sleep(0.02)
 
 
 def drip_body(sock: socket.socket) -> None:
     sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n")
-    for _ in range(200):
+    for _ in range(1000):
         sock.sendall(b"1")
         time.sleep(0.02)
 
@@ -69,7 +69,7 @@ def test_no_whole_answer_is_unreachable_within_the_deadline(
     started = time.monotonic()
     error = failure(hasty)
     assert isinstance(error, UnreachableError)
-    assert time.monotonic() - started < 3.0
+    assert time.monotonic() - started < 10.0, "it would drip for twenty seconds"
     assert (error.market, error.reply_facts.group, error.reply_facts.date_us) == ("KRW-BTC", None, None)
     assert len(venue.requests) == 1
 
@@ -77,21 +77,21 @@ def test_no_whole_answer_is_unreachable_within_the_deadline(
 def test_drip_within_the_read_timeout_ends_at_the_total_deadline(venue: Venue) -> None:
     """Each byte is in time, the whole is not: the deadline holds."""
     venue.script = lambda head: drip_body
-    client = RestClient(venue.url, clock=SystemClock(), timeout_s=(1.0, 5.0), total_s=0.3)
+    client = RestClient(venue.url, clock=SystemClock(), timeout_s=(5.0, 30.0), total_s=0.3)
     started = time.monotonic()
     assert isinstance(failure(client), UnreachableError)
-    assert 0.25 < time.monotonic() - started < 1.5
+    assert 0.25 < time.monotonic() - started < 10.0
     client.close()
 
 
 def test_silence_within_the_read_timeout_ends_at_the_total_deadline(venue: Venue) -> None:
     """A read may not wait longer than what is left of the whole."""
     quiet = threading.Event()
-    venue.script = lambda head: lambda sock: (sock.sendall(b"HTTP/1.1 200 OK\r\n"), quiet.wait(5))[0]
-    client = RestClient(venue.url, clock=SystemClock(), timeout_s=(1.0, 5.0), total_s=0.3)
+    venue.script = lambda head: lambda sock: (sock.sendall(b"HTTP/1.1 200 OK\r\n"), quiet.wait(30))[0]
+    client = RestClient(venue.url, clock=SystemClock(), timeout_s=(5.0, 30.0), total_s=0.3)
     started = time.monotonic()
     assert isinstance(failure(client), UnreachableError)
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 10.0
     quiet.set()
     client.close()
 
@@ -159,7 +159,7 @@ def test_connection_that_the_server_closed_costs_no_request(venue: Venue, client
     """A hang-up between two requests is noticed before the second is sent."""
     client.send(ASK)
     venue.hang_up()
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline and venue.connections == 1:
         assert client.send(ASK).value == [1]
     assert venue.connections == 2

@@ -147,7 +147,7 @@ def test_stream_outlives_a_pause_of_the_exchange() -> None:
         stream.subscribe("test", "ticker", ["KRW-BTC"])
         assert received.wait(10)
         server.pause()
-        eventually(lambda: stream.state.phase == "backing-off", 10)
+        eventually(lambda: stream.state.phase == "backing-off")
         received.clear()
         server.resume()
         assert received.wait(10)

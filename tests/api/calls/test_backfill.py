@@ -57,7 +57,7 @@ def test_job_first_section_is_there_before_the_last_page(quick: tuple[Backbone, 
     assert 0 < len(first) <= 1_000, "small, so that it is soon there"
     assert job.progress.fraction < 1
     held = threading.Event()
-    held.wait(0.5)
+    _let_land(venue)
     asked = len(venue.requests)
     held.wait(0.3)
     assert len(venue.requests) == asked  # nothing more is asked while nobody takes the next section

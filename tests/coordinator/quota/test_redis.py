@@ -50,7 +50,7 @@ class RedisServer:
         argv = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
         self._process = subprocess.Popen([*argv, *self._options], stdout=subprocess.DEVNULL)
         clock = SystemClock()
-        deadline = clock.monotonic() + 10
+        deadline = clock.monotonic() + 30
         while True:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:

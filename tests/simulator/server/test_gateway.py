@@ -131,13 +131,14 @@ def test_cold_connection_costs_two_round_trips_and_a_warm_one_costs_one() -> Non
     """As a venue that far away would; the clock is real, so only lower bounds are sure."""
     with SimulatorServer(now=NOW, frozen=True, latency_s=0.08) as server, requests.Session() as session:
         session.trust_env = False
-        took = []
-        for _ in range(3):
+        took: list[float] = []
+        while len(took) < 2 or (took[-1] >= 0.16 and len(took) < 20):  # a warm one, undisturbed
             begin = time.monotonic()
             session.get(server.rest_url + CANDLES, params={"market": "KRW-BTC"}, timeout=5)
             took.append(time.monotonic() - begin)
     assert took[0] >= 0.16
-    assert 0.08 <= min(took[1:]) < 0.16
+    assert min(took[1:]) >= 0.08
+    assert took[-1] < 0.16
 
 
 def test_faults_of_the_transport(get: Get, clean: SimulatorServer) -> None:
