@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -597,20 +598,24 @@ class CandleFetcher:
 
     def _commit_soon(self, series: Series) -> None:
         """See that a page reaches the disk although no other follows it: the venue may have nothing for minutes."""
+        delay_s = self._settings.group_commit_s
         with series.changed:
-            if series.is_committing:
+            if series.others.claims:
+                delay_s = min(_SHARED_COMMIT_S, delay_s)
+            due_s = self._clock.monotonic() + delay_s
+            if series.commit_due_s <= due_s:
                 return
-            series.is_committing = True
-            soon_s = min(_SHARED_COMMIT_S, self._settings.group_commit_s)
-            delay_s = soon_s if series.others else self._settings.group_commit_s
+            series.commit_due_s = due_s
         try:
-            self._scheduler.call_later(delay_s, lambda: self._commit(series))
+            self._scheduler.call_later(delay_s, lambda: self._commit(series, due_s))
         except ClosedError:  # whoever closes flushes
             _log.debug("commit.left_to_close market=%s timeframe=%s", series.market, series.timeframe)
 
-    def _commit(self, series: Series) -> None:
+    def _commit(self, series: Series, due_s: float) -> None:
         with series.changed:
-            series.is_committing = False
+            if series.commit_due_s != due_s:  # another one was sooner
+                return
+            series.commit_due_s = math.inf
         try:
             self._write(series)
         except StoreError as exc:

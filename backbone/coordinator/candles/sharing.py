@@ -7,6 +7,7 @@ while all that is missing is being asked by others, what they have stored is loo
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 
@@ -37,7 +38,8 @@ class Series(msgspec.Struct, eq=False):
 
     others, ended : what other clients do, as seen last, and what they fetched until lately: stored, or given up.
     unwritten : this client's claims whose pages have arrived and are not on disk yet.
-    is_committing, is_looking : a flush, or another look at what others fetch, is on its way.
+    commit_due_s : when what arrived is to be written, monotonic; infinity where nothing waits.
+    is_looking : whether another look at what others fetch is on its way.
     generation : the market's, as seen last. ``is_sampling``: whether a page is of another unit is being found out, and
     nothing is asked until then; ``parked`` replies are taken after it. ``keeping`` is held while a page is compared and
     kept: of two neighbours one sees the other.
@@ -52,7 +54,7 @@ class Series(msgspec.Struct, eq=False):
     others: Others = msgspec.field(default_factory=Others)
     ended: list[Span] = msgspec.field(default_factory=list)
     unwritten: list[Span] = msgspec.field(default_factory=list)
-    is_committing: bool = False
+    commit_due_s: float = math.inf
     is_looking: bool = False
     generation: int = 0
     is_sampling: bool = False

@@ -12,6 +12,7 @@ from backbone.coordinator.candles.sharing import Series
 from backbone.model import Priority, Span
 from backbone.storage.claims import CLAIM_S, Others
 from tests.coordinator.candles.world import MARKET, MINUTE, MINUTE_US, NOW, World
+from tests.storage.helpers import candles
 
 END = MINUTE.floor(NOW) - 300 * MINUTE_US
 PAGES = 6
@@ -68,6 +69,23 @@ def test_each_page_is_asked_by_one_of_two(pair: Pair) -> None:
     assert (pair.first.asked(), pair.second.asked()) == (0, 0)
     assert (mine.pages, theirs.pages) == (2, PAGES - 2)
     assert pair.second.fetcher.answer(theirs).sources == {"rest": 800, "memory": 400}
+
+
+def test_pages_that_others_wait_for_are_written_sooner(pair: Pair) -> None:
+    """A page waits half a second for the next ones, a tenth from when somebody else fetches the same candles; what was
+    written then is not written again."""
+    pair.first.desk.most = 1
+    pair.begin(pair.first)
+    pair.begin(pair.second)
+    pair.first.desk.most = 2
+    pair.first.desk.run()
+    first, second = ((delay_s, job) for delay_s, job in pair.first.desk.later if delay_s >= 0.1)
+    assert (first[0], second[0]) == (0.5, 0.1)
+    second[1]()
+    assert pair.first.store.pending_rows() == 0
+    pair.first.store.put(MARKET, MINUTE, candles([END]), Span(END, END + MINUTE_US), now_us=NOW)
+    first[1]()
+    assert pair.first.store.pending_rows() == 1, "it has a commit of its own"
 
 
 def test_pages_that_fail_elsewhere_are_asked_here(pair: Pair) -> None:
