@@ -25,9 +25,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A browser's page, in which one notebook after the other opens: loading a lab costs more than all in it."""
     with open_browser(tmp_path_factory.mktemp("browser")) as context:
-        yield context
+        yield context.new_page()
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], L
 
 
 @pytest.fixture
-def notebook(browser: Any, labs: Callable[[str], Lab]) -> Iterator[Callable[..., Page]]:
+def notebook(window: Any, labs: Callable[[str], Lab]) -> Iterator[Callable[..., Page]]:
     """Open a notebook (a path, or the sources of its cells) and get its page."""
     import nbformat
 
@@ -65,11 +66,11 @@ def notebook(browser: Any, labs: Callable[[str], Lab]) -> Iterator[Callable[...,
         book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(book, file)
         ARTEFACTS.mkdir(parents=True, exist_ok=True)
-        page = Page(browser.new_page(), ARTEFACTS, f"{name}-{theme.rpartition(' ')[2].lower()}")
+        page = Page(window, ARTEFACTS, f"{name}-{theme.rpartition(' ')[2].lower()}")
         pages.append(page)
-        page.open(lab.url(file.name))
+        page.open(lab, file.name)
         return page
 
     yield open_notebook
     for page in pages:
-        page.page.close()
+        page.close()

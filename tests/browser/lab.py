@@ -26,6 +26,7 @@ from typing import Any
 CHROMIUM_FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--force-color-profile=srgb",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]  # fmt: skip
 
 
@@ -84,9 +85,14 @@ class Lab:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(5)
 
+    @property
+    def address(self) -> str:
+        """Where the lab begins."""
+        return f"http://127.0.0.1:{self._port}/lab"
+
     def url(self, notebook: str) -> str:
         """Where a notebook opens, alone in its workspace."""
-        return f"http://127.0.0.1:{self._port}/lab/tree/{notebook}?token={self._token}&reset"
+        return f"{self.address}/tree/{notebook}?token={self._token}&reset"
 
     def _environment(self) -> dict[str, str]:
         env = {key: value for key, value in os.environ.items() if not key.startswith(("JUPYTER", "BACKBONE_"))}
@@ -143,36 +149,42 @@ def open_browser(folder: Path) -> Iterator[Any]:
             headless=True,
             viewport={"width": 1280, "height": 1000},
         )
-        context.route(lambda url: not url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:")), _refuse)
         try:
             yield context
         finally:
             context.close()
 
 
-def _refuse(route: Any) -> None:
-    route.abort()
-
-
 class Page:
-    """One open notebook."""
+    """One open notebook, in a page that may show others before and after."""
 
     def __init__(self, page: Any, artefacts: Path, name: str) -> None:
         self.page = page
         self.errors: list[str] = []
         self._artefacts = artefacts
         self._name = name
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("pageerror", self._note)
 
-    def open(self, url: str) -> None:
-        """Load the notebook and wait until its kernel is there."""
-        self.page.goto(url, wait_until="domcontentloaded", timeout=60_000)
-        self.page.wait_for_function(_READY, timeout=90_000)
+    def _note(self, error: Any) -> None:
+        self.errors.append(str(error))
+
+    def open(self, lab: Lab, notebook: str) -> None:
+        """Load the notebook, into the lab that is there or a new one, and wait until its kernel is there."""
+        if self.page.url.startswith(lab.address):
+            self.page.evaluate("path => void window.jupyterapp.commands.execute('docmanager:open', { path })", notebook)
+        else:
+            self.page.goto(lab.url(notebook), wait_until="domcontentloaded", timeout=60_000)
+        self.page.wait_for_function(_READY, arg=notebook, timeout=90_000)
+
+    def close(self) -> None:
+        """End the kernel and close the notebook; the lab stays."""
+        self.page.remove_listener("pageerror", self._note)
+        self.page.evaluate(_CLOSE)
 
     def reload(self) -> None:
         """Load the page again and wait until the notebook has its kernel back."""
         self.page.reload(wait_until="domcontentloaded", timeout=60_000)
-        self.page.wait_for_function(_READY, timeout=90_000)
+        self.page.wait_for_function(_READY, arg="", timeout=90_000)
 
     def run_all(self, timeout_s: float = 60.0) -> None:
         """Run every cell and wait until the last one is done."""
@@ -243,10 +255,16 @@ class Page:
         return count
 
 
-_READY = """() => {
+_READY = """(path) => {
     const current = window.jupyterapp?.shell?.currentWidget;
-    return current?.sessionContext?.session?.kernel?.status === 'idle' && current.content?.widgets?.length >
-    0;
+    const isThis = current?.context?.path?.endsWith(path);
+    return isThis && current.sessionContext?.session?.kernel?.status === 'idle' && current.content?.widgets?.length > 0;
+}"""
+
+_CLOSE = """async () => {
+    const current = window.jupyterapp.shell.currentWidget;
+    await current.sessionContext.shutdown();
+    current.dispose();
 }"""
 
 _DONE = """() => {
