@@ -6,8 +6,10 @@ the fault, that answer. `tests.matrix` has the table, and says which cells canno
 
 from __future__ import annotations
 
+import functools
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +46,26 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetcher, "_PATIENCE", 2)
 
 
-@pytest.fixture(scope="module")
-def truth(shared_venue: SimulatorServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Each way's answer without a fault, as far as it was asked for."""
-    return {}
-
-
 def _client(venue: SimulatorServer, folder: Path) -> Backbone:
     return Backbone(data_dir=folder, rest_url=venue.rest_url, ws_url=venue.ws_url)
+
+
+@pytest.fixture(scope="module")
+def before(
+    shared_venue: SimulatorServer, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, Any]]:
+    """Of a way: a folder with what it needs stored, copied for each page, and its answer without a fault."""
+
+    @functools.cache
+    def made(name: str) -> tuple[Path, Any]:
+        folder, used = tmp_path_factory.mktemp("before"), tmp_path_factory.mktemp("truth")
+        with _client(shared_venue, folder) as client:
+            WAYS[name].prepare(client)
+        shutil.copytree(folder, used, dirs_exist_ok=True)
+        with _client(shared_venue, used) as client:
+            return folder, WAYS[name].ask(client)
+
+    return made
 
 
 CELLS = [
@@ -70,7 +84,7 @@ CELLS = [
 @pytest.mark.parametrize(("name", "kind", "pages"), CELLS)
 def test_fault_ends_in_the_right_answer_or_an_error(
     venue: SimulatorServer,
-    truth: dict[str, Any],
+    before: Callable[[str], tuple[Path, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -81,15 +95,12 @@ def test_fault_ends_in_the_right_answer_or_an_error(
     if reason := IMPOSSIBLE.get((name, kind)):
         pytest.skip(reason)
     way = WAYS[name]
-    if name not in truth:
-        with _client(venue, tmp_path / "truth") as client:
-            way.prepare(client)
-            truth[name] = way.ask(client)
+    stored, right = before(name)
     for page in pages:
         venue.reset_limits()
         monkeypatch.setenv("BACKBONE_LEDGER_DIR", str(tmp_path / f"ledger {page}"))  # a ban is of this page's alone
+        shutil.copytree(stored, tmp_path / str(page))
         with _client(venue, tmp_path / str(page)) as client:
-            way.prepare(client)
             fault = venue.faults.add(kind, match=way.match, after=page, **options(way, kind))
             try:
                 found = way.ask(client)
@@ -102,7 +113,7 @@ def test_fault_ends_in_the_right_answer_or_an_error(
             monkeypatch.setenv("BACKBONE_LEDGER_DIR", str(tmp_path / f"ledger {page} after"))
             with _client(venue, tmp_path / str(page)) as client:
                 found = way.ask(client)
-        same(found, truth[name])
+        same(found, right)
 
 
 ONE_UNIT = [
