@@ -28,10 +28,10 @@ from backbone.coordinator.market_log import MarketLog, Rename
 from backbone.coordinator.units import compare_units
 from backbone.errors import BackboneError
 from backbone.locks import renew_after_fork
-from backbone.model import MarketInfo, Priority, Span
+from backbone.model import MarketInfo, Priority, Span, empty_candles
 from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
-from backbone.storage.coverage import EVER
+from backbone.storage.coverage import SpanSet
 from backbone.storage.store import CandleStore, Stored
 from backbone.timeframe import DAY_US, Timeframe
 
@@ -255,12 +255,14 @@ class Renames:
 
     def _newest(self, market: str, timeframe: Timeframe) -> Stored:
         """The newest stored candles, a page at most."""
-        whole = self._store.coverage(market, timeframe, EVER).bounds or Span(0, 0)
-        end, slots = timeframe.ceil(whole.end), PAGE
+        oldest, newest = self._store.oldest(market, timeframe), self._store.newest(market, timeframe)
+        if oldest is None or newest is None:
+            return Stored(empty_candles(), SpanSet(), {})
+        end, slots = timeframe.next(newest), PAGE
         while True:
-            start = max(timeframe.ceil(whole.start), timeframe.next(end, -slots))
+            start = max(oldest, timeframe.next(end, -slots))
             held = self._store.read(market, timeframe, Span(start, max(start, end)))
-            if held.table.num_rows >= PAGE or start <= whole.start or slots > 64 * PAGE:
+            if held.table.num_rows >= PAGE or start <= oldest or slots > 64 * PAGE:
                 return replace(held, table=held.table.slice(max(0, held.table.num_rows - PAGE)))
             slots *= 4
 

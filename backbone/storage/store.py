@@ -313,6 +313,28 @@ class CandleStore:
                 return int(partition.times[0])
         return None
 
+    def newest(self, market: str, timeframe: Timeframe) -> int | None:
+        """Open of the newest candle held; None where none is."""
+        series = self._series(market, timeframe)
+        for partition in self._partitions(series, newest_first=True):
+            if len(partition.times):
+                return int(partition.times[-1])
+        return None
+
+    def held_until(self, market: str, timeframe: Timeframe, before_us: int) -> int | None:
+        """The end of what is covered before a time; None where nothing is."""
+        series, span = self._series(market, timeframe), Span(EVER.start, before_us)
+        periods = self._periods.with_file(series, span)
+        held = self._periods.quiet(series).without(SpanSet(periods)).covered.clip(span)
+        held = held | SpanSet(part for page in self._pages(series, span) for part in page.proof).clip(span)
+        for period in reversed(periods):
+            if held and held.spans[-1].end >= min(period.end, before_us):
+                break
+            if part := self._periods.coverage(series, period).covered.clip(period).clip(span):
+                held = held | part
+                break
+        return held.spans[-1].end if held else None
+
     def near(self, market: str, timeframe: Timeframe, span: Span) -> pa.Table:
         """The rows held in the newest period that touches `span`; in the nearest on each side, where none does."""
         series = self._series(market, timeframe)
@@ -323,10 +345,10 @@ class CandleStore:
         found = (self._periods.current(series, period, pages, quiet)[0].partition for period in chosen)
         return pa.concat_tables([empty_candles(), *(partition.table for partition in found)])
 
-    def _partitions(self, series: Series) -> Iterable[Partition]:
+    def _partitions(self, series: Series, *, newest_first: bool = False) -> Iterable[Partition]:
         pages, periods = self._row_periods(series)
         quiet = self._periods.quiet(series)
-        for period in periods:
+        for period in reversed(periods) if newest_first else periods:
             yield self._periods.current(series, period, pages, quiet)[0].partition
 
     def _row_periods(self, series: Series) -> tuple[list[Page], list[Span]]:
@@ -336,10 +358,10 @@ class CandleStore:
 
     def quiet_before(self, market: str, timeframe: Timeframe) -> int:
         """The time before which all is known to be quiet: the listing, once known; else 0."""
-        first = next(iter(self.coverage(market, timeframe, EVER)), Span(0, 0))
         oldest = self.oldest(market, timeframe)
-        end = first.end if first.start == 0 else 0
-        return end if oldest is None else min(end, oldest)
+        until = EVER if oldest is None else Span(EVER.start, oldest)  # later files say nothing of it
+        first = next(iter(self.coverage(market, timeframe, until)), Span(0, 0))
+        return first.end if first.start == 0 else 0
 
     def incidents(self) -> list[Incident]:
         """What went wrong on disk since this store was opened, oldest first: damaged files, writes that failed."""

@@ -291,11 +291,19 @@ class CandleReader:
             window *= 4
 
     def held_until(self, market: str, timeframe: Timeframe, end_us: int) -> int:
-        """The end of what is held before `end_us`; `end_us` where nothing is."""
-        held = self._store.coverage(market, timeframe, Span(EVER.start, end_us))
-        if timeframe.step_us > _MINUTE.step_us:
-            held = held | self._foldable(market, timeframe, SpanSet([Span(EVER.start, end_us)]))
-        return held.spans[-1].end if held else end_us
+        """The end of what is held before `end_us`; `end_us` where nothing is. Files far before that are not read."""
+        until = [self._store.held_until(market, each, end_us) for each in {timeframe, _MINUTE}]
+        near, slots = max((time for time in until if time is not None), default=EVER.start), 2
+        while near > EVER.start:
+            span = Span(max(EVER.start, timeframe.next(timeframe.floor(near), -slots)), end_us)
+            held = self._store.coverage(market, timeframe, span)
+            held = held | self._foldable(market, timeframe, SpanSet([span]))
+            if held:
+                return held.spans[-1].end
+            if span.start == EVER.start:
+                break
+            slots *= 16
+        return end_us
 
     # -- what is known of a series -------------------------------------------------------------------------------
 
