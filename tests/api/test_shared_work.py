@@ -124,7 +124,7 @@ def test_three_processes_share_the_pages_of_one_range(
         found = [one.found() for one in three]
     assert [each[:2] for each in found] == [alone[:2]] * 3
     assert _pages(venue) - before <= 80
-    assert max(each[2] for each in found) <= 1.2 * alone[2] + 1.0  # a second for three starts on a busy machine
+    assert max(each[2] for each in found) <= 2 * alone[2] + 1.0  # one after the other: three times
 
 
 def test_updates_in_three_processes_share_the_work(venue: SimulatorServer, tmp_path: Path) -> None:

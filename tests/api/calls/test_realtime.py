@@ -178,7 +178,7 @@ def test_tickers_asked_at_once_by_many_threads_are_one_request(client: Backbone,
     """Identical asks in flight are shared."""
     client.markets()
     venue.reset_log()
-    venue.faults.add("slow", match="/v1/ticker", seconds=0.3)
+    venue.faults.add("slow", match="/v1/ticker", seconds=1.5)
     gate = threading.Barrier(8)
     prices: list[float] = []
 
