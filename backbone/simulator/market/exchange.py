@@ -2,9 +2,9 @@
 tape.
 
 Nothing is stored: any range can be asked in any order and the answer is the same, because everything is
-computed from (seed, market, time). What was computed is kept in two bounded caches: whole candles in blocks
-(days of minutes, months of days), which all exchanges of a process share, and per quote currency the minutes of
-the last 24 hours from which tickers are summed.
+computed from (seed, market, time). What was computed is kept in bounded caches that all exchanges of a process share:
+whole candles in blocks (days of minutes, months of days), last trades, and per quote currency the minutes of the last
+24 hours from which tickers are summed; and per exchange the whole cells of running candles.
 
 The caches' locks are held for look-ups and for the ticker board's own arithmetic, never for generating
 blocks.
@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import datetime
-from fractions import Fraction
+from functools import partial
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -82,37 +83,40 @@ _OUTAGES = tuple(
 )
 
 
-class _BlockCache:
-    """Whole candles in blocks, those used last, `most_bytes` of them. Safe to share between threads.
+Kept = TypeVar("Kept")
 
-    A key names all that a block is computed from, so exchanges of the same seed use each other's blocks.
+
+class _Cache(Generic[Kept]):
+    """What was computed, as far as it was used last, `most` in size. Safe to share between threads.
+
+    A key names all that something is computed from, so exchanges of the same seed use each other's.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
+    def __init__(self, most: int, size: Callable[[Kept], int]) -> None:
+        self._most, self._size_of = most, size
         self._lock = threading.Lock()
-        self._blocks: OrderedDict[Hashable, Bars] = OrderedDict()
-        self._bytes = 0
+        self._kept: OrderedDict[Hashable, Kept] = OrderedDict()
+        self._size = 0
 
-    def get(self, key: Hashable) -> Bars | None:
+    def of(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
         with self._lock:
-            found = self._blocks.get(key)
-            if found is not None:
-                self._blocks.move_to_end(key)
-            return found
-
-    def put(self, key: Hashable, made: Bars) -> None:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = make()
         with self._lock:
-            if key in self._blocks:
-                return
-            self._blocks[key] = made
-            self._bytes += 64 * len(made) + 500
-            while self._bytes > self._most_bytes:
-                _, gone = self._blocks.popitem(last=False)
-                self._bytes -= 64 * len(gone) + 500
+            if key in self._kept:
+                return self._kept[key]
+            self._kept[key] = made
+            self._size += self._size_of(made)
+            while self._size > self._most:
+                _, gone = self._kept.popitem(last=False)
+                self._size -= self._size_of(gone)
+            return made
 
 
-_BLOCKS = _BlockCache(_CACHE_BYTES)
+_BLOCKS: _Cache[Bars] = _Cache(_CACHE_BYTES, lambda block: 64 * len(block) + 500)
+_LAST: _Cache[Executions] = _Cache(4096, lambda _: 1)
 
 
 class Exchange(Venue):
@@ -149,8 +153,8 @@ class Exchange(Venue):
         with self._cache_lock:
             self._outages = outages
             self._tapes = tapes
-            self._boards = {quote: _Board(tape) for quote, tape in tapes.items()}
-            self._last: OrderedDict[tuple[str, Fraction, int], Executions] = OrderedDict()
+            self._boards = {quote: _BOARDS.of(tape.key, partial(_Board, tape)) for quote, tape in tapes.items()}
+            self._begun: dict[tuple[Tape, int, int], tuple[int, I64]] = {}  # running candles: up to which cell, folded
 
     def close_span(self, span: Span) -> None:
         """An outage: no trades in `span`, in any market (widened to 15 seconds)."""
@@ -202,11 +206,7 @@ class Exchange(Venue):
     def _block(self, market: Market, timeframe: Timeframe, start_us: int, end_us: int) -> Bars:
         tape, index = self._tape(market)
         key = (tape.seed, tape.closed, tape.markets[index], market.factor, timeframe.name, start_us)
-        found = _BLOCKS.get(key)
-        if found is None:
-            found = _bars_of(tape, index, market, timeframe, start_us, end_us)
-            _BLOCKS.put(key, found)
-        return found
+        return _BLOCKS.of(key, lambda: _bars_of(tape, index, market, timeframe, start_us, end_us))
 
     def forming(self, market: Market, timeframe: Timeframe, now_us: int) -> Bars:
         start = timeframe.floor(now_us)
@@ -224,11 +224,24 @@ class Exchange(Venue):
         parts: list[I64] = []
         first = start_us // CELL_US
         if timeframe.name != "1s":
+            with self._cache_lock:
+                begun, key = self._begun, (tape, index, start_us)
+                stop, whole = begun.get(key, (first, None))
+            if whole is not None and stop <= now_cell:
+                first = stop
+                parts.append(whole)
             while first < now_cell:
                 stop = min(now_cell, first + _CHUNK_US // CELL_US)
                 cells = tape.cells(first, stop, [index])
                 parts.append(tape.rows(cells, labels_us=np.zeros(len(cells), dtype=np.int64)))
                 first = stop
+            if parts:
+                whole = np.concatenate(parts, axis=1)
+                parts = [fold(whole, np.zeros(whole.shape[1], dtype=np.int64))]
+                with self._cache_lock:
+                    if len(begun) > 4096:
+                        begun.clear()
+                    begun[key] = now_cell, parts[0]
         trades = tape.trades(tape.cells(now_cell, now_cell + 1, [index]))
         seen = trades.take((trades.time_ms * 1000 <= now_us) & (trades.time_ms * 1000 >= start_us))
         parts.append(fold_trades(seen, np.zeros(len(seen), dtype=np.int64)))
@@ -244,17 +257,9 @@ class Exchange(Venue):
         )
 
     def last_execution(self, market: Market, before_us: int) -> Executions:
-        key = (market.history, market.factor, before_us)
-        with self._cache_lock:
-            if (found := self._last.get(key)) is not None:
-                return found
         tape, index = self._tape(market)
-        found = _as_executions(market, _last_trade(tape, index, before_us, market.listed_us))
-        with self._cache_lock:
-            self._last[key] = found
-            while len(self._last) > 4096:
-                self._last.popitem(last=False)
-        return found
+        key = (tape.seed, tape.closed, tape.markets[index], market.factor, market.listed_us, before_us)
+        return _LAST.of(key, lambda: _as_executions(market, _last_trade(tape, index, before_us, market.listed_us)))
 
     def summaries(self, markets: Sequence[Market], now_us: int) -> list[Summary]:
         by_quote: dict[str, list[Market]] = {}
@@ -524,6 +529,9 @@ class _Board:
             wanted = list(dict.fromkeys(which.tolist()))
         for i, extremes in zip(wanted, self._tape.extremes(wanted, day_us), strict=True):
             self._year[i, day_us] = extremes
+
+
+_BOARDS: _Cache[_Board] = _Cache(6, lambda _: 1)
 
 
 def _value(value: int, value_low: int, decimals: int) -> float:

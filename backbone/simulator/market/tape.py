@@ -14,7 +14,7 @@ Candles are folds of cells; the matrix of a fold has one column a candle and the
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -195,6 +195,11 @@ class Tape:
         self._tick = np.maximum(1, np.rint(ticks[None, :] * self._price_unit[:, None])).astype(np.int64)
         self._trade_value = np.array([m.trade_value for m in self.markets])
         self._volume_unit = np.array([10**m.volume_decimals for m in self.markets], dtype=np.float64)
+
+    @property
+    def key(self) -> Hashable:
+        """All that it is made from."""
+        return self.seed, self.markets, self.closed
 
     def cells(self, first: int, last: int, which: Sequence[int] | None = None) -> Cells:
         """The active cells of ``[first, last)`` of the markets `which` (indices; default all)."""

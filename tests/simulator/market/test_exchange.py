@@ -95,13 +95,25 @@ def test_forming_candle_of_a_quiet_interval_does_not_exist(exchange: Exchange) -
     assert int(newest.time_us[0]) < quiet
 
 
+def test_forming_candle_goes_on_from_what_was_folded(exchange: Exchange) -> None:
+    """The clock runs and is set back, an outage changes what was traded: as an exchange has it that was not asked."""
+    market, length = exchange.market("KRW-BTC"), TIMEFRAMES["1d"]
+    asked = Exchange(7)
+    for later in (0, 7_000_000, 16_000_000, 3_600_000_000, 30_000_000):
+        found = asked.forming(market, length, NOW_US + later)
+        _assert_same(_by_open(found), _by_open(Exchange(7).forming(market, length, NOW_US + later)))
+    asked.close_span(Span(NOW_US - 3_600_000_000, NOW_US))
+    shorter = asked.forming(market, length, NOW_US + 30_000_000)
+    assert shorter.volume[0] < found.volume[0]
+
+
 def test_order_of_asking_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches warm or cold, wide or narrow: one answer."""
     warm, cold = Exchange(7), Exchange(7)
     for back in (0, 5, 3, 9, 1):
         warm.candle_table("KRW-XRP", "1m", DAY - back * DAY_US, DAY - back * DAY_US + 3 * DAY_US)
     wide = warm.candle_table("KRW-XRP", "1m", DAY - 9 * DAY_US, DAY)
-    monkeypatch.setattr(module, "_BLOCKS", module._BlockCache(2**20))
+    monkeypatch.setattr(module, "_BLOCKS", _blocks(2**20))
     parts = [cold.candle_table("KRW-XRP", "1m", DAY - n * DAY_US, DAY - (n - 1) * DAY_US) for n in range(9, 0, -1)]
     assert wide.num_rows == sum(p.num_rows for p in parts)
     assert wide["value"].to_pylist() == [v for p in parts for v in p["value"].to_pylist()]
@@ -120,22 +132,26 @@ def test_executions_are_half_open_and_last_execution_is_before(exchange: Exchang
     assert len(exchange.last_execution(market, market.listed_us)) == 0
 
 
+def _blocks(most: int) -> module._Cache[Bars]:
+    return module._Cache(most, module._BLOCKS._size_of)
+
+
 def test_cache_of_blocks_stays_within_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Old blocks make room."""
-    blocks = module._BlockCache(400_000)
+    blocks = _blocks(400_000)
     monkeypatch.setattr(module, "_BLOCKS", blocks)
     exchange = Exchange(7)
     for day in range(12):
         exchange.candles("KRW-BTC", "1m", DAY - day * DAY_US, 200, NOW_US)
-    assert 0 < sum(len(b) for b in blocks._blocks.values()) * 64 <= 400_000
+    assert 0 < sum(len(b) for b in blocks._kept.values()) * 64 <= 400_000
     kept = exchange.candles("KRW-BTC", "1m", DAY, 200, NOW_US)
-    monkeypatch.setattr(module, "_BLOCKS", module._BlockCache(400_000))
+    monkeypatch.setattr(module, "_BLOCKS", _blocks(400_000))
     assert kept == Exchange(7).candles("KRW-BTC", "1m", DAY, 200, NOW_US)
 
 
 def test_exchanges_share_what_was_computed_from_the_same_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second exchange of the seed computes nothing again; another seed, or an outage, is another market."""
-    monkeypatch.setattr(module, "_BLOCKS", module._BlockCache(2**24))
+    monkeypatch.setattr(module, "_BLOCKS", _blocks(2**24))
     made: list[int] = []
     monkeypatch.setattr(module, "_bars_of", lambda *args, of=module._bars_of: made.append(1) or of(*args))
     first = Exchange(7).candles("KRW-BTC", "1m", DAY, 200, NOW_US)
@@ -147,6 +163,22 @@ def test_exchanges_share_what_was_computed_from_the_same_only(monkeypatch: pytes
     closed.close_span(Span(DAY - 60 * MINUTE_US, DAY))
     assert closed.candles("KRW-BTC", "1m", DAY, 1, NOW_US) != first[:1]
     assert Exchange(7).candles("KRW-BTC", "1m", DAY, 200, NOW_US) == first
+
+
+def test_exchanges_share_the_sums_of_tickers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One board for exchanges of a seed, whatever they list; another outage, and another seed, has its own."""
+    monkeypatch.setattr(module, "_BOARDS", module._Cache(6, lambda _: 1))
+    filled: list[int] = []
+    fill = module._Board._fill_locked
+    monkeypatch.setattr(module._Board, "_fill_locked", lambda self, *of: filled.append(1) or fill(self, *of))
+    first = Exchange(7).ticker("KRW-BTC", NOW_US)
+    assert Exchange(7, markets=["KRW-BTC"]).ticker("KRW-BTC", NOW_US) == first
+    assert len(filled) == 1
+    closed = Exchange(7)
+    closed.close_span(Span(NOW_US - 60 * MINUTE_US, NOW_US))
+    assert closed.ticker("KRW-BTC", NOW_US)["acc_trade_volume"] < first["acc_trade_volume"]
+    assert Exchange(8).ticker("KRW-BTC", NOW_US) != first
+    assert Exchange(7).ticker("KRW-BTC", NOW_US) == first
 
 
 def test_seeds_differ_and_prices_stay_in_reach() -> None:

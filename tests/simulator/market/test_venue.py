@@ -11,6 +11,7 @@ import pytest
 from backbone.errors import InputError
 from backbone.model import CANDLE_SCHEMA, Span
 from backbone.simulator import Exchange
+from backbone.simulator.market import exchange as module
 from backbone.simulator.market.listing import UnknownMarketError
 from backbone.timeframe import DAY_US, MINUTE_US, TIMEFRAMES
 from tests.simulator.conftest import DAY, NOW_US
@@ -248,12 +249,13 @@ def _forming_volume(exchange: Exchange, code: str) -> float:
     return float(sum(exchange.candle_table(code, "1m", minute, NOW_US)["volume"].to_pylist()))
 
 
-def test_tickers_do_not_depend_on_what_was_asked_before() -> None:
-    """Sums carried from minute to minute are the sums made afresh."""
+def test_tickers_do_not_depend_on_what_was_asked_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums carried from minute to minute are the sums made afresh, by an exchange that shares none."""
     carried = Exchange(7)
     codes = ["KRW-BTC", "KRW-ETH", "KRW-SLP", "KRW-BICO", "BTC-ETH"]
     for step in (0, 20, 61, 62, 900, 40_000, 40_001, 200_000, 3):
         now = DAY + DAY_US - 1_000_000 + step * 1_000_000
+        monkeypatch.setattr(module, "_BOARDS", module._Cache(6, lambda _: 1))
         assert carried.tickers(codes, now) == Exchange(7).tickers(codes, now)
 
 
