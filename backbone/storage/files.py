@@ -29,7 +29,7 @@ import random
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -92,8 +92,7 @@ class Blob(NamedTuple):
 class OvertakenError(StoreBusyError):
     """Another writer changed the file between this one's look and its write; nothing was changed: look again.
 
-    Only where nothing can be locked; it stays inside the store.
-    """
+    Only where nothing can be locked; it stays inside the store."""
 
 
 class ReadOnlyError(StoreError):
@@ -112,6 +111,7 @@ class Files(Protocol):
     def replace(
         self, key: str, data: bytes | memoryview, on_version: Callable[[Version], object] | None = None
     ) -> Version: ...
+    def make_room(self, key: str) -> None: ...
     def exclusive(self, lock_key: str, timeout_s: float | None = None) -> AbstractContextManager[None]: ...
     def pause(self, seconds: float) -> None: ...
     def list(self, folder: str) -> Sequence[str]: ...
@@ -219,13 +219,12 @@ class _KernelLock:
 
 
 class LocalFiles:
-    """Files below one root. Constructing touches nothing; the first write makes the folders.
-
-    One class because every method shares the root, its locks and how its failures are said.
+    """Files below one root. Constructing touches nothing; the first write makes the folders. One class because every
+    method shares the root, its locks and how its failures are said.
 
     A root that was there and is gone (an unplugged disk) is not made anew: that would fill the disk
-    underneath. `_lock` guards the table of series locks; those serialise this process's threads before the
-    kernel lock is asked.
+    underneath. `_lock` guards the table of series locks; those serialise this process's threads before the kernel
+    lock is asked. `_making` is held while folders are made: whoever finds one that is being made waits for its sync.
     """
 
     def __init__(self, root: Path, clock: Clock, *, lock_timeout_s: float = 10.0) -> None:
@@ -250,6 +249,7 @@ class LocalFiles:
                 os.close(fd)
         self._locked = set()
         self._lock = threading.Lock()
+        self._making = threading.Lock()
         self._series_locks: dict[str, _SeriesLock] = {}
         self._held = threading.local()
 
@@ -328,9 +328,8 @@ class LocalFiles:
     ) -> Version:
         """Make `data` the file's content, durably and in one step. Call it inside `exclusive`.
 
-        `on_version` is called with the new version just before anybody can see it.
-        Raises `StoreError` and leaves what was there untouched.
-        """
+        `on_version` is called with the new version just before anybody can see it. Raises `StoreError` and leaves what
+        was there untouched."""
         self._refuse_snapshot("write", key)
         target = self._full(key)
         tmp = f"{self._root}/{tmp_key(key)}.{os.getpid()}-{next(self._counter)}"
@@ -374,27 +373,32 @@ class LocalFiles:
         """Make a folder and those above it, each synced into its parent where what it will hold must last."""
         if folder in self._known_folders and os.path.isdir(folder):
             return
-        if self._seen_root and not os.path.isdir(self._root):
-            raise FileNotFoundError(errno.ENOENT, "the data folder has vanished", self._root)
-        missing = []
-        while not os.path.isdir(folder):
-            missing.append(folder)
-            folder = os.path.dirname(folder)
-        for path in reversed(missing):
-            with suppress(FileExistsError):
-                os.mkdir(path)
-            if is_durable:
-                self._sync_folder(os.path.dirname(path))
-        self._seen_root = True
-        self._known_folders.update(missing)
+        with self._making if is_durable else nullcontext():  # a note waits for no sync
+            if self._seen_root and not os.path.isdir(self._root):
+                raise FileNotFoundError(errno.ENOENT, "the data folder has vanished", self._root)
+            missing = []
+            while not os.path.isdir(folder):
+                missing.append(folder)
+                folder = os.path.dirname(folder)
+            for path in reversed(missing):
+                with suppress(FileExistsError):
+                    os.mkdir(path)
+                if is_durable:
+                    self._sync_folder(os.path.dirname(path))
+            self._seen_root = True
+            self._known_folders.update(missing)
+
+    def make_room(self, key: str) -> None:
+        """Make the folder of `key` ahead of its first write, where that can be had; the write says what cannot."""
+        if not self._is_snapshot:
+            with suppress(OSError):
+                self._make_folder(os.path.dirname(self._full(key)))
 
     @contextmanager
     def exclusive(self, lock_key: str, timeout_s: float | None = None) -> Iterator[None]:
-        """Be the one writer of a series, among threads and processes; raises `StoreBusyError` after the
-        deadline.
+        """Be the one writer of a series, among threads and processes; raises `StoreBusyError` after the deadline.
 
-        The thread that holds it may take it again.
-        """
+        The thread that holds it may take it again."""
         timeout_s = self._lock_timeout_s if timeout_s is None else timeout_s
         path = self._full(lock_key)
         with self._lock:
@@ -504,9 +508,7 @@ class LocalFiles:
         return lock
 
     def list(self, folder: str) -> list[str]:
-        """Names in a folder, sorted; empty where there is none. For audits and for spans of very many
-        periods.
-        """
+        """Names in a folder, sorted; empty where there is none. For audits and for spans of very many periods."""
         try:
             return sorted(name.removesuffix(_KEPT) for name in os.listdir(self._full(folder)))
         except OSError as exc:
@@ -552,8 +554,7 @@ class LocalFiles:
         """Change a small file of passing notes, with all others shut out for microseconds; neither synced nor needed.
 
         False, and `change` was not called, where that cannot be had at once: no kernel locks, a folder for reading
-        only, a holder that is stopped.
-        """
+        only, a holder that is stopped."""
         if fcntl is None or self._is_snapshot:
             return False
         path = self._full(key)

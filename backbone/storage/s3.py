@@ -425,6 +425,9 @@ class ObjectFiles:
         with self._lock:
             self._listings.pop(_folder_of(key), None)
 
+    def make_room(self, key: str) -> None:
+        """An object store has no folders."""
+
     @contextmanager
     def exclusive(self, lock_key: str, timeout_s: float | None = None) -> Iterator[None]:
         """A look at a series: one thread of this process at a time; other processes are noticed when writing."""

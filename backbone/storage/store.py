@@ -41,7 +41,7 @@ from backbone.storage.partition import REVISION_SCHEMA, TAIL_BYTES, Partition, p
 from backbone.storage.pending import PendingPages
 from backbone.storage.periods import Periods, row_periods, series_in
 from backbone.storage.upkeep import Upkeep
-from backbone.timeframe import TIMEFRAMES, Timeframe
+from backbone.timeframe import TIMEFRAMES, Timeframe, period_of
 
 if TYPE_CHECKING:
     from backbone.storage.audit import Problem
@@ -105,6 +105,7 @@ class CandleStore:
             self._note_restated,
         )
         self._ids = itertools.count(1)
+        self._roomy: set[str] = set()  # the files whose folders were made, or tried
         self.events = Events(self._files, exchange, clock, self._incidents)
         """What happened to the markets."""
         self.upkeep = Upkeep(
@@ -170,6 +171,16 @@ class CandleStore:
             with self._pending.added(series, page) as due:
                 self._committer.write(due)
         return self.generation(market) == now
+
+    def make_room(self, market: str, timeframe: Timeframe, time_us: int) -> None:
+        """Have the folder of the period that `time_us` falls in, before its first file is written: half of that time.
+
+        For a thread that nobody waits for."""
+        series = self._series(market, timeframe)
+        key = series.key(period_of(timeframe, time_us))
+        if key not in self._roomy:
+            self._roomy.add(key)
+            self._files.make_room(key)
 
     def _page(
         self,

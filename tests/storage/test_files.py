@@ -48,6 +48,56 @@ def test_replaced_file_reads_back_with_a_new_version(tmp_path: Path) -> None:
     assert names(tmp_path) == [KEY]
 
 
+def test_room_made_before_leaves_one_folder_to_sync_to_the_first_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each new folder is synced into its parent ahead; only the file's own is left."""
+    synced, sync = list[str](), LocalFiles._sync_folder
+
+    def note(self: LocalFiles, folder: str) -> None:
+        synced.append(folder)
+        sync(self, folder)
+
+    monkeypatch.setattr(LocalFiles, "_sync_folder", note)
+    files = local(tmp_path)
+    files.make_room(KEY)
+    assert synced == [str(tmp_path / parent) for parent in reversed(Path(KEY).parent.parents)]
+    synced.clear()
+    files.replace(KEY, b"data")
+    assert synced == [str(tmp_path / Path(KEY).parent)]
+
+
+def test_folder_that_another_thread_is_making_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write does not end before the folders above it last, whoever made them."""
+    files, order = local(tmp_path), list[str]()
+    is_syncing, may_go_on = threading.Event(), threading.Event()
+    sync = LocalFiles._sync_folder
+
+    def slow(self: LocalFiles, folder: str) -> None:
+        if threading.current_thread() is maker:
+            is_syncing.set()
+            assert may_go_on.wait(10)
+            order.append("made")
+        sync(self, folder)
+
+    def write() -> None:
+        files.replace(KEY, b"data")
+        order.append("written")
+
+    monkeypatch.setattr(LocalFiles, "_sync_folder", slow)
+    maker = threading.Thread(target=files.make_room, args=[KEY])
+    maker.start()
+    assert is_syncing.wait(10)
+    writer = threading.Thread(target=write)
+    writer.start()
+    writer.join(0.05)
+    may_go_on.set()
+    maker.join()
+    writer.join()
+    assert order[-1] == "written"
+    assert order.count("made") == len(Path(KEY).parent.parts)
+
+
 def test_replace_never_shows_a_reader_a_part(tmp_path: Path) -> None:
     """A reader finds the old content or the new, whole."""
     files = local(tmp_path)

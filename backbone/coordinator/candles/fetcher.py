@@ -458,6 +458,8 @@ class CandleFetcher:
             series.claims.release([page.claim])
         series.end_done()
         self._top_up(series)
+        if rows and not isinstance(outcome, BackboneError):
+            self._store.make_room(series.market, series.timeframe, int(times_of(outcome.value.table)[0]))
         if pending.on_page is not None:
             pending.on_page()
 

@@ -213,6 +213,20 @@ def test_candles_page_reaches_the_disk_though_none_follows(tmp_path: Path) -> No
     assert world.store.commits == 1
 
 
+def test_candles_folder_is_made_when_the_first_page_has_come(tmp_path: Path) -> None:
+    """Not in the write that the caller waits for; a market that has no candles gets none."""
+    world, made = World(tmp_path), list[bool]()
+    folder = tmp_path / "candles" / "exchange=upbit" / f"market={MARKET}"
+    span = Span(NOW - HOUR_US, MINUTE.floor(NOW))
+    world.venue.down = True
+    world.fetcher.begin(MARKET, MINUTE, span, Priority.LOW)
+    assert not folder.exists()
+    world.venue.down = False
+    world.fetcher.begin(MARKET, MINUTE, span, Priority.LOW, on_page=lambda: made.append(any(folder.rglob("period=*"))))
+    assert made == [True]
+    assert world.store.commits == 0
+
+
 def test_candles_commit_gives_its_memory_back_and_what_is_held_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
