@@ -101,7 +101,7 @@ def test_error_about_the_old_code_names_the_new_one(
 
 
 def renamed_events(client: Backbone) -> list[str]:
-    events = client.store.events(NEW)
+    events = client.store.events()
     return events[events["kind"] == "renamed"]["detail"].tolist()
 
 
