@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,17 +20,20 @@ import pyarrow as pa
 
 from backbone.candle_table import times_of
 from backbone.clock import Clock
-from backbone.errors import InputError
+from backbone.errors import CorruptPartitionError, InputError, StoreError
 from backbone.model import Span
 from backbone.storage.coverage import EVER, VENUE, SpanSet
 from backbone.storage.events import Events
-from backbone.storage.files import Files, retried
+from backbone.storage.files import Files, retried, snapshot_error
 from backbone.storage.generations import Generation, Generations, Note
 from backbone.storage.layout import CANDLES, DAMAGED, EVENTS, QUARANTINE, QUIET, SNAPSHOTS, Series, parse_partition_key
 from backbone.storage.partition import TAIL_BYTES, decode_partition, peek_footer
 from backbone.storage.pending import PendingPages
 from backbone.storage.periods import Periods, series_in
 from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, period_name
+
+if TYPE_CHECKING:
+    from backbone.storage.audit import Problem
 
 __all__ = ["Condition", "Holding", "Snapshot", "Upkeep"]
 
@@ -272,10 +275,41 @@ class Upkeep:
         for name, mark in self._marks():
             folder = f"{SNAPSHOTS}/{name}"
             if not mark.content:
-                mark = _Mark(at_us=mark.at_us, rows=mark.rows, content=self._content(folder))
-                self._files.replace(f"{folder}/{_MARK}", msgspec.json.encode(mark))
+                try:
+                    mark = _Mark(at_us=mark.at_us, rows=mark.rows, content=self._content(f"{folder}/"))
+                    self._files.replace(f"{folder}/{_MARK}", msgspec.json.encode(mark))
+                except CorruptPartitionError:
+                    mark = _Mark(at_us=mark.at_us, rows=mark.rows, content=DAMAGED)  # `changed_snapshots` says what
             found.append(Snapshot(name, mark.at_us, self._files.address(folder), mark.rows, mark.content))
         return sorted(found, key=lambda one: (one.at_us, one.name))
+
+    def refuse_snapshot(self, verb: str) -> None:
+        """Raise `ReadOnlyError` where this folder is a snapshot, for what would have no effect on it."""
+        if self._files.stat(_MARK) is not None:
+            raise snapshot_error(verb, self._files.address(""))
+
+    def changed_snapshots(self) -> list[Problem]:
+        """A problem for each snapshot, this folder among them if it is one, whose rows are not those that it was made
+        of: a hard link shares its bytes, so what another program changes in a file's place changes it there as well.
+
+        Those whose content was never looked at have nothing to be compared with. Reads all their rows.
+        """
+        from backbone.storage.audit import Problem
+
+        found = []
+        own = self._files.read(_MARK)
+        marks = [(f"{SNAPSHOTS}/{name}/", mark) for name, mark in self._marks()]
+        if own is not None:
+            marks.append(("", msgspec.json.decode(own.data, type=_Mark)))
+        for folder, mark in marks:
+            try:
+                why = "" if self._content(folder) == mark.content or not mark.content else "other rows"
+            except StoreError as exc:
+                why = str(exc)
+            if why:
+                detail = f"its rows are not those that it was made of: {why}"
+                found.append(Problem("", "", str(self._files.address(folder)).rstrip("/"), "changed", detail))
+        return found
 
     def _marks(self) -> list[tuple[str, _Mark]]:
         found = []
@@ -289,8 +323,8 @@ class Upkeep:
         """A hash of all rows below `folder`, by series in order of name, column by column, whatever the files' form."""
         whole = hashlib.blake2b(digest_size=16)
         columns: dict[str, list[Any]] = {}
-        for key in self._files.walk(f"{folder}/{CANDLES}"):
-            inner = key.removeprefix(f"{folder}/")
+        for key in self._files.walk(f"{folder}{CANDLES}"):
+            inner = key.removeprefix(folder)
             place, blob = parse_partition_key(inner), self._files.read(key)
             if place is None or blob is None:
                 continue

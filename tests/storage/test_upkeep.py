@@ -173,6 +173,29 @@ def test_snapshots_of_the_same_rows_have_the_same_content(store: CandleStore, tm
     assert a.content == b.content != c.content
 
 
+def test_snapshot_that_another_program_changed_in_place_is_told(store: CandleStore, tmp_path: Path) -> None:
+    """Damaged, or another file of the same series that is whole in itself; from the store and from the snapshot."""
+    where = Path(store.upkeep.snapshot("a"))
+    store.upkeep.snapshot("b")
+    store.upkeep.snapshots()
+    kept = open_store(where)
+    assert store.upkeep.changed_snapshots() == kept.upkeep.changed_snapshots() == []
+    file = next(where.rglob(f"market={ETH}/**/*.kept"))
+    whole = file.read_bytes()
+    store.put(ETH, MINUTE, minutes(JUNE - 5, JUNE + 5, salt=1), span(JUNE - 5, JUNE + 5), now_us=MAY)
+    store.flush()
+    other = next((tmp_path / "candles").rglob(str(file.relative_to(where / "candles")).removesuffix(".kept")))
+    for data in (other.read_bytes(), whole[:-100]):
+        file.unlink()
+        file.write_bytes(data)
+        (told,), (own,) = store.upkeep.changed_snapshots(), kept.upkeep.changed_snapshots()
+        assert (told.kind, told.path) == (own.kind, own.path) == ("changed", str(where))
+    store.upkeep.snapshot("c")
+    next((tmp_path / "_snapshots" / "c").rglob("*.kept")).write_bytes(b"x")
+    assert [one.content == "damaged" for one in store.upkeep.snapshots()] == [False, False, True]
+    assert len(store.upkeep.changed_snapshots()) == 2
+
+
 def test_condition_counts_each_slot_of_each_day_once(store: CandleStore) -> None:
     """Rows, quiet, unknown, provisional and revised, from the first candle to the last."""
     store.put(BTC, MINUTE, minutes(JUNE + 2, JUNE + 3, salt=1), span(JUNE + 2, JUNE + 4),

@@ -53,7 +53,8 @@ class StoreView:
         frames: str | None = None,
     ) -> Any:
         """Prove the store from its files alone: one row a problem (``market timeframe path kind detail``), none where
-        all is well.
+        all is well. Without a market and a timeframe, each snapshot is proven too: rows that are not those that it was
+        made of, since another program changed a file in its place, are a problem of kind ``changed``.
 
         With ``against="venue"`` also compares stored candles, and those folded from minutes, with the venue's own
         for the range (default: the newest 200 of each): open, high, low, close to the last digit, volume and value
@@ -69,6 +70,8 @@ class StoreView:
         problems: list[Problem] = []
         if against is None or tf is None or (name, tf) in core.store.series():
             problems += core.store.verify(name, tf)
+        if name is None and tf is None:
+            problems += core.store.upkeep.changed_snapshots()
         if against == "venue":
             for one, each in self._comparable(name, tf):
                 problems += self._against_venue(one, each, start, end)

@@ -198,6 +198,7 @@ def update(
     if markets is None:
         present = set(core.renames.once({market for market, _ in chosen}))
         chosen = [(market, each) for market, each in chosen if market in present]
+    core.store.upkeep.refuse_snapshot("update")
     core.sync_clock()
     series = [_begin(session, market, each, lane) for market, each in chosen]
     return UpdateJob(session, [one for one in series if one is not None], lane, wanted)

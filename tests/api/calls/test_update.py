@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from backbone import Backbone
-from backbone.errors import InputError
+from backbone.errors import InputError, StoreError
 from backbone.simulator import SimulatorServer
 
 LIMIT = 500  # the quota is not what is tested here
@@ -94,3 +94,15 @@ def test_update_fills_the_hole_that_a_failed_one_left(filled: Backbone, own_venu
         assert found["added"].tolist() == [len(whole) - 200]  # the page that ends at 08:00 was held
         plan = client.explain("KRW-BTC", "1m", "2025-08-20T01:00Z", "2025-08-21T17:00Z")
         assert plan.pages > 10, "that was not asked"
+
+
+def test_update_of_a_snapshot_is_refused(filled: Backbone, own_venue: SimulatorServer) -> None:
+    """What it would bring could not be kept; before any request."""
+    with filled as client:
+        where = client.store.snapshot("paper-1")
+        own_venue.reset_log()
+        with Backbone(data_dir=where, rest_url=own_venue.rest_url, ws_url=own_venue.ws_url) as kept:
+            with pytest.raises(StoreError, match=r"cannot update .*: a snapshot never changes"):
+                kept.store.update()
+            assert kept.store.verify().empty
+    assert own_venue.requests == []
