@@ -99,7 +99,7 @@ def test_installed_package_runs(kind: str, built: dict[str, Path], tmp_path: Pat
         cwd=tmp_path,
         env=env | {"PYTHONPATH": str(there)},
         check=True,
-        timeout=60,
+        timeout=110,
         capture_output=True,
         text=True,
     )

@@ -34,7 +34,7 @@ def falls_to(threads, files, within_s=20.0):  # a busy machine is no fault of th
 
 def run(text: str, *args: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-c", HEAD + text, *map(str, args)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", HEAD + text, *map(str, args)], capture_output=True, text=True, timeout=110, check=False
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done

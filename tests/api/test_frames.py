@@ -207,4 +207,4 @@ def test_forked_child_of_a_user_of_polars_makes_polars_frames(tmp_path: Path) ->
                 os._exit(0 if again.shape == frame.shape else 1)
             assert os.waitpid(child, 0)[1] == 0
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=110, cwd=tmp_path)

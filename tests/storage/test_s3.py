@@ -212,7 +212,7 @@ def test_writers_racing_and_killed_lose_nothing_they_reported(place: str, tmp_pa
             reported.add(int(process.stdout.readline()))  # type: ignore[union-attr]
         process.send_signal(signal.SIGKILL)
     for process in running:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=110)
         reported.update(int(line) for line in out.split() if line)
     assert running[2].returncode == 0
     store = open_store(place, tmp_path, "reader")

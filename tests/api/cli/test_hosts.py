@@ -138,7 +138,7 @@ def shim(folder: Path) -> Path:
         pytest.skip("no C compiler here, or no Linux")
     made = folder / "no_locks.so"
     source = str(Path(__file__).with_name("no_locks.c"))
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(made), source, "-ldl"], check=True, timeout=60)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(made), source, "-ldl"], check=True, timeout=110)
     return made
 
 

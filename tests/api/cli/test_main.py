@@ -83,7 +83,7 @@ def test_fetch_interrupted_says_what_was_kept_and_goes_on(
         with running(*words, *at) as process:
             wait_until(lambda: len([r for r in slow.requests if r.group == "candles"]) >= 6)
             process.send_signal(signal.SIGINT)
-            out, error = process.communicate(timeout=30)
+            out, error = process.communicate(timeout=90)
     assert process.returncode == cli.EXIT_INTERRUPTED, error
     assert "every page that arrived is kept" in error
     assert re.search(r"  2025-08-2\d \d\d:\d\d to 2025-08-2\d \d\d:\d\d", error), error
@@ -106,7 +106,7 @@ def test_watch_is_ended_by_ctrl_c_without_a_word(tmp_path: Path) -> None:
             assert process.stdout is not None
             line = process.stdout.readline()
             process.send_signal(signal.SIGINT)
-            _, error = process.communicate(timeout=30)
+            _, error = process.communicate(timeout=90)
     assert process.returncode == 0, error
     assert error == ""
     assert re.match(r"2025-08-22 18:\d\d:\d\d  KRW-BTC  [\d,]+  [+-]\d\.\d\d%  (stream|rest)$", line), line
