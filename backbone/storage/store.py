@@ -356,16 +356,16 @@ class CandleStore:
         found = (self._periods.current(series, period, pages, quiet)[0].partition for period in chosen)
         return pa.concat_tables([empty_candles(), *(partition.table for partition in found)])
 
-    def _partitions(self, series: Series, *, newest_first: bool = False) -> Iterable[Partition]:
-        pages, periods = self._row_periods(series)
+    def _partitions(self, series: Series, span: Span = EVER, *, newest_first: bool = False) -> Iterable[Partition]:
+        pages, periods = self._row_periods(series, span)
         quiet = self._periods.quiet(series)
         for period in reversed(periods) if newest_first else periods:
             yield self._periods.current(series, period, pages, quiet)[0].partition
 
-    def _row_periods(self, series: Series) -> tuple[list[Page], list[Span]]:
-        """The pages in memory, and the periods with rows, in files and in those."""
+    def _row_periods(self, series: Series, span: Span = EVER) -> tuple[list[Page], list[Span]]:
+        """The pages in memory, and the periods of `span` with rows, in files and in those."""
         pages = self._pages(series, EVER)
-        return pages, sorted({*self._periods.with_file(series, EVER), *row_periods(series, pages)})
+        return pages, sorted({*self._periods.with_file(series, span), *row_periods(series, pages, span)})
 
     def quiet_before(self, market: str, timeframe: Timeframe) -> int:
         """The time before which all is known to be quiet: the listing, once known; else 0."""
@@ -426,15 +426,15 @@ class CandleStore:
         wanted = (pair for pair in self.series() if market in (None, pair[0]) and timeframe in (None, pair[1]))
         return [self._series(*pair) for pair in wanted]
 
-    def revisions(self, market: str | None = None, timeframe: Timeframe | None = None) -> pa.Table:
-        """What changed about candles that were already stored, oldest candle first.
+    def revisions(self, market: str | None = None, timeframe: Timeframe | None = None, span: Span = EVER) -> pa.Table:
+        """What changed about candles that were already stored, oldest candle first; of the files that touch `span`.
 
         Columns ``market timeframe time old_open … old_value new_open … new_value seen source``; null old values mean
         that the candle came late, null new ones that the venue withdrew it.
         """
         tables = [REVISIONS_OF_MARKETS.empty_table()]
         for series in self._chosen(market, timeframe):
-            for partition in self._partitions(series):
+            for partition in self._partitions(series, span):
                 found = partition.revisions
                 names = [[value] * found.num_rows for value in (series.market, series.timeframe.name)]
                 columns: list[Any] = [pa.array(values, pa.string()) for values in names]

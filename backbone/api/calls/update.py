@@ -22,6 +22,7 @@ from backbone.coordinator.candles.jobs import CandleJob
 from backbone.coordinator.candles.pending import Progress
 from backbone.errors import BackboneError, ClosedError, IncompleteError, InputError
 from backbone.model import Priority, Span
+from backbone.routing.wire import PAGE
 from backbone.storage.coverage import EVER, SpanSet
 from backbone.timeframe import Timeframe, parse_timeframe
 
@@ -33,7 +34,7 @@ _RECENT = 2000  # slots before the newest in which a hole is what a failed updat
 
 @dataclass(frozen=True)
 class _Series:
-    """One stored series, and the job that brings it up to date; ``known`` is how many revisions it had before."""
+    """One stored series, and the job that brings it up to date; ``known`` is how many revisions `asked` had before."""
 
     market: str
     timeframe: Timeframe
@@ -42,6 +43,15 @@ class _Series:
     end_us: int
     known: int
     job: CandleJob
+
+    @property
+    def asked(self) -> Span:
+        return _asked(self.timeframe, self.begin_us)
+
+
+def _asked(timeframe: Timeframe, begin_us: int) -> Span:
+    """What pages from a time on may show: they are full ones, and overlap what is held."""
+    return Span(max(EVER.start, timeframe.next(begin_us, -PAGE)), EVER.end)
 
 
 class UpdateJob:
@@ -148,7 +158,7 @@ class UpdateJob:
             "start": one.end_us,
             "end": end_us,
             "added": added,
-            "revised": store.revisions(one.market, one.timeframe).num_rows - one.known,
+            "revised": max(0, store.revisions(one.market, one.timeframe, one.asked).num_rows - one.known),
             "state": state,
             "detail": detail,
         }
@@ -216,11 +226,11 @@ def _begin(session: Session, market: str, timeframe: Timeframe, priority: Priori
     bounds = covered.bounds
     if bounds is None:
         return None
-    known = core.store.revisions(market, timeframe).num_rows
     newest_us = timeframe.floor(max(0, bounds.end - 1))  # asked again: what was provisional is asked once more
     recent = SpanSet([Span(max(bounds.start, timeframe.next(newest_us, -_RECENT)), bounds.end)])
     holes = [hole for hole in recent - covered if hole.start > recent.spans[0].start]
     begin_us = min((hole.start for hole in holes), default=newest_us)
     held = core.store.read(market, timeframe, Span(begin_us, bounds.end)).table.num_rows
+    known = core.store.revisions(market, timeframe, _asked(timeframe, begin_us)).num_rows
     job = core.jobs.start([market], timeframe, begin_us, None, priority)
     return _Series(market, timeframe, begin_us, held, bounds.end, known, job)

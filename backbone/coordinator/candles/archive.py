@@ -266,7 +266,7 @@ class Archive:
         if (difference := sample.difference()) is not None:
             raise PayloadError(f"{file}: it differs from REST ({difference})", market=file.market)
         held = self._store.coverage(file.market, file.timeframe, file.span)
-        before = self._store.revisions(file.market, file.timeframe).num_rows
+        before = self._store.revisions(file.market, file.timeframe, file.span).num_rows
         table = rows_inside(download.table, held)
         now = self._venue.now_us()
         series = file.market, file.timeframe
@@ -274,7 +274,7 @@ class Archive:
             raise PayloadError(f"{file}: what is stored of {file.market} was quarantined meanwhile", market=file.market)
         self._store.flush(file.market, file.timeframe)
         self.note(file, download)
-        return f"{self._store.revisions(file.market, file.timeframe).num_rows - before} candles revised"
+        return f"{self._store.revisions(file.market, file.timeframe, file.span).num_rows - before} candles revised"
 
 
 class _Taking:

@@ -11,6 +11,7 @@ import pytest
 from backbone import Backbone
 from backbone.errors import InputError, StoreError
 from backbone.simulator import SimulatorServer
+from backbone.storage.files import LocalFiles
 
 LIMIT = 500  # the quota is not what is tested here
 
@@ -106,3 +107,21 @@ def test_update_of_a_snapshot_is_refused(filled: Backbone, own_venue: SimulatorS
                 kept.store.update()
             assert kept.store.verify().empty
     assert own_venue.requests == []
+
+
+def test_update_of_a_long_history_reads_its_end(
+    filled: Backbone, own_venue: SimulatorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Months that nothing is asked of are not read, whatever they hold."""
+    with filled as client:
+        for month in range(2, 8):
+            day = f"2025-0{month}-05T0"
+            client.candles("KRW-BTC", "1m", f"{day}0:00Z", f"{day}1:00Z")
+        folder = client.data_dir
+    read, seen = LocalFiles.read, set[str]()
+    monkeypatch.setattr(LocalFiles, "read", lambda files, key: seen.add(key) or read(files, key))
+    with Backbone(data_dir=folder, rest_url=own_venue.rest_url, ws_url=own_venue.ws_url) as client:
+        found = client.store.update("KRW-BTC", "1m").result()
+    assert found["added"].tolist() > [50]
+    months = {key.rpartition("period=")[2][:13] for key in seen if "timeframe=minute1" in key and "period" in key}
+    assert months <= {"month-2025-07", "month-2025-08"}, months
