@@ -83,14 +83,17 @@ class Periods:
 
     def left(self, series: Series, span: Span) -> list[Span]:
         """The periods of `span` that have a file, on its way or not."""
+        return [period for period in self.named(series, span) if self._files.stat(series.key(period)) is not None]
+
+    def named(self, series: Series, span: Span) -> list[Span]:
+        """The periods of `span` that may have a file, oldest first, going by names alone."""
         timeframe = series.timeframe
         span = Span(max(span.start, EVER.start), min(span.end, EVER.end))
-        periods: Iterable[Span] | None = _few_periods(timeframe, span)
-        if periods is None:
-            names = self._files.list(series.folder)
-            found = (parse_period(timeframe, name.removeprefix("period=")) for name in names)
-            periods = sorted(p for p in found if p is not None and p.start < span.end and span.start < p.end)
-        return [period for period in periods if self._files.stat(series.key(period)) is not None]
+        if (few := _few_periods(timeframe, span)) is not None:
+            return few
+        names = self._files.list(series.folder)
+        found = (parse_period(timeframe, name.removeprefix("period=")) for name in names)
+        return sorted(p for p in found if p is not None and p.start < span.end and span.start < p.end)
 
     def quiet(self, series: Series) -> Coverage:
         """The sidecar's coverage: of periods without any candle."""

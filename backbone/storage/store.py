@@ -335,7 +335,7 @@ class CandleStore:
     def held_until(self, market: str, timeframe: Timeframe, before_us: int) -> int | None:
         """The end of what is covered before a time; None where nothing is."""
         series, span = self._series(market, timeframe), Span(EVER.start, before_us)
-        periods = self._periods.with_file(series, span)
+        periods = self._periods.named(series, span)
         held = self._periods.quiet(series).without(SpanSet(periods)).covered.clip(span)
         held = held | SpanSet(part for page in self._pages(series, span) for part in page.proof).clip(span)
         for period in reversed(periods):
@@ -349,7 +349,8 @@ class CandleStore:
     def near(self, market: str, timeframe: Timeframe, span: Span) -> pa.Table:
         """The rows held in the newest period that touches `span`; in the nearest on each side, where none does."""
         series = self._series(market, timeframe)
-        pages, periods = self._row_periods(series)
+        pages = self._pages(series, EVER)
+        periods = sorted({*self._periods.with_file(series, EVER), *row_periods(series, pages)})
         below = bisect_left(periods, span.end, key=lambda period: period.start)
         chosen = periods[max(0, below - 1) : below + (0 if below and periods[below - 1].end > span.start else 1)]
         quiet = self._periods.quiet(series) if chosen else Coverage()
@@ -357,15 +358,13 @@ class CandleStore:
         return pa.concat_tables([empty_candles(), *(partition.table for partition in found)])
 
     def _partitions(self, series: Series, span: Span = EVER, *, newest_first: bool = False) -> Iterable[Partition]:
-        pages, periods = self._row_periods(series, span)
+        pages = self._pages(series, EVER)
+        is_leaving = bool(self._generations.of(series.market).leaving)
+        named = [] if is_leaving else self._periods.named(series, span)  # one without a file has no rows
+        periods = sorted({*named, *row_periods(series, pages, span)})
         quiet = self._periods.quiet(series)
         for period in reversed(periods) if newest_first else periods:
             yield self._periods.current(series, period, pages, quiet)[0].partition
-
-    def _row_periods(self, series: Series, span: Span = EVER) -> tuple[list[Page], list[Span]]:
-        """The pages in memory, and the periods of `span` with rows, in files and in those."""
-        pages = self._pages(series, EVER)
-        return pages, sorted({*self._periods.with_file(series, span), *row_periods(series, pages, span)})
 
     def quiet_before(self, market: str, timeframe: Timeframe) -> int:
         """The time before which all is known to be quiet: the listing, once known; else 0."""
