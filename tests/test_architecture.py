@@ -69,6 +69,11 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(path)))
+
+
 def dotted(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -97,7 +102,7 @@ def every(check: Callable[[Path], None]) -> Callable[[], None]:
 def imported(path: Path) -> frozenset[str]:
     """The modules of backbone that a module imports: anywhere in it, lazily or for a type checker's eyes too."""
     found: set[str] = set()
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -201,7 +206,7 @@ def test_only_settings_reads_the_environment(path: Path) -> None:
     if where == "settings.py":
         return
     readers = {"environ", "environb", "getenv", "getenvb"}
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom) and node.module == "os":
             assert not {alias.name for alias in node.names} & readers, f"{where}:{node.lineno} reads the environment"
         if isinstance(node, ast.Attribute):
@@ -214,7 +219,7 @@ def test_no_module_asks_for_a_venue_by_name(path: Path) -> None:
     where = place(path)
     if where == "venues.py":
         return
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Compare):
             words = [leaf for part in (node.left, *node.comparators) for leaf in ast.walk(part)]
         elif isinstance(node, ast.Dict):
@@ -238,7 +243,7 @@ def test_no_file_is_longer_than_a_reader_can_hold(path: Path) -> None:
 @every
 def test_no_class_has_more_methods_than_a_reader_can_hold(path: Path) -> None:
     """A class over 30 methods says in its docstring why it is one class."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if not isinstance(node, ast.ClassDef):
             continue
         count = sum(isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef) for part in node.body)

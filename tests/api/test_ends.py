@@ -21,14 +21,14 @@ def held():
     threads = sorted(t.name for t in threading.enumerate() if t.name.startswith("backbone"))
     return threads, len(os.listdir("/dev/fd")) if os.path.isdir("/dev/fd") else 0
 
-def falls_to(threads, files, within_s=20.0):  # a busy machine is no fault of the code
+def falls_to(threads, files, what="", within_s=20.0):  # a busy machine is no fault of the code
     until = time.monotonic() + within_s
     while time.monotonic() < until:
         now = held()
         if len(now[0]) <= threads and now[1] <= files:
             return
         time.sleep(0.02)
-    raise SystemExit(f"still held: {now}")
+    raise SystemExit(f"still held {what}: {now}")
 """
 
 
@@ -72,10 +72,7 @@ falls_to(0, 8)
     )
 
 
-@pytest.mark.parametrize("kind", ["view", "callback", "job", "error", "circle"])
-def test_client_in_a_circle_that_nobody_holds_is_closed_while_idle(
-    exchange: SimulatorServer, tmp_path: Path, kind: str
-) -> None:
+def test_client_in_a_circle_that_nobody_holds_is_closed_while_idle(exchange: SimulatorServer, tmp_path: Path) -> None:
     """What is shown, called back or caught refers back to its client: nobody has to call the collector, whose own turn
     never comes here, and no other client is made."""
     run(
@@ -85,8 +82,8 @@ from backbone.api import session
 assert 0 < session._IDLE_S <= 5, "seconds"
 session._IDLE_S, session._SHARE = 0.2, 1
 gc.set_threshold(0)
-kind, url, ws, folder = sys.argv[1:]
-def cell():
+url, ws, folder = sys.argv[1:]
+def cell(kind):
     client = Backbone(data_dir=folder, rest_url=url, ws_url=ws)
     if kind == "view":
         client.live("KRW-BTC")._repr_html_()
@@ -104,12 +101,12 @@ def cell():
     client.tickers("KRW-BTC")
     return held()
 before = threading.active_count()
-threads, files = cell()
-assert threads
-falls_to(0, 8)
-assert threading.active_count() == before
+for kind in ("view", "callback", "job", "error", "circle"):
+    threads, files = cell(kind)
+    assert threads, kind
+    falls_to(0, 8, kind)
+    assert threading.active_count() == before, kind
 """,
-        kind,
         exchange.rest_url,
         exchange.ws_url,
         tmp_path,

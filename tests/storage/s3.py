@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class S3Server:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     break
             assert clock.monotonic() < deadline, "the S3 server did not start"
+            time.sleep(0.05)  # a loop without a pause takes the time that the server needs
 
     @property
     def url(self) -> str:

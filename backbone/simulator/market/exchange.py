@@ -54,7 +54,7 @@ I64 = npt.NDArray[np.int64]
 _CACHE_BYTES = 160 * 2**20
 _STRIDE_US = {
     "1m": DAY_US, "3m": DAY_US, "5m": DAY_US, "10m": 4 * DAY_US, "15m": 4 * DAY_US, "30m": 4 * DAY_US,
-    "1h": 8 * DAY_US, "4h": 32 * DAY_US, "1d": 32 * DAY_US,
+    "1h": 8 * DAY_US, "4h": 32 * DAY_US, "1d": 8 * DAY_US,
     "1w": 224 * DAY_US, "1M": 256 * DAY_US, "1y": 1024 * DAY_US,
 }  # fmt: skip
 _CHUNK_US = 4 * DAY_US  # generation in pieces that fit the processor's cache
