@@ -31,10 +31,9 @@ def times_of(table: pa.Table) -> Any:
 
 def count_inside(table: pa.Table, spans: Iterable[tuple[int, int]]) -> int:
     """How many rows of `table` open inside `spans`."""
-    times, edges = times_of(table), np.array([*spans], np.int64).reshape(-1, 2)
-    if not len(times) or not len(edges):
+    if not table.num_rows or not (inside := [*spans]):
         return 0
-    low, high = np.searchsorted(times, edges).sum(axis=0).tolist()
+    low, high = np.searchsorted(times_of(table), np.array(inside, np.int64).reshape(-1, 2)).sum(axis=0).tolist()
     return int(high - low)
 
 

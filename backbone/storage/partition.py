@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
-from functools import cache, cached_property
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -60,7 +60,7 @@ def _no_revisions() -> pa.Table:
     return pa.Table.from_batches([], REVISION_SCHEMA)
 
 
-class Partition(msgspec.Struct, frozen=True, dict=True):
+class Partition(msgspec.Struct, frozen=True):
     """The decoded state of one period: rows (sorted, unique), what they prove, what changed."""
 
     table: pa.Table
@@ -71,7 +71,7 @@ class Partition(msgspec.Struct, frozen=True, dict=True):
     def empty(cls, coverage: Coverage | None = None) -> Partition:
         return cls(empty_candles(), coverage or Coverage(), _no_revisions())
 
-    @cached_property
+    @property
     def times(self) -> Any:
         """The opens as int64 microseconds, without a copy."""
         return times_of(self.table)

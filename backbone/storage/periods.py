@@ -83,7 +83,8 @@ class Periods:
 
     def left(self, series: Series, span: Span) -> list[Span]:
         """The periods of `span` that have a file, on its way or not."""
-        return [period for period in self.named(series, span) if self._files.stat(series.key(period)) is not None]
+        keys = [(period, series.key(period)) for period in self.named(series, span)]
+        return [period for period, key in keys if key in self._ahead or self._files.stat(key) is not None]
 
     def named(self, series: Series, span: Span) -> list[Span]:
         """The periods of `span` that may have a file, oldest first, going by names alone."""

@@ -520,7 +520,7 @@ def _covered(coverage: Coverage, pages: Iterable[Page], timeframe: Timeframe, sp
 
 def _rows_in(partition: Partition, span: Span) -> pa.Table:
     times = partition.times
-    low, high = (int(i) for i in times.searchsorted(span))
-    if low == 0 and high == len(times):
+    if not len(times) or (times[0] >= span.start and times[-1] < span.end):
         return partition.table
+    low, high = times.searchsorted(span).tolist()
     return partition.table.slice(low, high - low)
