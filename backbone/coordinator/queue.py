@@ -97,14 +97,16 @@ class _WaitingQueue:
     def _is_here(self, ticket: Ticket) -> bool:
         return ticket.state is TicketState.QUEUED and ticket.priority is self._priority
 
-    def push(self, ticket: Ticket) -> None:
-        if not self.depth or ticket.since < self._heap[0][0]:
+    def push(self, ticket: Ticket) -> bool:
+        is_first = not self.depth or ticket.since < self._heap[0][0]
+        if is_first:
             self.try_at = 0.0
         heapq.heappush(self._heap, (ticket.since, ticket.number, ticket))
         self.depth += 1
         if len(self._heap) > 2 * self.depth + 64:  # cancelled or raised tickets behind the head
             self._heap = [entry for entry in self._heap if self._is_here(entry[2])]
             heapq.heapify(self._heap)
+        return is_first
 
     def head(self) -> Ticket | None:
         heap = self._heap
@@ -153,9 +155,10 @@ class TicketQueue:
         for group, queues in self._queues.items():
             yield from ((group, priority, queue) for priority, queue in zip(_RANKS, queues, strict=True))
 
-    def push(self, ticket: Ticket) -> None:
+    def push(self, ticket: Ticket) -> bool:
+        """Queue a ticket; False where it waits behind another, which changes nothing for who is next."""
         ticket.state = TicketState.QUEUED
-        self._queue(ticket.group, ticket.priority).push(ticket)
+        return self._queue(ticket.group, ticket.priority).push(ticket)
 
     def delay(self, ticket: Ticket, until: float) -> None:
         """Hold a ticket back until it may be tried again; it counts as waiting."""

@@ -377,8 +377,8 @@ class Scheduler:
     def _push_locked(self, ticket: Ticket) -> None:
         if self._is_closed:
             raise _closed()
-        self._queue.push(ticket)
-        self._wake_locked()
+        if self._queue.push(ticket) or not self._workers.threads:
+            self._wake_locked()
 
     def _wake_locked(self) -> None:
         if not self._workers.threads:
@@ -492,8 +492,10 @@ class Scheduler:
                 outcome = self._attempt(ticket, granted)
             finally:
                 with self._lock:
+                    was_full = not self._has_room_locked(Priority.LOW)  # else nobody waits for room
                     self._in_flight[rank] -= 1
-                    self._wake.notify()
+                    if was_full:
+                        self._wake.notify()
             if outcome is not None:
                 _finishing(ticket, outcome)()
 

@@ -42,6 +42,16 @@ def test_urgent_goes_first_and_the_oldest_within_a_priority(queue: TicketQueue) 
     assert all(each.state is TicketState.SENT for each in tickets)
 
 
+def test_ticket_behind_another_changes_nothing_for_who_is_next(queue: TicketQueue) -> None:
+    """So the dispatcher is woken for the first of a queue alone; for one that is older than that, too."""
+    first, behind, older = ticket(LOW, 1.0), ticket(LOW, 2.0), ticket(LOW, 0.5)
+    assert [queue.push(each) for each in (first, behind, older)] == [True, False, True]
+    assert queue.push(ticket(HIGH, 3.0)), "a queue of its own"
+    for each in (first, behind, older):
+        queue.drop(each)
+    assert queue.push(ticket(LOW, 4.0)), "those before it wait no more"
+
+
 def test_age_counts_from_the_last_grant_of_the_queue(queue: TicketQueue) -> None:
     """A long backlog does not pass a more urgent queue by the age of its oldest ticket."""
     for _ in range(3):
