@@ -13,11 +13,13 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -166,21 +168,38 @@ def fetched(markets: int) -> None:
 
     seen: list[Any] = []
     with (
-        venue(jitter_s=0.01) as (url, _),
+        venue(jitter_s=0.01) as (url, pipe),
         tempfile.TemporaryDirectory() as folder,
         Backbone(data_dir=folder, rest_url=url) as client,
     ):
         names = client.markets("KRW").index.tolist()[:markets]
         client.candles(names[0], "1d", count=1)
+        pipe.send("queries")
+        before = len(pipe.recv())
         began = time.perf_counter()
         frame = client.candles(names, "1d", "2024-08-20T00:00Z", "2025-08-20T00:00Z", progress=seen.append)
         taken = time.perf_counter() - began
+        pipe.send("queries")
+        queries = pipe.recv()[before:]
     facts = frame.attrs["backbone"]
     print(
         f"{len(names)} markets × 365 days: {len(frame):,} rows, {facts['requests']} requests for "
         f"{2 * len(names)} pages in {taken:.1f} s = {facts['requests'] / taken:.2f} a second; "
         f"{len(seen)} updates of one bar"
     )
+    kinds = Counter(_kind(query, frame) for query in queries)
+    print("  " + " + ".join(f"{number} {kind}" for kind, number in kinds.most_common()) + f" = {kinds.total()}")
+
+
+def _kind(query: dict[str, str], frame: Any) -> str:
+    """What a request was for: no short page is believed alone, so a beginning of history takes a second reply."""
+    if "to" not in query:
+        return "for the newest candle of a market without any in the range"
+    rows = frame[frame["market"] == query["market"]]
+    to = pd.Timestamp(query["to"])
+    if not len(rows) or to == rows.index[0] + pd.Timedelta(days=1):
+        return "second replies that confirm a beginning"
+    return "pages before a beginning, asked before it was known" if to <= rows.index[0] else "pages of rows"
 
 
 def main() -> None:

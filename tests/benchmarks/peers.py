@@ -44,7 +44,10 @@ def _serve(pipe: Connection, window: str, jitter_s: float) -> None:
                 "KRW-BTC", "1m", server.clock.now_us() - back * 60_000_000, 200, server.clock.now_us()
             )
         pipe.send(server.rest_url)
-        while pipe.recv() != "end":
+        while (asked := pipe.recv()) != "end":
+            if asked == "queries":
+                pipe.send([dict(one.query) for one in server.requests if one.group == "candles"])
+                continue
             counts = server.counts().get("candles", {})
             pipe.send((sum(counts.values()), counts.get(429, 0) + counts.get(418, 0)))
             server.reset_log()
