@@ -677,7 +677,7 @@ def test_live_plug_pulled_and_put_back_needs_no_user_code(trader: Backbone, movi
         (gap,) = eventually(lambda: [e for e in table.events if e.kind == "gap" and e.filled])
         assert gap.gap_start < gap.gap_end
         assert str(gap.gap_start.tzinfo) == "Asia/Seoul"
-    closed = gap.gap_end.floor("s")  # the second in which it ended is confirmed with those after it
+    closed = gap.gap_end.replace(microsecond=0)  # the second in which it ended is confirmed with those after it
     seconds = trader.candles("KRW-BTC", "1s", gap.gap_start, closed, offline=True)
     assert attrs_of(seconds)["unknown"] == 0
 
