@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -28,7 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
-    """Kernels start without tqdm's bars: one shows where a cell takes two seconds, which a busy machine decides."""
+    """Kernels start without tqdm's bars: one shows where a cell takes two seconds, which a busy machine decides. And
+    they start warm, where processes can be forked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TQDM_DISABLE", "1")
+        if hasattr(os, "fork"):
+            patch.setattr("jupyter_client.provisioning.local_provisioner.launch_kernel", warm.launch)
         yield
