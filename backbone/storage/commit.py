@@ -36,7 +36,7 @@ class Committer:
         periods: Periods,
         incidents: Incidents,
         generations: Generations,
-        end_move: Callable[[str], None],
+        end_move: Callable[[str], object],
         restated: Callable[[Series, list[int]], None],
     ) -> None:
         self._files = files

@@ -131,10 +131,11 @@ class CandleStore:
         """A number that rises when all that is stored of a market is quarantined, by any process."""
         return self._generations.of(market).number
 
-    def _pages(self, series: Series, span: Span) -> list[Page]:
-        """The pages in memory that say something about `span` and are of the generation that counts."""
+    def _pages(self, series: Series, span: Span, number: int | None = None) -> list[Page]:
+        """The pages in memory that say something about `span` and are of the generation that counts, `number`."""
         pages = self._pending.of(series, span)
-        number = self.generation(series.market) if pages else 0
+        if pages and number is None:
+            number = self.generation(series.market)
         return [page for page in pages if page.generation == number]
 
     # -- writing
@@ -162,8 +163,7 @@ class CandleStore:
         write failed (everything is kept in memory and tried again).
         """
         series = self._series(market, timeframe)
-        self.upkeep.end_move(market)
-        now = self.generation(market)
+        now = self.upkeep.end_move(market)
         if generation not in (None, now):
             return False
         page = self._page(series, table, on_grid(SpanSet.of(proof), timeframe), provisional, source, now_us, now)
@@ -234,7 +234,7 @@ class CandleStore:
         series = self._series(market, timeframe)
         while True:
             now = self._generations.of(market)
-            found = self._read(series, span) if not now.leaving else Stored(empty_candles(), SpanSet(), {})
+            found = self._read(series, span, now.number) if not now.leaving else Stored(empty_candles(), SpanSet(), {})
             if self._generations.of(market) == now:
                 return found
 
@@ -242,8 +242,8 @@ class CandleStore:
         """Inside, `read` of these markets and spans finds small files read and decoded, all at once."""
         return self._periods.reading_ahead((self._series(market, timeframe), span) for market, span in wanted)
 
-    def _read(self, series: Series, span: Span) -> Stored:
-        waiting = self._pages(series, EVER)
+    def _read(self, series: Series, span: Span, generation: int) -> Stored:
+        waiting = self._pages(series, EVER, generation)
         pages = [page for page in waiting if page.proof.touches(span)]
         if pages and pages[-1].proof.contains(span):  # its word is the last, and no file has to be merged with it
             page = pages[-1].clip(span)

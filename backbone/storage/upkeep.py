@@ -196,8 +196,10 @@ class Upkeep:
         self.end_move(market)
         return where if is_mine else ""
 
-    def end_move(self, market: str) -> None:
-        """See that the files of a market that is being quarantined, here or elsewhere, are all in their quarantine."""
+    def end_move(self, market: str) -> int:
+        """See that the files of a market that is being quarantined, here or elsewhere, are all in their quarantine.
+
+        Returns the number of its generation then."""
         while (now := self._generations.of(market)).leaving:
             for timeframe in TIMEFRAMES.values():  # each: whoever is about to write a new one has to be waited for
                 series = Series(self._exchange, market, timeframe)
@@ -207,6 +209,7 @@ class Upkeep:
                 if (note.kind, str(note.detail)) not in known:
                     self._events.add(market, note.kind, note.detail, how=note.how)
             self._generations.end(market, now.number)
+        return now.number
 
     def end_moves(self) -> None:
         """See that no market is on its way to quarantine."""

@@ -131,6 +131,8 @@ class Redenominations:
             return Comparison(0, 0)
         span = Span(int(times[0]), int(times[-1]) + 1)
         covered = self._store.coverage(market, timeframe, span) if covered is None else covered.clip(span)
+        if not covered and not beside.num_rows:
+            return Comparison(0, 0)
         held = self._held(market, timeframe, span, covered)
         if beside.num_rows:
             held = _joined(held, rows_inside(beside, [span]))
@@ -213,6 +215,8 @@ class Redenominations:
 
         Only that is read: what is held around a page is mostly pages in memory, and of one of those no file is merged.
         """
+        if not covered:
+            return empty_candles()
         parts = list(covered) if len(covered) <= _FEW else [span]
         tables = [self._store.read(market, timeframe, part).table for part in parts]
         return pa.concat_tables(tables) if tables else empty_candles()
