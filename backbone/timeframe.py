@@ -162,8 +162,11 @@ def parse_timeframe(value: object, *, derived: bool = False) -> Timeframe:
         found = _read_timeframe(value)
     if found is None or (found.name not in TIMEFRAMES and not derived):
         allowed = "one of " + " ".join(TIMEFRAMES) + f" (also spelled {_SPELLINGS})"
-        more = ", or another length that divides a day, such as 2h or 45m" if derived else ""
-        raise InputError("timeframe", value, allowed + more)
+        if derived:
+            allowed += ", or another length that divides a day, such as 2h or 45m"
+        elif found is not None:
+            allowed += f"; {found} is folded from {found.base}, which is what is stored"
+        raise InputError("timeframe", value, allowed)
     return found
 
 

@@ -65,3 +65,9 @@ def test_timeframes_of_the_venue_have_no_base() -> None:
     """What the venue serves is asked for."""
     assert all(timeframe.base is None for timeframe in TIMEFRAMES.values())
     assert HOUR_US == 60 * MINUTE_US
+
+
+def test_folded_length_where_stored_ones_are_meant_names_what_is_stored() -> None:
+    """Adopting, updating and proving are of files; a length that has none says from which it comes."""
+    with pytest.raises(InputError, match="2h is folded from 1h, which is what is stored"):
+        parse_timeframe("2h")

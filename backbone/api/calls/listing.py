@@ -37,6 +37,10 @@ _DATE = re.compile(
 _A_DAY = re.compile(r"today|yesterday|\d{4}([-./])\d{1,2}\1\d{1,2}|\d{8}", re.I)
 _WINDOW = re.compile(r"(\d+) ?([dw])")
 _RANKS = ("value", "volume")
+_NO_CANDLES = (
+    "a JSON file of the venue's market/all that there is, or a folder of such files; for candles, say whose and which:"
+    ' adopt(source, "KRW-BTC", "1h")'
+)
 
 
 def listed_at(session: Session, at: TimeLike, *, whole_day: bool) -> tuple[int, Recorded]:
@@ -220,13 +224,13 @@ def adopt_lists(session: Session, source: object, at: TimeLike | None) -> dict[s
     with the time), in the client's zone, or `at`. Hidden files of a folder do not count.
     """
     if not isinstance(source, str | os.PathLike):
-        raise InputError("source", type(source).__name__, "market and timeframe, for candles")
+        raise InputError("source", type(source).__name__, _NO_CANDLES)
     path = Path(source)
     files = [path]
     if path.is_dir():
         files = sorted(file for file in path.glob("*.json") if not file.name.startswith("."))
     if not files or not all(file.is_file() for file in files):
-        raise InputError("source", str(source), "a JSON file of the venue's market/all, or a folder of such files")
+        raise InputError("source", str(source), _NO_CANDLES)
     if at is not None and len(files) > 1:
         raise InputError("at", at, "nothing for several files: their days are in their names")
     lists = [(_file_time(session, file, at), file.name, _read_list(file)) for file in files]

@@ -457,9 +457,13 @@ class StoreView:
         24
         """
         if market is None and timeframe is None:
+            if tz is not None:
+                raise InputError("tz", tz, "nothing for a list of markets: its day is in the client's zone")
             return adopt_lists(self._session, source, at)
         if market is None or timeframe is None:
             raise InputError("timeframe" if timeframe is None else "market", None, "both, for candles")
+        if at is not None:
+            raise InputError("at", at, "nothing for candles, which have their own times: it is a market list's day")
         return adopt(self._session, source, market, timeframe, tz=tz)
 
     def copy_to(self, target: str | os.PathLike[str]) -> Copied:

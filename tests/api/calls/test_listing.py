@@ -130,8 +130,12 @@ def test_lists_that_somebody_kept_make_their_days_answerable(
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError):
             client.store.adopt(tmp_path / name)
-    with pytest.raises(InputError):
-        client.store.adopt(tmp_path / "none")
+    with pytest.raises(InputError, match="for candles, say whose"):
+        client.store.adopt(tmp_path / "none.csv")
+    with pytest.raises(InputError, match="tz"):
+        client.store.adopt(kept, tz="UTC")
+    with pytest.raises(InputError, match="at="):
+        client.store.adopt(kept, "KRW-BTC", "1h", at="2022-01-01")
 
 
 def test_folder_of_lists_as_people_keep_them(world: tuple[SimulatorServer, Backbone], tmp_path: Path) -> None:
