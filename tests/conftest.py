@@ -8,6 +8,7 @@ from tests.early import pytest_runtestloop as pytest_runtestloop
 # isort: split
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -81,6 +82,8 @@ def _assert_ended(threads: set[threading.Thread]) -> None:
     clock = SystemClock()
     deadline = clock.monotonic() + 30
     for thread in threads:
+        while thread.is_alive() is False and thread.ident is None and clock.monotonic() < deadline:
+            time.sleep(0.001)  # `threading` lists it, and it is just being started
         thread.join(max(0.0, deadline - clock.monotonic()))
         assert not thread.is_alive(), f"{thread.name} was left running"
 

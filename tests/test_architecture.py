@@ -4,6 +4,7 @@ file may be; then the public names, and what an import costs."""
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -259,8 +260,8 @@ def test_module_has_a_test_module_of_its_own(path: Path) -> None:
         return
     mirror = TESTS / where.with_name(f"test_{where.name}")
     assert mirror.is_file(), f"{where} has no {mirror.relative_to(ROOT)}"
-    tests = [node for node in ast.walk(tree(mirror)) if isinstance(node, ast.FunctionDef)]
-    assert any(node.name.startswith("test_") for node in tests), f"{mirror.relative_to(ROOT)} tests nothing"
+    has_tests = re.search(r"^ *def test_", mirror.read_text(encoding="utf-8"), re.M)
+    assert has_tests, f"{mirror.relative_to(ROOT)} tests nothing"
 
 
 @every

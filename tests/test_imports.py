@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,10 +17,12 @@ class _Circle:
 
 
 @pytest.fixture(autouse=True)
-def collecting() -> None:
-    """A test of the collector begins with it on and with nothing that the run froze, and ends so."""
+def collecting() -> Iterator[None]:
+    """A test of the collector begins with it on and with nothing that the run froze."""
     gc.unfreeze()
     gc.enable()
+    yield
+    gc.freeze()
 
 
 def test_collector_rests_and_wakes() -> None:
