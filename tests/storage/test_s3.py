@@ -17,6 +17,7 @@ from backbone.errors import InputError, StoreError
 from backbone.model import Span
 from backbone.settings import parse_place, resolve
 from backbone.storage.coverage import SpanSet
+from backbone.storage.events import Event
 from backbone.storage.files import OvertakenError
 from backbone.storage.layout import Series
 from backbone.storage.s3 import LocalCache, open_files, scan_options
@@ -322,3 +323,18 @@ def test_copy_takes_the_notes_of_archive_files_along(place: str, tmp_path: Path)
     remote.upkeep.note_files("KRW-BTC", MINUTE, {"a.zip": "22"})
     assert remote.upkeep.noted_files("KRW-BTC", MINUTE) == {"a.zip": "22", "b.zip": "11"}
     assert remote.verify() == []
+
+
+def test_events_of_a_long_log_are_the_same_from_its_columns(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each addition replaces the log as a whole; the columns that were kept of it before are of it still."""
+    monkeypatch.setattr("backbone.storage.events._MANY", 20)
+    events = [Event(MAY + at, f"KRW-{at % 3}", "restated", {"number": at}, "x") for at in range(70)]
+    writer = open_store(place, tmp_path, "writer").events
+    for at in range(0, 70, 10):
+        writer.add_all(events[at : at + 10])
+    assert open_store(place, tmp_path, "b").events.read() == events
+    assert open_store(place, tmp_path, "c").events.add("KRW-9", "listed", how="x")
+    assert open_store(place, tmp_path, "d").events.read()[:-1] == events
+    assert objects(place, tmp_path / "e").read("_events/exchange=upbit.columns") is not None
