@@ -179,6 +179,7 @@ class Stream:
         after `close`.
         """
         kind = _kind(kind)
+        depth = depth if channel_of(kind)[0] == "orderbook" else ORDERBOOK_DEPTH  # a suffix is of books alone
         codes = dict.fromkeys((market.upper() for market in markets), depth)
         if not codes:
             raise InputError("markets", markets, "at least one market")

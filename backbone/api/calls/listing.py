@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from backbone.api import frames as shaping
-from backbone.api.arguments import TimeLike
+from backbone.api.arguments import TimeLike, parse_time
 from backbone.coordinator.market_log import Recorded
 from backbone.errors import InputError, PayloadError, SourceError, UnreachableError
 from backbone.model import MarketInfo, Priority, Span
@@ -45,7 +45,7 @@ _NO_CANDLES = (
 
 def listed_at(session: Session, at: TimeLike, *, whole_day: bool) -> tuple[int, Recorded]:
     """The time meant and the list as of it; a date without a time is its end with `whole_day`, else its start."""
-    at_us = session.time("at", at)
+    at_us = parse_time("at", at, session.tz, lambda: _now_us(session))
     core = session.coordinator()
     is_date = isinstance(at, dt.date) and not isinstance(at, dt.datetime)
     is_date = is_date or (isinstance(at, str) and _A_DAY.fullmatch(at.strip()) is not None)

@@ -81,7 +81,7 @@ def test_list_of_the_past_makes_no_request_in_a_fresh_client(
         assert {one.path for one in server.requests} == {"/v1/market/all"}
     server.faults.add("reset", match="", times=None)
     with fresh() as other:
-        assert len(other.markets(at="2025-08-01")) == len(CODES) + 1
+        assert len(other.markets(at="2025-08-01")) == len(other.markets(at="today")) == len(CODES) + 1
         with pytest.raises(InputError, match="future"):
             other.markets(at="2100-01-01")
 

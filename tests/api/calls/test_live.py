@@ -283,6 +283,15 @@ def test_live_books_are_no_deeper_on_the_wire_than_wanted(
     assert max(map(len, sent)) < 250 + 110 * units
 
 
+def test_depth_is_that_of_the_books_alone(client: Backbone, venue: SimulatorServer) -> None:
+    """Tickers and trades of the same table arrive as well: the venue is silent of a ticker with a book's suffix."""
+    with client.live(["KRW-BTC", "KRW-ETH"], ("ticker", "orderbook", "trade"), depth=5) as table:
+        venue.clock.advance(5)
+        eventually(lambda: all(len(table.frame(kind)) for kind in ("ticker", "orderbook", "trade")), 5)
+        assert table.frame("orderbook")["level"].max() == 5
+        assert set(table.frame("ticker").index) == {"KRW-BTC", "KRW-ETH"}
+
+
 def test_live_books_of_two_depths_each_have_their_own(
     client: Backbone, venue: SimulatorServer, sent: list[bytes]
 ) -> None:
