@@ -130,8 +130,8 @@ def _look_for_garbage(owned: _Owned, clock: Clock) -> None:
     """Collect garbage while a client is idle: what refers to it may be a circle of views, callbacks and tracebacks that
     nobody holds, and Python may not look for a long time.
 
-    First some seconds after its last call, then ever more rarely, never for more than a fiftieth of the time, and not
-    where the program has switched the collector off.
+    First some seconds after its last call and its last request, then ever more rarely, never for more than a fiftieth
+    of the time, and not where the program has switched the collector off.
     """
     core, wait_s = owned.core, _IDLE_S
 
@@ -139,9 +139,13 @@ def _look_for_garbage(owned: _Owned, clock: Clock) -> None:
         global _looked_s
         nonlocal wait_s
         now = clock.monotonic()
-        if owned.used_s > _looked_s:
+        used_s = owned.used_s
+        if core is not None:
+            is_waiting = any(count for depths in core.scheduler.depths().values() for count in depths.values())
+            used_s = now if is_waiting else max(used_s, core.scheduler.used_s)
+        if used_s > _looked_s:
             wait_s = _IDLE_S
-        due_s = max(owned.used_s, _looked_s) + wait_s
+        due_s = max(used_s, _looked_s) + wait_s
         if now >= due_s and gc.isenabled():
             gc.collect()
             _looked_s = clock.monotonic()

@@ -175,6 +175,8 @@ class Scheduler:
         self._random = random.Random(seed)
         self._most_a_second = limiter.rules.limit  # a limiter that falls back later is slower, never faster
         self._is_closed = False
+        self.used_s = 0.0
+        """When a ticket last got a permit, monotonic."""
         self._begin()
         renew_after_fork(self, Scheduler._begin)
 
@@ -479,6 +481,7 @@ class Scheduler:
                 break
             ticket.state = TicketState.ENDED
         with self._lock:
+            self.used_s = granted
             self._in_flight[ticket.priority.rank] += 1
             self._workers.add_locked(ticket, self._sending(ticket, granted))
 

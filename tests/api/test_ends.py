@@ -113,6 +113,30 @@ for kind in ("view", "callback", "job", "error", "circle"):
     )
 
 
+def test_client_at_work_looks_for_no_garbage(exchange: SimulatorServer, tmp_path: Path) -> None:
+    """A look stops every thread, of a large program for half a second: none while a job fetches, soon after its end."""
+    run(
+        """
+from backbone.api import session
+session._IDLE_S, session._SHARE = 0.5, 1
+gc.set_threshold(0)
+looks = []
+gc.callbacks.append(lambda phase, info: looks.append(phase))
+url, folder = sys.argv[1:]
+with Backbone(data_dir=folder, rest_url=url) as client:
+    job = client.backfill("KRW-BTC", "1m", "2025-08-19")
+    job.wait()
+    assert not looks, looks
+    limit = time.monotonic() + 60
+    while not looks and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert looks
+""",
+        exchange.rest_url,
+        tmp_path,
+    )
+
+
 def test_cell_with_callbacks_and_views_leaves_no_client_behind(exchange: SimulatorServer, tmp_path: Path) -> None:
     """Tables, jobs and what shows them refer to each other; callbacks run on with their client."""
     run(
