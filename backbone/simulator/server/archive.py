@@ -123,13 +123,10 @@ class ArchiveBranch:
         at = unit.floor(max(self._venue.first_us(market), since))
         folder = f"trade/{code}/{kind}" if what == "trade" else f"candle/{code}/{kind}/{what}"
         name = f"{code}_trade-" if what == "trade" else f"{code}_candle-{what}_"
-        keys = []
-        while unit.next(at) + _PUBLISHED_US <= now_us:
-            stamp = str(np.datetime64(at, "us").astype("datetime64[M]" if kind == "monthly" else "datetime64[D]"))
-            stamp = stamp.replace("-", "")
-            keys.append(f"{folder}/{stamp[:4]}/{name}{stamp}.zip")
-            at = unit.next(at)
-        return keys
+        ends = [np.datetime64(us, "us").astype(f"datetime64[{'M' if kind == 'monthly' else 'D'}]")
+                for us in (at, unit.floor(now_us - _PUBLISHED_US))]  # fmt: skip
+        stamps = (str(day).replace("-", "") for day in np.datetime_as_string(np.arange(*ends)))
+        return [f"{folder}/{stamp[:4]}/{name}{stamp}.zip" for stamp in stamps]
 
     # -- files -----------------------------------------------------------------------------------------------
 
@@ -172,7 +169,7 @@ class ArchiveBranch:
         if "archive-columns" in corrupted:
             header = "trade_id,timestamp,price,volume,ask_bid"
             columns[2], columns[3] = columns[3], columns[2]
-        lines = [",".join([*map(repr, numbers), side]) for *numbers, side in zip(*columns, sides, strict=True)]
+        lines = map(",".join, zip(*(map(repr, column) for column in columns), sides, strict=True))
         return ("\n".join([header, *lines]) + "\n").encode()
 
     def _csv(self, code: str, timeframe: Timeframe, start_us: int, end_us: int, corrupted: Set[str]) -> bytes:
@@ -185,8 +182,7 @@ class ArchiveBranch:
         header = "date_time_utc,open,high,low,close,acc_trade_price,acc_trade_volume"
         if "archive-columns" in corrupted:
             header = "time,o,h,l,c,amount,volume"
-        rows = zip(times, *(columns[name].tolist() for name in names), strict=True)
-        lines = [",".join([time, *map(repr, numbers)]) for time, *numbers in rows]
+        lines = map(",".join, zip(times, *(map(repr, columns[name].tolist()) for name in names), strict=True))
         return ("\n".join([header, *lines]) + "\n").encode()
 
 
