@@ -16,8 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import warm
-
 HERE = Path(__file__).resolve().parent
 
 
@@ -35,5 +33,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TQDM_DISABLE", "1")
         if hasattr(os, "fork"):
+            from tests import warm
+
             patch.setattr("jupyter_client.provisioning.local_provisioner.launch_kernel", warm.launch)
         yield

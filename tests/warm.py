@@ -1,8 +1,7 @@
 """Kernels that start warm: a process that has imported what tutorials import forks one for each of them.
 
-A kernel takes one to two seconds of a processor before its first cell runs, nearly all of it imports. The process is
-`multiprocessing`'s forkserver: it runs nothing but imports and has no thread of ours, so what it forks is as fresh as
-a new program.
+A kernel takes one to two seconds of a processor before its first cell runs, nearly all of it imports. The process is a
+forkserver of `multiprocessing`: it only imports and has no thread of ours, so what it forks is as fresh as a program.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 from unittest import mock
@@ -20,6 +20,10 @@ IMPORTS = [
     "ipykernel.kernelapp", "matplotlib.pyplot", "backbone.api.client", "backbone.api.demo",
     "backbone.simulator.server.http", "tests.warm",
 ]  # fmt: skip
+
+
+_server = forkserver.ForkServer()  # not the one of tests that fork: it has their environment, and this one a kernel's
+_server.set_forkserver_preload(IMPORTS)
 
 
 class Kernel:
@@ -57,11 +61,13 @@ class Kernel:
 def launch(command: list[str], *, env: dict[str, str], cwd: str, **other: Any) -> Kernel:
     """What `jupyter_client.launcher.launch_kernel` does for ``python … -m ipykernel_launcher -f FILE``."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTS)
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(command[command.index("-f") :], env, cwd, there))
-    with mock.patch.dict(os.environ, {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}):
-        process.start()  # the first time the forkserver too, whose matplotlib must know it
+    with (
+        mock.patch.dict(os.environ, {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}),  # as a kernel has it
+        mock.patch.object(forkserver, "connect_to_new_process", _server.connect_to_new_process),
+    ):
+        process.start()
     there.close()
     here.recv()  # it leads a group of its own, which may be signalled
     here.close()
