@@ -38,6 +38,7 @@ ADOPTED = "adopted"
 
 _SAMPLES = 5  # pages of the venue that are compared, the newest rows among them
 _PAGE_ROWS = 100
+_MOST_HOURS, _MOST_LOOKED_AT = 14, 2_000  # zones are so far apart; candles that are looked at for the right one
 _MOSTLY = 0.9  # so many rows agree where what is wrong with them is found
 _MOST_DIFFERING = 0.05  # openings were restated, and volumes corrected: so many rows may differ, not more
 _SPELLINGS = {
@@ -50,8 +51,10 @@ _SPELLINGS = {
     "value": "value candle_acc_trade_price turnover quote_volume amount 거래대금",
 }
 _NAMES = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings.split()}
+_MARKET_TITLES = ("market", "symbol", "code", "pair", "ticker", "종목")
 _EPOCH_UNITS = ((1e11, 1_000_000), (1e14, 1_000), (1e17, 1))  # seconds, milliseconds, microseconds; else nanoseconds
 _DIGITS = ((8, "%Y%m%d"), (12, "%Y%m%d%H%M"), (14, "%Y%m%d%H%M%S"))  # epochs of no candle
+_SHEET_DAYS, _SHEET_EPOCH = range(40_000, 80_000), 25_569  # 2009 to 2119; that of 1970
 _AM, _PM = "오전|AM|am", "오후|PM|pm"
 _KOREA = "Asia/Seoul"
 
@@ -89,7 +92,7 @@ def adopt(session: Session, source: Any, market: str, timeframe: str, *, tz: str
     code, tf = parse_market(market, session.home), parse_timeframe(timeframe)
     core = session.coordinator()
     core.markets.check_listed([code])
-    table, has_value = read_candles(source, session.tz if tz is None else parse_zone(tz))
+    table, has_value = read_candles(source, session.tz if tz is None else parse_zone(tz), code, session.home)
     name = _name_of(source)
     _check_grid(table, tf, name)
     core.sync_clock()
@@ -110,13 +113,15 @@ def adopt(session: Session, source: Any, market: str, timeframe: str, *, tz: str
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_candles(source: Any, tz: str) -> tuple[pa.Table, bool]:
-    """The candles of a file or frame, sorted, and whether it had turnovers; naive times are in `tz`.
+def read_candles(source: Any, tz: str, market: str = "", home: str = "KRW") -> tuple[pa.Table, bool]:
+    """The candles of a file or frame (of `market`, where it names several), sorted, and whether it had turnovers; naive
+    times are in `tz`.
 
     Raises `InputError` that names the line or column that cannot be read.
     """
     name = _name_of(source)
     raw = _raw_table(source, name)
+    raw = _of_market(raw, market, home, name) if market else raw
     columns = _columns(raw, name)
     times = _times(raw.column(columns["time"]), columns["time"], tz, name)
     arrays = [times]
@@ -221,6 +226,29 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def _of_market(raw: pa.Table, market: str, home: str, name: str) -> pa.Table:
+    """The rows of one market, where a column names them."""
+    title = next((one for one in raw.column_names if one.strip().lower() in _MARKET_TITLES), None)
+    if title is None:
+        return raw
+    column = pc.cast(raw.column(title), pa.string())
+    names = [value for value in pc.unique(column).to_pylist() if value]
+    meant = [value for value in names if _is_market(value, market, home)]
+    if len(names) < 2 and not meant and not any(mark in "".join(names) for mark in "-/_"):
+        return raw  # another way of writing than ours, such as BTCKRW: the prices tell
+    if not meant:
+        shown = ", ".join(names[:4]) + ("…" if len(names) > 4 else "")
+        raise InputError("source", name, f"candles of {market}; its column {title!r} has {shown or 'none'}")
+    return raw.filter(pc.is_in(column, pa.array(meant)))
+
+
+def _is_market(value: str, market: str, home: str) -> bool:
+    try:
+        return parse_market(value, home) == market
+    except InputError:
+        return False
+
+
 def _columns(raw: pa.Table, name: str) -> dict[str, str]:
     """Which column of the source is which of ours."""
     found: dict[str, str] = {}
@@ -297,7 +325,10 @@ def _times(column: pa.ChunkedArray, title: str, tz: str, name: str) -> pa.Array:
 
 
 def _dates(numbers: Any) -> pa.Array | None:
-    """Numbers that are dates in digits, such as 20250301; None where they are not."""
+    """Numbers that are dates in digits, such as 20250301, or a spreadsheet's days since 1899; None for others."""
+    if len(numbers) and numbers.min() >= _SHEET_DAYS.start and numbers.max() < _SHEET_DAYS.stop:
+        seconds = np.round((numbers - _SHEET_EPOCH) * 86_400).astype(np.int64)  # they are cut at some digit
+        return pa.array(seconds).cast(pa.timestamp("s")).cast(pa.timestamp("us"))
     for digits, form in _DIGITS:
         unit = 10 ** (digits - 8)
         if len(numbers) and numbers.min() >= 19_900_101 * unit and numbers.max() <= 21_001_231 * unit + unit - 1:
@@ -422,6 +453,8 @@ def _diagnosis(
             return f"times of {market}: they are those of the candles' {words}; a candle is named by its open"
     times = times_of(mine)
     if _share_equal(times, mine, theirs, "close", "close") > _MOSTLY:
+        if _share_equal(times, mine, theirs, "close", "close", 0.0) <= _MOSTLY:
+            return f"prices of {market} to their last digit: they are rounded, such as by float32"
         if _share_equal(times, mine, theirs, "volume", "value") > _MOSTLY:
             return f"volumes of {market} in its coin: they are turnovers"
         is_volume = _share_equal(times, mine, theirs, "volume", "volume") > _MOSTLY
@@ -438,25 +471,34 @@ def _diagnosis(
 
 
 def _shift(session: Session, market: str, timeframe: Timeframe, mine: pa.Table, span: Span) -> int | None:
-    """By how much the source's clock is off, where a shift by Korea's nine hours makes its rows the venue's."""
-    closed = session.coordinator().reader.closed_before(timeframe)
-    for shift in (-9 * HOUR_US, 9 * HOUR_US):  # Korean time read as UTC, and UTC read as Korean time
-        moved = Span(span.start + shift, min(span.end + shift, closed))
-        if moved.start >= moved.end:
+    """By how much the source's clock is off, where a shift by another zone's hours makes its rows the venue's: Korea's
+    nine first, the others where that takes few requests."""
+    closed, nine = session.coordinator().reader.closed_before(timeframe), 9 * HOUR_US
+    day = [half * HOUR_US // 2 for half in range(-2 * _MOST_HOURS, 2 * _MOST_HOURS + 1) if half]
+    is_short = timeframe.count(Span(span.start - day[-1], span.end + day[-1])) <= _MOST_LOOKED_AT
+    for shifts in ((-nine,), (nine,), tuple(day) if is_short else ()):
+        whole = Span(span.start + min(shifts), min(span.end + max(shifts), closed)) if shifts else Span(0, 0)
+        if whole.start >= whole.end:
             continue
-        theirs = _venue_rows(session, market, timeframe, moved)
-        if _share_equal(times_of(mine) + shift, mine, theirs, "close", "close") > _MOSTLY:
-            return shift
+        theirs = _venue_rows(session, market, timeframe, whole)
+        for shift in sorted(shifts, key=abs):
+            if shift % timeframe.step_us or abs(shift) <= timeframe.step_us:
+                continue
+            if _share_equal(times_of(mine) + shift, mine, theirs, "close", "close") > _MOSTLY:
+                return shift
     return None
 
 
-def _share_equal(times: Any, mine: pa.Table, theirs: pa.Table, column: str, other: str) -> float:
+def _share_equal(
+    times: Any, mine: pa.Table, theirs: pa.Table, column: str, other: str, tolerance: float = 1e-6
+) -> float:
     """In how many of the rows at the same times, with `mine` taken to be at `times`, one column is the venue's other;
     0 where too few are."""
     both, left, right = np.intersect1d(times, times_of(theirs), return_indices=True)
     if len(both) < 3:
         return 0.0
-    return float(np.isclose(mine.column(column).to_numpy()[left], theirs.column(other).to_numpy()[right], 1e-6).mean())
+    values = mine.column(column).to_numpy()[left], theirs.column(other).to_numpy()[right]
+    return float(np.isclose(*values, rtol=tolerance, atol=0.0).mean())
 
 
 # -- keeping ---------------------------------------------------------------------------------------------------------

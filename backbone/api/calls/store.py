@@ -436,7 +436,7 @@ class StoreView:
         Parameters
         ----------
         source : a CSV, Parquet or Feather file, or a pandas, Polars or Arrow frame.
-        market : whose candles they are.
+        market : whose candles they are; of a source with a column ``market`` (symbol, code, pair …) its rows count.
         timeframe : how long they are.
         tz : the zone of times that name none; None is the client's.
 

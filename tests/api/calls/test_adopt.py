@@ -102,6 +102,20 @@ def test_epochs_are_read_in_any_unit(mine: pd.DataFrame, unit: str, scale: int |
     assert times_of(table).tolist() == micros.tolist()
 
 
+def test_adopt_takes_the_rows_of_its_market(client: Backbone, mine: pd.DataFrame) -> None:
+    """Of a frame of several, such as `candles` gives, in any spelling; a name that is none of ours says nothing."""
+    other = client.candles("KRW-ETH", "1h", START, END, priority="critical")
+    both = pd.concat([mine.assign(market="KRW-BTC"), other.assign(market="KRW-ETH")])
+    assert client.store.adopt(both, "KRW-BTC", "1h").kept == 72
+    assert (
+        client.store.adopt(
+            both.rename(columns={"market": "symbol"}).replace("KRW-ETH", "ETH/KRW"), "KRW-ETH", "1h"
+        ).kept
+        == 72
+    )
+    assert client.store.adopt(mine.assign(symbol="BTCKRW"), "KRW-BTC", "1h").rows == 72
+
+
 def test_adopt_proves_its_own_slots_only(client: Backbone, mine: pd.DataFrame, venue: SimulatorServer) -> None:
     """A slot that the file lacks is asked of the venue; one that is held already stays as it is."""
     client.store.adopt(mine.drop(mine.index[10:12]), "KRW-BTC", "1h")
@@ -147,6 +161,9 @@ def doubled(frame: pd.DataFrame) -> pd.DataFrame:
         (lambda f: f, {"market": "KRW-ETH"}, "another market|times the venue"),
         (lambda f: f.assign(**{c: f[c] / 10 for c in ("open", "high", "low", "close")}), {}, "0.1 times"),
         (lambda f: f.shift(freq="1h"), {}, "candles' ends"),
+        (lambda f: f.tz_convert("America/New_York").tz_localize(None), {}, "13 hours early"),
+        (lambda f: f.astype("float32"), {}, "they are rounded"),
+        (lambda f: f.assign(market="KRW-ETH"), {}, "its column 'market' has KRW-ETH"),
         (lambda f: f.shift(freq="-1h"), {}, "predecessors"),
         (lambda f: f.assign(volume=f["value"]), {}, "volumes of KRW-BTC in its coin: they are turnovers"),
         (lambda f: f.assign(volume=f["volume"] * 2), {}, "volumes of KRW-BTC: the prices are"),
@@ -239,7 +256,7 @@ def test_adopt_reads_what_excel_saves_in_korea(client: Backbone, mine: pd.DataFr
     [
         "2025-08-01 9:05", "2025. 8. 1 9:05", "2025. 8. 1. 9:05", "2025.8.1 9:05", "2025년 8월 1일 9:05",
         "2025/8/1 9:05", "2025-08-01 오전 9:05:00", "2025-08-01 오전 9:05", "2025-08-01 9:05:00 AM",
-        202508010905, 20250801090500, "2025-08-01T00:05Z",
+        202508010905, 20250801090500, 45870.37847222, "2025-08-01T00:05Z",
     ],
 )  # fmt: skip
 def test_times_are_read_as_spreadsheets_write_them(mine: pd.DataFrame, written: object) -> None:
