@@ -190,7 +190,7 @@ def _daily(session: Session, codes: Sequence[str], span: Span) -> tuple[dict[str
         return {}, {"sources": {}, "requests": 0, "pages": 0}
     from backbone.api.calls.candles import candles
 
-    frame = candles(session, list(codes), "1d", _when(span.start), _when(span.end), frames="arrow", progress=False)
+    frame = candles(session, list(codes), "1d", _when(span.start), _when(span.end), frames="arrow")
     import pyarrow.compute as pc
 
     answers = (

@@ -372,6 +372,18 @@ def test_universe_refuses_what_it_cannot_be_asked(
         client.universe("KRW", **({"at": "2025-06-01T09:00:30"} | wrong))
 
 
+def test_universe_shows_a_bar_where_it_fetches_for_long(
+    world: tuple[SimulatorServer, Backbone], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A whole quote currency takes half a minute the first time."""
+    _, client = world
+    client.markets()
+    monkeypatch.setattr("backbone.api.notebook.bar.is_watched", lambda: True)
+    monkeypatch.setattr("backbone.api.notebook.bar.QUIET_S", 0.0)
+    client.universe("KRW", at="2025-06-01T09:00:30", top=2)
+    assert "1d" in capsys.readouterr().err
+
+
 def test_universe_finds_a_renamed_coin_under_its_data(world: tuple[SimulatorServer, Backbone]) -> None:
     """Once, by what it is called now, with the code of that day beside it; also when it changed its name twice."""
     server, client = world
