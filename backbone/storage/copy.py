@@ -3,7 +3,7 @@
 Nothing is overwritten: a file that is already at the target must be the same to the byte, and if one is not, nothing at
 all is copied. Files are copied as they are, so every promise of the store goes with them. The proof reads the target
 back: each file equal to its source, and each sound by its own seal. Files that change at the source meanwhile are
-copied again, until a pass finds none.
+copied again, until a pass finds none. Of the log of events the target gets the lines that it lacks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from backbone.errors import StoreError
 from backbone.storage import audit
 from backbone.storage.audit import Problem
 from backbone.storage.files import Files
-from backbone.storage.layout import CANDLES, SIDECARS, Series, parse_partition_key, parse_sidecar_key
+from backbone.storage.layout import CANDLES, EVENTS, LOCKS, SIDECARS, Series, parse_partition_key, parse_sidecar_key
 
 __all__ = ["Copied", "copy_store"]
 
@@ -33,7 +33,7 @@ class Copied:
 
 
 def copy_store(source: Files, target: Files) -> Copied:
-    """Copy every candle and all coverage of `source` to `target`, then prove the target.
+    """Copy every candle, all coverage and the events of `source` to `target`, then prove the target.
 
     Raises `StoreError` where the target holds something else under one of the names (before anything is copied), or
     where the source does not stop changing.
@@ -57,6 +57,10 @@ def copy_store(source: Files, target: Files) -> Copied:
             else:
                 wrote, files, size = wrote + 1, files + (key not in ours), size + written
             ours.add(key)
+        for key in source.walk(EVENTS):
+            if key.endswith(".jsonl") and (written := _copy_events(source, target, key)):
+                wrote, files, size = wrote + 1, files + (key not in ours), size + written
+                ours.add(key)
         if not wrote:
             return Copied(files, size, same, tuple(_proof(target)))
     raise StoreError(f"{source!r} is being written to faster than it can be copied; copy it when it rests")
@@ -95,6 +99,19 @@ def _copy(source: Files, target: Files, key: str, *, is_ours: bool) -> int | Non
             raise StoreError(f"{path} was written by another process during the copy", path=path)
         target.replace(key, blob.data)
     return len(blob.data)
+
+
+def _copy_events(source: Files, target: Files, key: str) -> int:
+    """Bytes written: of two logs of one exchange each line is true, in whichever order they stand."""
+    blob, exchange = source.read(key), key.removeprefix(f"{EVENTS}/").removesuffix(".jsonl")
+    lines = [] if blob is None else blob.data[: blob.data.rfind(b"\n") + 1].splitlines(keepends=True)
+    with target.exclusive(f"{LOCKS}/{exchange}/events.lock"):
+        held = target.read(key)
+        known = set() if held is None else set(held.data.splitlines(keepends=True))
+        data = b"".join(line for line in lines if line not in known)
+        if data:
+            target.append(key, data)
+    return len(data)
 
 
 def _proof(target: Files) -> Iterator[Problem]:

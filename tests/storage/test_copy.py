@@ -43,3 +43,18 @@ def test_copy_over_other_candles_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="nothing was copied"):
         open_store(tmp_path / "here").copy_to(open_files(str(tmp_path / "there"), ManualClock(MAY)))
     assert partitions(tmp_path / "there") == before
+
+
+def test_copy_takes_the_events_along(tmp_path: Path) -> None:
+    """Who was listed when goes with the candles: all, what was added since, or what a log with others lacks."""
+    here, there = open_store(tmp_path / "here"), open_store(tmp_path / "there")
+    target = open_files(str(tmp_path / "there"), ManualClock(MAY))
+    here.events.add("KRW-A", "listed", how="x")
+    assert here.copy_to(target).files == 1
+    assert there.events.read() == here.events.read()
+    there.events.add("KRW-B", "listed", how="x")
+    here.events.add("KRW-A", "delisted", how="x")
+    assert here.copy_to(target).files == 1
+    assert here.copy_to(target).files == 0
+    assert [event.market for event in there.events.read()] == ["KRW-A", "KRW-B", "KRW-A"]
+    assert len(here.events.read()) == 2

@@ -470,7 +470,7 @@ class StoreView:
         """Copy the whole store to a folder or ``"s3://bucket/prefix"`` and prove it there; the source stays.
 
         Either way, and between two buckets. Pages of this process are written first. What the target already holds must
-        be the same to the byte, else nothing is copied.
+        be the same to the byte, else nothing is copied; of the log of events it gets the lines that it lacks.
 
         Returns
         -------
