@@ -41,6 +41,10 @@ _LONGEST = (
     "notebooks/",
     "tests/stress/",
     "tests/api/calls/test_parallel.py",
+    "tests/test_replay.py",
+    "tests/test_package.py",
+    "tests/storage/test_store.py",
+    "tests/storage/test_s3.py",
 )
 
 
