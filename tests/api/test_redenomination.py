@@ -27,7 +27,7 @@ from tests.api.calls.test_live import eventually
 
 MARKET = "KRW-XRP"
 NOW = "2025-08-22T09:00:00Z"
-STORED = ("2025-08-20T00:00:00Z", "2025-08-21T12:00:00Z")
+STORED = ("2025-08-20T18:00:00Z", "2025-08-21T12:00:00Z")
 LATER = "2025-08-22T08:30:00Z"
 
 
@@ -91,7 +91,7 @@ def by_range(client: Backbone, venue: SimulatorServer) -> Any:
 
 
 def by_count(client: Backbone, venue: SimulatorServer) -> Any:
-    return client.candles(MARKET, "1m", count=2900)
+    return client.candles(MARKET, "1m", count=2300)
 
 
 def by_first(client: Backbone, venue: SimulatorServer) -> Any:
@@ -107,7 +107,7 @@ def by_forming(client: Backbone, venue: SimulatorServer) -> Any:
 
 
 def by_refresh(client: Backbone, venue: SimulatorServer) -> Any:
-    return client.candles(MARKET, "1m", STORED[0], "2025-08-20T03:00:00Z", refresh=True)
+    return client.candles(MARKET, "1m", STORED[0], "2025-08-20T21:00:00Z", refresh=True)
 
 
 def by_fold(client: Backbone, venue: SimulatorServer) -> Any:
@@ -151,7 +151,7 @@ def by_scan(client: Backbone, venue: SimulatorServer) -> Any:
 
 
 def by_chunk_before(client: Backbone, venue: SimulatorServer) -> Any:
-    return client.candles(MARKET, "1m", "2025-08-19T00:00:00Z", "2025-08-21T00:00:00Z")
+    return client.candles(MARKET, "1m", "2025-08-20T06:00:00Z", "2025-08-21T00:00:00Z")
 
 
 WAYS = [by_range, by_count, by_first, by_critical, by_forming, by_refresh, by_fold, by_derived, by_wide, by_backfill,
@@ -226,7 +226,7 @@ def answers(folder: str, rest_url: str, calls: Any) -> None:
         frames = {
             "scan of what is there": lazy,
             "range": client.candles(MARKET, "1m", *whole),
-            "count": client.candles(MARKET, "1m", count=2900),
+            "count": client.candles(MARKET, "1m", count=2300),
             "critical": client.candles(MARKET, "1m", *whole, priority="critical"),
             "forming": client.candles(MARKET, "1m", start, include_forming=True),
             "hours": client.candles(MARKET, "1h", *whole),
@@ -268,7 +268,7 @@ def test_two_processes_on_one_folder_show_one_unit(
         client.candles(MARKET, "1d", count=60)
         child.start()
         receive(ours)
-        for number, (start, factor) in enumerate([(STORED[0], 10), ("2025-08-19T18:00:00Z", 0.001)]):
+        for number, (start, factor) in enumerate([(STORED[0], 10), ("2025-08-20T12:00:00Z", 0.001)]):
             ours.send(start)
             changed(venue, client, factor)
             if number == 0:  # else the other one comes upon it
