@@ -367,26 +367,27 @@ def test_market_is_stored_in_one_timeframe_and_asked_in_another(
     venue: SimulatorServer, tmp_path: Path, way: str
 ) -> None:
     """Whatever is stored and whatever is asked for the first time: the store, its scans and its folds know one unit."""
+    market, other = "KRW-SOL", "KRW-DOGE"  # listed in 2021: pages of months make all that was traded since
     with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client, warnings.catch_warnings():
         warnings.simplefilter("ignore", DataChangedWarning)
         for stored, asked in [("1d", "1m"), ("1m", "1d"), ("1h", "15m"), ("1w", "1h"), ("1s", "1M"), ("1M", "1m")]:
-            client.candles(MARKET, stored, count=LENGTHS[stored])
-            changed(venue, client)
-            before = len(client.store.events(MARKET).query("kind == 'redenominated'"))
+            client.candles(market, stored, count=LENGTHS[stored])
+            venue.faults.add("rescale", market=market, factor=10)
+            before = len(client.store.events(market).query("kind == 'redenominated'"))
             if way == "backfill":
-                start = client.candles("KRW-BTC", asked, count=LENGTHS[asked]).index[0]
-                frame = client.backfill(MARKET, asked, start, priority="high").result()
+                start = client.candles(other, asked, count=LENGTHS[asked]).index[0]
+                frame = client.backfill(market, asked, start, priority="high").result()
             elif way == "scan":
-                client.candles(MARKET, asked, count=LENGTHS[asked])
-                frame = client.scan(MARKET, asked, partial=True).collect().to_pandas()
+                client.candles(market, asked, count=LENGTHS[asked])
+                frame = client.scan(market, asked, partial=True).collect().to_pandas()
             else:
                 words: Any = {"plain": {}, "critical": {"priority": "critical"}, "forming": {"include_forming": True}}
-                frame = client.candles(MARKET, asked, count=LENGTHS[asked], **words[way])
+                frame = client.candles(market, asked, count=LENGTHS[asked], **words[way])
             assert one_unit(frame), (stored, asked)
             if way == "critical":  # it stores nothing
-                client.candles(MARKET, asked, count=LENGTHS[asked])
-            assert len(client.store.events(MARKET).query("kind == 'redenominated'")) == before + 1, (stored, asked)
-            assert client.coverage(MARKET, stored).empty, (stored, asked)
+                client.candles(market, asked, count=LENGTHS[asked])
+            assert len(client.store.events(market).query("kind == 'redenominated'")) == before + 1, (stored, asked)
+            assert client.coverage(market, stored).empty, (stored, asked)
 
 
 @pytest.mark.parametrize("stored", [("2025-05-31T00:00:00Z", "2025-06-01T00:00:00Z"), ("2025-06-10T00:00:00Z",) * 2])
