@@ -118,7 +118,7 @@ def test_client_at_work_looks_for_no_garbage(exchange: SimulatorServer, tmp_path
     run(
         """
 from backbone.api import session
-session._IDLE_S, session._SHARE = 0.5, 1
+session._IDLE_S, session._SHARE = 3.0, 1
 gc.set_threshold(0)
 looks = []
 gc.callbacks.append(lambda phase, info: looks.append(phase))
