@@ -134,9 +134,11 @@ def memo_folder(data_dir: str) -> Path | None:
     """Where frames of `data_dir` are remembered: a cache folder of the user; None with ``$BACKBONE_MEMO=off``."""
     if (from_environment("BACKBONE_MEMO") or "on").lower() in ("off", "0", "no", "false"):
         return None
-    import platformdirs
+    root = from_environment("BACKBONE_CACHE_DIR")
+    if not root:
+        import platformdirs
 
-    root = from_environment("BACKBONE_CACHE_DIR") or platformdirs.user_cache_dir("backbone", appauthor=False)
+        root = platformdirs.user_cache_dir("backbone", appauthor=False)
     return Path(root) / "memo" / hashlib.blake2b(data_dir.encode(), digest_size=10).hexdigest()
 
 
@@ -150,12 +152,13 @@ def ledger_folder() -> Path:
     named = from_environment("BACKBONE_LEDGER_DIR")
     if named:
         return Path(named)
-    import platformdirs
-
     runtime = from_environment("XDG_RUNTIME_DIR")
-    fixed = Path(platformdirs.user_state_dir("backbone", appauthor=False))
-    places = [Path("/dev/shm"), *([Path(runtime)] if runtime else []), fixed]
-    for place in places:
+    for named in ("/dev/shm", *([runtime] if runtime else []), ""):
+        if not named:
+            import platformdirs
+
+            named = platformdirs.user_state_dir("backbone", appauthor=False)
+        place = Path(named)
         there = next(each for each in (place, *place.parents) if each.exists())
         if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
             return place / "backbone-quota"

@@ -62,8 +62,16 @@ class _Live(NamedTuple):
     realtime: Realtime
 
 
+def _memo_of(core: Coordinator) -> FrameMemo | None:
+    folder = None if core.settings.is_remote else memo_folder(core.settings.data_dir)
+    return None if folder is None else FrameMemo(folder, source_bytes=lambda: core.store.size()["bytes"])
+
+
 class Coordinator:
     """What the API layer talks to."""
+
+    memo = functools.cached_property(_memo_of)
+    """The results that are kept, None where none are: looked for when somebody first asks for candles."""
 
     def __init__(self, settings: Settings, clock: Clock, venue: VenueClock | None = None) -> None:
         self.settings = settings
@@ -76,10 +84,6 @@ class Coordinator:
             clock=clock,
             memory_bytes=settings.memory_bytes,
             group_commit_s=settings.group_commit_s,
-        )
-        remembered = None if settings.is_remote else memo_folder(settings.data_dir)
-        self.memo = (
-            None if remembered is None else FrameMemo(remembered, source_bytes=lambda: self.store.size()["bytes"])
         )
         self.rest = RestClient(settings.rest_url, clock=clock)
         self._critical = self.rest.critical()

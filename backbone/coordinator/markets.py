@@ -5,7 +5,6 @@ The list is asked when it is needed and kept in memory; `known` and `known_codes
 
 from __future__ import annotations
 
-import difflib
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -237,6 +236,8 @@ class _Codes:
 
 def unknown_market(market: str, codes: Collection[str]) -> InputError:
     """The `InputError` for a market that is not listed."""
+    import difflib
+
     close = difflib.get_close_matches(market, sorted(codes), n=8, cutoff=0.5)
     nearest = sorted(close, key=lambda code: not code.startswith(market[:-1]))[:3]  # the last letter is soonest wrong
     base = market.partition("-")[2]
