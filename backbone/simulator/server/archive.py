@@ -124,7 +124,7 @@ class ArchiveBranch:
         folder = f"trade/{code}/{kind}" if what == "trade" else f"candle/{code}/{kind}/{what}"
         name = f"{code}_trade-" if what == "trade" else f"{code}_candle-{what}_"
         ends = [np.datetime64(us, "us").astype(f"datetime64[{'M' if kind == 'monthly' else 'D'}]")
-                for us in (at, unit.floor(now_us - _PUBLISHED_US))]  # fmt: skip
+                for us in (at, unit.floor(int(now_us - _PUBLISHED_US)))]  # fmt: skip
         stamps = (str(day).replace("-", "") for day in np.datetime_as_string(np.arange(*ends)))
         return [f"{folder}/{stamp[:4]}/{name}{stamp}.zip" for stamp in stamps]
 
