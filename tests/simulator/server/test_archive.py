@@ -56,7 +56,7 @@ def test_day_is_listed_from_the_next_one_on(branch: ArchiveBranch) -> None:
     """The 21st appears at 05:00 UTC of the 22nd."""
     day = NOW - NOW % DAY_US
     folder = "candle/KRW-BTC/daily/1m/2025"
-    before, after = (listed(branch, folder, day + hours * 3_600_000_000)[-1]["key"] for hours in (4.9, 5))
+    before, after = (listed(branch, folder, day + int(hours * 3_600_000_000))[-1]["key"] for hours in (4.9, 5))
     assert str(before).endswith("20250820.zip")
     assert str(after).endswith("20250821.zip")
 
