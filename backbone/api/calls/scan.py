@@ -143,11 +143,12 @@ def _lazy(paths: Sequence[str], data_dir: str) -> pl.LazyFrame:
         return pl.LazyFrame(schema=schema | dict.fromkeys(CANDLE_COLUMNS, pl.Float64))
     lazy = pl.scan_parquet(
         list(paths),
+        schema={"time": pl.Datetime("us", "UTC"), **dict.fromkeys(CANDLE_COLUMNS, pl.Float64)},
         hive_partitioning=True,
         try_parse_hive_dates=False,
         glob=False,
         storage_options=scan_options(data_dir),
-    )
+    )  # with a schema, no file is looked at before the scan is collected: it may be another one by then
     return lazy.select(COLUMNS)
 
 

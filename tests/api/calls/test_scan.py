@@ -206,3 +206,17 @@ def test_files_are_of_the_venues_timeframes(filled: Backbone) -> None:
     """No file holds a derived timeframe."""
     with pytest.raises(InputError, match="timeframe"):
         filled.files(MARKETS, "45m", START, END)
+
+
+def test_scan_is_collected_from_the_files_as_they_are_then(shared_venue: SimulatorServer, tmp_path: Path) -> None:
+    """A lazy frame is kept while the store goes on: it has the new rows, also through what was made of it before."""
+    with Backbone(data_dir=tmp_path, rest_url=shared_venue.rest_url, ws_url=shared_venue.ws_url) as client:
+        client.candles("KRW-BTC", "1m", "2025-08-10T00:00Z", "2025-08-10T03:00Z")
+        lazy = client.scan("KRW-BTC", "1m", partial=True)
+        before = lazy.collect()
+        late = lazy.filter(pl.col("time") >= before["time"][-1])
+        assert late.collect().height == 1
+        client.candles("KRW-BTC", "1m", "2025-08-10T00:00Z", "2025-08-11T00:00Z")
+        after = client.scan("KRW-BTC", "1m", partial=True).collect()
+        assert lazy.collect().equals(after)
+        assert late.collect().height == after.filter(pl.col("time") >= before["time"][-1]).height > 1000
