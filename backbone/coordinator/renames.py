@@ -4,7 +4,7 @@ A market that is stored and no longer listed is compared with the few markets th
 first seen when it was last seen. Where both are stored no request is made; else one page is asked, which is not stored.
 The same history, trade for trade, is one market under two names (`unit_of`), also where every price differs by one
 factor: a redenomination came with the new name. Both are events of the log, so all processes know. A difference is
-remembered as well; too little to tell is tried again after an hour.
+remembered as well; where it was too little to tell, the venue is asked again after an hour.
 
 `_lock` guards what was too little to tell, and the list last seen; the comparisons happen outside it.
 Where no list ever came, stored markets are compared with each other.
@@ -192,20 +192,23 @@ class Renames:
         series = self._store.series() if candidates else []
         lengths = self._lengths(series, market)
         mine = {each: held for each in lengths if (held := self._newest(market, each)).table.num_rows >= _LEAST}
+        now_s = self._clock.monotonic()
+        with self._lock:
+            unclear = {new for (old, new), at_s in self._unclear.items() if old == market and now_s - at_s < _AGAIN_S}
         requests, differing = 0, []
         for code in candidates if mine else ():
             verdict = None
             for timeframe, held in mine.items():
                 if verdict is None and (code, timeframe) in series:
                     verdict = self._stored(code, timeframe, held)
-            if verdict is None and priority is not None and requests < _MOST:
+            if verdict is None and priority is not None and code not in unclear and requests < _MOST:
                 requests += 1
                 verdict = self._asked(code, *next(iter(mine.items())), priority)
             if verdict:
                 return self._log.rename(market, code, verdict)
             if verdict is not None:
                 differing.append(code)
-            elif priority is not None:
+            elif priority is not None and code not in unclear:
                 with self._lock:
                     self._unclear[market, code] = self._clock.monotonic()
         if differing:
@@ -214,18 +217,15 @@ class Renames:
 
     def _candidates(self, market: str, codes: frozenset[str]) -> list[str]:
         """The listed markets that may be it and were not compared yet, the likeliest first."""
-        now_s = self._clock.monotonic()
-        with self._lock:
-            unclear = {new for (old, new), at_s in self._unclear.items() if old == market and now_s - at_s < _AGAIN_S}
         quote = market.partition("-")[0] + "-"
-        others = {code for code in codes if code.startswith(quote)} - unclear - self._log.told_apart(market)
+        others = {code for code in codes if code.startswith(quote)} - self._log.told_apart(market)
         alike = {code: difflib.SequenceMatcher(None, market, code).ratio() for code in others}
         gone_us = self._log.delisted_us(market)
         if gone_us is None:
             return sorted(others, key=lambda code: (-alike[code], code))
         days = {code: abs(seen - gone_us) // DAY_US for code in others if (seen := self._log.listed_us(code))}
         near = [code for code in days if days[code] <= _NEAR_DAYS]
-        return sorted(near, key=lambda code: (days[code], -alike[code], code))[:_MOST]
+        return sorted(near, key=lambda code: (days[code], -alike[code], code))
 
     def _stored(self, code: str, timeframe: Timeframe, mine: Stored) -> float | None:
         """Whether stored candles are those of `code` (see `unit_of`), as far as both are stored."""

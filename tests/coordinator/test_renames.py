@@ -197,6 +197,17 @@ def test_silence_tells_nothing_apart(world: World, answer: pa.Table | None) -> N
     assert world.renames.find("KRW-A", Priority.HIGH) is not None
 
 
+def test_stored_candles_are_compared_though_a_reply_told_too_little(world: World) -> None:
+    """An empty reply keeps the venue from being asked for an hour, and hides nothing of what is stored by then."""
+    world.venue["KRW-C"] = days(0)
+    world.list("KRW-B", "KRW-C")
+    world.clock.advance(-3600)
+    assert world.renames.find("KRW-A", Priority.LOW) is None
+    world.keep("KRW-C", days(60))
+    assert world.renames.once(["KRW-A", "KRW-C"]) == ["KRW-C"]
+    assert world.asked == ["KRW-C"]
+
+
 @pytest.mark.parametrize("brought", [0, 7], ids=["none before it came", "few"])
 def test_short_history_that_a_second_reply_confirms_is_another_market(world: World, brought: int) -> None:
     """Not on the day of its listing, nor where there is not even a newest candle; then once, for all processes."""
