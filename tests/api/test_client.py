@@ -72,4 +72,5 @@ def test_client_is_shared_between_threads(client: Backbone, venue: SimulatorServ
         thread.join(30)
     assert len(found) == 8
     assert all(frame.equals(found[0]) for frame in found)
-    assert venue.counts()["candles"][200] == facts(found[0])["requests"] <= 2  # the second where the page was short
+    sent = venue.counts()["candles"][200]  # a second one where the page was short
+    assert sent == max(facts(frame)["requests"] for frame in found) <= 2  # who comes late finds it stored
