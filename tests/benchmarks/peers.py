@@ -43,6 +43,7 @@ def _serve(pipe: Connection, window: str, jitter_s: float) -> None:
             server.exchange.candles(
                 "KRW-BTC", "1m", server.clock.now_us() - back * 60_000_000, 200, server.clock.now_us()
             )
+        server.exchange.candles("KRW-BTC", "1M", server.clock.now_us(), 200, server.clock.now_us())
         pipe.send(server.rest_url)
         while (asked := pipe.recv()) != "end":
             if asked == "queries":
