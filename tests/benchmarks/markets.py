@@ -173,6 +173,8 @@ def fetched(markets: int) -> None:
         Backbone(data_dir=folder, rest_url=url) as client,
     ):
         names = client.markets("KRW").index.tolist()[:markets]
+        pipe.send(names)  # the exchange makes their days before the race
+        assert pipe.recv() == len(names)
         client.candles(names[0], "1d", count=1)
         pipe.send("queries")
         before = len(pipe.recv())
