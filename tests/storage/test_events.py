@@ -11,6 +11,7 @@ import pytest
 
 from backbone.errors import StoreError
 from backbone.storage.events import Event
+from backbone.storage.store import CandleStore
 from backbone.testing import ManualClock
 from tests.storage.helpers import MAY, open_store
 
@@ -121,15 +122,7 @@ def test_long_log_is_read_whole_in_chunks_and_then_only_what_is_new(
     for number in range(50):
         store.events.add("KRW-A", "restated", {"number": number}, how="x")
     assert [event.detail["number"] for event in reader.events.read()] == list(range(50))
-    sizes: list[int] = []
-    read_from = reader._files.read_from
-
-    def counted(key: str, offset: int, most: int) -> Any:
-        blob = read_from(key, offset, most)
-        sizes.append(0 if blob is None else len(blob.data))
-        return blob
-
-    monkeypatch.setattr(reader._files, "read_from", counted)
+    sizes = sizes_read(reader, monkeypatch)
     store.events.add("KRW-A", "restated", {"number": 50}, how="x")
     assert [event.detail["number"] for event in reader.events.read()] == list(range(51))
     assert 0 < sum(sizes) < 200
@@ -140,6 +133,20 @@ def test_long_log_is_read_whole_in_chunks_and_then_only_what_is_new(
     assert [event.detail["number"] for event in reader.events.read()] == [0, 1, 2]
     log.unlink()
     assert reader.events.read() == []
+
+
+def sizes_read(store: CandleStore, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes each read of a part of a file brings from now on."""
+    sizes: list[int] = []
+    read_from = store._files.read_from
+
+    def counted(key: str, offset: int, most: int) -> Any:
+        blob = read_from(key, offset, most)
+        sizes.append(0 if blob is None else len(blob.data))
+        return blob
+
+    monkeypatch.setattr(store._files, "read_from", counted)
+    return sizes
 
 
 def filled(folder: Path, count: int) -> list[Event]:
@@ -161,15 +168,7 @@ def test_next_process_reads_the_columns_of_a_long_log_and_little_of_its_text(
     before = kept.stat().st_mtime_ns
     assert first.add("KRW-A", "listed", how="x")
     reader = open_store(tmp_path)
-    sizes: list[int] = []
-    read_from = reader._files.read_from
-
-    def counted(key: str, offset: int, most: int) -> Any:
-        blob = read_from(key, offset, most)
-        sizes.append(0 if blob is None else len(blob.data))
-        return blob
-
-    monkeypatch.setattr(reader._files, "read_from", counted)
+    sizes = sizes_read(reader, monkeypatch)
     table = reader.events.table()
     assert (table.event(999), len(table)) == (events[-1], 1001)
     assert sum(sizes) < 3000 < (tmp_path / LOG).stat().st_size

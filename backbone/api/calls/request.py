@@ -74,7 +74,6 @@ class BackboneRequest:
         priority: Priority | str = Priority.NORMAL,
         request_id: str | None = None,
     ) -> None:
-
         fixed = {
             "data_type": _parse_data_type(data_type),
             "symbols": _parse_symbols(symbols),

@@ -106,8 +106,8 @@ def status(session: Session, frames: str) -> Any:
         columns[f"queued_{priority}"] = [int(found["queued"].get(name, {}).get(priority, 0)) for name in names]
     columns["refused"] = [int(q.get("refused", 0)) for q in quota]
     columns["stopped_s"] = [float(q.get("stopped_s", 0.0)) for q in quota]
-    told = {key: value for key, value in found.items() if key not in ("quota", "queued")}
-    attrs = shaping.local_facts(len(names)) | told
+    others = {key: value for key, value in found.items() if key not in ("quota", "queued")}
+    attrs = shaping.local_facts(len(names)) | others
     attrs["memo_bytes"] = memo_bytes(session.coordinator())
     return shaping.deliver(pa.table(columns), frames, index="group", zone=session.tz, attrs=attrs)
 

@@ -292,7 +292,9 @@ class CandleReader:
 
     def held_until(self, market: str, timeframe: Timeframe, end_us: int) -> int:
         """The end of what is held before `end_us`; `end_us` where nothing is. Files far before that are not read."""
-        until = [self._store.held_until(market, each, end_us) for each in {timeframe, _MINUTE}]
+        may_fold = _MINUTE.step_us < timeframe.step_us <= TIMEFRAMES["1d"].step_us
+        lengths = (timeframe, _MINUTE) if may_fold else (timeframe,)
+        until = [self._store.held_until(market, each, end_us) for each in lengths]
         near, slots = max((time for time in until if time is not None), default=EVER.start), 2
         while near > EVER.start:
             span = Span(max(EVER.start, timeframe.next(timeframe.floor(near), -slots)), end_us)

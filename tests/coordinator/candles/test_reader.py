@@ -13,8 +13,8 @@ from backbone.errors import CorruptPartitionError
 from backbone.model import Span, empty_candles
 from backbone.storage.files import LocalFiles
 from backbone.timeframe import TIMEFRAMES, period_name, period_of
-from tests.coordinator.candles.world import HOUR_US, MARKET, MINUTE, NOW, World
-from tests.storage.helpers import MAY, minutes, span
+from tests.coordinator.candles.world import HOUR_US, MARKET, MINUTE, MINUTE_US, NOW, SECOND, World
+from tests.storage.helpers import MAY, candles, minutes, span
 
 HOUR = TIMEFRAMES["1h"]
 
@@ -70,5 +70,9 @@ def test_newest_and_oldest_of_a_long_history_read_few_files(tmp_path: Path, monk
     assert parts_read(lambda world: world.store.newest(MARKET, MINUTE)) == edges[1:]
     assert world.store.quiet_before(MARKET, MINUTE) == listed
     assert world.reader.held_until(MARKET, MINUTE, NOW) == MAY
+    seconds = Span(span(*days[9]).start, span(*days[9]).start + MINUTE_US)
+    opens = range(seconds.start, seconds.end, 1_000_000)
+    world.store.put(MARKET, SECOND, candles(opens), seconds, now_us=NOW)
+    assert world.reader.held_until(MARKET, SECOND, NOW) == seconds.end, "however far the minutes go"
     assert world.reader.held_until(MARKET, MINUTE, span(*days[3]).start) == span(*days[4]).end
     assert world.reader.held_until("KRW-ETH", MINUTE, NOW) == NOW
