@@ -192,28 +192,35 @@ class Renames:
         series = self._store.series() if candidates else []
         lengths = self._lengths(series, market)
         mine = {each: held for each in lengths if (held := self._newest(market, each)).table.num_rows >= _LEAST}
-        now_s = self._clock.monotonic()
-        with self._lock:
-            unclear = {new for (old, new), at_s in self._unclear.items() if old == market and now_s - at_s < _AGAIN_S}
+        may_ask = self._may_ask(market, candidates) if priority is not None else set()
         requests, differing = 0, []
         for code in candidates if mine else ():
             verdict = None
             for timeframe, held in mine.items():
                 if verdict is None and (code, timeframe) in series:
                     verdict = self._stored(code, timeframe, held)
-            if verdict is None and priority is not None and code not in unclear and requests < _MOST:
+            if verdict is None and priority is not None and code in may_ask and requests < _MOST:
                 requests += 1
                 verdict = self._asked(code, *next(iter(mine.items())), priority)
+                if verdict is None:
+                    with self._lock:
+                        self._unclear[market, code] = self._clock.monotonic()
             if verdict:
                 return self._log.rename(market, code, verdict)
             if verdict is not None:
                 differing.append(code)
-            elif priority is not None and code not in unclear:
-                with self._lock:
-                    self._unclear[market, code] = self._clock.monotonic()
         if differing:
             self._log.tell_apart(market, differing)
         return None
+
+    def _may_ask(self, market: str, candidates: Sequence[str]) -> set[str]:
+        """The candidates that the venue may be asked for: those that told too little lately are not asked again, and
+        where nothing says when the market went, only the likeliest are."""
+        now_s = self._clock.monotonic()
+        with self._lock:
+            unclear = {new for (old, new), at_s in self._unclear.items() if old == market and now_s - at_s < _AGAIN_S}
+        likeliest = candidates if self._log.delisted_us(market) is not None else candidates[:_MOST]
+        return {*likeliest} - unclear
 
     def _candidates(self, market: str, codes: frozenset[str]) -> list[str]:
         """The listed markets that may be it and were not compared yet, the likeliest first."""

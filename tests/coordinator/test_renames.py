@@ -208,6 +208,20 @@ def test_stored_candles_are_compared_though_a_reply_told_too_little(world: World
     assert world.asked == ["KRW-C"]
 
 
+def test_many_that_came_at_once_are_asked_a_few_at_a_time(world: World) -> None:
+    """What told too little makes room for the others."""
+    codes = [f"KRW-{letter}" for letter in "CDEFGHI"]
+    world.venue = dict.fromkeys(codes, days(0))
+    world.list("KRW-B", *codes)
+    world.clock.advance(-3600)
+    assert world.renames.find("KRW-A", Priority.LOW) is None
+    assert len(world.asked) == 5
+    assert world.renames.find("KRW-A", Priority.LOW) is None
+    assert sorted(world.asked) == codes
+    assert world.renames.find("KRW-A", Priority.LOW) is None
+    assert len(world.asked) == 7
+
+
 @pytest.mark.parametrize("brought", [0, 7], ids=["none before it came", "few"])
 def test_short_history_that_a_second_reply_confirms_is_another_market(world: World, brought: int) -> None:
     """Not on the day of its listing, nor where there is not even a newest candle; then once, for all processes."""
