@@ -5,9 +5,11 @@ the folder lists it, its checksum agrees, every row is a candle of its period, a
 REST interface says of them. Anything else (a host that does not answer, a layout that is not known, a file that is
 missing or wrong) gives the span back to REST, with one warning a reason.
 
-Each step of a file is a ticket in the scheduler's queue, at the priority of whoever wants the candles; nothing here
-waits. The checksum of each file that was used is noted in the store, so that `recheck` finds the files that were
-issued again since; what those change goes through revisions like any other correction.
+What is asked of a file, and in which order, is written as generators (`Steps`): they yield a question, are sent its
+answer, and return what they found. `fetch` puts each question as a ticket into the scheduler's queue, at the priority
+of whoever wants the candles, and waits for none; `recheck` waits for each. The checksum of each file that was used is
+noted in the store, so that `recheck` finds the files that were issued again since; what those change goes through
+revisions like any other correction.
 
 `_lock` guards what is known of folders and files; tickets are submitted and callbacks called outside it.
 """
@@ -18,9 +20,9 @@ import logging
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 
@@ -42,7 +44,7 @@ from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
 from backbone.storage.coverage import SpanSet
 from backbone.storage.fold import fold
 from backbone.storage.store import CandleStore
-from backbone.timeframe import TIMEFRAMES, Timeframe
+from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe
 from backbone.venues import Retention
 
 __all__ = ["Archive", "Recheck", "show_terms"]
@@ -53,9 +55,10 @@ _WORTH = 4 * PAGE  # missing candles in a period from which on its file is cheap
 _OFF_S = 300.0  # after it failed as a whole, the archive is not asked for so long
 _LISTED_S = 600.0  # a folder's listing is used for so long
 _RELATIVE = 1e-9  # volume and value may be sums in another order
-_DAY_US = TIMEFRAMES["1d"].step_us
 _MINUTE = TIMEFRAMES["1m"]
 
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Ask, Any, T]
 Done = Callable[["pa.Table | BackboneError"], None]
 
 
@@ -68,15 +71,6 @@ class Recheck:
     timeframe: str
     state: str
     detail: str
-
-
-class _Folder:
-    """What is known of one folder: its keys, or who waits for them."""
-
-    def __init__(self) -> None:
-        self.keys: frozenset[str] | None = None
-        self.at_s = 0.0
-        self.waiting: list[Callable[[frozenset[str] | BackboneError], None]] = []
 
 
 _shown: set[str] = set()
@@ -110,7 +104,8 @@ class Archive:
         self._sync_clock = sync_clock
         self._retention = retention
         self._lock = threading.Lock()
-        self._folders: dict[str, _Folder] = {}
+        self._asked: dict[Ask, list[Callable[[Any], None]]] = {}  # in flight → who waits for the answer
+        self._listings: dict[str, tuple[float, frozenset[str]]] = {}  # folder → when it was listed, its keys
         self._refused: set[str] = set()
         self._absent_until_s: dict[str, float] = {}
         self._warned: set[str] = set()
@@ -166,42 +161,116 @@ class Archive:
 
     def fetch(self, file: ArchiveFile, priority: Priority, done: Done) -> None:
         """Take a file; `done` is called once, with its candles or with why REST is to be asked instead."""
-        _Taking(self, file, priority, done).start()
+        steps = self._take(file)
 
-    def submit(self, ask: Ask, priority: Priority, then: Callable[[Any], None]) -> None:
-        """Put one question through the queue; `then` gets its value or the error."""
+        def go_on(answer: Any) -> None:
+            try:
+                ask = steps.throw(answer) if isinstance(answer, BackboneError) else steps.send(answer)
+            except StopIteration as end:
+                done(end.value)
+            except BackboneError as exc:
+                done(exc)
+            else:
+                self._submit(ask, priority, go_on)
 
-        def landed(_: Ask | None, outcome: Any) -> None:
-            then(outcome if isinstance(outcome, BackboneError) else outcome.value)
+        go_on(None)
 
+    def _submit(self, ask: Ask, priority: Priority, then: Callable[[Any], None]) -> None:
+        """Put one question through the queue; `then` gets its value or the error. One that is in flight is shared."""
+
+        def arrived(_: Ask | None, outcome: Any) -> None:
+            with self._lock:
+                waiting = self._asked.pop(ask, [])
+            for each in waiting:
+                each(outcome if isinstance(outcome, BackboneError) else outcome.value)
+
+        with self._lock:
+            is_first = ask not in self._asked
+            self._asked.setdefault(ask, []).append(then)
+        if is_first:
+            try:
+                self._scheduler.submit(ask.group, priority, lambda: ask, arrived)
+            except ClosedError as exc:
+                arrived(None, exc)
+
+    def _take(self, file: ArchiveFile) -> Steps[pa.Table]:
+        """Listing → checksum → file → sample → its candles. A checksum that disagrees is asked once more."""
+        listed_s, keys = self._listings.get(file.folder, (float("-inf"), frozenset()))
+        if self._clock.monotonic() - listed_s >= _LISTED_S:
+            keys = yield from self._ask(file, "its listing", listing_ask(file.folder))
+            self._listings[file.folder] = self._clock.monotonic(), keys
+        if file.key not in keys:
+            missing = RejectedError(f"{file} is not there", status=404, market=file.market)
+            raise missing if self._is_early(file) else self._refuse(file, "the archive has no such file", missing)
+        for _ in range(2):  # it may be issued again between the two questions
+            stated = yield from self._ask(file, "a checksum", checksum_ask(file))
+            download: Download = yield from self._ask(file, "a file", file_ask(file))
+            if download.sha256 == stated:
+                break
+        else:
+            raise self._refuse(file, "a checksum does not agree with its file")
         try:
-            self._scheduler.submit(ask.group, priority, lambda: ask, landed)
-        except ClosedError as exc:
-            then(exc)
+            difference = yield from self._difference(file, download.table)
+        except BackboneError as exc:
+            self._refuse(file, "a sample could not be had", exc)
+            raise
+        if difference is not None:
+            raise self._refuse(file, "a file differs from REST", PayloadError(difference, market=file.market))
+        try:
+            self._note(file, download)
+        except BackboneError as exc:  # the disk's refusal: the rows themselves will be refused too, with an error
+            log.warning("archive.not_noted file=%s %s", file, exc)
+        return download.table
 
-    def list_folder(self, file: ArchiveFile, priority: Priority, then: Callable[[Any], None]) -> None:
-        """The keys of the file's folder, asked for once by all who want them at a time."""
-        now = self._clock.monotonic()
-        with self._lock:
-            folder = self._folders.setdefault(file.folder, _Folder())
-            keys = folder.keys if now - folder.at_s < _LISTED_S else None
-            is_first = keys is None and not folder.waiting
-            if keys is None:
-                folder.waiting.append(then)
-        if keys is not None:
-            then(keys)
-        elif is_first:
-            self.submit(listing_ask(file.folder), priority, lambda found: self._listed(folder, found))
+    def _ask(self, file: ArchiveFile, what: str, ask: Ask) -> Steps[Any]:
+        """One question about a file; without its answer the file is refused."""
+        try:
+            return (yield ask)
+        except UnreachableError as exc:
+            self._refuse(file, "the archive does not answer", exc)
+            raise
+        except RejectedError as exc:
+            self._refuse(file, f"the archive refuses {what}", exc)
+            raise
+        except BackboneError as exc:
+            self._refuse(file, f"{what} is not as known", exc)
+            raise
 
-    def _listed(self, folder: _Folder, found: frozenset[str] | BackboneError) -> None:
-        with self._lock:
-            waiting, folder.waiting = folder.waiting, []
-            if not isinstance(found, BackboneError):
-                folder.keys, folder.at_s = found, self._clock.monotonic()
-        for then in waiting:
-            then(found)
+    def _difference(self, file: ArchiveFile, table: pa.Table) -> Steps[str | None]:
+        """What differs between a file and a page of REST candles somewhere in it, chosen by its name; None for nothing.
 
-    def refuse(self, file: ArchiveFile, reason: str, error: BackboneError | None = None) -> BackboneError:
+        Seconds that REST no longer has are compared as minutes. A page that is shorter than asked needs a second one,
+        as everywhere (`witness`). Raises `PayloadError` for silence that cannot be.
+        """
+        kept = self._retention(file.timeframe.name)
+        is_old = kept is not None and file.span.start < self._venue.now_us() - kept.days * DAY_US
+        timeframe = _MINUTE if is_old else file.timeframe
+        mine = table if timeframe == file.timeframe else fold(table, timeframe)
+        opens, to_us = times_of(mine), file.span.end
+        if len(opens):
+            at = max(zlib.crc32(file.key.encode()) % len(opens), min(len(opens), PAGE) - 1)
+            to_us = timeframe.next(int(opens[at]))
+        page = Page(to_us, PAGE, Span(min(file.span.start, to_us), to_us))
+        theirs: list[pa.Table] = []
+        proven, oldest_us = SpanSet(), None
+        while True:
+            reply: CandlePage = yield candles_ask(file.market, timeframe, page.bound_us, page.count)
+            times = times_of(reply.table)
+            verdict = judge(page, reply.oldest_us, reply.rows)
+            check(page, verdict, int(times[-1]) if len(times) else None, oldest_us, str(file))
+            edge = page.claim.end if page.seeks else verdict.edge_us
+            if not page.seeks:
+                theirs.insert(0, rows_inside(reply.table, verdict.proof - proven))
+                proven = proven | verdict.proof
+                oldest_us = int(times[0]) if len(times) else oldest_us
+            if edge is None or edge <= file.span.start:
+                break
+            page = second_request(timeframe, edge, oldest_us, is_sought=page.seeks, count=PAGE)
+        spoken = proven.clip(file.span)
+        both = (rows_inside(part, spoken) for part in (mine, pa.concat_tables(theirs)))
+        return "; ".join(compare(*both, relative=_RELATIVE).describe("the file's", "REST's")) or None
+
+    def _refuse(self, file: ArchiveFile, reason: str, error: BackboneError | None = None) -> BackboneError:
         """REST is to be asked for this file's span; each reason is logged once."""
         with self._lock:
             self.fallbacks += 1
@@ -216,23 +285,16 @@ class Archive:
             log.warning("archive.unused file=%s %s: asked of REST instead%s", file, reason, detail)
         return error or PayloadError(f"{file}: {reason}", market=file.market)
 
-    def is_early(self, file: ArchiveFile) -> bool:
+    def _is_early(self, file: ArchiveFile) -> bool:
         """Whether a missing file is not due yet: it is looked for again with the next listing."""
         if file.is_due(self._venue.now_us()):
             return False
-        with self._lock:
-            self._absent_until_s[file.key] = self._clock.monotonic() + _LISTED_S
+        self._absent_until_s[file.key] = self._clock.monotonic() + _LISTED_S
         return True
 
-    def note(self, file: ArchiveFile, download: Download) -> None:
+    def _note(self, file: ArchiveFile, download: Download) -> None:
         """Note the checksum of what is being stored."""
         self._store.upkeep.note_files(file.market, file.timeframe, {file.key: download.sha256})
-
-    def sample(self, file: ArchiveFile, table: pa.Table) -> _Sample:
-        """What to ask of REST before `table` is used."""
-        kept = self._retention(file.timeframe.name)
-        is_old = kept is not None and file.span.start < self._venue.now_us() - kept.days * _DAY_US
-        return _Sample(file, table, _MINUTE if is_old else file.timeframe)
 
     # -- later ---------------------------------------------------------------------------------------------------
 
@@ -260,10 +322,8 @@ class Archive:
         download: Download = ask(file_ask(file))
         if download.sha256 != stated:
             raise PayloadError(f"{file}: its checksum does not agree", market=file.market)
-        sample = self.sample(file, download.table)
-        while sample.ask is not None:
-            sample.take(ask(sample.ask))
-        if (difference := sample.difference()) is not None:
+        difference = _answered(self._difference(file, download.table), ask)
+        if difference is not None:
             raise PayloadError(f"{file}: it differs from REST ({difference})", market=file.market)
         held = self._store.coverage(file.market, file.timeframe, file.span)
         before = self._store.revisions(file.market, file.timeframe, file.span).num_rows
@@ -273,151 +333,17 @@ class Archive:
         if not self._store.put(*series, table, held, source="archive", now_us=now, generation=generation):
             raise PayloadError(f"{file}: what is stored of {file.market} was quarantined meanwhile", market=file.market)
         self._store.flush(file.market, file.timeframe)
-        self.note(file, download)
+        self._note(file, download)
         return f"{self._store.revisions(file.market, file.timeframe, file.span).num_rows - before} candles revised"
 
 
-class _Taking:
-    """One file on its way: listing → checksum → file → sample → done. A checksum that disagrees is asked once more."""
-
-    def __init__(self, archive: Archive, file: ArchiveFile, priority: Priority, done: Done) -> None:
-        self._archive = archive
-        self._file = file
-        self._priority = priority
-        self._done: Done | None = done
-        self._stated = ""
-        self._tries = 0
-        self._download: Download | None = None
-        self._sample: _Sample | None = None
-
-    def start(self) -> None:
-        self._archive.list_folder(self._file, self._priority, self._listed)
-
-    def _finish(self, outcome: pa.Table | BackboneError) -> None:
-        done, self._done = self._done, None
-        if done is not None:
-            done(outcome)
-
-    def _refuse(self, reason: str, error: BackboneError | None = None) -> None:
-        self._finish(self._archive.refuse(self._file, reason, error))
-
-    def _failed(self, what: str, error: BackboneError) -> None:
-        if isinstance(error, UnreachableError):
-            self._refuse("the archive does not answer", error)
-        elif isinstance(error, RejectedError):
-            self._refuse(f"the archive refuses {what}", error)
-        else:
-            self._refuse(f"{what} is not as known", error)
-
-    def _listed(self, found: frozenset[str] | BackboneError) -> None:
-        if isinstance(found, BackboneError):
-            self._failed("its listing", found)
-        elif self._file.key not in found:
-            missing = RejectedError(f"{self._file} is not there", status=404, market=self._file.market)
-            if self._archive.is_early(self._file):
-                self._finish(missing)
-            else:
-                self._refuse("the archive has no such file", missing)
-        else:
-            self._ask_checksum()
-
-    def _ask_checksum(self) -> None:
-        self._tries += 1
-        self._archive.submit(checksum_ask(self._file), self._priority, self._summed)
-
-    def _summed(self, found: str | BackboneError) -> None:
-        if isinstance(found, BackboneError):
-            self._failed("a checksum", found)
-            return
-        self._stated = found
-        self._archive.submit(file_ask(self._file), self._priority, self._arrived)
-
-    def _arrived(self, found: Download | BackboneError) -> None:
-        if isinstance(found, BackboneError):
-            self._failed("a file", found)
-        elif found.sha256 != self._stated:
-            if self._tries < 2:  # issued again between the two
-                self._ask_checksum()
-            else:
-                self._refuse("a checksum does not agree with its file")
-        else:
-            self._download = found
-            self._sample = self._archive.sample(self._file, found.table)
-            self._ask_sample(self._sample)
-
-    def _ask_sample(self, sample: _Sample) -> None:
-        if sample.ask is not None:
-            self._archive.submit(sample.ask, self._priority, self._sampled)
-
-    def _sampled(self, page: CandlePage | BackboneError) -> None:
-        assert self._download is not None
-        assert self._sample is not None
-        error = page if isinstance(page, BackboneError) else None
-        if not isinstance(page, BackboneError):
-            try:
-                self._sample.take(page)
-            except PayloadError as exc:
-                error = exc
-        if error is not None:
-            self._finish(self._archive.refuse(self._file, "a sample could not be had", error))
-            return
-        if self._sample.ask is not None:
-            self._ask_sample(self._sample)
-            return
-        difference = self._sample.difference()
-        if difference is not None:
-            self._refuse("a file differs from REST", PayloadError(difference, market=self._file.market))
-            return
+def _answered(steps: Steps[T], ask: Callable[[Ask], Any]) -> T:
+    """What `steps` find, with `ask` waiting for each answer."""
+    answer = None
+    while True:
         try:
-            self._archive.note(self._file, self._download)
-        except BackboneError as exc:  # the disk's refusal: the rows themselves will be refused too, with an error
-            log.warning("archive.not_noted file=%s %s", self._file, exc)
-        self._finish(self._download.table)
-
-
-class _Sample:
-    """A page of REST candles somewhere in a file, chosen by the file's name, and the comparison with them.
-
-    Seconds that REST no longer has are compared as minutes. ``ask`` is the next request, None once all is had: a page
-    that is shorter than asked needs a second one, as everywhere (`witness`).
-    """
-
-    def __init__(self, file: ArchiveFile, table: pa.Table, timeframe: Timeframe) -> None:
-        self._file = file
-        self._timeframe = timeframe
-        self._table = table if timeframe == file.timeframe else fold(table, timeframe)
-        self._times = times_of(self._table)
-        to_us = file.span.end
-        rows = len(self._times)
-        if rows:
-            at = max(zlib.crc32(file.key.encode()) % rows, min(rows, PAGE) - 1)
-            to_us = timeframe.next(int(self._times[at]))
-        self._theirs: list[pa.Table] = []
-        self._proven = SpanSet()
-        self._oldest_us: int | None = None
-        self._next(Page(to_us, PAGE, Span(min(file.span.start, to_us), to_us)))
-
-    def _next(self, page: Page) -> None:
-        self._page = page
-        self.ask: Ask | None = candles_ask(self._file.market, self._timeframe, page.bound_us, page.count)
-
-    def take(self, reply: CandlePage) -> None:
-        """What `ask` brought. Raises `PayloadError` for silence that cannot be."""
-        page, times = self._page, times_of(reply.table)
-        verdict = judge(page, reply.oldest_us, reply.rows)
-        check(page, verdict, int(times[-1]) if len(times) else None, self._oldest_us, str(self._file))
-        edge = page.claim.end if page.seeks else verdict.edge_us
-        if not page.seeks:
-            self._theirs.insert(0, rows_inside(reply.table, verdict.proof - self._proven))
-            self._proven = self._proven | verdict.proof
-            self._oldest_us = int(times[0]) if len(times) else self._oldest_us
-        if edge is None or edge <= self._file.span.start:
-            self.ask = None
-        else:
-            self._next(second_request(self._timeframe, edge, self._oldest_us, is_sought=page.seeks, count=PAGE))
-
-    def difference(self) -> str | None:
-        """What differs between the file and REST where both speak; None where nothing does."""
-        spoken = self._proven.clip(self._file.span)
-        mine, theirs = (rows_inside(table, spoken) for table in (self._table, pa.concat_tables(self._theirs)))
-        return "; ".join(compare(mine, theirs, relative=_RELATIVE).describe("the file's", "REST's")) or None
+            question = steps.send(answer)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+        answer = ask(question)
