@@ -291,16 +291,23 @@ class Coordinator:
 
     def learn_ticks(self, markets: Sequence[str]) -> None:
         """Ask for the unknown price steps of `markets`, without waiting: they only adorn a table."""
-        unknown = [market for market in markets if self.realtime.known_tick(market) is None]
-        for part in self.realtime.parts(unknown):
-            self._learn_ticks(part)
+        self.begin_ticks([one for one in markets if self.realtime.known_tick(one) is None], Priority.NORMAL)
 
-    def begin_ticks(self, markets: Sequence[str]) -> int:
-        """Ask for the price steps of `markets`, which are wanted in a moment, without waiting; how many requests."""
+    def begin_ticks(self, markets: Sequence[str], priority: Priority = Priority.HIGH) -> int:
+        """Ask for the price steps of `markets`, without waiting; how many requests. Whoever asks meanwhile shares."""
         parts = self.realtime.parts(sorted(markets))
         for part in parts:
-            self.scheduler.begin(instruments_ask(part), Priority.HIGH, self._took_ticks)
+            self.scheduler.begin(instruments_ask(part), priority, functools.partial(self._took_ticks, part, priority))
         return len(parts)
+
+    def _took_ticks(self, markets: list[str], priority: Priority, outcome: Reply | BackboneError) -> None:
+        if not isinstance(outcome, BackboneError):
+            self.realtime.note_instruments(outcome.value)
+        elif self.realtime.is_too_long(outcome, markets):
+            with contextlib.suppress(ClosedError):
+                self.begin_ticks(markets, priority)
+        else:  # whoever wants them asks again
+            _log.info("ticks.unknown why=%s", outcome)
 
     def begin_prices(self, markets: Sequence[str], max_age_s: float) -> int:
         """Ask for the prices at which the steps of `markets` hold, likewise, unless they are so young."""
@@ -312,24 +319,6 @@ class Coordinator:
     def _took_prices(self, outcome: Reply | BackboneError) -> None:
         if not isinstance(outcome, BackboneError):
             self.realtime.note_prices(outcome)
-
-    def _took_ticks(self, outcome: Reply | BackboneError) -> None:
-        if not isinstance(outcome, BackboneError):
-            self.realtime.note_instruments(outcome.value)
-        else:  # whoever wants them asks again
-            _log.info("ticks.unknown why=%s", outcome)
-
-    def _learn_ticks(self, markets: list[str]) -> None:
-        def done(_: Ask | None, outcome: Reply | BackboneError) -> None:
-            if not isinstance(outcome, BackboneError):
-                self.realtime.note_instruments(outcome.value)
-            elif self.realtime.is_too_long(outcome, markets):
-                with contextlib.suppress(ClosedError):
-                    self.learn_ticks(markets)
-            else:
-                _log.info("ticks.unknown why=%s", outcome)
-
-        self.scheduler.submit("orderbook", Priority.NORMAL, lambda: instruments_ask(markets), done)
 
     def stream_facts(self) -> dict[str, Any]:
         """Where the live stream stands; empty while there is none."""

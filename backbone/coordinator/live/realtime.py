@@ -9,7 +9,7 @@ arrival (`Live`). One lock guards the instruments and quote currencies that are 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -204,19 +204,12 @@ class Realtime:
 
     def instruments(self, markets: Sequence[str], priority: Priority) -> tuple[dict[str, Instrument], int]:
         """Tick size and levels of `markets`, asked anew: ticks change with the price band; and how many requests."""
+        tally = _Found()
         found: dict[str, Instrument] = {}
-        requests = 0
-        for codes in self.parts(markets):
-            requests += 1
-            try:
-                found.update(self._request(instruments_ask(codes), priority).value)
-            except RejectedError as exc:
-                if not self.is_too_long(exc, codes):
-                    raise
-                more, count = self.instruments(codes, priority)
-                found, requests = found | more, requests + count
+        for reply in self._replies(markets, priority, instruments_ask, tally):
+            found |= reply.value
         self.note_instruments(found)
-        return found, requests
+        return found, tally.requests
 
     def note_instruments(self, found: dict[str, Instrument]) -> None:
         """Remember what was received of some markets."""
@@ -288,15 +281,8 @@ class Realtime:
         self, ask: Callable[[Sequence[str]], Ask], markets: list[str], priority: Priority
     ) -> VerbatimRows:
         answer = VerbatimRows([], None, None)
-        for part in self.parts(markets):
-            try:
-                reply = self._request(_verbatim(ask(part)), priority)
-                found = VerbatimRows(reply.value.rows, reply.group, reply.remaining)
-            except RejectedError as exc:
-                if not self.is_too_long(exc, part):
-                    raise
-                found = self._verbatim_rows(ask, part, priority)
-            answer = VerbatimRows(answer.rows + found.rows, found.group, found.remaining)
+        for reply in self._replies(markets, priority, lambda part: _verbatim(ask(part)), _Found()):
+            answer = VerbatimRows(answer.rows + reply.value.rows, reply.group, reply.remaining)
         return answer
 
     # -- what both share -----------------------------------------------------------------------------------------
@@ -369,46 +355,57 @@ class Realtime:
     def _collect(self, kind: str, codes: list[str], priority: Priority, ask: Callable[[Sequence[str]], Ask]) -> _Found:
         """The rows of `codes`, in as few requests as the venue and the way to it allow."""
         found = _Found()
-        for part in self.parts(codes):
-            self._collect_part(kind, part, priority, ask, found)
+        for reply in self._replies(codes, priority, ask, found, may_lack=True):
+            found.held += self._take(kind, reply.value, reply.received_s)
+            found.unreadable += reply.value.unreadable
         if found.unreadable:
             self._metrics.count("rows.unreadable", len(found.unreadable))
         return found
 
-    def _collect_part(
-        self, kind: str, codes: list[str], priority: Priority, ask: Callable[[Sequence[str]], Ask], found: _Found
-    ) -> None:
-        """One request for `codes`, halved where its address is too long for a gate on the way.
+    def _replies(
+        self,
+        codes: Sequence[str],
+        priority: Priority,
+        ask: Callable[[Sequence[str]], Ask],
+        found: _Found,
+        *,
+        may_lack: bool = False,
+    ) -> Iterator[Reply]:
+        """The replies about `codes`, in as few requests as it takes, which `found` counts.
 
-        Where the venue refuses the list for one of them, its market list names the culprits; should it still list them
-        all, halves find it.
+        A list whose address is too long for a gate on the way is halved. Where markets `may_lack`, one that the venue
+        refuses for one of them goes on without the culprits (`_without_missing`).
         """
-        found.requests += 1
-        middle = len(codes) // 2
-        halves = [codes[:middle], codes[middle:]]
-        try:
-            reply = self._request(ask(tuple(codes)), priority)
-        except RejectedError as exc:
-            if self.is_too_long(exc, codes):
-                parts = self.parts(codes)
-            elif exc.status == 404:
-                listed = self._listed(priority, ())
-                gone = [code for code in codes if code not in listed]
-                left = [code for code in codes if code in listed]
-                if len(codes) == 1 or not left:
-                    found.missing += codes
-                    found.causes.append(exc)
-                    return
-                found.missing += gone
-                found.causes += [exc] if gone else []
-                parts = [left] if gone else halves
+        for part in self.parts(codes):
+            found.requests += 1
+            try:
+                reply = self._request(ask(tuple(part)), priority)
+            except RejectedError as exc:
+                if self.is_too_long(exc, part):
+                    smaller = [part]
+                elif may_lack and exc.status == 404:
+                    smaller = self._without_missing(part, exc, priority, found)
+                else:
+                    raise
+                for each in smaller:
+                    yield from self._replies(each, priority, ask, found, may_lack=may_lack)
             else:
-                raise
-            for part in parts:
-                self._collect_part(kind, part, priority, ask, found)
-            return
-        found.held += self._take(kind, reply.value, reply.received_s)
-        found.unreadable += reply.value.unreadable
+                yield reply
+
+    def _without_missing(
+        self, codes: list[str], cause: RejectedError, priority: Priority, found: _Found
+    ) -> list[list[str]]:
+        """What to ask instead of a list that was refused for one of its markets: those that the market list still has
+        or, should it still list them all, halves. The others are `found` to be missing."""
+        listed = self._listed(priority, ())
+        left = [code for code in codes if code in listed]
+        gone = codes if len(codes) == 1 else [code for code in codes if code not in listed]
+        if gone:
+            found.missing += gone
+            found.causes.append(cause)
+            return [left] if len(codes) > 1 else []
+        middle = len(codes) // 2
+        return [codes[:middle], codes[middle:]]
 
     # -- trades --------------------------------------------------------------------------------------------------
 
