@@ -22,6 +22,7 @@ from typing import Any
 from backbone import Backbone
 from backbone.api.calls.live import LiveTable
 from backbone.coordinator.live.feed import Subscription
+from backbone.coordinator.live.latest import ConflatedChanges
 from backbone.model import Ticker
 from backbone.routing.stream import Stream
 from backbone.simulator import SimulatorServer
@@ -54,7 +55,8 @@ def ours(port: int, count: int, kind: str, watch: Callable[[], None] | None = No
     """The flood into a table."""
     with away_from_rest(f"ws://127.0.0.1:{port}") as client:
         latest = client.session.coordinator().latest
-        changes = latest.follow([latest.slot(kind, code) for code in CODES[:100]])  # before the first can come
+        slots = [latest.slot(kind, code) for code in CODES[:100]]
+        changes = ConflatedChanges(latest, slots)  # before the first can come
         table = open_table(client, kind)
         changes.wait_for(1, 30)
         first, started, cpu = changes.arrived, time.perf_counter(), time.process_time()

@@ -42,7 +42,7 @@ class Held(msgspec.Struct, Generic[R], frozen=True, gc=False):
     received_s: float
 
 
-class Slot:
+class Slot(msgspec.Struct, eq=False):
     """The newest row of one kind and market. Read `held` at will; the rest belongs to the latest rows.
 
     ``count`` counts every record that came for it. ``stream_s`` is when the stream last sent it on this connection;
@@ -53,40 +53,21 @@ class Slot:
     is delivered once: a subscription that changes brings a snapshot of the last trade, which may come by itself too.
     """
 
-    __slots__ = (
-        "count",
-        "delivered",
-        "epoch",
-        "followers",
-        "held",
-        "history",
-        "is_short",
-        "kind",
-        "lost",
-        "market",
-        "resume",
-        "snapshot",
-        "stream_s",
-        "waiting",
-        "wants",
-    )
-
-    def __init__(self, kind: str, market: str) -> None:
-        self.kind = kind
-        self.market = market
-        self.held: Held[Any] | None = None
-        self.count = 0
-        self.stream_s = NEVER
-        self.wants = 0
-        self.is_short = False
-        self.history: History | None = None
-        self.followers: tuple[ConflatedChanges | RecordQueue, ...] = ()
-        self.snapshot: LiveRecord | None = None  # the last record that is how it stood, not news
-        self.waiting: list[Trade] | None = None
-        self.delivered: dict[int, None] = {}  # the ids of the newest trades
-        self.resume = (0, 0)
-        self.epoch = 0
-        self.lost = 0
+    kind: str
+    market: str
+    held: Held[Any] | None = None
+    count: int = 0
+    stream_s: float = NEVER
+    wants: int = 0
+    is_short: bool = False
+    history: History | None = None
+    followers: tuple[_Follower, ...] = ()
+    snapshot: LiveRecord | None = None  # the last record that is how it stood, not news
+    waiting: list[Trade] | None = None
+    delivered: dict[int, None] = {}  # the ids of the newest trades
+    resume: tuple[int, int] = (0, 0)
+    epoch: int = 0
+    lost: int = 0
 
     def deliver_locked(self, record: LiveRecord) -> None:
         """Count a record and hand it to the followers; a trade that they had is none."""
@@ -104,22 +85,57 @@ class Slot:
         return f"<Slot {self.kind} {self.market} {self.count} records>"
 
 
-class ConflatedChanges:
-    """Which slots changed since they were last taken: the latest value of each, however slow the taker.
-
-    ``arrived`` counts records, ``missed`` those that were replaced before they were taken.
-    """
+class _Follower:
+    """Gets each record of its slots, from now on, until `end`. Its condition is built on the lock of the rows."""
 
     def __init__(self, latest: LatestRows, slots: Sequence[Slot], depth: int = ORDERBOOK_DEPTH) -> None:
         self._latest = latest
         self._slots = slots
         self._depth = depth
         self._condition = threading.Condition(latest.lock)
+        self._is_ended = False
+        latest.refollow(self, slots, ())
+
+    def note_locked(self, slot: Slot, record: LiveRecord) -> None:
+        """A record came for one of its slots."""
+        raise NotImplementedError
+
+    def _wait_locked(self, has_come: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait until that which is waited for has come; False when the time ran out, or the end came first."""
+        clock = self._latest.clock
+        deadline = None if timeout_s is None else clock.monotonic() + timeout_s
+        while not has_come() and not self._is_ended:
+            left_s = None if deadline is None else deadline - clock.monotonic()
+            if left_s is not None and left_s <= 0:
+                return False
+            clock.wait(self._condition, left_s)
+        return has_come()
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether no record will come any more."""
+        return self._is_ended
+
+    def end(self) -> None:
+        """Nothing more is noted; whoever waits goes on. What has come can still be taken."""
+        self._latest.refollow(self, (), self._slots)
+        with self._latest.lock:
+            self._is_ended = True
+            self._condition.notify_all()
+
+
+class ConflatedChanges(_Follower):
+    """Which slots changed since they were last taken: the latest value of each, however slow the taker.
+
+    ``arrived`` counts records, ``missed`` those that were replaced before they were taken.
+    """
+
+    def __init__(self, latest: LatestRows, slots: Sequence[Slot], depth: int = ORDERBOOK_DEPTH) -> None:
         self._changed: dict[Slot, None] = {}
         self._goal = 0  # `arrived` at which the sleeper is woken; 0: no one sleeps
-        self._is_ended = False
         self.arrived = 0
         self.missed = 0
+        super().__init__(latest, slots, depth)
 
     def note_locked(self, slot: Slot, record: LiveRecord) -> None:
         self.arrived += 1
@@ -132,61 +148,36 @@ class ConflatedChanges:
 
     def take(self, timeout_s: float | None) -> list[Held[Any]] | None:
         """Wait for a change; the newest row of each changed slot, none when the time ran out, None at the end."""
-        clock, deadline = self._latest.clock, None
-        if timeout_s is not None:
-            deadline = clock.monotonic() + timeout_s
         with self._latest.lock:
-            while not self._changed and not self._is_ended:
-                left_s = None if deadline is None else deadline - clock.monotonic()
-                if left_s is not None and left_s <= 0:
-                    return []
-                self._sleep_locked(self.arrived + 1, left_s)
-            if not self._changed:
-                return None
+            if not self._sleep_locked(lambda: bool(self._changed), self.arrived + 1, timeout_s):
+                return None if self._is_ended else []
             slots, self._changed = self._changed, {}
             found = [slot.held for slot in slots if slot.held is not None]
         return cut(found, self._depth)
 
     def wait_for(self, count: int, timeout_s: float) -> bool:
         """Wait until `count` more records came since this was made; False when the time ran out, or at the end."""
-        deadline = self._latest.clock.monotonic() + timeout_s
         with self._latest.lock:
-            while self.arrived < count and not self._is_ended:
-                left_s = deadline - self._latest.clock.monotonic()
-                if left_s <= 0:
-                    return False
-                self._sleep_locked(count, left_s)
-            return self.arrived >= count
+            return self._sleep_locked(lambda: self.arrived >= count, count, timeout_s)
 
-    def _sleep_locked(self, goal: int, left_s: float | None) -> None:
+    def _sleep_locked(self, has_come: Callable[[], bool], goal: int, timeout_s: float | None) -> bool:
         self._goal = goal
         try:
-            self._latest.clock.wait(self._condition, left_s)
+            return self._wait_locked(has_come, timeout_s)
         finally:
             self._goal = 0
 
-    def end(self) -> None:
-        """Nothing more is noted; whoever waits goes on."""
-        self._latest.unfollow(self, self._slots)
-        with self._latest.lock:
-            self._is_ended = True
-            self._condition.notify_all()
 
-
-class RecordQueue:
+class RecordQueue(_Follower):
     """The records themselves, in order, in a bounded queue: the oldest are dropped when they are not taken.
 
     No `queue.Queue`: a full one refuses the newest record, and cannot be ended.
     """
 
     def __init__(self, latest: LatestRows, slots: Sequence[Slot], size: int, depth: int = ORDERBOOK_DEPTH) -> None:
-        self._latest = latest
-        self._slots = slots
-        self._depth = depth
-        self._condition = threading.Condition(latest.lock)
         self._records: deque[tuple[LiveRecord, bool]] = deque(maxlen=size)
-        self._is_ended = False
         self.dropped = 0
+        super().__init__(latest, slots, depth)
 
     def note_locked(self, slot: Slot, record: LiveRecord) -> None:
         if len(self._records) == self._records.maxlen:
@@ -201,33 +192,14 @@ class RecordQueue:
 
     def next(self, timeout_s: float | None = None) -> tuple[LiveRecord, bool] | None:
         """As `get`, with whether it is how things stood: a snapshot of the stream's, or the first row, from REST."""
-        clock = self._latest.clock
-        deadline = None if timeout_s is None else clock.monotonic() + timeout_s
         with self._latest.lock:
-            while not self._records and not self._is_ended:
-                left_s = None if deadline is None else deadline - clock.monotonic()
-                if left_s is not None and left_s <= 0:
-                    return None
-                clock.wait(self._condition, left_s)
-            if not self._records:
+            if not self._wait_locked(lambda: bool(self._records), timeout_s):
                 return None
             record, is_snapshot = self._records.popleft()
         return (record.cut(self._depth) if isinstance(record, OrderBook) else record), is_snapshot
 
     def __len__(self) -> int:
         return len(self._records)
-
-    @property
-    def is_ended(self) -> bool:
-        """Whether no record will come any more."""
-        return self._is_ended
-
-    def end(self) -> None:
-        """Nothing more is queued; whoever waits goes on. What is queued can still be taken."""
-        self._latest.unfollow(self, self._slots)
-        with self._latest.lock:
-            self._is_ended = True
-            self._condition.notify_all()
 
 
 def cut(held: list[Held[Any]], depth: int) -> list[Held[Any]]:
@@ -331,7 +303,7 @@ class LatestRows:
             self.on_condition(ticker)
 
     def confirm(self, slot: Slot, candle: LiveCandle) -> None:
-        """the REST row on a closed candle, if it is still the one that is shown: an update that nothing takes back."""
+        """Show REST's row of a closed candle, where that candle is still the newest and the row shown is not REST's."""
         with self.lock:
             if slot.held is None or slot.held.row.time_us != candle.time_us or slot.held.source == "rest":
                 return
@@ -436,31 +408,12 @@ class LatestRows:
 
     # -- followers -----------------------------------------------------------------------------------------------
 
-    def follow(self, slots: Sequence[Slot], depth: int = ORDERBOOK_DEPTH) -> ConflatedChanges:
-        """Start to collect changes of `slots`, books no deeper than `depth`."""
-        changes = ConflatedChanges(self, slots, depth)
-        self._add(changes, slots)
-        return changes
-
-    def queue(self, slots: Sequence[Slot], size: int, depth: int = ORDERBOOK_DEPTH) -> RecordQueue:
-        """Start to queue the records of `slots`, the newest `size`, books no deeper than `depth`."""
-        records = RecordQueue(self, slots, size, depth)
-        self._add(records, slots)
-        return records
-
-    def _add(self, follower: ConflatedChanges | RecordQueue, slots: Sequence[Slot]) -> None:
-        with self.lock:
-            for slot in slots:
-                slot.followers += (follower,)
-
-    def refollow(self, follower: ConflatedChanges | RecordQueue, came: Sequence[Slot], gone: Sequence[Slot]) -> None:
+    def refollow(self, follower: _Follower, came: Iterable[Slot], gone: Iterable[Slot]) -> None:
         """Have a follower follow `came`, and `gone` no more."""
-        self._add(follower, came)
-        self.unfollow(follower, gone)
-
-    def unfollow(self, follower: ConflatedChanges | RecordQueue, slots: Sequence[Slot]) -> None:
         with self.lock:
-            for slot in slots:
+            for slot in came:
+                slot.followers += (follower,)
+            for slot in gone:
                 slot.followers = tuple(each for each in slot.followers if each is not follower)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from backbone.coordinator.live.latest import NEVER, ConflatedChanges, Held, LatestRows, RecordQueue, Slot, cut
 from backbone.coordinator.live.reconcile import Confirmer, LiveEvent
@@ -14,6 +14,8 @@ from backbone.locks import renew_after_fork
 from backbone.routing.wire import ORDERBOOK_DEPTH
 
 __all__ = ["Subscription"]
+
+F = TypeVar("F", ConflatedChanges, RecordQueue)
 
 
 class Subscription:
@@ -133,22 +135,19 @@ class Subscription:
 
     def follow(self) -> ConflatedChanges:
         """Collect its changes from now on, conflated; `end` it. It ends with the subscription at the latest."""
-        changes = self._latest.follow(self.all_slots, self.depth)
-        self._keep(changes)
-        return changes
+        return self._keep(ConflatedChanges(self._latest, self.all_slots, self.depth))
 
     def queue(self, size: int) -> RecordQueue:
         """Queue its records from now on, the newest `size`; `end` it. It ends with the subscription at the latest."""
-        records = self._latest.queue(self.all_slots, size, self.depth)
-        self._keep(records)
-        return records
+        return self._keep(RecordQueue(self._latest, self.all_slots, size, self.depth))
 
-    def _keep(self, follower: ConflatedChanges | RecordQueue) -> None:
+    def _keep(self, follower: F) -> F:
         with self._lock:
             self._followers.add(follower)
             is_late = self.is_closed
         if is_late:
             follower.end()
+        return follower
 
     def close(self) -> None:
         """Stop. With the last one the stream's thread ends. May be called twice."""

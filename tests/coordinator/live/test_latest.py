@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from backbone.clock import SystemClock
-from backbone.coordinator.live.latest import NEVER, LatestRows
+from backbone.coordinator.live.latest import NEVER, ConflatedChanges, LatestRows, RecordQueue
 from backbone.coordinator.live.recent import TradeTape
 from backbone.routing.wire import grouped
 from backbone.testing import ManualClock
@@ -50,7 +50,7 @@ def test_latest_stream_does_not_replace_a_newer_row_of_rest(latest: LatestRows) 
 def test_latest_same_row_again_is_younger_but_no_news(latest: LatestRows) -> None:
     """A poll that brings what is known makes it younger, and wakes nobody."""
     latest.offer("ticker", [ticker()], 1.0)
-    changes = latest.follow([latest.slot("ticker", "KRW-BTC")])
+    changes = ConflatedChanges(latest, [latest.slot("ticker", "KRW-BTC")])
     latest.offer("ticker", [ticker()], 5.0)
     assert held(latest, "ticker").received_s == 5.0
     assert changes.arrived == 0
@@ -60,7 +60,7 @@ def test_latest_trade_that_came_twice_is_delivered_once(latest: LatestRows) -> N
     """A subscription that changes brings the last trade as a snapshot; the trade itself may follow, or an older one."""
     slot = latest.slot("trade", "KRW-BTC")
     latest.want([slot])
-    records = latest.queue([slot], 10)
+    records = RecordQueue(latest, [slot], 10)
     latest.take(trade(1), 1.0)
     latest.take(trade(3), 2.0, True)
     latest.take(trade(2), 3.0)
@@ -129,7 +129,7 @@ def test_latest_torn_distrusts_every_cell(latest: LatestRows) -> None:
 def test_changes_slow_taker_gets_the_latest_and_a_count_of_what_it_missed(latest: LatestRows) -> None:
     """However many records came, one row a market is taken: the newest; the others are counted."""
     slots = [latest.slot("ticker", market) for market in ("KRW-BTC", "KRW-ETH")]
-    changes = latest.follow(slots)
+    changes = ConflatedChanges(latest, slots)
     for price in range(1, 101):
         latest.take(ticker(price=float(price), stamp_s=price), 1.0)
     latest.take(ticker("KRW-ETH"), 1.0)
@@ -143,7 +143,7 @@ def test_changes_slow_taker_gets_the_latest_and_a_count_of_what_it_missed(latest
 def test_changes_repeated_snapshot_is_no_change(latest: LatestRows) -> None:
     """A snapshot that says what is known (after a new subscription) wakes nobody."""
     latest.take(ticker(), 1.0)
-    changes = latest.follow([latest.slot("ticker", "KRW-BTC")])
+    changes = ConflatedChanges(latest, [latest.slot("ticker", "KRW-BTC")])
     latest.take(ticker(), 2.0, True)
     assert changes.arrived == 0
     latest.take(ticker(price=7.0), 3.0, True)
@@ -153,7 +153,7 @@ def test_changes_repeated_snapshot_is_no_change(latest: LatestRows) -> None:
 def test_changes_ended_lets_the_sleeper_go() -> None:
     """Whoever waits for a change goes on when there will be none."""
     latest = LatestRows(SystemClock())
-    changes = latest.follow([latest.slot("ticker", "KRW-BTC")])
+    changes = ConflatedChanges(latest, [latest.slot("ticker", "KRW-BTC")])
     ended = threading.Event()
 
     def sleep() -> None:
@@ -172,7 +172,7 @@ def test_changes_ended_lets_the_sleeper_go() -> None:
 def test_changes_wait_for_counts_records_and_wakes_in_time() -> None:
     """Waiting for so many records ends with the last of them."""
     latest = LatestRows(SystemClock())
-    changes = latest.follow([latest.slot("ticker", "KRW-BTC")])
+    changes = ConflatedChanges(latest, [latest.slot("ticker", "KRW-BTC")])
     results = []
     waiter = threading.Thread(target=lambda: results.append(changes.wait_for(50, 10)))
     waiter.start()
@@ -185,7 +185,7 @@ def test_changes_wait_for_counts_records_and_wakes_in_time() -> None:
 
 def test_tap_keeps_the_newest_and_counts_the_dropped(latest: LatestRows) -> None:
     """A bounded queue gives up the oldest records, in order, and says how many."""
-    records = latest.queue([latest.slot("trade", "KRW-BTC")], 3)
+    records = RecordQueue(latest, [latest.slot("trade", "KRW-BTC")], 3)
     for number in range(5):
         latest.take(trade(number), 1.0)
     assert records.dropped == 2
