@@ -12,6 +12,7 @@ import importlib
 import json
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 __all__ = [
+    "added_up",
     "attrs_of",
     "candles_table",
     "deliver",
@@ -37,10 +39,12 @@ __all__ = [
     "local_facts",
     "markets_table",
     "new_request_id",
+    "only_source",
     "orderbooks_table",
     "prepare",
     "records",
     "shape_tickers",
+    "table_of",
     "tickers_table",
     "trades_table",
     "with_best",
@@ -54,7 +58,8 @@ _OPTIONAL_NUMBERS = ("ask_volume", "bid_volume", "high_52w", "low_52w")
 _BEST = ("best_bid_price", "best_bid_size", "best_ask_price", "best_ask_size")
 _ticker_numbers = attrgetter(*TICKER_NUMBERS)
 _level_numbers = attrgetter(*Level.__struct_fields__)
-_TIME = pa.timestamp("us", tz="UTC")
+TEXT, WHOLE, REAL, FLAG, TIME = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us", tz="UTC")
+"""What a column holds; times are given in microseconds."""
 _MANY = 50_000  # rows from which waking Arrow's threads costs less than it saves
 _CHUNK = 1 << 24  # rows of text a chunk: Arrow counts their bytes in 31 bits
 
@@ -68,33 +73,52 @@ def facts(
     *,
     sources: dict[str, int],
     elapsed_ms: float,
-    rows: int,
     priority: Priority,
-    requests: int,
-    pages: int,
+    requests: int = 0,
+    rows: int | None = None,
     quiet: int = 0,
     unknown: int = 0,
 ) -> dict[str, Any]:
-    """What ``attrs["backbone"]`` says of an answer; JSON-safe."""
-    names = [name for name, number in sources.items() if number]
+    """What ``attrs["backbone"]`` says of an answer; JSON-safe. Without `rows` it has as many as its `sources` say."""
     return {
         "request_id": new_request_id(),
-        "source": names[0] if len(names) == 1 else ("mixed" if names else "none"),
+        "source": only_source(sources),
         "cache_hit": requests == 0,
         "elapsed_ms": round(elapsed_ms, 3),
-        "data_count": rows,
+        "data_count": sum(sources.values()) if rows is None else rows,
         "priority": priority.value,
         "requests": requests,
-        "pages": pages,
+        "pages": requests,
         "quiet": quiet,
         "unknown": unknown,
         "sources": sources,
     }
 
 
+def only_source(sources: Mapping[str, int]) -> str:
+    """The one source of all rows, or ``"mixed"``, or ``"none"`` where there are no rows."""
+    names = [name for name, number in sources.items() if number]
+    return names[0] if len(names) == 1 else ("mixed" if names else "none")
+
+
+def added_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Rows by source, of several answers."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(total)
+
+
 def local_facts(rows: int, source: str = "memory") -> dict[str, Any]:
     """The same of what is known here without a question: how things stand, what the store says of itself."""
-    return facts(sources={source: rows}, elapsed_ms=0.0, rows=rows, priority=Priority.NORMAL, requests=0, pages=0)
+    return facts(sources={source: rows}, elapsed_ms=0.0, priority=Priority.NORMAL)
+
+
+def table_of(columns: Mapping[str, pa.DataType], rows: Iterable[Sequence[Any]]) -> pa.Table:
+    """A table of rows as sequences; its `columns` have their types also where there is no row."""
+    values = list(zip(*rows, strict=True)) or [()] * len(columns)
+    arrays = [pa.array(column, kind) for column, kind in zip(values, columns.values(), strict=True)]
+    return pa.Table.from_arrays(arrays, names=list(columns))
 
 
 def deliver(table: pa.Table | pd.DataFrame, frames: str, *, index: str | None, zone: str, attrs: dict[str, Any]) -> Any:
@@ -244,7 +268,7 @@ def tickers_table(rows: Sequence[Ticker], sources: Sequence[str], ages_s: Sequen
     """
     columns: dict[str, Any] = {
         "market": pa.array([r.market for r in rows], pa.string()),
-        "time": pa.array([r.time_us for r in rows], pa.int64()).cast(_TIME),
+        "time": pa.array([r.time_us for r in rows], pa.int64()).cast(TIME),
         **dict(zip(TICKER_NUMBERS, map(_floats, _ticker_columns(rows)), strict=True)),
         "source": pa.array(list(sources), pa.string()),
         "age": _floats(ages_s),
@@ -306,7 +330,7 @@ def orderbooks_table(books: Sequence[OrderBook], depth: int) -> pa.Table:
     return pa.table(
         {
             "market": pa.array([book.market for book in books], pa.string()).take(of_book),
-            "time": pa.array(np.array([book.time_us for book in books], np.int64)[of_book]).cast(_TIME),
+            "time": pa.array(np.array([book.time_us for book in books], np.int64)[of_book]).cast(TIME),
             "level": pa.array(np.arange(1, len(of_book) + 1) - first[of_book], pa.int64()),
             "ask_price": _floats(ask_price),
             "ask_size": _floats(ask_size),
@@ -323,7 +347,7 @@ def trades_table(rows: Sequence[Trade]) -> pa.Table:
     """
     return pa.table(
         {
-            "time": pa.array([r.time_us for r in rows], pa.int64()).cast(_TIME),
+            "time": pa.array([r.time_us for r in rows], pa.int64()).cast(TIME),
             "market": pa.array([r.market for r in rows], pa.string()),
             "price": _floats([r.price for r in rows]),
             "volume": _floats([r.volume for r in rows]),
@@ -343,14 +367,9 @@ def with_best(trades: pa.Table) -> pa.Table:
 
 def markets_table(rows: Sequence[MarketInfo]) -> pa.Table:
     """One row a market, in the venue's order; ``cautions`` is a comma list of the raised flags."""
-    return pa.table(
-        {
-            "market": pa.array([r.market for r in rows], pa.string()),
-            "korean_name": pa.array([r.korean_name for r in rows], pa.string()),
-            "english_name": pa.array([r.english_name for r in rows], pa.string()),
-            "warning": pa.array([r.warning for r in rows], pa.bool_()),
-            "cautions": pa.array([",".join(r.cautions) for r in rows], pa.string()),
-        }
+    return table_of(
+        {"market": TEXT, "korean_name": TEXT, "english_name": TEXT, "warning": FLAG, "cautions": TEXT},
+        [(row.market, row.korean_name, row.english_name, row.warning, ",".join(row.cautions)) for row in rows],
     )
 
 

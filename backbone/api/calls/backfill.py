@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, in_zone, parse_priority
-from backbone.api.calls.candles import incomplete_error, named
+from backbone.api.calls.candles import candle_facts, incomplete_error
 from backbone.api.notebook.bar import Bar
 from backbone.candle_table import rows_inside
 from backbone.coordinator.candles.derived import base_range, folded
@@ -204,22 +204,8 @@ class Job:
 
     def _frame(self, answers: list[CandleAnswer]) -> Any:
         table = shaping.candles_table([(a.market, a.table) for a in answers], many=self._many)
-        sources: dict[str, int] = {}
-        for answer in answers:
-            for name, number in answer.sources.items():
-                sources[name] = sources.get(name, 0) + number
-        pages = sum(a.pages for a in answers)
-        attrs = shaping.facts(
-            sources=sources,
-            elapsed_ms=self._job.progress.elapsed_s * 1000,
-            rows=table.num_rows,
-            priority=self._job.priority,
-            requests=pages,
-            pages=pages,
-            quiet=sum(a.quiet for a in answers),
-            unknown=sum(a.unknown for a in answers),
-        )
-        attrs |= named([a.market for a in answers], self._timeframe)
+        elapsed_ms = self._job.progress.elapsed_s * 1000
+        attrs = candle_facts(answers, self._timeframe, table.num_rows, elapsed_ms, self._job.priority)
         return shaping.deliver(table, self._frames, index="time", zone=self._session.tz, attrs=attrs)
 
     def _read(self) -> Progress:

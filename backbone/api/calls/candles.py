@@ -17,6 +17,7 @@ from backbone.api import frames as shaping
 from backbone.api.arguments import DEFAULT_COUNT, TimeLike, in_zone, parse_priority, parse_quote, parse_timeout
 from backbone.api.calls.fill import fill_quiet, parse_fill
 from backbone.api.calls.memo import Remembered
+from backbone.api.frames import TEXT, TIME, WHOLE
 from backbone.api.notebook.bar import Bar
 from backbone.candle_table import rows_inside, times_of
 from backbone.clock import Deadline
@@ -140,13 +141,9 @@ class CandleCall(msgspec.Struct, frozen=True):
             table = shaping.wide_table(tables, self.wide)
         else:
             table = shaping.candles_table(tables, many=self.many)
-        frame = shaping.deliver(
-            table,
-            self.frames,
-            index="time",
-            zone=self.session.tz,
-            attrs=self._facts(answers, table.num_rows, elapsed_ms),
-        )
+        attrs = candle_facts(answers, self.timeframe, table.num_rows, elapsed_ms, self.priority)
+        attrs |= self._missing(answers)
+        frame = shaping.deliver(table, self.frames, index="time", zone=self.session.tz, attrs=attrs)
         error = self._error(answers)
         if error is None:
             if not any(answer.pages for answer in answers):
@@ -178,8 +175,8 @@ class CandleCall(msgspec.Struct, frozen=True):
         was = frame.attrs["backbone"]
         self.session.coordinator().metrics.time("call", elapsed_ms / 1000, group="candles", priority=self.priority)
         frame.attrs["backbone"] = shaping.facts(
-            sources={"memo": len(frame)}, elapsed_ms=elapsed_ms, rows=len(frame), priority=self.priority, requests=0,
-            pages=0, quiet=was["quiet"], unknown=was["unknown"],
+            sources={"memo": len(frame)}, elapsed_ms=elapsed_ms, priority=self.priority,
+            quiet=was["quiet"], unknown=was["unknown"],
         ) | named(self.markets, self.timeframe)  # fmt: skip
         return frame
 
@@ -288,27 +285,11 @@ class CandleCall(msgspec.Struct, frozen=True):
         )
         return fold(pa.concat_tables([closed.table, rows]), self.timeframe), source
 
-    def _facts(self, answers: Sequence[CandleAnswer], rows: int, elapsed_ms: float) -> dict[str, Any]:
-        sources: dict[str, int] = {}
-        for answer in answers:
-            for name, number in answer.sources.items():
-                sources[name] = sources.get(name, 0) + number
-        pages = sum(answer.pages for answer in answers)
-        found = shaping.facts(
-            sources=sources,
-            elapsed_ms=elapsed_ms,
-            rows=rows,
-            priority=self.priority,
-            requests=pages,
-            pages=pages,
-            quiet=sum(answer.quiet for answer in answers),
-            unknown=sum(answer.unknown for answer in answers),
-        )
-        if behind := [answer.behind for answer in answers if answer.behind is not None]:
-            # from the store alone: what lies behind the newest so many that are held
-            zone = self.session.tz
-            found["missing"] = [[in_zone(time, zone).isoformat() for time in span] for span in behind]
-        return {**found, **named(self.markets, self.timeframe)}
+    def _missing(self, answers: Sequence[CandleAnswer]) -> dict[str, Any]:
+        """From the store alone: what lies behind the newest so many candles that are held."""
+        behind = [answer.behind for answer in answers if answer.behind is not None]
+        zone = self.session.tz
+        return {"missing": [[in_zone(time, zone).isoformat() for time in span] for span in behind]} if behind else {}
 
     def _error(self, answers: Sequence[CandleAnswer]) -> BackboneError | None:
         core, lane = self.session.coordinator(), None if self.offline else self.priority
@@ -362,6 +343,21 @@ def incomplete_error(
             return first
         error.__cause__ = error.causes[0] if error.causes else None
     return error
+
+
+def candle_facts(
+    answers: Sequence[CandleAnswer], timeframe: Timeframe, rows: int, elapsed_ms: float, priority: Priority
+) -> dict[str, Any]:
+    """The facts of a frame of `rows` that was made of these answers."""
+    return shaping.facts(
+        sources=shaping.added_up(answer.sources for answer in answers),
+        elapsed_ms=elapsed_ms,
+        rows=rows,
+        priority=priority,
+        requests=sum(answer.pages for answer in answers),
+        quiet=sum(answer.quiet for answer in answers),
+        unknown=sum(answer.unknown for answer in answers),
+    ) | named([answer.market for answer in answers], timeframe)
 
 
 def named(markets: Sequence[str], timeframe: Timeframe) -> dict[str, Any]:
@@ -500,22 +496,13 @@ def coverage(
     core, tf = session.coordinator(), parse_timeframe(timeframe, derived=True)
     core.markets.check_known(markets)
     rows = [(market, row) for market in markets for row in core.reader.intervals(market, _held_of(core, market, tf))]
-    time = pa.timestamp("us", tz="UTC")
-    table = pa.table(
-        {
-            "market": pa.array([market for market, _ in rows], pa.string()),
-            "start": pa.array([r.start for _, r in rows], pa.int64()).cast(time),
-            "end": pa.array([r.end for _, r in rows], pa.int64()).cast(time),
-            "state": pa.array([r.state for _, r in rows], pa.string()),
-            "rows": pa.array([r.slots if r.state == "data" else 0 for _, r in rows], pa.int64()),
-        }
+    table = shaping.table_of(
+        {"market": TEXT, "start": TIME, "end": TIME, "state": TEXT, "rows": WHOLE},
+        [(market, r.start, r.end, r.state, r.slots if r.state == "data" else 0) for market, r in rows],
     )
     if isinstance(asked_market, str) and parse_quote(asked_market, session.home) is None:
         table = table.drop_columns("market")
     quiet = sum(r.slots for _, r in rows if r.state == "quiet")
     unknown = sum(r.slots for _, r in rows if r.state == "unknown")
-    attrs = shaping.facts(
-        sources={"store": len(rows)}, elapsed_ms=0.0, rows=len(rows), priority=Priority.NORMAL, requests=0, pages=0,
-        quiet=quiet, unknown=unknown,
-    )  # fmt: skip
+    attrs = shaping.local_facts(len(rows), "store") | {"quiet": quiet, "unknown": unknown}
     return shaping.deliver(table, wanted, index=None, zone=session.tz, attrs=attrs)

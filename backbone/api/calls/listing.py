@@ -11,11 +11,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, parse_time
+from backbone.api.calls.candles import candles
+from backbone.api.frames import REAL, TEXT, WHOLE
 from backbone.coordinator.market_log import Recorded
 from backbone.errors import InputError, PayloadError, SourceError, UnreachableError
 from backbone.model import MarketInfo, Priority, Span
@@ -74,14 +76,8 @@ def markets_at(session: Session, quote: str | None, at: TimeLike, frames: str | 
     began = core.clock.monotonic()
     at_us, recorded = listed_at(session, at, whole_day=True)
     listed = of_quote(recorded.markets, quote)
-    attrs = shaping.facts(
-        sources={"store": len(listed)},
-        elapsed_ms=(core.clock.monotonic() - began) * 1000,
-        rows=len(listed),
-        priority=Priority.HIGH,
-        requests=0,
-        pages=0,
-    )
+    elapsed_ms = (core.clock.monotonic() - began) * 1000
+    attrs = shaping.facts(sources={"store": len(listed)}, elapsed_ms=elapsed_ms, priority=Priority.HIGH)
     attrs["at"], attrs["recorded_since"] = _iso(at_us), _iso(recorded.since_us)
     return shaping.deliver(shaping.markets_table(listed), wanted, index="market", zone=session.tz, attrs=attrs)
 
@@ -155,21 +151,12 @@ def universe(
         if table.num_rows:
             sums[code] = (float(table.column(by).to_numpy().sum()), table.num_rows)
     ranked = sorted(sums, key=lambda code: (-sums[code][0], code))[:top]
-    table = pa.table(
-        {
-            "market": pa.array(ranked, pa.string()),
-            "rank": pa.array(np.arange(1, len(ranked) + 1), pa.int64()),
-            by: pa.array([sums[code][0] for code in ranked], pa.float64()),
-            "days": pa.array([sums[code][1] for code in ranked], pa.int64()),
-            "listed_as": pa.array([then[code] for code in ranked], pa.string()),
-        }
+    table = shaping.table_of(
+        {"market": TEXT, "rank": WHOLE, by: REAL, "days": WHOLE, "listed_as": TEXT},
+        [(code, rank, *sums[code], then[code]) for rank, code in enumerate(ranked, 1)],
     )
-    attrs = shaping.facts(
-        **said,
-        elapsed_ms=(core.clock.monotonic() - began) * 1000,
-        rows=len(ranked),
-        priority=Priority.NORMAL,
-    )
+    elapsed_ms = (core.clock.monotonic() - began) * 1000
+    attrs = shaping.facts(**said, elapsed_ms=elapsed_ms, rows=len(ranked), priority=Priority.NORMAL)
     attrs["at"], attrs["listed"] = _iso(at_us), len(then)
     attrs["without_data"] = sorted(then[code] for code in then.keys() - sums.keys())
     return shaping.deliver(table, wanted, index="market", zone=session.tz, attrs=attrs)
@@ -187,19 +174,11 @@ def _present_names(core: Coordinator, codes: Sequence[str], today: Collection[st
 def _daily(session: Session, codes: Sequence[str], span: Span) -> tuple[dict[str, pa.Table], dict[str, Any]]:
     """Daily candles of markets that are listed today, stored ones from the store, and what they took."""
     if not codes:
-        return {}, {"sources": {}, "requests": 0, "pages": 0}
-    from backbone.api.calls.candles import candles
-
+        return {}, {"sources": {}, "requests": 0}
     frame = candles(session, list(codes), "1d", _when(span.start), _when(span.end), frames="arrow")
-    import pyarrow.compute as pc
-
-    answers = (
-        {code: frame.filter(pc.equal(frame.column("market"), code)) for code in codes}
-        if ("market" in frame.column_names)
-        else {codes[0]: frame}
-    )
+    answers = {code: frame.filter(pc.equal(frame.column("market"), code)) for code in codes}
     attrs = shaping.attrs_of(frame)
-    return answers, {name: attrs[name] for name in ("sources", "requests", "pages")}
+    return answers, {name: attrs[name] for name in ("sources", "requests")}
 
 
 def _when(time_us: int) -> dt.datetime:

@@ -253,10 +253,7 @@ class LiveTable:
         else:
             table = _candles(rows, sources, ages, kind, self._core.reader.closed_before)
         elapsed_ms = (self._core.clock.monotonic() - began) * 1000
-        counts, rows_made = dict(Counter(sources)), len(table)
-        attrs = shaping.facts(
-            sources=counts, elapsed_ms=elapsed_ms, rows=rows_made, priority=Priority.HIGH, requests=0, pages=0
-        )
+        attrs = shaping.facts(sources=dict(Counter(sources)), elapsed_ms=elapsed_ms, priority=Priority.HIGH)
         attrs["state"] = self.state
         return shaping.deliver(table, wanted, index=index, zone=self._session.tz, attrs=attrs)
 

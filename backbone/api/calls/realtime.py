@@ -202,10 +202,8 @@ def trades(
     attrs = shaping.facts(
         sources=sources,
         elapsed_ms=elapsed_s * 1000,
-        rows=table.num_rows,
         priority=lane,
         requests=requests,
-        pages=requests,
         unknown=len(gaps),
     )
     last_received_s = core.clock.monotonic() - core.feed.last_received_s()
@@ -311,10 +309,8 @@ def markets(session: Session, quote: str | None = None, *, frames: str | None = 
     attrs = shaping.facts(
         sources={"memory" if known else "rest": len(listed)},
         elapsed_ms=(core.clock.monotonic() - began) * 1000,
-        rows=len(listed),
         priority=Priority.HIGH,
         requests=(0 if known else 1) + more,
-        pages=(0 if known else 1) + more,
     )
     ages_s = [core.realtime.instrument_age_s(code) for code, tick in zip(codes, ticks, strict=True) if tick > 0]
     at_us = core.venue.now_us() - int(max(ages_s, default=0.0) * 1e6)
@@ -359,10 +355,8 @@ def _deliver(
     attrs = shaping.facts(
         sources=dict(sources),
         elapsed_ms=elapsed_s * 1000,
-        rows=len(table),
         priority=priority,
         requests=answer.requests,
-        pages=answer.requests,
         unknown=len(answer.missing),
     )
     now = core.clock.monotonic()

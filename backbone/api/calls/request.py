@@ -337,14 +337,10 @@ _CALLS: dict[DataType, Callable[[Session, BackboneRequest], pa.Table]] = {
 def _joined(tables: Sequence[pa.Table]) -> pa.Table:
     """Several answers as one, their facts added up."""
     known = [shaping.attrs_of(table) for table in tables]
-    sources: dict[str, int] = {}
-    for one in known:
-        for name, rows in one["sources"].items():
-            sources[name] = sources.get(name, 0) + rows
-    names = [name for name, rows in sources.items() if rows]
+    sources = shaping.added_up(one["sources"] for one in known)
     whole = {
         **known[0],
-        "source": names[0] if len(names) == 1 else ("mixed" if names else "none"),
+        "source": shaping.only_source(sources),
         "cache_hit": all(one["cache_hit"] for one in known),
         "sources": sources,
         **{name: sum(one[name] for one in known) for name in ("data_count", "requests", "pages", "quiet", "unknown")},

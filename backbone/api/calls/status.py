@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from backbone.api import frames as shaping
+from backbone.api.frames import REAL, TEXT, WHOLE
 
 if TYPE_CHECKING:
     from backbone.api.notebook.dashboard import Dashboard
@@ -32,7 +33,8 @@ _PRIORITIES = ("critical", "high", "normal", "low")
 _STORE_LOOK_S = 10.0  # the store's size is a walk over its files
 _SOCKET = ("state", "age_s", "tables", "markets", "received", "reconnects", "polls")
 _SILENT = 3  # questions given up in a row, from which the venue is held to be down
-_TIMES = ("count", "mean_s", "p50_s", "p95_s", "p99_s", "max_s")
+_METRICS = dict.fromkeys(("kind", "group", "priority"), TEXT) | {"count": WHOLE}
+_METRICS |= dict.fromkeys(("mean_s", "p50_s", "p95_s", "p99_s", "max_s"), REAL)
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,9 @@ def status(session: Session, frames: str) -> Any:
 def metrics(session: Session, frames: str) -> Any:
     """So far: times waited and answered by group and priority. See `Backbone.metrics`."""
     found = session.coordinator().metrics.snapshot()
-    rows = found["times"]
-    columns: dict[str, Any] = {
-        name: pa.array([r[name] for r in rows], pa.string()) for name in ("kind", "group", "priority")
-    }
-    for name in _TIMES:
-        kind = pa.int64() if name == "count" else pa.float64()
-        columns[name] = pa.array([r[name] for r in rows], kind)
-    attrs = shaping.local_facts(len(rows)) | {"counters": found["counters"], "gauges": found["gauges"]}
-    return shaping.deliver(pa.table(columns), frames, index=None, zone=session.tz, attrs=attrs)
+    table = shaping.table_of(_METRICS, [[record[name] for name in _METRICS] for record in found["times"]])
+    attrs = shaping.local_facts(table.num_rows) | {"counters": found["counters"], "gauges": found["gauges"]}
+    return shaping.deliver(table, frames, index=None, zone=session.tz, attrs=attrs)
 
 
 def health(session: Session, found: dict[str, Any] | None = None) -> Health:

@@ -16,6 +16,7 @@ from backbone.api.arguments import TimeLike, parse_market, parse_markets
 from backbone.api.calls.adopt import adopt, promote
 from backbone.api.calls.listing import adopt_lists
 from backbone.api.calls.status import memo_bytes
+from backbone.api.frames import TEXT, TIME, WHOLE
 from backbone.candle_table import compare, rows_inside, times_of
 from backbone.coordinator.candles.ranges import Range
 from backbone.coordinator.markets import unknown_market
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["StoreView"]
 
 _RELATIVE = 1e-9  # sums of floats in another order
-_STAMP = pa.timestamp("us", tz="UTC")
 
 
 class StoreView:
@@ -94,16 +94,9 @@ class StoreView:
 
     def incidents(self, *, frames: str | None = None) -> Any:
         """Damaged files in quarantine and writes that failed, since this client was opened: ``at kind path detail``."""
-        rows = self._session.coordinator().store.incidents()
-        table = pa.table(
-            {
-                "at": pa.array([r.at_us for r in rows], pa.int64()).cast(_STAMP),
-                "kind": pa.array([r.kind for r in rows], pa.string()),
-                "path": pa.array([str(r.path) for r in rows], pa.string()),
-                "detail": pa.array([r.detail for r in rows], pa.string()),
-            }
-        )
-        return self._deliver(table, frames)
+        found = self._session.coordinator().store.incidents()
+        rows = [(one.at_us, one.kind, str(one.path), one.detail) for one in found]
+        return self._rows({"at": TIME, "kind": TEXT, "path": TEXT, "detail": TEXT}, rows, frames)
 
     def outages(
         self,
@@ -134,13 +127,11 @@ class StoreView:
         begin = 0 if start is None else session.time("start", start, may_ask=False)
         last = core.reader.closed_before(tf) if end is None else session.time("end", end, may_ask=False)
         found = core.reader.outages(names, tf, Span(begin, max(begin, last)))
-        columns = {
-            "start": pa.array([one.start for one in found], pa.int64()).cast(_STAMP),
-            "end": pa.array([one.end for one in found], pa.int64()).cast(_STAMP),
-            "slots": pa.array([one.slots for one in found], pa.int64()),
-            "markets": pa.array([one.markets for one in found], pa.int64()),
-        }
-        return self._deliver(pa.table(columns), frames)
+        rows = [(one.start, one.end, one.slots, one.markets) for one in found]
+        return self._rows({"start": TIME, "end": TIME, "slots": WHOLE, "markets": WHOLE}, rows, frames)
+
+    def _rows(self, columns: dict[str, pa.DataType], rows: Sequence[Sequence[Any]], frames: str | None) -> Any:
+        return self._deliver(shaping.table_of(columns, rows), frames)
 
     def _deliver(self, table: pa.Table, frames: str | None) -> Any:
         attrs = shaping.local_facts(table.num_rows, "store")
@@ -188,14 +179,8 @@ class StoreView:
             codes = core.market_log.codes()
             if codes:  # each of a list has the event that it was in it
                 raise unknown_market(name, codes)
-        columns = {
-            "at": pa.array([event.at_us for event in found], pa.int64()).cast(_STAMP),
-            "market": pa.array([event.market for event in found], pa.string()),
-            "kind": pa.array([event.kind for event in found], pa.string()),
-            "detail": pa.array([json.dumps(event.detail, ensure_ascii=False) for event in found], pa.string()),
-            "how": pa.array([event.how for event in found], pa.string()),
-        }
-        return self._deliver(pa.table(columns), frames)
+        rows = [(one.at_us, one.market, one.kind, json.dumps(one.detail, ensure_ascii=False), one.how) for one in found]
+        return self._rows({"at": TIME, "market": TEXT, "kind": TEXT, "detail": TEXT, "how": TEXT}, rows, frames)
 
     def inventory(self, *, frames: str | None = None) -> Any:
         """What is held, a row a series: ``market timeframe from to rows holes bytes``; makes no request.
@@ -208,16 +193,12 @@ class StoreView:
         ['market', 'timeframe', 'from', 'to', 'rows', 'holes', 'bytes']
         """
         found = self._session.coordinator().store.upkeep.inventory()
-        columns = {
-            "market": pa.array([one.market for one in found], pa.string()),
-            "timeframe": pa.array([one.timeframe.name for one in found], pa.string()),
-            "from": pa.array([one.start_us for one in found], pa.int64()).cast(_STAMP),
-            "to": pa.array([one.end_us for one in found], pa.int64()).cast(_STAMP),
-            "rows": pa.array([one.rows for one in found], pa.int64()),
-            "holes": pa.array([one.holes for one in found], pa.int64()),
-            "bytes": pa.array([one.bytes for one in found], pa.int64()),
-        }
-        return self._deliver(pa.table(columns), frames)
+        columns = {"market": TEXT, "timeframe": TEXT, "from": TIME, "to": TIME}
+        columns |= {"rows": WHOLE, "holes": WHOLE, "bytes": WHOLE}
+        rows = [
+            (one.market, one.timeframe.name, one.start_us, one.end_us, one.rows, one.holes, one.bytes) for one in found
+        ]
+        return self._rows(columns, rows, frames)
 
     def exchanges(self) -> list[str]:
         """The exchange partitions of which the data folder holds something; another host's have its name in theirs."""
@@ -270,14 +251,8 @@ class StoreView:
         computed at the first look, by reading the snapshot.
         """
         found = self._session.coordinator().store.upkeep.snapshots()
-        columns = {
-            "name": pa.array([one.name for one in found], pa.string()),
-            "at": pa.array([one.at_us for one in found], pa.int64()).cast(_STAMP),
-            "path": pa.array([one.path for one in found], pa.string()),
-            "rows": pa.array([one.rows for one in found], pa.int64()),
-            "content": pa.array([one.content for one in found], pa.string()),
-        }
-        return self._deliver(pa.table(columns), frames)
+        rows = [(one.name, one.at_us, one.path, one.rows, one.content) for one in found]
+        return self._rows({"name": TEXT, "at": TIME, "path": TEXT, "rows": WHOLE, "content": TEXT}, rows, frames)
 
     def condition(self, market: str, timeframe: str = "1m", *, frames: str | None = None) -> Any:
         """What is held of a series, a row a day of UTC (a month for days and longer); makes no request.
@@ -298,11 +273,10 @@ class StoreView:
         spans = spans - core.store.coverage(name, tf, EVER)
         derived = times_of(rows_inside(folded, spans)), spans
         found = core.store.upkeep.condition(name, tf, derived)
-        columns: dict[str, Any] = {"start": pa.array([row.start_us for row in found], pa.int64()).cast(_STAMP)}
-        for column in ("rows", "quiet", "unknown", "provisional", "revisions"):
-            columns[column] = pa.array([getattr(row, column) for row in found], pa.int64())
-        columns["source"] = pa.array([row.source for row in found], pa.string())
-        return self._deliver(pa.table(columns), frames)
+        numbers = ("rows", "quiet", "unknown", "provisional", "revisions")
+        columns = {"start": TIME, **dict.fromkeys(numbers, WHOLE), "source": TEXT}
+        rows = [(one.start_us, *(getattr(one, name) for name in numbers), one.source) for one in found]
+        return self._rows(columns, rows, frames)
 
     def size(self) -> dict[str, int]:
         """``files bytes markets pending_rows memo_bytes``, of this exchange and of the remembered frames."""
@@ -310,9 +284,9 @@ class StoreView:
         return core.store.size() | {"memo_bytes": memo_bytes(core)}
 
     def _frame(self, problems: Sequence[Problem], frames: str | None) -> Any:
+        rows = [(one.market, one.timeframe, str(one.path), one.kind, one.detail) for one in problems]
         columns = ("market", "timeframe", "path", "kind", "detail")
-        table = pa.table({c: pa.array([str(getattr(p, c)) for p in problems], pa.string()) for c in columns})
-        return self._deliver(table, frames)
+        return self._rows(dict.fromkeys(columns, TEXT), rows, frames)
 
     def _comparable(self, market: str | None, timeframe: Timeframe | None) -> list[tuple[str, Timeframe]]:
         """What to compare with the venue: what was named, or what is stored, and an hour folded from stored minutes."""
@@ -373,8 +347,8 @@ class StoreView:
             )
         ]
         columns = ("file", "market", "timeframe", "state", "detail")
-        table = pa.table({c: pa.array([getattr(row, c) for row in found], pa.string()) for c in columns})
-        return self._deliver(table, frames)
+        rows = [tuple(getattr(one, name) for name in columns) for one in found]
+        return self._rows(dict.fromkeys(columns, TEXT), rows, frames)
 
     def update(
         self,
@@ -499,15 +473,4 @@ class StoreView:
         )
 
     def __dir__(self) -> list[str]:
-        return [
-            "adopt",
-            "copy_to",
-            "incidents",
-            "outages",
-            "recheck",
-            "repair",
-            "revisions",
-            "size",
-            "update",
-            "verify",
-        ]
+        return sorted(name for name in object.__dir__(self) if not name.startswith("_"))

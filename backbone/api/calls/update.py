@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import in_zone, parse_priority
 from backbone.api.calls.backfill import Job, JobView
 from backbone.api.calls.candles import incomplete_error
+from backbone.api.frames import TEXT, TIME, WHOLE
 from backbone.api.notebook.bar import Bar
 from backbone.api.session import Session
 from backbone.coordinator.candles.jobs import CandleJob
@@ -28,7 +29,8 @@ from backbone.timeframe import Timeframe, parse_timeframe
 
 __all__ = ["UpdateJob", "update"]
 
-_STAMP = pa.timestamp("us", tz="UTC")
+_RESULT = {"market": TEXT, "timeframe": TEXT, "start": TIME, "end": TIME}
+_RESULT |= {"added": WHOLE, "revised": WHOLE, "state": TEXT, "detail": TEXT}
 _RECENT = 2000  # slots before the newest in which a hole is what a failed update left
 
 
@@ -119,25 +121,19 @@ class UpdateJob:
         ``"incomplete"``, ``"failed"`` or ``"cancelled"``) and ``detail`` (the error's words where it is not done).
         """
         self.wait(timeout)
-        rows = [self._row(one) for one in self._series]
-        columns: dict[str, pa.Array] = {
-            name: pa.array([row[name] for row in rows], pa.string()) for name in ("market", "timeframe")
-        }
-        columns |= {name: pa.array([row[name] for row in rows], pa.int64()).cast(_STAMP) for name in ("start", "end")}
-        columns |= {name: pa.array([row[name] for row in rows], pa.int64()) for name in ("added", "revised")}
-        columns |= {name: pa.array([row[name] for row in rows], pa.string()) for name in ("state", "detail")}
+        table = shaping.table_of(_RESULT, [self._row(one) for one in self._series])
         now = self._read()
         attrs = shaping.facts(
-            sources={"rest": sum(row["added"] for row in rows)},
+            sources={"rest": pc.sum(table["added"]).as_py() or 0},
             elapsed_ms=now.elapsed_s * 1000,
-            rows=len(rows),
+            rows=table.num_rows,
             priority=self._priority,
             requests=now.pages,
-            pages=now.pages,
         )
-        return shaping.deliver(pa.table(columns), self._frames, index=None, zone=self._session.tz, attrs=attrs)
+        return shaping.deliver(table, self._frames, index=None, zone=self._session.tz, attrs=attrs)
 
-    def _row(self, one: _Series) -> dict[str, Any]:
+    def _row(self, one: _Series) -> tuple[Any, ...]:
+        """What became of a series, as `_RESULT` has it."""
         core = self._session.coordinator()
         store = core.store
         end_us = max(one.end_us, one.job.progress.reached_us)
@@ -152,16 +148,8 @@ class UpdateJob:
             detail = str(causes[0]) if causes else "part of it could not be had"
             if (rename := core.markets.renamed(one.market, None)) is not None:
                 detail = str(rename)
-        return {
-            "market": one.market,
-            "timeframe": one.timeframe.name,
-            "start": one.end_us,
-            "end": end_us,
-            "added": added,
-            "revised": max(0, store.revisions(one.market, one.timeframe, one.asked).num_rows - one.known),
-            "state": state,
-            "detail": detail,
-        }
+        revised = max(0, store.revisions(one.market, one.timeframe, one.asked).num_rows - one.known)
+        return one.market, one.timeframe.name, one.end_us, end_us, added, revised, state, detail
 
     def _read(self) -> Progress:
         each = [one.job.progress for one in self._series]
