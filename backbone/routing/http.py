@@ -265,7 +265,8 @@ class _DeadlineReader(io.RawIOBase):
         if left_s <= 0:
             raise TimeoutError(f"the answer took longer than {self._connection.total_s:g} s")
         timeout = self._connection.timeout
-        self._sock.settimeout(left_s if timeout is None else min(left_s, timeout))
+        if timeout is None or left_s < timeout or timeout != self._sock.gettimeout():
+            self._sock.settimeout(left_s if timeout is None else min(left_s, timeout))
         count: int | None = self._raw.readinto(buffer)
         return count
 

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from backbone.errors import InputError, PayloadError
-from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, MarketInfo, OrderBook, Ticker, Trade, empty_candles
+from backbone.model import CANDLE_SCHEMA, MarketInfo, OrderBook, Ticker, Trade, empty_candles
 from backbone.routing.records import (
     DEFAULT_FRAMES,
     EPOCH,
@@ -298,8 +298,9 @@ def _read_candles(body: bytes, market: str, timeframe: Timeframe, to_us: int | N
     stamps = np.array([row.timestamp for row in reversed(rows)], dtype=np.int64) * 1000
     if to_us is None and opens[-1] > stamps[-1]:  # where no bound was asked for, this is what a row of the future shows
         raise InvalidRow("the newest row opens after its last trade")
-    arrays = [pa.array(opens.view("datetime64[us]"), type=CANDLE_SCHEMA.field("time").type)]
-    arrays += [pa.array(columns[i]) for i in range(len(CANDLE_COLUMNS))]
+    buffers = map(pa.py_buffer, (opens, *columns))  # half the time of `pa.array`, which looks at each value
+    pairs = zip(CANDLE_SCHEMA.types, buffers, strict=True)
+    arrays = [pa.Array.from_buffers(kind, len(rows), [None, buffer]) for kind, buffer in pairs]
     table = pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
     return CandlePage(table, len(rows), int(opens[0]), to_us, count, stamps)
 
