@@ -137,9 +137,10 @@ def parse_time(argument: str, value: TimeLike, zone: str, now_us: Callable[[], i
         raise InputError(argument, value, _TIMES) from exc
 
 
-def in_zone(time_us: int, zone: str) -> dt.datetime:
+def in_zone(time_us: int, zone: str | dt.tzinfo) -> dt.datetime:
     """The aware datetime of `time_us`, shown in `zone`."""
-    return (_EPOCH + dt.timedelta(microseconds=time_us)).astimezone(ZoneInfo(zone))
+    moment = _EPOCH + dt.timedelta(microseconds=time_us)
+    return moment.astimezone(ZoneInfo(zone) if isinstance(zone, str) else zone)
 
 
 def _moment(argument: str, value: Any, zone: str, now_us: Callable[[], int]) -> dt.datetime | int:

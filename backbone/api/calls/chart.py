@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from backbone.api.arguments import TimeLike, in_zone, parse_market
 from backbone.api.calls.candles import candles
 from backbone.api.calls.live import LiveTable, start_live
-from backbone.api.notebook.chart import CandleChart, CandleRow, ChartView
+from backbone.api.notebook.chart import Candle, CandleChart, CandleRow, ChartView, rows_of
 from backbone.api.notebook.view import in_kernel
 from backbone.coordinator.live.feed import KINDS, timeframe_of
 from backbone.errors import IncompleteError, InputError, StreamClosedError
@@ -87,7 +87,7 @@ class _Follower:
         self._table: LiveTable | None = None
         self._tap: RecordQueue | None = None
         self._lost = 0  # records dropped and gaps filled so far
-        self._parts: dict[int, CandleRow] = {}  # of the candle that forms
+        self._parts: dict[int, Candle] = {}  # of the candle that forms
         self._is_stopped = False
 
     def __call__(self) -> ChartView:
@@ -99,7 +99,8 @@ class _Follower:
         table, records = self._table, self._tap
         assert table is not None
         assert records is not None
-        rows = [row for record in [*first, *_drained(records)] for row in self._rows_of(record)]
+        arrived = iter(lambda: records.get(0.0), None)
+        rows = [row for record in [*first, *arrived] for row in self._rows_of(record)]
         lost = records.dropped + sum(event.kind == "gap" and event.filled for event in table.events)
         if lost != self._lost:
             self._lost = lost
@@ -128,9 +129,10 @@ class _Follower:
         _stop_with(self, table)
         return [table.latest(self._market)]
 
-    def _rows_of(self, record: object) -> list[CandleRow]:
+    def _rows_of(self, record: object) -> list[Candle]:
+        row: Candle
         if isinstance(record, LiveCandle):
-            row = CandleRow(record.time_us, record.open, record.high, record.low, record.close, record.volume)
+            row = record
         elif isinstance(record, Ticker):
             opens_us = _DAY.floor(record.time_us)
             row = CandleRow(opens_us, record.open, record.high, record.low, record.price, record.volume)
@@ -138,7 +140,7 @@ class _Follower:
             return []
         return [row if self._part == self._timeframe else self._longer(row)]
 
-    def _longer(self, part: CandleRow) -> CandleRow:
+    def _longer(self, part: Candle) -> CandleRow:
         """The candle that `part` is in, of the parts known of it."""
         opens_us = self._timeframe.floor(part.time_us)
         self._parts = {us: row for us, row in self._parts.items() if us >= opens_us} | {part.time_us: part}
@@ -158,7 +160,7 @@ class _Follower:
         if self._part.floor(now_us) > opens_us:
             start = in_zone(opens_us, "UTC")
             parts = candles(self._session, self._market, self._part.name, start, frames="pandas")
-            self._parts = {row.time_us: row for row in _rows(parts)}
+            self._parts = {row.time_us: row for row in rows_of(parts)[0]}
 
     def _stored(self) -> list[CandleRow]:
         """The newest candles on disk, as far as they are known without a hole: what was missed has been fetched."""
@@ -168,7 +170,7 @@ class _Follower:
             )
         except IncompleteError as error:
             frame = error.frame
-        return _rows(frame)
+        return rows_of(frame)[0]
 
 
 def _stop_with(follower: _Follower, table: LiveTable) -> None:
@@ -186,20 +188,3 @@ def _let_go(loop: asyncio.AbstractEventLoop, table: LiveTable) -> None:
     """
     with contextlib.suppress(RuntimeError):  # the loop was closed: its process is ending
         loop.call_soon_threadsafe(table.stop)
-
-
-def _drained(records: RecordQueue) -> list[Any]:
-    found = []
-    while len(records):
-        record = records.get(0.0)
-        if record is None:
-            break
-        found.append(record)
-    return found
-
-
-def _rows(frame: pd.DataFrame) -> list[CandleRow]:
-    index: Any = frame.index
-    times = index.tz_convert("UTC").as_unit("us").asi8.tolist()
-    lists = [frame[name].tolist() for name in ("open", "high", "low", "close", "volume")]
-    return [CandleRow(*values) for values in zip(times, *lists, strict=True)]

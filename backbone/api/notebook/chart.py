@@ -1,12 +1,10 @@
 """The candle chart: history from a frame, then the live candle; a widget, a static SVG, or a line of text.
 
-What is decided here: which candles the browser is sent (the changed ones, or all of them where one was
-inserted or old ones were let go), in which zone times are shown, and how the static picture is drawn. The
-browser's half shows times as they are sent, so they are sent shifted by the zone's offset at the newest
-candle.
+What is decided here: which candles the browser is sent (the changed ones, or all of them where one was inserted or old
+ones were dropped), in which zone times are shown, and how the static picture is drawn. The browser's half shows times
+as they are sent, so they are sent shifted by the zone's offset at the newest candle.
 
-The lock guards the candles: `update` may be called from any thread, it only merges; what changed is sent on
-refresh.
+The lock guards the candles: `update` may be called from any thread, it only merges; what changed is sent on refresh.
 """
 
 from __future__ import annotations
@@ -19,38 +17,23 @@ import threading
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from backbone.api.arguments import in_zone
 from backbone.api.format import format_amount, format_price, price_digits, tick_size
-from backbone.api.notebook.view import PERIOD_S, View, make_widget
+from backbone.api.notebook.view import PERIOD_S, View, check_colours, make_widget, stream_level
 from backbone.clock import Clock
 from backbone.errors import InputError
+from backbone.model import LiveCandle
 from backbone.timeframe import parse_timeframe
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CandleChart", "CandleRow", "ChartView", "chart_svg"]
+__all__ = ["CandleChart", "CandleRow", "ChartView", "chart_svg", "rows_of"]
 
 MAX_ROWS: Final = 5_000
 """Candles kept by a chart that runs on; twice what a screen can show."""
-
-
-class CandleLike(Protocol):
-    """What has a candle's fields: `CandleRow`, and the live candle of a stream."""
-
-    @property
-    def time_us(self) -> int: ...
-    @property
-    def open(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def close(self) -> float: ...
-    @property
-    def volume(self) -> float: ...
 
 
 class CandleRow(NamedTuple):
@@ -64,16 +47,15 @@ class CandleRow(NamedTuple):
     volume: float
 
 
-class ChartView(NamedTuple):
-    """What a chart's source says: the candles that may have changed (more does no harm), the stream's word, a
-    note."""
+Candle = CandleRow | LiveCandle
 
-    rows: Sequence[CandleLike] = ()
+
+class ChartView(NamedTuple):
+    """What a chart's source says: the candles that may have changed (more does no harm), the stream's mode, a note."""
+
+    rows: Sequence[Candle] = ()
     state: str = ""
     note: str = ""
-
-
-_LEVELS = {"streaming": "ok", "live": "ok", "": "off", "closed": "off", "stopped": "off"}
 
 
 class CandleChart(View):
@@ -83,9 +65,8 @@ class CandleChart(View):
     ----------
     frame : candles of one market as `Backbone.candles` returns them; may have zero rows.
     market, timeframe : for the title, the price's digits and the time axis.
-    pull : asked at most ten times a second, on the kernel's side, for the newest candles; without it the
-    chart changes by
-        `set` and `update` only.
+    pull : asked at most ten times a second, on the kernel's side, for the newest candles; without it the chart changes
+        by `set` and `update` only.
     colours : ``"korean"`` (rise red, fall blue) or ``"western"`` (rise green, fall red).
     height : in pixels.
     tick : the market's price step; without it the one that fits the last price.
@@ -105,8 +86,7 @@ class CandleChart(View):
         clock: Clock | None = None,
         period_s: float = PERIOD_S,
     ) -> None:
-        if colours not in ("korean", "western"):
-            raise InputError("colours", colours, "'korean' (rise red, fall blue) or 'western' (rise green, fall red)")
+        check_colours(colours)
         if not 120 <= height <= 4000:
             raise InputError("height", height, "120 to 4000 pixels")
         super().__init__(clock=clock, period_s=period_s)
@@ -139,7 +119,7 @@ class CandleChart(View):
 
     def set(self, frame: pd.DataFrame) -> None:
         """Show these candles instead."""
-        rows, zone = _rows_of(frame)
+        rows, zone = rows_of(frame)
         with self._rows_lock:
             self._zone = zone
             self._rows = rows[-self._max_rows :]
@@ -148,9 +128,8 @@ class CandleChart(View):
             self._needs_whole = True
         self._refresh_at_home()
 
-    def update(self, candle: CandleLike) -> None:
-        """Take the newest state of one candle: the live one, the next one, or an older one that was
-        missing."""
+    def update(self, candle: Candle) -> None:
+        """Take the newest state of one candle: the live one, the next one, or an older one that was missing."""
         with self._rows_lock:
             self._merge_locked((candle,))
         self._refresh_at_home()
@@ -186,7 +165,7 @@ class CandleChart(View):
         if self._widget is not None and threading.get_ident() == self._home:
             self.refresh()
 
-    def _merge_locked(self, candles: Iterable[CandleLike]) -> None:
+    def _merge_locked(self, candles: Iterable[Candle]) -> None:
         for candle in candles:
             row = CandleRow(candle.time_us, candle.open, candle.high, candle.low, candle.close, candle.volume)
             at = bisect.bisect_left(self._times, row.time_us)
@@ -212,15 +191,11 @@ class CandleChart(View):
             with self._rows_lock:
                 self._merge_locked(said.rows)
             self._said = said._replace(rows=())
-        self._send("")
 
-    def _send(self, problem: str) -> None:
-        if self._widget is None:
-            return
-        state = self._state(problem)
-        if state != self._widget.state:
-            self._widget.state = state
+    def _show(self, *, whole: bool = False) -> None:
+        self._widget.state = self._state()
         with self._rows_lock:
+            self._needs_whole |= whole and self._is_stale_data
             is_whole, self._needs_whole = self._needs_whole, False
             changed, self._changed = sorted(self._changed.values()), {}
             shift = self._shift_us()
@@ -232,22 +207,13 @@ class CandleChart(View):
             self._is_stale_data = True
             self._widget.send({"t": "u", "rows": [_sent(row, shift) for row in changed]})
 
-    def _resend(self) -> None:
-        if self._is_stale_data:
-            with self._rows_lock:
-                self._needs_whole = True
-            self._send(self.problem)
-
-    def show_problem(self) -> None:
-        self._send(self.problem)
-
-    def _state(self, problem: str) -> dict[str, Any]:
-        tick = self._tick_now()
+    def _state(self) -> dict[str, Any]:
+        tick, problem = self._tick_now(), self.problem
         if problem:
             level = "off" if problem in ("stopped", "closed") else "bad"
             line = " · ".join(filter(None, (problem, self._said.note)))
         else:
-            level = _LEVELS.get(self._said.state.partition(" ")[0], "warn")
+            level = stream_level(self._said.state)
             line = " · ".join(filter(None, (self._said.state, self._said.note, _zone_name(self._zone))))
         return {
             "title": f"{self.market} · {self.timeframe}",
@@ -270,10 +236,11 @@ class CandleChart(View):
             self._changed.clear()
             data = _packed(self._rows, self._shift_us())
         scripts, styles = ("chart.js",), ("theme.css", "chart.css")
-        return make_widget("CandleChart", scripts, styles, state=self._state(self.problem), data=data)
+        return make_widget("CandleChart", scripts, styles, state=self._state(), data=data)
 
 
-def _rows_of(frame: pd.DataFrame) -> tuple[list[CandleRow], dt.tzinfo]:
+def rows_of(frame: pd.DataFrame) -> tuple[list[CandleRow], dt.tzinfo]:
+    """The candles of a frame and the zone of its index; `InputError` where it is no frame of one market's candles."""
     import pandas as pd
 
     columns = ["open", "high", "low", "close", "volume"]
@@ -288,12 +255,8 @@ def _rows_of(frame: pd.DataFrame) -> tuple[list[CandleRow], dt.tzinfo]:
     return [CandleRow(*values) for values in zip(times, *lists, strict=True)], frame.index.tz
 
 
-def _local(time_us: int, zone: dt.tzinfo) -> dt.datetime:
-    return (dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=time_us)).astimezone(zone)
-
-
 def _offset_us(time_us: int, zone: dt.tzinfo) -> int:
-    offset = _local(time_us, zone).utcoffset() or dt.timedelta(0)
+    offset = in_zone(time_us, zone).utcoffset() or dt.timedelta(0)
     return offset // dt.timedelta(microseconds=1)
 
 
@@ -417,7 +380,7 @@ def _time_labels(plot: _Plot, zone: dt.tzinfo, is_daily: bool) -> list[str]:
     labels = []
     day: dt.date | None = None
     for i in range(every // 2, count, every):
-        at = _local(plot.rows[i].time_us, zone)
+        at = in_zone(plot.rows[i].time_us, zone)
         text = at.strftime("%Y-%m-%d") if is_daily else at.strftime("%H:%M")
         if not is_daily and at.date() != day:
             text = at.strftime("%m-%d %H:%M")
@@ -439,7 +402,7 @@ def _chart_text(market: str, timeframe: str, rows: Sequence[CandleRow], zone: dt
     first, last = rows[0], rows[-1]
     count = "1 candle" if len(rows) == 1 else f"{len(rows)} candles"
     change = last.close / first.open - 1 if first.open else math.nan
-    spans = " – ".join(_local(row.time_us, zone).strftime("%Y-%m-%d %H:%M") for row in (first, last))
+    spans = " – ".join(in_zone(row.time_us, zone).strftime("%Y-%m-%d %H:%M") for row in (first, last))
     return (
         f"{market} {timeframe} · {count} · {spans} {_zone_name(zone)}\n"
         f"{line}  {format_price(last.close, tick)} ({change:+.2%})\n"

@@ -10,7 +10,7 @@ it is optional, and a card whose part is missing is not shown::
     caches     {tier: {hits misses bytes limit_bytes}}  socket    {state age_s markets received reconnects …}
     store      {path bytes files …}                     banned_s  seconds        last_error  text
 
-Only cards whose HTML changed are sent. All text is escaped here.
+The browser is sent all cards when one of them changed, and redraws those that did. All text is escaped here.
 """
 
 from __future__ import annotations
@@ -189,8 +189,6 @@ class Dashboard(View):
         super().__init__(clock=clock, period_s=period_s)
         self._snapshot = snapshot
         self._data: Mapping[str, Any] = {}
-        self._sent: dict[str, str] = {}
-        self._is_stale_state = False
 
     def __repr__(self) -> str:
         return f"Dashboard({_line(self._data, self.problem)[1]})"
@@ -205,45 +203,24 @@ class Dashboard(View):
 
     def _pull(self) -> None:
         self._data = self._snapshot()
-        self._send("")
 
-    def _send(self, problem: str) -> None:
-        if self._widget is None:
-            return
-        parts = _parts(self._data, problem)
-        if parts.keys() != self._sent.keys():
-            self._sent, self._is_stale_state = parts, False
-            self._widget.state = {"parts": list(parts.items())}
-            return
-        changed = {name: html for name, html in parts.items() if self._sent[name] != html}
-        if changed:
-            self._sent.update(changed)
-            self._is_stale_state = True
-            self._widget.send({"t": "d", "p": changed})
-
-    def _resend(self) -> None:
-        if self._is_stale_state:
-            self._is_stale_state = False
-            self._widget.state = {"parts": list(self._sent.items())}
-
-    def show_problem(self) -> None:
-        self._send(self.problem)
+    def _show(self, *, whole: bool = False) -> None:
+        self._widget.state = {"parts": _parts(self._data, self.problem)}  # which sends nothing where it is the same
 
     def _build(self) -> Any:
-        self._sent = _parts(self._data, self.problem)
-        state = {"parts": list(self._sent.items())}
+        state = {"parts": _parts(self._data, self.problem)}
         return make_widget("Dashboard", ("presence.js", "dashboard.js"), ("theme.css", "dashboard.css"), state=state)
 
 
-def _parts(snapshot: Mapping[str, Any], problem: str) -> dict[str, str]:
-    """The HTML of the state line and of each card, by name."""
+def _parts(snapshot: Mapping[str, Any], problem: str) -> list[tuple[str, str]]:
+    """The HTML of the state line and of each card, with its name."""
     level, says, note = _line(snapshot, problem)
     line = (
         f'<span class="bb-dot" data-level="{escape(level)}"></span>'
         f'<span class="bb-state">{escape(says)}</span>'
         f'<span class="bb-note">{escape(note)}</span>'
     )
-    return {"": line, **{title: _card_html(title, rows) for title, rows in dashboard_cards(snapshot)}}
+    return [("", line), *((title, _card_html(title, rows)) for title, rows in dashboard_cards(snapshot))]
 
 
 def _card_html(title: str, rows: list[list[Cell]]) -> str:

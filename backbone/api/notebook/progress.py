@@ -6,13 +6,12 @@ as it ended, and never pulled again. While the job runs its view is kept alive, 
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 from collections.abc import Callable
 from html import escape
 from typing import Any, Final, NamedTuple
-from zoneinfo import ZoneInfo
 
+from backbone.api.arguments import in_zone
 from backbone.api.notebook.view import PERIOD_S, View
 from backbone.clock import Clock
 
@@ -75,9 +74,7 @@ def _facts(view: ProgressView, zone: str) -> list[str]:
     of = f"/{view.pages_total:,}" if view.pages_total else ""
     facts = [f"{view.pages:,}{of} pages", f"{view.rows:,} rows"]
     if view.reached_us is not None:
-        epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-        at = (epoch + dt.timedelta(microseconds=view.reached_us)).astimezone(ZoneInfo(zone))
-        facts.append(f"reached {at:%Y-%m-%d %H:%M}")
+        facts.append(f"reached {in_zone(view.reached_us, zone):%Y-%m-%d %H:%M}")
     if not view.is_over:
         if math.isfinite(view.rate):
             facts.append(f"{view.rate:.1f} pages/s")
@@ -151,19 +148,13 @@ class JobProgress(View):
 
     def _pull(self) -> None:
         self._view = self._snapshot()
-        self._show()
         if self._view.is_over:
-            self._end()
+            self._closed = True
+            if self._refresher is not None:
+                self._refresher.stop()
 
-    def _end(self) -> None:
-        self._closed = True
-        if self._refresher is not None:
-            self._refresher.stop()
-
-    def _show(self) -> None:
+    def _show(self, *, whole: bool = False) -> None:
         """Bring the widgets to the present. A trait that is set to what it was sends nothing."""
-        if not self._parts:
-            return
         view, parts = self._view, self._parts
         parts["bar"].value = round(view.share, 4)
         parts["bar"].bar_style = "danger" if self.problem else _ENDS.get(view.state, "")
@@ -173,12 +164,6 @@ class JobProgress(View):
         parts["facts"].value = f'<span style="opacity:.75">{escape(" · ".join(facts))}</span>'
         if view.is_over or self._closed:
             parts["cancel"].layout.display = "none"
-
-    def show_problem(self) -> None:
-        self._show()
-
-    def _resend(self) -> None:
-        """Nothing to do: every trait holds its whole state."""
 
     def _build(self) -> Any:
         import ipywidgets as w

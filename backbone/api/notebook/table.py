@@ -1,9 +1,8 @@
-"""The live ticker table: one snapshot, shown as a widget that updates cell by cell, as static HTML, or as
-text.
+"""The live ticker table: one snapshot, shown as a widget that updates cell by cell, as static HTML, or as text.
 
-What is decided here: the columns, how a row's numbers read, and which cells changed since the last
-message to the browser (`TableDelta`, pure). A row's age is sent when it jumps, not as it grows: the browser
-counts on by itself, so a quiet market costs nothing and its age stays true even when the kernel hangs.
+What is decided here: the columns, how a row's numbers read, and which cells changed since the last message to the
+browser (`TableDelta`, pure). A row's age is sent when it jumps, not as it grows: the browser counts on by itself, so a
+quiet market costs nothing and its age stays true even when the kernel hangs.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ from html import escape
 from typing import Any, Final, NamedTuple
 
 from backbone.api.format import format_amount, format_price
-from backbone.api.notebook.view import PERIOD_S, View, make_widget
+from backbone.api.notebook.view import PERIOD_S, View, check_colours, make_widget, stream_level
 from backbone.clock import Clock
-from backbone.errors import InputError
 
 __all__ = [
     "STALE_S",
@@ -49,7 +47,7 @@ class TableRow(NamedTuple):
 
 
 class TableView(NamedTuple):
-    """What the table shows at an instant. ``state`` is the stream's word ("streaming", "polling", …)."""
+    """What the table shows at an instant. ``state`` is the stream's mode ("streaming", "polling", …)."""
 
     rows: Sequence[TableRow]
     state: str = ""
@@ -68,7 +66,6 @@ _COLUMNS: Final = (
 )
 _AGE_FIELD = TableRow._fields.index("age_s")
 _AGE_JUMP_S = 0.5  # smaller steps than this do not show
-_LEVELS = {"streaming": "ok", "live": "ok", "stopped": "off", "closed": "off", "": "off"}
 
 
 def age_text(age_s: float) -> str:
@@ -143,12 +140,11 @@ def _line(view: TableView, problem: str) -> list[str]:
     if problem:
         level = "off" if view.state in ("stopped", "closed") else "bad"
         return [view.state or "stopped", level, " · ".join(filter(None, (problem, view.note)))]
-    return [view.state, _LEVELS.get(view.state.partition(" ")[0], "warn"), view.note]
+    return [view.state, stream_level(view.state), view.note]
 
 
 class TableDelta:
-    """What the browser knows, and the smallest message that brings it to the present. Pure but for that
-    memory."""
+    """What the browser knows, and the smallest message that brings it to the present. Pure but for that memory."""
 
     def __init__(self) -> None:
         self._rows: list[TableRow] = []
@@ -179,8 +175,7 @@ class TableDelta:
         )
 
     def changes(self, view: TableView, now_s: float, problem: str = "") -> dict[str, Any] | None:
-        """The changed cells, ages and state line since the last message; None for none. Needs the same
-        shape."""
+        """The changed cells, ages and state line since the last message; None for none. Needs the same shape."""
         cells: list[list[Any]] = []
         ages: list[list[Any]] = []
         for i, row in enumerate(view.rows):
@@ -223,9 +218,10 @@ class TickerTable(View):
 
     Parameters
     ----------
-    snapshot : pulled at most ten times a second, on the kernel's side. Rows keep their order from call to
-    call. colours : ``"korean"`` (rise red, fall blue) or ``"western"`` (rise green, fall red). height : of
-    the scrolling part, in pixels. title : what the repr calls it.
+    snapshot : pulled at most ten times a second, on the kernel's side. Rows keep their order from call to call.
+    colours : ``"korean"`` (rise red, fall blue) or ``"western"`` (rise green, fall red).
+    height : of the scrolling part, in pixels.
+    title : what the repr calls it.
     """
 
     def __init__(
@@ -238,8 +234,7 @@ class TickerTable(View):
         clock: Clock | None = None,
         period_s: float = PERIOD_S,
     ) -> None:
-        if colours not in ("korean", "western"):
-            raise InputError("colours", colours, "'korean' (rise red, fall blue) or 'western' (rise green, fall red)")
+        check_colours(colours)
         super().__init__(clock=clock, period_s=period_s)
         self._snapshot = snapshot
         self._colours = colours
@@ -263,35 +258,21 @@ class TickerTable(View):
 
     def _pull(self) -> None:
         self._view = self._snapshot()
-        self._send("")
 
-    def _send(self, problem: str) -> None:
-        if self._widget is None:
-            return
-        now = self._clock.monotonic()
-        if not self._delta.is_same_shape(self._view):
-            self._set_state(now, problem)
-            return
-        message = self._delta.changes(self._view, now, problem)
-        if message is not None:
+    def _show(self, *, whole: bool = False) -> None:
+        if (whole and self._is_stale_state) or not self._delta.is_same_shape(self._view):
+            self._is_stale_state = False
+            self._widget.state = self._whole_state()
+        elif (message := self._delta.changes(self._view, self._clock.monotonic(), self.problem)) is not None:
             self._is_stale_state = True
             self._widget.send(message)
 
-    def _set_state(self, now: float, problem: str) -> None:
-        self._is_stale_state = False
-        self._widget.state = {**self._style, **self._delta.whole(self._view, now, problem)}
-
-    def _resend(self) -> None:
-        if self._is_stale_state:
-            self._set_state(self._clock.monotonic(), self.problem)
-
-    def show_problem(self) -> None:
-        self._send(self.problem)
+    def _whole_state(self) -> dict[str, Any]:
+        return {**self._style, **self._delta.whole(self._view, self._clock.monotonic(), self.problem)}
 
     def _build(self) -> Any:
-        state = {**self._style, **self._delta.whole(self._view, self._clock.monotonic(), self.problem)}
         scripts, styles = ("presence.js", "table.js"), ("theme.css", "table.css")
-        return make_widget("TickerTable", scripts, styles, state=state)
+        return make_widget("TickerTable", scripts, styles, state=self._whole_state())
 
 
 def table_text(view: TableView, problem: str = "") -> str:
@@ -332,8 +313,7 @@ _CELL: Final = "padding:3px 12px;white-space:nowrap;"
 
 
 def table_html(view: TableView, problem: str = "", *, colours: str = "korean") -> str:
-    """The table as static HTML that reads well with its styles stripped: arrows, not only colours, tell the
-    direction."""
+    """The table as static HTML that reads with its styles stripped: arrows tell the direction, not only colours."""
     rise, fall = ("#cf3a2b", "#1763c6") if colours == "korean" else ("#0a8754", "#cf3a2b")
     head = "".join(_cell("th", label, kind, "font-weight:500;opacity:.7") for _, label, kind in _COLUMNS)
     body = []

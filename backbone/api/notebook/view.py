@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from backbone.clock import Clock, SystemClock
-from backbone.errors import ClosedError, StreamClosedError
+from backbone.errors import ClosedError, InputError, StreamClosedError
 
-__all__ = ["PERIOD_S", "Refresher", "View", "in_kernel", "make_widget"]
+__all__ = ["PERIOD_S", "Refresher", "View", "check_colours", "in_kernel", "make_widget", "stream_level"]
 
 PERIOD_S: Final = 0.1
 """Seconds between two refreshes, at least."""
@@ -41,8 +41,7 @@ _SLOWEST_S = 5.0
 
 
 class View:
-    """Base of the views. A subclass says how to `_pull`, `_resend` and `_build`, and renders `text` and
-    `html`."""
+    """Base of the views. A subclass says how to `_pull`, `_show` and `_build`, and renders `text` and `html`."""
 
     def __init__(self, *, clock: Clock | None = None, period_s: float = PERIOD_S) -> None:
         self.period_s = period_s
@@ -58,11 +57,11 @@ class View:
     # what a subclass says
 
     def _pull(self) -> None:
-        """Ask the source, and send the widget (if there is one) what changed."""
+        """Ask the source."""
         raise NotImplementedError
 
-    def _resend(self) -> None:
-        """Send the whole state: a browser view has just appeared and has seen no change so far."""
+    def _show(self, *, whole: bool = False) -> None:
+        """Send the widget what changed. `whole`: a browser view has just appeared and has seen no change so far."""
         raise NotImplementedError
 
     def _build(self) -> Any:
@@ -115,6 +114,7 @@ class View:
             self._last_s = now
             self._pull()
             self.problem = ""
+            self.show_problem()
         finally:
             self._lock.release()
         return True
@@ -130,7 +130,9 @@ class View:
         self.show_problem()
 
     def show_problem(self) -> None:
-        """Show `problem` on the state line, where the view has one."""
+        """Bring the widget, if there is one, to the present: what was pulled last, and `problem` on the state line."""
+        if self._widget is not None:
+            self._show()
 
     def _listen(self, widget: Any) -> None:
         me = weakref.ref(self)
@@ -150,8 +152,8 @@ class View:
         elif content.get("t") == "seen":
             is_new = who not in self._seen
             self._seen[who] = self._refresher.ticks if self._refresher else 0
-            if is_new:
-                self._resend()
+            if is_new and self._widget is not None:
+                self._show(whole=True)
 
     def is_watched(self, ticks: int) -> bool:
         """Whether a browser shows it, or may not have had the time to say so."""
@@ -286,9 +288,21 @@ def _widget_class(name: str, scripts: tuple[str, ...], styles: tuple[str, ...]) 
 
 
 def make_widget(name: str, scripts: tuple[str, ...], styles: tuple[str, ...], **traits: Any) -> Any:
-    """An anywidget of the given static files, with two synced traits: ``state`` (a dict) and ``data``
-    (bytes)."""
+    """An anywidget of the given static files, with two synced traits: ``state`` (a dict) and ``data`` (bytes)."""
     return _widget_class(name, scripts, styles)(**traits)
+
+
+def stream_level(state: str) -> str:
+    """How a live view's state line is coloured: ``"ok"``, ``"warn"``, or ``"off"`` where nothing will change."""
+    return {"streaming": "ok", "live": "ok", "": "off", "closed": "off", "stopped": "off"}.get(
+        state.partition(" ")[0], "warn"
+    )
+
+
+def check_colours(colours: str) -> None:
+    """Raise `InputError` for colours that no view has."""
+    if colours not in ("korean", "western"):
+        raise InputError("colours", colours, "'korean' (rise red, fall blue) or 'western' (rise green, fall red)")
 
 
 def in_kernel() -> bool:

@@ -95,20 +95,20 @@ def moving() -> dict[str, Any]:
     return snapshot()
 
 
-def test_only_changed_cards_are_sent(moving: dict[str, Any]) -> None:
-    """A queue that grew sends the queue's card alone; nothing new sends nothing."""
+def test_nothing_is_sent_where_nothing_changed(moving: dict[str, Any]) -> None:
+    """A queue that grew changes the queue's card alone; nothing new sends nothing."""
     dashboard = Dashboard(lambda: moving, period_s=0.0)
-    messages: list[Any] = []
-    dashboard.widget.send = messages.append
+    states: list[dict[str, str]] = [dict(dashboard.widget.state["parts"])]
+    dashboard.widget.observe(lambda change: states.append(dict(change["new"]["parts"])), "state")
     dashboard.refresh(force=True)
-    assert messages == []
+    assert len(states) == 1
     moving["in_flight"] = {"low": 4}
     dashboard.refresh(force=True)
-    assert [list(message["p"]) for message in messages] == [["Queue"]]
     dashboard.on_message({"t": "seen", "v": "late"})
-    assert dict(dashboard.widget.state["parts"])["Queue"] == messages[0]["p"]["Queue"]
+    assert len(states) == 2
+    assert [name for name in states[0] if states[0][name] != states[1][name]] == ["Queue"]
     dashboard.close()
-    assert list(messages[-1]["p"]) == [""]
+    assert [name for name in states[1] if states[1][name] != states[2][name]] == [""]
     dashboard.widget.close()
 
 

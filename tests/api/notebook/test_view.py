@@ -53,8 +53,8 @@ class Counter(View):
         if self.error is not None:
             raise self.error
 
-    def _resend(self) -> None:
-        self.whole += 1
+    def _show(self, *, whole: bool = False) -> None:
+        self.whole += whole
 
     def show_problem(self) -> None:
         self.problems.append(self.problem)

@@ -1,5 +1,5 @@
-// The dashboard's browser half: a state line and cards, each replaced when the kernel sends another one. The kernel
-// escapes every text in them. `state.parts` is [[name, html], …]; messages are {t: "d", p: {name: html}}.
+// The dashboard's browser half: a state line and cards, each redrawn when its HTML is another one. The kernel escapes
+// every text in them. `state.parts` is [[name, html], …].
 function render({ model, el }) {
   const root = document.createElement("div");
   root.className = "bb-dash";
@@ -7,35 +7,33 @@ function render({ model, el }) {
   let parts = new Map();
 
   function build() {
+    const sent = model.get("state").parts || [];
+    if (sent.length !== parts.size || sent.some(([name]) => !parts.has(name))) lay(sent);
+    for (const [name, html] of sent) {
+      const part = parts.get(name);
+      if (part.html !== html) part.element.innerHTML = part.html = html;
+    }
+  }
+
+  function lay(sent) {
     parts = new Map();
     root.replaceChildren();
     const cards = document.createElement("div");
     cards.className = "bb-cards";
-    for (const [name, html] of model.get("state").parts || []) {
-      const part = document.createElement("div");
-      part.className = name === "" ? "bb-line" : "bb-card";
-      part.innerHTML = html;
-      (name === "" ? root : cards).appendChild(part);
-      parts.set(name, part);
+    for (const [name] of sent) {
+      const element = document.createElement("div");
+      element.className = name === "" ? "bb-line" : "bb-card";
+      (name === "" ? root : cards).appendChild(element);
+      parts.set(name, { element, html: "" });
     }
     root.appendChild(cards);
   }
 
-  function onMessage(message) {
-    if (message.t !== "d") return;
-    for (const [name, html] of Object.entries(message.p)) {
-      const part = parts.get(name);
-      if (part) part.innerHTML = html;
-    }
-  }
-
   model.on("change:state", build);
-  model.on("msg:custom", onMessage);
   build();
   const leave = announce(model);
   return () => {
     model.off("change:state", build);
-    model.off("msg:custom", onMessage);
     leave();
   };
 }
