@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from backbone.clock import Clock
 from backbone.coordinator.market_log import Rename
@@ -22,6 +24,41 @@ _log = logging.getLogger("backbone.fetch")
 
 _REPLIES = 4  # after so many that do not agree it is given up
 _YOUNG_S = 10.0  # a market may have been listed since: after this, an unknown code is worth one request
+
+
+@dataclass(frozen=True)
+class _List:
+    """A market list as it counts after a reply: what only this reply lacks is in it, and not confirmed to be gone."""
+
+    markets: tuple[MarketInfo, ...] = ()
+    doubted: frozenset[str] = frozenset()
+    is_confirmed: bool = False
+    was_confirmed: bool = False  # it, or an earlier one
+
+    @cached_property
+    def codes(self) -> frozenset[str]:
+        return frozenset(info.market for info in self.markets)
+
+    @cached_property
+    def by_quote(self) -> dict[str, tuple[str, ...]]:
+        """The codes of each quote currency, in the venue's order."""
+        found: dict[str, list[str]] = {}
+        for info in self.markets:
+            found.setdefault(info.market.partition("-")[0], []).append(info.market)
+        return {quote: tuple(codes) for quote, codes in found.items()}
+
+    def followed_by(self, listed: tuple[MarketInfo, ...], recorded: tuple[MarketInfo, ...]) -> _List:
+        """The list after another reply; `recorded` is compared with the first one."""
+        before = recorded if self is _NONE else self.markets
+        if not before:
+            return _List(listed)
+        lacking = frozenset(info.market for info in before).difference(info.market for info in listed)
+        doubted = lacking - self.doubted
+        kept = tuple(info for info in before if info.market in doubted)
+        return _List(listed + kept, doubted, not doubted, self.was_confirmed or not doubted)
+
+
+_NONE = _List()
 
 
 class Markets:
@@ -59,23 +96,20 @@ class Markets:
         self._renamed = renamed
         self._recorded = recorded
         self._record = record
-        self._lock = threading.Lock()  # guards all below
-        self._list: tuple[MarketInfo, ...] | None = None  # with what only the newest reply lacks
+        self._lock = threading.Lock()  # held while a reply is taken
+        self._list = _NONE
         self._newest: tuple[MarketInfo, ...] | None = None  # reply
-        self._lacking: frozenset[str] = frozenset()  # in the newest reply
-        self._is_confirmed = False
-        self._was_confirmed = False
-        self._at_s = 0.0
-        self._codes = _Codes(())
+        self._at_s = float("-inf")  # when it came
 
     def listed(self, *, fresh: bool = False, priority: Priority = Priority.HIGH) -> tuple[MarketInfo, ...]:
         """The market list, from memory while it is young enough. Raises the error tree."""
-        with self._lock:
-            known, age_s = self._list, self._clock.monotonic() - self._at_s
-            is_usable = self._is_confirmed and age_s < self._fresh_s
-        if known is not None and is_usable and not fresh:
-            return known
+        if self._list.is_confirmed and not fresh and self._age_s < self._fresh_s:
+            return self._list.markets
         return self._ask(priority)
+
+    @property
+    def _age_s(self) -> float:
+        return self._clock.monotonic() - self._at_s
 
     def request(self, priority: Priority = Priority.HIGH) -> None:
         """One request for the list, whatever it says: a small one whose reply carries the venue's time."""
@@ -96,30 +130,16 @@ class Markets:
 
     def note(self, listed: tuple[MarketInfo, ...]) -> tuple[tuple[MarketInfo, ...], bool]:
         """Take the list of one reply. Returns the list as it now counts, and whether that is confirmed."""
-        with self._lock:
-            is_first = self._list is None
-        recorded = tuple(self._recorded()) if is_first else ()
+        recorded = tuple(self._recorded()) if self._list is _NONE else ()
         with self._lock:
             self._at_s = self._clock.monotonic()
             if listed is not self._newest:  # a reply that two asked for counts once
                 self._newest = listed
-                self._take_locked(listed, recorded)
-            known, is_confirmed = self._list or listed, self._is_confirmed
-        if is_confirmed and self._record is not None:
-            self._record(known)
-        return known, is_confirmed
-
-    def _take_locked(self, listed: tuple[MarketInfo, ...], recorded: tuple[MarketInfo, ...]) -> None:
-        before = recorded if self._list is None else self._list
-        if not before:
-            self._list = listed
-            return
-        lacking = frozenset(info.market for info in before).difference(info.market for info in listed)
-        doubted = lacking - self._lacking
-        self._list = listed + tuple(info for info in before if info.market in doubted)
-        self._lacking = doubted
-        self._is_confirmed = not doubted
-        self._was_confirmed = self._was_confirmed or self._is_confirmed
+                self._list = self._list.followed_by(listed, recorded)
+            known = self._list
+        if known.is_confirmed and self._record is not None:
+            self._record(known.markets)
+        return known.markets, known.is_confirmed
 
     def codes(self, quote: str, priority: Priority = Priority.HIGH) -> tuple[str, ...]:
         """The markets priced in `quote`, in the venue's order; empty where the venue has no such quote currency."""
@@ -135,25 +155,21 @@ class Markets:
             self._ask(priority, until)
         else:
             self.listed(fresh=fresh, priority=priority)
-        with self._lock:
-            return self._codes_locked().all
+        return self._list.codes
 
     @property
     def known(self) -> tuple[MarketInfo, ...] | None:
         """The list as far as one came, be it not confirmed: what it has is listed."""
-        with self._lock:
-            return self._list
+        return None if self._list is _NONE else self._list.markets
 
     @property
     def confirmed(self) -> tuple[MarketInfo, ...] | None:
         """The list if one was ever confirmed: what it lacks is not listed."""
-        with self._lock:
-            return self._list if self._was_confirmed else None
+        return self._list.markets if self._list.was_confirmed else None
 
     def known_codes(self, quote: str) -> tuple[str, ...]:
         """The markets priced in `quote` of the list if one was ever confirmed."""
-        with self._lock:
-            return self._codes_locked().by_quote.get(quote, ()) if self._was_confirmed else ()
+        return self._list.by_quote.get(quote, ()) if self._list.was_confirmed else ()
 
     def check_listed(self, markets: Sequence[str], priority: Priority = Priority.HIGH) -> None:
         """Raise `InputError`, naming the nearest ones, for a market that the venue does not list.
@@ -161,9 +177,7 @@ class Markets:
         A known list is used for what it has (a delisting shows as a refusal), and for what it lacks only while it is
         very young.
         """
-        with self._lock:
-            codes = self._codes_locked().all
-        if codes.issuperset(markets):
+        if self._list.codes.issuperset(markets):
             return
         codes = self.recent_codes(priority, markets)
         for market in markets:
@@ -178,21 +192,20 @@ class Markets:
     def check_known(self, markets: Sequence[str]) -> None:
         """Raise `InputError` for a market that a known list lacks and nothing is stored of. Makes no request: without a
         list every market passes."""
-        with self._lock:
-            is_known, codes = self._was_confirmed, self._codes_locked().all
-        if not is_known or codes.issuperset(markets):
+        known = self._list
+        if not known.was_confirmed or known.codes.issuperset(markets):
             return
         stored = set(self._stored())
         for market in markets:
-            if market not in codes and market not in stored:
+            if market not in known.codes and market not in stored:
                 raise self.unknown(market, None)
 
     def unknown(self, market: str, priority: Priority | None) -> InputError:
         """The error for a market that is not listed, which names what it is called now; see `renamed`."""
         rename = self.renamed(market, priority)
-        with self._lock:
-            codes = self._codes_locked().all
-        return unknown_market(market, codes) if rename is None else InputError("market", market, str(rename))
+        if rename is not None:
+            return InputError("market", market, str(rename))
+        return unknown_market(market, self._list.codes)
 
     def renamed(self, market: str, priority: Priority | None) -> Rename | None:
         """What a market is called now, if it has another name. Without a `priority` it makes no request; with one, a
@@ -209,29 +222,9 @@ class Markets:
     def recent_codes(self, priority: Priority, until: Collection[str] | None = None) -> frozenset[str]:
         """Every code of a list that is very young: to be asked once something is said not to be listed. A list that
         has the markets `until` need not be confirmed."""
-        with self._lock:
-            is_young = self._is_confirmed and self._clock.monotonic() - self._at_s <= _YOUNG_S
-            codes = self._codes_locked().all
-        return codes if is_young else frozenset(info.market for info in self._ask(priority, until))
-
-    def _codes_locked(self) -> _Codes:
-        """The codes of the known list; ordered once a list, because nearly every call asks."""
-        listed = self._list or ()
-        if self._codes.listed is not listed:
-            self._codes = _Codes(listed)
-        return self._codes
-
-
-class _Codes:
-    """What a market list holds: all its codes, and those of each quote currency in the venue's order."""
-
-    def __init__(self, listed: tuple[MarketInfo, ...]) -> None:
-        self.listed = listed
-        self.all = frozenset(info.market for info in listed)
-        by_quote: dict[str, list[str]] = {}
-        for info in listed:
-            by_quote.setdefault(info.market.partition("-")[0], []).append(info.market)
-        self.by_quote = {quote: tuple(codes) for quote, codes in by_quote.items()}
+        if self._list.is_confirmed and self._age_s <= _YOUNG_S:
+            return self._list.codes
+        return frozenset(info.market for info in self._ask(priority, until))
 
 
 def unknown_market(market: str, codes: Collection[str]) -> InputError:

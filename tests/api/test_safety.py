@@ -109,9 +109,10 @@ def evil_client(shared_venue: SimulatorServer, tmp_path: Path) -> Iterator[Backb
     with Backbone(data_dir=folder, rest_url=shared_venue.rest_url, ws_url=shared_venue.ws_url) as client:
         core = client.session.coordinator()
         listed = core.markets.listed()
-        core.markets._list = tuple(
+        evil = tuple(
             msgspec.structs.replace(one, korean_name=EVIL, english_name=EVIL, cautions=(EVIL,)) for one in listed
         )
+        core.markets.note(evil)
         yield client
 
 

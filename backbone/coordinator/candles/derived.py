@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from backbone.candle_table import rows_inside, times_of
+from backbone.candle_table import rows_inside
 from backbone.coordinator.candles.ranges import Range
 from backbone.coordinator.candles.reader import CandleAnswer
 from backbone.model import Span
@@ -27,7 +27,7 @@ def base_range(asked: Range, timeframe: Timeframe, closed_us: int) -> Range:
     """
     base = _base(timeframe)
     ratio = timeframe.step_us // base.step_us
-    end_us = closed_us if asked.end_us is None else min(closed_us, timeframe.ceil(asked.end_us))
+    end_us = asked.closed_end(timeframe, closed_us)
     start_us = None if asked.start_us is None else min(timeframe.ceil(asked.start_us), end_us)
     if asked.count is None:
         return Range(start_us, end_us, None)
@@ -44,17 +44,8 @@ def folded(answer: CandleAnswer, asked: Range, timeframe: Timeframe, closed_us: 
     span = Span(min(start, end), end)
     gaps = SpanSet(Span(timeframe.floor(gap.start), timeframe.ceil(gap.end)) for gap in answer.gaps).clip(span)
     table = fold(rows_inside(answer.table, SpanSet([span]) - gaps), timeframe)
-    if asked.count is not None and table.num_rows > asked.count:
-        first = table.num_rows - asked.count if asked.start_us is None else 0
-        table = table.slice(first, asked.count)
-    if asked.count is not None and table.num_rows == asked.count:
-        times = times_of(table)
-        span = (
-            Span(int(times[0]), span.end)
-            if asked.start_us is None
-            else Span(span.start, timeframe.next(int(times[-1])))
-        )
-        gaps = gaps.clip(span)
+    table, span = asked.cut(table, timeframe, span)
+    gaps = gaps.clip(span)
     unknown = sum(timeframe.count(gap) for gap in gaps)
     quiet = max(0, timeframe.count(span) - unknown - table.num_rows)
     sources = {f"derived:{base}": table.num_rows} if table.num_rows else {}

@@ -181,26 +181,16 @@ class DirectCandles:
         return page
 
     def _answer(self, market: str, timeframe: Timeframe, asked: Range, walk: _Walk) -> CandleAnswer:
-        table, times = walk.table, times_of(walk.table)
-        start = 0 if asked.start_us is None else int(np.searchsorted(times, asked.start_us))
-        table = table.slice(start)
-        if asked.count is not None:
-            table = (
-                table.slice(0, asked.count)
-                if asked.start_us is not None
-                else table.slice(max(0, table.num_rows - asked.count))
-            )
-        times = times_of(table)
-        closed = self._reader.closed_before(timeframe)
-        end = closed if asked.end_us is None else min(closed, timeframe.ceil(asked.end_us))
+        end = asked.closed_end(timeframe, self._reader.closed_before(timeframe))
+        start, table, times = end, walk.table, times_of(walk.table)
         if asked.start_us is not None:
-            span = Span(min(timeframe.ceil(asked.start_us), end), end)
-            if asked.count is not None and len(times) == asked.count:
-                span = Span(span.start, timeframe.next(int(times[-1])))
-        else:
-            span = Span(int(times[0]) if len(times) else end, end)
-        quiet = max(0, timeframe.count(span) - len(times))
-        sources = {"rest": len(times)} if len(times) else {}
+            start = timeframe.ceil(asked.start_us)
+            table = table.slice(int(np.searchsorted(times, start)))
+        elif len(times):
+            start = int(times[0])
+        table, span = asked.cut(table, timeframe, Span(min(start, end), end))
+        quiet = max(0, timeframe.count(span) - table.num_rows)
+        sources = {"rest": table.num_rows} if table.num_rows else {}
         fetched = Fetched(pages=walk.pages)
         return CandleAnswer(market, span, table, quiet, 0, sources, fetched=fetched, forming=walk.forming)
 

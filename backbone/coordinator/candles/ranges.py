@@ -42,6 +42,20 @@ class Range(msgspec.Struct, frozen=True):
     end_us: int | None
     count: int | None
 
+    def closed_end(self, timeframe: Timeframe, closed_us: int) -> int:
+        """Where it ends on the timeframe's grid, at the latest with what is closed."""
+        return closed_us if self.end_us is None else min(closed_us, timeframe.ceil(self.end_us))
+
+    def cut(self, table: pa.Table, timeframe: Timeframe, span: Span) -> tuple[pa.Table, Span]:
+        """The first or the newest `count` rows of a table that covers `span`, and the span that those fill."""
+        if self.count is None or table.num_rows < self.count:
+            return table, span
+        if self.start_us is None:
+            table = table.slice(table.num_rows - self.count)
+            return table, Span(int(times_of(table)[0]), span.end)
+        table = table.slice(0, self.count)
+        return table, Span(span.start, timeframe.next(int(times_of(table)[-1])))
+
 
 class Watch(Protocol):
     """Something that shows progress on the caller's thread."""
@@ -53,22 +67,12 @@ Request = Callable[[Ask, Priority, Deadline | None], Reply]
 Watcher = Callable[[Callable[[], Progress]], AbstractContextManager[Watch]]
 
 
-class _Unwatched:
-    def update(self) -> None:
-        """Nothing is shown."""
-
-
-def unwatched(_: Callable[[], Progress]) -> AbstractContextManager[Watch]:
-    """The watcher of a call without a progress display."""
-    return nullcontext(_Unwatched())
-
-
 class _Call(msgspec.Struct, frozen=True):
     """How a range is collected, whatever part of it: see `CandleRanges.collect`."""
 
     timeframe: Timeframe
     priority: Priority
-    watcher: Watcher = unwatched
+    watcher: Watcher | None = None
     forming: bool = False
     deadline: Deadline | None = None
     refresh: bool = False
@@ -92,7 +96,7 @@ class CandleRanges:
         timeframe: Timeframe,
         asked: Range,
         priority: Priority,
-        watcher: Watcher = unwatched,
+        watcher: Watcher | None = None,
         *,
         forming: bool = False,
         refresh: bool = False,
@@ -226,8 +230,7 @@ class CandleRanges:
         return [self._first(market, start, asked.count, call) for market in markets]
 
     def _end(self, timeframe: Timeframe, asked: Range) -> int:
-        closed = self._reader.closed_before(timeframe)
-        return closed if asked.end_us is None else min(closed, timeframe.ceil(asked.end_us))
+        return asked.closed_end(timeframe, self._reader.closed_before(timeframe))
 
     def _fetch(self, wanted: Sequence[tuple[str, Span]], call: _Call, *, enough: int | None = None) -> list[Pending]:
         """Fetch several spans at once and wait for all; flushed, so that what is answered is durable."""
@@ -246,9 +249,9 @@ class CandleRanges:
                         newest=call.forming and span.end >= closed,
                     )
                 )
-            with call.watcher(lambda: _together(pendings)) as watch:
+            with nullcontext() if call.watcher is None else call.watcher(lambda: _together(pendings)) as watch:
                 for pending in pendings:
-                    self._fetcher.wait(pending, watch.update, deadline=call.deadline)
+                    self._fetcher.wait(pending, None if watch is None else watch.update, deadline=call.deadline)
         finally:
             for pending in pendings:
                 self._fetcher.release(pending)
