@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -24,9 +24,10 @@ from backbone.errors import InputError
 from backbone.locks import renew_after_fork
 from backbone.model import Condition, MarketInfo, Ticker
 from backbone.storage.event_table import Event, EventTable, encode_events
+from backbone.storage.events import Events
 from backbone.timeframe import DAY_US
 
-__all__ = ["EventLog", "MarketLog", "Recorded", "Rename"]
+__all__ = ["MarketLog", "Recorded", "Rename"]
 
 _EVER_US = 1 << 62
 _AHEAD_US = 5_000_000
@@ -41,13 +42,6 @@ _FIELDS = {
 """What a kind is a condition of."""
 _CONDITION = ("market_state", "delisting_date", "is_trading_suspended", "market_warning")
 _ORDINARY: Condition = ("ACTIVE", None, False, "NONE")
-
-
-class EventLog(Protocol):
-    """What the log of a store offers."""
-
-    def add_all(self, events: list[Event]) -> int: ...
-    def table(self) -> EventTable: ...
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ class MarketLog:
     later : runs a job in the background.
     """
 
-    def __init__(self, log: EventLog, now_us: Callable[[], int], later: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, log: Events, now_us: Callable[[], int], later: Callable[[Callable[[], None]], None]) -> None:
         self._log = log
         self._now_us = now_us
         self._later = later

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from backbone.locks import renew_after_fork
@@ -86,7 +86,6 @@ class Metrics:
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
         self._times: dict[tuple[str, str, str], Histogram] = {}
-        self._gauges: dict[str, Callable[[], float]] = {}
 
     def __repr__(self) -> str:
         return f"<Metrics {len(self._counts)} counters, {len(self._times)} distributions>"
@@ -109,29 +108,18 @@ class Metrics:
                 histogram = self._times.setdefault(key, Histogram())
             histogram.add(seconds)
 
-    def gauge(self, name: str, read: Callable[[], float]) -> None:
-        """Have `read` asked at every snapshot. It must not block."""
-        with self._lock:
-            self._gauges[name] = read
-
     def counter(self, name: str) -> int:
         """The value of one counter; 0 where nothing was counted."""
         with self._lock:
             return self._counts.get(name, 0)
 
     def snapshot(self) -> dict[str, Any]:
-        """Plain values: ``counters`` and ``gauges`` by name, ``times`` as one record for each kind and group,
-        each kind and priority, and each kind with both.
-        """
+        """Plain values: ``counters`` by name, ``times`` as one record for each kind and group, each kind and priority,
+        and each kind with both."""
         with self._lock:
             counters = dict(sorted(self._counts.items()))
             times = [(key, _copy(histogram)) for key, histogram in self._times.items()]
-            gauges = dict(self._gauges)
-        return {
-            "counters": counters,
-            "gauges": {name: float(read()) for name, read in sorted(gauges.items())},
-            "times": list(_records(times)),
-        }
+        return {"counters": counters, "times": list(_records(times))}
 
 
 def _copy(histogram: Histogram) -> Histogram:

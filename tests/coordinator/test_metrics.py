@@ -55,7 +55,6 @@ def test_snapshot_merges_by_priority_and_by_group():
     metrics.time("waited", 0.3, group="candles", priority=Priority.HIGH)
     metrics.count("requests", 3)
     metrics.count("requests")
-    metrics.gauge("store_bytes", lambda: 7)
     snapshot = metrics.snapshot()
     counts = {(each["group"], each["priority"]): each["count"] for each in snapshot["times"]}
     assert counts == {
@@ -68,7 +67,6 @@ def test_snapshot_merges_by_priority_and_by_group():
         ("", "high"): 1,
     }
     assert snapshot["counters"] == {"requests": 4}
-    assert snapshot["gauges"] == {"store_bytes": 7.0}
     assert metrics.counter("requests") == 4
     assert metrics.counter("never") == 0
     json.dumps(snapshot)

@@ -118,7 +118,7 @@ def metrics(session: Session, frames: str) -> Any:
     """So far: times waited and answered by group and priority. See `Backbone.metrics`."""
     found = session.coordinator().metrics.snapshot()
     table = shaping.table_of(_METRICS, [[record[name] for name in _METRICS] for record in found["times"]])
-    attrs = shaping.local_facts(table.num_rows) | {"counters": found["counters"], "gauges": found["gauges"]}
+    attrs = shaping.local_facts(table.num_rows) | {"counters": found["counters"]}
     return shaping.deliver(table, frames, index=None, zone=session.tz, attrs=attrs)
 
 

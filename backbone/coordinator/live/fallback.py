@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from backbone.coordinator.live.latest import LatestRows
 from backbone.coordinator.live.recent import live_candles
@@ -58,7 +59,7 @@ def group_of(kind: str) -> str:
 
 
 class FallbackState:
-    """The mode. VerbatimRows what the socket and the polls do."""
+    """The mode, from what the socket and the polls are reported to do."""
 
     def __init__(self) -> None:
         self.end()
@@ -66,7 +67,7 @@ class FallbackState:
     def end(self) -> None:
         """Nothing is wanted any more."""
         self._lost_s: float | None = None
-        self._is_streaming = False
+        self.is_streaming = False
         self._was_streaming = False
         self._failures = 0
 
@@ -78,11 +79,11 @@ class FallbackState:
     def streaming(self) -> None:
         """The socket brings data."""
         self._lost_s, self._failures = None, 0
-        self._is_streaming = self._was_streaming = True
+        self.is_streaming = self._was_streaming = True
 
     def lost(self, now: float) -> None:
-        """The socket brings nothing. VerbatimRows as often as one likes."""
-        self._is_streaming = False
+        """The socket brings nothing; may be reported again and again."""
+        self.is_streaming = False
         if self._lost_s is None:
             self._lost_s = now
 
@@ -90,17 +91,13 @@ class FallbackState:
         """A poll ended."""
         self._failures = 0 if well else self._failures + 1
 
-    @property
-    def is_streaming(self) -> bool:
-        return self._is_streaming
-
     def lost_for(self, now: float) -> float:
         """Seconds without the socket; 0 while it streams or nothing is wanted."""
         return 0.0 if self._lost_s is None else now - self._lost_s
 
     def mode(self, now: float) -> str:
         """The name of the mode."""
-        if self._is_streaming:
+        if self.is_streaming:
             return "streaming"
         if self._lost_s is None:
             return "idle"
@@ -134,11 +131,8 @@ class RoundRobin:
             return []
         at = self._turn % len(subjects)
         kind = subjects[at][0]
-        taken: list[tuple[str, str]] = []
-        while len(taken) < min(most, len(subjects)) and at < len(subjects) and subjects[at][0] == kind:
-            taken.append(subjects[at])
-            at += 1
-        self._turn = at
+        taken = list(takewhile(lambda subject: subject[0] == kind, subjects[at : at + most]))
+        self._turn = at + len(taken)
         return taken
 
 

@@ -20,7 +20,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from backbone.clock import Clock, VenueClock
 from backbone.coordinator.candles.fetcher import CandleFetcher
@@ -65,16 +65,6 @@ log = logging.getLogger("backbone.live")
 Pair = tuple[str, str]
 
 
-class Source(Protocol):
-    """What the feed needs of a stream."""
-
-    def subscribe(self, key: object, kind: str, markets: Iterable[str], depth: int = ...) -> None: ...
-    def unsubscribe(self, key: object, kind: str | None = None) -> None: ...
-    def close(self) -> None: ...
-    @property
-    def state(self) -> StreamState: ...
-
-
 class Feed:
     """The live half of a client."""
 
@@ -92,7 +82,7 @@ class Feed:
         grace_s: float,
         on_list: Callable[[tuple[MarketInfo, ...]], tuple[tuple[MarketInfo, ...], bool]],
         on_condition: Callable[[Ticker], bool] = lambda _: False,
-        source: Callable[..., Source] = Stream,
+        source: Callable[..., Stream] = Stream,
     ) -> None:
         self.latest = latest
         self.clock = clock
@@ -106,7 +96,7 @@ class Feed:
         )
         self._lock = threading.Lock()
         self._asked_lock = threading.Lock()
-        self._source: Source | None = None
+        self._source: Stream | None = None
         self._state: StreamState | None = None
         self._subscriptions: list[Subscription] = []
         self._fallback = FallbackState()
@@ -175,7 +165,7 @@ class Feed:
             source.subscribe(subscription, kind, subscription.markets, subscription.depth)
         self.latest.unwant(gone)
 
-    def _begin(self, subscription: Subscription | None) -> Source:
+    def _begin(self, subscription: Subscription | None) -> Stream:
         """The stream, made on first use; the fallback starts where nothing was wanted before."""
         with self._lock:
             if self._is_closed:
@@ -190,7 +180,7 @@ class Feed:
                 self._subscriptions.append(subscription)
             return self._source
 
-    def _join_in(self, source: Source) -> None:
+    def _join_in(self, source: Stream) -> None:
         """A stream that went on while nothing was wanted for a moment has nothing new to say of itself."""
         with self._lock:
             was_streaming = self._state is not None and self._state.phase == "streaming"
@@ -313,9 +303,8 @@ class Feed:
     def last_received_s(self) -> float:
         """Up to when (monotonic seconds) the stream has sent everything; minus infinity while it sends nothing."""
         with self._lock:
-            source = self._source if self._fallback.is_streaming else None
-        received = source.state.last_frame_s if source is not None else None
-        return NEVER if received is None else received
+            is_streaming = self._fallback.is_streaming
+        return self.last_sign_s() if is_streaming else NEVER
 
     def last_sign_s(self) -> float:
         """When anything was last received on the stream, also where it has been lost since."""

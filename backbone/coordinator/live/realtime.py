@@ -3,7 +3,8 @@
 Tickers and books split by market (as many as the venue takes in one call), trades by count and cursor (`trades`). The
 newest row of each market is in `LatestRows`, whatever channel brought it. It answers while it is known to be young
 enough: a row that the stream covers is as old as the last sign of life on its connection, any other as old as its
-arrival (`Live`). One lock guards the instruments and quote currencies that are remembered; requests happen outside it.
+arrival (`Feed.known_at`). One lock guards the instruments and quote currencies that are remembered; requests happen
+outside it.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from backbone.clock import Clock
+from backbone.coordinator.live.feed import Feed
 from backbone.coordinator.live.latest import Held, LatestRows, Slot
 from backbone.coordinator.live.trades import DAY_US, TradesAnswer, TradeWalk
 from backbone.coordinator.metrics import Metrics
 from backbone.errors import BackboneError, IncompleteError, RejectedError, SourceError
-from backbone.model import OrderBook, Priority, Ticker, Trade
+from backbone.model import OrderBook, Priority, Ticker
 from backbone.routing.rest import Reply
 from backbone.routing.wire import (
     BOOK_DEPTHS,
@@ -36,7 +38,7 @@ from backbone.routing.wire import (
     tickers_ask,
 )
 
-__all__ = ["Answer", "Live", "Realtime", "VerbatimRows"]
+__all__ = ["Answer", "Realtime", "VerbatimRows"]
 
 R = TypeVar("R", Ticker, OrderBook)
 
@@ -49,15 +51,6 @@ _LONG_LIST = 500  # characters of codes: a shorter list is not what a 400 refuse
 _MEMBERS_S = 600.0  # how long a whole answer for a quote currency is believed to name all its markets
 
 
-class Live(Protocol):
-    """What the stream covers."""
-
-    def last_received_s(self) -> float: ...
-    def known_at(self, slot: Slot, last_received_s: float) -> tuple[float, bool]: ...
-    def trades(self, market: str, count: int, oldest_s: float) -> list[Trade] | None: ...
-    def asked(self, kind: str, markets: Iterable[str]) -> None: ...
-
-
 class Answer(msgspec.Struct, Generic[R], frozen=True):
     """Rows in the order they were asked for, and what it took.
 
@@ -67,7 +60,6 @@ class Answer(msgspec.Struct, Generic[R], frozen=True):
 
     held: tuple[Held[R], ...]
     requests: int
-    from_memory: int
     missing: tuple[str, ...] = ()
     causes: tuple[BackboneError, ...] = ()
     unreadable: tuple[str, ...] = ()
@@ -125,7 +117,7 @@ class Realtime:
         metrics: Metrics,
         listed: Callable[[Priority, Collection[str]], Collection[str]],
         latest: LatestRows,
-        live: Live,
+        feed: Feed,
     ) -> None:
         self._request = request
         self._listed = listed
@@ -133,7 +125,7 @@ class Realtime:
         self._metrics = metrics
         self._lock = threading.Lock()
         self._latest = latest
-        self._live = live
+        self._feed = feed
         self._chunk = _MARKETS_A_CALL  # less once an address was too long for a gate on the way
         self._instruments: dict[str, tuple[float, Instrument]] = {}  # when received, and what
         self._prices: dict[str, tuple[float, float]] = {}  # likewise, of the market's instrument
@@ -158,7 +150,7 @@ class Realtime:
         known: dict[str, Held[Ticker]] = self._young("ticker", members, priority, max_age_s)
         if members and len(known) == len(members):
             self._metrics.count("cache.realtime.hits", len(known))
-            return Answer(tuple(known[m] for m in members), 0, len(members))
+            return Answer(tuple(known[m] for m in members), 0)
         self._metrics.count("cache.realtime.misses", max(1, len(members)))
         reply = self._request(tickers_all_ask(key), priority)
         rows: list[Held[Ticker]] = self._take("ticker", reply.value, reply.received_s)
@@ -177,7 +169,7 @@ class Realtime:
             self._metrics.count("rows.unreadable", len(reply.value.unreadable))
         with self._lock:
             self._members[key] = reply.received_s, tuple(held.row.market for held in rows)
-        return Answer(tuple(rows), found.requests, 0, unreadable=tuple(found.unreadable))
+        return Answer(tuple(rows), found.requests, unreadable=tuple(found.unreadable))
 
     def _members_of(self, quotes: tuple[str, ...]) -> tuple[str, ...]:
         with self._lock:
@@ -311,17 +303,17 @@ class Realtime:
     ) -> dict[str, Held[Any]]:
         """The rows that may answer, each with the time at which it was last known to be the latest."""
         rest_s, last_received_s = _ages(kind, priority, max_age_s)
-        now, received = self._clock.monotonic(), self._live.last_received_s()
+        now, received = self._clock.monotonic(), self._feed.last_received_s()
         found: dict[str, Held[Any]] = {}
         for market, slot in self._latest.known(kind, markets).items():
-            at, is_covered = self._live.known_at(slot, received)
+            at, is_covered = self._feed.known_at(slot, received)
             held = slot.held
             if depth and _is_cut(slot, depth):
                 continue
             if held is not None and at > now - (last_received_s if is_covered else rest_s):
                 found[market] = Held(held.row, "stream", at) if is_covered else held
         if max_age_s != 0:
-            self._live.asked(kind, markets)
+            self._feed.asked(kind, markets)
         return found
 
     def _take(self, kind: str, rows: Sequence[Any], received_s: float) -> list[Held[Any]]:
@@ -346,7 +338,6 @@ class Realtime:
         return Answer(
             tuple(known[market] for market in markets if market in known),
             found.requests,
-            len(markets) - len(wanted),
             tuple(found.missing),
             tuple(found.causes),
             tuple(found.unreadable),
@@ -425,8 +416,8 @@ class Realtime:
         """
         if count is not None and start_us is None and end_us is None:
             oldest_s = self._clock.monotonic() - _ages("trade", priority, None)[1]
-            tape = self._live.trades(market, count, oldest_s)
-            self._live.asked("trade", [market])
+            tape = self._feed.trades(market, count, oldest_s)
+            self._feed.asked("trade", [market])
             if tape is not None:
                 return TradesAnswer(tuple(tape), 0)
         walk = TradeWalk(market, count, start_us, end_us, today_us // DAY_US)

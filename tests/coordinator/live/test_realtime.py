@@ -87,7 +87,7 @@ def test_rows_of_a_list_are_one_request_in_its_order() -> None:
     venue = Venue(*CODES)
     answer = venue.realtime.tickers(CODES[::-1], Priority.HIGH, 0)
     assert [held.row.market for held in answer.held] == CODES[::-1]
-    assert (answer.requests, answer.from_memory, answer.missing) == (1, 0, ())
+    assert (answer.requests, answer.missing) == (1, ())
     assert venue.asked == [("/ticker", tuple(CODES[::-1]))]
 
 
@@ -165,7 +165,7 @@ def test_rows_answer_from_memory_for_their_kinds_time(
 
     ask()
     venue.clock.advance(age_s)
-    assert ask().from_memory == (3 if is_memory else 0)
+    assert (ask().requests == 0) == is_memory
 
 
 def test_rows_are_held_once_and_the_newest_stays() -> None:
@@ -188,7 +188,7 @@ def test_quote_currency_is_answered_from_memory_once_it_was_told_whole() -> None
     first = venue.realtime.tickers_of_quote(["KRW"], [], Priority.HIGH, 0)
     assert [held.row.market for held in first.held] == ["KRW-A", "KRW-B"]
     again = venue.realtime.tickers_of_quote(["KRW"], ["KRW-A", "KRW-B", "KRW-GONE"], Priority.HIGH, 5)
-    assert (again.requests, again.from_memory) == (0, 2)
+    assert (again.requests, len(again.held)) == (0, 2)
     venue.clock.advance(6)
     assert venue.realtime.tickers_of_quote(["KRW"], [], Priority.HIGH, 5).requests == 1
     venue.codes.add("KRW-C")
