@@ -2,6 +2,10 @@
 
 Four processes share the quota of the embedded exchange (30 ms away, 10 ms of jitter). Prints the bot's latencies beside
 those of a bare session alone, what was refused (nothing may be), what each process got, and what `status()` says of it.
+
+The bot looks at ticker, book and trades each second, and at candles every tenth; the person at the notebook goes on to
+another chart and more history every ten seconds, which takes 0.4 candle requests a second. With ``--busy`` the bot asks
+for candles in each round, twice a second, and the notebook goes on every second: both come before the backtests.
 """
 
 from __future__ import annotations
@@ -19,30 +23,32 @@ from backbone.errors import BackboneError
 from tests.benchmarks.peers import spawn, venue
 
 
-def _bot(url: str, seconds: float) -> dict[str, Any]:
-    """Three questions a round, every 400 ms, at critical."""
+def _bot(url: str, seconds: float, every_s: float, rounds_to_candles: int) -> dict[str, Any]:
+    """Questions at critical, the same in each round but for candles."""
     pause, took, errors = threading.Event(), [], 0
     with tempfile.TemporaryDirectory() as folder, Backbone(data_dir=folder, rest_url=url) as client:
-        end = time.perf_counter() + seconds
+        asks = (
+            lambda: client.tickers("KRW-BTC", priority="critical", max_age=0),
+            lambda: client.orderbooks("KRW-BTC", priority="critical", max_age=0),
+            lambda: client.trades("KRW-BTC", 20, priority="critical"),
+            lambda: client.candles("KRW-BTC", "1m", count=5, priority="critical"),
+        )
+        end, turn = time.perf_counter() + seconds, 0
         while time.perf_counter() < end:
-            for ask in (
-                lambda: client.tickers("KRW-BTC", priority="critical", max_age=0),
-                lambda: client.orderbooks("KRW-BTC", priority="critical", max_age=0),
-                lambda: client.trades("KRW-BTC", 20, priority="critical"),
-                lambda: client.candles("KRW-BTC", "1m", count=5, priority="critical"),
-            ):
+            turn += 1
+            for ask in asks if turn % rounds_to_candles == 0 else asks[:-1]:
                 begun = time.perf_counter()
                 try:
                     ask()
                 except BackboneError:
                     errors += 1
                 took.append((time.perf_counter() - begun) * 1000)
-            pause.wait(0.4)
+            pause.wait(every_s)
         status = client.status()[["used", "left", "kept_for_critical", "refused"]].to_string()
     return {**_spread(took[8:]), "asked": len(took), "errors": errors, "status": status}
 
 
-def _notebook(url: str, seconds: float) -> dict[str, Any]:
+def _notebook(url: str, seconds: float, every_s: float) -> dict[str, Any]:
     """A person's calls: charts at normal, a screener at high, now and then more history."""
     pause, took, errors, hours = threading.Event(), [], 0, 0
     with tempfile.TemporaryDirectory() as folder, Backbone(data_dir=folder, rest_url=url) as client:
@@ -62,7 +68,7 @@ def _notebook(url: str, seconds: float) -> dict[str, Any]:
                 except BackboneError:
                     errors += 1
                 took.append((time.perf_counter() - begun) * 1000)
-            pause.wait(1.0)
+            pause.wait(every_s)
     return {**_spread(took), "asked": len(took), "errors": errors}
 
 
@@ -106,12 +112,15 @@ def _run(pipe: Connection, work: Any, args: tuple[Any, ...]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=300.0)
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--busy", action="store_true")
+    options = parser.parse_args()
+    seconds = options.seconds
+    bot_every_s, rounds_to_candles, notebook_every_s = (0.4, 1, 1.0) if options.busy else (1.0, 10, 10.0)
     with venue(jitter_s=0.01) as (url, pipe_to_venue):
         print("alone, a bare session:", _bare(url, min(20.0, seconds)), flush=True)
         works = {
-            "bot (critical)": (_bot, (url, seconds)),
-            "notebook (normal, high)": (_notebook, (url, seconds)),
+            "bot (critical)": (_bot, (url, seconds, bot_every_s, rounds_to_candles)),
+            "notebook (normal, high)": (_notebook, (url, seconds, notebook_every_s)),
             "backtest 1 (low)": (_backtest, (url, seconds, "KRW-BTC")),
             "backtest 2 (low)": (_backtest, (url, seconds, "KRW-ETH")),
         }
