@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -242,8 +242,7 @@ class Exchange(Venue):
                     if len(begun) > 4096:
                         begun.clear()
                     begun[key] = now_cell, parts[0]
-        trades = tape.trades(tape.cells(now_cell, now_cell + 1, [index]))
-        seen = trades.take((trades.time_ms * 1000 <= now_us) & (trades.time_ms * 1000 >= start_us))
+        seen = tape.trades(tape.cells(now_cell, now_cell + 1, [index])).between(start_us, now_us + 1)
         parts.append(fold_trades(seen, np.zeros(len(seen), dtype=np.int64)))
         return np.concatenate(parts, axis=1)
 
@@ -252,9 +251,7 @@ class Exchange(Venue):
     def executions(self, market: Market, start_us: int, end_us: int) -> Executions:
         tape, index = self._tape(market)
         trades = tape.trades(tape.cells(start_us // CELL_US, -(-end_us // CELL_US), [index]))
-        return _as_executions(
-            market, trades.take((trades.time_ms * 1000 >= start_us) & (trades.time_ms * 1000 < end_us))
-        )
+        return _as_executions(market, trades.between(start_us, end_us))
 
     def last_execution(self, market: Market, before_us: int) -> Executions:
         tape, index = self._tape(market)
@@ -265,13 +262,49 @@ class Exchange(Venue):
         by_quote: dict[str, list[Market]] = {}
         for market in markets:
             by_quote.setdefault(self._place[market.history][0], []).append(market)
-        found: dict[str, Summary] = {}
+        found: dict[str, Summary | None] = {}
         for quote, group in by_quote.items():
-            indices = [self._place[m.history][1] for m in group]
-            for market, summary in zip(group, self._boards[quote].summaries(group, indices, now_us), strict=True):
-                if summary is not None:
-                    found[market.code] = summary
-        return [found[m.code] for m in markets if m.code in found]
+            indices = np.array([self._place[m.history][1] for m in group], dtype=np.int64)
+            for market, sums in zip(group, self._boards[quote].sums(indices, now_us), strict=True):
+                found[market.code] = self._summary(market, sums, now_us)
+        return [summary for m in markets if (summary := found[m.code]) is not None]
+
+    def _summary(self, market: Market, sums: _Sums, now_us: int) -> Summary | None:
+        """What a board's sums say of a market, in the numbers of the wire."""
+        last, day, before, year = sums
+        if not last[0]:  # nothing for a day: look further back
+            tape, index = self._tape(market)
+            older = _last_trade(tape, index, (now_us // MINUTE_US - _MINUTES) * MINUTE_US, market.listed_us)
+            if not len(older):
+                return None
+            last = [int(column[0]) for column in (older.time_ms, older.price, older.volume, older.is_buy)]
+        time_ms, price, volume, is_buy = last
+        is_quiet = not day[VOLUME]  # then the day stands where the last one ended
+        units = (price, *((price,) * 3 if is_quiet else (day[OPEN], day[HIGH], day[LOW])), before[CLOSE])
+        last_price, open_, high, low, close = market.prices(np.array(units)).tolist()
+        amounts = (volume, day[VOLUME], day[BOUGHT], day[VOLUME] + before[VOLUME])
+        last_volume, today, bought, volume_24h = market.volumes(np.array(amounts)).tolist()
+        turnover = day[VALUE] * 10**8 + day[VALUE_LOW]
+        earlier = before[VALUE] * 10**8 + before[VALUE_LOW]
+        unit, factor = 10 ** (market.price_decimals + market.volume_decimals), float(market.factor)
+        previous = close if before[VOLUME] else self.previous_close(market, now_us // DAY_US * DAY_US)
+        return Summary(
+            market=market,
+            last_ms=time_ms,
+            last_price=last_price,
+            last_volume=last_volume,
+            last_is_buy=bool(is_buy),
+            open=open_,
+            high=high,
+            low=low,
+            prev_close=open_ if previous is None else previous,
+            volume=today,
+            value=turnover / unit,
+            bought=bought,
+            volume_24h=volume_24h,
+            value_24h=(turnover + earlier) / unit,
+            year=(year[0] * factor, year[1], year[2] * factor, year[3]),
+        )
 
 
 def _known(markets: Mapping[str, Market], code: str) -> Market:
@@ -304,10 +337,9 @@ def _last_trade(tape: Tape, index: int, before_us: int, listed_us: int) -> Trade
     while True:
         start = max(floor, end - width)
         cells = tape.cells(start, end, [index])
-        trades = tape.trades(cells.take(slice(max(0, len(cells) - 2), None)))
-        trades = trades.take(trades.time_ms * 1000 < before_us)
+        trades = tape.trades(cells.newest(2)).between(0, before_us)
         if len(trades) or start <= floor:
-            return trades.take(slice(max(0, len(trades) - 1), None))
+            return trades.newest(1)
         end, width = start + 1, min(width * 8, 32 * 5760)
 
 
@@ -336,204 +368,122 @@ def _as_executions(market: Market, trades: Trades) -> Executions:
     )
 
 
+_Extremes = tuple[float, int, float, int]
+"""The highest and the lowest price of a span, each with its time."""
+
+
+class _Sums(NamedTuple):
+    """What a board knows of one market, in the tape's units.
+
+    ``last`` is its last trade within 24 hours: time (0 for none), price, volume, whether the taker bought. ``day`` is
+    the UTC day so far and ``before`` the rest of the 24 hours, each as one column of a fold. ``year`` is of the 52
+    weeks before the day.
+    """
+
+    last: list[int]
+    day: list[int]
+    before: list[int]
+    year: _Extremes
+
+
 class _Board:
     """The running ticker sums of the markets of one quote currency.
 
-    Holds the minutes of the last 24 hours as a ring (market by minute of the day) for the markets asked for
-    so far, what they add up to at the start of the running minute, and each market's last trade. The lock
-    guards all of it.
+    Holds the minutes of the last 24 hours as a ring (market by minute of the UTC day) for the markets asked for so far,
+    what they add up to at the start of the running minute, and each market's last trade. The lock guards all of it.
     """
 
     def __init__(self, tape: Tape) -> None:
+        count = len(tape.markets)
         self._tape = tape
         self._lock = threading.Lock()
-        count = len(tape.markets)
         self._minute = -1  # the running minute; the ring holds the 1440 before it
         self._loaded = np.zeros(count, dtype=bool)
-        self._ring: I64 | None = None
+        self._ring = np.zeros((ROWS, count, _MINUTES), dtype=np.int64)
         self._last = np.zeros((4, count), dtype=np.int64)  # time_ms (0: none), price, volume, is_buy
-        self._sums: dict[str, I64] = {}
-        self._previous: dict[tuple[int, int], int] = {}
-        self._year: dict[tuple[int, int], tuple[float, int, float, int]] = {}
+        self._today = self._before = np.zeros((ROWS, count), dtype=np.int64)
+        self._years: dict[int, _Extremes] = {}
+        self._years_of_us = 0
 
-    def summaries(self, markets: Sequence[Market], indices: Sequence[int], now_us: int) -> list[Summary | None]:
+    def sums(self, which: I64, now_us: int) -> list[_Sums]:
+        """The sums of the markets at the positions `which` of the tape."""
         with self._lock:
-            self._advance_locked(indices, now_us // MINUTE_US)
-            return self._summaries_locked(markets, np.array(indices, dtype=np.int64), now_us)
-
-    def _advance_locked(self, indices: Sequence[int], minute: int) -> None:
-        """Bring the ring to the given running minute, with at least the markets `indices` in it."""
-        if minute < self._minute or minute > self._minute + _MINUTES:
-            self._loaded[:] = False
-        known = np.flatnonzero(self._loaded)
-        if len(known) and minute > self._minute:
-            self._fill_locked(known, self._minute, minute)
-        fresh = np.array([i for i in dict.fromkeys(indices) if not self._loaded[i]], dtype=np.int64)
-        if len(fresh):
-            self._last[:, fresh] = 0
-            self._fill_locked(fresh, minute - _MINUTES, minute)
-            self._loaded[fresh] = True
-        if len(fresh) or minute != self._minute:
-            self._minute = minute
-            self._sum_locked()
-
-    def _fill_locked(self, which: I64, first: int, last: int) -> None:
-        if self._ring is None:
-            self._ring = np.zeros((ROWS, len(self._tape.markets), _MINUTES), dtype=np.int64)
-        for start in range(0, len(which), _BATCH):  # in batches that fit the processor's cache
-            self._fill_some_locked(self._ring, which[start : start + _BATCH], first, last)
-
-    def _fill_some_locked(self, ring: I64, which: I64, first: int, last: int) -> None:
-        ring[:, which[:, None], np.arange(first, last)[None, :] % _MINUTES] = 0
-        cells = self._tape.cells(first * 4, last * 4, [int(i) for i in which])
-        if not len(cells):
-            return
-        labels = cells.cell // 4
-        rows = self._tape.rows(cells, labels_us=labels)
-        new = np.append(True, (cells.market[1:] != cells.market[:-1]) | (labels[1:] != labels[:-1]))
-        ring[:, cells.market[new], rows[TIME] % _MINUTES] = rows
-        ends = np.flatnonzero(np.append(cells.market[1:] != cells.market[:-1], True))
-        self._note_last_locked(self._tape.trades(cells.take(ends)))
-
-    def _note_last_locked(self, trades: Trades) -> None:
-        ends = np.flatnonzero(np.append(trades.market[1:] != trades.market[:-1], True))
-        owner = trades.market[ends]
-        columns = (trades.time_ms, trades.price, trades.volume, trades.is_buy.astype(np.int64))
-        self._last[:, owner] = np.stack([column[ends] for column in columns])
-
-    def _sum_locked(self) -> None:
-        """Fold the ring: the day so far, the 24 hours, and the close before the day (-1: not within 24
-        hours).
-        """
-        ring = self._ring
-        assert ring is not None
-        past = self._minute % _MINUTES  # slots are minutes of the UTC day; those before it are today's
-        traded = ring[VOLUME] > 0
-        market = np.arange(traded.shape[0])
-        today, before = traded[:, :past], traded[:, past:]
-        sums = {"any": today.any(axis=1).astype(np.int64)}
-        if past:
-            sums["open"] = ring[OPEN][market, today.argmax(axis=1)]
-            sums["high"] = ring[HIGH][:, :past].max(axis=1)
-            sums["low"] = np.where(today, ring[LOW][:, :past], 2**62).min(axis=1)
-        else:
-            sums["open"] = sums["high"] = sums["low"] = np.zeros(len(market), dtype=np.int64)
-        newest = _MINUTES - 1 - before[:, ::-1].argmax(axis=1)
-        sums["previous"] = np.where(before.any(axis=1), ring[CLOSE][market, newest], -1)
-        for name, which in (
-            ("volume", VOLUME),
-            ("value", VALUE),
-            ("value_low", VALUE_LOW),
-            ("bought", BOUGHT),
-        ):
-            day = ring[which][:, :past].sum(axis=1)
-            sums[name] = day
-            sums[name + "_24h"] = day + ring[which][:, past:].sum(axis=1)
-        self._sums = sums
-
-    def _summaries_locked(self, markets: Sequence[Market], which: I64, now_us: int) -> list[Summary | None]:
-        tape, now_ms = self._tape, now_us // 1000
-        trades = tape.trades(tape.cells(self._minute * 4, now_us // CELL_US + 1, sorted({int(i) for i in which})))
-        trades = trades.take(trades.time_ms <= now_ms)
-        last = self._last
-        running = np.zeros((ROWS, last.shape[1]), dtype=np.int64)
-        if len(trades):
+            chosen = np.unique(which)
+            self._advance_locked(chosen, now_us // MINUTE_US)
+            cells = self._tape.cells(self._minute * 4, now_us // CELL_US + 1, chosen.tolist())
+            trades = self._tape.trades(cells).between(0, now_us + 1)
+            running = np.zeros_like(self._today)
             rows = fold_trades(trades, trades.market)
             running[:, rows[TIME]] = rows
-            kept = last.copy()
-            self._note_last_locked(trades)  # the running minute's trades only count for this answer
-            last, self._last = self._last, kept
-        sums = {name: column[which] for name, column in self._sums.items()}
-        live = running[:, which]
-        any_today, any_now = sums["any"] > 0, live[VOLUME] > 0
-        columns = {
-            "open": np.where(any_today, sums["open"], live[OPEN]),
-            "high": np.where(any_today, np.maximum(sums["high"], live[HIGH]), live[HIGH]),
-            "low": np.where(any_today & any_now, np.minimum(sums["low"], live[LOW]), live[LOW]),
-            "previous": sums["previous"],
-        }
-        columns["low"] = np.where(any_today & ~any_now, sums["low"], columns["low"])
-        for name, row in (("volume", VOLUME), ("value", VALUE), ("value_low", VALUE_LOW), ("bought", BOUGHT)):
-            columns[name] = sums[name] + live[row]
-            columns[name + "_24h"] = sums[name + "_24h"] + live[row]
-        quiet = ~(any_today | any_now)
-        lists = {name: column.tolist() for name, column in columns.items()}
-        self._years_locked(which, now_us // DAY_US * DAY_US)
-        return [
-            self._summary_locked(
-                market, int(which[i]), {k: v[i] for k, v in lists.items()}, last, bool(quiet[i]), now_us
-            )
-            for i, market in enumerate(markets)
-        ]
+            last = _replaced(self._last, trades)  # the running minute's trades count for this answer only
+            day = _by_market(np.stack([self._today[:, which], running[:, which]], axis=2))
+            self._see_years_locked(chosen.tolist(), now_us // DAY_US * DAY_US)
+            columns = (column.T.tolist() for column in (last[:, which], day, self._before[:, which]))
+            return list(map(_Sums, *columns, (self._years[i] for i in which.tolist())))
 
-    def _summary_locked(
-        self, market: Market, index: int, sums: dict[str, int], last: I64, quiet: bool, now_us: int
-    ) -> Summary | None:
-        time_ms, price, volume, is_buy = last[:, index].tolist()
-        if not time_ms:  # nothing for a day: look further back
-            older = _last_trade(self._tape, index, (self._minute - _MINUTES) * MINUTE_US, market.listed_us)
-            if not len(older):
-                return None
-            self._note_last_locked(older)
-            time_ms, price, volume, is_buy = self._last[:, index].tolist()
-        decimals = market.price_decimals + market.volume_decimals
-        if quiet:  # no trades today yet: the day stands where yesterday ended
-            sums["open"] = sums["high"] = sums["low"] = price
-        day_us = now_us // DAY_US * DAY_US
-        previous = sums["previous"] if sums["previous"] >= 0 else self._previous_locked(market, index, day_us)
-        last_price, open_, high, low, close = market.prices(
-            np.array([price, sums["open"], sums["high"], sums["low"], previous if previous >= 0 else sums["open"]])
-        ).tolist()
-        amounts = (volume, sums["volume"], sums["bought"], sums["volume_24h"])
-        last_volume, today, bought, day = market.volumes(np.array(amounts)).tolist()
-        top, top_us, bottom, bottom_us = self._year[index, day_us]
-        top, bottom = top * float(market.factor), bottom * float(market.factor)
-        return Summary(
-            market=market,
-            last_ms=time_ms,
-            last_price=last_price,
-            last_volume=last_volume,
-            last_is_buy=bool(is_buy),
-            open=open_,
-            high=high,
-            low=low,
-            prev_close=close,
-            volume=today,
-            value=_value(sums["value"], sums["value_low"], decimals),
-            bought=bought,
-            volume_24h=day,
-            value_24h=_value(sums["value_24h"], sums["value_low_24h"], decimals),
-            high_52w=max(top, high),
-            high_52w_us=top_us if top > high else day_us,
-            low_52w=min(bottom, low),
-            low_52w_us=bottom_us if bottom < low else day_us,
-        )
+    def _advance_locked(self, chosen: I64, minute: int) -> None:
+        """Bring the ring to the given running minute, with at least the markets `chosen` in it."""
+        if not self._minute <= minute <= self._minute + _MINUTES:
+            self._loaded[:] = False
+        known = np.flatnonzero(self._loaded)
+        added = np.setdiff1d(chosen, known)
+        if len(known) and minute > self._minute:
+            self._fill_locked(known, self._minute, minute)
+        if len(added):
+            self._last[:, added] = 0
+            self._fill_locked(added, minute - _MINUTES, minute)
+            self._loaded[added] = True
+        if len(added) or minute != self._minute:
+            self._minute = minute
+            past = minute % _MINUTES  # the minutes of the ring before this one are today's
+            self._today, self._before = _by_market(self._ring[:, :, :past]), _by_market(self._ring[:, :, past:])
 
-    def _previous_locked(self, market: Market, index: int, day_us: int) -> int:
-        """The last price before the day, where the 24 hours hold none; -1 where there never was any."""
-        key = (index, day_us)
-        if key not in self._previous:
-            if len(self._previous) > 4 * len(self._tape.markets):
-                self._previous.clear()
-            one = _last_trade(self._tape, index, day_us, market.listed_us)
-            self._previous[key] = int(one.price[0]) if len(one) else -1
-        return self._previous[key]
+    def _fill_locked(self, which: I64, first: int, last: int) -> None:
+        minutes = np.arange(first, last) % _MINUTES
+        slots = self._ring.reshape(ROWS, -1)
+        for start in range(0, len(which), _BATCH):  # in batches that fit the processor's cache
+            batch = which[start : start + _BATCH]
+            self._ring[:, batch[:, None], minutes[None, :]] = 0
+            cells = self._tape.cells(first * 4, last * 4, batch.tolist())
+            rows = self._tape.rows(cells, labels_us=cells.market * _MINUTES + cells.cell // 4 % _MINUTES)
+            slots[:, rows[TIME]] = rows
+            self._last = _replaced(self._last, self._tape.trades(cells.take(_ends(cells.market))))
 
-    def _years_locked(self, which: I64, day_us: int) -> None:
-        """The extremes of 52 weeks, taken at each day's first instant (a whole year of trades would be too
-        dear).
-        """
-        wanted = [i for i in dict.fromkeys(which.tolist()) if (i, day_us) not in self._year]
-        if wanted and len(self._year) > 4 * len(self._tape.markets):
-            self._year.clear()
-            wanted = list(dict.fromkeys(which.tolist()))
-        for i, extremes in zip(wanted, self._tape.extremes(wanted, day_us), strict=True):
-            self._year[i, day_us] = extremes
+    def _see_years_locked(self, chosen: Sequence[int], day_us: int) -> None:
+        """The extremes of 52 weeks, taken at each day's first instant (a whole year of trades would be too dear)."""
+        if day_us != self._years_of_us:
+            self._years_of_us, self._years = day_us, {}
+        wanted = [i for i in chosen if i not in self._years]
+        self._years.update(zip(wanted, self._tape.extremes(wanted, day_us), strict=True))
 
 
 _BOARDS: _Cache[_Board] = _Cache(6, lambda _: 1)
 
 
-def _value(value: int, value_low: int, decimals: int) -> float:
-    """As `value_as_float`, of one number."""
-    return float((int(value) * 10**8 + int(value_low)) / 10**decimals)
+def _ends(market: I64) -> I64:
+    """The positions of each market's last row, of rows in the order of markets."""
+    return np.flatnonzero(np.diff(market, append=-1))
+
+
+def _replaced(last: I64, trades: Trades) -> I64:
+    """The last trade of each market: that of `trades` where it has any, else that of `last`."""
+    newest = trades.take(_ends(trades.market))
+    replaced = last.copy()
+    replaced[:, newest.market] = np.stack([newest.time_ms, newest.price, newest.volume, newest.is_buy])
+    return replaced
+
+
+def _by_market(minutes: I64) -> I64:
+    """Each market's minutes (row of a fold, market, minute) as one column a market; volume 0 where nobody traded."""
+    traded = minutes[VOLUME] > 0
+    if not traded.size:
+        return np.zeros(minutes.shape[:2], dtype=np.int64)
+    market = np.arange(len(traded))
+    whole: I64 = np.zeros(minutes.shape[:2], dtype=np.int64)
+    whole[OPEN] = minutes[OPEN][market, traded.argmax(axis=1)]
+    whole[CLOSE] = minutes[CLOSE][market, -1 - traded[:, ::-1].argmax(axis=1)]
+    whole[HIGH] = minutes[HIGH].max(axis=1)
+    whole[LOW] = np.where(traded, minutes[LOW], 2**62).min(axis=1)
+    for row in (VOLUME, VALUE, VALUE_LOW, BOUGHT):
+        whole[row] = minutes[row].sum(axis=1)
+    return whole

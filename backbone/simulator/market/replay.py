@@ -24,12 +24,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from backbone.errors import InputError
 from backbone.model import CANDLE_COLUMNS, Span
-from backbone.simulator.market.catalogue import Market, catalogue, hash_text, tick_of
+from backbone.simulator.market.catalogue import Market, catalogue, decimals_of, hash_text, tick_of
 from backbone.simulator.market.tape import mix
-from backbone.simulator.market.venue import Bars, Executions, Summary, Venue, fold_bars
+from backbone.simulator.market.venue import NO_BARS, Bars, Executions, Summary, Venue, fold_bars
 from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, parse_timeframe
 
 __all__ = ["Replay"]
@@ -99,7 +102,7 @@ class Replay(Venue):
             day_volatility=0.0,
             trades_per_minute=4 * len(finest) * 60e6 / span_us,
             trade_value=float(np.median(finest.value)) / 4 + 1e-9,
-            price_decimals=max(0, -int(f"{tick:.0e}".partition("e")[2])),
+            price_decimals=decimals_of(tick),
             volume_decimals=8,
             history=code,
         )
@@ -131,7 +134,7 @@ class Replay(Venue):
         code = market.history
         source = self._source_of(code, timeframe)
         if source is None:
-            return Bars.empty()
+            return NO_BARS
         key = (code, timeframe.name)
         with self._fold_lock:
             found = self._folded.get(key)
@@ -173,12 +176,11 @@ class Replay(Venue):
         start = timeframe.floor(now_us)
         source = self._source_of(market.history, timeframe)
         if source is None:
-            return Bars.empty()
+            return NO_BARS
         parts = TIMEFRAMES[source]
         whole = self._all(market, parts).between(start, parts.floor(now_us))
         running = self._all(market, parts).between(parts.floor(now_us), now_us + 1)
-        seen = self._trades_of(market, running, parts)
-        seen = seen.take(seen.time_ms * 1000 <= now_us)
+        seen = self._trades_of(market, running, parts).between(0, now_us + 1)
         pieces = Bars.join([whole, _single(seen, start)])
         if not len(pieces):
             return pieces
@@ -187,15 +189,12 @@ class Replay(Venue):
     def executions(self, market: Market, start_us: int, end_us: int) -> Executions:
         length = TIMEFRAMES[self._finest(market.history)]
         bars = self._all(market, length).between(length.floor(start_us), end_us)
-        trades = self._trades_of(market, bars, length)
-        return trades.take((trades.time_ms * 1000 >= start_us) & (trades.time_ms * 1000 < end_us))
+        return self._trades_of(market, bars, length).between(start_us, end_us)
 
     def last_execution(self, market: Market, before_us: int) -> Executions:
         length = TIMEFRAMES[self._finest(market.history)]
         bars = self._all(market, length).between(0, before_us)
-        trades = self._trades_of(market, bars.take(slice(max(0, len(bars) - 2), None)), length)
-        trades = trades.take(trades.time_ms * 1000 < before_us)
-        return trades.take(slice(max(0, len(trades) - 1), None))
+        return self._trades_of(market, bars.newest(2), length).between(0, before_us).newest(1)
 
     def _trades_of(self, market: Market, bars: Bars, length: Timeframe) -> Executions:
         """The trades that stand for candles: open, the two extremes (nearest to the open first), close."""
@@ -231,13 +230,11 @@ class Replay(Venue):
         day_us = now_us // DAY_US * DAY_US
         today = self._until(market, day_us, now_us)
         back = self._until(market, now_us // 60_000_000 * 60_000_000 - DAY_US, now_us)
-        previous = self.previous_close(market, day_us)
         price = float(last.price[0])
-        open_ = float(today.open[0]) if len(today) else price
-        high, low = (float(today.high.max()), float(today.low.min())) if len(today) else (price, price)
-        year = self._year(market, day_us)
-        top = int(np.argmax(year.high)) if len(year) else -1
-        bottom = int(np.argmin(year.low)) if len(year) else -1
+        open_, high, low = price, price, price
+        if len(today):
+            open_, high, low = float(today.open[0]), float(today.high.max()), float(today.low.min())
+        previous = self.previous_close(market, day_us)
         volume = float(today.volume.sum())
         return Summary(
             market=market,
@@ -254,10 +251,7 @@ class Replay(Venue):
             bought=round(volume / 2, 8),
             volume_24h=float(back.volume.sum()),
             value_24h=float(back.value.sum()),
-            high_52w=max(high, float(year.high[top])) if len(year) else high,
-            high_52w_us=int(year.time_us[top]) if len(year) and year.high[top] > high else day_us,
-            low_52w=min(low, float(year.low[bottom])) if len(year) else low,
-            low_52w_us=int(year.time_us[bottom]) if len(year) and year.low[bottom] < low else day_us,
+            year=_extremes(self._year(market, day_us)),
         )
 
     def _until(self, market: Market, start_us: int, now_us: int) -> Bars:
@@ -280,10 +274,18 @@ def _without(bars: Bars, closed: Sequence[Span]) -> Bars:
     return bars
 
 
+def _extremes(bars: Bars) -> tuple[float, int, float, int]:
+    """The highest and the lowest price of candles, each with its candle's time."""
+    if not len(bars):
+        return 0.0, 0, np.inf, 0
+    top, bottom = int(np.argmax(bars.high)), int(np.argmin(bars.low))
+    return float(bars.high[top]), int(bars.time_us[top]), float(bars.low[bottom]), int(bars.time_us[bottom])
+
+
 def _single(trades: Executions, start_us: int) -> Bars:
     """All the given trades as one candle, or none."""
     if not len(trades):
-        return Bars.empty()
+        return NO_BARS
     values = trades.price * trades.volume
     columns = (
         trades.price[0], trades.price.max(), trades.price.min(), trades.price[-1], trades.volume.sum(), values.sum()
@@ -296,21 +298,23 @@ def _single(trades: Executions, start_us: int) -> Bars:
 
 
 def _load(files: Sequence[Path]) -> dict[tuple[str, str], Bars]:
-    """Every file's rows by (market, timeframe), merged by the override rule."""
+    """Every file's rows by (market, timeframe).
+
+    Of the rows of one time, the one that misses fewest columns is taken, of those the latest file's.
+    """
     if not files:
         raise InputError("replay", [], "one or more Parquet files of recorded candles")
-    pieces: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for order, path in enumerate(files):
-        for key, columns in _read(path).items():
-            columns["order"] = np.full(len(columns["time"]), order)
-            pieces.setdefault(key, []).append(columns)
-    return {key: _merge(TIMEFRAMES[key[1]], parts) for key, parts in pieces.items()}
+    rows = pd.concat([_read(path) for path in files], ignore_index=True)
+    missing = rows[list(CANDLE_COLUMNS)].isna().sum(axis=1).sort_values(ascending=False, kind="stable")
+    rows = rows.loc[missing.index].drop_duplicates(["market", "timeframe", "time"], keep="last").sort_values("time")
+    found = {}
+    for (market, name), group in rows.groupby(["market", "timeframe"], sort=False):
+        found[str(market), str(name)] = _filled(TIMEFRAMES[str(name)], group)
+    return found
 
 
-def _read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _read(path: Path) -> pd.DataFrame:
+    """The rows of a file; NaN in the columns that it lacks."""
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as exc:
@@ -319,58 +323,32 @@ def _read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     if missing:
         raise InputError("replay", str(path), f"a candle file; it lacks the column {missing[0]}")
     time_us = np.asarray(table["timestamp"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()))
-    markets = _texts(table["market"])
-    names = _timeframes(path, table)
-    values = {
-        name: np.asarray(table[name].cast(pa.float64()).to_numpy())
-        if name in table.column_names
-        else np.full(table.num_rows, np.nan)
-        for name in CANDLE_COLUMNS
-    }
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for market in dict.fromkeys(markets):
-        for name in dict.fromkeys(names[markets == market]):
-            rows = (markets == market) & (names == name)
-            found[str(market), str(name)] = {"time": time_us[rows], **{k: v[rows] for k, v in values.items()}}
-    return found
+    rows = pd.DataFrame({"market": table["market"].to_pandas(), "timeframe": _timeframes(path, table), "time": time_us})
+    for name in CANDLE_COLUMNS:
+        rows[name] = table[name].cast(pa.float64()).to_numpy() if name in table.column_names else np.nan
+    return rows
 
 
-def _timeframes(path: Path, table: Any) -> npt.NDArray[np.object_]:
+def _timeframes(path: Path, table: pa.Table) -> Any:
+    """The timeframe of each row, or of the whole file."""
     if "timeframe" in table.column_names:
-        names = _texts(table["timeframe"])
-        spellings = {name: parse_timeframe(name).name for name in set(names)}
-        return np.array([spellings[name] for name in names], dtype=object)
+        names = table["timeframe"].to_pandas()
+        return names.map({name: parse_timeframe(name).name for name in names.unique()})
     try:
-        name = parse_timeframe(path.name.partition("_")[0]).name
+        return parse_timeframe(path.name.partition("_")[0]).name
     except InputError as exc:
         allowed = "a timeframe column, or a name that begins with one such as 1d_"
         raise InputError("replay", str(path), allowed) from exc
-    return np.full(table.num_rows, name, dtype=object)
 
 
-def _texts(column: Any) -> npt.NDArray[np.object_]:
-    """A text column as Python texts, each held once."""
-    coded = column.combine_chunks().dictionary_encode()
-    words = np.array(coded.dictionary.to_pylist(), dtype=object)
-    texts: npt.NDArray[np.object_] = words[np.asarray(coded.indices)]
-    return texts
-
-
-def _merge(timeframe: Timeframe, parts: Sequence[dict[str, Any]]) -> Bars:
-    """One row a time: the one that misses fewest columns, of those the latest file's."""
-    names = ("time", "order", *CANDLE_COLUMNS)
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
-    missing = sum(np.isnan(columns[name]).astype(np.int64) for name in CANDLE_COLUMNS)
-    order = np.lexsort((columns["order"], -missing, columns["time"]))
-    times = columns["time"][order]
-    last = np.append(times[1:] != times[:-1], True) if len(times) else np.zeros(0, dtype=bool)
-    kept = {name: values[order][last] for name, values in columns.items()}
-    close = kept["close"]
-    opens = np.where(np.isnan(kept["open"]), close, kept["open"])
-    highs = np.where(np.isnan(kept["high"]), np.maximum(opens, close), kept["high"])
-    lows = np.where(np.isnan(kept["low"]), np.minimum(opens, close), kept["low"])
-    volume = np.where(np.isnan(kept["volume"]), _LEAST, kept["volume"])
-    value = np.where(np.isnan(kept["value"]), volume * close, kept["value"])
-    end_ms = timeframe.step_us // 1000
-    stamp = kept["time"] // 1000 + end_ms - 1 - kept["time"] // 1_000_000 % min(900, end_ms // 2)
-    return Bars(kept["time"], opens, highs, lows, close, volume, value, stamp)
+def _filled(timeframe: Timeframe, rows: pd.DataFrame) -> Bars:
+    """Candles whose missing numbers are filled by the rules of the module's docstring."""
+    opens, high, low, close, volume, value = (rows[name].to_numpy() for name in CANDLE_COLUMNS)
+    opens = np.where(np.isnan(opens), close, opens)
+    high = np.where(np.isnan(high), np.maximum(opens, close), high)
+    low = np.where(np.isnan(low), np.minimum(opens, close), low)
+    volume = np.where(np.isnan(volume), _LEAST, volume)
+    value = np.where(np.isnan(value), volume * close, value)
+    time_us, end_ms = rows["time"].to_numpy(), timeframe.step_us // 1000
+    stamp_ms = time_us // 1000 + end_ms - 1 - time_us // 1_000_000 % min(900, end_ms // 2)
+    return Bars(time_us, opens, high, low, close, volume, value, stamp_ms)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,9 @@ __all__ = [
     "VALUE_LOW",
     "VOLUME",
     "Cells",
+    "Columns",
     "Tape",
+    "Timed",
     "Trades",
     "fold",
     "fold_trades",
@@ -114,8 +117,30 @@ def _exp2(x: F64) -> F64:
     return np.ldexp(y, whole.astype(np.int32))
 
 
+class Columns:
+    """A table of equally long columns, the fields of a frozen dataclass."""
+
+    def __len__(self) -> int:
+        return len(next(iter(vars(self).values())))
+
+    def take(self, where: npt.NDArray[np.bool_] | I64 | slice) -> Self:
+        """The chosen rows."""
+        return type(self)(*(column[where] for column in vars(self).values()))
+
+    def newest(self, count: int) -> Self:
+        """The last `count` rows, or all where there are fewer."""
+        return self.take(slice(max(0, len(self) - count), None))
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The rows of one or more tables, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
+
+
 @dataclass(frozen=True)
-class Cells:
+class Cells(Columns):
     """The cells in which somebody traded, in (market, time) order; one array element a cell.
 
     ``bid`` and ``tick`` are integer prices, ``volume`` and ``bought`` integer volumes, ``count`` and ``buys``
@@ -132,20 +157,24 @@ class Cells:
     volume: I64
     bought: I64
 
-    def __len__(self) -> int:
-        return len(self.cell)
-
     @property
     def phase(self) -> I64:
         """Where the pattern of sides starts, in trades."""
         return (self.hash >> np.uint64(48)).view(np.int64) % self.count
 
-    def take(self, where: npt.NDArray[np.bool_] | I64 | slice) -> Cells:
-        return Cells(*(getattr(self, name)[where] for name in self.__dataclass_fields__))
+
+class Timed(Columns):
+    """Columns of which one, ``time_ms``, says when each row happened."""
+
+    time_ms: I64
+
+    def between(self, start_us: int, end_us: int) -> Self:
+        """The rows with ``start_us <= time < end_us``."""
+        return self.take((self.time_ms * 1000 >= start_us) & (self.time_ms * 1000 < end_us))
 
 
 @dataclass(frozen=True)
-class Trades:
+class Trades(Timed):
     """Single executions in time order; ``ordinal`` counts the trades of a market that share a millisecond."""
 
     market: I64
@@ -154,12 +183,6 @@ class Trades:
     volume: I64
     is_buy: npt.NDArray[np.bool_]
     ordinal: I64
-
-    def __len__(self) -> int:
-        return len(self.time_ms)
-
-    def take(self, where: npt.NDArray[np.bool_] | I64 | slice) -> Trades:
-        return Trades(*(getattr(self, name)[where] for name in self.__dataclass_fields__))
 
 
 class Tape:

@@ -9,7 +9,7 @@ no code with the package's client side.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
 from backbone.simulator.market.book import BOOK_DEPTH, book_stamp_us, make_book, rounded, supported_levels
 from backbone.simulator.market.catalogue import Market, hash_text, tick_of
 from backbone.simulator.market.listing import MarketList, UnknownMarketError
-from backbone.simulator.market.tape import mix
+from backbone.simulator.market.tape import Columns, Timed, mix
 from backbone.timeframe import DAY_US, MINUTE_US, TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ MINUTE_UNITS = {1: "1m", 3: "3m", 5: "5m", 10: "10m", 15: "15m", 30: "30m", 60: 
 
 
 @dataclass(frozen=True)
-class Bars:
+class Bars(Columns):
     """Candles as columns, oldest first; ``stamp_ms`` is the last trade's time."""
 
     time_us: I64
@@ -51,28 +51,16 @@ class Bars:
     value: F64
     stamp_ms: I64
 
-    def __len__(self) -> int:
-        return len(self.time_us)
-
-    def take(self, where: npt.NDArray[np.bool_] | I64 | slice) -> Bars:
-        return Bars(*(getattr(self, f.name)[where] for f in fields(self)))
-
     def between(self, start_us: int, end_us: int) -> Bars:
         a, b = np.searchsorted(self.time_us, [start_us, end_us])
         return self if a == 0 and b == len(self) else self.take(slice(int(a), int(b)))
 
-    @staticmethod
-    def empty() -> Bars:
-        none, nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
-        return Bars(none, nothing, nothing, nothing, nothing, nothing, nothing, none)
+    @classmethod
+    def join(cls, parts: Sequence[Bars]) -> Bars:
+        return super().join(parts) if parts else NO_BARS
 
-    @staticmethod
-    def join(parts: Sequence[Bars]) -> Bars:
-        if len(parts) == 1:
-            return parts[0]
-        if not parts:
-            return Bars.empty()
-        return Bars(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Bars)))
+
+NO_BARS = Bars(*np.zeros((1, 0), np.int64), *np.zeros((6, 0)), *np.zeros((1, 0), np.int64))
 
 
 def fold_bars(bars: Bars, timeframe: Timeframe | None) -> Bars:
@@ -95,7 +83,7 @@ def fold_bars(bars: Bars, timeframe: Timeframe | None) -> Bars:
 
 
 @dataclass(frozen=True)
-class Executions:
+class Executions(Timed):
     """Single trades of one market as columns, oldest first. ``sequential_id`` is unique in its market."""
 
     time_ms: I64
@@ -104,17 +92,13 @@ class Executions:
     is_buy: npt.NDArray[np.bool_]
     sequential_id: I64
 
-    def __len__(self) -> int:
-        return len(self.time_ms)
-
-    def take(self, where: npt.NDArray[np.bool_] | I64 | slice) -> Executions:
-        return Executions(*(getattr(self, f.name)[where] for f in fields(self)))
-
 
 @dataclass(frozen=True)
 class Summary:
-    """What a ticker row says of one market at one instant; times in milliseconds, sums since 00:00 UTC and
-    over 24 h.
+    """What a ticker row says of one market at one instant.
+
+    Prices and sums without another span are those since 00:00 UTC; ``bought`` is what takers bought of ``volume``.
+    ``year`` holds the highest and the lowest price of the 52 weeks before this day, each with its time.
     """
 
     market: Market
@@ -131,10 +115,7 @@ class Summary:
     bought: float
     volume_24h: float
     value_24h: float
-    high_52w: float
-    high_52w_us: int
-    low_52w: float
-    low_52w_us: int
+    year: tuple[float, int, float, int]
 
 
 def _apart(market: Market, timeframe: Timeframe, bars: Bars, since_us: int) -> Bars:
@@ -227,7 +208,7 @@ class Venue(MarketList):
                 have += len(part)
             end = start
         joined = Bars.join(parts[::-1])
-        return self._corrected(market, timeframe, joined.take(slice(max(0, len(joined) - count), None)))
+        return self._corrected(market, timeframe, joined.newest(count))
 
     def _corrected(self, market: Market, timeframe: Timeframe, bars: Bars) -> Bars:
         """The candles as they are served: with scripted corrections, and no exact sums before the venue's date."""
@@ -253,59 +234,41 @@ class Venue(MarketList):
     ) -> list[Row]:
         """The rows of a candle endpoint: newest first, ``open < to_us``, the forming candle included."""
         spec, length = self.market(market, now_us), parse_timeframe(timeframe)
-        extra = 1 if length.name == "1d" else 0
-        bars = self.newest_bars(spec, length, to_us, count + extra, now_us)
-        return self._candle_rows(spec, length, bars, count, now_us, converting)
-
-    def _candle_rows(
-        self, market: Market, timeframe: Timeframe, bars: Bars, count: int, now_us: int, converting: bool
-    ) -> list[Row]:
-        skip = max(0, len(bars) - count)
-        shown = bars.take(slice(skip, None))
-        unit = next((unit for unit, name in MINUTE_UNITS.items() if name == timeframe.name), None)
-        utc, kst = iso_seconds(shown.time_us), iso_seconds(shown.time_us + KST_US)
-        columns = [
-            c.tolist()
-            for c in (
-                shown.open,
-                shown.high,
-                shown.low,
-                shown.close,
-                self._stamps(market, timeframe, shown, now_us),
-            )
-        ]
-        rows: list[Row] = []
-        first = bars.close[:1] if skip else bars.open[:1]  # the very first day has no close before it
-        previous = np.concatenate((first, bars.close[skip:-1]))
-        values, volumes = shown.value.tolist(), shown.volume.tolist()
-        for i in range(len(shown)):
-            row: Row = {
-                "market": market.code,
-                "candle_date_time_utc": utc[i],
-                "candle_date_time_kst": kst[i],
-                "opening_price": columns[0][i],
-                "high_price": columns[1][i],
-                "low_price": columns[2][i],
-                "trade_price": columns[3][i],
-                "timestamp": columns[4][i],
-                "candle_acc_trade_price": values[i],
-                "candle_acc_trade_volume": volumes[i],
-            }
-            if unit is not None:
-                row["unit"] = unit
-            elif timeframe.name == "1d":
-                before = float(previous[i])
-                change = columns[3][i] - before
-                row["prev_closing_price"] = before
-                row["change_price"] = rounded(change, 8)
-                row["change_rate"] = rounded(change / before, 10)
-                if converting:
-                    row["converted_trade_price"] = self._in_krw(market, columns[3][i], int(shown.time_us[i]), now_us)
-            elif timeframe.name in ("1w", "1M", "1y"):
-                row["first_day_of_period"] = utc[i][:10]
-            rows.append(row)
-        rows.reverse()
-        return rows
+        is_day = length.name == "1d"  # a day names the close of the one before it
+        bars = self.newest_bars(spec, length, to_us, count + is_day, now_us)
+        shown = bars.newest(count)
+        utc, close = iso_seconds(shown.time_us), shown.close.tolist()
+        columns: dict[str, Iterable[Any]] = {
+            "market": [spec.code] * len(shown),
+            "candle_date_time_utc": utc,
+            "candle_date_time_kst": iso_seconds(shown.time_us + KST_US),
+            "opening_price": shown.open.tolist(),
+            "high_price": shown.high.tolist(),
+            "low_price": shown.low.tolist(),
+            "trade_price": close,
+            "timestamp": self._stamps(spec, length, shown, now_us).tolist(),
+            "candle_acc_trade_price": shown.value.tolist(),
+            "candle_acc_trade_volume": shown.volume.tolist(),
+        }
+        if is_day:
+            first = bars.close[:1] if len(bars) > count else bars.open[:1]  # the very first day has no close before it
+            previous = np.concatenate((first, shown.close[:-1])).tolist()
+            change = [after - before for after, before in zip(close, previous, strict=True)]
+            columns["prev_closing_price"] = previous
+            columns["change_price"] = [rounded(moved, 8) for moved in change]
+            columns["change_rate"] = [
+                rounded(moved / before, 10) for moved, before in zip(change, previous, strict=True)
+            ]
+            if converting:
+                opens = shown.time_us.tolist()
+                columns["converted_trade_price"] = [
+                    self._in_krw(spec, *pair, now_us) for pair in zip(close, opens, strict=True)
+                ]
+        elif length.name in ("1w", "1M", "1y"):
+            columns["first_day_of_period"] = [text[:10] for text in utc]
+        elif length.name != "1s":
+            columns["unit"] = [length.step_us // MINUTE_US] * len(shown)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)][::-1]
 
     def _stamps(self, market: Market, timeframe: Timeframe, bars: Bars, now_us: int) -> I64:
         """Last-trade times; a few closed candles are stamped a little after their end."""
@@ -387,7 +350,7 @@ class Venue(MarketList):
         previous = self.previous_close(market, day_us)
         rows: list[Row] = []
         for part in parts:
-            newest = part.take(slice(max(0, len(part) - (count - len(rows))), None)).take(slice(None, None, -1))
+            newest = part.newest(count - len(rows)).take(slice(None, None, -1))
             columns = (newest.time_ms, newest.price, newest.volume, newest.is_buy, newest.sequential_id)
             stamps = iso_seconds(newest.time_ms * 1000)
             for stamp, (ms, price, volume, is_buy, number) in zip(
@@ -470,6 +433,12 @@ def _decimal_text(value: float) -> str:
 
 def ticker_row(one: Summary, now_us: int) -> Row:
     """A summary as a row of the ticker endpoints."""
+    top, top_us, bottom, bottom_us = one.year
+    day_us = now_us // DAY_US * DAY_US
+    if one.high >= top:
+        top, top_us = one.high, day_us
+    if one.low <= bottom:
+        bottom, bottom_us = one.low, day_us
     change = one.last_price - one.prev_close
     rate = change / one.prev_close if one.prev_close else 0.0
     utc, kst = iso_seconds(np.array([one.last_ms * 1000, one.last_ms * 1000 + KST_US]))
@@ -495,10 +464,10 @@ def ticker_row(one: Summary, now_us: int) -> Row:
         "acc_trade_price_24h": one.value_24h,
         "acc_trade_volume": one.volume,
         "acc_trade_volume_24h": one.volume_24h,
-        "highest_52_week_price": one.high_52w,
-        "highest_52_week_date": iso_day(one.high_52w_us),
-        "lowest_52_week_price": one.low_52w,
-        "lowest_52_week_date": iso_day(one.low_52w_us),
+        "highest_52_week_price": top,
+        "highest_52_week_date": iso_day(top_us),
+        "lowest_52_week_price": bottom,
+        "lowest_52_week_date": iso_day(bottom_us),
         "timestamp": min(now_us // 1000, stamp_of(one.market, one.last_ms)),
     }
 
