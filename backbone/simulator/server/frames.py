@@ -8,9 +8,10 @@ Shares no parsing with the package's client side.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from backbone.simulator.market.book import BOOK_DEPTH
@@ -175,117 +176,76 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-# field, its short name, its spelling in DEFAULT, its spelling in SIMPLE
-_Field = tuple[str, str, Any, Any]
+def _object(row: Row, kind: str, simple: bool) -> str:
+    """A row as a JSON object of the fields of `kind`."""
+    parts = []
+    for name, (short, default, plain) in _FIELDS[kind].items():
+        if name in row:
+            value = row[name]
+            text = "null" if value is None else (plain if simple else default)(value)
+            parts.append(f'"{short if simple else name}":{text}')
+    return "{" + ",".join(parts) + "}"
 
-_PRICE = (_padded, _decimal)
-_SIZE = (_padded, _java)
-_TEXT = (_json, _json)
-_HEAD: tuple[_Field, ...] = (("type", "ty", *_TEXT), ("code", "cd", *_TEXT))
 
-_FIELDS: dict[str, tuple[_Field, ...]] = {
-    "ticker": (
-        *_HEAD,
-        ("opening_price", "op", *_PRICE),
-        ("high_price", "hp", *_PRICE),
-        ("low_price", "lp", *_PRICE),
-        ("trade_price", "tp", *_PRICE),
-        ("prev_closing_price", "pcp", *_PRICE),
-        ("acc_trade_price", "atp", _turnover, _decimal),
-        ("change", "c", *_TEXT),
-        ("change_price", "cp", *_PRICE),
-        ("signed_change_price", "scp", *_PRICE),
-        ("change_rate", "cr", _rate, _rate),
-        ("signed_change_rate", "scr", _rate, _rate),
-        ("ask_bid", "ab", *_TEXT),
-        ("trade_volume", "tv", *_SIZE),
-        ("acc_trade_volume", "atv", *_SIZE),
-        ("trade_date", "tdt", *_TEXT),
-        ("trade_time", "ttm", *_TEXT),
-        ("trade_timestamp", "ttms", *_TEXT),
-        ("acc_ask_volume", "aav", *_SIZE),
-        ("acc_bid_volume", "abv", *_SIZE),
-        ("highest_52_week_price", "h52wp", *_PRICE),
-        ("highest_52_week_date", "h52wdt", *_TEXT),
-        ("lowest_52_week_price", "l52wp", *_PRICE),
-        ("lowest_52_week_date", "l52wdt", *_TEXT),
-        ("market_state", "ms", *_TEXT),
-        ("is_trading_suspended", "its", *_TEXT),
-        ("delisting_date", "dd", *_TEXT),
-        ("market_warning", "mw", *_TEXT),
-        ("timestamp", "tms", *_TEXT),
-        ("acc_trade_price_24h", "atp24h", *_PRICE),
-        ("acc_trade_volume_24h", "atv24h", *_SIZE),
-        ("stream_type", "st", *_TEXT),
+def _levels(levels: Sequence[Row], simple: bool) -> str:
+    return "[" + ",".join(_object(level, "level", simple) for level in levels) + "]"
+
+
+_Spelling = tuple[str, Callable[[Any], str], Callable[[Any], str]]
+"""A field's short name, how it is spelled in DEFAULT, and how in SIMPLE."""
+
+
+def _spelled(default: Callable[[Any], str], simple: Callable[[Any], str], **names: str) -> dict[str, _Spelling]:
+    return {name: (short, default, simple) for name, short in names.items()}
+
+
+_SPELLINGS: dict[str, _Spelling] = {
+    **_spelled(
+        _json, _json, type="ty", code="cd", timestamp="tms", stream_type="st", change="c", ask_bid="ab",
+        trade_date="tdt", trade_time="ttm", trade_timestamp="ttms", sequential_id="sid", highest_52_week_date="h52wdt",
+        lowest_52_week_date="l52wdt", market_state="ms", is_trading_suspended="its", delisting_date="dd",
+        market_warning="mw", candle_date_time_utc="cdttmu", candle_date_time_kst="cdttmk",
     ),
-    "trade": (
-        *_HEAD,
-        ("timestamp", "tms", *_TEXT),
-        ("trade_date", "td", *_TEXT),
-        ("trade_time", "ttm", *_TEXT),
-        ("trade_timestamp", "ttms", *_TEXT),
-        ("trade_price", "tp", *_PRICE),
-        ("trade_volume", "tv", *_SIZE),
-        ("ask_bid", "ab", *_TEXT),
-        ("prev_closing_price", "pcp", *_PRICE),
-        ("change", "c", *_TEXT),
-        ("change_price", "cp", *_PRICE),
-        ("sequential_id", "sid", *_TEXT),
-        ("best_ask_price", "bap", _plain, _plain),
-        ("best_ask_size", "bas", *_SIZE),
-        ("best_bid_price", "bbp", _plain, _plain),
-        ("best_bid_size", "bbs", *_SIZE),
-        ("stream_type", "st", *_TEXT),
+    **_spelled(
+        _padded, _decimal, opening_price="op", high_price="hp", low_price="lp", trade_price="tp",
+        prev_closing_price="pcp", change_price="cp", signed_change_price="scp", highest_52_week_price="h52wp",
+        lowest_52_week_price="l52wp", acc_trade_price_24h="atp24h", candle_acc_trade_price="catp",
     ),
-    "orderbook": (
-        *_HEAD,
-        ("timestamp", "tms", *_TEXT),
-        ("total_ask_size", "tas", *_SIZE),
-        ("total_bid_size", "tbs", *_SIZE),
-        ("orderbook_units", "obu", None, None),
-        ("stream_type", "st", *_TEXT),
-        ("level", "lv", _plain, _plain),
+    **_spelled(
+        _padded, _java, trade_volume="tv", acc_trade_volume="atv", acc_ask_volume="aav", acc_bid_volume="abv",
+        acc_trade_volume_24h="atv24h", best_ask_size="bas", best_bid_size="bbs", total_ask_size="tas",
+        total_bid_size="tbs", candle_acc_trade_volume="catv", ask_size="as", bid_size="bs",
     ),
-    "candle": (
-        *_HEAD,
-        ("candle_date_time_utc", "cdttmu", *_TEXT),
-        ("candle_date_time_kst", "cdttmk", *_TEXT),
-        ("opening_price", "op", *_PRICE),
-        ("high_price", "hp", *_PRICE),
-        ("low_price", "lp", *_PRICE),
-        ("trade_price", "tp", *_PRICE),
-        ("candle_acc_trade_volume", "catv", *_SIZE),
-        ("candle_acc_trade_price", "catp", *_PRICE),
-        ("timestamp", "tms", *_TEXT),
-        ("stream_type", "st", *_TEXT),
-    ),
+    **_spelled(_turnover, _decimal, acc_trade_price="atp"),
+    **_spelled(_rate, _rate, change_rate="cr", signed_change_rate="scr"),
+    **_spelled(_plain, _plain, best_ask_price="bap", best_bid_price="bbp", level="lv"),
+    **_spelled(_java, _plain, ask_price="ap", bid_price="bp"),
+    **_spelled(partial(_levels, simple=False), partial(_levels, simple=True), orderbook_units="obu"),
+}  # fmt: skip
+
+_ORDER = {
+    "ticker": """
+        type code opening_price high_price low_price trade_price prev_closing_price acc_trade_price change change_price
+        signed_change_price change_rate signed_change_rate ask_bid trade_volume acc_trade_volume trade_date trade_time
+        trade_timestamp acc_ask_volume acc_bid_volume highest_52_week_price highest_52_week_date lowest_52_week_price
+        lowest_52_week_date market_state is_trading_suspended delisting_date market_warning timestamp
+        acc_trade_price_24h acc_trade_volume_24h stream_type""",
+    "trade": """
+        type code timestamp trade_date trade_time trade_timestamp trade_price trade_volume ask_bid prev_closing_price
+        change change_price sequential_id best_ask_price best_ask_size best_bid_price best_bid_size stream_type""",
+    "orderbook": "type code timestamp total_ask_size total_bid_size orderbook_units stream_type level",
+    "candle": """
+        type code candle_date_time_utc candle_date_time_kst opening_price high_price low_price trade_price
+        candle_acc_trade_volume candle_acc_trade_price timestamp stream_type""",
+    "level": "ask_price bid_price ask_size bid_size",
 }
-_UNIT: tuple[_Field, ...] = (
-    ("ask_price", "ap", _java, _plain),
-    ("bid_price", "bp", _java, _plain),
-    ("ask_size", "as", _padded, _java),
-    ("bid_size", "bs", _padded, _java),
-)
+_FIELDS = {kind: {name: _SPELLINGS[name] for name in order.split()} for kind, order in _ORDER.items()}
+"""The fields of each kind of frame, and of a level of a book, in the order of the wire."""
+_FIELDS["trade"]["trade_date"] = ("td", _json, _json)
 
 
 def render(row: Row, form: str, depth: int = BOOK_DEPTH) -> str:
     """A row as the JSON object of a format; a book is cut to `depth`."""
-    simple = form.startswith("SIMPLE")
-    fields = _FIELDS["candle" if row["type"].startswith("candle.") else row["type"]]
-    parts = []
-    for name, short, default, plain in fields:
-        label = short if simple else name
-        if default is None:
-            parts.append(f'"{label}":[{",".join(_unit(u, simple) for u in row[name][:depth])}]')
-        elif name in row:
-            value = row[name]
-            parts.append(f'"{label}":{"null" if value is None else (plain if simple else default)(value)}')
-    return "{" + ",".join(parts) + "}"
-
-
-def _unit(unit: Row, simple: bool) -> str:
-    pairs = (
-        f'"{short if simple else name}":{(plain if simple else default)(float(unit[name]))}'
-        for name, short, default, plain in _UNIT
-    )
-    return "{" + ",".join(pairs) + "}"
+    if "orderbook_units" in row:
+        row = {**row, "orderbook_units": row["orderbook_units"][:depth]}
+    return _object(row, row["type"].partition(".")[0], form.startswith("SIMPLE"))
