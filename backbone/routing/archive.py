@@ -28,7 +28,8 @@ import pyarrow as pa
 
 from backbone.clock import Clock
 from backbone.errors import PayloadError, RateLimitedError, UnreachableError
-from backbone.model import CANDLE_SCHEMA, Span, empty_candles
+from backbone.model import CANDLE_SCHEMA, Span
+from backbone.routing.refusals import sample_of
 from backbone.routing.rest import Reply, RestClient
 from backbone.routing.wire import Ask
 from backbone.timeframe import TIMEFRAMES, Timeframe
@@ -45,7 +46,6 @@ __all__ = [
     "file_ask",
     "files_of",
     "listing_ask",
-    "trade_file_ask",
 ]
 
 ARCHIVE_GROUP = "archive"
@@ -57,7 +57,9 @@ _FIRST_EVER_US = 1_508_803_200_000_000  # 2017-10-24
 _SEEN_US = 3_600_000_000  # 10:00 KST of the next day
 _DUE_US = 5 * 3_600_000_000  # 14:00 KST
 _DAY, _MONTH = TIMEFRAMES["1d"], TIMEFRAMES["1M"]
-_COLUMNS = ("date_time_utc", "open", "high", "low", "close", "acc_trade_price", "acc_trade_volume")
+_CANDLE_COLUMNS = {"date_time_utc": pa.timestamp("us")} | dict.fromkeys(
+    ("open", "high", "low", "close", "acc_trade_price", "acc_trade_volume"), pa.float64()
+)
 TRADES_SINCE_US = 1_651_363_200_000_000
 """2022-05-01 UTC: the first day whose trades the archive has."""
 
@@ -79,28 +81,54 @@ _FILE_S = 120.0
 
 
 @dataclass(frozen=True)
-class ArchiveFile:
-    """One file: a month's or a day's candles of one market and timeframe."""
+class _File:
+    """One file of one market, by the period that it holds."""
 
     market: str
-    timeframe: Timeframe
     span: Span
-    is_month: bool
+
+    folder_form = "trade/{market}/{kind}/{year}"
+    name_form = "{market}_trade-{stamp}.zip"
+    interval = ""
+    is_month = False
 
     @property
     def folder(self) -> str:
         """The prefix that the listing is asked for."""
-        kind = "monthly" if self.is_month else "daily"
-        return f"candle/{self.market}/{kind}/{_INTERVALS[self.timeframe.name]}/{self._stamp[:4]}"
+        return self._spelled(self.folder_form)
 
     @property
     def key(self) -> str:
-        return f"{self.folder}/{self.market}_candle-{_INTERVALS[self.timeframe.name]}_{self._stamp}.zip"
+        return f"{self.folder}/{self}"
+
+    def __str__(self) -> str:
+        return self._spelled(self.name_form)
+
+    def _spelled(self, form: str) -> str:
+        day = str(np.datetime64(self.span.start, "us").astype("datetime64[D]"))
+        stamp = (day[:7] if self.is_month else day).replace("-", "")
+        kind = "monthly" if self.is_month else "daily"
+        return form.format(market=self.market, kind=kind, interval=self.interval, year=stamp[:4], stamp=stamp)
+
+
+@dataclass(frozen=True)
+class TradeFile(_File):
+    """The trades of one market and UTC day."""
+
+
+@dataclass(frozen=True)
+class ArchiveFile(_File):
+    """A month's or a day's candles of one market and timeframe."""
+
+    timeframe: Timeframe
+    is_month: bool
+
+    folder_form = "candle/{market}/{kind}/{interval}/{year}"
+    name_form = "{market}_candle-{interval}_{stamp}.zip"
 
     @property
-    def _stamp(self) -> str:
-        day = str(np.datetime64(self.span.start, "us").astype("datetime64[D]"))
-        return (day[:7] if self.is_month else day).replace("-", "")
+    def interval(self) -> str:  # type: ignore[override]
+        return _INTERVALS[self.timeframe.name]
 
     def may_be_there(self, now_us: int) -> bool:
         """Whether it is worth looking for by now."""
@@ -109,9 +137,6 @@ class ArchiveFile:
     def is_due(self, now_us: int) -> bool:
         """Whether it has to be there by now."""
         return now_us >= self.span.end + _DUE_US
-
-    def __str__(self) -> str:
-        return self.key.rsplit("/", 1)[-1]
 
 
 def files_of(market: str, timeframe: Timeframe, span: Span, *, months: bool) -> list[ArchiveFile]:
@@ -124,37 +149,9 @@ def files_of(market: str, timeframe: Timeframe, span: Span, *, months: bool) -> 
     found = []
     while at < span.end:
         after = unit.next(at)
-        found.append(ArchiveFile(market, timeframe, Span(at, after), months))
+        found.append(ArchiveFile(market, Span(at, after), timeframe, months))
         at = after
     return found
-
-
-@dataclass(frozen=True)
-class TradeFile:
-    """The trades of one market and UTC day, which begins at `day_us`."""
-
-    market: str
-    day_us: int
-
-    @property
-    def span(self) -> Span:
-        return Span(self.day_us, self.day_us + _DAY.step_us)
-
-    @property
-    def folder(self) -> str:
-        """The prefix that the listing is asked for."""
-        return f"trade/{self.market}/daily/{self._stamp[:4]}"
-
-    @property
-    def key(self) -> str:
-        return f"{self.folder}/{self.market}_trade-{self._stamp}.zip"
-
-    @property
-    def _stamp(self) -> str:
-        return str(np.datetime64(self.day_us, "us").astype("datetime64[D]")).replace("-", "")
-
-    def __str__(self) -> str:
-        return self.key.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -178,20 +175,13 @@ def checksum_ask(file: ArchiveFile | TradeFile) -> Ask:
     return Ask(ARCHIVE_GROUP, f"/{file.key}.checksum", (), _reading(_read_checksum), file.market)
 
 
-def file_ask(file: ArchiveFile) -> Ask:
-    """The file itself: a `Download`."""
+def file_ask(file: ArchiveFile | TradeFile) -> Ask:
+    """The file itself: a `Download` of candles, or of trades in `TRADE_SCHEMA`, oldest first."""
 
     def read(body: bytes) -> Download:
-        return Download(_read_file(body, file), hashlib.sha256(body).hexdigest())
-
-    return Ask(ARCHIVE_GROUP, f"/{file.key}", (), _reading(read), file.market)
-
-
-def trade_file_ask(file: TradeFile) -> Ask:
-    """A day's trades: a `Download` whose table has `TRADE_SCHEMA`, oldest first."""
-
-    def read(body: bytes) -> Download:
-        return Download(_read_trades(_unpacked(body), file), hashlib.sha256(body).hexdigest())
+        text = _unpacked(body)
+        table = _read_trades(text, file) if isinstance(file, TradeFile) else _read_candles(text, file)
+        return Download(table, hashlib.sha256(body).hexdigest())
 
     return Ask(ARCHIVE_GROUP, f"/{file.key}", (), _reading(read), file.market)
 
@@ -245,13 +235,9 @@ def _reading(read: Any) -> Any:
         try:
             return read(body)
         except _BROKEN as exc:
-            raise PayloadError(f"the archive is not laid out as known: {exc}", sample=_sample(body)) from exc
+            raise PayloadError(f"the archive is not laid out as known: {exc}", sample=sample_of(body)) from exc
 
     return parse
-
-
-def _sample(body: bytes) -> str:
-    return body[:80].decode("utf-8", "replace")
 
 
 def _read_listing(body: bytes) -> frozenset[str]:
@@ -265,10 +251,6 @@ def _read_checksum(body: bytes) -> str:
     return found.group(1).decode().lower()
 
 
-def _read_file(body: bytes, file: ArchiveFile) -> pa.Table:
-    return _read_csv(_unpacked(body), file)
-
-
 def _unpacked(body: bytes) -> bytes:
     """The one CSV of a zip file."""
     with zipfile.ZipFile(io.BytesIO(body)) as archive:
@@ -280,18 +262,22 @@ def _unpacked(body: bytes) -> bytes:
         return archive.read(names[0])
 
 
-def _read_csv(text: bytes, file: ArchiveFile) -> pa.Table:
+def _rows_of(text: bytes, header: list[str], types: dict[str, pa.DataType]) -> pa.Table:
+    """The rows of a CSV with exactly the columns of `types`, in any order; else `ValueError`."""
     from pyarrow import csv
 
-    header = text[: text.find(b"\n") + 1 or len(text)].decode("utf-8-sig").strip().split(",")
-    if sorted(header) != sorted(_COLUMNS):
+    if sorted(header) != sorted(types):
         raise ValueError(f"the columns are {header}")
-    if text.count(b"\n", 0, 4096) < 2 and not text[text.find(b"\n") + 1 :].strip():
-        return empty_candles()
-    types: dict[str, pa.DataType] = dict.fromkeys(_COLUMNS[1:], pa.float64())
-    types["date_time_utc"] = pa.timestamp("us")
     options = csv.ConvertOptions(column_types=types, strings_can_be_null=False, null_values=[])
-    rows = csv.read_csv(pa.BufferReader(text), convert_options=options).combine_chunks()
+    return csv.read_csv(pa.BufferReader(text), convert_options=options).combine_chunks()
+
+
+def _header_of(text: bytes) -> list[str]:
+    return text[: text.find(b"\n") + 1 or len(text)].decode("utf-8-sig").strip().split(",")
+
+
+def _read_candles(text: bytes, file: ArchiveFile) -> pa.Table:
+    rows = _rows_of(text, _header_of(text), _CANDLE_COLUMNS)
     time = rows.column("date_time_utc").to_numpy().astype("datetime64[us]").astype(np.int64)
     if len(time) > 1 and time[0] > time[-1]:
         rows, time = rows.take(np.arange(len(time))[::-1]), time[::-1]
@@ -323,19 +309,13 @@ def _check_rows(table: pa.Table, time: Any, file: ArchiveFile) -> None:
 
 def _read_trades(text: bytes, file: TradeFile) -> pa.Table:
     """The trades of a CSV whose header says in which order its columns stand; else `ValueError`."""
-    from pyarrow import csv
-
-    header = text[: text.find(b"\n") + 1 or len(text)].decode("utf-8-sig").strip().split(",")
-    named = [name for name in _TRADE_IDS if name in header]
-    if len(named) != 1 or sorted(header) != sorted([*_TRADE_COLUMNS, named[0]]):
-        raise ValueError(f"the columns are {header}")
-    types = {**_TRADE_COLUMNS, named[0]: pa.int64()}
-    options = csv.ConvertOptions(column_types=types, strings_can_be_null=False, null_values=[])
-    rows = csv.read_csv(pa.BufferReader(text), convert_options=options).combine_chunks()
+    header = _header_of(text)
+    ids_of = next((name for name in _TRADE_IDS if name in header), _TRADE_IDS[0])
+    rows = _rows_of(text, header, {**_TRADE_COLUMNS, ids_of: pa.int64()})
     time = rows.column("timestamp").to_numpy() * 1000
-    order = np.lexsort((rows.column(named[0]).to_numpy(), time))
+    order = np.lexsort((rows.column(ids_of).to_numpy(), time))
     rows, time = rows.take(order), time[order]
-    ids, price, volume = (rows.column(name).to_numpy() for name in (named[0], "price", "volume"))
+    ids, price, volume = (rows.column(name).to_numpy() for name in (ids_of, "price", "volume"))
     sides = rows.column("ask_bid").to_pylist()
     if len(np.unique(ids)) != len(ids):
         raise ValueError("a trade is doubled")

@@ -20,14 +20,13 @@ from backbone.routing.archive import (
     file_ask,
     files_of,
     listing_ask,
-    trade_file_ask,
 )
 from backbone.timeframe import TIMEFRAMES, parse_timeframe
 
 MINUTE, HOUR = parse_timeframe("1m"), parse_timeframe("1h")
 MAY = 1_714_521_600_000_000  # 2024-05-01T00:00:00Z
 DAY_US = 86_400_000_000
-DAY = ArchiveFile("KRW-BTC", MINUTE, Span(MAY, MAY + DAY_US), is_month=False)
+DAY = ArchiveFile("KRW-BTC", Span(MAY, MAY + DAY_US), MINUTE, is_month=False)
 HEADER = "date_time_utc,open,high,low,close,acc_trade_price,acc_trade_volume"
 ROWS = ["2024-05-01T00:00:00,100,120,90,110.5,2200.25,2E1", "2024-05-01T00:02:00,110.5,111,110,110,5.485e-05,5e-07"]
 
@@ -167,7 +166,7 @@ def test_client_asks_the_host_that_has_it() -> None:
     with_client.close()
 
 
-TRADES = TradeFile("KRW-BTC", MAY)
+TRADES = TradeFile("KRW-BTC", Span(MAY, MAY + DAY_US))
 MS = MAY // 1000
 
 
@@ -180,7 +179,7 @@ MS = MAY // 1000
 )
 def test_trades_are_read_by_their_header(lines: list[str]) -> None:
     """Both known layouts, in any order of rows, are one table, oldest first."""
-    table = trade_file_ask(TRADES).parse(packed(lines)).table
+    table = file_ask(TRADES).parse(packed(lines)).table
     assert table.schema == TRADE_SCHEMA
     assert table.column("sequential_id").to_pylist() == [11, 12]
     assert table.column("volume").to_pylist() == [2e-05, 0.5]
@@ -201,4 +200,4 @@ def test_trades_are_read_by_their_header(lines: list[str]) -> None:
 )
 def test_trades_that_cannot_be_are_refused(lines: list[str], reason: str) -> None:
     with pytest.raises(PayloadError, match=reason):
-        trade_file_ask(TRADES).parse(packed(lines))
+        file_ask(TRADES).parse(packed(lines))

@@ -19,7 +19,7 @@ from backbone.coordinator.candles.reader import CandleAnswer
 from backbone.coordinator.live.trades import DAY_US
 from backbone.errors import BackboneError, PayloadError, UnreachableError
 from backbone.model import Span
-from backbone.routing.archive import TRADE_SCHEMA, Download, TradeFile, checksum_ask, trade_file_ask
+from backbone.routing.archive import TRADE_SCHEMA, Download, TradeFile, checksum_ask, file_ask
 from backbone.routing.wire import PAGE, Ask
 
 __all__ = ["OldTrades", "OldTradesAnswer"]
@@ -78,7 +78,9 @@ class OldTrades:
                 try:
                     if day_us not in at:
                         raise _no_candle(market, candles)
-                    table = self._day(TradeFile(market, day_us), candles.table.slice(at[day_us], 1))
+                    table = self._day(
+                        TradeFile(market, Span(day_us, day_us + DAY_US)), candles.table.slice(at[day_us], 1)
+                    )
                 except BackboneError as exc:
                     causes.append(exc)
                     # a count is of neighbours: behind a gap there is none; an archive that is away stays away
@@ -110,7 +112,7 @@ class OldTrades:
         for _ in range(2):  # a file may be issued again between the two questions
             self._asked += 2
             stated: str = self._request(checksum_ask(file))
-            download: Download = self._request(trade_file_ask(file))
+            download: Download = self._request(file_ask(file))
             if download.sha256 == stated:
                 break
         else:
@@ -123,7 +125,7 @@ class OldTrades:
             raise PayloadError(f"{file}: it is empty, the day's candle is not", market=file.market)
         price, volume = table.column("price").to_numpy(), float(table.column("volume").to_numpy().sum())
         high, low, whole = (candle.column(name)[0].as_py() for name in ("high", "low", "volume"))
-        relative = _RELATIVE if file.day_us >= self._sums_since_us else _RELATIVE_BEFORE_SUMS
+        relative = _RELATIVE if file.span.start >= self._sums_since_us else _RELATIVE_BEFORE_SUMS
         for name, mine, theirs, allowed in (
             ("highest price", float(price.max()), high, 0.0),
             ("lowest price", float(price.min()), low, 0.0),
