@@ -16,8 +16,8 @@ import hashlib
 import io
 import re
 import zipfile
-from collections import OrderedDict
 from collections.abc import Set
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -25,7 +25,7 @@ import numpy as np
 
 from backbone.errors import InputError
 from backbone.simulator.market.venue import Venue, iso_seconds
-from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
+from backbone.timeframe import TIMEFRAMES, parse_timeframe
 
 __all__ = ["Answer", "ArchiveBranch", "is_archive_path"]
 
@@ -37,8 +37,8 @@ _TRADES_SINCE_US = 1_651_363_200_000_000  # 2022-05-01
 _PUBLISHED_US = 5 * 3_600_000_000
 _DAY, _MONTH = TIMEFRAMES["1d"], TIMEFRAMES["1M"]
 _KEPT = 64
-_FILE = re.compile(r"candle/([^/]+)/(daily|monthly)/([^/]+)/(\d{4})/\1_candle-\3_(\d{6}|\d{8})\.zip(\.checksum)?")
-_TRADES = re.compile(r"trade/([^/]+)/(daily|monthly)/(\d{4})/\1_trade-(\d{6}|\d{8})\.zip(\.checksum)?")
+_STAMP = re.compile(r"\d+(?=\.zip$)")
+_CORRUPTIONS = frozenset({"archive-columns", "archive-values"})
 _NOT_FOUND = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>NoSuchKey</Code></Error>'
 
 
@@ -60,16 +60,17 @@ class ArchiveBranch:
 
     def __init__(self, venue: Venue) -> None:
         self._venue = venue
-        self._files: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._file = lru_cache(_KEPT)(self._make_file)
 
     def answer(self, path: str, prefix: str, now_us: int, kinds: Set[str] = frozenset()) -> Answer:
         """The answer to one request, with the faults `kinds`."""
         if path == _LISTING:
             return self._listing(prefix.strip("/"), now_us, kinds)
         key = path.lstrip("/")
-        body = None if "archive-missing" in kinds else self._file(key.removesuffix(".checksum"), now_us, kinds)
-        if body is None:
+        file = key.removesuffix(".checksum")
+        if "archive-missing" in kinds or file not in self._keys(*_series(file.split("/")), now_us):
             return Answer(404, _NOT_FOUND, "application/xml")
+        body = self._file(file, self._venue.edition, _CORRUPTIONS & kinds)
         if key.endswith(".checksum"):
             digest = hashlib.sha256(body + b"?" if "archive-checksum" in kinds else body).hexdigest()
             return Answer(200, digest.encode(), "application/octet-stream")
@@ -90,25 +91,20 @@ class ArchiveBranch:
 
     def _entries(self, parts: list[str], now_us: int) -> list[str]:
         """What lies directly below ``candle/market/kind/interval/year`` or ``trade/market/kind/year``."""
-        tree, depth = parts[0], len(parts)
-        intervals = tree == "candle"
-        if tree not in ("candle", "trade"):
+        if parts[0] not in ("candle", "trade"):
             return []
-        names: list[str] = []
-        if depth == 1:
-            names = sorted(self._venue.listed(now_us))
-        elif depth == 2:
-            names = ["daily", "monthly"]
-        elif depth == 3 and intervals:
-            names = list(_INTERVALS)
+        levels = [sorted(self._venue.listed(now_us)), ["daily", "monthly"]]
+        if parts[0] == "candle":
+            levels.append(list(_INTERVALS))
+        depth, here = len(parts), "/".join(parts) + "/"
+        if depth <= len(levels):
+            names = levels[depth - 1]
         else:
-            here = "/".join(parts)
-            files = self._keys(parts[1], parts[2], parts[3] if intervals else "trade", now_us)
-            below = [key for key in files if key.startswith(f"{here}/")]
-            if depth == (5 if intervals else 4):
+            below = [key for key in self._keys(*_series(parts), now_us) if key.startswith(here)]
+            if depth == len(levels) + 2:  # of a year
                 return below
             names = sorted({key.split("/")[depth] for key in below})
-        return ["/".join([*parts, name]) for name in names]
+        return [here + name for name in names]
 
     def _keys(self, code: str, kind: str, what: str, now_us: int) -> list[str]:
         """The files of a market: of an interval's candles, or of its trades."""
@@ -130,64 +126,46 @@ class ArchiveBranch:
 
     # -- files -----------------------------------------------------------------------------------------------
 
-    def _file(self, key: str, now_us: int, kinds: Set[str]) -> bytes | None:
-        found = _FILE.fullmatch(key)
-        trades = _TRADES.fullmatch(key)
-        if found is not None:
-            code, kind, what, _, stamp, _ = found.groups()
-        elif trades is not None:
-            (code, kind, _, stamp, _), what = trades.groups(), "trade"
-        else:
-            return None
-        if key not in self._keys(code, kind, what, now_us):
-            return None
-        edition = self._venue.edition
-        corrupted = kinds & {"archive-columns", "archive-values"}
-        known = self._files.get((key, edition)) if not corrupted else None
-        if known is not None:
-            return known
-        day = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:] or '01'}"
-        start = int(np.datetime64(day, "us").astype(np.int64))
-        unit = _MONTH if kind == "monthly" else _DAY
+    def _make_file(self, key: str, edition: int, corruptions: Set[str]) -> bytes:
+        """A file in the venue's `edition`, with the faults `corruptions`."""
+        code, kind, what = _series(key.split("/"))
+        stamp = _STAMP.findall(key)[0]
+        start = int(np.datetime64(f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:] or '01'}", "us").astype(np.int64))
+        end = (_MONTH if kind == "monthly" else _DAY).next(start)
         if what == "trade":
-            text = self._trades_csv(code, start, unit.next(start), corrupted)
-        else:
-            text = self._csv(code, _timeframe(what), start, unit.next(start), corrupted)
-        body = _zip(key, text)
-        if not corrupted:
-            self._files[key, edition] = body
-            if len(self._files) > _KEPT:
-                self._files.popitem(last=False)
-        return body
+            return _zip(key, self._trades_csv(code, start, end, corruptions))
+        return _zip(key, self._csv(code, what, start, end, corruptions))
 
-    def _trades_csv(self, code: str, start_us: int, end_us: int, corrupted: Set[str]) -> bytes:
+    def _trades_csv(self, code: str, start_us: int, end_us: int, corruptions: Set[str]) -> bytes:
         """Trades, oldest first; a corrupted file has the other source's names in another order."""
         found = self._venue.executions(self._venue.market(code), start_us, end_us)
         sides = np.where(found.is_buy, "BID", "ASK").tolist()
         columns = [found.sequential_id.tolist(), found.time_ms.tolist(), found.volume.tolist(), found.price.tolist()]
         header = "seq,timestamp,volume,price,ask_bid"
-        if "archive-columns" in corrupted:
+        if "archive-columns" in corruptions:
             header = "trade_id,timestamp,price,volume,ask_bid"
             columns[2], columns[3] = columns[3], columns[2]
         lines = map(",".join, zip(*(map(repr, column) for column in columns), sides, strict=True))
         return ("\n".join([header, *lines]) + "\n").encode()
 
-    def _csv(self, code: str, timeframe: Timeframe, start_us: int, end_us: int, corrupted: Set[str]) -> bytes:
-        table = self._venue.candle_table(code, timeframe.name, start_us, end_us)
+    def _csv(self, code: str, interval: str, start_us: int, end_us: int, corruptions: Set[str]) -> bytes:
+        table = self._venue.candle_table(code, parse_timeframe(interval).name, start_us, end_us)
         columns = {name: table.column(name).to_numpy() for name in table.column_names[1:]}
-        if "archive-values" in corrupted:
+        if "archive-values" in corruptions:
             columns["close"] = columns["low"]
         times = iso_seconds(table.column("time").to_numpy().astype("datetime64[us]").astype(np.int64))
         names = ("open", "high", "low", "close", "value", "volume")
         header = "date_time_utc,open,high,low,close,acc_trade_price,acc_trade_volume"
-        if "archive-columns" in corrupted:
+        if "archive-columns" in corruptions:
             header = "time,o,h,l,c,amount,volume"
         lines = map(",".join, zip(times, *(map(repr, columns[name].tolist()) for name in names), strict=True))
         return ("\n".join([header, *lines]) + "\n").encode()
 
 
-def _timeframe(interval: str) -> Timeframe:
-    return parse_timeframe({"day": "1d", "week": "1w", "month": "1M"}.get(interval, interval))
+def _series(parts: list[str]) -> tuple[str, str, str]:
+    """The market, ``daily`` or ``monthly``, and the interval (or ``trade``) that a path's parts name; "" where none."""
+    tree, code, kind, what = (*parts, "", "", "", "")[:4]
+    return code, kind, "trade" if tree == "trade" else what
 
 
 def _zip(key: str, text: bytes) -> bytes:
