@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import threading
-from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from backbone.errors import InputError
 from backbone.model import Span
@@ -25,9 +26,6 @@ from backbone.simulator.server.faults import Fault, Faults
 from backbone.simulator.server.gateway import WALL_S, Gateway
 from backbone.simulator.server.limits import Limits
 from backbone.simulator.server.sockets import Hub
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Logged", "SimulatorServer"]
 
@@ -102,7 +100,13 @@ class SimulatorServer:
             raise InputError("host", host, "a loopback address: 127.0.0.1, ::1 or localhost")
         if refusal not in ("text", "json"):
             raise InputError("refusal", refusal, '"text" or "json"')
-        self.exchange: Venue = _open_venue(seed, markets, replay)
+        self.exchange: Venue
+        if replay:
+            from backbone.simulator.market.replay import Replay
+
+            self.exchange = Replay(replay, seed=seed, markets=markets)
+        else:
+            self.exchange = Exchange(seed, markets=markets)
         start = parse_instant(now)
         if start is None:
             start = getattr(self.exchange, "end_us", None)
@@ -111,17 +115,17 @@ class SimulatorServer:
         self._host, self._port = host, port
         self._limits = Limits(limit, window, ban_after=ban_after, ban_s=ban_s)
         self._verbose = log
-        self.idle_s = idle_s
-        self._one_way_s = latency_s / 2
+        self._hub = Hub(self.exchange, self.clock, self.faults, idle_s=idle_s, one_way_s=latency_s / 2, wall_s=WALL_S)
         self._gateway = Gateway(
-            self.exchange,
-            self.clock,
-            self.faults,
-            self._limits,
-            self._note,
-            seed=seed,
+            venue=self.exchange,
+            clock=self.clock,
+            faults=self.faults,
+            limits=self._limits,
+            hub=self._hub,
+            note=self._note,
             latency_s=latency_s,
             jitter_s=jitter_s,
+            draw=random.Random(seed),
             gzip_on=gzip_on,
             refusal=refusal,
         )
@@ -129,13 +133,10 @@ class SimulatorServer:
         self._log: deque[Logged] = deque(maxlen=_LOG_SIZE)
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
+        self._stop = asyncio.Event()
         self._web: Any = None
         self._listener: asyncio.Server | None = None
-        self._worker: ThreadPoolExecutor | None = None
-        self._hub: Hub | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        self.clock.on_jump(self._wake_hub)
+        self.clock.on_jump(lambda: self._do_soon(self._hub.wake))
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -157,13 +158,10 @@ class SimulatorServer:
 
     def close(self) -> None:
         """Stop listening, drop every connection, end the threads. Closing twice does nothing."""
-        thread, loop, stop = self._thread, self._loop, self._stop
-        if thread is None:
+        if self._thread is None:
             return
-        if loop is not None and stop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop ended by itself
-                loop.call_soon_threadsafe(stop.set)
-        thread.join()
+        self._do_soon(lambda: self._stop.set())
+        self._thread.join()
         self._thread = self._loop = None
 
     def __enter__(self) -> Self:
@@ -200,12 +198,12 @@ class SimulatorServer:
         """Listen again on the same port."""
         self._call(self._plug())
 
-    def _wake_hub(self) -> None:
-        """The clock was moved: let the stream publish at once."""
-        loop, hub = self._loop, self._hub
-        if loop is not None and hub is not None:
+    def _do_soon(self, act: Callable[[], None]) -> None:
+        """Let the loop do this, if it runs."""
+        loop = self._loop
+        if loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop ended meanwhile
-                loop.call_soon_threadsafe(hub.wake)
+                loop.call_soon_threadsafe(act)
 
     def _call(self, work: Coroutine[Any, Any, Any]) -> Any:
         if self._loop is None:
@@ -223,11 +221,10 @@ class SimulatorServer:
 
     def counts(self) -> dict[str, dict[int, int]]:
         """How many requests by group and status."""
-        counts: dict[str, dict[int, int]] = {}
+        counts: dict[str, Counter[int]] = {}
         for one in self.requests:
-            group = counts.setdefault(one.group, {})
-            group[one.status] = group.get(one.status, 0) + 1
-        return counts
+            counts.setdefault(one.group, Counter())[one.status] += 1
+        return {group: dict(statuses) for group, statuses in counts.items()}
 
     def reset_log(self) -> None:
         with self._log_lock:
@@ -265,39 +262,21 @@ class SimulatorServer:
         from aiohttp import web
 
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="backbone-simulator-work"))
         self._stop = asyncio.Event()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="backbone-simulator-work")
+        self._web = web.Server(self._gateway.handle, keepalive_timeout=75.0, access_log=None)
         try:
-            self._web = web.Server(self._gateway.handle, keepalive_timeout=75.0, access_log=None)
             await self._plug()
-            self._hub = Hub(
-                self.exchange,
-                self.clock,
-                self.faults,
-                idle_s=self.idle_s,
-                one_way_s=self._one_way_s,
-                wall=WALL_S,
-            )
-            server = self._web
-            self._gateway.open(self._hub, self._worker, lambda: server.connections)
-            self._tasks = [self._loop.create_task(self._hub.run())]
         except OSError as exc:
-            await self._end()
             ready.set_exception(InputError("port", self._port, f"a free port of this machine ({exc.strerror})"))
             return
+        publishing = self._loop.create_task(self._hub.run())
         ready.set_result(self._port)
         await self._stop.wait()
-        await self._end()
-
-    async def _end(self) -> None:
         await self._unplug()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._web is not None:
-            await self._web.shutdown(1.0)
-        if self._worker is not None:
-            self._worker.shutdown(wait=True, cancel_futures=True)
+        publishing.cancel()
+        await asyncio.gather(publishing, return_exceptions=True)
+        await self._web.shutdown(1.0)
 
     async def _plug(self) -> None:
         if self._listener is None:
@@ -313,11 +292,10 @@ class SimulatorServer:
             await _turns(2)  # what was accepted meanwhile becomes a connection; a closed listener would lose its socket
             self._listener.close()
             self._listener = None
-        if self._web is not None:
-            for connection in list(self._web.connections):
-                if connection.transport is not None:
-                    connection.transport.abort()
-            await _turns(1)  # now they are closed
+        for connection in list(self._web.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await _turns(1)  # now they are closed
 
     # -- changes to the market -------------------------------------------------------------------------------
 
@@ -344,8 +322,7 @@ class SimulatorServer:
                 venue.close_span(span)
             else:
                 venue.restate(_required(fault, "market"), span, fault.number("shift", 0.0005))
-        if self._hub is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._hub.forget)
+        self._do_soon(self._hub.forget)
 
 
 async def _turns(number: int) -> None:
@@ -370,12 +347,3 @@ def _description(options: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(cautions := said.get("cautions"), str):
         said["cautions"] = tuple(name for name in cautions.split(",") if name)
     return said
-
-
-def _open_venue(seed: int, markets: Sequence[str] | None, replay: Sequence[Any]) -> Venue:
-    if replay:
-        from backbone.simulator.market.replay import Replay
-
-        replayed: Venue = Replay(replay, seed=seed, markets=markets)
-        return replayed
-    return Exchange(seed, markets=markets)

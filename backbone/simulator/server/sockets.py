@@ -19,7 +19,6 @@ from backbone.simulator.server.clock import ExchangeClock
 from backbone.simulator.server.events import Channel, Event, Feed
 from backbone.simulator.server.faults import Fault, Faults, odd_row
 from backbone.simulator.server.frames import (
-    Request,
     StreamError,
     Want,
     parse_request,
@@ -52,7 +51,6 @@ class Session:
         self.socket = socket
         self.transport = transport
         self.target = target
-        self.ticket = ""
         self.form = "DEFAULT"
         self.wants: tuple[Want, ...] = ()
         self.since_us = 0
@@ -143,26 +141,19 @@ class Session:
 
     def _obey(self, data: str | bytes) -> None:
         text = data if isinstance(data, str) else data.decode("utf-8", "replace")
-        now_s = _now_s() + self.hub.wall
+        now_s = _now_s() + self.hub.wall_s
         if not (self._second.take(now_s) and self._minute.take(now_s)):
             raise StreamError("Too Many Requests", "요청 수 제한을 초과했습니다.")
         if text.strip() == "PING":
-            self._answer_ping()
+            if self._up is None:
+                self._up = asyncio.get_running_loop().create_task(self._say_up(immediately=not self.wants))
             return
         request = parse_request(text)
         if request.listing:
             self.form = request.format  # it switches the live stream's format too
             self.send(subscriptions(self.wants, request.ticket, request.format))
         else:
-            self._subscribe(request)
-
-    def _subscribe(self, request: Request) -> None:
-        self.ticket = request.ticket
-        self.hub.replace(self, request.wants, request.format)
-
-    def _answer_ping(self) -> None:
-        if self._up is None:
-            self._up = asyncio.get_running_loop().create_task(self._say_up(immediately=not self.wants))
+            self.hub.replace(self, request.wants, request.format)
 
     async def _say_up(self, *, immediately: bool) -> None:
         if immediately:
@@ -180,13 +171,13 @@ class Hub:
     """All sessions of one server, and the clock-driven publishing to them."""
 
     def __init__(
-        self, venue: Venue, clock: ExchangeClock, faults: Faults, *, idle_s: float, one_way_s: float, wall: float
+        self, venue: Venue, clock: ExchangeClock, faults: Faults, *, idle_s: float, one_way_s: float, wall_s: float
     ) -> None:
         self.venue = venue
         self.clock = clock
         self.faults = faults
         self.one_way_s = one_way_s
-        self.wall = wall
+        self.wall_s = wall_s
         self._idle_s = idle_s
         self._feed = Feed(venue)
         self._sessions: set[Session] = set()
@@ -281,19 +272,14 @@ class Hub:
 
     async def run(self) -> None:
         """Publish and cut off the idle, for as long as the server lives."""
+        self._jumped = asyncio.Event()  # of this run's loop
         while True:
             self.publish()
             self._cut_idle()
-            if self.clock.frozen or not self._sessions:
-                await self._wait_for_jump(0.25)
-            else:
-                await self._wait_for_jump(_TICK_S)
-
-    async def _wait_for_jump(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):  # not wait_for: that of 3.11 can swallow a cancellation
-                await self._jumped.wait()
-        self._jumped.clear()
+            with contextlib.suppress(TimeoutError):  # not wait_for: that of 3.11 can swallow a cancellation
+                async with asyncio.timeout(0.25 if self.clock.frozen or not self._sessions else _TICK_S):
+                    await self._jumped.wait()
+            self._jumped.clear()
 
     def publish(self) -> None:
         """Hand out what was published since the last time."""
