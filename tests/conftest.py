@@ -6,6 +6,8 @@ from tests.early import pytest_addoption as pytest_addoption
 from tests.early import pytest_runtestloop as pytest_runtestloop
 
 # isort: split
+import contextlib
+import importlib
 import socket
 import threading
 import time
@@ -46,6 +48,23 @@ _LONGEST = (
     "tests/storage/test_store.py",
     "tests/storage/test_s3.py",
 )
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Of several workers each begins to import elsewhere: in a fresh clone one compiles a module, and the others find
+    its bytecode."""
+    config = session.config
+    if not hasattr(config, "workerinput") or [Path(arg).name for arg in config.args] != config.getini("testpaths"):
+        return
+    names = [
+        ".".join(path.relative_to(config.rootpath).with_suffix("").parts)
+        for path in sorted(Path(__file__).parent.rglob("test_*.py"))
+    ]
+    number, count = int(config.workerinput["workerid"].removeprefix("gw")), config.workerinput["workercount"]
+    begin = len(names) * number // count
+    for name in names[begin:] + names[:begin]:
+        with contextlib.suppress(Exception, pytest.skip.Exception):  # it is met again when the tests are collected
+            importlib.import_module(name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
