@@ -22,7 +22,15 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from backbone.api.arguments import DEFAULT_COUNT, TimeLike, parse_count, parse_markets, parse_quote, parse_time
+from backbone.api.arguments import (
+    DEFAULT_COUNT,
+    TimeLike,
+    parse_count,
+    parse_markets,
+    parse_quote,
+    parse_time,
+    parse_timeout,
+)
 from backbone.clock import Clock, Deadline, SystemClock, VenueClock, within
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import ClosedError, InputError, UnfinishedWarning
@@ -187,12 +195,14 @@ class Session:
         _sessions.add(self)
         weakref.finalize(self, _forget, self._owned).atexit = False  # then `_end_sessions` closes it
 
+    def deadline(self, timeout: float | None) -> Deadline | None:
+        """`timeout` seconds from now; None where a call may take as long as the venue's limits say."""
+        seconds = parse_timeout(timeout)
+        return None if seconds is None else Deadline(self.clock, seconds)
+
     def within(self, timeout: float | None) -> AbstractContextManager[None]:
         """A block whose requests wait at most `timeout` seconds in all; None: as long as it takes."""
-        is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-        if timeout is not None and not (is_number and 0 < timeout < float("inf")):
-            raise InputError("timeout", timeout, "seconds, more than 0, or None")
-        return within(None if timeout is None else Deadline(self.clock, timeout))
+        return within(self.deadline(timeout))
 
     @property
     def tz(self) -> str:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from backbone.api.notebook.progress import ProgressView
     from backbone.api.session import Session
 
-__all__ = ["Job", "JobView", "backfill"]
+__all__ = ["Job", "JobView", "backfill", "parse_long"]
 
 SECTIONS_AHEAD = 8
 
@@ -267,27 +267,41 @@ def backfill(
     frames: str | None = None,
 ) -> Job:
     """See `Backbone.backfill`."""
-    lane, wanted = parse_priority(priority), session.frames(frames)
-    shown = parse_timeframe(timeframe, derived=True)
-    tf = shown.base or shown
+    wanted = session.frames(frames)
+    codes, shown, start_us, end_us, lane = parse_long(
+        session, markets, timeframe, start, end, priority, "a backfill is"
+    )
+    core, part = session.coordinator(), shown.base or shown
+    core.markets.check_at_hand([code for code in codes if core.store.oldest(code, part) is None], lane)
+    job = core.jobs.start(codes, part, start_us, end_us, lane)
+    many = not isinstance(markets, str) or len(codes) > 1
+    return Job(session, job, many=many, frames=wanted, timeframe=shown)
+
+
+def parse_long(
+    session: Session,
+    markets: str | Iterable[str],
+    timeframe: str,
+    start: TimeLike,
+    end: TimeLike | None,
+    priority: str | Priority,
+    what: str,
+) -> tuple[list[str], Timeframe, int, int | None, Priority]:
+    """The words of a call that may take hours, checked: markets, timeframe, from when to when its candles (or those
+    that it is folded from) are asked for, and how urgently. `what` it is, for the error of one that is to be critical.
+    """
+    lane, shown = parse_priority(priority), parse_timeframe(timeframe, derived=True)
+    if lane is Priority.CRITICAL:
+        raise InputError("priority", lane.value, f"low, normal or high: {what} no critical request")
     asked = session.range(start, end, None)
     if asked.start_us is None:
         raise InputError("start", start, "a time to begin with, such as 2024-01")
-    if lane is Priority.CRITICAL:
-        raise InputError("priority", lane.value, "low, normal or high: a backfill is no critical request")
-    core = session.coordinator()
-    codes = session.markets_of(markets)
-    core.sync_clock()
-    if core.markets.known is not None:
-        held = [m for m in codes if core.store.oldest(m, tf) is None]
-        if held:
-            core.markets.check_listed(held, lane)
-    many = not isinstance(markets, str) or len(codes) > 1
+    core, codes = session.coordinator(), session.markets_of(markets)
+    core.sync_clock()  # the venue's clock, not this machine's, says what is closed
     if shown.base is not None:
         asked = base_range(asked, shown, core.reader.closed_before(shown))
     assert asked.start_us is not None
-    job = core.jobs.start(codes, tf, asked.start_us, asked.end_us, lane)
-    return Job(session, job, many=many, frames=wanted, timeframe=shown)
+    return codes, shown, asked.start_us, asked.end_us, lane
 
 
 def _clock(seconds: float) -> str:

@@ -14,13 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from backbone.api import frames as shaping
-from backbone.api.arguments import DEFAULT_COUNT, TimeLike, in_zone, parse_priority, parse_quote, parse_timeout
+from backbone.api.arguments import DEFAULT_COUNT, TimeLike, in_zone, parse_priority, parse_quote
 from backbone.api.calls.fill import fill_quiet, parse_fill
-from backbone.api.calls.memo import Remembered
+from backbone.api.calls.memo import CandleWords, Remembered
 from backbone.api.frames import TEXT, TIME, WHOLE
 from backbone.api.notebook.bar import Bar
 from backbone.candle_table import rows_inside, times_of
-from backbone.clock import Deadline
 from backbone.coordinator.candles.derived import base_range, folded
 from backbone.coordinator.candles.fetcher import CandlePlan
 from backbone.coordinator.candles.pending import Progress
@@ -64,7 +63,6 @@ def candles(
         raise InputError("progress", progress, "None, True, False or a function")
     if refresh and offline:
         raise InputError("refresh", refresh, "False where offline=True: the store cannot be compared with the venue")
-    timeout_s = parse_timeout(timeout)
     is_whole = parse_quote(market, session.home) is not None
     call = CandleCall(
         session=session,
@@ -76,7 +74,7 @@ def candles(
         fill=parse_fill(fill),
         wide=parse_wide(wide),
         refresh=bool(refresh),
-        deadline=None if timeout_s is None else Deadline(session.clock, timeout_s),
+        deadline=session.deadline(timeout),
         frames=session.frames(frames),
         progress=progress,
         offline=bool(offline),
@@ -94,27 +92,8 @@ def parse_wide(value: object) -> str | None:
     raise InputError("wide", value, "one of " + ", ".join(CANDLE_COLUMNS) + ", or None")
 
 
-class CandleCall(msgspec.Struct, frozen=True):
-    """One checked call of `Backbone.candles`.
-
-    ``many`` says that the answer names its markets, be it one; ``is_whole`` that they are those of a quote currency.
-    """
-
-    session: Session
-    markets: list[str]
-    timeframe: Timeframe
-    asked: Range
-    priority: Priority
-    include_forming: bool
-    fill: str | None
-    wide: str | None
-    refresh: bool
-    deadline: Deadline | None
-    frames: str
-    progress: bool | Callable[[Any], None] | None
-    offline: bool
-    many: bool
-    is_whole: bool
+class CandleCall(CandleWords, frozen=True):
+    """One checked call of `Backbone.candles`."""
 
     def check_listed(self) -> None:
         """A market that a list already at hand does not have is refused now; a delisted one may still be stored."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from backbone.api import frames as shaping
-from backbone.api.arguments import TimeLike, parse_time
+from backbone.api.arguments import TimeLike, in_zone, parse_time
 from backbone.api.calls.candles import candles
 from backbone.api.frames import REAL, TEXT, WHOLE
 from backbone.coordinator.market_log import Recorded
@@ -175,14 +175,10 @@ def _daily(session: Session, codes: Sequence[str], span: Span) -> tuple[dict[str
     """Daily candles of markets that are listed today, stored ones from the store, and what they took."""
     if not codes:
         return {}, {"sources": {}, "requests": 0}
-    frame = candles(session, list(codes), "1d", _when(span.start), _when(span.end), frames="arrow")
+    frame = candles(session, list(codes), "1d", in_zone(span.start, "UTC"), in_zone(span.end, "UTC"), frames="arrow")
     answers = {code: frame.filter(pc.equal(frame.column("market"), code)) for code in codes}
     attrs = shaping.attrs_of(frame)
     return answers, {name: attrs[name] for name in ("sources", "requests")}
-
-
-def _when(time_us: int) -> dt.datetime:
-    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=time_us)
 
 
 def _window_us(window: str | dt.timedelta) -> int:
@@ -251,4 +247,4 @@ def _read_list(file: Path) -> tuple[MarketInfo, ...]:
 
 
 def _iso(time_us: int) -> str:
-    return _when(time_us).isoformat()
+    return in_zone(time_us, "UTC").isoformat()

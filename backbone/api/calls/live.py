@@ -15,8 +15,9 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -25,12 +26,13 @@ from backbone.api import frames as shaping
 from backbone.api.arguments import in_zone, parse_markets, parse_quote
 from backbone.api.calls.realtime import DEPTH, parse_depth, parse_level
 from backbone.api.format import tick_size
+from backbone.api.frames import FLAG, REAL, TEXT, TIME
 from backbone.coordinator.live.feed import KINDS, Subscription, parse_kind, timeframe_of
 from backbone.coordinator.live.latest import ConflatedChanges, Held, RecordQueue
 from backbone.coordinator.live.reconcile import LiveEvent
 from backbone.errors import InputError, StreamClosedError
 from backbone.locks import renew_after_fork
-from backbone.model import LiveCandle, OrderBook, Priority, Ticker, Trade
+from backbone.model import CANDLE_COLUMNS, LiveCandle, OrderBook, Priority, Ticker, Trade
 from backbone.routing.wire import channel_of, grouped
 from backbone.timeframe import Timeframe
 
@@ -74,10 +76,8 @@ class TableEvent(NamedTuple):
     confirmed: LiveCandle | None = None
 
 
-class _Shape(Protocol):
-    """Makes the frame of one kind of the rows given; the table's own, which knows its kinds and zone."""
-
-    def __call__(self, kind: str | None, held: Sequence[Held[Any]], frames: str | None) -> Any: ...
+Shape = Callable[[str | None, Sequence[Held[Any]], str | None], Any]
+"""Makes the frame of one kind of the rows given; the table's own, which knows its kinds and zone."""
 
 
 class LiveUpdate(Sequence[Record]):
@@ -86,7 +86,7 @@ class LiveUpdate(Sequence[Record]):
     ``missed`` counts the records that newer ones had replaced by then.
     """
 
-    def __init__(self, held: Sequence[Held[Any]], missed: int, shape: _Shape) -> None:
+    def __init__(self, held: Sequence[Held[Any]], missed: int, shape: Shape) -> None:
         self._shape = shape
         self._held = tuple(held)
         self.missed = missed
@@ -450,8 +450,7 @@ def _likely_tick(row: Record) -> float:
 
 def _books(rows: Sequence[OrderBook], sources: Sequence[str], ages: Sequence[float], depth: int) -> pa.Table:
     table = shaping.orderbooks_table(rows, depth)
-    levels = np.array([min(depth, len(book.levels)) for book in rows], np.int64)
-    of_book = np.repeat(np.arange(len(rows)), levels)
+    of_book = np.repeat(np.arange(len(rows)), [min(depth, len(book.levels)) for book in rows])
     table = table.append_column("source", pa.array(sources, pa.string()).take(of_book))
     return table.append_column("age", pa.array(np.array(ages, np.float64)[of_book]))
 
@@ -465,16 +464,15 @@ def _candles(
 ) -> pa.Table:
     timeframe = timeframe_of(kind)
     assert timeframe is not None
-    columns: dict[str, Any] = {
-        "time": pa.array([row.time_us for row in rows], pa.int64()).cast(pa.timestamp("us", tz="UTC")),
-        "market": pa.array([row.market for row in rows], pa.string()),
-    }
-    for name in ("open", "high", "low", "close", "volume", "value"):
-        columns[name] = pa.array([getattr(row, name) for row in rows], pa.float64())
-    columns["forming"] = pa.array([row.time_us >= closed_before(timeframe) for row in rows], pa.bool_())
-    columns["source"] = pa.array(list(sources), pa.string())
-    columns["age"] = pa.array(list(ages), pa.float64())
-    return pa.table(columns)
+    numbers, closed = attrgetter(*CANDLE_COLUMNS), closed_before(timeframe)
+    return shaping.table_of(
+        {"time": TIME, "market": TEXT, **dict.fromkeys(CANDLE_COLUMNS, REAL)}
+        | {"forming": FLAG, "source": TEXT, "age": REAL},
+        [
+            (row.time_us, row.market, *numbers(row), row.time_us >= closed, source, age)
+            for row, source, age in zip(rows, sources, ages, strict=True)
+        ],
+    )
 
 
 def _notes(events: Sequence[LiveEvent], now_us: int) -> list[str]:
@@ -549,13 +547,8 @@ def _start(
     for name, value, default in (("depth", depth, DEPTH), ("level", level, 0)):
         if value != default and "orderbook" not in names:
             raise InputError(name, value, 'nothing where no order books are live: kinds="orderbook"')
-    quote = parse_quote(asked, session.home)
-    markets = [] if quote is not None else parse_markets(asked, session.home)
+    quote, markets = parse_quote(asked, session.home), session.markets_of(asked)
     core = session.coordinator()
-    if quote is not None:
-        markets = list(core.markets.codes(quote))
-        if not markets:
-            raise InputError("markets", asked, "a quote currency that the venue has markets in, such as KRW")
     core.markets.check_at_hand(markets)
     books = grouped(parse_level(core, markets, level, Priority.HIGH))
     kept = [books if name == "orderbook" else name for name in names]

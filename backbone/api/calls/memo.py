@@ -8,51 +8,51 @@ first time: most ranges are asked once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from backbone.clock import Deadline
 from backbone.model import Priority, Span
 from backbone.timeframe import TIMEFRAMES, Timeframe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from backbone.api.session import Session
     from backbone.coordinator.candles.ranges import Range
 
-__all__ = ["Remembered"]
+__all__ = ["CandleWords", "Remembered"]
 
 _MINUTE, _DAY = TIMEFRAMES["1m"], TIMEFRAMES["1d"]
 
 
-class _Call(Protocol):
-    """What a checked candle call says of the frame that it asks for."""
+class CandleWords(msgspec.Struct, frozen=True):
+    """The checked words of one call of `Backbone.candles`.
 
-    @property
-    def session(self) -> Session: ...
-    @property
-    def markets(self) -> Sequence[str]: ...
-    @property
-    def timeframe(self) -> Timeframe: ...
-    @property
-    def asked(self) -> Range: ...
-    @property
-    def priority(self) -> Priority: ...
-    @property
-    def include_forming(self) -> bool: ...
-    @property
-    def fill(self) -> str | None: ...
-    @property
-    def wide(self) -> str | None: ...
-    @property
-    def frames(self) -> str: ...
-    @property
-    def many(self) -> bool: ...
+    ``many`` says that the answer names its markets, be it one; ``is_whole`` that they are those of a quote currency.
+    """
+
+    session: Session
+    markets: list[str]
+    timeframe: Timeframe
+    asked: Range
+    priority: Priority
+    include_forming: bool
+    fill: str | None
+    wide: str | None
+    refresh: bool
+    deadline: Deadline | None
+    frames: str
+    progress: bool | Callable[[Any], None] | None
+    offline: bool
+    many: bool
+    is_whole: bool
 
 
 class Remembered:
     """The kept frame of one call, where there may be one."""
 
-    def __init__(self, call: _Call) -> None:
+    def __init__(self, call: CandleWords) -> None:
         self._call = call
         self._core = call.session.coordinator()
         self._span = self._closed_span()

@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from backbone.api.arguments import TimeLike, parse_markets, parse_priority, parse_quote
-from backbone.api.calls.backfill import Job
+from backbone.api.arguments import TimeLike
+from backbone.api.calls.backfill import Job, parse_long
 from backbone.api.session import Session
-from backbone.coordinator.candles.derived import base_range
 from backbone.errors import IncompleteError, InputError
 from backbone.model import Priority
 from backbone.settings import Settings
@@ -96,28 +95,12 @@ def _tasks(
     priority: str | Priority,
 ) -> Sequence[_Task]:
     """Checked here, so that a wrong word is an error before any work starts; the end is the same for all."""
-    shown = parse_timeframe(timeframe, derived=True)
-    tf = shown.base or shown
-    lane = parse_priority(priority)
-    if lane is Priority.CRITICAL:
-        raise InputError("priority", lane.value, "low, normal or high: many markets are no critical request")
-    asked = session.range(start, end, None)
-    if asked.start_us is None:
-        raise InputError("start", start, "a time to begin with, such as 2024-01")
-    core = session.coordinator()
-    quote = parse_quote(markets, session.home)
-    if quote is not None:
-        codes: Sequence[str] = core.markets.codes(quote)
-    else:
-        codes = parse_markets(markets, session.home)
-        unheld = [code for code in codes if core.store.oldest(code, tf) is None]
-        if unheld:
-            core.markets.check_listed(unheld)
-    session.now_us()  # the venue's clock, not this machine's, says what is closed
-    if shown.base is not None:
-        asked = base_range(asked, shown, core.reader.closed_before(shown))
-    assert asked.start_us is not None
-    start_us, end_us = asked.start_us, asked.end_us if asked.end_us is not None else core.reader.closed_before(tf)
+    codes, shown, start_us, end_us, lane = parse_long(
+        session, markets, timeframe, start, end, priority, "many markets are"
+    )
+    core, part = session.coordinator(), shown.base or shown
+    core.markets.check_listed([code for code in codes if core.store.oldest(code, part) is None])
+    end_us = core.reader.closed_before(part) if end_us is None else end_us
     core.store.flush()
     home = f"{os.getpid()}-{id(session)}"
     _homes[home] = session

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -248,7 +247,7 @@ def trade_sections(
         raise InputError("start", start, "a time before the end")
 
     def day(part: Span) -> pa.Table:
-        bounds = {"start": _moment(part.start), "end": _moment(part.end)}
+        bounds = {"start": in_zone(part.start, "UTC"), "end": in_zone(part.end, "UTC")}
         with session.within(timeout):
             try:
                 return trades(session, asked, priority=priority, frames="arrow", **bounds)
@@ -272,10 +271,6 @@ def trade_sections(
                 at = timeframe.next(at)
 
     return sections()
-
-
-def _moment(time_us: int) -> dt.datetime:
-    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=time_us)
 
 
 def _kept(has_archive: bool) -> str:

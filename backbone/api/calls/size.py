@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from backbone.api.arguments import TimeLike, in_zone, parse_markets, parse_quote
+from backbone.api.arguments import TimeLike, in_zone
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import InputError
 from backbone.model import Priority, Span
@@ -107,7 +107,8 @@ def size(
     tf = shown.base or shown  # what is fetched and kept, and folded at each call
     hosts = _addresses(addresses)
     core = session.coordinator()
-    codes = _codes(session, markets)
+    codes = session.markets_of(markets)
+    core.markets.check_known(codes)
     start = max(FIRST_DAY_US, tf.ceil(session.time("since", since)))
     end = core.reader.closed_before(tf) if until is None else tf.ceil(session.time("until", until))
     if start > end:
@@ -144,15 +145,6 @@ def _addresses(value: Sequence[int]) -> list[int]:
     if not found or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in found):
         raise InputError("addresses", value, "whole numbers, 1 or more")
     return sorted(set(found))
-
-
-def _codes(session: Session, markets: str | Iterable[str]) -> list[str]:
-    quote = parse_quote(markets, session.home)
-    if quote is None:
-        codes = parse_markets(markets, session.home)
-        session.coordinator().markets.check_known(codes)
-        return codes
-    return list(session.coordinator().markets.codes(quote))
 
 
 def _measured(core: Coordinator, codes: Sequence[str], tf: Timeframe, assumed: list[str]) -> tuple[float, float]:

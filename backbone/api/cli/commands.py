@@ -88,11 +88,7 @@ def _one_or_many(markets: list[str]) -> str | list[str]:
 
 def _codes(client: Any, words: Iterable[str]) -> list[str]:
     """The markets that words mean; a quote currency means every market that the venue lists in it."""
-    codes: list[str] = []
-    for word in words:
-        quote = parse_quote(word, client.session.home)
-        codes += [word] if quote is None else list(client.markets(quote).index)
-    return list(dict.fromkeys(codes))
+    return list(dict.fromkeys(code for word in words for code in client.session.markets_of(word)))
 
 
 # -- candles -----------------------------------------------------------------------------------------------------
@@ -113,10 +109,11 @@ def fetch(options: argparse.Namespace) -> int:
     try:
         with _open(options) as client:
             is_streamed = form == "csv" and out is None and not options.offline
+            is_quote = parse_quote(words[0], client.session.home) is not None
             if len(words) > 1 or is_streamed:
                 options.markets = _codes(client, words)
             what = f"{' '.join(words)} {options.timeframe}"
-            if is_streamed and (len(options.markets) > 1 or options.markets != words):  # of a quote it may be one
+            if is_streamed and (len(options.markets) > 1 or is_quote):
                 _print_as_it_arrives(client, options, what)
             else:
                 frame = _fetched(client, options, _one_or_many(options.markets))
@@ -234,7 +231,7 @@ def explain(options: argparse.Namespace) -> int:
 
     words, timeframe = _split(options.words)
     with _open(options) as client:
-        plans = [client.explain(code, timeframe, options.start, options.end) for code in _codes(client, words)]
+        plans = client.explain(_codes(client, words), timeframe, options.start, options.end)
     if len(plans) == 1 and options.format in (None, "table"):
         emit(str(plans[0]))
         return 0
@@ -244,24 +241,15 @@ def explain(options: argparse.Namespace) -> int:
     ]
     names = ["market", "timeframe", "start", "end", "cached", "derived", "gaps", "pages", "seconds"]
     print_frame(pd.DataFrame(rows, columns=names), options.format)
-    pages = sum(plan.pages for plan in plans)
-    say(f"{pages:,} page{'s' * (pages != 1)}, about {sum(plan.seconds for plan in plans):.1f} s")
+    say(f"{plans.pages:,} page{'s' * (plans.pages != 1)}, about {plans.seconds:.1f} s")
     return 0
 
 
 def coverage(options: argparse.Namespace) -> int:
     """What the store holds of a series, span by span: data, quiet (asked, no trades) or unknown."""
-    import pandas as pd
-
     words, timeframe = _split(options.words)
     with _open(options) as client:
-        parts = {code: client.coverage(code, timeframe) for code in _codes(client, words)}
-    if len(parts) == 1:
-        (frame,) = parts.values()
-    else:
-        held = [part.assign(market=code) for code, part in parts.items() if len(part)]
-        frame = pd.concat(held, ignore_index=True) if held else next(iter(parts.values())).assign(market="")
-        frame = frame[["market", *(name for name in frame.columns if name != "market")]]
+        frame = client.coverage(_one_or_many(_codes(client, words)), timeframe)
     print_frame(frame, options.format, nothing="nothing is held of it yet")
     return 0
 
