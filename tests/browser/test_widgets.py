@@ -78,15 +78,16 @@ chart
 
 PROGRESS = """
 import itertools
-from backbone.api.notebook.progress import JobProgress, ProgressView
+from datetime import datetime, timedelta
+from backbone.api.notebook.progress import JobProgress, JobView
 
 steps = itertools.count()
 def job():
     n = min(next(steps) * 2, 60)
     state = "done" if n == 60 else "running"
-    reached = 1_755_853_200_000_000 + n * 12_000_000_000
-    return ProgressView("KRW-BTC 1m", state, n * 200, 12_000, n, 60, n * 198, reached, 9.7, (60 - n) / 9.7)
-progress = JobProgress(job, cancel=lambda: None)
+    reached = datetime(2025, 8, 22, 18) + n * timedelta(minutes=200)
+    return JobView(state, n, n * 198, n / 60, reached, 9.7, (60 - n) / 9.7, n / 9.7)
+progress = JobProgress("KRW-BTC 1m", job, lambda: None)
 progress
 """
 

@@ -6,19 +6,17 @@ so `Job.wait` refreshes that bar between its waits, and shows no other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from msgspec.structs import replace
 
 from backbone.api import frames as shaping
-from backbone.api.arguments import TimeLike, in_zone, parse_priority
+from backbone.api.arguments import TimeLike, parse_priority
 from backbone.api.calls.candles import candle_facts, incomplete_error
 from backbone.api.notebook.bar import Bar
+from backbone.api.notebook.progress import JobProgress, JobView, job_view
 from backbone.candle_table import rows_inside
 from backbone.coordinator.candles.derived import base_range, folded
 from backbone.coordinator.candles.jobs import CandleJob
@@ -31,37 +29,11 @@ from backbone.storage.coverage import SpanSet
 from backbone.timeframe import Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
-    from backbone.api.notebook.progress import JobProgress as JobWidget
-    from backbone.api.notebook.progress import ProgressView
     from backbone.api.session import Session
 
-__all__ = ["Job", "JobView", "backfill", "parse_long"]
+__all__ = ["Job", "backfill", "parse_long"]
 
 SECTIONS_AHEAD = 8
-
-
-@dataclass(frozen=True)
-class JobView:
-    """How far a job is, for people: ``reached`` is the time up to which all is stored (client's zone), of the markets
-    that it has come to, and of all its markets once it ended. ``fraction`` is the part of the candle slots that is had,
-    ``pages`` what was asked and ``rows`` what was new in the replies; ``rate`` pages a second, ``eta_s`` seconds to go
-    (None before there is a rate)."""
-
-    state: str
-    pages: int
-    rows: int
-    fraction: float
-    reached: datetime
-    rate: float
-    eta_s: float | None
-    elapsed_s: float
-
-    def __str__(self) -> str:
-        eta = "" if self.eta_s is None or self.state != "running" else f", {_clock(self.eta_s)} to go"
-        return (
-            f"{self.state}, {self.fraction:.0%}, {self.pages} pages, {self.rows} rows, "
-            f"reached {self.reached:%Y-%m-%d %H:%M}, {self.rate:.1f} pages/s{eta}"
-        )
 
 
 class Job:
@@ -79,7 +51,7 @@ class Job:
         self._timeframe = timeframe or job.timeframe  # a derived one is folded from the job's
         self._many = many
         self._frames = frames
-        self._view: JobWidget | None = None
+        self._view: JobProgress | None = None
 
     @property
     def state(self) -> str:
@@ -89,10 +61,7 @@ class Job:
     @property
     def progress(self) -> JobView:
         """Where it stands now."""
-        now: Progress = self._job.progress
-        fraction = now.done_slots / now.total_slots if now.total_slots else 1.0
-        reached = in_zone(now.reached_us, self._session.tz)
-        return JobView(now.state, now.pages, now.rows, fraction, reached, now.pages_per_s, now.eta_s, now.elapsed_s)
+        return job_view(self._job.progress, self._session.tz)
 
     def sections(self, *, ahead: int = SECTIONS_AHEAD) -> Iterator[Any]:
         """Finished sections as frames, oldest first, market by market, while later ones still download.
@@ -220,29 +189,11 @@ class Job:
     def __repr__(self) -> str:
         return f"<Job {self._label}: {self.progress}>"
 
-    def view(self) -> JobWidget:
+    def view(self) -> JobProgress:
         """The bar as a widget, with a button that cancels; the same one every time."""
-        from backbone.api.notebook.progress import JobProgress as JobWidget
-
         if self._view is None:
-            self._view = JobWidget(self._snapshot, cancel=self.cancel, zone=self._session.tz, clock=self._session.clock)
+            self._view = JobProgress(self._label, lambda: self.progress, self.cancel, clock=self._session.clock)
         return self._view
-
-    def _snapshot(self) -> ProgressView:
-        from backbone.api.notebook.progress import ProgressView
-
-        now: Progress = self._job.progress
-        return ProgressView(
-            self._label,
-            now.state,
-            now.done_slots,
-            now.total_slots,
-            pages=now.pages,
-            rows=now.rows,
-            reached_us=now.reached_us,
-            rate=now.pages_per_s,
-            eta_s=math.nan if now.eta_s is None else now.eta_s,
-        )
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **more: Any) -> Any:
         return self.view()._repr_mimebundle_(include, exclude, **more)
@@ -302,9 +253,3 @@ def parse_long(
         asked = base_range(asked, shown, core.reader.closed_before(shown))
     assert asked.start_us is not None
     return codes, shown, asked.start_us, asked.end_us, lane
-
-
-def _clock(seconds: float) -> str:
-    whole = int(seconds)
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -364,30 +364,14 @@ def _metadata(request: BackboneRequest, known: Mapping[str, Any], rows: int, ela
     )
 
 
-_FACTS = (
-    "argument",
-    "allowed",
-    "market",
-    "url",
-    "attempts",
-    "group",
-    "retry_after_s",
-    "banned",
-    "status",
-    "code",
-    "reason",
-    "sample",
-    "path",
-    "holder",
-)
+_NOT_PLAIN = ("value", "gaps", "causes", "frame", "reply_facts")
 
 
 def error_facts(error: BaseException, zone: str) -> dict[str, Any]:
     """``type`` and ``message`` of an error and the attributes that say what to do next, JSON-safe."""
     facts: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
-    for name in _FACTS:
-        value = getattr(error, name, None)
-        if value is not None:
+    for name, value in (vars(error) if isinstance(error, BackboneError) else {}).items():
+        if value is not None and name not in _NOT_PLAIN:
             facts[name] = value if isinstance(value, bool | int | float | str) else str(value)
     if isinstance(error, InputError):
         facts["value"] = error.value if isinstance(error.value, bool | int | str | None) else repr(error.value)

@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow.compute as pc
 
 from backbone.api import frames as shaping
-from backbone.api.arguments import in_zone, parse_priority
-from backbone.api.calls.backfill import Job, JobView
+from backbone.api.arguments import parse_priority
+from backbone.api.calls.backfill import Job
 from backbone.api.calls.candles import incomplete_error
 from backbone.api.frames import TEXT, TIME, WHOLE
 from backbone.api.notebook.bar import Bar
+from backbone.api.notebook.progress import JobView, job_view
 from backbone.api.session import Session
 from backbone.coordinator.candles.jobs import CandleJob
 from backbone.coordinator.candles.pending import Progress
@@ -77,9 +78,7 @@ class UpdateJob:
     @property
     def progress(self) -> JobView:
         """Where it stands now, all series together; ``reached`` is the time up to which each of them is stored."""
-        now = self._read()
-        reached = in_zone(now.reached_us, self._session.tz)
-        return JobView(self.state, now.pages, now.rows, now.share, reached, now.pages_per_s, now.eta_s, now.elapsed_s)
+        return job_view(self._read(), self._session.tz)
 
     def sections(self) -> Iterator[Any]:
         """The new candles of each series as a frame, when it is up to date, in the order of `result`.

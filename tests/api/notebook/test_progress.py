@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 
-from backbone.api.notebook.progress import JobProgress, ProgressView, progress_html, progress_text
+from backbone.api.notebook.progress import JobProgress, JobView, job_view, progress_html, progress_text
+from backbone.coordinator.candles.pending import Progress
 
 
-def view(**changes: Any) -> ProgressView:
-    known = ProgressView("KRW-BTC 1m", "running", 50.0, 200.0, 12, 48, 2400, 1_755_820_800_000_000, 9.6, 3.75)
-    return known._replace(**changes)
+def view(**changes: Any) -> JobView:
+    reached = datetime(2025, 8, 22, 9, tzinfo=ZoneInfo("Asia/Seoul"))
+    return replace(JobView("running", 12, 2400, 0.25, reached, 9.6, 3.75, 1.25), **changes)
 
 
 class Job:
@@ -23,7 +27,7 @@ class Job:
         self.pulls = 0
         self.cancelled = 0
 
-    def __call__(self) -> ProgressView:
+    def __call__(self) -> JobView:
         self.pulls += 1
         return self.view
 
@@ -32,44 +36,35 @@ class Job:
         self.view = view(state="cancelled")
 
 
-@pytest.mark.parametrize(
-    ("changes", "share"),
-    [
-        ({}, 0.25),
-        ({"total": 0.0}, 0.0),
-        ({"done": 900.0}, 1.0),
-        ({"done": -1.0}, 0.0),
-        ({"state": "done", "done": 0.0, "total": 0.0}, 1.0),
-    ],
-)
-def test_share_is_between_nothing_and_all(changes: dict[str, Any], share: float) -> None:
-    """The bar is never beyond its ends, and full once the job is done, even one that had nothing to do."""
-    assert view(**changes).share == share
+def test_job_view_shows_the_job_s_own_progress() -> None:
+    """The time reached is in the reader's zone; a job that had nothing to do is wholly done."""
+    now = Progress(50, 200, 12, 2400, 1_755_820_800_000_000, elapsed_s=1.25)
+    assert job_view(now, "Asia/Seoul") == view()
+    assert job_view(msgspec.structs.replace(now, total_slots=0), "UTC").fraction == 1.0
 
 
 def test_text_tells_time_reached_rate_and_eta() -> None:
     """One line says how far, in the reader's zone, how fast and how long still."""
-    text = progress_text(view())
-    assert " 25% running · 12/48 pages · 2,400 rows · reached 2025-08-22 09:00 · 9.6 pages/s · 4s to go" in text
+    text = progress_text("KRW-BTC 1m", view())
+    assert " 25% running · 12 pages · 2,400 rows · reached 2025-08-22 09:00 · 9.6 pages/s · 4s to go" in text
     assert "\n" not in text
+    assert str(view()) == "running, 25%, 12 pages, 2,400 rows, reached 2025-08-22 09:00, 9.6 pages/s, 4s to go"
 
 
 def test_text_leaves_out_what_is_not_known_or_over() -> None:
-    """Unknown rates are not shown as numbers, and a finished job promises nothing."""
-    unknown = progress_text(view(rate=math.nan, eta_s=math.inf, pages_total=0, reached_us=None))
-    assert unknown.endswith("running · 12 pages · 2,400 rows")
-    assert "to go" not in progress_text(view(state="done"))
+    """Before there is a rate nothing is foretold, and a finished job promises nothing."""
+    assert "to go" not in progress_text("KRW-BTC 1m", view(eta_s=None))
+    assert progress_text("KRW-BTC 1m", view(state="done")).endswith("2,400 rows · reached 2025-08-22 09:00")
 
 
 def test_a_share_is_rounded_down() -> None:
     """A job that is almost done does not claim 100 %."""
-    assert " 99% " in progress_text(view(done=199.9))
+    assert " 99% " in progress_text("KRW-BTC 1m", view(fraction=0.9995))
 
 
-def test_html_escapes_labels_and_notes() -> None:
+def test_html_escapes_foreign_text() -> None:
     """Foreign text ends as text."""
-    html = progress_html(view(label="<b>x", note="<script>", state="<i>"))
-    assert "<script" not in html
+    html = progress_html("<b>x", view(state="<i>"))
     assert "<b>x" not in html
     assert "<i>" not in html
 
@@ -77,11 +72,11 @@ def test_html_escapes_labels_and_notes() -> None:
 def test_finished_job_is_shown_as_it_ended_and_pulled_no_more() -> None:
     """The last state stays, the button goes, nothing is asked again."""
     job = Job()
-    progress = JobProgress(job, cancel=job.cancel, period_s=0.0)
+    progress = JobProgress("KRW-BTC 1m", job, job.cancel, period_s=0.0)
     box = progress.widget
     bar = progress._parts["bar"]
     assert (bar.value, bar.bar_style) == (0.25, "")
-    job.view = view(state="done", done=200.0)
+    job.view = view(state="done", fraction=1.0)
     progress.refresh(force=True)
     pulls = job.pulls
     assert not progress.refresh(force=True)
@@ -96,7 +91,7 @@ def test_finished_job_is_shown_as_it_ended_and_pulled_no_more() -> None:
 def test_cancel_button_calls_the_job_once_and_shows_its_end() -> None:
     """The button cancels, is disabled, and the view says that it was."""
     job = Job()
-    progress = JobProgress(job, cancel=job.cancel, period_s=0.0)
+    progress = JobProgress("KRW-BTC 1m", job, job.cancel, period_s=0.0)
     box = progress.widget
     progress._parts["cancel"].click()
     assert job.cancelled == 1
@@ -106,22 +101,13 @@ def test_cancel_button_calls_the_job_once_and_shows_its_end() -> None:
     box.close()
 
 
-def test_progress_without_cancel_has_no_button() -> None:
-    """A job that cannot be cancelled offers no button."""
-    progress = JobProgress(Job(), period_s=0.0)
-    box = progress.widget
-    assert progress._parts["cancel"].layout.display == "none"
-    box.close()
-
-
 def test_failed_job_keeps_where_it_stopped() -> None:
-    """A failure is red, with its words, at the share it reached."""
+    """A failure is red, at the share it reached."""
     job = Job()
-    job.view = view(state="failed", note="StoreError: disk is full")
-    progress = JobProgress(job, period_s=0.0)
+    job.view = view(state="failed")
+    progress = JobProgress("KRW-BTC 1m", job, job.cancel, period_s=0.0)
     box = progress.widget
     assert (progress._parts["bar"].value, progress._parts["bar"].bar_style) == (0.25, "danger")
-    assert "disk is full" in progress._parts["facts"].value
     box.close()
 
 
@@ -130,11 +116,12 @@ def test_every_end_of_a_job_is_an_end(state: str) -> None:
     """Whatever way a job ended, nothing more is pulled."""
     job = Job()
     job.view = view(state=state)
-    progress = JobProgress(job)
+    progress = JobProgress("KRW-BTC 1m", job, job.cancel)
     progress.refresh()
     assert progress.is_closed
 
 
 def test_running_job_is_kept_alive_seen_or_not() -> None:
     """A job's view is refreshed to its end, whoever looks."""
-    assert JobProgress(Job()).is_watched(10**9)
+    job = Job()
+    assert JobProgress("KRW-BTC 1m", job, job.cancel).is_watched(10**9)
