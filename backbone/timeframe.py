@@ -75,6 +75,12 @@ class Timeframe(msgspec.Struct, frozen=True):
         anchor = _MONDAY_US if self.name == "1w" else 0
         return (times_us - anchor) // self.step_us * self.step_us + anchor
 
+    def count_off_grid(self, times_us: Any) -> int:
+        """How many of an int64 array are no candle's open."""
+        if self.name in _CALENDAR or self.name == "1w":
+            return int(np.count_nonzero(self.floor_array(times_us) != times_us))
+        return int(np.count_nonzero(times_us % self.step_us))
+
     def ceil(self, time_us: int) -> int:
         """The first candle open at or after `time_us`."""
         floor = self.floor(time_us)

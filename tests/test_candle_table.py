@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
 
-from backbone.candle_table import compare, count_inside, differing_columns, is_same, rows_inside, times_of
+from backbone.candle_table import bounds_of, compare, count_inside, differing_columns, is_same, rows_inside, times_of
 from backbone.model import LiveCandle, empty_candles
-from tests.storage.helpers import MAY, MINUTE_US, minutes, span
+from tests.storage.helpers import MAY, MINUTE_US, candles, minutes, span
 
 
 def with_volume(table: pa.Table, factor: float) -> pa.Table:
@@ -19,6 +23,21 @@ def test_times_of_any_chunking() -> None:
     assert times_of(empty_candles()).tolist() == []
     two = pa.concat_tables([minutes(0, 2), minutes(2, 3)])
     assert times_of(two).tolist() == [MAY + i * MINUTE_US for i in range(3)]
+
+
+minute = st.integers(-2, 32)
+
+
+@given(st.lists(st.integers(0, 29), unique=True).map(sorted), st.lists(st.integers(0, 29)), minute, minute)
+def test_bounds_of_a_span_are_the_same_in_any_chunking(rows: list[int], cuts: list[int], a: int, b: int) -> None:
+    """Chunks of any length, empty ones too, are searched as one sorted column."""
+    table, (first, last) = candles(MAY + i * MINUTE_US for i in rows), sorted((a, b))
+    edges = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
+    cut = pa.chunked_array([table.column("time").chunk(0)[i:j] for i, j in pairwise(edges)], table.schema.types[0])
+    found = bounds_of(pa.table([cut], names=["time"]), span(first, last))
+    low, high = (sum(i < edge for i in rows) for edge in (first, last))
+    assert found == (low, high)
+    assert bounds_of(table, span(first, last)) == found
 
 
 def test_rows_inside_are_those_of_the_spans() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from backbone.errors import InputError
@@ -71,3 +72,14 @@ def test_folded_length_where_stored_ones_are_meant_names_what_is_stored() -> Non
     """Adopting, updating and proving are of files; a length that has none says from which it comes."""
     with pytest.raises(InputError, match="2h is folded from 1h, which is what is stored"):
         parse_timeframe("2h")
+
+
+@pytest.mark.parametrize("name", TIMEFRAMES)
+def test_times_off_the_grid_are_those_that_their_floor_changes(name: str) -> None:
+    """Opens of any length are on their grid, a second or a day later they mostly are not."""
+    timeframe = TIMEFRAMES[name]
+    first = timeframe.floor(1_709_251_199 * 1_000_000)  # a second before March of a leap year
+    opens = np.array([timeframe.next(first, n) for n in range(20)])
+    assert timeframe.count_off_grid(opens) == 0
+    for shift in (1, 1_000_000, DAY_US):
+        assert timeframe.count_off_grid(opens + shift) == sum(timeframe.floor(t) != t for t in (opens + shift).tolist())

@@ -149,7 +149,7 @@ def _row_problems(partition: Partition, timeframe: Timeframe) -> Iterator[tuple[
     times = partition.times
     if not len(times):
         return
-    if count := int((timeframe.floor_array(times) != times).sum()):
+    if count := timeframe.count_off_grid(times):
         yield "grid", f"{count} rows do not open on the {timeframe.name} grid"
     covered = partition.coverage.covered
     inside = count_inside(partition.table, covered)

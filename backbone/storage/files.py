@@ -332,21 +332,26 @@ class LocalFiles:
         was there untouched."""
         self._refuse_snapshot("write", key)
         target = self._full(key)
+        folder = os.path.dirname(target)
         tmp = f"{self._root}/{tmp_key(key)}.{os.getpid()}-{next(self._counter)}"
         try:
-            self._make_folder(os.path.dirname(target))
-            self._make_folder(os.path.dirname(tmp), is_durable=False)
+            if folder not in self._known_folders:
+                self._make_folder(folder)
             before = self.stat(key)
             version = self._write(tmp, data, before)
             try:
                 self._check_owner(key)
                 if on_version is not None:
                     on_version(version)
-                rename_over(tmp, target, self._clock)
+                try:
+                    rename_over(tmp, target, self._clock)
+                except FileNotFoundError:  # somebody removed the folder
+                    self._make_folder(folder)
+                    rename_over(tmp, target, self._clock)
             except (OSError, OvertakenError):
                 _remove(tmp)
                 raise
-            self._sync_folder(os.path.dirname(target))
+            self._sync_folder(folder)
         except OSError as exc:
             raise self._failed("write", key, exc) from exc
         return version
@@ -355,19 +360,28 @@ class LocalFiles:
         stamp_ns = self._clock.now_us() * 1000
         if before is not None:
             stamp_ns = max(stamp_ns, before[1] + 1000)
-        fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        fd = self._create(tmp, os.O_WRONLY | os.O_EXCL)
         try:
-            with open(fd, "wb", buffering=0, closefd=True) as file:
+            with open(fd, "wb", buffering=0) as file:
                 view = memoryview(data)
                 while view:
                     view = view[file.write(view) :]
-                os.utime(tmp, ns=(stamp_ns, stamp_ns))
+                os.utime(file.fileno() if os.utime in os.supports_fd else tmp, ns=(stamp_ns, stamp_ns))
                 self._sync(file.fileno(), _NOT_SUPPORTED)
                 found = os.fstat(file.fileno())
         except BaseException:
             _remove(tmp)
             raise
         return found.st_ino, found.st_mtime_ns, found.st_size
+
+    def _create(self, path: str, flags: int) -> int:
+        """Open a file, which is made where there is none, and its folder as well."""
+        flags |= os.O_CREAT | getattr(os, "O_BINARY", 0)
+        try:
+            return os.open(path, flags, 0o666)
+        except FileNotFoundError:
+            self._make_folder(os.path.dirname(path), is_durable=False)
+            return os.open(path, flags, 0o666)
 
     def _make_folder(self, folder: str, *, is_durable: bool = True) -> None:
         """Make a folder and those above it, each synced into its parent where what it will hold must last."""
@@ -377,16 +391,18 @@ class LocalFiles:
             if self._seen_root and not os.path.isdir(self._root):
                 raise FileNotFoundError(errno.ENOENT, "the data folder has vanished", self._root)
             missing = []
-            while not os.path.isdir(folder):
-                missing.append(folder)
-                folder = os.path.dirname(folder)
+            path = folder
+            while not os.path.isdir(path):
+                missing.append(path)
+                path = os.path.dirname(path)
             for path in reversed(missing):
                 with suppress(FileExistsError):
                     os.mkdir(path)
                 if is_durable:
                     self._sync_folder(os.path.dirname(path))
             self._seen_root = True
-            self._known_folders.update(missing)
+            if is_durable:
+                self._known_folders.add(folder)
 
     def make_room(self, key: str) -> None:
         """Make the folder of `key` ahead of its first write, where that can be had; the write says what cannot."""
@@ -441,11 +457,11 @@ class LocalFiles:
     def _lock_file(self, lock_key: str, path: str, timeout_s: float) -> _KernelLock | filelock.BaseFileLock | OwnerLock:
         self._refuse_snapshot("lock", lock_key)
         try:
+            if self._can_flock() and not _IS_WINDOWS:
+                return self._kernel_lock(path, timeout_s)
             self._make_folder(os.path.dirname(path), is_durable=False)
             if not self._can_flock():
                 return self._own(f"{path}.owner", timeout_s)
-            if not _IS_WINDOWS:
-                return self._kernel_lock(path, timeout_s)
             import filelock
 
             lock = filelock.FileLock(path, timeout_s, thread_local=False)
@@ -474,14 +490,16 @@ class LocalFiles:
                         raise
                 self.pause(_POLL_S)
             with suppress(OSError):  # only for the message of whoever waits in vain
-                os.pwrite(lock.fd, b"process %-12d" % os.getpid(), 0)
+                name = b"process %-12d" % os.getpid()
+                if os.pread(lock.fd, len(name), 0) != name:
+                    os.pwrite(lock.fd, name, 0)
         except BaseException:
             lock.release()
             raise
         return lock
 
     def _opened(self, path: str) -> _KernelLock:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        fd = self._create(path, os.O_RDWR)
         self._locked.add(fd)
         return _KernelLock(fd, self._locked)
 
@@ -539,8 +557,7 @@ class LocalFiles:
         self._refuse_snapshot("write", key)
         path = self._full(key)
         try:
-            self._make_folder(os.path.dirname(path), is_durable=False)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+            fd = self._create(path, os.O_RDWR | os.O_APPEND)
             with open(fd, "r+b", buffering=0) as file:
                 size = os.fstat(fd).st_size
                 if size:
@@ -559,7 +576,6 @@ class LocalFiles:
             return False
         path = self._full(key)
         try:
-            self._make_folder(os.path.dirname(path), is_durable=False)
             if not self._can_flock():
                 return False
             lock = self._opened(path)
