@@ -15,14 +15,14 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from backbone.candle_table import compare, is_same, times_of
+from backbone.candle_table import bounds_of, compare, is_same, times_of
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
-from backbone.storage.coverage import Provisional, SpanSet
+from backbone.storage.coverage import EVER, Provisional, SpanSet
 from backbone.storage.partition import REVISION_SCHEMA, Partition
 
 __all__ = ["Page", "merge_pages"]
 
-_MOST_CHUNKS = 8  # of a column; copying a month for every page put on top would be a tenth of its commit
+_MOST_CHUNKS = 8  # of a column; copying a month for every page put on top would be a twentieth of its commit
 
 
 class Page(msgspec.Struct, frozen=True, dict=True):
@@ -97,13 +97,14 @@ def _sorted(table: pa.Table) -> pa.Table:
 def _merge(partition: Partition, page: Page) -> Partition:
     coverage = partition.coverage.proved(page.proof, page.provisional, source=page.source)
     whole, new = partition.table, page.table
+    low, high = bounds_of(whole, page.proof.bounds or EVER)
     if len(page.proof) == 1:  # slices, which copy nothing
-        low, high = np.searchsorted(partition.times, page.proof.spans[0]).tolist()
         old = whole.slice(low, high - low)
-        parts = [whole.slice(0, low), new, whole.slice(high)]
+        before = whole if low == whole.num_rows else whole.slice(0, low)
+        parts = [before, new, whole.slice(high)]
         table = pa.concat_tables([part for part in parts if part.num_rows] or [new])
         if table.column(0).num_chunks > _MOST_CHUNKS:
-            table = table.combine_chunks()
+            table = _with_fewer_chunks(table)
     else:
         inside = _inside(partition.times, page.proof)
         old = whole.filter(pa.array(inside))
@@ -111,12 +112,21 @@ def _merge(partition: Partition, page: Page) -> Partition:
     if is_same(old, new):
         if coverage == partition.coverage:
             return partition
-        return Partition(whole, coverage, partition.revisions)
+        return Partition(whole, coverage, partition.revisions, partition.head)
     revisions = partition.revisions
     if known := partition.coverage.covered & page.proof:
         found = _difference(old, new, known, page)
         revisions = pa.concat_tables([revisions, found]).combine_chunks() if found.num_rows else revisions
-    return Partition(table, coverage, revisions)
+    head = partition.head
+    return Partition(table, coverage, revisions, head if head is not None and head.rows <= low else None)
+
+
+def _with_fewer_chunks(table: pa.Table) -> pa.Table:
+    """The same rows; a first chunk that holds most of them, such as the month that was read, is not copied."""
+    first = len(table.column(0).chunk(0))
+    if first * 2 < table.num_rows:
+        return table.combine_chunks()
+    return pa.concat_tables([table.slice(0, first), table.slice(first).combine_chunks()])
 
 
 def _inside(times: Any, spans: SpanSet) -> Any:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -30,6 +32,8 @@ __all__ = [
     "FORMAT",
     "REVISION_SCHEMA",
     "TAIL_BYTES",
+    "Encoded",
+    "Head",
     "Partition",
     "Unchecked",
     "decode_coverage",
@@ -60,12 +64,25 @@ def _no_revisions() -> pa.Table:
     return pa.Table.from_batches([], REVISION_SCHEMA)
 
 
+class Head(msgspec.Struct, frozen=True):
+    """The first rows of a partition as they were encoded: the start of its file, which is the first row group.
+
+    A later file that begins with the same rows begins with the same bytes, and only what follows is encoded.
+    """
+
+    rows: int
+    data: bytes
+    crc: int
+    metadata: Any  # of pyarrow
+
+
 class Partition(msgspec.Struct, frozen=True):
     """The decoded state of one period: rows (sorted, unique), what they prove, what changed."""
 
     table: pa.Table
     coverage: Coverage
     revisions: pa.Table
+    head: Head | None = None
 
     @classmethod
     def empty(cls, coverage: Coverage | None = None) -> Partition:
@@ -78,7 +95,8 @@ class Partition(msgspec.Struct, frozen=True):
 
     @property
     def nbytes(self) -> int:
-        return int(56 * self.table.num_rows + 160 * self.revisions.num_rows) + 2048
+        head = 0 if self.head is None else len(self.head.data)
+        return int(56 * self.table.num_rows + 160 * self.revisions.num_rows) + head + 2048
 
 
 class _Footer(msgspec.Struct, kw_only=True):
@@ -104,35 +122,80 @@ class _Header(msgspec.Struct):
 _Text = TypeVar("_Text", "_Footer", "_QuietFile")
 
 _ENCODING = {"time": "DELTA_BINARY_PACKED"} | dict.fromkeys(CANDLE_COLUMNS, "BYTE_STREAM_SPLIT")
+_HEAD_ROWS = 4096  # a shorter file is encoded whole
+_BEHIND = 16  # a head counts while the rows behind it are at most this part of its own; one encoded anew has all rows
 _MARK = b'{"seal":"'
+_MAGIC = b"PAR1"
 _ZEROS = b"00000000"
+_MOST_FOOTER_BYTES = 64 << 10  # of Parquet's own part of a footer, and of its headers of pages
 _BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, msgspec.MsgspecError)
 
 
-def encode_partition(partition: Partition, series: Series, period: str) -> memoryview:
+class Encoded(NamedTuple):
+    """A partition's file, and the head that a later one may begin with."""
+
+    data: memoryview
+    head: Head | None
+
+
+def encode_partition(partition: Partition, series: Series, period: str) -> Encoded:
     """The file of one partition, sealed."""
+    table, head = partition.table, partition.head
+    if head is not None and (table.num_rows - head.rows) * _BEHIND > head.rows:
+        head = None
     footer = _Footer(
         exchange=series.exchange,
         market=series.market,
         timeframe=series.timeframe.directory,
         period=period,
-        rows=partition.table.num_rows,
+        rows=table.num_rows,
         covered=[(a, b) for a, b in partition.coverage.covered],
         provisional=[(a, b, due) for a, b, due in partition.coverage.provisional],
         origins=_origins(partition.coverage),
         revisions=_pack(partition.revisions),
     )
-    data = _write_parquet(partition.table, text=msgspec.json.encode(footer).decode())
-    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")  # of the footer
+    data, metadata = _write_parquet(table, head, {"backbone": msgspec.json.encode(footer)})
+    start = _footer_start(data)
+    if head is None:
+        head = Head(table.num_rows, bytes(data[:start]), zlib.crc32(data[:start]), metadata)
     at = start + bytes(data[start:]).rfind(_MARK) + len(_MARK)
-    data[at : at + 8] = b"%08x" % zlib.crc32(data)
-    return data
+    data[at : at + 8] = b"%08x" % zlib.crc32(data[len(head.data) :], head.crc)
+    return Encoded(data, head if head.rows >= _HEAD_ROWS else None)
 
 
-def _write_parquet(table: pa.Table, *, text: str) -> memoryview:
+def _write_parquet(table: pa.Table, head: Head | None, text: dict[str, bytes]) -> tuple[memoryview, Any]:
+    """An unsealed file of `table`, whose first rows are those of `head`, and its metadata."""
+    before = b"" if head is None else head.data
+    rows = table if head is None else table.slice(head.rows)
+    room = pa.allocate_buffer(len(before) + 2 * rows.nbytes + len(text["backbone"]) + _MOST_FOOTER_BYTES)
+    sink = pa.FixedSizeBufferWriter(room)
+    with _writer(sink) as (writer, metadata):
+        sink.write(before[len(_MAGIC) :])  # with which the writer has begun
+        if rows.num_rows:
+            writer.write_table(rows, row_group_size=rows.num_rows)
+        if head is None:
+            writer.add_key_value_metadata(text)
+    data, end = memoryview(room).cast("B"), sink.tell()
+    if head is None:
+        return data[:end], metadata[0]
+    footer = pa.BufferOutputStream()
+    with _writer(pa.BufferOutputStream()) as (writer, joined):
+        writer.add_key_value_metadata(text)
+    joined[0].append_row_groups(head.metadata)
+    joined[0].append_row_groups(metadata[0])
+    joined[0].write_metadata_file(footer)
+    found = memoryview(footer.getvalue()).cast("B")[len(_MAGIC) :]
+    start = _footer_start(data[:end])
+    data[start : start + len(found)] = found
+    return data[: start + len(found)], joined[0]
+
+
+@contextmanager
+def _writer(sink: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """A writer of candles, and where the metadata of what it wrote is once it is closed."""
     import pyarrow.parquet as pq
 
-    sink = pa.BufferOutputStream()
+    metadata: list[Any] = []
     with pq.ParquetWriter(
         sink,
         CANDLE_SCHEMA,
@@ -141,11 +204,13 @@ def _write_parquet(table: pa.Table, *, text: str) -> memoryview:
         column_encoding=_ENCODING,
         store_schema=False,
         write_statistics=["time"],
+        metadata_collector=metadata,
     ) as writer:
-        if table.num_rows:
-            writer.write_table(table, row_group_size=table.num_rows)
-        writer.add_key_value_metadata({"backbone": text})
-    return memoryview(sink.getvalue()).cast("B")
+        yield writer, metadata
+
+
+def _footer_start(data: bytes | memoryview) -> int:
+    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
 
 
 class Unchecked(NamedTuple):
@@ -247,10 +312,9 @@ def _disorder(partition: Partition, rows: int, period: Span) -> str:
 def _check_seal(data: bytes, path: str) -> None:
     """Raise unless every byte is as it was written."""
     size = len(data)
-    if size < 12 or data[:4] != b"PAR1" or data[-4:] != b"PAR1":
+    if size < 12 or data[:4] != _MAGIC or data[-4:] != _MAGIC:
         raise _corrupt(path, f"cut or foreign ({size} bytes)" if size else "empty file")
-    length = int.from_bytes(data[-8:-4], "little")
-    at = data.rfind(_MARK, max(4, size - 8 - length), size - 8)
+    at = data.rfind(_MARK, max(4, _footer_start(data)), size - 8)
     if at < 0:
         raise _corrupt(path, "carries no seal: damaged, or not written by backbone")
     at += len(_MARK)

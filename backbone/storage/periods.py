@@ -35,7 +35,7 @@ from backbone.storage.partition import (
     peek_footer,
     read_partition,
 )
-from backbone.timeframe import DAY_US, Timeframe, period_name, period_of, periods_in
+from backbone.timeframe import DAY_US, Timeframe, period_of, periods_in
 
 __all__ = ["Held", "Periods", "row_periods", "series_in"]
 
@@ -83,8 +83,11 @@ class Periods:
 
     def left(self, series: Series, span: Span) -> list[Span]:
         """The periods of `span` that have a file, on its way or not."""
-        keys = [(period, series.key(period)) for period in self.named(series, span)]
-        return [period for period, key in keys if key in self._ahead or self._files.stat(key) is not None]
+        return [period for period in self.named(series, span) if self._has_file(series, period)]
+
+    def _has_file(self, series: Series, period: Span) -> bool:
+        key = series.key(period)
+        return key in self._ahead or self._files.stat(key) is not None
 
     def named(self, series: Series, span: Span) -> list[Span]:
         """The periods of `span` that may have a file, oldest first, going by names alone."""
@@ -97,10 +100,13 @@ class Periods:
         return sorted(p for p in found if p is not None and p.start < span.end and span.start < p.end)
 
     def quiet(self, series: Series) -> Coverage:
-        """The sidecar's coverage: of periods without any candle."""
+        """The sidecar's coverage: of periods without any candle; none while files are being moved away."""
+        return Coverage() if self._generations.of(series.market).leaving else self._sidecar(series)
+
+    def _sidecar(self, series: Series) -> Coverage:
         key = series.quiet_key
         version = self._files.stat(key)
-        if version is None or self._generations.of(series.market).leaving:
+        if version is None:
             return Coverage()
         known = self._coverages.get(key)
         if known is not None and known[0] == version:
@@ -232,8 +238,9 @@ class Periods:
         proof = pages[0].proof if len(pages) == 1 else SpanSet(span for page in pages for span in page.proof)
         periods = row_periods(series, pages)
         if proof.bounds is not None:
-            periods.update(period for period in self.with_file(series, proof.bounds) if proof.touches(period))
-        quiet = self.quiet(series)
+            others = (period for period in self.named(series, proof.bounds) if period not in periods)
+            periods.update([period for period in others if proof.touches(period) and self._has_file(series, period)])
+        quiet = self._sidecar(series)
         written = [period for period in sorted(periods) if self._write_period(series, period, pages, quiet, revised)]
         if written and series.timeframe.period != "all":
             names = [name_of_period(series.timeframe, period) for period in written]
@@ -258,13 +265,14 @@ class Periods:
         if held.version is None and self._files.stat(key) is not None:  # writing would be deleting
             path = self._files.path(key)
             raise StoreError(f"{path} is damaged and cannot be moved to quarantine", path=path)
-        data = encode_partition(held.partition, series, period_name(series.timeframe, period))
+        data, head = encode_partition(held.partition, series, name_of_period(series.timeframe, period))
+        partition = msgspec.structs.replace(held.partition, head=head)
 
         def expect(version: Version) -> None:
-            self._coming[key] = Held(version, (), held.partition, revisions=held.partition.revisions.num_rows)
+            self._coming[key] = Held(version, (), partition, revisions=partition.revisions.num_rows)
 
         try:
-            self._keep(key, self._files.replace(key, data, expect), held.partition)
+            self._keep(key, self._files.replace(key, data, expect), partition)
         finally:
             self._coming.pop(key, None)
         if held.partition.revisions.num_rows > held.revisions:

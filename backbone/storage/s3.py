@@ -540,7 +540,7 @@ def _blank(key: str) -> bytes | None:
     place = parse_partition_key(key)
     if place is not None:
         series, period = place
-        return bytes(encode_partition(Partition.empty(), series, period_name(series.timeframe, period)))
+        return bytes(encode_partition(Partition.empty(), series, period_name(series.timeframe, period)).data)
     quiet = parse_quiet_key(key)
     return None if quiet is None else encode_coverage(Coverage(), quiet)
 

@@ -53,7 +53,7 @@ def build(folder: Path, rows: int) -> list[str]:
             low, high = (period.start - first) // MINUTE_US, (period.end - first) // MINUTE_US
             table = _candles(period, path[low:high], seed=written)
             partition = Partition(table, Coverage(SpanSet([period])), REVISION_SCHEMA.empty_table())
-            files.replace(series.key(period), encode_partition(partition, series, period_name(MINUTE, period)))
+            files.replace(series.key(period), encode_partition(partition, series, period_name(MINUTE, period)).data)
             written += table.num_rows
             if written >= rows:
                 break

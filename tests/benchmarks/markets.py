@@ -54,7 +54,7 @@ def build(folder: Path, markets: int, timeframe: str, start: str, end: str) -> l
             part = table.slice(int(low), int(high - low))
             covered = SpanSet([Span(max(period.start, span.start), min(period.end, span.end))])
             whole = Partition(part.combine_chunks(), Coverage(covered), REVISION_SCHEMA.empty_table())
-            files.replace(series.key(period), encode_partition(whole, series, period_name(tf, period)))
+            files.replace(series.key(period), encode_partition(whole, series, period_name(tf, period)).data)
     return names
 
 

@@ -200,7 +200,7 @@ def fuzz_planner(data: bytes) -> None:
 def _sealed() -> tuple[bytes, bytes, Series, Span]:
     series, period = Series("upbit", "KRW-BTC", MINUTE), period_of(MINUTE, MAY)
     partition = Partition(minutes(0, 300, every=2), Coverage(SpanSet([span(0, 300)])), Partition.empty().revisions)
-    data = bytes(encode_partition(partition, series, period_name(MINUTE, period)))
+    data = bytes(encode_partition(partition, series, period_name(MINUTE, period)).data)
     quiet = bytes(encode_coverage(Coverage(SpanSet([span(-9000, -5000)])), series))
     return data, quiet, series, period
 

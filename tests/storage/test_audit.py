@@ -37,7 +37,7 @@ def forge(root: Path, table: pa.Table, covered: SpanSet | None = None) -> Path:
     held = Partition(table, Coverage(covered or SpanSet([PERIOD])), REVISION_SCHEMA.empty_table())
     path = root / SERIES.key(PERIOD)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_partition(held, SERIES, period_name(MINUTE, PERIOD)))
+    path.write_bytes(encode_partition(held, SERIES, period_name(MINUTE, PERIOD)).data)
     return path
 
 

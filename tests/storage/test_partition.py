@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import zlib
+from pathlib import Path
 
+import msgspec
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +30,7 @@ from backbone.storage.partition import (
     encode_partition,
 )
 from backbone.timeframe import period_name, period_of
-from tests.storage.helpers import MAY, MINUTE, candles, minutes, span
+from tests.storage.helpers import MAY, MINUTE, MINUTE_US, candles, minutes, span
 
 SERIES = Series("upbit", "KRW-BTC", MINUTE)
 PERIOD = period_of(MINUTE, MAY)
@@ -45,7 +49,7 @@ def partition_with_everything() -> Partition:
     return merge_pages(held, [page], PERIOD)
 
 
-WHOLE = bytes(encode_partition(partition_with_everything(), SERIES, NAME))
+WHOLE = bytes(encode_partition(partition_with_everything(), SERIES, NAME).data)
 
 
 def reseal(data: bytes) -> bytes:
@@ -66,10 +70,70 @@ def test_partition_read_back_is_what_was_written() -> None:
     assert found.revisions.num_rows == 6
 
 
+minute = st.integers(0, 120)
+
+
+@given(st.lists(st.tuples(minute, minute, st.integers(0, 1), st.booleans()), min_size=1, max_size=8))
+def test_file_that_begins_as_an_earlier_one_holds_the_same_rows(steps: list[tuple[int, int, int, bool]]) -> None:
+    """Whatever is put behind, into or before rows that are encoded already, the file says what the partition does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "_HEAD_ROWS", 8)
+        held = merge_pages(
+            Partition.empty(), [Page(0, minutes(0, 40), SpanSet([span(0, 40)]), (), "rest", MAY)], PERIOD
+        )
+        for number, (first, last, salt, is_two) in enumerate(steps, 1):
+            data, head = encode_partition(held, SERIES, NAME)
+            found = decode(bytes(data))
+            assert found.table.equals(held.table)
+            assert (found.coverage, found.revisions) == (held.coverage, held.revisions)
+            assert bytes(data[: len(head.data)]) == head.data if head is not None else held.table.num_rows < 8
+            held = msgspec.structs.replace(held, head=head)
+            proof = SpanSet([span(first, last), *([span(last + 3, last + 5)] if is_two else [])])
+            page = Page(number, minutes(first, last, salt), proof, (), "rest", MAY)
+            held = merge_pages(held, [page], PERIOD)
+
+
+def grown(rows: int, more: int) -> tuple[memoryview, Partition]:
+    """A file that takes over the first `rows` of an earlier one, and the partition that it holds."""
+    proof = SpanSet([span(0, rows)])
+    held = merge_pages(Partition.empty(), [Page(1, minutes(0, rows), proof, (), "rest", MAY)], PERIOD)
+    held = msgspec.structs.replace(held, head=encode_partition(held, SERIES, NAME).head)
+    page = Page(2, minutes(rows, rows + more), SpanSet([span(rows, rows + more)]), (), "rest", MAY)
+    held = merge_pages(held, [page], PERIOD)
+    data, head = encode_partition(held, SERIES, NAME)
+    assert head is held.head is not None
+    return data, held
+
+
+def test_other_engines_read_a_file_that_begins_as_an_earlier_one(tmp_path: Path) -> None:
+    """pyarrow, Polars and DuckDB see its rows, and find the newest ones by their statistics."""
+    duckdb = pytest.importorskip("duckdb")
+    data, held = grown(8000, 300)
+    path = tmp_path / "candles.parquet"
+    path.write_bytes(data)
+    assert pq.read_metadata(path).num_row_groups == 2
+    assert pq.read_table(path).equals(held.table)
+    assert pl.read_parquet(path).equals(pl.DataFrame(held.table))
+    newest = dt.datetime.fromtimestamp((MAY + 8250 * MINUTE_US) / 1e6, dt.UTC)
+    assert pl.scan_parquet(path).filter(pl.col("time") >= newest).collect().height == 50
+    assert duckdb.sql(f"select count(*) from '{path}' where time >= '{newest}'").fetchall() == [(50,)]
+
+
+def test_flipped_bit_in_rows_that_were_taken_over_is_found() -> None:
+    """The seal is of the whole file, whichever part of it was encoded when."""
+    data = bytearray(grown(8000, 300)[0])
+    for at in (100, len(data) // 2, len(data) - 600):
+        data[at] ^= 1
+        with pytest.raises(CorruptPartitionError):
+            decode(bytes(data))
+        data[at] ^= 1
+    assert decode(bytes(data)).table.num_rows == 8300
+
+
 def test_partition_without_rows_keeps_its_coverage() -> None:
     """A file of a quiet span covers it."""
     empty = Partition.empty(Coverage(SpanSet([span(0, 9)])))
-    found = decode(bytes(encode_partition(empty, SERIES, NAME)))
+    found = decode(bytes(encode_partition(empty, SERIES, NAME).data))
     assert found.table.num_rows == 0
     assert found.table.schema == CANDLE_SCHEMA
     assert found.coverage == empty.coverage
@@ -81,7 +145,7 @@ def test_partition_keeps_every_float_to_the_bit(values: list[float]) -> None:
     arrays = [pa.array([MAY]).view(CANDLE_SCHEMA.field("time").type), *(pa.array([v]) for v in values)]
     table = pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
     held = Partition(table, Coverage(SpanSet([span(0, 1)])), codec.REVISION_SCHEMA.empty_table())
-    found = decode(bytes(encode_partition(held, SERIES, NAME))).table
+    found = decode(bytes(encode_partition(held, SERIES, NAME).data)).table
     for name, value in zip(CANDLE_SCHEMA.names[1:], values, strict=True):
         assert found.column(name).to_numpy().tobytes() == np.float64(value).tobytes()
 
@@ -187,7 +251,7 @@ def test_partition_copied_to_another_place_is_damaged(series: Series, name: str)
 
 def sealed(table: pa.Table) -> bytes:
     coverage = Coverage(SpanSet([PERIOD]))
-    return bytes(encode_partition(Partition(table, coverage, codec.REVISION_SCHEMA.empty_table()), SERIES, NAME))
+    return bytes(encode_partition(Partition(table, coverage, codec.REVISION_SCHEMA.empty_table()), SERIES, NAME).data)
 
 
 @pytest.mark.parametrize(
