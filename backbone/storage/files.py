@@ -3,12 +3,11 @@
 A key is a path below the root, with ``/``. `replace` writes a temporary file beside the data (never inside
 it, where other readers look), syncs it, renames it over the old one and syncs the folder, so a reader sees
 the old bytes or the new ones and a crash leaves at most an unfinished file that is never read. `exclusive`
-holds a kernel lock, which dies with its holder. A version identifies one state of one file; it never repeats
+holds the series' lock (`backbone.storage.series_locks`). A version identifies one state of one file; it never repeats
 for a key.
 
-Where a disk cannot sync folders or has no kernel locks (network drives), files are replaced all the same and an
-`OwnerLock` stands in; a warning says once that a promise is weaker there. A folder that cannot be written is read
-without a lock.
+Where a disk cannot sync folders, files are replaced all the same, and a warning says once that a promise is weaker
+there. A folder that cannot be written is read without a lock.
 
 Below ``_snapshots/`` and ``_quarantine/`` partition files carry one more ending, so that engines pointed at the data
 folder do not take them for candles; a store opened there sees their usual names. A snapshot is never written.
@@ -31,33 +30,24 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from backbone.clock import Clock
-from backbone.errors import StoreBusyError, StoreError
+from backbone.errors import StoreError
 from backbone.locks import renew_after_fork
 from backbone.storage.layout import DAMAGED, LOCKS, QUARANTINE, SNAPSHOTS, tmp_key
-from backbone.storage.owner_lock import OwnerLock
-
-if TYPE_CHECKING:
-    import filelock  # imported where it is used, on Windows alone
-
-try:
-    import fcntl
-except ImportError:  # Windows: filelock has another way there
-    fcntl = None  # type: ignore[assignment]
+from backbone.storage.owner_lock import create_file
+from backbone.storage.series_locks import OvertakenError, SeriesLocks, pause
 
 __all__ = [
     "Blob",
     "Files",
     "LocalFiles",
-    "OvertakenError",
     "ReadOnlyError",
     "Version",
     "rename_over",
     "retried",
     "snapshot_error",
-    "why_no_locks",
     "why_no_sync",
 ]
 
@@ -69,15 +59,12 @@ Version = tuple[int, int, int]
 """(inode, modification time in ns, size). The time is set to rise with every replacement."""
 
 _IS_WINDOWS = os.name == "nt"
-_POLL_S = 0.001
 _SHARING_S = 2.0  # how long a replacement waits for a reader on systems that lock open files
-_SEIZE_TRIES = 40  # the later half a millisecond apart
 _NOTE_BYTES = 1 << 20
 _ATTEMPTS = 100  # how often a write that others overtake is done again
 _KEPT = ".kept"  # ending of the partition files of snapshots and quarantines
 _NOT_SUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_FOLDER_SYNC = _NOT_SUPPORTED | {errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
-_NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL}
 _NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG)
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
@@ -87,12 +74,6 @@ class Blob(NamedTuple):
 
     data: bytes
     version: Version
-
-
-class OvertakenError(StoreBusyError):
-    """Another writer changed the file between this one's look and its write; nothing was changed: look again.
-
-    Only where nothing can be locked; it stays inside the store."""
 
 
 class ReadOnlyError(StoreError):
@@ -132,22 +113,6 @@ def snapshot_error(verb: str, path: str) -> ReadOnlyError:
     return ReadOnlyError(f"cannot {verb} {path}: a snapshot never changes; use another data_dir", path=path)
 
 
-def why_no_locks(path: str) -> str | None:
-    """Why the kernel locks no files where `path`, a new file's, lies; None where it does, or is not asked."""
-    if fcntl is not None:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            if exc.errno not in _NO_LOCKS:
-                raise
-            return exc.strerror or str(exc)
-        finally:
-            os.close(fd)
-            _remove(path)
-    return None
-
-
 def why_no_sync(fd: int, tolerated: Collection[int] = _NOT_SUPPORTED) -> str | None:
     """Why an open file is not synced, where that is the disk's way and no fault; None where it is."""
     try:
@@ -169,13 +134,7 @@ def rename_over(source: str, target: str, clock: Clock) -> None:
         except PermissionError:
             if not _IS_WINDOWS or clock.monotonic() >= deadline:
                 raise
-        _pause(clock, 0.01)
-
-
-def _pause(clock: Clock, seconds: float) -> None:
-    condition = threading.Condition()
-    with condition:
-        clock.wait(condition, seconds)
+        pause(clock, 0.01)
 
 
 def retried(files: Files, lock_key: str, change: Callable[[], T]) -> T:
@@ -191,40 +150,13 @@ def retried(files: Files, lock_key: str, change: Callable[[], T]) -> T:
     raise AssertionError("unreachable")
 
 
-class _SeriesLock:
-    """A series lock's state in this process; ``depth`` and ``owner`` belong to the thread that holds ``threads``."""
-
-    __slots__ = ("depth", "owner", "threads")
-
-    def __init__(self) -> None:
-        self.threads = threading.RLock()
-        self.depth = 0
-        self.owner: OwnerLock | None = None
-
-
-class _KernelLock:
-    """An open lock file. A forked child closes it too, which does not end its parent's lock."""
-
-    __slots__ = ("_opened", "fd")
-
-    def __init__(self, fd: int, opened: set[int]) -> None:
-        self.fd = fd
-        self._opened = opened
-
-    def release(self) -> None:
-        if self.fd in self._opened:
-            self._opened.discard(self.fd)
-            fcntl.flock(self.fd, fcntl.LOCK_UN)  # a child that was forked meanwhile may still have it open
-            os.close(self.fd)
-
-
 class LocalFiles:
-    """Files below one root. Constructing touches nothing; the first write makes the folders. One class because every
-    method shares the root, its locks and how its failures are said.
+    """Files below one root. Constructing touches nothing; the first write makes the folders.
 
-    A root that was there and is gone (an unplugged disk) is not made anew: that would fill the disk
-    underneath. `_lock` guards the table of series locks; those serialise this process's threads before the kernel
-    lock is asked. `_making` is held while folders are made: whoever finds one that is being made waits for its sync.
+    One class because every method shares the root and how its failures are said.
+
+    A root that was there and is gone (an unplugged disk) is not made anew: that would fill the disk underneath.
+    `_making` is held while folders are made: whoever finds one that is being made waits for its sync.
     """
 
     def __init__(self, root: Path, clock: Clock, *, lock_timeout_s: float = 10.0) -> None:
@@ -237,21 +169,13 @@ class LocalFiles:
         self._counter = itertools.count()
         self._seen_root = False
         self._known_folders: set[str] = set()
-        self._warned: set[str] = set()
-        self._has_flock: bool | None = None
-        self._locked: set[int] = set()
+        self._has_warned = False
+        self._locks = SeriesLocks(f"{self._root}/{LOCKS}", clock, self._create)
         self._renew()
         renew_after_fork(self, LocalFiles._renew)
 
     def _renew(self) -> None:
-        for fd in self._locked:  # inherited by a fork: open here, it would keep the parent's lock alive
-            with suppress(OSError):
-                os.close(fd)
-        self._locked = set()
-        self._lock = threading.Lock()
         self._making = threading.Lock()
-        self._series_locks: dict[str, _SeriesLock] = {}
-        self._held = threading.local()
 
     def path(self, key: str) -> Path:
         """Where `key` lies."""
@@ -267,12 +191,7 @@ class LocalFiles:
 
     def pause(self, seconds: float) -> None:
         """Wait a moment, on the store's clock."""
-        _pause(self._clock, seconds)
-
-    def _warn_once(self, what: str, words: str, *details: object) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
-            _log.warning(words, *details)
+        pause(self._clock, seconds)
 
     def stat(self, key: str) -> Version | None:
         """The version of a file; None where there is none."""
@@ -329,7 +248,8 @@ class LocalFiles:
         """Make `data` the file's content, durably and in one step. Call it inside `exclusive`.
 
         `on_version` is called with the new version just before anybody can see it. Raises `StoreError` and leaves what
-        was there untouched."""
+        was there untouched.
+        """
         self._refuse_snapshot("write", key)
         target = self._full(key)
         folder = os.path.dirname(target)
@@ -340,7 +260,7 @@ class LocalFiles:
             before = self.stat(key)
             version = self._write(tmp, data, before)
             try:
-                self._check_owner(key)
+                self._locks.check(target)
                 if on_version is not None:
                     on_version(version)
                 try:
@@ -376,12 +296,11 @@ class LocalFiles:
 
     def _create(self, path: str, flags: int) -> int:
         """Open a file, which is made where there is none, and its folder as well."""
-        flags |= os.O_CREAT | getattr(os, "O_BINARY", 0)
         try:
-            return os.open(path, flags, 0o666)
+            return create_file(path, flags)
         except FileNotFoundError:
             self._make_folder(os.path.dirname(path), is_durable=False)
-            return os.open(path, flags, 0o666)
+            return create_file(path, flags)
 
     def _make_folder(self, folder: str, *, is_durable: bool = True) -> None:
         """Make a folder and those above it, each synced into its parent where what it will hold must last."""
@@ -414,116 +333,18 @@ class LocalFiles:
     def exclusive(self, lock_key: str, timeout_s: float | None = None) -> Iterator[None]:
         """Be the one writer of a series, among threads and processes; raises `StoreBusyError` after the deadline.
 
-        The thread that holds it may take it again."""
-        timeout_s = self._lock_timeout_s if timeout_s is None else timeout_s
-        path = self._full(lock_key)
-        with self._lock:
-            mine = self._series_locks.setdefault(lock_key, _SeriesLock())
-        if not mine.threads.acquire(timeout=timeout_s):
-            raise StoreBusyError(f"{path} is held by another thread", path=path, holder=f"process {os.getpid()}")
-        try:
-            held = self._lock_file(lock_key, path, timeout_s) if mine.depth == 0 else None
-            owner = held if isinstance(held, OwnerLock) else None
-            if owner is not None:
-                self._owners().append(owner)
-            mine.depth += 1
-            try:
-                yield
-            finally:
-                mine.depth -= 1
-                if owner is not None:
-                    self._owners().remove(owner)
-                if held is not None:
-                    held.release()
-        finally:
-            mine.threads.release()
-
-    def _owners(self) -> list[OwnerLock]:
-        """The owner locks that the calling thread holds."""
-        owners: list[OwnerLock] | None = getattr(self._held, "owners", None)
-        if owners is None:
-            owners = self._held.owners = []
-        return owners
-
-    def _check_owner(self, key: str) -> None:
-        """Raise `OvertakenError` where a lock of the calling thread was taken over, because it seemed dead."""
-        for owner in self._owners():
-            if not owner.refresh():
-                path = self._full(key)
-                raise OvertakenError(
-                    f"the lock of {path} was taken over by {owner.holder()}", path=path, holder=owner.holder()
-                )
-
-    def _lock_file(self, lock_key: str, path: str, timeout_s: float) -> _KernelLock | filelock.BaseFileLock | OwnerLock:
+        The thread that holds it may take it again.
+        """
         self._refuse_snapshot("lock", lock_key)
+        timeout_s = self._lock_timeout_s if timeout_s is None else timeout_s
         try:
-            if self._can_flock() and not _IS_WINDOWS:
-                return self._kernel_lock(path, timeout_s)
-            self._make_folder(os.path.dirname(path), is_durable=False)
-            if not self._can_flock():
-                return self._own(f"{path}.owner", timeout_s)
-            import filelock
-
-            lock = filelock.FileLock(path, timeout_s, thread_local=False)
-            lock.acquire(poll_interval=_POLL_S)
-            return lock
-        except (TimeoutError, BlockingIOError) as exc:
-            raise StoreBusyError(
-                f"{path} has been held by another process for {timeout_s:g} s",
-                path=path,
-                holder=_holder(path),
-            ) from exc
+            release = self._locks.acquire(self._full(lock_key), timeout_s)
         except OSError as exc:
             raise self._failed("lock", lock_key, exc) from exc
-
-    def _kernel_lock(self, path: str, timeout_s: float) -> _KernelLock:
-        """The lock of a file, signed; raises `BlockingIOError` after `timeout_s`."""
-        deadline_s = self._clock.monotonic() + timeout_s
-        lock = self._opened(path)
         try:
-            while True:
-                try:
-                    fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if self._clock.monotonic() >= deadline_s:
-                        raise
-                self.pause(_POLL_S)
-            with suppress(OSError):  # only for the message of whoever waits in vain
-                name = b"process %-12d" % os.getpid()
-                if os.pread(lock.fd, len(name), 0) != name:
-                    os.pwrite(lock.fd, name, 0)
-        except BaseException:
-            lock.release()
-            raise
-        return lock
-
-    def _opened(self, path: str) -> _KernelLock:
-        fd = self._create(path, os.O_RDWR)
-        self._locked.add(fd)
-        return _KernelLock(fd, self._locked)
-
-    def _can_flock(self) -> bool:
-        """Whether the kernel locks files of this folder; tried once, on a file of its own."""
-        if self._has_flock is None:
-            path = f"{self._root}/{LOCKS}/probe.{os.getpid()}-{next(self._counter)}"
-            self._make_folder(os.path.dirname(path), is_durable=False)
-            why = why_no_locks(path)
-            self._has_flock = why is None
-            if why is not None:
-                words = "store.no_kernel_locks folder=%s (%s): lock files with their owner's name serve instead"
-                self._warn_once("lock", words, self._root, why)
-        return self._has_flock
-
-    def _own(self, path: str, timeout_s: float) -> OwnerLock:
-        lock = OwnerLock(path, self._clock)
-        deadline = self._clock.monotonic() + timeout_s
-        while not lock.try_acquire():
-            if self._clock.monotonic() >= deadline:
-                holder = lock.holder()
-                raise StoreBusyError(f"{path} has been held by {holder} for {timeout_s:g} s", path=path, holder=holder)
-            self.pause(min(0.02, max(_POLL_S, timeout_s)))
-        return lock
+            yield
+        finally:
+            release()
 
     def list(self, folder: str) -> list[str]:
         """Names in a folder, sorted; empty where there is none. For audits and for spans of very many periods."""
@@ -571,46 +392,33 @@ class LocalFiles:
         """Change a small file of passing notes, with all others shut out for microseconds; neither synced nor needed.
 
         False, and `change` was not called, where that cannot be had at once: no kernel locks, a folder for reading
-        only, a holder that is stopped."""
-        if fcntl is None or self._is_snapshot:
+        only, a holder that is stopped.
+        """
+        if self._is_snapshot:
             return False
         path = self._full(key)
+        fd = None
         try:
-            if not self._can_flock():
-                return False
-            lock = self._opened(path)
-        except OSError as exc:
-            _log.debug("store.no_notes path=%s (%s)", path, exc.strerror)
-            return False
-        try:
-            if not any(self._is_seized(lock.fd, attempt) for attempt in range(_SEIZE_TRIES)):
-                return False
-            before = os.read(lock.fd, _NOTE_BYTES)
-            after = change(before)
-            if after != before:
-                os.pwrite(lock.fd, after, 0)
-                os.ftruncate(lock.fd, len(after))
+            fd = self._locks.seize(path)
+            if fd is not None:
+                before = os.read(fd, _NOTE_BYTES)
+                after = change(before)
+                if after != before:
+                    os.pwrite(fd, after, 0)
+                    os.ftruncate(fd, len(after))
         except OSError as exc:  # a full disk: notes of this kind are not needed
             _log.debug("store.no_notes path=%s (%s)", path, exc.strerror)
         finally:
-            lock.release()
-        return True
-
-    def _is_seized(self, fd: int, attempt: int) -> bool:
-        if attempt > _SEIZE_TRIES // 2:
-            self.pause(_POLL_S)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+            if fd is not None:
+                self._locks.unlock(fd)
+        return fd is not None
 
     def move(self, key: str, target: str) -> None:
         """Move a file to another key, which must be free. Call it inside `exclusive`."""
         self._refuse_snapshot("move", key)
         try:
             self._make_folder(os.path.dirname(self._full(target)))
-            self._check_owner(key)
+            self._locks.check(self._full(key))
             if os.path.exists(self._full(target)):
                 raise FileExistsError(errno.EEXIST, "the target exists", self._full(target))
             rename_over(self._full(key), self._full(target), self._clock)
@@ -678,9 +486,11 @@ class LocalFiles:
 
     def _sync(self, fd: int, tolerated: set[int]) -> None:
         why = why_no_sync(fd, tolerated)
-        if why is not None:
-            words = "store.no_sync folder=%s (%s): what was written last may be lost in a power cut"
-            self._warn_once("sync", words, self._root, why)
+        if why is not None and not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "store.no_sync folder=%s (%s): what was written last may be lost in a power cut", self._root, why
+            )
 
     def size(self, key: str) -> int:
         """Bytes of a file, 0 where there is none."""
@@ -700,14 +510,6 @@ class LocalFiles:
 
     def __repr__(self) -> str:
         return f"LocalFiles({self._root!r})"
-
-
-def _holder(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return file.read(64).decode("ascii", "replace").strip() or "another process"
-    except OSError:  # some systems lock the bytes as well
-        return "another process"
 
 
 def _remove(path: str) -> None:

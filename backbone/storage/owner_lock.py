@@ -13,6 +13,7 @@ import itertools
 import os
 import platform
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ import msgspec
 
 from backbone.clock import Clock
 
-__all__ = ["STALE_S", "Owner", "OwnerLock", "is_gone", "owner_here"]
+__all__ = ["STALE_S", "Owner", "OwnerLock", "create_file", "is_gone", "owner_here"]
 
 STALE_S = 8.0
 
@@ -37,12 +38,18 @@ class Owner(msgspec.Struct, frozen=True):
     token: str
 
 
+def create_file(path: str, flags: int) -> int:
+    """Open a file, which is made where there is none; returns its descriptor."""
+    return os.open(path, flags | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+
+
 class OwnerLock:
     """The lock at one path. One instance serves one thread at a time."""
 
-    def __init__(self, path: str, clock: Clock) -> None:
+    def __init__(self, path: str, clock: Clock, create: Callable[[str, int], int] = create_file) -> None:
         self._path = path
         self._clock = clock
+        self._create = create
         self._mine = b""
         self._seen: tuple[bytes, int] = b"", 0  # the owner's bytes and the time of its last sign, as a waiter sees them
         self._seen_s = 0.0
@@ -54,7 +61,7 @@ class OwnerLock:
         if self._is_dead():
             self._take_away()
         try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+            fd = self._create(self._path, os.O_WRONLY | os.O_EXCL)
         except FileExistsError:
             return False
         with open(fd, "wb", buffering=0) as file:

@@ -31,9 +31,10 @@ from backbone.errors import InputError, StoreBusyError, StoreError
 from backbone.locks import renew_after_fork
 from backbone.settings import from_environment, parse_place
 from backbone.storage.coverage import Coverage
-from backbone.storage.files import Blob, Files, LocalFiles, OvertakenError, Version, snapshot_error
+from backbone.storage.files import Blob, Files, LocalFiles, Version, snapshot_error
 from backbone.storage.layout import CANDLES, DAMAGED, QUARANTINE, QUIET, SNAPSHOTS, parse_partition_key, parse_quiet_key
 from backbone.storage.partition import Partition, encode_coverage, encode_partition
+from backbone.storage.series_locks import OvertakenError
 from backbone.timeframe import period_name
 
 __all__ = ["LocalCache", "ObjectFiles", "is_remote", "open_files", "scan_options"]

@@ -13,9 +13,10 @@ import pytest
 from backbone.clock import SystemClock
 from backbone.model import Span
 from backbone.storage import claims as claims_module
-from backbone.storage import files as disk
+from backbone.storage import series_locks as disk
 from backbone.storage.claims import CLAIM_S, Claims, Others, claimed_by_others
 from backbone.storage.files import LocalFiles
+from backbone.storage.series_locks import SeriesLocks
 from backbone.testing import ManualClock
 
 KEY = "_locks/a.claims"
@@ -135,7 +136,7 @@ def test_claim_of_a_killed_process_is_gone_at_once(tmp_path: Path, monkeypatch: 
 
 def test_without_locks_everybody_fetches_for_himself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No file is made, nothing is seen, and the choice is made all the same."""
-    monkeypatch.setattr(LocalFiles, "_can_flock", lambda self: False)
+    monkeypatch.setattr(SeriesLocks, "has_kernel_locks", lambda self: False)
     first, second = claims_of(tmp_path), claims_of(tmp_path)
     assert spans(take(first, 0, 10)) == []
     assert spans(take(second, 0, 10)) == []

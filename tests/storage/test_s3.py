@@ -18,9 +18,9 @@ from backbone.model import Span
 from backbone.settings import parse_place, resolve
 from backbone.storage.coverage import SpanSet
 from backbone.storage.events import Event
-from backbone.storage.files import OvertakenError
 from backbone.storage.layout import Series
 from backbone.storage.s3 import LocalCache, open_files, scan_options
+from backbone.storage.series_locks import OvertakenError
 from backbone.storage.store import CandleStore
 from tests.storage.helpers import MAY, MINUTE, in_child, minutes, needs_fork, opens, rows_of, span
 from tests.storage.s3 import BUCKET, S3Server, objects, place, s3_server  # noqa: F401

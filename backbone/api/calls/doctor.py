@@ -29,8 +29,9 @@ from backbone.coordinator.quota.ledger import MachineLimiter
 from backbone.errors import BackboneError, RateLimitedError, UnreachableError
 from backbone.model import Priority
 from backbone.routing.wire import tickers_ask
-from backbone.storage.files import why_no_locks, why_no_sync
+from backbone.storage.files import why_no_sync
 from backbone.storage.layout import CANDLES
+from backbone.storage.series_locks import why_no_locks
 
 if TYPE_CHECKING:
     from backbone.api.session import Session
