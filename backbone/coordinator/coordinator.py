@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -54,12 +54,6 @@ _log = logging.getLogger("backbone.fetch")
 
 _WARM_EVERY_S = 20.0  # well within the time after which an idle connection is not trusted
 _ATTENTION_S = 600.0  # how long after a critical request the next one finds a warm connection
-
-
-class _Live(NamedTuple):
-    latest: LatestRows
-    feed: Feed
-    realtime: Realtime
 
 
 def _memo_of(core: Coordinator) -> FrameMemo | None:
@@ -115,7 +109,7 @@ class Coordinator:
         self.direct = DirectCandles(self.request, self.ranges, self.reader, self._streamed)
         self.jobs = Jobs(self.candles, clock)
         self._live_lock = threading.Lock()
-        self._live: _Live | None = None
+        self._realtime: Realtime | None = None
         self._warm_lock = threading.Lock()
         self._warm_until_s: float | None = None  # None: the critical connection is not kept warm
         self._closed = False
@@ -123,24 +117,21 @@ class Coordinator:
     # -- what is live, made on first use: its modules take a tenth of the time of a first candle call ---------------
 
     @property
-    def latest(self) -> LatestRows:
-        return self._opened_live().latest
+    def realtime(self) -> Realtime:
+        with self._live_lock:
+            if self._realtime is None:
+                self._realtime = self._make_live()
+            return self._realtime
 
     @property
     def feed(self) -> Feed:
-        return self._opened_live().feed
+        return self.realtime.feed
 
     @property
-    def realtime(self) -> Realtime:
-        return self._opened_live().realtime
+    def latest(self) -> LatestRows:
+        return self.feed.latest
 
-    def _opened_live(self) -> _Live:
-        with self._live_lock:
-            if self._live is None:
-                self._live = self._make_live()
-            return self._live
-
-    def _make_live(self) -> _Live:
+    def _make_live(self) -> Realtime:
         from backbone.coordinator.live.feed import Feed
         from backbone.coordinator.live.latest import LatestRows
         from backbone.coordinator.live.realtime import Realtime
@@ -161,7 +152,7 @@ class Coordinator:
         )
         if self._closed:
             feed.close()
-        return _Live(latest, feed, Realtime(self.request, self.clock, self.metrics, self._fresh_codes, latest, feed))
+        return Realtime(self.request, self.clock, self.metrics, self._fresh_codes, latest, feed)
 
     # -- the archive ---------------------------------------------------------------------------------------------
 
@@ -322,7 +313,7 @@ class Coordinator:
 
     def stream_facts(self) -> dict[str, Any]:
         """Where the live stream stands; empty while there is none."""
-        live = self._live
+        live = self._realtime
         return {} if live is None else live.feed.status()
 
     def sync_clock(self) -> None:
@@ -342,7 +333,7 @@ class Coordinator:
             return
         self._closed = True
         with self._live_lock:
-            live = self._live
+            live = self._realtime
         if live is not None:
             live.feed.close()
         self.jobs.close()

@@ -27,12 +27,12 @@ from backbone.candle_table import times_of
 from backbone.coordinator.coordinator import Coordinator
 from backbone.coordinator.live.old_trades import OldTradesAnswer
 from backbone.coordinator.live.realtime import Answer, missing_error
-from backbone.coordinator.live.trades import DAY_US, DAYS_KEPT, TradesAnswer
+from backbone.coordinator.live.trades import DAYS_KEPT, TradesAnswer
 from backbone.errors import IncompleteError, InputError, RejectedError, SourceError
 from backbone.model import MarketInfo, Priority, Span
 from backbone.routing.archive import TRADE_SCHEMA, TRADES_SINCE_US
 from backbone.routing.wire import ORDERBOOK_DEPTH as DEPTH
-from backbone.timeframe import parse_timeframe
+from backbone.timeframe import DAY_US, parse_timeframe
 
 if TYPE_CHECKING:
     from backbone.api.session import Session

@@ -7,7 +7,7 @@ is a gap with its cause; nothing of such a day is in the answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from backbone.candle_table import times_of
 from backbone.coordinator.candles.reader import CandleAnswer
-from backbone.coordinator.live.trades import DAY_US
 from backbone.errors import BackboneError, PayloadError, UnreachableError
 from backbone.model import Span
 from backbone.routing.archive import TRADE_SCHEMA, Download, TradeFile, checksum_ask, file_ask
 from backbone.routing.wire import PAGE, Ask
+from backbone.timeframe import DAY_US
 
 __all__ = ["OldTrades", "OldTradesAnswer"]
 
@@ -61,42 +61,24 @@ class OldTrades:
 
     def read(self, market: str, span: Span, *, first: int | None = None, last: int | None = None) -> OldTradesAnswer:
         """The trades of `span`: all, the `first` so many, or the `last` so many."""
-        before, pages = self._asked, 0
+        self._asked = 0
         parts: list[pa.Table] = []
         gaps: list[Span] = []
         causes: list[BackboneError] = []
-        rows = 0
-        is_counted = first is not None or last is not None
-        for window in _windows(span, is_counted, last is not None):
-            candles = self._days(market, window)
-            pages += candles.pages
-            at = {int(time): row for row, time in enumerate(times_of(candles.table))}
-            opens = sorted([*at, *(day for gap in candles.gaps for day in range(gap.start, gap.end, DAY_US))])
-            if last is not None:
-                opens.reverse()
-            for i, day_us in enumerate(opens):
-                try:
-                    if day_us not in at:
-                        raise _no_candle(market, candles)
-                    table = self._day(
-                        TradeFile(market, Span(day_us, day_us + DAY_US)), candles.table.slice(at[day_us], 1)
-                    )
-                except BackboneError as exc:
-                    causes.append(exc)
-                    # a count is of neighbours: behind a gap there is none; an archive that is away stays away
-                    ends = is_counted or isinstance(exc, UnreachableError)
-                    gaps += [_clipped(day, span) for day in (opens[i:] if ends else [day_us])]
-                    if ends:
-                        break
-                    continue
-                time = times_of(table)
-                low, high = np.searchsorted(time, (span.start, span.end))
-                part = table.slice(int(low), int(high - low))
-                rows += part.num_rows
-                parts.append(part)
-                if rows >= (first or last or rows + 1):
+        rows, enough = 0, first or last
+        for days, outcome in self._outcomes(market, span, is_counted=enough is not None, is_backwards=last is not None):
+            if isinstance(outcome, BackboneError):
+                causes.append(outcome)
+                # a count is of neighbours: behind a gap there is none; an archive that is away stays away
+                ends = enough is not None or isinstance(outcome, UnreachableError)
+                gaps += [_clipped(day, span) for day in (days if ends else days[:1])]
+                if ends:
                     break
-            if (is_counted and causes) or rows >= (first or last or rows + 1):
+                continue
+            low, high = np.searchsorted(times_of(outcome), (span.start, span.end))
+            parts.append(outcome.slice(int(low), int(high - low)))
+            rows += parts[-1].num_rows
+            if enough is not None and rows >= enough:
                 break
         if last is not None:
             parts.reverse()
@@ -105,7 +87,28 @@ class OldTrades:
             found = found.slice(0, first)
         elif last is not None:
             found = found.slice(max(0, found.num_rows - last))
-        return OldTradesAnswer(found, pages + self._asked - before, tuple(sorted(gaps)), tuple(causes))
+        return OldTradesAnswer(found, self._asked, tuple(sorted(gaps)), tuple(causes))
+
+    def _outcomes(
+        self, market: str, span: Span, *, is_counted: bool, is_backwards: bool
+    ) -> Iterator[tuple[list[int], pa.Table | BackboneError]]:
+        """The days of `span` that had trades, one after the other: those from it on, and its trades or what failed."""
+        for window in _windows(span, is_counted, is_backwards):
+            candles = self._days(market, window)
+            self._asked += candles.pages
+            at = {int(time): row for row, time in enumerate(times_of(candles.table))}
+            unknown = (day for gap in candles.gaps for day in range(gap.start, gap.end, DAY_US))
+            opens = sorted([*at, *unknown], reverse=is_backwards)
+            for i, day_us in enumerate(opens):
+                outcome: pa.Table | BackboneError
+                try:
+                    if day_us not in at:
+                        raise _no_candle(market, candles)
+                    file = TradeFile(market, Span(day_us, day_us + DAY_US))
+                    outcome = self._day(file, candles.table.slice(at[day_us], 1))
+                except BackboneError as exc:
+                    outcome = exc
+                yield opens[i:], outcome
 
     def _day(self, file: TradeFile, candle: pa.Table) -> pa.Table:
         """A day's trades, once they are certain. Raises the error tree."""

@@ -19,7 +19,7 @@ import msgspec
 from backbone.clock import Clock
 from backbone.coordinator.live.feed import Feed
 from backbone.coordinator.live.latest import Held, LatestRows, Slot
-from backbone.coordinator.live.trades import DAY_US, TradesAnswer, TradeWalk
+from backbone.coordinator.live.trades import TradesAnswer, TradeWalk
 from backbone.coordinator.metrics import Metrics
 from backbone.errors import BackboneError, IncompleteError, RejectedError, SourceError
 from backbone.model import OrderBook, Priority, Ticker
@@ -37,6 +37,7 @@ from backbone.routing.wire import (
     tickers_all_ask,
     tickers_ask,
 )
+from backbone.timeframe import DAY_US
 
 __all__ = ["Answer", "Realtime", "VerbatimRows"]
 
@@ -125,7 +126,7 @@ class Realtime:
         self._metrics = metrics
         self._lock = threading.Lock()
         self._latest = latest
-        self._feed = feed
+        self.feed = feed
         self._chunk = _MARKETS_A_CALL  # less once an address was too long for a gate on the way
         self._instruments: dict[str, tuple[float, Instrument]] = {}  # when received, and what
         self._prices: dict[str, tuple[float, float]] = {}  # likewise, of the market's instrument
@@ -303,17 +304,17 @@ class Realtime:
     ) -> dict[str, Held[Any]]:
         """The rows that may answer, each with the time at which it was last known to be the latest."""
         rest_s, last_received_s = _ages(kind, priority, max_age_s)
-        now, received = self._clock.monotonic(), self._feed.last_received_s()
+        now, received = self._clock.monotonic(), self.feed.last_received_s()
         found: dict[str, Held[Any]] = {}
         for market, slot in self._latest.known(kind, markets).items():
-            at, is_covered = self._feed.known_at(slot, received)
+            at, is_covered = self.feed.known_at(slot, received)
             held = slot.held
             if depth and _is_cut(slot, depth):
                 continue
             if held is not None and at > now - (last_received_s if is_covered else rest_s):
                 found[market] = Held(held.row, "stream", at) if is_covered else held
         if max_age_s != 0:
-            self._feed.asked(kind, markets)
+            self.feed.asked(kind, markets)
         return found
 
     def _take(self, kind: str, rows: Sequence[Any], received_s: float) -> list[Held[Any]]:
@@ -416,8 +417,8 @@ class Realtime:
         """
         if count is not None and start_us is None and end_us is None:
             oldest_s = self._clock.monotonic() - _ages("trade", priority, None)[1]
-            tape = self._feed.trades(market, count, oldest_s)
-            self._feed.asked("trade", [market])
+            tape = self.feed.trades(market, count, oldest_s)
+            self.feed.asked("trade", [market])
             if tape is not None:
                 return TradesAnswer(tuple(tape), 0)
         walk = TradeWalk(market, count, start_us, end_us, today_us // DAY_US)

@@ -1,12 +1,12 @@
 """What is remembered of a stream beyond the newest row: trades without a hole, and the states of unconfirmed candles.
 
 A stream has no sequence numbers, so what it sent is whole only from one connection's first frame on: a snapshot
-restarts a history unless it repeats what is known, and `lost` tears it. Pure; in `LatestRows` lock guards each one.
+restarts a history unless it repeats what is known, and `lost` interrupts it. Pure; the lock of `LatestRows` guards
+each one.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -54,26 +54,23 @@ class TradeTape:
 
     def __init__(self, size: int = TAPE) -> None:
         self._size = size
-        self._trades: deque[Trade] = deque()
-        self._numbers: set[int] = set()
+        self._trades: dict[int, Trade] = {}  # by number, in the order of arrival
         self._is_broken = True
 
     def note(self, record: Trade, is_snapshot: bool, source: str) -> None:
         if source != "stream":
             return
         if is_snapshot or self._is_broken:  # a snapshot is the venue's last trade
-            if self._trades and self._trades[-1].sequential_id == record.sequential_id:
+            if self._trades and next(reversed(self._trades)) == record.sequential_id:
                 self._is_broken = False  # nothing was missed
                 return
             self._trades.clear()
-            self._numbers.clear()
-        elif record.sequential_id in self._numbers:
+        elif record.sequential_id in self._trades:
             return  # happened while the snapshot was made, so that both bring it
         self._is_broken = False
-        self._trades.append(record)
-        self._numbers.add(record.sequential_id)
+        self._trades[record.sequential_id] = record
         if len(self._trades) > self._size:
-            self._numbers.discard(self._trades.popleft().sequential_id)
+            del self._trades[next(iter(self._trades))]
 
     def lost(self) -> None:
         self._is_broken = True
@@ -82,7 +79,7 @@ class TradeTape:
         """The newest `count` trades, oldest first; None where fewer are known without a hole."""
         if self._is_broken or len(self._trades) < count:
             return None
-        return sorted(self._trades, key=lambda trade: (trade.time_us, trade.sequential_id))[-count:]
+        return sorted(self._trades.values(), key=lambda trade: (trade.time_us, trade.sequential_id))[-count:]
 
 
 class CandleTrack:
@@ -97,7 +94,6 @@ class CandleTrack:
         self.newest_us = -1
         self._since_us: int | None = None
         self._cut_us: set[int] = set()
-        self.late = 0  # states that came after a later candle's
 
     def note(self, record: LiveCandle, is_snapshot: bool, source: str) -> None:
         if source != "stream":
@@ -105,8 +101,6 @@ class CandleTrack:
         opens = record.time_us
         if self._since_us is None:
             self._since_us = opens
-        if opens < self.newest_us:
-            self.late += 1
         self.newest_us = max(self.newest_us, opens)
         self._cut_us.discard(opens)
         self._states[opens] = record

@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable, Sequence
 
 from backbone.coordinator.live.latest import NEVER, LatestRows, Slot
-from backbone.coordinator.live.trades import DAY_US, TradeWalk
+from backbone.coordinator.live.trades import TradeWalk
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import BackboneError, ClosedError
 from backbone.model import Priority, Trade
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask
+from backbone.timeframe import DAY_US
 
 __all__ = ["Joins", "TradeFill"]
 

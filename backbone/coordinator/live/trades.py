@@ -19,12 +19,11 @@ from typing import Literal
 from backbone.errors import BackboneError, PayloadError
 from backbone.model import Span, Trade
 from backbone.routing.wire import TRADES_PAGE, Ask, CandlePage, candles_ask, trades_ask
-from backbone.timeframe import TIMEFRAMES
+from backbone.timeframe import DAY_US, TIMEFRAMES
 from backbone.venues import Venue
 
-__all__ = ["DAYS_KEPT", "DAY_US", "TradeWalk", "TradesAnswer"]
+__all__ = ["DAYS_KEPT", "TradeWalk", "TradesAnswer"]
 
-DAY_US = 86_400_000_000
 DAYS_KEPT = Venue.trades_kept_days
 """Whole UTC days before today that the venue answers."""
 

@@ -92,9 +92,7 @@ def test_track_keeps_the_last_state_of_each_candle() -> None:
     track.note(candle(1, 103.0), False, "stream")
     whole = Span(START_US, START_US + 2 * MINUTE_US)
     assert {c.close for c in track.finals(whole).values()} == {102.0, 103.0}
-    assert track.late == 0
     track.note(candle(0, 99.0), False, "stream")
-    assert track.late == 1
     assert track.finals(whole)[START_US].close == 99.0
 
 

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.coordinator.live import trades as paging
-from backbone.coordinator.live.trades import DAY_US, DAYS_KEPT, TradeWalk
+from backbone.coordinator.live.trades import DAYS_KEPT, TradeWalk
 from backbone.errors import PayloadError
 from backbone.model import CANDLE_SCHEMA, Span, Trade
 from backbone.routing.wire import Ask, CandlePage
+from backbone.timeframe import DAY_US
 
 TODAY = 20_322  # 2025-08-22
 SECOND_US = 1_000_000
