@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from msgspec.structs import replace
 
@@ -67,18 +67,6 @@ class _Section:
         return lacking.spans[0].start if lacking else self.pending.closed_span.end
 
 
-@dataclass
-class _MarketProgress:
-    """How far one market's span is cut into sections."""
-
-    code: str
-    next_us: int
-    probed: bool = False
-    waiting: bool = False  # for its probe
-    probe: Pending | None = None
-    queue: list[_Section] = field(default_factory=list)  # sections that the probe put first
-
-
 class CandleJob:
     """Candles of `markets` over `span`, on their way."""
 
@@ -101,7 +89,9 @@ class CandleJob:
         self.changed = threading.Condition()
         self._sections: list[_Section] = []
         self._outdated: list[_Section] = []  # done, but quarantined since: fetched again
-        self._markets = [_MarketProgress(market, span.start) for market in markets]
+        self._plan = self._planned()  # whoever advances takes the next section from it
+        self._is_planned = False  # whole
+        self._probes: list[Pending] = []
         self._began_s = clock.monotonic()
         self._ended_s: float | None = None
         self._end = "running"  # how it ended; nothing that comes later changes it
@@ -122,62 +112,80 @@ class CandleJob:
                     self._again = True
                     return
                 self._advancing, self._again = True, False
-                step = self._next_locked()
+            has_begun = False
             try:
-                if step is not None:
-                    step()
+                has_begun = self._begin_next()
             except BackboneError as exc:
                 self._fail(exc)
             finally:
                 with self.changed:
                     self._advancing = False
-                    more = self._again or step is not None
+                    more = self._again or has_begun
+                    if self._ended_s is None and self._is_over_locked():
+                        self._ended_s = self._clock.monotonic()
+                        self._end = self._end_locked()
+                        self.changed.notify_all()
             if not more:
                 return
 
-    def _next_locked(self) -> Callable[[], None] | None:
-        if self._is_over_locked():
-            if self._ended_s is None:
-                self._ended_s = self._clock.monotonic()
-                self._end = self._end_locked()
-                self.changed.notify_all()
-            return None
-        running = [s.pending for s in self._sections if not s.is_done and s not in self._outdated]
-        held = self._ahead is not None and len(self._sections) - self._taken >= self._ahead
-        if self._cancelled or self._error is not None or len(running) >= _AT_ONCE:
-            return None
-        if self._outdated:
-            outdated = self._outdated.pop(0)
-            return lambda: self._begin(outdated)
-        if held:
-            return None
-        if sum(_PAGES_AHEAD if one is None else self._fetcher.pages_left(one) for one in running) >= _PAGES_AHEAD:
-            return None
-        market = next((c for c in self._markets if self._has_more(c)), None)
-        if market is None or market.waiting:
-            return None
-        if not market.probed:
-            market.probed = market.waiting = True
-            return lambda: self._probe(market)
-        section = market.queue.pop(0) if market.queue else self._cut(market)
-        self._sections.append(section)
-        return lambda: self._begin(section)
+    def _begin_next(self) -> bool:
+        """Begin the next section, where one may begin now; whether one did."""
+        with self.changed:
+            running = [s.pending for s in self._sections if not s.is_done and s not in self._outdated]
+            if self._cancelled or self._error is not None or len(running) >= _AT_ONCE:
+                return False
+            section = self._outdated.pop(0) if self._outdated else None
+            if section is None:
+                if self._ahead is not None and len(self._sections) - self._taken >= self._ahead:
+                    return False
+                pages = sum(_PAGES_AHEAD if one is None else self._fetcher.pages_left(one) for one in running)
+                if pages >= _PAGES_AHEAD:
+                    return False
+        if section is None:
+            try:
+                section = next(self._plan)
+            except StopIteration:
+                self._is_planned = True
+            if section is None:
+                return False
+            with self.changed:
+                self._sections.append(section)
+        self._begin(section)
+        return True
 
-    def _has_more(self, market: _MarketProgress) -> bool:
-        return market.waiting or bool(market.queue) or market.next_us < self.span.end
+    def _planned(self) -> Iterator[_Section | None]:
+        """The sections in time order, each cut when it is to begin; None while a market's probe is on its way."""
+        for market in self.markets:
+            at_us = self.span.start
+            if self._is_worth_probing(market):
+                probe = self._probe(market)
+                while not probe.is_done:
+                    yield None
+                listed_us = self._reader.listed_from(market, _MONTH)
+                if listed_us is not None and self.span.start < listed_us < self.span.end:
+                    before = Span(at_us, self.timeframe.ceil(listed_us))
+                    first = Span(before.end, min(self.span.end, self.timeframe.ceil(_MONTH.next(listed_us))))
+                    yield _Section(market, before, ascending=False)
+                    yield _Section(market, first, ascending=False)
+                    at_us = first.end
+            while at_us < self.span.end:
+                section = self._cut(market, at_us)
+                at_us = section.span.end
+                yield section
 
     def _is_over_locked(self) -> bool:
-        if any(not s.is_done for s in self._sections) or any(c.waiting for c in self._markets):
+        if any(not section.is_done for section in self._sections):
             return False
-        return self._cancelled or self._error is not None or not any(self._has_more(c) for c in self._markets)
+        if self._error is not None:
+            return True
+        return (self._cancelled or self._is_planned) and all(probe.is_done for probe in self._probes)
 
-    def _cut(self, market: _MarketProgress) -> _Section:
-        slots = self._fetcher.slots_for(market.code, self.timeframe, self._rows_locked())
-        end = min(self.span.end, self.timeframe.next(market.next_us, slots))
-        end = self._fetcher.section_end(market.code, self.timeframe, Span(market.next_us, self.span.end), end)
-        section = _Section(market.code, Span(market.next_us, end))
-        market.next_us = end
-        return section
+    def _cut(self, market: str, start_us: int) -> _Section:
+        with self.changed:
+            rows = self._rows_locked()
+        end = min(self.span.end, self.timeframe.next(start_us, self._fetcher.slots_for(market, self.timeframe, rows)))
+        end = self._fetcher.section_end(market, self.timeframe, Span(start_us, self.span.end), end)
+        return _Section(market, Span(start_us, end))
 
     def _rows_locked(self) -> int:
         """How many candles the next section should have."""
@@ -237,41 +245,27 @@ class CandleJob:
                 section.pending, section.is_done = None, False
                 self._outdated.append(section)
 
-    def _probe(self, market: _MarketProgress) -> None:
-        """Ask where the market's history begins, where that may save many pages."""
-        if not self._is_worth_probing(market):
-            market.waiting = False
-            return
-
-        def done(pending: Pending) -> None:
-            market.probe = pending
-            self._fetcher.release(pending)
-            self._probed(market)
-
-        months = Span(_MONTH.floor(self.span.start), _MONTH.floor(self.span.end))
-        market.probe = self._fetcher.begin(market.code, _MONTH, months, self.priority, patient=True, on_done=done)
-        self._check_cancelled(market.probe)
-
-    def _is_worth_probing(self, market: _MarketProgress) -> bool:
+    def _is_worth_probing(self, market: str) -> bool:
+        """Whether it may save many pages to know where the market's history begins."""
         if self.timeframe.step_us >= TIMEFRAMES["1d"].step_us:
             return False
         if self.timeframe.count(self.span) <= _PROBE_SLOTS or _MONTH.count(self.span) < 1:
             return False
-        return self._reader.is_start_unknown(market.code, self.timeframe, self.span.start)
+        return self._reader.is_start_unknown(market, self.timeframe, self.span.start)
 
-    def _probed(self, market: _MarketProgress) -> None:
-        listed = self._reader.listed_from(market.code, _MONTH)
+    def _probe(self, market: str) -> Pending:
+        """Ask for the market's months, which say where its history begins."""
+
+        def done(pending: Pending) -> None:
+            self._fetcher.release(pending)
+            self.advance()
+
+        months = Span(_MONTH.floor(self.span.start), _MONTH.floor(self.span.end))
+        probe = self._fetcher.begin(market, _MONTH, months, self.priority, patient=True, on_done=done)
         with self.changed:
-            market.waiting = False
-            if listed is not None and self.span.start < listed < self.span.end:
-                before = Span(market.next_us, self.timeframe.ceil(listed))
-                first = Span(before.end, min(self.span.end, self.timeframe.ceil(_MONTH.next(listed))))
-                market.queue = [
-                    _Section(market.code, before, ascending=False),
-                    _Section(market.code, first, ascending=False),
-                ]
-                market.next_us = first.end
-        self.advance()
+            self._probes.append(probe)
+        self._check_cancelled(probe)
+        return probe
 
     def _fail(self, error: BackboneError) -> None:
         with self.changed:
@@ -279,8 +273,6 @@ class CandleJob:
             for section in self._sections:
                 if section.pending is None:
                     section.is_done = True
-            for market in self._markets:
-                market.waiting = False
             self._again = True
             self.changed.notify_all()
 
@@ -312,7 +304,7 @@ class CandleJob:
         with self.changed:
             sections = [(section, section.is_done) for section in self._sections]
             state, ended = self._end, self._ended_s
-            probes = [market.probe for market in self._markets if market.probe is not None]
+            probes = list(self._probes)
         now = [section.progress() for section, _ in sections]
         total = self.timeframe.count(self.span) * len(self.markets)
         total -= sum(
@@ -402,7 +394,7 @@ class CandleJob:
         found = []
         for market in self.markets:
             mine = [s.pending for s in self._sections if s.market == market and s.pending is not None]
-            probes = [c.probe for c in self._markets if c.code == market and c.probe is not None]
+            probes = [probe for probe in self._probes if probe.market == market]
             fetched = sum((p.fetched for p in mine), Fetched(pages=sum(p.pages for p in probes)))
             end = max(self.span.start, min([self.span.end, *(p.closed_us for p in mine)]))  # not closed is not missing
             answer = self._reader.recall(market, self.timeframe, Span(self.span.start, end), fetched)
@@ -421,7 +413,7 @@ class CandleJob:
                 return
             self._cancelled = True
             waits = [s.pending for s in self._sections if not s.is_done]
-            waits += [market.probe for market in self._markets if market.waiting]
+            waits += [probe for probe in self._probes if not probe.is_done]
         for pending in waits:
             if pending is not None:
                 self._fetcher.abandon(pending, _cancelled())
