@@ -131,10 +131,7 @@ class Feed:
             kinds, markets, self.latest, self.confirmer, lambda: self.mode, self._closed, quote, depth
         )
         self.latest.want(subscription.all_slots, depth)
-        for kind in kinds:
-            timeframe = timeframe_of(kind)
-            if timeframe is not None:
-                self.confirmer.track(subscription.slots[kind], timeframe)
+        self.confirmer.track(subscription.all_slots)
         try:
             source = self._begin(subscription)
             for kind in kinds:
@@ -157,11 +154,9 @@ class Feed:
         came, gone = subscription.change(markets)
         self.latest.want(came, subscription.depth)
         self._joins.expect(came, since_us)
+        self.confirmer.track(came)
+        self.confirmer.untrack(gone)
         for kind in subscription.kinds:
-            timeframe = timeframe_of(kind)
-            if timeframe is not None:
-                self.confirmer.track([slot for slot in came if slot.kind == kind], timeframe)
-                self.confirmer.untrack([slot for slot in gone if slot.kind == kind], timeframe)
             source.subscribe(subscription, kind, subscription.markets, subscription.depth)
         self.latest.unwant(gone)
 
@@ -174,7 +169,7 @@ class Feed:
                 self._source = self._source_of(
                     self._url, clock=self.clock, sink=self.latest.take, on_state=self._on_state
                 )
-            if not self._subscriptions and not self._asked.adopted:
+            if not self._is_wanted_locked():
                 self._fallback.begin(self.clock.monotonic())
             if subscription is not None:
                 self._subscriptions.append(subscription)
@@ -195,16 +190,16 @@ class Feed:
             source = self._source
         if source is not None:
             source.unsubscribe(subscription)
-        for kind, slots in subscription.slots.items():
-            timeframe = timeframe_of(kind)
-            if timeframe is not None:
-                self.confirmer.untrack(slots, timeframe)
+        self.confirmer.untrack(subscription.all_slots)
         self.latest.unwant(subscription.all_slots)
         self._end_if_idle()
 
+    def _is_wanted_locked(self) -> bool:
+        return bool(self._subscriptions or self._asked.adopted)
+
     def _end_if_idle(self) -> None:
         with self._lock:
-            if not self._subscriptions and not self._asked.adopted:
+            if not self._is_wanted_locked():
                 self._fallback.end()
 
     def close(self) -> None:
@@ -230,7 +225,7 @@ class Feed:
             self._state = state
             if state.phase == "streaming":
                 self._fallback.streaming()
-            elif self._subscriptions or self._asked.adopted:
+            elif self._is_wanted_locked():
                 self._fallback.lost(now)
             markets = tuple(dict.fromkeys(m for s in self._subscriptions for m in s.markets))
             kinds = {channel_of(kind)[0] for one in self._subscriptions for kind in one.kinds}
@@ -361,9 +356,9 @@ class Feed:
             if self._is_closed or now < self._asked_off_s:
                 return
             wanted = [market for market in markets if market not in live or (kind, market) in adopted]
-            is_first = not self._subscriptions and not adopted
+            was_wanted = self._is_wanted_locked()
             earned = self._asked.note(kind, wanted, now)
-            if earned and is_first:
+            if earned and not was_wanted:
                 self._fallback.begin(now)
         if earned:
             self.latest.want([self.latest.slot(kind, market) for kind, market in earned])

@@ -27,7 +27,7 @@ from backbone.coordinator.live.latest import LatestRows, Slot
 from backbone.coordinator.live.recent import CandleTrack, live_candles
 from backbone.errors import BackboneError, ClosedError
 from backbone.model import LiveCandle, Priority, Span
-from backbone.routing.wire import parse_kind
+from backbone.routing.wire import parse_kind, timeframe_of
 from backbone.timeframe import TIMEFRAMES, Timeframe
 
 __all__ = ["Confirmer", "LiveEvent"]
@@ -150,22 +150,21 @@ class Confirmer:
 
     # -- what is live --------------------------------------------------------------------------------------------
 
-    def track(self, slots: Iterable[Slot], timeframe: Timeframe) -> None:
-        """Confirm the candles of `slots` from the one that is forming now on."""
-        edge = timeframe.floor(self._venue.now_us())
+    def track(self, slots: Iterable[Slot]) -> None:
+        """Confirm the candles of those `slots` that have any, from the one that is forming now on."""
+        now_us = self._venue.now_us()
         with self._lock:
             for slot in slots:
-                key = (slot.market, timeframe.name)
-                series = self._series.get(key)
-                if series is None:
-                    series = self._series[key] = _Series(slot.market, timeframe, edge)
-                series.wants += 1
+                timeframe = timeframe_of(slot.kind)
+                if timeframe is not None:
+                    fresh = _Series(slot.market, timeframe, timeframe.floor(now_us))
+                    self._series.setdefault(fresh.key, fresh).wants += 1
 
-    def untrack(self, slots: Iterable[Slot], timeframe: Timeframe) -> None:
+    def untrack(self, slots: Iterable[Slot]) -> None:
         """One reader less; what a gap still needs is fetched nevertheless."""
         with self._lock:
             for slot in slots:
-                series = self._series.get((slot.market, timeframe.name))
+                series = self._series.get((slot.market, str(timeframe_of(slot.kind))))
                 if series is not None:
                     series.wants -= 1
                     self._drop_idle_locked(series)
@@ -352,11 +351,7 @@ class Confirmer:
         if ours is None or theirs is None:
             detail = f"only {'REST' if ours is None else 'the stream'} has it"
         else:
-            parts = (
-                f"{name} {getattr(ours, name)!r} became {getattr(theirs, name)!r}"
-                for name in differing_columns(ours, theirs)
-            )
-            detail = ", ".join(parts)
+            names = differing_columns(ours, theirs)
+            detail = ", ".join(f"{name} {getattr(ours, name)!r} became {getattr(theirs, name)!r}" for name in names)
         span = Span(opens, series.timeframe.next(opens))
-        now_us = self._venue.now_us()
-        return LiveEvent("difference", now_us, series.market, series.timeframe.name, span, True, detail, ours, theirs)
+        return LiveEvent("difference", self._venue.now_us(), *series.key, span, True, detail, ours, theirs)
