@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ import pytest
 
 from backbone import Backbone
 from backbone.api.frames import attrs_of
-from backbone.coordinator.markets import _List
 from backbone.errors import IncompleteError, InputError, PayloadError, RejectedError, SourceError, UnreachableError
 from backbone.model import Priority, Span
 from backbone.simulator import SimulatorServer
@@ -231,7 +231,8 @@ def test_tickers_of_a_market_listed_since_are_answered(own_client: Backbone, own
     own_venue.faults.add("rename", market="KRW-NEO", to="KRW-NEW")
     own_client.markets()
     held = own_client.session.coordinator().markets
-    held._list = _List(tuple(info for info in held._list.markets if info.market != "KRW-NEW"))
+    without = tuple(info for info in held._list.markets if info.market != "KRW-NEW")
+    held._list = dataclasses.replace(held._list, markets=without)
     held._at_s -= 11
     assert list(own_client.tickers("KRW-NEW").index) == ["KRW-NEW"]
 
