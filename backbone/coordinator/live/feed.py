@@ -417,7 +417,11 @@ class Feed:
         """Do what is due; says when the next thing is, None where nothing is wanted."""
         with self._lock:
             polls, next_poll_s = self._due_polls_locked(now)
-            gone = self._given_up_locked(now)
+            if not self._subscriptions and self._asked.adopted and self._fallback.lost_for(now) > _HOPELESS_S:
+                self._asked_off_s = now + _OFF_S
+                gone = self._asked.clear()
+            else:
+                gone = self._asked.expire(now)
             expires_s = self._asked.due_s()
             is_idle = not self._subscriptions
         for group in polls:
@@ -431,13 +435,6 @@ class Feed:
         if confirm_s is not None and not is_idle:
             confirm_s = min(confirm_s, now + _REFRESH_S)
         return min((at for at in (next_poll_s, expires_s, confirm_s, list_s, join_s) if at is not None), default=None)
-
-    def _given_up_locked(self, now: float) -> list[Pair]:
-        """What is asked for no longer; all of it where the socket does not work."""
-        if not self._subscriptions and self._fallback.lost_for(now) > _HOPELESS_S and self._asked.adopted:
-            self._asked_off_s = now + _OFF_S
-            return self._asked.clear()
-        return self._asked.expire(now)
 
     # -- polls ---------------------------------------------------------------------------------------------------
 
