@@ -25,7 +25,8 @@ def base_range(asked: Range, timeframe: Timeframe, closed_us: int) -> Range:
     `closed_us` is where the candles of `timeframe` that are closed end. A count of candles is at most so many times as
     many short ones, and as many more as may belong to a candle that is cut off at the far end.
     """
-    base = _base(timeframe)
+    base = timeframe.base
+    assert base is not None, f"{timeframe} is the venue's own"
     ratio = timeframe.step_us // base.step_us
     end_us = asked.closed_end(timeframe, closed_us)
     start_us = None if asked.start_us is None else min(timeframe.ceil(asked.start_us), end_us)
@@ -38,7 +39,8 @@ def base_range(asked: Range, timeframe: Timeframe, closed_us: int) -> Range:
 
 def folded(answer: CandleAnswer, asked: Range, timeframe: Timeframe, closed_us: int) -> CandleAnswer:
     """The answer for `asked`, of an answer for its `base_range`."""
-    base = _base(timeframe)
+    base = timeframe.base
+    assert base is not None, f"{timeframe} is the venue's own"
     end = min(closed_us, timeframe.floor(answer.span.end))
     start = timeframe.ceil(answer.span.start)
     span = Span(min(start, end), end)
@@ -50,10 +52,3 @@ def folded(answer: CandleAnswer, asked: Range, timeframe: Timeframe, closed_us: 
     quiet = max(0, timeframe.count(span) - unknown - table.num_rows)
     sources = {f"derived:{base}": table.num_rows} if table.num_rows else {}
     return replace(answer, span=span, table=table, quiet=quiet, unknown=unknown, sources=sources, gaps=tuple(gaps))
-
-
-def _base(timeframe: Timeframe) -> Timeframe:
-    base = timeframe.base
-    if base is None:
-        raise ValueError(f"{timeframe} is the venue's own")
-    return base

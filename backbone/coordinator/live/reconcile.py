@@ -76,6 +76,7 @@ class _Series:
     wants: int = 0
     until_us: int = 0  # a gap needs it confirmed up to here
     is_asking: bool = False
+    has_failed: bool = False
     retry_s: float = 0.0
 
     @property
@@ -90,6 +91,8 @@ class _Series:
 @dataclass
 class _Gap:
     number: int
+    span: Span
+    markets: tuple[str, ...]
     waiting: set[tuple[str, str]] = field(default_factory=set)
     trades: set[str] = field(default_factory=set)  # markets whose trades are being fetched
     lost: list[str] = field(default_factory=list)  # what could not be had back
@@ -120,10 +123,9 @@ class Confirmer:
         self._lock = threading.Lock()
         self._series: dict[tuple[str, str], _Series] = {}
         self._gaps: list[_Gap] = []
-        self._new_gaps: list[tuple[_Gap, Span, tuple[str, ...]]] = []
+        self._new_gaps: list[_Gap] = []
         self._events: deque[LiveEvent] = deque(maxlen=_EVENTS)
         self._number = 0
-        self._failed: set[tuple[str, str]] = set()
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -180,13 +182,13 @@ class Confirmer:
         """
         with self._lock:
             number = self._record_locked(LiveEvent("gap", self._venue.now_us(), span=span, detail=detail))
-            self._new_gaps.append((_Gap(number, trades=set(trades)), span, tuple(markets)))
+            self._new_gaps.append(_Gap(number, span, tuple(markets), trades=set(trades)))
         log.warning("live.gap of %.1f s", span.length_us / 1e6)
 
     def trades_done(self, market: str, error: BackboneError | None) -> None:
         """The trades of the outages of `market` were fetched, or could not be."""
         with self._lock:
-            for gap in [*self._gaps, *(gap for gap, _, _ in self._new_gaps)]:
+            for gap in [*self._gaps, *self._new_gaps]:
                 if market in gap.trades:
                     gap.trades.discard(market)
                     gap.lost += [] if error is None else [f"trades of {market} could not be had back: {error}"]
@@ -213,14 +215,14 @@ class Confirmer:
         with self._lock:
             fresh, self._new_gaps = self._new_gaps, []
         minute = TIMEFRAMES["1m"]
-        for gap, span, markets in fresh:
-            kept = [market for market in markets if self._holds(market, minute)]
+        for gap in fresh:
+            kept = [market for market in gap.markets if self._holds(market, minute)]
             with self._lock:
                 for market in kept:
-                    edge = minute.floor(span.start)
+                    edge = minute.floor(gap.span.start)
                     self._series.setdefault((market, minute.name), _Series(market, minute, edge))
                 for key, series in self._series.items():
-                    until = series.timeframe.floor(span.end)
+                    until = series.timeframe.floor(gap.span.end)
                     if series.edge_us < until:
                         series.until_us = max(series.until_us, until)
                         gap.waiting.add(key)
@@ -300,7 +302,7 @@ class Confirmer:
         with self._lock:
             series.edge_us = max(series.edge_us, span.end)
             series.is_asking = False
-            self._failed.discard(series.key)
+            series.has_failed = False
             for event in found:
                 self._record_locked(event)
             self._close_gaps_locked()
@@ -313,10 +315,9 @@ class Confirmer:
         with self._lock:
             series.is_asking = False
             series.retry_s = self._clock.monotonic() + _RETRY_S
-            if series.key not in self._failed:  # once an outage, not once a try
-                self._failed.add(series.key)
-                market, length = series.key
-                self._record_locked(LiveEvent("failed", self._venue.now_us(), market, length, detail=str(error)))
+            if not series.has_failed:  # once an outage, not once a try
+                series.has_failed = True
+                self._record_locked(LiveEvent("failed", self._venue.now_us(), *series.key, detail=str(error)))
         log.warning("live.unconfirmed market=%s timeframe=%s why=%s", series.market, series.timeframe, error)
         self._wake()
 

@@ -12,6 +12,7 @@ need no second reply. Pure: the walk takes what arrived and says what to ask nex
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -73,13 +74,13 @@ class TradeWalk:
             cursor = self._newer_id or self._oldest.sequential_id + 1
         elif self._count is not None and self._end_us is None:
             asked = min(TRADES_PAGE, self._count - len(self._found))
-        self._asked = asked
+        self._asked, seconds = asked, self._first_second()
         return trades_ask(
             self._market,
             asked,
             cursor=cursor,
             days_ago=self._today - self._day or None,
-            to=self._time_of_day() if cursor is None else None,
+            to=None if seconds is None or cursor is not None else time.strftime("%H%M%S", time.gmtime(seconds)),
         )
 
     def _first_second(self) -> int | None:
@@ -88,13 +89,6 @@ class TradeWalk:
             return None
         seconds = -(-(self._end_us % DAY_US) // 1_000_000) + 1
         return seconds if seconds < 86_400 else None
-
-    def _time_of_day(self) -> str | None:
-        """The same as the venue's ``to``."""
-        seconds = self._first_second()
-        if seconds is None:
-            return None
-        return f"{seconds // 3600:02d}{seconds // 60 % 60:02d}{seconds % 60:02d}"
 
     def _bound_us(self) -> int | None:
         """The time before which this day's trades are asked for; None: now."""

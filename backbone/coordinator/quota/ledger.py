@@ -29,7 +29,6 @@ import threading
 from array import array
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -47,7 +46,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["FileLimiter", "MachineLimiter", "MemoryLimiter", "StateLimiter", "ledger_path"]
+__all__ = ["FileLimiter", "MachineLimiter", "MemoryLimiter", "StateLimiter", "address_of", "ledger_path"]
 
 T = TypeVar("T")
 
@@ -131,14 +130,10 @@ class StateLimiter:
         return again
 
     def leave(self, group: str, priority: Priority | None = None) -> None:
-        ranks = [each.rank for each in Priority if priority in (None, each)]
-        for rank in ranks:
-            if (group, rank) in self._waiting:  # an entry that cannot be removed now expires by itself
-                self._waiting.discard((group, rank))
-                self._change(group, partial(self._remove, rank))
-
-    def _remove(self, rank: int, state: State, rules: Rules) -> None:
-        rates.leave(state, rules, self._owner, rank)
+        ranks = [each.rank for each in Priority if priority in (None, each) and (group, each.rank) in self._waiting]
+        if ranks:  # an entry that cannot be removed now expires by itself
+            self._waiting.difference_update((group, rank) for rank in ranks)
+            self._change(group, lambda state, rules: rates.leave(state, rules, self._owner, ranks))
 
     def _change(self, group: str, change: Callable[[State, Rules], object], tries: int = 1) -> None:
         self._decide(group, change, None, self._clock.monotonic(), tries)
@@ -453,15 +448,19 @@ class _File:
         self._unmap()
 
 
+def address_of(rest_url: str) -> tuple[str, int]:
+    """The host and port of a venue, which are what it counts requests at."""
+    parts = urlsplit(rest_url)
+    return (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
+
+
 def ledger_path(rest_url: str, folder: Path | None = None, rules: Rules | None = None) -> Path:
     """The ledger of the host behind `rest_url`: the same for every process that would be counted together.
 
     `folder` defaults to ``$BACKBONE_LEDGER_DIR``, else to one in the system's temporary folder that all users of the
     machine share.
     """
-    parts = urlsplit(rest_url)
-    host = (parts.hostname or "").lower()
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    host, port = address_of(rest_url)
     rules = rules or Rules()
     kin = f"{host}:{port} {rules.limit} {rules.size} {_time_namespace()}"
     readable = "".join(c if c.isalnum() or c in ".-" else "-" for c in host)[:60]

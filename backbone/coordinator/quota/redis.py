@@ -25,14 +25,12 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from backbone.clock import Clock
 from backbone.coordinator.quota import rules as rates
-from backbone.coordinator.quota.ledger import MachineLimiter
+from backbone.coordinator.quota.ledger import MachineLimiter, address_of
 from backbone.coordinator.quota.rules import GroupState, Rules, State
 from backbone.errors import ClosedError, InputError, UnreachableError
 from backbone.locks import renew_after_fork
@@ -85,7 +83,7 @@ class RedisLimiter:
         self._key = _key(rest_url, self.rules)
         self._client: Any = None
         self._is_closed = False
-        self._hosts = 1
+        self._hosts = 1  # that lately asked, this one included
         self._renew()
         renew_after_fork(self, RedisLimiter._renew)
 
@@ -111,11 +109,6 @@ class RedisLimiter:
         """Whether other hosts are seen."""
         return self._share is None
 
-    @property
-    def hosts(self) -> int:
-        """Hosts that lately asked, this one included."""
-        return self._hosts
-
     # -- Redis ---------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
@@ -127,17 +120,11 @@ class RedisLimiter:
         try:
             self._connect().ping()
             self._decide(lambda _, now: now)
-        except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as exc:
-            raise InputError(
-                "quota", self.url, f"credentials that this Redis accepts, in $BACKBONE_QUOTA_PASSWORD ({exc})"
-            ) from exc
-        except redis.ResponseError as exc:
-            refused = "NOAUTH" in str(exc) or "WRONGPASS" in str(exc)
-            what = (
-                "credentials in $BACKBONE_QUOTA_PASSWORD"
-                if refused
-                else "a Redis server that lets this user read and write"
-            )
+        except (redis.AuthenticationError, redis.ResponseError) as exc:
+            is_able = isinstance(exc, redis.ResponseError) and not isinstance(exc, redis.exceptions.NoPermissionError)
+            what = "credentials that this Redis accepts, in $BACKBONE_QUOTA_PASSWORD"
+            if is_able and "NOAUTH" not in str(exc) and "WRONGPASS" not in str(exc):
+                what = "a Redis server that lets this user read and write"
             raise InputError("quota", self.url, f"{what} ({exc})") from exc
         except (redis.RedisError, OSError) as exc:
             raise UnreachableError(f"the quota ledger {self.url} does not answer: {exc}", url=self.url) from exc
@@ -275,17 +262,12 @@ class RedisLimiter:
     def leave(self, group: str, priority: Priority | None = None) -> None:
         with self._lock:
             share = self._share
-            ranks = [each.rank for each in Priority if priority in (None, each)]
-            known = [rank for rank in ranks if (group, rank) in self._waiting]
-            self._waiting.difference_update((group, rank) for rank in known)
+            ranks = [each.rank for each in Priority if priority in (None, each) and (group, each.rank) in self._waiting]
+            self._waiting.difference_update((group, rank) for rank in ranks)
         if share is not None:
             share.leave(group, priority)
-            return
-        for rank in known:
-            self._ask(partial(self._leave, group, rank))
-
-    def _leave(self, group: str, rank: int, shared: _Shared, at: float) -> None:
-        rates.leave(shared.state(group), self.rules, self._owner, rank)
+        elif ranks:
+            self._ask(lambda shared, _: rates.leave(shared.state(group), self.rules, self._owner, ranks))
 
     def undo(self, group: str, granted: float) -> None:
         with self._lock:
@@ -447,9 +429,7 @@ def _talk(connection: Any, *commands: tuple[Any, ...]) -> list[Any]:
 
 def _key(rest_url: str, rules: Rules) -> str:
     """The hash of one venue and limit."""
-    parts = urlsplit(rest_url)
-    host = (parts.hostname or "").lower()
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    host, port = address_of(rest_url)
     return f"backbone:quota:{host}:{port}:{rules.limit}:{rules.size}"
 
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
@@ -250,7 +250,7 @@ def _take_among(state: State, rules: Rules, owner: float, rank: int, key: float,
     if opens <= now:
         _grant(state, rules, values, rank, key, now)
         if waiters:
-            _remove_waiter(state, rules, waiters, owner, rank)
+            _remove_waiter(state, rules, waiters, owner, (rank,))
         return 0.0
     if not _is_sane(values, rules, now):
         _clear(state, rules)
@@ -474,10 +474,10 @@ def _add_waiter(
 
 
 def _remove_waiter(
-    state: State, rules: Rules, waiters: list[tuple[float, ...]], owner: float, rank: int | None
+    state: State, rules: Rules, waiters: list[tuple[float, ...]], owner: float, ranks: Collection[int]
 ) -> None:
-    """Take the owner's entry of this rank (of every rank) out of the table."""
-    left = [row for row in waiters if row[0] != owner or (rank is not None and row[1] != rank)]
+    """Take the owner's entries of these ranks out of the table."""
+    left = [row for row in waiters if row[0] != owner or row[1] not in ranks]
     if len(left) == len(waiters):
         return
     at = rules.first_waiter
@@ -522,11 +522,11 @@ def _clear(state: State, rules: Rules) -> None:
         state[index] = 0.0
 
 
-def leave(state: State, rules: Rules, owner: float, rank: int | None = None) -> None:
-    """`owner` waits no longer (at this rank)."""
+def leave(state: State, rules: Rules, owner: float, ranks: Collection[int]) -> None:
+    """`owner` waits no longer at these ranks."""
     count = rules.unpack(state)[_WAITING]
     if count:
-        _remove_waiter(state, rules, _waiters(state, rules, count), owner, rank)
+        _remove_waiter(state, rules, _waiters(state, rules, count), owner, ranks)
 
 
 def _stamp_index(values: tuple[float, ...], rules: Rules, granted: float) -> int | None:

@@ -227,7 +227,7 @@ def test_lost_redis_leaves_each_host_its_fair_share(
         now = clock.monotonic()
         assert not one.take("g", NORMAL, now, now)
         clock.advance(1.5)  # the count of hosts is told once a second
-    assert [one.hosts for one in hosts] == [2, 2]
+    assert [one._hosts for one in hosts] == [2, 2]
     own.kill()
     for one in hosts:
         now = clock.monotonic()

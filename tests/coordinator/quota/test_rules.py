@@ -418,7 +418,7 @@ def test_leaving_waiter_makes_room_for_the_next():
     for _ in range(10):
         rates.take(state, RULES, 1.0, NORMAL, 0.0, 5.0)
     rates.take(state, RULES, 1.0, HIGH, 5.0, 5.0)
-    rates.leave(state, RULES, 1.0)
+    rates.leave(state, RULES, 1.0, range(4))
     assert rates.take(state, RULES, 2.0, NORMAL, 6.0, 5.5) == 5.0 + RULES.window_s
     assert rates.describe(state, RULES, 5.5).waiting == {"critical": 0, "high": 0, "normal": 1, "low": 0}
 
