@@ -1,8 +1,8 @@
 """One request to the embedded exchange: what the network, the rate windows and the faults make of its answer.
 
-A venue `latency_s` away: half of it passes before a request is counted and answered, half before the answer is sent,
-and a connection's first request pays one more round trip, because that is what connecting costs. Everything here runs
-on the server's loop; long computations go to its one worker thread.
+A venue `latency_s` away: half of it passes before a request is counted and answered, half before the answer is sent
+(computing it included), and a connection's first request pays one more round trip, because that is what connecting
+costs. Everything here runs on the server's loop; long computations go to its one worker thread.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Gateway:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer to one request."""
-        await self._travel(request)
+        due = await self._travel(request)
         arrived = _MACHINE.monotonic()
         if request.path.startswith("/websocket/"):
             return await self._handle_socket(request, arrived)
@@ -103,7 +103,7 @@ class Gateway:
             self.note(arrived, group, request.path, query, 0)
             return await cut.carry_out(request)
         self.note(arrived, group, request.path, query, reply.status)
-        await self._pause_for(self._half_trip())
+        await self._pause_for(due + self._half_trip() - _MACHINE.monotonic())
         return reply
 
     async def _reply_of_archive(self, request: web.BaseRequest, prefix: str, faults: Sequence[Fault]) -> web.Response:
@@ -120,12 +120,15 @@ class Gateway:
     def _half_trip(self) -> float:
         return max(0.0, self.latency_s + self.draw.uniform(-self.jitter_s, self.jitter_s)) / 2
 
-    async def _travel(self, request: web.BaseRequest) -> None:
-        delay = self._half_trip()
+    async def _travel(self, request: web.BaseRequest) -> float:
+        """The way to the exchange; when it ends, which others that are answered then do not change."""
+        trip_s = self._half_trip()
         if request.transport is not None and request.transport not in self._met:  # connecting costs a round trip more
             self._met.add(request.transport)
-            delay += self.latency_s
-        await self._pause_for(delay)
+            trip_s += self.latency_s
+        due = _MACHINE.monotonic() + trip_s
+        await self._pause_for(trip_s)
+        return due
 
     @staticmethod
     async def _pause_for(seconds: float) -> None:
