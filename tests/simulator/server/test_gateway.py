@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from backbone.simulator import Exchange, SimulatorServer
+from backbone.simulator.server.gateway import Gateway
 from tests.recordings import recordings
 from tests.simulator.conftest import NOW, NOW_US, Get, burst
 
@@ -139,6 +140,26 @@ def test_cold_connection_costs_two_round_trips_and_a_warm_one_costs_one() -> Non
     assert took[0] >= 0.16
     assert min(took[1:]) >= 0.08
     assert took[-1] < 0.16
+
+
+def test_computing_an_answer_is_a_part_of_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a trip there (a whole one more to connect); what is left of the other half once the answer is computed."""
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    def slow(*args: object, **options: object) -> list[object]:
+        time.sleep(0.05)
+        return []
+
+    monkeypatch.setattr(Gateway, "_pause_for", staticmethod(pause))
+    with SimulatorServer(now=NOW, frozen=True, latency_s=2.0) as server:
+        monkeypatch.setattr(server.exchange, "candles", slow)
+        requests.get(server.rest_url + CANDLES, params={"market": "KRW-BTC"}, timeout=5)
+    there, back = pauses
+    assert there == pytest.approx(3.0)
+    assert 1.0 < back <= 4.0 - 0.05  # counted from when it was due, however early it was taken up
 
 
 def test_faults_of_the_transport(get: Get, clean: SimulatorServer) -> None:
