@@ -42,6 +42,7 @@ from backbone.simulator.market.tape import (
     Trades,
     fold,
     fold_trades,
+    runs,
     value_as_float,
 )
 from backbone.simulator.market.venue import Bars, Executions, Summary, Venue, fold_bars
@@ -233,7 +234,7 @@ class Exchange(Venue):
             while first < now_cell:
                 stop = min(now_cell, first + _CHUNK_US // CELL_US)
                 cells = tape.cells(first, stop, [index])
-                parts.append(tape.rows(cells, labels_us=np.zeros(len(cells), dtype=np.int64)))
+                parts.append(tape.rows(cells, np.zeros(len(cells), dtype=np.int64)))
                 first = stop
             if parts:
                 whole = np.concatenate(parts, axis=1)
@@ -324,7 +325,7 @@ def _bars_of(tape: Tape, index: int, market: Market, timeframe: Timeframe, start
             trades = tape.trades(cells)
             parts.append(fold_trades(trades, trades.time_ms // 1000 * 1_000_000))
         else:
-            parts.append(tape.rows(cells, labels_us=timeframe.floor_array(cells.cell * CELL_US)))
+            parts.append(tape.rows(cells, timeframe.floor_array(cells.cell * CELL_US)))
         at = stop
     rows = np.concatenate(parts, axis=1) if parts else np.empty((ROWS, 0), dtype=np.int64)
     return _as_bars(market, rows).between(start_us, end_us)
@@ -445,9 +446,9 @@ class _Board:
             batch = which[start : start + _BATCH]
             self._ring[:, batch[:, None], minutes[None, :]] = 0
             cells = self._tape.cells(first * 4, last * 4, batch.tolist())
-            rows = self._tape.rows(cells, labels_us=cells.market * _MINUTES + cells.cell // 4 % _MINUTES)
+            rows = self._tape.rows(cells, cells.market * _MINUTES + cells.cell // 4 % _MINUTES)
             slots[:, rows[TIME]] = rows
-            self._last = _replaced(self._last, self._tape.trades(cells.take(_ends(cells.market))))
+            self._last = _replaced(self._last, self._tape.trades(cells.take(runs(cells.market)[1])))
 
     def _see_years_locked(self, chosen: Sequence[int], day_us: int) -> None:
         """The extremes of 52 weeks, taken at each day's first instant (a whole year of trades would be too dear)."""
@@ -460,14 +461,9 @@ class _Board:
 _BOARDS: _Cache[_Board] = _Cache(6, lambda _: 1)
 
 
-def _ends(market: I64) -> I64:
-    """The positions of each market's last row, of rows in the order of markets."""
-    return np.flatnonzero(np.diff(market, append=-1))
-
-
 def _replaced(last: I64, trades: Trades) -> I64:
     """The last trade of each market: that of `trades` where it has any, else that of `last`."""
-    newest = trades.take(_ends(trades.market))
+    newest = trades.take(runs(trades.market)[1])
     replaced = last.copy()
     replaced[:, newest.market] = np.stack([newest.time_ms, newest.price, newest.volume, newest.is_buy])
     return replaced

@@ -45,6 +45,7 @@ __all__ = [
     "fold",
     "fold_trades",
     "mix",
+    "runs",
     "value_as_float",
 ]
 
@@ -93,10 +94,8 @@ def mix(key: U64 | np.uint64, counter: U64) -> U64:
 
 def _height(draw: U64) -> F64:
     """A hash as a number in [-1, 1)."""
-    height = (draw >> np.uint64(11)).view(np.int64).astype(np.float64)  # below 2**53: signed converts faster
-    height *= 2.0**-52
-    height -= 1.0
-    return height
+    whole = (draw >> np.uint64(11)).view(np.int64)  # below 2**53: signed converts faster
+    return whole.astype(np.float64) * 2.0**-52 - 1.0
 
 
 def _quotient(dividend: I64, divisor: I64) -> I64:
@@ -260,32 +259,16 @@ class Tape:
         quarters = draw.astype("<u8", copy=False).view("<u2").reshape(-1, 4)  # lowest first
         a, b = quarters[:, 0] / 65536.0, quarters[:, 1] / 65536.0
         c = quarters[:, 2].astype(np.int64)
-        often = (self._mean[of] - 1.0) * 3.0 * a
-        often *= a
-        often *= hours
-        often *= 1 / 16
-        often += 1.0
-        often += 0.5
-        np.clip(often, 1.0, 400.0, out=often)
-        count = often.astype(np.int64)
+        often = (self._mean[of] - 1.0) * 3.0 * a * a * hours * (1 / 16) + 1.0 + 0.5
+        count = np.clip(often, 1.0, 400.0).astype(np.int64)
         price = self._level(chosen, first, last, row, cell)
         lowest, highest = np.searchsorted(self._band_floor, (price.min(), price.max()), side="right") - 1
         band = lowest if lowest == highest else np.searchsorted(self._band_floor, price, side="right") - 1
         tick = np.broadcast_to(self._tick[of, band], len(cell))
-        bid = _quotient((price * self._price_unit[of]).astype(np.int64), tick)
-        np.maximum(bid, 1, out=bid)
-        bid *= tick
-        turnover = 3.9 * b
-        turnover *= b
-        turnover *= b
-        turnover += 0.02
-        turnover *= count * self._trade_value[of]
-        turnover /= price
-        turnover *= self._volume_unit[of]
-        volume = turnover.astype(np.int64)
-        np.maximum(volume, count, out=volume)
-        buys = (count + 1) * c
-        buys >>= 16
+        bid = np.maximum(_quotient((price * self._price_unit[of]).astype(np.int64), tick), 1) * tick
+        turnover = (3.9 * b * b * b + 0.02) * (count * self._trade_value[of])
+        volume = np.maximum((turnover / price * self._volume_unit[of]).astype(np.int64), count)
+        buys = (count + 1) * c >> 16
         return Cells(market, cell, draw, count, buys, bid, tick, volume, _quotient(volume * buys, count))
 
     def _level(self, chosen: I64, first: int, last: int, row: I64, cell: I64) -> F64:
@@ -319,22 +302,12 @@ class Tape:
             at = (cell >> 3) - start
             if len(chosen) > 1:
                 at += row * step
-            level = curve[at + 1]
-            left = curve[at]
-            level -= left
-            level *= (cell & 7) * 0.125
-            level += left
+            level = (curve[at + 1] - curve[at]) * ((cell & 7) * 0.125) + curve[at]
         key = keys[0] if len(chosen) == 1 else self._price_key[chosen][row]
         height = _height(mix(key, cell.view(np.uint64)))  # every cell is a node of the finest lattice
-        height *= self._amplitude[chosen[0], 0] if len(chosen) == 1 else self._amplitude[chosen, 0][row]
-        height += 1.0
-        result: F64 = level * height
+        amplitude = self._amplitude[chosen[0] if len(chosen) == 1 else chosen[row], 0]
+        result: F64 = level * (height * amplitude + 1.0)
         return result
-
-    def level(self, which: Sequence[int], cell: int) -> F64:
-        """The price level of some markets at one cell, traded or not."""
-        chosen = np.asarray(which, dtype=np.int64)
-        return self._level(chosen, cell, cell + 1, np.arange(len(chosen)), np.full(len(chosen), cell, dtype=np.int64))
 
     def extremes(self, which: Sequence[int], day_us: int) -> list[tuple[float, int, float, int]]:
         """Highest and lowest level (and their days) at the starts of the 364 days before `day_us`, on the
@@ -352,19 +325,10 @@ class Tape:
         for octave, spacing in enumerate(_SPACINGS):
             if spacing * CELL_US < 7_200_000_000:
                 continue
-            start = int(days.min()) >> 3 * octave
-            nodes = np.arange(start, (int(days.max()) >> 3 * octave) + 2, dtype=np.int64) + (octave << 56)
-            at = (days >> 3 * octave) - start
-            if nodes.size < days.size:  # wide lattices have few nodes: draw each once
-                height = _height(mix(keys, nodes.astype(np.uint64)[None, :]))
-                left, right = (np.take_along_axis(height, at + step, axis=1) for step in (0, 1))
-            else:
-                left, right = (_height(mix(keys, nodes[at + step].astype(np.uint64))) for step in (0, 1))
-            right -= left
-            right *= (days & (spacing - 1)) * (1.0 / spacing)
-            left += right
-            left *= self._amplitude[chosen, octave][:, None]
-            exponent += left
+            nodes = (days >> 3 * octave) + (octave << 56)
+            left, right = (_height(mix(keys, (nodes + step).astype(np.uint64))) for step in (0, 1))
+            within = (days & (spacing - 1)) * (1.0 / spacing)
+            exponent += ((right - left) * within + left) * self._amplitude[chosen, octave][:, None]
         price = _exp2(exponent) * self._price[chosen][:, None]
         found = []
         for row, index in enumerate(which):
@@ -378,26 +342,18 @@ class Tape:
         unit = float(self._price_unit[index])
         return max(int(price * unit) // tick, 1) * tick / unit
 
-    def rows(self, cells: Cells, *, labels_us: I64 | None = None) -> I64:
-        """Cells folded by (market, label); without labels one column a cell. The label becomes `TIME`."""
-        n = len(cells)
-        labels = cells.cell * CELL_US if labels_us is None else labels_us
-        if not n:
+    def rows(self, cells: Cells, labels_us: I64) -> I64:
+        """Cells folded by (market, label). The label becomes `TIME`."""
+        if not len(cells):
             return np.empty((ROWS, 0), dtype=np.int64)
-        new = labels[1:] != labels[:-1] if labels_us is not None else np.ones(n - 1, dtype=bool)
-        if cells.market[0] != cells.market[-1]:
-            new |= cells.market[1:] != cells.market[:-1]
-        starts = np.concatenate(([0], np.flatnonzero(new) + 1))
-        ends = np.append(starts[1:], n) - 1
+        starts, ends = runs(labels_us, cells.market)
         opening, closing = cells.take(starts), cells.take(ends)
         bought_last = closing.buys - ((closing.count - 1) * closing.buys + closing.phase) // closing.count == 1
-        value = cells.bid * cells.volume
-        value += cells.tick * cells.bought
+        value = cells.bid * cells.volume + cells.tick * cells.bought
         high = np.add.reduceat(value >> 24, starts)  # in two halves, so that no sum overflows
-        value &= (1 << 24) - 1
-        low = np.add.reduceat(value, starts) + (high % _LIMB << 24)
+        low = np.add.reduceat(value & (1 << 24) - 1, starts) + (high % _LIMB << 24)
         out = np.empty((ROWS, len(starts)), dtype=np.int64)
-        out[TIME] = labels[starts]
+        out[TIME] = labels_us[starts]
         out[OPEN] = opening.bid + opening.tick * (opening.phase >= opening.count - opening.buys)
         out[HIGH] = np.maximum.reduceat(cells.bid + cells.tick * (cells.buys > 0), starts)
         out[LOW] = np.minimum.reduceat(cells.bid + cells.tick * (cells.buys == cells.count), starts)
@@ -406,11 +362,8 @@ class Tape:
         out[VALUE] = (high // _LIMB << 24) + low // _LIMB
         out[VALUE_LOW] = low % _LIMB
         out[BOUGHT] = np.add.reduceat(cells.bought, starts)
-        out[STAMP] = self._last_ms(closing)
+        out[STAMP] = self._trade_ms(closing, closing.count - 1)
         return out
-
-    def _last_ms(self, cells: Cells) -> I64:
-        return self._trade_ms(cells, cells.count - 1)
 
     @staticmethod
     def _slot(cells: Cells, index: I64) -> I64:
@@ -469,21 +422,25 @@ def _share(owner: I64, is_buy: npt.NDArray[np.bool_], weight: I64, cells: Cells)
     return volume
 
 
+def runs(*keys: I64) -> tuple[I64, I64]:
+    """The first and the last position of each run of neighbours that are equal in every key."""
+    changes = np.flatnonzero(functools.reduce(np.logical_or, (key[1:] != key[:-1] for key in keys)))
+    if not len(keys[0]):
+        return changes, changes
+    return np.append(0, changes + 1), np.append(changes, len(keys[0]) - 1)
+
+
 def _ordinals(market: I64, time_ms: I64) -> I64:
-    if not len(time_ms):
-        return np.zeros(0, dtype=np.int64)
-    new = np.ones(len(time_ms), dtype=bool)
-    new[1:] = (time_ms[1:] != time_ms[:-1]) | (market[1:] != market[:-1])
-    position = np.arange(len(time_ms))
-    return position - np.maximum.accumulate(np.where(new, position, 0))
+    """The position of each trade among those of its market and millisecond."""
+    starts, ends = runs(time_ms, market)
+    return np.arange(len(time_ms)) - np.repeat(starts, ends - starts + 1)
 
 
 def fold(rows: I64, key: I64) -> I64:
     """Columns with equal neighbouring keys become one: first open, highest, lowest, last close, sums."""
     if not rows.shape[1]:
         return rows
-    starts = np.concatenate(([0], np.flatnonzero(key[1:] != key[:-1]) + 1))
-    ends = np.append(starts[1:], rows.shape[1]) - 1
+    starts, ends = runs(key)
     out = np.empty((ROWS, len(starts)), dtype=np.int64)
     out[TIME], out[OPEN] = rows[TIME][starts], rows[OPEN][starts]
     out[HIGH] = np.maximum.reduceat(rows[HIGH], starts)

@@ -8,9 +8,9 @@ no code with the package's client side.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
 from backbone.simulator.market.book import BOOK_DEPTH, book_stamp_us, make_book, rounded, supported_levels
 from backbone.simulator.market.catalogue import Market, hash_text, tick_of
 from backbone.simulator.market.listing import MarketList, UnknownMarketError
-from backbone.simulator.market.tape import Columns, Timed, mix
+from backbone.simulator.market.tape import Columns, Timed, mix, runs
 from backbone.timeframe import DAY_US, MINUTE_US, TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = ["Bars", "Executions", "Summary", "Venue", "fold_bars"]
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 Row = dict[str, Any]
+Ms = TypeVar("Ms", int, I64)
 
 KST_US = 9 * 3_600_000_000
 SECONDS_KEPT_US = 92 * DAY_US  # second candles reach back three months
@@ -68,8 +69,7 @@ def fold_bars(bars: Bars, timeframe: Timeframe | None) -> Bars:
     if not len(bars):
         return bars
     labels = np.zeros(len(bars), dtype=np.int64) if timeframe is None else timeframe.floor_array(bars.time_us)
-    starts = np.concatenate(([0], np.flatnonzero(labels[1:] != labels[:-1]) + 1))
-    ends = np.append(starts[1:], len(bars)) - 1
+    starts, ends = runs(labels)
     return Bars(
         labels[starts],
         bars.open[starts],
@@ -268,7 +268,7 @@ class Venue(MarketList):
             columns["first_day_of_period"] = [text[:10] for text in utc]
         elif length.name != "1s":
             columns["unit"] = [length.step_us // MINUTE_US] * len(shown)
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)][::-1]
+        return _newest_first(columns)
 
     def _stamps(self, market: Market, timeframe: Timeframe, bars: Bars, now_us: int) -> I64:
         """Last-trade times; a few closed candles are stamped a little after their end."""
@@ -338,39 +338,29 @@ class Venue(MarketList):
             parts.append(part)
             have += len(part)
             end, window = start, window * 8
-        return self._trade_rows(spec, parts, count, day)
+        if not have:
+            return []
+        found = Executions.join(parts[::-1]).newest(count)
+        stamps, prices = iso_seconds(found.time_ms * 1000), found.price.tolist()
+        before = self.previous_close(spec, day)
+        previous = [before or price for price in prices]
+        columns: dict[str, Iterable[Any]] = {
+            "market": [spec.code] * len(found),
+            "trade_date_utc": [stamp[:10] for stamp in stamps],
+            "trade_time_utc": [stamp[11:] for stamp in stamps],
+            "timestamp": found.time_ms.tolist(),
+            "trade_price": prices,
+            "trade_volume": found.volume.tolist(),
+            "prev_closing_price": previous,
+            "change_price": [rounded(now - then, 8) for now, then in zip(prices, previous, strict=True)],
+            "ask_bid": ["BID" if is_buy else "ASK" for is_buy in found.is_buy.tolist()],
+            "sequential_id": found.sequential_id.tolist(),
+        }
+        return _newest_first(columns)
 
     @staticmethod
     def _cursor_ms(cursor: int) -> int:
         return cursor // 10_000 if cursor >= 10**16 else cursor // 1000
-
-    def _trade_rows(self, market: Market, parts: Sequence[Executions], count: int, day_us: int) -> list[Row]:
-        if not any(len(p) for p in parts):
-            return []
-        previous = self.previous_close(market, day_us)
-        rows: list[Row] = []
-        for part in parts:
-            newest = part.newest(count - len(rows)).take(slice(None, None, -1))
-            columns = (newest.time_ms, newest.price, newest.volume, newest.is_buy, newest.sequential_id)
-            stamps = iso_seconds(newest.time_ms * 1000)
-            for stamp, (ms, price, volume, is_buy, number) in zip(
-                stamps, zip(*(column.tolist() for column in columns), strict=True), strict=True
-            ):
-                rows.append(
-                    {
-                        "market": market.code,
-                        "trade_date_utc": stamp[:10],
-                        "trade_time_utc": stamp[11:],
-                        "timestamp": ms,
-                        "trade_price": price,
-                        "trade_volume": volume,
-                        "prev_closing_price": previous or price,
-                        "change_price": rounded(price - (previous or price), 8),
-                        "ask_bid": "BID" if is_buy else "ASK",
-                        "sequential_id": number,
-                    }
-                )
-        return rows
 
     def previous_close(self, market: Market, day_us: int) -> float | None:
         """The last price before the UTC day that starts at `day_us`; None where there never was any."""
@@ -427,6 +417,11 @@ class Venue(MarketList):
         return rows
 
 
+def _newest_first(columns: Mapping[str, Iterable[Any]]) -> list[Row]:
+    """The rows of columns that are oldest first."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)][::-1]
+
+
 def _decimal_text(value: float) -> str:
     return f"{value:.10f}".rstrip("0").rstrip(".")
 
@@ -472,12 +467,6 @@ def ticker_row(one: Summary, now_us: int) -> Row:
     }
 
 
-def stamps_of(market: Market, last_ms: I64) -> I64:
-    """`stamp_of`, of many trades."""
-    stamps: I64 = last_ms + 5 + (last_ms * 7919 + len(market.code)) % 47
-    return stamps
-
-
-def stamp_of(market: Market, last_ms: int) -> int:
-    """When the venue made the row of a trade: a few dozen milliseconds after it."""
+def stamp_of(market: Market, last_ms: Ms) -> Ms:
+    """When the venue made the row of a trade, or of many: a few dozen milliseconds after it."""
     return last_ms + 5 + (last_ms * 7919 + len(market.code)) % 47

@@ -30,7 +30,6 @@ from backbone.simulator.market.venue import (
     iso_day,
     iso_seconds,
     stamp_of,
-    stamps_of,
     ticker_row,
 )
 from backbone.simulator.server.frames import STREAM_TIMEFRAMES
@@ -195,7 +194,7 @@ class Feed:
         first = start_us // _BLOCK_US * _BLOCK_US
         last = (end_us // block + 1) * block
         trades = self._venue.executions(market, first, last)
-        stamps = stamps_of(market, trades.time_ms) * 1000
+        stamps = stamp_of(market, trades.time_ms) * 1000
         order = np.argsort(stamps, kind="stable")
         sorted_trades = trades.take(order)
         held = self._held[market.history] = _Trades(first, last, sorted_trades, stamps[order])

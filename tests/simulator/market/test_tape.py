@@ -54,7 +54,7 @@ def test_fold_of_cells_equals_the_fold_of_their_trades(code: str, first: int, le
     found = TAPE.cells(START + first, START + first + length, [PLACE[code]])
     trades = TAPE.trades(found)
     span = cells * CELL_US
-    left = TAPE.rows(found, labels_us=found.cell * CELL_US // span)
+    left = TAPE.rows(found, found.cell * CELL_US // span)
     right = fold_trades(trades, trades.time_ms * 1000 // span)
     assert np.array_equal(left, right)
 
@@ -63,7 +63,7 @@ def test_fold_equals_a_plain_loop_over_trades() -> None:
     """Open first, close last, extremes, and integer sums: checked against Python's own arithmetic."""
     found = TAPE.cells(START, START + 8, [0])
     trades = TAPE.trades(found)
-    rows = TAPE.rows(found, labels_us=found.cell // 8)
+    rows = TAPE.rows(found, found.cell // 8)
     prices, volumes = trades.price.tolist(), trades.volume.tolist()
     assert rows[OPEN, 0] == prices[0]
     assert rows[CLOSE, 0] == prices[-1]
@@ -91,10 +91,10 @@ def test_any_stretch_gives_the_same_cells_as_a_longer_one(code: str, first: int,
 def test_many_markets_at_once_equal_one_by_one() -> None:
     """A batch over the whole quote currency is the sum of its markets."""
     together = TAPE.cells(START, START + 240)
-    rows = TAPE.rows(together, labels_us=together.cell // 4)
+    rows = TAPE.rows(together, together.cell // 4)
     assert list(np.unique(together.market)) == sorted(set(together.market.tolist()))
     alone = [TAPE.cells(START, START + 240, [i]) for i in range(len(KRW))]
-    singles = np.concatenate([TAPE.rows(c, labels_us=c.cell // 4) for c in alone], axis=1)
+    singles = np.concatenate([TAPE.rows(c, c.cell // 4) for c in alone], axis=1)
     assert np.array_equal(rows, singles)
 
 
@@ -125,7 +125,7 @@ def test_prices_lie_on_the_tick_grid() -> None:
 def test_seed_and_market_decide_the_tape_and_nothing_else() -> None:
     """Another seed is another history; the same seed is the same, bit by bit."""
     again, other = Tape(7, KRW), Tape(8, KRW)
-    rows = [t.rows(t.cells(START, START + 400, [0])) for t in (TAPE, again, other)]
+    rows = [t.rows(c := t.cells(START, START + 400, [0]), c.cell) for t in (TAPE, again, other)]
     assert np.array_equal(rows[0], rows[1])
     assert not np.array_equal(rows[0], rows[2])
 
@@ -133,7 +133,7 @@ def test_seed_and_market_decide_the_tape_and_nothing_else() -> None:
 def test_tape_is_pinned_to_the_last_bit() -> None:
     """The market of seed 7 is the same on every machine and in every release: notebooks print it."""
     cells = TAPE.cells(START, START + 4, [0])
-    row = TAPE.rows(cells, labels_us=np.zeros(len(cells), dtype=np.int64))[:, 0]
+    row = TAPE.rows(cells, np.zeros(len(cells), dtype=np.int64))[:, 0]
     assert row.tolist() == PINNED
 
 
