@@ -110,28 +110,19 @@ class ExchangeClock:
 
 
 _TO = re.compile(
-    r"(\d{4})-(\d{2})-(\d{2})[T ](\d{2}):(\d{2}):(\d{2})(\.\d{1,9})?(Z|[+-]\d{2}:?\d{2})?", re.ASCII
-)  # fmt: skip
+    r"(\d{4}-\d{2}-\d{2}[T ](?:[01]\d|2[0-3]):\d{2}:\d{2})(?:\.(\d{1,9}))?(?:Z|([+-])(\d{2}):?(\d{2}))?", re.ASCII
+)
 
 
 def parse_to(text: str) -> int | None:
-    """A candle request's ``to`` in microseconds; None where the venue would not understand it. No zone is
-    UTC.
-    """
+    """A candle request's ``to`` in microseconds; None where the venue would not understand it. No zone is UTC."""
     match = _TO.fullmatch(text)
     if match is None:
         return None
+    moment, fraction, sign, hours, minutes = match.groups()
     try:
-        year, month, day, hour, minute, second = (int(match.group(i)) for i in range(1, 7))
-        moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+        second = datetime.fromisoformat(moment).replace(tzinfo=UTC)
     except ValueError:
         return None
-    us = int(moment.timestamp()) * 1_000_000
-    if match.group(7):
-        us += int((match.group(7)[1:] + "000000")[:6])
-    zone = match.group(8)
-    if zone and zone != "Z":
-        digits = zone[1:].replace(":", "")
-        minutes = int(digits[:2]) * 60 + int(digits[2:])
-        us -= (1 if zone[0] == "+" else -1) * minutes * 60_000_000
-    return us
+    offset = 0 if sign is None else (int(hours) * 60 + int(minutes)) * (1 if sign == "+" else -1)
+    return int(second.timestamp()) * 1_000_000 + int(f"{fraction or ''}000000"[:6]) - offset * 60_000_000

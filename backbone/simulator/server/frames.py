@@ -16,6 +16,7 @@ from typing import Any
 
 from backbone.simulator.market.book import BOOK_DEPTH
 from backbone.simulator.market.venue import Row
+from backbone.simulator.server.rest import exponential, padded
 
 __all__ = ["STREAM_TIMEFRAMES", "Request", "StreamError", "Want", "parse_request", "render", "subscriptions"]
 
@@ -131,25 +132,13 @@ def subscriptions(wants: Sequence[Want], ticket: str, form: str) -> bytes:
 # -- spelling ------------------------------------------------------------------------------------------------
 
 
-def _padded(value: float, places: int = 8) -> str:
-    """A decimal with at least `places` digits after the point, as Java's BigDecimal prints it."""
-    if value == 0:
-        return f"0E-{places}"
-    whole, _, fraction = format(Decimal(repr(value)), "f").partition(".")
-    fraction = "" if fraction == "0" else fraction
-    return f"{whole}.{fraction:0<{places}}"
-
-
 def _java(value: float) -> str:
     """A double as Java prints it: an exponent from ten million up and below a thousandth."""
     if value == 0:
         return "0.0"
     if 1e-3 <= abs(value) < 1e7:
         return repr(float(value))
-    exact = Decimal(repr(float(value)))
-    digits = "".join(str(d) for d in exact.as_tuple().digits).rstrip("0")
-    sign = "-" if value < 0 else ""
-    return f"{sign}{digits[0]}.{digits[1:] or '0'}E{exact.adjusted()}"
+    return exponential(value)
 
 
 def _plain(value: float) -> str:
@@ -169,7 +158,7 @@ def _rate(value: float) -> str:
 
 
 def _turnover(value: float) -> str:
-    return _padded(value, 16)
+    return padded(value, 16)
 
 
 def _json(value: Any) -> str:
@@ -207,12 +196,12 @@ _SPELLINGS: dict[str, _Spelling] = {
         market_warning="mw", candle_date_time_utc="cdttmu", candle_date_time_kst="cdttmk",
     ),
     **_spelled(
-        _padded, _decimal, opening_price="op", high_price="hp", low_price="lp", trade_price="tp",
+        padded, _decimal, opening_price="op", high_price="hp", low_price="lp", trade_price="tp",
         prev_closing_price="pcp", change_price="cp", signed_change_price="scp", highest_52_week_price="h52wp",
         lowest_52_week_price="l52wp", acc_trade_price_24h="atp24h", candle_acc_trade_price="catp",
     ),
     **_spelled(
-        _padded, _java, trade_volume="tv", acc_trade_volume="atv", acc_ask_volume="aav", acc_bid_volume="abv",
+        padded, _java, trade_volume="tv", acc_trade_volume="atv", acc_ask_volume="aav", acc_bid_volume="abv",
         acc_trade_volume_24h="atv24h", best_ask_size="bas", best_bid_size="bbs", total_ask_size="tas",
         total_bid_size="tbs", candle_acc_trade_volume="catv", ask_size="as", bid_size="bs",
     ),

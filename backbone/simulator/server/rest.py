@@ -57,7 +57,6 @@ class Route:
 
     group: str
     answer: Callable[[Venue, Query, int], list[Row]]
-    kind: str
     heavy: bool = False
 
 
@@ -68,7 +67,7 @@ def find_route(path: str) -> Route | None:
         return known
     unit = path.removeprefix("/v1/candles/minutes/")
     if unit != path and "/" not in unit and unit:
-        return Route("candles", _minutes(unit), "candles", unit == "240")
+        return Route("candles", _minutes(unit), unit == "240")
     return None
 
 
@@ -202,17 +201,17 @@ def _number(text: str) -> int | float:
 
 
 _ROUTES: dict[str, Route] = {
-    "/v1/market/all": Route("market", _market_all, "market"),
+    "/v1/market/all": Route("market", _market_all),
     **{
-        f"/v1/candles/{name}": Route("candles", _period(timeframe), "candles", timeframe != "1s")
+        f"/v1/candles/{name}": Route("candles", _period(timeframe), timeframe != "1s")
         for name, timeframe in _PERIODS.items()
     },
-    "/v1/trades/ticks": Route("crix-trades", _trades, "trades"),
-    "/v1/ticker": Route("ticker", _ticker, "ticker", True),
-    "/v1/ticker/all": Route("ticker", _ticker_all, "ticker", True),
-    "/v1/orderbook": Route("orderbook", _orderbook, "orderbook"),
-    "/v1/orderbook/instruments": Route("orderbook", _instruments, "instruments"),
-    "/v1/orderbook/supported_levels": Route("orderbook", _supported_levels, "instruments"),
+    "/v1/trades/ticks": Route("crix-trades", _trades),
+    "/v1/ticker": Route("ticker", _ticker, True),
+    "/v1/ticker/all": Route("ticker", _ticker_all, True),
+    "/v1/orderbook": Route("orderbook", _orderbook),
+    "/v1/orderbook/instruments": Route("orderbook", _instruments),
+    "/v1/orderbook/supported_levels": Route("orderbook", _supported_levels),
 }
 
 
@@ -247,10 +246,21 @@ def spell(value: Any, turn: int = 0) -> str:
 def _spell_float(value: float, turn: int) -> str:
     if value == 0:
         return ("0E-8", "0.0", "0")[turn % 3]
-    exact = Decimal(repr(value))
-    if turn % 2:
-        whole, _, fraction = format(exact, "f").partition(".")
-        return f"{whole}.{fraction:0<8}"
-    digits = "".join(str(d) for d in exact.as_tuple().digits).rstrip("0") or "0"
+    return padded(value) if turn % 2 else exponential(value)
+
+
+def padded(value: float, places: int = 8) -> str:
+    """A decimal with at least `places` digits after the point, as Java's BigDecimal prints it."""
+    if value == 0:
+        return f"0E-{places}"
+    whole, _, fraction = format(Decimal(repr(value)), "f").partition(".")
+    fraction = "" if fraction == "0" else fraction
+    return f"{whole}.{fraction:0<{places}}"
+
+
+def exponential(value: float) -> str:
+    """A number other than 0 with one digit before the point and an exponent."""
+    exact = Decimal(repr(float(value)))
+    digits = "".join(map(str, exact.as_tuple().digits)).rstrip("0")
     sign = "-" if value < 0 else ""
     return f"{sign}{digits[0]}.{digits[1:] or '0'}E{exact.adjusted()}"

@@ -18,7 +18,6 @@ from backbone.simulator.server.frames import (
     Want,
     _decimal,
     _java,
-    _padded,
     _plain,
     _rate,
     _turnover,
@@ -26,6 +25,7 @@ from backbone.simulator.server.frames import (
     render,
     subscriptions,
 )
+from backbone.simulator.server.rest import padded
 from tests.recordings import frames_of, recordings
 from tests.simulator.conftest import NOW_US
 
@@ -136,13 +136,13 @@ def test_listing_names_the_subscriptions_in_both_formats() -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_spelling_parses_back_to_the_same_float(value: float) -> None:
     """Padded, exponential or plain: the float64 is untouched."""
-    for spelled in (_padded, _java, _plain, _decimal, _rate, _turnover):
+    for spelled in (padded, _java, _plain, _decimal, _rate, _turnover):
         assert float(json.loads(spelled(value))) == value
 
 
 @pytest.mark.parametrize(
     ("spelled", "value", "text"),
-    [(_padded, 122_720_000.0, "122720000.00000000"), (_padded, 0.0, "0E-8"), (_padded, 0.00020372, "0.00020372"),
+    [(padded, 122_720_000.0, "122720000.00000000"), (padded, 0.0, "0E-8"), (padded, 0.00020372, "0.00020372"),
      (_java, 116_539_000.0, "1.16539E8"), (_java, 0.00079276, "7.9276E-4"), (_java, 0.0005, "5.0E-4"),
      (_java, 0.06288509, "0.06288509"), (_plain, 116_606_000.0, "116606000"),
      (_turnover, 19_699_800_600.25381, "19699800600.2538100000000000"),
