@@ -21,8 +21,8 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from backbone.clock import Clock
 from backbone.errors import (
@@ -90,11 +90,11 @@ class StreamState:
 
     phase: Phase
     since_us: int
-    last_frame_s: float | None
-    reconnects: int
-    frames: int
-    garbage: int
-    last_error: BackboneError | None
+    last_frame_s: float | None = None
+    reconnects: int = 0
+    frames: int = 0
+    garbage: int = 0
+    last_error: BackboneError | None = None
     silent: tuple[tuple[str, str], ...] = ()
     gap: Span | None = None
 
@@ -144,9 +144,7 @@ class Stream:
         self._version = 0
         self._is_closed = False
         self._frames = 0
-        self._garbage = 0
         self._opened = 0
-        self._last_error: BackboneError | None = None
         self._begin()
         renew_after_fork(self, Stream._begin)
 
@@ -156,10 +154,8 @@ class Stream:
         self._thread: threading.Thread | None = None
         self._waker: socket.socket | None = None
         self._connection: Connection | None = None
-        self._phase: Phase = "stopped"
-        self._since_us = self._clock.now_us()
+        self._state = StreamState("stopped", self._clock.now_us())
         self._received_s: float | None = None
-        self._silent: tuple[tuple[str, str], ...] = ()
         self._lost_us: int | None = None
         self._connect_after_s = 0.0
 
@@ -267,18 +263,9 @@ class Stream:
                 known.update((code, max(depth, known.get(code, 0))) for code, depth in codes.items())
         return union
 
-    def _state_locked(self, gap: Span | None = None) -> StreamState:
-        return StreamState(
-            self._phase,
-            self._since_us,
-            self._received_s,
-            max(0, self._opened - 1),
-            self._frames,
-            self._garbage,
-            self._last_error,
-            self._silent,
-            gap,
-        )
+    def _state_locked(self) -> StreamState:
+        reconnects = max(0, self._opened - 1)
+        return replace(self._state, last_frame_s=self._received_s, frames=self._frames, reconnects=reconnects)
 
     # ---- the thread
 
@@ -301,8 +288,7 @@ class Stream:
             if self._wanted and not self._is_closed:
                 return True
             self._thread = self._waker = self._lost_us = None
-            self._silent = ()
-            self._phase, self._since_us = "stopped", self._clock.now_us()
+            self._state = replace(self._state, phase="stopped", since_us=self._clock.now_us(), silent=())
             state = self._state_locked()
         self._report(state)
         return False
@@ -339,7 +325,7 @@ class Stream:
     def _note_loss(self, connection: Connection) -> None:
         """Remember since when nothing was received, for the gap that is announced on return."""
         with self._condition:
-            if self._phase in ("streaming", "stalled") and self._lost_us is None:
+            if self._state.phase in ("streaming", "stalled") and self._lost_us is None:
                 silence_s = self._clock.monotonic() - connection.received_s
                 self._lost_us = self._clock.now_us() - int(silence_s * 1e6)
 
@@ -367,8 +353,8 @@ class Stream:
         pairs = {(kind, market) for kind, codes in union.items() for market in codes}
         connection.missing = pairs - (connection.asked - connection.missing)
         connection.version, connection.asked_s, connection.asked, connection.is_reported = version, now, pairs, False
-        if self._silent:
-            self._set_silent(connection.missing.intersection(self._silent))
+        if self._state.silent:
+            self._set_silent(connection.missing.intersection(self._state.silent))
         return True
 
     def _keep_alive(self, connection: Connection, now: float) -> float:
@@ -379,9 +365,9 @@ class Stream:
         if now - connection.pinged_s >= PING_S and connection.version >= 0:
             connection.pinged_s = now
             connection.send(b"", PING)
-        if self._phase == "streaming" and silence_s >= STALL_S:
+        if self._state.phase == "streaming" and silence_s >= STALL_S:
             self._enter("stalled")
-        if self._phase == "connecting" and connection.is_answered and now - connection.asked_s >= QUIET_START_S:
+        if self._state.phase == "connecting" and connection.is_answered and now - connection.asked_s >= QUIET_START_S:
             self._enter("streaming")
         if connection.missing and not connection.is_reported and now - connection.asked_s >= SNAPSHOT_S:
             self._report_missing(connection)
@@ -420,12 +406,12 @@ class Stream:
                     missing.discard((kind_of(record), record.market))
                 if not connection.has_data:
                     connection.has_data = connection.is_answered = True
-                    if self._phase != "streaming":
+                    if self._state.phase != "streaming":
                         self._enter("streaming")
                 sink(record, now, is_snapshot)
-        if self._phase == "stalled":
+        if self._state.phase == "stalled":
             self._enter("streaming")
-        if connection.is_reported and len(missing) < len(self._silent):
+        if connection.is_reported and len(missing) < len(self._state.silent):
             self._set_silent(missing)
 
     def _control(self, connection: Connection, opcode: int, payload: bytes) -> None:
@@ -439,32 +425,30 @@ class Stream:
             raise StreamClosedError(f"the venue closed the stream ({reason})", reason=reason)
 
     def _note_garbage(self, error: PayloadError) -> None:
-        self._garbage += 1
-        if self._garbage == 1:
-            log.warning("stream.garbage url=%s sample=%r", self._url, error.sample)
-        else:
-            log.debug("stream.garbage url=%s sample=%r", self._url, error.sample)
+        is_first = not self._state.garbage
+        self._state = replace(self._state, garbage=self._state.garbage + 1)
+        level = logging.WARNING if is_first else logging.DEBUG
+        log.log(level, "stream.garbage url=%s sample=%r", self._url, error.sample)
 
     def _set_silent(self, pairs: Iterable[tuple[str, str]]) -> None:
-        with self._condition:
-            self._silent = tuple(sorted(pairs))
-            state = self._state_locked()
-        self._report(state)
+        self._change(silent=tuple(sorted(pairs)))
 
     def _enter(self, phase: Phase, *, error: BackboneError | None = None) -> None:
         """Change the phase, and report it; the return after an outage carries the gap."""
         gap = None
         now_us = self._clock.now_us()
-        with self._condition:
-            if error is not None:
-                self._last_error = error
-            if phase == "streaming" and self._lost_us is not None:
-                gap = Span(self._lost_us, now_us)
-                self._lost_us = None
-            self._phase, self._since_us = phase, now_us
-            state = self._state_locked(gap)
+        if phase == "streaming" and self._lost_us is not None:
+            gap = Span(self._lost_us, now_us)
+            self._lost_us = None
         if error is not None:
             log.warning("stream.lost url=%s why=%s", self._url, error)
+        self._change(gap, phase=phase, since_us=now_us, last_error=error or self._state.last_error)
+
+    def _change(self, gap: Span | None = None, **changes: Any) -> None:
+        """Change the state, and report it; `gap` is part of this report only."""
+        with self._condition:
+            self._state = replace(self._state, **changes)
+            state = replace(self._state_locked(), gap=gap)
         self._report(state)
 
     def _report(self, state: StreamState) -> None:
