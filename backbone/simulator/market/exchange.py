@@ -61,6 +61,7 @@ _STRIDE_US = {
 _CHUNK_US = 4 * DAY_US  # generation in pieces that fit the processor's cache
 _MINUTES = 1440
 _BATCH = 16  # markets at once
+_NO_ROWS = np.empty((ROWS, 0), dtype=np.int64)
 
 
 def _us(text: str) -> int:
@@ -211,41 +212,35 @@ class Exchange(Venue):
 
     def forming(self, market: Market, timeframe: Timeframe, now_us: int) -> Bars:
         start = timeframe.floor(now_us)
-        whole = self._rows_until(market, max(start, market.listed_us // CELL_US * CELL_US), now_us, timeframe)
-        rows = fold(whole, np.zeros(whole.shape[1], dtype=np.int64))
+        since = max(start, market.listed_us // CELL_US * CELL_US)
+        tape, index = self._tape(market)
+        cell = now_us // CELL_US
+        seen = tape.trades(tape.cells(cell, cell + 1, [index])).between(since, now_us + 1)
+        parts = [fold_trades(seen, np.zeros(len(seen), dtype=np.int64))]
+        if timeframe.name != "1s":
+            parts.insert(0, self._whole_cells(tape, index, since // CELL_US, cell))
+        rows = _as_one(np.concatenate(parts, axis=1))
         rows[TIME] = start
         return _as_bars(market, rows)
 
-    def _rows_until(self, market: Market, start_us: int, now_us: int, timeframe: Timeframe) -> I64:
-        """The fold's pieces from `start_us` (aligned) through `now_us`: whole cells, then the running cell's
-        trades.
-        """
-        tape, index = self._tape(market)
-        now_cell = now_us // CELL_US
-        parts: list[I64] = []
-        first = start_us // CELL_US
-        if timeframe.name != "1s":
-            with self._cache_lock:
-                begun, key = self._begun, (tape, index, start_us)
-                stop, whole = begun.get(key, (first, None))
-            if whole is not None and stop <= now_cell:
-                first = stop
-                parts.append(whole)
-            while first < now_cell:
-                stop = min(now_cell, first + _CHUNK_US // CELL_US)
-                cells = tape.cells(first, stop, [index])
-                parts.append(tape.rows(cells, np.zeros(len(cells), dtype=np.int64)))
-                first = stop
-            if parts:
-                whole = np.concatenate(parts, axis=1)
-                parts = [fold(whole, np.zeros(whole.shape[1], dtype=np.int64))]
-                with self._cache_lock:
-                    if len(begun) > 4096:
-                        begun.clear()
-                    begun[key] = now_cell, parts[0]
-        seen = tape.trades(tape.cells(now_cell, now_cell + 1, [index])).between(start_us, now_us + 1)
-        parts.append(fold_trades(seen, np.zeros(len(seen), dtype=np.int64)))
-        return np.concatenate(parts, axis=1)
+    def _whole_cells(self, tape: Tape, index: int, first: int, stop: int) -> I64:
+        """The cells of ``[first, stop)`` as one column, or none; goes on from where it ended the last time."""
+        key = (tape, index, first)
+        with self._cache_lock:
+            begun = self._begun
+            at, done = begun.get(key, (first, _NO_ROWS))
+        if at > stop:
+            at, done = first, _NO_ROWS
+        parts = [done]
+        for start in range(at, stop, _CHUNK_US // CELL_US):
+            cells = tape.cells(start, min(stop, start + _CHUNK_US // CELL_US), [index])
+            parts.append(tape.rows(cells, np.zeros(len(cells), dtype=np.int64)))
+        done = _as_one(np.concatenate(parts, axis=1))
+        with self._cache_lock:
+            if len(begun) > 4096:
+                begun.clear()
+            begun[key] = stop, done
+        return done
 
     # -- executions ------------------------------------------------------------------------------------------
 
@@ -314,6 +309,11 @@ def _known(markets: Mapping[str, Market], code: str) -> Market:
     return markets[code]
 
 
+def _as_one(rows: I64) -> I64:
+    """All the columns of a fold as one, or none."""
+    return fold(rows, np.zeros(rows.shape[1], dtype=np.int64))
+
+
 def _bars_of(tape: Tape, index: int, market: Market, timeframe: Timeframe, start_us: int, end_us: int) -> Bars:
     """Generate in chunks; `start_us` must be aligned to the timeframe."""
     parts: list[I64] = []
@@ -327,8 +327,7 @@ def _bars_of(tape: Tape, index: int, market: Market, timeframe: Timeframe, start
         else:
             parts.append(tape.rows(cells, timeframe.floor_array(cells.cell * CELL_US)))
         at = stop
-    rows = np.concatenate(parts, axis=1) if parts else np.empty((ROWS, 0), dtype=np.int64)
-    return _as_bars(market, rows).between(start_us, end_us)
+    return _as_bars(market, np.concatenate([_NO_ROWS, *parts], axis=1)).between(start_us, end_us)
 
 
 def _last_trade(tape: Tape, index: int, before_us: int, listed_us: int) -> Trades:

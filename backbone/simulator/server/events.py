@@ -69,13 +69,11 @@ class Feed:
         self._venue = venue
         self._held: dict[str, _Trades] = {}
         self._due: dict[str, int] = {}
-        self._previous: dict[tuple[str, int], float | None] = {}
 
     def forget(self) -> None:
         """The market was changed by a script: what was read ahead no longer holds."""
         self._held.clear()
         self._due.clear()
-        self._previous.clear()
 
     def touch(self, codes: Iterable[str]) -> None:
         """The channels of these markets changed."""
@@ -228,13 +226,7 @@ class Feed:
 
     def _trade(self, market: Market, trades: Executions, i: int) -> Row:
         ms, price = int(trades.time_ms[i]), float(trades.price[i])
-        day_us = ms * 1000 // DAY_US * DAY_US
-        key = (market.history, day_us)
-        if key not in self._previous:
-            if len(self._previous) > 2000:
-                self._previous.clear()
-            self._previous[key] = self._venue.previous_close(market, day_us)
-        previous = self._previous[key] or price
+        previous = self._venue.previous_close(market, ms * 1000 // DAY_US * DAY_US) or price
         stamp = iso_seconds(np.array([ms * 1000]))[0]
         book = self._venue.orderbook(market.code, ms * 1000, depth=1)
         best = book["orderbook_units"][0] if book is not None else {}

@@ -18,11 +18,10 @@ __all__ = ["Limits", "Verdict", "Window"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """``status`` 200, 429 or 418; ``header`` is Remaining-Req's text; ``block_s`` what is left of a block."""
+    """``status`` is 200, 429 or 418, ``header`` the text of Remaining-Req, ``block_s`` what is left of a block."""
 
     status: int
     header: str
-    remaining: int
     block_s: float = 0.0
 
 
@@ -87,14 +86,14 @@ class Limits:
         """Count one request of `group` at the real time `now_s`."""
         name = "origin" if origin else group
         if now_s < self._blocked_until_s:
-            return Verdict(418, "", 0, self._blocked_until_s - now_s)
-        window = self._windows.get(name)
-        if window is None:
-            window = self._windows[name] = self._open(name)
+            return Verdict(418, "", self._blocked_until_s - now_s)
+        if name not in self._windows:
+            self._windows[name] = self._open(name)
+        window = self._windows[name]
         allowed = window.take(now_s)
         per_minute = 6 if name == "origin" else window.limit * 60
         header = f"group={name}; min={per_minute}; sec={window.left}"
-        return Verdict(200, header, window.left) if allowed else self._refuse(header, now_s)
+        return Verdict(200, header) if allowed else self._refuse(header, now_s)
 
     def _open(self, name: str) -> Window:
         if name == "origin":
@@ -107,7 +106,7 @@ class Limits:
         while refused[0] < now_s - 10.0:
             refused.popleft()
         if len(refused) < self._ban_after:
-            return Verdict(429, header, 0)
+            return Verdict(429, header)
         refused.clear()
         return self.block(now_s, min(300.0, self._ban_s * 2**self._blocks))
 
@@ -115,4 +114,4 @@ class Limits:
         """Block the address from now on."""
         self._blocks += 1
         self._blocked_until_s = now_s + seconds
-        return Verdict(418, "", 0, seconds)
+        return Verdict(418, "", seconds)
