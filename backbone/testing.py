@@ -10,13 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from backbone.errors import InputError
 from backbone.simulator.market.exchange import Exchange
 from backbone.simulator.server.clock import parse_instant
-from backbone.simulator.server.faults import ROW_FAULTS, Faults, corrupt
-from backbone.simulator.server.rest import NOT_FOUND, Refusal, answer, error_body, find_route, spell
+from backbone.simulator.server.faults import Faults
+from backbone.simulator.server.rest import NOT_FOUND, Refusal, answer, body_of, error_body, find_route
 
 __all__ = ["Faults", "ManualClock", "MemoryVenue"]
 
@@ -120,8 +118,4 @@ class MemoryVenue:
             rows = answer(route, self.exchange, words, self.clock.now_us())
         except Refusal as exc:
             return exc.status, error_body(exc.status, exc.message)
-        for fault in faults:
-            if fault.kind in ROW_FAULTS:
-                rows = corrupt(rows, fault)
-        body = spell(rows).encode() if "numbers" in kinds else msgspec.json.encode(rows)
-        return 200, b"<<" + body[: len(body) // 2] if "garbage" in kinds else body
+        return 200, body_of(rows, faults)

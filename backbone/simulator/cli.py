@@ -6,6 +6,7 @@ Starts a server, says where it is and how to point clients at it, and runs until
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 import threading
@@ -78,15 +79,14 @@ def parse_fault(text: str) -> Fault:
     """A fault of ``KIND[:name=value…]``. Raises `InputError` for what is not one."""
     from backbone.simulator.server.faults import KINDS, Fault, default_match
 
-    kind, *pairs = text.split(":")
+    kind, _, rest = text.partition(":")
     if kind not in KINDS:
         raise InputError("--fault", text, "one of " + " ".join(KINDS))
     options: dict[str, Any] = {}
-    for pair in _rejoined(pairs):
-        name, equals, value = pair.partition("=")
+    for pair in re.split(r":(?=[^:=]+=)", rest) if rest else ():  # times hold colons too
+        name, equals, options[name] = pair.partition("=")
         if not equals or not name:
             raise InputError("--fault", text, "KIND:name=value:name=value")
-        options[name] = value
     times = options.pop("times", "1")
     after = options.pop("after", "0")
     try:
@@ -94,17 +94,6 @@ def parse_fault(text: str) -> Fault:
     except ValueError as exc:
         raise InputError("--fault", text, "whole numbers for times and after") from exc
     return Fault(kind, options.pop("match", default_match(kind)), counts[0], counts[1], options)
-
-
-def _rejoined(pairs: Sequence[str]) -> list[str]:
-    """Times hold colons too: a piece without ``=`` belongs to the value before it."""
-    joined: list[str] = []
-    for pair in pairs:
-        if "=" in pair or not joined:
-            joined.append(pair)
-        else:
-            joined[-1] += ":" + pair
-    return joined
 
 
 @contextmanager

@@ -126,13 +126,8 @@ class Faults:
             raise InputError("kind", kind, "one of " + " ".join(KINDS))
         fault = Fault(kind, default_match(kind) if match is None else match, times, after, options)
         with self._lock:
-            apply = self._apply
-            is_due = apply is not None and kind in MARKET_KINDS and not after
-            if not is_due:
-                self._waiting.append(fault)
-        if apply is not None and is_due:
-            apply(fault)
-            fault.used += 1
+            self._waiting.append(fault)
+        self._change_market()
         return fault
 
     def clear(self) -> None:
@@ -144,9 +139,16 @@ class Faults:
         """Say who carries out the faults that change the market; scripted ones are carried out now."""
         with self._lock:
             self._apply = apply
-            due = [f for f in self._waiting if f.kind in MARKET_KINDS and not f.after]
-            self._waiting = [f for f in self._waiting if f not in due]
+        self._change_market()
+
+    def _change_market(self) -> None:
+        """Carry out the changes to the market that wait for nothing but somebody who can."""
+        with self._lock:
+            apply = self._apply
+            due = [fault for fault in self._waiting if apply and fault.kind in MARKET_KINDS and not fault.after]
+            self._waiting = [fault for fault in self._waiting if fault not in due]
         for fault in due:
+            assert apply is not None
             apply(fault)
             fault.used += 1
 

@@ -21,15 +21,13 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from backbone.clock import SystemClock
 from backbone.simulator.market.venue import Row, Venue
 from backbone.simulator.server.archive import ArchiveBranch, is_archive_path
 from backbone.simulator.server.clock import ExchangeClock
-from backbone.simulator.server.faults import ROW_FAULTS, Fault, Faults, corrupt
+from backbone.simulator.server.faults import Fault, Faults
 from backbone.simulator.server.limits import Limits, Verdict
-from backbone.simulator.server.rest import NOT_FOUND, Refusal, Route, answer, error_body, find_route, spell
+from backbone.simulator.server.rest import NOT_FOUND, Refusal, Route, answer, body_of, error_body, find_route
 from backbone.simulator.server.sockets import Hub
 
 if TYPE_CHECKING:
@@ -148,14 +146,8 @@ class Gateway:
             rows = await self._rows(route, query, faults)
         except Refusal as exc:
             return self._respond(request, exc.status, error_body(exc.status, exc.message), verdict)
-        for fault in faults:
-            if fault.kind in ROW_FAULTS:
-                rows = corrupt(rows, fault)
-        kinds = {fault.kind for fault in faults}
-        body = spell(rows).encode() if "numbers" in kinds else msgspec.json.encode(rows)
-        if "garbage" in kinds:
-            body = b"<<" + body[: len(body) // 2]
-        return self._respond(request, 200, body, verdict, zipped="gzip-off" not in kinds, faults=faults)
+        is_zipped = all(fault.kind != "gzip-off" for fault in faults)
+        return self._respond(request, 200, body_of(rows, faults), verdict, zipped=is_zipped, faults=faults)
 
     async def _rows(self, route: Route, query: dict[str, str], faults: Sequence[Fault]) -> list[Row]:
         now_us = self.clock.now_us()

@@ -8,17 +8,20 @@ statuses are the venue's, byte for byte. Shares no parsing with the package's cl
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
+
+import msgspec
 
 from backbone.simulator.market.book import BOOK_DEPTH
 from backbone.simulator.market.listing import UnknownMarketError
 from backbone.simulator.market.venue import MINUTE_UNITS, Row, Venue
 from backbone.simulator.server.clock import parse_to
+from backbone.simulator.server.faults import ROW_FAULTS, Fault, corrupt
 
-__all__ = ["NOT_FOUND", "Refusal", "Route", "error_body", "find_route", "spell"]
+__all__ = ["NOT_FOUND", "Refusal", "Route", "body_of", "error_body", "find_route", "spell"]
 
 Query = Mapping[str, str]
 
@@ -221,6 +224,16 @@ def answer(route: Route, venue: Venue, query: Query, now_us: int) -> list[Row]:
         return route.answer(venue, query, now_us)
     except UnknownMarketError as exc:
         raise Refusal(404, UNKNOWN) from exc
+
+
+def body_of(rows: list[Row], faults: Sequence[Fault]) -> bytes:
+    """The rows as the body of a reply, with the faults that change rows, their spelling or the body."""
+    for fault in faults:
+        if fault.kind in ROW_FAULTS:
+            rows = corrupt(rows, fault)
+    kinds = {fault.kind for fault in faults}
+    body = spell(rows).encode() if "numbers" in kinds else msgspec.json.encode(rows)
+    return b"<<" + body[: len(body) // 2] if "garbage" in kinds else body
 
 
 def spell(value: Any, turn: int = 0) -> str:
