@@ -1,4 +1,4 @@
-"""A byte-bounded, least-recently-used cache with optional expiry. Keys and values are opaque.
+"""A byte-bounded, least-recently-used cache. Keys and values are opaque.
 
 The lock guards the map, the byte count and the counters; no caller's code runs under it.
 """
@@ -12,7 +12,6 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from backbone.clock import Clock
 from backbone.locks import renew_after_fork
 
 __all__ = ["MemoryCache", "MemoryStats"]
@@ -32,28 +31,22 @@ class MemoryStats(msgspec.Struct, frozen=True):
 
 
 class MemoryCache(Generic[V]):
-    """Holds at most `limit_bytes` of values; the least recently used go first. Thread-safe; empty after a
-    fork.
-    """
+    """Holds at most `limit_bytes` of values; the least recently used go first. Thread-safe; empty after a fork."""
 
-    def __init__(self, limit_bytes: int, clock: Clock) -> None:
+    def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        self._clock = clock
         self._renew()
         renew_after_fork(self, MemoryCache._renew)
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
-        self._entries: OrderedDict[Hashable, tuple[V, int, float | None]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, tuple[V, int]] = OrderedDict()
         self._bytes = self._hits = self._misses = self._evictions = 0
 
     def get(self, key: Hashable) -> V | None:
-        """The value, or None where there is none or it has expired."""
+        """The value, or None where there is none."""
         with self._lock:
             entry = self._entries.get(key)
-            if entry is not None and entry[2] is not None and entry[2] <= self._clock.monotonic():
-                self._drop_locked(key)
-                entry = None
             if entry is None:
                 self._misses += 1
                 return None
@@ -62,34 +55,21 @@ class MemoryCache(Generic[V]):
             return entry[0]
 
     def __contains__(self, key: Hashable) -> bool:
-        """Whether `key` is held, expired or not; no use of it, and neither hit nor miss."""
+        """Whether `key` is held; no use of it, and neither hit nor miss."""
         with self._lock:
             return key in self._entries
 
-    def put(self, key: Hashable, value: V, nbytes: int, ttl_s: float | None = None) -> None:
-        """Keep `value`, which weighs `nbytes`, for `ttl_s` seconds at most. One larger than the cache is not
-        kept.
-        """
+    def put(self, key: Hashable, value: V, nbytes: int) -> None:
+        """Keep `value`, which weighs `nbytes`. One larger than the cache is not kept."""
         with self._lock:
             self._drop_locked(key)
             if nbytes > self._limit:
                 return
-            deadline = None if ttl_s is None else self._clock.monotonic() + ttl_s
-            self._entries[key] = (value, nbytes, deadline)
+            self._entries[key] = (value, nbytes)
             self._bytes += nbytes
             while self._bytes > self._limit:
                 self._drop_locked(next(iter(self._entries)))
                 self._evictions += 1
-
-    def discard(self, key: Hashable) -> None:
-        """Forget `key`, if it is held."""
-        with self._lock:
-            self._drop_locked(key)
-
-    def clear(self) -> None:
-        with self._lock:
-            self._entries.clear()
-            self._bytes = 0
 
     def _drop_locked(self, key: Hashable) -> None:
         entry = self._entries.pop(key, None)

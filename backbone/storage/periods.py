@@ -68,9 +68,8 @@ class Periods:
         self._generations = generations
         self._clock = clock
         self._incidents = incidents
-        self._memory: MemoryCache[Held] = MemoryCache(memory_bytes, clock)
-        self._coverages: MemoryCache[tuple[Version, Coverage]] = MemoryCache(_COVERAGE_BYTES, clock)
-        self._coming: dict[str, Held] = {}  # what is being written, for whoever sees it before its writer knows
+        self._memory: MemoryCache[Held] = MemoryCache(memory_bytes)
+        self._coverages: MemoryCache[tuple[Version, Coverage]] = MemoryCache(_COVERAGE_BYTES)
         self._ahead: dict[str, tuple[Blob, Unchecked]] = {}  # what `reading_ahead` has read, until it is asked for
         self._bad: dict[str, Version] = {}  # damaged files that could not be moved
         self._listed: dict[Series, frozenset[str]] = {}  # the periods that are noted as written
@@ -142,12 +141,16 @@ class Periods:
         periods = self.with_file(series, span)
         found = [quiet.without(SpanSet(periods))]
         for period in periods:
-            key = series.key(period)
-            coverage = self._known_coverage(key)
-            if coverage is None and (footer := peek_footer(self._files.tail(key, TAIL_BYTES) or b"")):
-                coverage = footer[1]
-            found.append(coverage or self._file_coverage(series, period, quiet))
+            found.append(self._known_coverage(series.key(period)) or self.footer(series, period)[1])
         return Coverage.joined(found)
+
+    def footer(self, series: Series, period: Span) -> tuple[int, Coverage]:
+        """The rows and the coverage of a file, read from its last bytes and not proven, where those are enough."""
+        found = peek_footer(self._files.tail(series.key(period), TAIL_BYTES) or b"")
+        if found is None:
+            partition = self.load(series, period)
+            found = partition.table.num_rows, partition.coverage
+        return found
 
     def current(self, series: Series, period: Span, pages: Sequence[Page], quiet: Coverage) -> tuple[Held, str]:
         """A period as this process sees it, pending pages included, and the tier it came from."""
@@ -175,11 +178,6 @@ class Periods:
         """A period as the files have it, and the tier. Where there is no file, what the sidecar says of it."""
         key = series.key(period)
         name, path = name_of_period(series.timeframe, period), self._files.address(key)
-        coming = self._coming.get(key)
-        if coming is not None and coming.version == self._files.stat(
-            key
-        ):  # its writer has not come so far as to remember it
-            return coming, "memory"
         blob, read = self._ahead.pop(key, (None, None))
         if blob is not None and blob.version != self._files.stat(key):
             blob = read = None
@@ -268,13 +266,8 @@ class Periods:
         data, head = encode_partition(held.partition, series, name_of_period(series.timeframe, period))
         partition = msgspec.structs.replace(held.partition, head=head)
 
-        def expect(version: Version) -> None:
-            self._coming[key] = Held(version, (), partition, revisions=partition.revisions.num_rows)
-
-        try:
-            self._keep(key, self._files.replace(key, data, expect), partition)
-        finally:
-            self._coming.pop(key, None)
+        # kept just before anybody can see the file, so that nobody has to read it
+        self._files.replace(key, data, lambda version: self._keep(key, version, partition))
         if held.partition.revisions.num_rows > held.revisions:
             revised += times_of(held.partition.revisions.slice(held.revisions)).tolist()
         return True

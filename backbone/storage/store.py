@@ -37,7 +37,7 @@ from backbone.storage.generations import Generations
 from backbone.storage.incidents import Incident, Incidents
 from backbone.storage.layout import CANDLES, Series, parse_period, series_of
 from backbone.storage.merge import Page
-from backbone.storage.partition import REVISION_SCHEMA, TAIL_BYTES, Partition, peek_footer
+from backbone.storage.partition import REVISION_SCHEMA, Partition
 from backbone.storage.pending import PendingPages
 from backbone.storage.periods import Periods, row_periods, series_in
 from backbone.storage.upkeep import Upkeep
@@ -287,11 +287,9 @@ class CandleStore:
         series = self._series(market, timeframe)
         rows = size = slots = 0
         for period in self._periods.with_file(series, EVER)[-most:]:
-            key = series.key(period)
-            found = peek_footer(self._files.tail(key, TAIL_BYTES) or b"")
-            if found is not None:
-                rows, size = rows + found[0], size + self._files.size(key)
-                slots += sum(timeframe.count(span) for span in found[1].covered)
+            count, coverage = self._periods.footer(series, period)
+            rows, size = rows + count, size + self._files.size(series.key(period))
+            slots += sum(timeframe.count(span) for span in coverage.covered)
         return rows, size, slots
 
     def due(self, market: str, timeframe: Timeframe, span: Span, now_us: int) -> SpanSet:
@@ -319,19 +317,13 @@ class CandleStore:
 
     def oldest(self, market: str, timeframe: Timeframe) -> int | None:
         """Open of the oldest candle held; None where none is."""
-        series = self._series(market, timeframe)
-        for partition in self._partitions(series):
-            if len(partition.times):
-                return int(partition.times[0])
-        return None
+        held = self._partitions(self._series(market, timeframe))
+        return next((int(partition.times[0]) for partition in held if len(partition.times)), None)
 
     def newest(self, market: str, timeframe: Timeframe) -> int | None:
         """Open of the newest candle held; None where none is."""
-        series = self._series(market, timeframe)
-        for partition in self._partitions(series, newest_first=True):
-            if len(partition.times):
-                return int(partition.times[-1])
-        return None
+        held = self._partitions(self._series(market, timeframe), newest_first=True)
+        return next((int(partition.times[-1]) for partition in held if len(partition.times)), None)
 
     def held_until(self, market: str, timeframe: Timeframe, before_us: int) -> int | None:
         """The end of what is covered before a time; None where nothing is."""

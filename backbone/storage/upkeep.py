@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +27,7 @@ from backbone.storage.events import Events
 from backbone.storage.files import Files, retried, snapshot_error
 from backbone.storage.generations import Generation, Generations, Note
 from backbone.storage.layout import CANDLES, DAMAGED, EVENTS, QUARANTINE, QUIET, SNAPSHOTS, Series, parse_partition_key
-from backbone.storage.partition import TAIL_BYTES, decode_partition, peek_footer
+from backbone.storage.partition import decode_partition
 from backbone.storage.pending import PendingPages
 from backbone.storage.periods import Periods, series_in
 from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, period_name
@@ -120,33 +120,20 @@ class Upkeep:
         periods = self._periods.with_file(series, EVER)
         rows = size = 0
         for period in periods:
-            key = series.key(period)
-            size += self._files.size(key)
-            footer = peek_footer(self._files.tail(key, TAIL_BYTES) or b"")
-            rows += footer[0] if footer else self._periods.load(series, period).table.num_rows
-        bounds = self._bounds(series)
-        holes = 0
-        if bounds is not None:
-            covered = self._periods.footer_coverage(series, EVER).covered.clip(bounds)
-            holes = max(0, len(covered) - 1)
-        start, end = bounds or (None, None)
-        return Holding(series.market, series.timeframe, start, end, rows, holes, size)
+            size += self._files.size(series.key(period))
+            rows += self._periods.footer(series, period)[0]
+        start = self._end_open(series, periods, 0)
+        newest = self._end_open(series, periods[::-1], -1)
+        if start is None or newest is None:
+            return Holding(series.market, series.timeframe, None, None, rows, 0, size)
+        end = series.timeframe.next(newest)
+        covered = self._periods.footer_coverage(series, EVER).covered.clip((start, end))
+        return Holding(series.market, series.timeframe, start, end, rows, max(0, len(covered) - 1), size)
 
-    def _bounds(self, series: Series) -> tuple[int, int] | None:
-        """From the first candle's open to the last one's end."""
-        periods = self._periods.with_file(series, EVER)
-        first = last = None
-        for period in periods:
-            times = self._periods.load(series, period).times
-            if len(times):
-                first = int(times[0])
-                break
-        for period in reversed(periods):
-            times = self._periods.load(series, period).times
-            if len(times):
-                last = series.timeframe.next(int(times[-1]))
-                break
-        return None if first is None or last is None else (first, last)
+    def _end_open(self, series: Series, periods: Iterable[Span], at: int) -> int | None:
+        """The open at index `at` of the first of `periods` that has candles."""
+        every = (self._periods.load(series, period).times for period in periods)
+        return next((int(times[at]) for times in every if len(times)), None)
 
     def quarantine(
         self, market: str, timeframe: Timeframe | None = None, *, name: str | None = None, how: str = "user"
@@ -267,8 +254,7 @@ class Upkeep:
                 self._files.link(key, f"{folder}/{key}")
         for period in self._periods.with_file(series, EVER):
             key = series.key(period)
-            footer = peek_footer(self._files.tail(key, TAIL_BYTES) or b"")
-            rows += footer[0] if footer else self._periods.load(series, period).table.num_rows
+            rows += self._periods.footer(series, period)[0]
             self._files.link(key, f"{folder}/{key}")
         return rows
 
