@@ -18,7 +18,6 @@ import numpy as np
 from backbone.candle_table import count_inside
 from backbone.errors import CorruptPartitionError, StoreBusyError, StoreError
 from backbone.model import Span
-from backbone.storage.coverage import SpanSet
 from backbone.storage.files import Files
 from backbone.storage.layout import (
     CANDLES,
@@ -31,8 +30,8 @@ from backbone.storage.layout import (
     parse_quiet_key,
     parse_sidecar_key,
 )
-from backbone.storage.listed import forget, listed
-from backbone.storage.partition import Partition, decode_coverage, decode_partition, encode_coverage
+from backbone.storage.listed import forget, listed, quarantine_period
+from backbone.storage.partition import Partition, decode_coverage, decode_partition
 from backbone.timeframe import Timeframe, period_name
 
 __all__ = ["Problem", "repair", "verify"]
@@ -93,13 +92,13 @@ def _problems(files: Files, exchange: str, market: str | None, timeframe: Timefr
         place = parse_partition_key(key)
         if place is not None:
             if is_wanted(place[0]):
-                yield from _readable(files, key, place[0], place[1])
+                yield from _file_problems(files, key, place[0], place[1])
         elif is_whole and key.rsplit("/", 1)[-1] not in _DESKTOP_LITTER:
             yield _Found(key, None, None, "foreign", "not a partition: other engines may take its rows for candles")
     for key in files.walk(f"{QUIET}/{folder}"):
         series = parse_quiet_key(key)
         if series is not None and is_wanted(series):
-            yield from _readable(files, key, series, None)
+            yield from _file_problems(files, key, series, None)
         elif series is None and is_whole and key.rsplit("/", 1)[-1] not in _DESKTOP_LITTER:
             yield _Found(key, None, None, "foreign", "not a sidecar")
     for key in files.walk(f"{LISTED}/{folder}"):
@@ -110,30 +109,28 @@ def _problems(files: Files, exchange: str, market: str | None, timeframe: Timefr
         yield from _leftovers(files, exchange)
 
 
-def _readable(files: Files, key: str, series: Series, period: Span | None) -> Iterator[_Found]:
+def _file_problems(files: Files, key: str, series: Series, period: Span | None) -> Iterator[_Found]:
+    """What is wrong with a partition, or with a sidecar, which has no period."""
     try:
-        if period is None:
-            yield from _quiet_problems(files, key, series)
-        else:
-            yield from _partition_problems(files, key, series, period)
+        blob = files.read(key)
     except StoreError as exc:
         yield _Found(key, series, period, "unreadable", str(exc))
-
-
-def _partition_problems(files: Files, key: str, series: Series, period: Span) -> Iterator[_Found]:
-    blob = files.read(key)
+        return
     if blob is None:
         return
-    name, path = period_name(series.timeframe, period), files.address(key)
+    path, problems = files.address(key), list[tuple[str, str]]()
     try:
-        partition = decode_partition(blob.data, series, period, name, path)
+        if period is None:
+            decode_coverage(blob.data, series, path)
+        else:
+            name = period_name(series.timeframe, period)
+            problems += _row_problems(decode_partition(blob.data, series, period, name, path), series.timeframe)
     except CorruptPartitionError as exc:
-        yield _Found(key, series, period, "damaged", exc.reason)
+        problems.append(("damaged", exc.reason))
     except StoreError as exc:
-        yield _Found(key, series, period, "newer", str(exc))
-    else:
-        for kind, detail in _row_problems(partition, series.timeframe):
-            yield _Found(key, series, period, kind, detail)
+        problems.append(("newer", str(exc)))
+    for kind, detail in problems:
+        yield _Found(key, series, period, kind, detail)
 
 
 def _missing(files: Files, series: Series) -> Iterator[_Found]:
@@ -166,18 +163,6 @@ def _impossible(partition: Partition) -> Any:
     for name in ("open", "close"):
         possible &= (low <= column[name]) & (column[name] <= high)
     return ~(possible & (np.isnan(value) | ((value >= 0) & np.isfinite(value))))
-
-
-def _quiet_problems(files: Files, key: str, series: Series) -> Iterator[_Found]:
-    blob = files.read(key)
-    if blob is None:
-        return
-    try:
-        decode_coverage(blob.data, series, files.address(key))
-    except CorruptPartitionError as exc:
-        yield _Found(key, series, None, "damaged", exc.reason)
-    except StoreError as exc:
-        yield _Found(key, series, None, "newer", str(exc))
 
 
 def _leftovers(files: Files, exchange: str) -> Iterator[_Found]:
@@ -227,23 +212,7 @@ def _repair(files: Files, found: _Found, now_us: int) -> Problem:
             files.remove(found.key)
             return found.problem(files, "; removed")
         if found.series is not None and found.period is not None:
-            _forget_quiet(files, found.series, found.period)
-            forget(files, found.series, period_name(found.series.timeframe, found.period))
-        moved = files.quarantine(found.key, now_us)
+            moved = quarantine_period(files, found.series, found.period, now_us)
+        else:
+            moved = files.quarantine(found.key, now_us)
     return found.problem(files, f"; moved to {moved}")
-
-
-def _forget_quiet(files: Files, series: Series, period: Span) -> None:
-    """What the sidecar says of a period that has a file is older than the file: it must not come back to
-    life.
-    """
-    blob = files.read(series.quiet_key)
-    if blob is None:
-        return
-    try:
-        coverage = decode_coverage(blob.data, series, files.address(series.quiet_key))
-    except CorruptPartitionError:  # it is a problem of its own, and covers nothing
-        return
-    rest = coverage.without(SpanSet((period,)))
-    if rest != coverage:
-        files.replace(series.quiet_key, encode_coverage(rest, series))

@@ -8,13 +8,19 @@ leaves a file that is not noted yet, which is no problem.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
+from backbone.errors import CorruptPartitionError
+from backbone.model import Span
+from backbone.storage.coverage import SpanSet
 from backbone.storage.files import Files
-from backbone.storage.layout import Series, parse_period
+from backbone.storage.layout import Series, name_of_period, parse_period
+from backbone.storage.partition import decode_coverage, encode_coverage
 
-__all__ = ["forget", "listed", "note"]
+__all__ = ["forget", "listed", "note", "quarantine_period"]
 
 
 def listed(files: Files, series: Series) -> frozenset[str]:
@@ -51,6 +57,22 @@ def forget(files: Files, series: Series, period: str) -> None:
     names = listed(files, series)
     if period in names:
         _put(files, series, names - {period})
+
+
+def quarantine_period(files: Files, series: Series, period: Span, now_us: int) -> Path | str:
+    """Move a period's file to quarantine. Call it inside `Files.exclusive`. Returns where it went.
+
+    What the sidecar says of the period is older than the file, and is forgotten first: it must not come back to life.
+    """
+    blob = files.read(series.quiet_key)
+    with suppress(CorruptPartitionError):  # a damaged sidecar is a problem of its own, and covers nothing
+        if blob is not None:
+            coverage = decode_coverage(blob.data, series, files.address(series.quiet_key))
+            rest = coverage.without(SpanSet((period,)))
+            if rest != coverage:
+                files.replace(series.quiet_key, encode_coverage(rest, series))
+    forget(files, series, name_of_period(series.timeframe, period))
+    return files.quarantine(series.key(period), now_us)
 
 
 def _put(files: Files, series: Series, names: Iterable[str]) -> None:

@@ -10,7 +10,6 @@ out, and back.
 from __future__ import annotations
 
 import base64
-import binascii
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,19 +98,29 @@ class Partition(msgspec.Struct, frozen=True):
         return int(56 * self.table.num_rows + 160 * self.revisions.num_rows) + head + 2048
 
 
-class _Footer(msgspec.Struct, kw_only=True):
-    """The JSON text in the footer. ``seal`` must stay the first field, eight hex digits."""
+class _Sealed(msgspec.Struct, kw_only=True):
+    """The JSON text of a sidecar. ``seal`` must stay the first field, eight hex digits."""
 
     seal: str = "00000000"
     format: int = FORMAT
     exchange: str
     market: str
     timeframe: str
-    period: str
-    rows: int
     covered: list[tuple[int, int]]
     provisional: list[tuple[int, int, int]] = []
     origins: dict[str, list[tuple[int, int]]] = {}
+
+    @property
+    def coverage(self) -> Coverage:
+        origins = {source: SpanSet(spans) for source, spans in self.origins.items()}
+        return Coverage(SpanSet(self.covered), tuple(Provisional(*item) for item in self.provisional), origins)
+
+
+class _Footer(_Sealed, kw_only=True):
+    """The JSON text in a partition's footer. ``revisions`` must stay the last field."""
+
+    period: str
+    rows: int
     revisions: str = ""
 
 
@@ -119,7 +128,7 @@ class _Header(msgspec.Struct):
     format: int
 
 
-_Text = TypeVar("_Text", "_Footer", "_QuietFile")
+_Text = TypeVar("_Text", bound=_Sealed)
 
 _ENCODING = {"time": "DELTA_BINARY_PACKED"} | dict.fromkeys(CANDLE_COLUMNS, "BYTE_STREAM_SPLIT")
 _HEAD_ROWS = 4096  # a shorter file is encoded whole
@@ -143,17 +152,8 @@ def encode_partition(partition: Partition, series: Series, period: str) -> Encod
     table, head = partition.table, partition.head
     if head is not None and (table.num_rows - head.rows) * _BEHIND > head.rows:
         head = None
-    footer = _Footer(
-        exchange=series.exchange,
-        market=series.market,
-        timeframe=series.timeframe.directory,
-        period=period,
-        rows=table.num_rows,
-        covered=[(a, b) for a, b in partition.coverage.covered],
-        provisional=[(a, b, due) for a, b, due in partition.coverage.provisional],
-        origins=_origins(partition.coverage),
-        revisions=_pack(partition.revisions),
-    )
+    about = _about(series, partition.coverage)
+    footer = _Footer(period=period, rows=table.num_rows, revisions=_pack(partition.revisions), **about)
     data, metadata = _write_parquet(table, head, {"backbone": msgspec.json.encode(footer)})
     start = _footer_start(data)
     if head is None:
@@ -239,15 +239,12 @@ def decode_partition(
     """
     table, text = read or read_partition(data, path)
     try:
-        footer = _text_as(text, _Footer, path)
-        revisions = _unpack(footer.revisions)
-        coverage = _coverage_of(footer)
+        footer = _text_as(text, _Footer, series, path)
+        partition = Partition(table, footer.coverage, _unpack(footer.revisions))
     except _BROKEN as exc:
         raise _corrupt(path, f"unreadable although its seal is right ({exc})") from exc
-    found = (footer.exchange, footer.market, footer.timeframe, footer.period)
-    if found != (series.exchange, series.market, series.timeframe.directory, period_text):
-        raise _corrupt(path, f"it belongs elsewhere: {' '.join(found)}")
-    partition = Partition(table, coverage, revisions)
+    if footer.period != period_text:
+        raise _corrupt(path, f"it belongs elsewhere: {footer.period}")
     if reason := _disorder(partition, footer.rows, period):
         raise _corrupt(path, reason)
     return partition
@@ -270,7 +267,7 @@ def peek_footer(tail: bytes) -> tuple[int, Coverage] | None:
         footer = msgspec.json.decode(tail[start:end] + b"}", type=_Footer)
     except (ValueError, msgspec.MsgspecError):  # bytes that are no text, or no footer
         return None
-    return (footer.rows, _coverage_of(footer)) if footer.format <= FORMAT else None
+    return (footer.rows, footer.coverage) if footer.format <= FORMAT else None
 
 
 def _read_parquet(data: bytes) -> tuple[pa.Table, bytes]:
@@ -324,14 +321,20 @@ def _check_seal(data: bytes, path: str) -> None:
         raise _corrupt(path, "its seal does not match: bytes were changed or lost")
 
 
-def _text_as(text: bytes, kind: type[_Text], path: str) -> _Text:
-    """A footer's or sidecar's text; `StoreError` where a newer version wrote it, in this form or another."""
+def _text_as(text: bytes, kind: type[_Text], series: Series, path: str) -> _Text:
+    """A footer's or sidecar's text; `StoreError` where a newer version wrote it, in this form or another.
+
+    Raises `CorruptPartitionError` where it is of another series.
+    """
     try:
         found = msgspec.json.decode(text, type=kind)
     except msgspec.MsgspecError:
         _check_format(msgspec.json.decode(text, type=_Header).format, path)
         raise
     _check_format(found.format, path)
+    place = (found.exchange, found.market, found.timeframe)
+    if place != (series.exchange, series.market, series.timeframe.directory):
+        raise _corrupt(path, f"it belongs elsewhere: {' '.join(place)}")
     return found
 
 
@@ -347,13 +350,16 @@ def _corrupt(path: str, reason: str) -> CorruptPartitionError:
     return CorruptPartitionError(f"{path} is damaged: {reason}", path=path, reason=reason)
 
 
-def _coverage_of(text: _Footer | _QuietFile) -> Coverage:
-    origins = {source: SpanSet(spans) for source, spans in text.origins.items()}
-    return Coverage(SpanSet(text.covered), tuple(Provisional(*item) for item in text.provisional), origins)
-
-
-def _origins(coverage: Coverage) -> dict[str, list[tuple[int, int]]]:
-    return {source: [(a, b) for a, b in spans] for source, spans in coverage.origins.items()}
+def _about(series: Series, coverage: Coverage) -> dict[str, Any]:
+    """The fields that every sealed text has."""
+    return {
+        "exchange": series.exchange,
+        "market": series.market,
+        "timeframe": series.timeframe.directory,
+        "covered": coverage.covered.spans,
+        "provisional": coverage.provisional,
+        "origins": {source: spans.spans for source, spans in coverage.origins.items()},
+    }
 
 
 def _pack(revisions: pa.Table) -> str:
@@ -376,30 +382,10 @@ def _unpack(text: str) -> pa.Table:
     return table
 
 
-class _QuietFile(msgspec.Struct, kw_only=True):
-    seal: str = "00000000"
-    format: int = FORMAT
-    exchange: str
-    market: str
-    timeframe: str
-    covered: list[tuple[int, int]]
-    provisional: list[tuple[int, int, int]] = []
-    origins: dict[str, list[tuple[int, int]]] = {}
-
-
 def encode_coverage(coverage: Coverage, series: Series) -> bytes:
     """The sidecar that covers periods without a candle, sealed like a partition."""
-    text = msgspec.json.encode(
-        _QuietFile(
-            exchange=series.exchange,
-            market=series.market,
-            timeframe=series.timeframe.directory,
-            covered=[(a, b) for a, b in coverage.covered],
-            provisional=[(a, b, due) for a, b, due in coverage.provisional],
-            origins=_origins(coverage),
-        )
-    )
-    return _MARK + b"%08x" % binascii.crc32(text) + text[len(_MARK) + 8 :]
+    text = msgspec.json.encode(_Sealed(**_about(series, coverage)))
+    return _MARK + b"%08x" % zlib.crc32(text) + text[len(_MARK) + 8 :]
 
 
 def decode_coverage(data: bytes, series: Series, path: str) -> Coverage:
@@ -409,14 +395,6 @@ def decode_coverage(data: bytes, series: Series, path: str) -> Coverage:
     if data[:start] != _MARK or data[start : start + 8] != b"%08x" % zlib.crc32(zeroed):
         raise _corrupt(path, "its seal does not match: bytes were changed or lost")
     try:
-        file = _text_as(data, _QuietFile, path)
-        coverage = _coverage_of(file)
+        return _text_as(data, _Sealed, series, path).coverage
     except _BROKEN as exc:
         raise _corrupt(path, f"unreadable although its seal is right ({exc})") from exc
-    if (file.exchange, file.market, file.timeframe) != (
-        series.exchange,
-        series.market,
-        series.timeframe.directory,
-    ):
-        raise _corrupt(path, f"it belongs elsewhere: {file.exchange} {file.market} {file.timeframe}")
-    return coverage

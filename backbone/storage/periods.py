@@ -22,7 +22,7 @@ from backbone.storage.files import Blob, Files, Version
 from backbone.storage.generations import Generations
 from backbone.storage.incidents import Incidents
 from backbone.storage.layout import CANDLES, QUIET, Series, name_of_period, parse_period, parse_quiet_key
-from backbone.storage.listed import forget, note
+from backbone.storage.listed import note, quarantine_period
 from backbone.storage.merge import Page, merge_pages
 from backbone.storage.partition import (
     TAIL_BYTES,
@@ -284,15 +284,11 @@ class Periods:
             with self._files.exclusive(series.lock_key):
                 if self._files.stat(key) != version:
                     return self._files.stat(key) is not None
-                if period is not None:
-                    quiet = self.quiet(series)
-                    rest = quiet.without(SpanSet((period,)))
-                    if rest != quiet:
-                        self._files.replace(series.quiet_key, encode_coverage(rest, series))
-                moved = self._files.quarantine(key, self._clock.now_us())
-                if period is not None:
+                if period is None:
+                    moved = self._files.quarantine(key, self._clock.now_us())
+                else:
                     self._listed.pop(series, None)
-                    forget(self._files, series, name_of_period(series.timeframe, period))
+                    moved = quarantine_period(self._files, series, period, self._clock.now_us())
         except StoreError as failure:
             self._bad[key] = version
             self._incidents.record("damaged", str(exc.path), f"{exc.reason}; it stays where it is ({failure})")
