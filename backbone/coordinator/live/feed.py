@@ -29,7 +29,7 @@ from backbone.coordinator.live.latest import NEVER, LatestRows, Slot
 from backbone.coordinator.live.members import ListFollower
 from backbone.coordinator.live.recent import CandleTrack, TradeTape
 from backbone.coordinator.live.reconcile import MANY, Confirmer, LiveEvent
-from backbone.coordinator.live.refill import Joins, TradeFill
+from backbone.coordinator.live.refill import TradeFill
 from backbone.coordinator.live.subscription import Subscription
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.scheduler import Scheduler
@@ -55,7 +55,8 @@ _OFF_S = 300.0
 """After a socket that did not work, asks earn no subscription for so long."""
 _HOPELESS_S = 20.0
 _REFRESH_S = 1.0
-"""The longest look-away while candles are live: clocks may be set."""
+"""How often at least what is due is decided anew while candles are live, since clocks may be set, and while markets
+join."""
 _SOONEST_S = 0.1
 _STATES = {"ticker": "tickers", "orderbook": "order books"}
 _CANDLE_COVERED_S = 1.5
@@ -106,7 +107,6 @@ class Feed:
         self._asked_off_s = NEVER  # asks earn nothing before this
         self._timer_s = float("inf")
         self._is_closed = False
-        self._joins = Joins(latest, self._refill)
         self._members = ListFollower(
             scheduler, self.confirmer, venue, clock, self._change, on_list, on_condition, self._wake
         )
@@ -153,7 +153,7 @@ class Feed:
             return
         came, gone = subscription.change(markets)
         self.latest.want(came, subscription.depth)
-        self._joins.expect(came, since_us)
+        self.latest.expect(came, since_us)
         self.confirmer.track(came)
         self.confirmer.untrack(gone)
         for kind in subscription.kinds:
@@ -431,7 +431,9 @@ class Feed:
             self._subscribe_asked()
         confirm_s = self.confirmer.run(now)
         list_s = self._members.run(now)
-        join_s = self._joins.run(now)
+        joined, is_left = self.latest.joined()
+        self._refill(joined)
+        join_s = now + _REFRESH_S if is_left else None
         if confirm_s is not None and not is_idle:
             confirm_s = min(confirm_s, now + _REFRESH_S)
         return min((at for at in (next_poll_s, expires_s, confirm_s, list_s, join_s) if at is not None), default=None)

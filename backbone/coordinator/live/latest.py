@@ -51,6 +51,7 @@ class Slot(msgspec.Struct, eq=False):
     Trades are delivered without a hole: from the loss of the connection on, ``waiting`` holds back what comes until the
     trades after ``resume`` are fetched; ``epoch`` counts the losses, ``lost`` those whose trades could not be had. Each
     is delivered once: a subscription that changes brings a snapshot of the last trade, which may come by itself too.
+    A market that was listed just now ``is_joining`` until the stream sends its first trade.
     """
 
     kind: str
@@ -64,6 +65,7 @@ class Slot(msgspec.Struct, eq=False):
     followers: tuple[_Follower, ...] = ()
     snapshot: LiveRecord | None = None  # the last record that is how it stood, not news
     waiting: list[Trade] | None = None
+    is_joining: bool = False
     delivered: dict[int, None] = {}  # the ids of the newest trades
     resume: tuple[int, int] = (0, 0)
     epoch: int = 0
@@ -357,6 +359,7 @@ class LatestRows:
                 if not slot.wants:
                     slot.stream_s = NEVER
                     slot.history = slot.waiting = None
+                    slot.is_joining = False
 
     def disconnected(self) -> None:
         """The stream may have missed something: a slot counts as covered again from its next frame on."""
@@ -368,20 +371,32 @@ class LatestRows:
                         slot.history.lost()
             for slot in self._slots["trade"].values():
                 slot.epoch += 1
+                slot.is_joining = False  # the return of the stream has its trades fetched
                 if slot.wants and slot.waiting is None and slot.held is not None:
                     slot.waiting, slot.resume = [], _place(slot.held.row)
 
-    def expect(self, slots: Sequence[Slot], since_us: int) -> list[Slot]:
-        """Hold back the trades of newly wanted `slots` until those since `since_us` are fetched; which slots that are.
+    def expect(self, slots: Sequence[Slot], since_us: int) -> None:
+        """Hold back the trades of newly wanted `slots`, which were not listed at `since_us`, until those since then
+        are fetched. A slot that somebody else has live already misses nothing."""
+        with self.lock:
+            for slot in slots:
+                if slot.kind == "trade" and slot.wants == 1 and slot.waiting is None:
+                    held = slot.held.row if slot.held is not None else None
+                    slot.waiting, slot.resume = [], (since_us, -1) if held is None else _place(held)
+                    slot.is_joining = True
 
-        A slot that somebody else has live already misses nothing.
+    def joined(self) -> tuple[list[tuple[Slot, int, int]], bool]:
+        """The joining slots that the stream sends by now, as `interrupted` has them; and whether any is left.
+
+        What was traded after the stream's first trade is sent, what was before is to be fetched. Until it comes nothing
+        was traded, or the subscription is on its way.
         """
         with self.lock:
-            found = [slot for slot in slots if slot.kind == "trade" and slot.wants == 1 and slot.waiting is None]
-            for slot in found:
-                held = slot.held.row if slot.held is not None else None
-                slot.waiting, slot.resume = [], (since_us, -1) if held is None else _place(held)
-            return found
+            joining = [slot for slot in self._slots["trade"].values() if slot.is_joining]
+            begun = [slot for slot in joining if slot.stream_s > NEVER]
+            for slot in begun:
+                slot.is_joining = False
+            return [(slot, slot.epoch, slot.resume[0]) for slot in begun], len(begun) < len(joining)
 
     def interrupted(self) -> list[tuple[Slot, int, int]]:
         """The slots of trades that wait for those of an outage, each with its epoch and the time to fetch from."""

@@ -6,10 +6,8 @@ happened meanwhile, page by page over the scheduler, from the last trade that wa
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 
-from backbone.coordinator.live.latest import NEVER, LatestRows, Slot
 from backbone.coordinator.live.trades import TradeWalk
 from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import BackboneError, ClosedError
@@ -18,10 +16,7 @@ from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask
 from backbone.timeframe import DAY_US
 
-__all__ = ["Joins", "TradeFill"]
-
-_LOOK_S = 1.0
-"""Between two looks whether the stream has begun to send a market."""
+__all__ = ["TradeFill"]
 
 
 class TradeFill:
@@ -62,39 +57,3 @@ class TradeFill:
             self.begin()
         else:
             self._on_done(self._walk.rows, error)
-
-
-class Joins:
-    """Markets that joined a table while it was open: their trades from the listing on are fetched, then delivered.
-
-    That is done once the stream has sent the first one: what was traded after it is sent, what was before is fetched.
-    Until then nothing was traded, or the subscription is on its way. The lock guards which slots wait for that.
-
-    Parameters
-    ----------
-    refill : fetches the trades of slots, each with its epoch and the time to fetch from.
-    """
-
-    def __init__(self, latest: LatestRows, refill: Callable[[Sequence[tuple[Slot, int, int]]], None]) -> None:
-        self._latest = latest
-        self._refill = refill
-        self._lock = threading.Lock()
-        self._waiting: list[tuple[Slot, int, int]] = []
-
-    def expect(self, slots: Sequence[Slot], since_us: int) -> None:
-        """`slots` were wanted just now; they are of markets that were not listed at `since_us`."""
-        found = self._latest.expect(slots, since_us)
-        with self._lock:
-            self._waiting += [(slot, slot.epoch, slot.resume[0]) for slot in found]
-
-    def run(self, now: float) -> float | None:
-        """Fetch for those that the stream sends by now; says when to look again, None where none is left."""
-        with self._lock:
-            # of a slot in another epoch the connection was lost since, and its return fetches
-            waiting = [one for one in self._waiting if one[0].wants and one[0].epoch == one[1]]
-            begun = [one for one in waiting if one[0].stream_s > NEVER]
-            self._waiting = [one for one in waiting if one not in begun]
-            is_left = bool(self._waiting)
-        if begun:
-            self._refill(begun)
-        return now + _LOOK_S if is_left else None
