@@ -71,7 +71,7 @@ _current: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 @contextmanager
 def within(deadline: Deadline | None) -> Iterator[None]:
-    """Inside, requests of this thread that are given no deadline of their own wait until this one."""
+    """Inside, what this thread asks for is waited for until this deadline."""
     token = _current.set(deadline)
     try:
         yield

@@ -31,7 +31,7 @@ from backbone.api.arguments import (
     parse_time,
     parse_timeout,
 )
-from backbone.clock import Clock, Deadline, SystemClock, VenueClock, within
+from backbone.clock import Clock, Deadline, SystemClock, VenueClock, current_deadline, within
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import ClosedError, InputError, UnfinishedWarning
 from backbone.settings import FRAMES, Settings
@@ -195,14 +195,10 @@ class Session:
         _sessions.add(self)
         weakref.finalize(self, _forget, self._owned).atexit = False  # then `_end_sessions` closes it
 
-    def deadline(self, timeout: float | None) -> Deadline | None:
-        """`timeout` seconds from now; None where a call may take as long as the venue's limits say."""
-        seconds = parse_timeout(timeout)
-        return None if seconds is None else Deadline(self.clock, seconds)
-
     def within(self, timeout: float | None) -> AbstractContextManager[None]:
-        """A block whose requests wait at most `timeout` seconds in all; None: as long as it takes."""
-        return within(self.deadline(timeout))
+        """A block whose requests wait at most `timeout` seconds in all; None: as long as the block around it may."""
+        seconds = parse_timeout(timeout)
+        return within(current_deadline() if seconds is None else Deadline(self.clock, seconds))
 
     @property
     def tz(self) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from backbone.clock import Clock, Deadline, VenueClock, current_deadline, within
+from backbone.clock import Clock, VenueClock, current_deadline
 from backbone.coordinator.candles.direct import DirectCandles
 from backbone.coordinator.candles.fetcher import CandleFetcher
 from backbone.coordinator.candles.jobs import Jobs
@@ -234,23 +234,23 @@ class Coordinator:
             self.venue.observe(reply.date_us, reply.sent_s, reply.received_s)
         return reply
 
-    def request(self, ask: Ask, priority: Priority, deadline: Deadline | None = None) -> Reply:
+    def request(self, ask: Ask, priority: Priority) -> Reply:
         """One request in its lane; identical ones in flight are shared. Raises the error tree.
 
-        A critical request is sent on the calling thread; with a `deadline` only where its connection is open, since
-        names and handshakes have no deadline: else it goes through the queue, before all others, and its thread waits.
+        It is waited for until the deadline of the block that the thread is in (`within`). A critical request is sent on
+        the calling thread; with a deadline only where its connection is open, since names and handshakes have none:
+        else it goes through the queue, before all others, and its thread waits.
         """
         if self._closed:
             raise ClosedError("the client is closed; make a new one")
-        deadline = deadline or current_deadline()
+        deadline = current_deadline()
         if priority is not Priority.CRITICAL:
             return self.scheduler.request(ask, priority, deadline)
         is_direct = deadline is None or self._critical.is_warm
         try:
             if not is_direct:
                 return self.scheduler.request(ask, priority, deadline)
-            with within(deadline):
-                return self.scheduler.direct(ask, self._send_critical, deadline)
+            return self.scheduler.direct(ask, self._send_critical, deadline)
         except UnreachableError as exc:
             if is_direct and deadline is not None and deadline.left_s() <= 0:
                 raise deadline.error(ask.path) from exc

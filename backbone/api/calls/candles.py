@@ -59,6 +59,7 @@ def candles(
     timeout: float | None = None,
 ) -> Any:
     """See `Backbone.candles`."""
+    limit = session.within(timeout)
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise InputError("progress", progress, "None, True, False or a function")
     if refresh and offline:
@@ -74,15 +75,15 @@ def candles(
         fill=parse_fill(fill),
         wide=parse_wide(wide),
         refresh=bool(refresh),
-        deadline=session.deadline(timeout),
         frames=session.frames(frames),
         progress=progress,
         offline=bool(offline),
         many=not isinstance(market, str) or is_whole,
         is_whole=is_whole,
     )
-    call.check_listed()
-    return call.run()
+    with limit:
+        call.check_listed()
+        return call.run()
 
 
 def parse_wide(value: object) -> str | None:
@@ -176,7 +177,7 @@ class CandleCall(CandleWords, frozen=True):
         if self.offline:
             return core.ranges.recall(markets, timeframe, asked, newest_held=True)
         if self.priority is Priority.CRITICAL and not self.refresh:
-            return [core.direct.candles(market, timeframe, asked, deadline=self.deadline) for market in markets]
+            return [core.direct.candles(market, timeframe, asked) for market in markets]
         lane = Priority.HIGH if self.priority is Priority.CRITICAL else self.priority
         return core.ranges.collect(
             markets,
@@ -186,7 +187,6 @@ class CandleCall(CandleWords, frozen=True):
             self._bar,
             forming=self.include_forming and self.timeframe.base is None,
             refresh=self.refresh,
-            deadline=self.deadline,
         )
 
     def _bar(self, read: Callable[[], Progress]) -> AbstractContextManager[Watch]:
@@ -220,7 +220,7 @@ class CandleCall(CandleWords, frozen=True):
         if self.offline:
             found = core.ranges.recall([market], timeframe, asked)[0]
         else:
-            found = core.ranges.collect([market], timeframe, asked, self.priority, deadline=self.deadline)[0]
+            found = core.ranges.collect([market], timeframe, asked, self.priority)[0]
         return None if found.table.num_rows == 0 else float(found.table.column("close")[-1].as_py())
 
     def _with_forming(self, answer: CandleAnswer, table: pa.Table) -> pa.Table:
@@ -255,13 +255,9 @@ class CandleCall(CandleWords, frozen=True):
             return rows_inside(answer.forming, [Span(after_us, before_us or EVER.end)]), "rest"
         if base is None:
             last = answer.table.column("close")[-1].as_py() if answer.table.num_rows else None
-            return core.direct.forming(
-                answer.market, self.timeframe, after_us, before_us, self.priority, self.deadline, last
-            )
+            return core.direct.forming(answer.market, self.timeframe, after_us, before_us, self.priority, last)
         closed = self._collect_of([answer.market], base, Range(after_us, before_us, None))[0]
-        rows, source = core.direct.forming(
-            answer.market, base, closed.span.end, before_us, self.priority, self.deadline
-        )
+        rows, source = core.direct.forming(answer.market, base, closed.span.end, before_us, self.priority)
         return fold(pa.concat_tables([closed.table, rows]), self.timeframe), source
 
     def _missing(self, answers: Sequence[CandleAnswer]) -> dict[str, Any]:

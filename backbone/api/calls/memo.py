@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from backbone.clock import Deadline
 from backbone.model import Priority, Span
 from backbone.timeframe import TIMEFRAMES, Timeframe
 
@@ -41,7 +40,6 @@ class CandleWords(msgspec.Struct, frozen=True):
     fill: str | None
     wide: str | None
     refresh: bool
-    deadline: Deadline | None
     frames: str
     progress: bool | Callable[[Any], None] | None
     offline: bool

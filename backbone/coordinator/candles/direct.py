@@ -14,7 +14,6 @@ import pyarrow as pa
 from msgspec.structs import replace
 
 from backbone.candle_table import rows_inside, times_of
-from backbone.clock import Deadline
 from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan
 from backbone.coordinator.candles.ranges import CandleRanges, Range, Request
@@ -36,12 +35,11 @@ Streamed = Callable[[str, Timeframe, int, Priority], "pa.Table | None"]
 
 @dataclass(frozen=True)
 class _Lane:
-    """Whose pages, how urgent, and until when."""
+    """Whose pages, and how urgent."""
 
     market: str
     timeframe: Timeframe
     priority: Priority
-    deadline: Deadline | None = None
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,9 @@ class DirectCandles:
         self._reader = reader
         self._streamed = streamed
 
-    def candles(
-        self, market: str, timeframe: Timeframe, asked: Range, *, deadline: Deadline | None = None
-    ) -> CandleAnswer:
+    def candles(self, market: str, timeframe: Timeframe, asked: Range) -> CandleAnswer:
         """The critical lane: what memory and disk hold in full, else straight from the venue, not stored."""
-        lane = _Lane(market, timeframe, Priority.CRITICAL, deadline)
+        lane = _Lane(market, timeframe, Priority.CRITICAL)
         held = self._held(lane, asked)
         if held is not None:
             return held
@@ -101,7 +97,7 @@ class DirectCandles:
         if held.gaps or not ends_now or self._ranges.is_clock_fresh:
             return None if held.gaps else held
         page = self._page(lane, None, PAGE)  # it has the newest candles besides the time
-        if not self._ranges.check_unit(lane.market, lane.timeframe, page, Priority.HIGH, lane.deadline):
+        if not self._ranges.check_unit(lane.market, lane.timeframe, page, Priority.HIGH):
             return None
         held = self._ranges.recall([lane.market], lane.timeframe, asked)[0]
         is_shown = shows_since(held.span.end, page.oldest_us)
@@ -177,7 +173,7 @@ class DirectCandles:
 
     def _page(self, lane: _Lane, to_us: int | None, count: int) -> CandlePage:
         ask = candles_ask(lane.market, lane.timeframe, to_us, count)
-        page: CandlePage = self._request(ask, lane.priority, lane.deadline).value
+        page: CandlePage = self._request(ask, lane.priority).value
         return page
 
     def _answer(self, market: str, timeframe: Timeframe, asked: Range, walk: _Walk) -> CandleAnswer:
@@ -201,7 +197,6 @@ class DirectCandles:
         after_us: int,
         before_us: int | None,
         priority: Priority,
-        deadline: Deadline | None = None,
         last_close: float | None = None,
     ) -> tuple[pa.Table, str]:
         """The candles that open at or after `after_us` and are not closed yet, and where from; never stored.
@@ -216,11 +211,11 @@ class DirectCandles:
             table = table if is_near else None  # a page shows what is held as well
         if table is None:
             source = "rest"
-            walk = self._walk(_Lane(market, timeframe, priority, deadline), Span(after_us, FOREVER_US))
+            walk = self._walk(_Lane(market, timeframe, priority), Span(after_us, FOREVER_US))
             table = walk.table if walk.forming is None else pa.concat_tables([walk.table, walk.forming])
             if walk.newest is not None:
                 lower = Priority.HIGH if priority is Priority.CRITICAL else priority
-                self._ranges.check_unit(market, timeframe, walk.newest, lower, deadline)
+                self._ranges.check_unit(market, timeframe, walk.newest, lower)
         times = times_of(table)
         first = int(np.searchsorted(times, after_us))
         last = len(times) if before_us is None else int(np.searchsorted(times, before_us))

@@ -17,7 +17,7 @@ import pyarrow as pa
 from msgspec.structs import replace
 
 from backbone.candle_table import rows_inside, times_of
-from backbone.clock import Deadline, VenueClock
+from backbone.clock import VenueClock, current_deadline
 from backbone.coordinator.candles.fetcher import CandleFetcher
 from backbone.coordinator.candles.pending import Pending, Progress
 from backbone.coordinator.candles.reader import CandleAnswer, Fetched, Reach, with_cost
@@ -63,7 +63,7 @@ class Watch(Protocol):
     def update(self) -> None: ...
 
 
-Request = Callable[[Ask, Priority, Deadline | None], Reply]
+Request = Callable[[Ask, Priority], Reply]
 Watcher = Callable[[Callable[[], Progress]], AbstractContextManager[Watch]]
 
 
@@ -74,7 +74,6 @@ class _Call(msgspec.Struct, frozen=True):
     priority: Priority
     watcher: Watcher | None = None
     forming: bool = False
-    deadline: Deadline | None = None
     refresh: bool = False
 
 
@@ -100,17 +99,17 @@ class CandleRanges:
         *,
         forming: bool = False,
         refresh: bool = False,
-        deadline: Deadline | None = None,
     ) -> list[CandleAnswer]:
         """The candles of each market; what could not be had is in each answer's ``gaps``.
+
+        What has not arrived by the deadline of the block that the thread is in (`within`) is given up.
 
         Parameters
         ----------
         forming : the newest page is asked so that it brings the candles that are not closed yet, where one is asked.
         refresh : what is held is asked again as well.
-        deadline : what has not arrived by then is given up.
         """
-        call = _Call(timeframe, priority, watcher, forming, deadline)
+        call = _Call(timeframe, priority, watcher, forming)
         answers: list[CandleAnswer] = []
         before = self._fetcher.units.warn(markets)
         for _ in range(_CHANGES):
@@ -130,7 +129,7 @@ class CandleRanges:
         if is_stale and ends_now and not any(a.gaps for a in answers):
             page = self._newest_page(markets[0], call) if markets and not self.is_clock_fresh else None
             if page is not None:
-                self.check_unit(markets[0], timeframe, page, call.priority, call.deadline)
+                self.check_unit(markets[0], timeframe, page, call.priority)
             if self._end(timeframe, asked) != end_us:
                 again = self._collect(markets, asked, call)
                 answers = [second.after(first) for first, second in zip(answers, again, strict=True)]
@@ -141,20 +140,13 @@ class CandleRanges:
                 answers[0] = replace(first, forming=shown, fetched=first.fetched + Fetched(pages=1))
         return self._refreshed(answers, call) if refresh else answers
 
-    def check_unit(
-        self,
-        market: str,
-        timeframe: Timeframe,
-        page: CandlePage,
-        priority: Priority,
-        deadline: Deadline | None = None,
-    ) -> bool:
+    def check_unit(self, market: str, timeframe: Timeframe, page: CandlePage, priority: Priority) -> bool:
         """Whether a page that was received besides is of the unit that is held. Where it seems to be of another, its
         span is asked again, which finds out: the old unit is quarantined."""
         if not self._fetcher.units.is_other_unit(market, timeframe, page.table):
             return True
         times, before = times_of(page.table), self._fetcher.units.generation(market)
-        call = _Call(timeframe, priority, deadline=deadline, refresh=True)
+        call = _Call(timeframe, priority, refresh=True)
         self._fetch([(market, Span(int(times[0]), self._reader.closed_before(timeframe)))], call)
         return self._fetcher.units.generation(market) == before
 
@@ -166,7 +158,7 @@ class CandleRanges:
     def _newest_page(self, market: str, call: _Call) -> CandlePage:
         """A small request that says what time it is at the venue; a page, where that is wanted anyway."""
         ask = candles_ask(market, call.timeframe, None, PAGE if call.forming else 1)
-        page: CandlePage = self._request(ask, call.priority, call.deadline).value
+        page: CandlePage = self._request(ask, call.priority).value
         return page
 
     def _refreshed(self, answers: Sequence[CandleAnswer], call: _Call) -> list[CandleAnswer]:
@@ -251,7 +243,7 @@ class CandleRanges:
                 )
             with nullcontext() if call.watcher is None else call.watcher(lambda: _together(pendings)) as watch:
                 for pending in pendings:
-                    self._fetcher.wait(pending, None if watch is None else watch.update, deadline=call.deadline)
+                    self._fetcher.wait(pending, None if watch is None else watch.update, deadline=current_deadline())
         finally:
             for pending in pendings:
                 self._fetcher.release(pending)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backbone.clock import Deadline
+from backbone.clock import Deadline, within
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import (
     BackboneError,
@@ -236,7 +236,8 @@ def test_deadline_gives_up_what_has_not_come_and_keeps_what_comes_later(tmp_path
     span = Range(NOW - HOUR_US, MINUTE.floor(NOW), None)
     began = world.clock.mono_s
     deadline = Deadline(world.clock, 0.5)
-    (answer,) = world.ranges.collect([MARKET], MINUTE, span, Priority.NORMAL, deadline=deadline)
+    with within(deadline):
+        (answer,) = world.ranges.collect([MARKET], MINUTE, span, Priority.NORMAL)
     assert world.clock.mono_s - began <= 0.55
     assert answer.gaps
     assert "timeout of 0.5 s" in str(answer.causes[0])

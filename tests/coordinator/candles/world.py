@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from backbone.clock import Deadline, VenueClock
+from backbone.clock import VenueClock
 from backbone.coordinator.candles.fetcher import CandleFetcher
 from backbone.coordinator.candles.ranges import CandleRanges, Range
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader
@@ -175,7 +175,7 @@ class World:
         self.fetcher = CandleFetcher(desk, self.store, self.reader, self.estimate, self.clock, settings)
         self.ranges = CandleRanges(self.fetcher, self.estimate, self.request)
 
-    def request(self, ask: Ask, _: Priority, deadline: Deadline | None = None) -> Reply:
+    def request(self, ask: Ask, _: Priority) -> Reply:
         """One request past the queue."""
         self.direct_requests += 1
         outcome = self.venue.answer(ask)
