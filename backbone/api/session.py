@@ -219,11 +219,6 @@ class Session:
     def is_closed(self) -> bool:
         return self._owned.closed
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it did something, and is not closed."""
-        return self._owned.core is not None
-
     def frames(self, frames: str | None) -> str:
         """The frame type of an answer: the call's word, or the client's default."""
         if frames is None:

@@ -100,21 +100,11 @@ class MarketDataAdapter:
 
     def get_ticker_data(self, symbols: Symbols, use_cache: bool = True) -> Answer:
         """The venue's ticker rows of `symbols`."""
-
-        def ask(client: Backbone) -> tuple[Any, str]:
-            codes = _listed(client, symbols)
-            return _unwrapped(client.session.coordinator().realtime.ticker_rows(codes, Priority.HIGH).rows), "rest"
-
-        return self._answer(ask)
+        return self._answer(lambda client: _rows(client, symbols, client.session.coordinator().realtime.ticker_rows))
 
     def get_orderbook_data(self, symbols: Symbols, use_cache: bool = True) -> Answer:
         """The venue's order books of `symbols`."""
-
-        def ask(client: Backbone) -> tuple[Any, str]:
-            codes = _listed(client, symbols)
-            return _unwrapped(client.session.coordinator().realtime.book_rows(codes, Priority.HIGH).rows), "rest"
-
-        return self._answer(ask)
+        return self._answer(lambda client: _rows(client, symbols, client.session.coordinator().realtime.book_rows))
 
     def get_candle_data(
         self, symbols: Symbols, interval: str = "1m", count: int = _COUNT, use_cache: bool = True
@@ -174,14 +164,12 @@ class MarketDataAdapter:
         return answer
 
 
-def _listed(client: Backbone, symbols: Symbols) -> list[str]:
+def _rows(client: Backbone, symbols: Symbols, rows_of: Callable[[list[str], Priority], Any]) -> tuple[Any, str]:
+    """The venue's rows of `symbols`, a single one without its list, and where they are from."""
     codes = parse_markets(symbols, client.session.home)
     client.session.coordinator().markets.check_listed(codes, Priority.HIGH)
-    return codes
-
-
-def _unwrapped(rows: list[dict[str, Any]]) -> Any:
-    return rows[0] if len(rows) == 1 else rows
+    rows = rows_of(codes, Priority.HIGH).rows
+    return (rows[0] if len(rows) == 1 else rows), "rest"
 
 
 def _candle_rows(code: str, timeframe: Timeframe, table: Any) -> list[dict[str, Any]]:

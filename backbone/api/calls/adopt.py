@@ -266,7 +266,7 @@ def _columns(raw: pa.Table, name: str) -> dict[str, str]:
 
 
 def _numbers(column: pa.ChunkedArray, title: str, name: str) -> pa.Array:
-    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    values = column.combine_chunks()
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         values = pc.replace_substring(values, ",", "")  # thousands, as Excel writes them
     try:
@@ -282,10 +282,8 @@ def _numbers(column: pa.ChunkedArray, title: str, name: str) -> pa.Array:
 
 
 def _times(column: pa.ChunkedArray, title: str, tz: str, name: str) -> pa.Array:
-    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    stamp = CANDLE_SCHEMA.field("time").type
-    zone = "UTC" if title.strip().lower() == "candle_date_time_utc" else tz
-    zone = _KOREA if title.strip().lower() == "candle_date_time_kst" else zone
+    values, stamp = column.combine_chunks(), CANDLE_SCHEMA.field("time").type
+    zone = {"candle_date_time_utc": "UTC", "candle_date_time_kst": _KOREA}.get(title.strip().lower(), tz)
     if values.null_count:
         row = int(np.flatnonzero(pc.is_null(values).to_numpy(zero_copy_only=False))[0])
         raise InputError("source", name, f"a time in column {title!r} of every row; row {row + 1} has none")

@@ -17,7 +17,7 @@ import statistics
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "examine"]
 
-_OLDEST_PYTHON = (3, 11)
 _PACKAGES = (
     "numpy", "pandas", "polars", "pyarrow", "requests", "websocket-client", "joblib", "ratelimit", "msgspec",
     "filelock", "platformdirs", "tqdm", "tzdata",
@@ -68,10 +67,6 @@ class Check:
     def __str__(self) -> str:
         mark = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}[self.state]
         return f"{mark}  {self.name:<10}  {self.found}" + (f"\n       {'':<10}  → {self.advice}" if self.advice else "")
-
-    def facts(self) -> dict[str, str]:
-        """The line as plain data."""
-        return asdict(self)
 
 
 def examine(session: Session) -> Iterator[Check]:
@@ -115,11 +110,10 @@ def _private(text: str) -> str:
 
 
 def _python(_: Session) -> Iterator[Check]:
-    found = f"Python {platform.python_version()} on {platform.system()} {platform.release()} {platform.machine()}"
-    if sys.version_info < _OLDEST_PYTHON:
-        yield Check("python", "wrong", found, f"use Python {'.'.join(map(str, _OLDEST_PYTHON))} or newer")
-    else:
-        yield Check("python", "ok", found)
+    where = f"{platform.system()} {platform.release()} {platform.machine()}"
+    yield Check(
+        "python", "ok", f"Python {platform.python_version()} on {where}"
+    )  # an older one cannot import this package
 
 
 def _versions(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -282,10 +276,10 @@ def _proxy(session: Session) -> Iterator[Check]:
     named = proxies.get(parts.scheme) or proxies.get("all")
     if not named:
         yield Check("proxy", "ok", "none")
-    elif host in ("localhost", "::1") or host.startswith("127.") or urllib.request.proxy_bypass(host):
-        yield Check("proxy", "ok", f"{_place(named)}, not used for {host}")
     else:
-        yield Check("proxy", "ok", f"{_place(named)}, used for {host}")
+        is_local = host in ("localhost", "::1") or host.startswith("127.")
+        is_used = not is_local and not urllib.request.proxy_bypass(host)
+        yield Check("proxy", "ok", f"{_place(named)}, {'used' if is_used else 'not used'} for {host}")
 
 
 def _place(url: str) -> str:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -80,38 +80,29 @@ Shape = Callable[[str | None, Sequence[Held[Any]], str | None], Any]
 """Makes the frame of one kind of the rows given; the table's own, which knows its kinds and zone."""
 
 
-class LiveUpdate(Sequence[Record]):
+class LiveUpdate(tuple[Record, ...]):
     """The newest record of each market (and kind) that changed since the last update.
 
     ``missed`` counts the records that newer ones had replaced by then.
     """
 
-    def __init__(self, held: Sequence[Held[Any]], missed: int, shape: Shape) -> None:
-        self._shape = shape
-        self._held = tuple(held)
-        self.missed = missed
+    missed: int
+    _held: Sequence[Held[Any]]
+    _shape: Shape
+
+    def __new__(cls, held: Sequence[Held[Any]], missed: int, shape: Shape) -> LiveUpdate:
+        update = super().__new__(cls, (one.row for one in held))
+        update.missed, update._held, update._shape = missed, held, shape
+        return update
 
     @property
     def markets(self) -> list[str]:
         """The markets that changed, each once."""
-        return list(dict.fromkeys(held.row.market for held in self._held))
+        return list(dict.fromkeys(record.market for record in self))
 
     def frame(self, kind: str | None = None, *, frames: str | None = None) -> Any:
         """The changed rows as `LiveTable.frame` shows them."""
         return self._shape(kind, self._held, frames)
-
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [held.row for held in self._held[index]]
-        row: Record = self._held[index].row
-        return row
-
-    def __len__(self) -> int:
-        return len(self._held)
 
     def __repr__(self) -> str:
         return f"<LiveUpdate {len(self)} rows, {self.missed} missed>"

@@ -1,14 +1,16 @@
 """A client's metrics for Prometheus, served on loopback only.
 
-What is decided here: how the plain values of `Metrics.snapshot` are named and labelled on the wire. The
-snapshot is taken when somebody scrapes, never in between. One thread, ``backbone-metrics``, serves, from
-`serve_metrics` until `close`. Needs the extra ``backbone[metrics]``.
+What is decided here: how the plain values of `Metrics.snapshot` are named and labelled on the wire. The snapshot is
+taken when somebody scrapes, never in between. One thread, ``backbone-metrics``, serves, from `serve_metrics` until
+`close`. Needs the extra ``backbone[metrics]``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -62,10 +64,8 @@ def serve_metrics(port: int, snapshot: Callable[[], Mapping[str, Any]]) -> Metri
     Parameters
     ----------
     port : 0 picks a free one; see ``port`` of what is returned.
-    snapshot : asked on every scrape: ``counters`` and ``gauges`` (numbers by name) and ``times`` (records
-    with ``kind``,
-        ``group``, ``priority``, ``count``, ``mean_s``, ``p50_s``, ``p95_s``, ``p99_s``), each of them
-        optional.
+    snapshot : asked on every scrape; see `Metrics.snapshot`: ``counters`` (numbers by name) and ``times`` (records
+        with ``kind``, ``group``, ``priority``, ``count``, ``mean_s``, ``p50_s``, ``p95_s``, ``p99_s``).
 
     Returns
     -------
@@ -105,17 +105,13 @@ class _Collector:
     def collect(self) -> Iterable[Any]:
         from prometheus_client.core import GaugeMetricFamily
 
-        up = GaugeMetricFamily("backbone_up", "1 while the client answers.")
-        try:
+        snapshot: Mapping[str, Any] | None = None
+        with contextlib.suppress(ClosedError):
             snapshot = self._snapshot()
-        except ClosedError:
-            up.add_metric([], 0.0)
-            yield up
-            return
-        up.add_metric([], 1.0)
-        yield up
-        yield from _numbers(snapshot)
-        yield from _times(snapshot.get("times") or ())
+        yield GaugeMetricFamily("backbone_up", "1 while the client answers.", value=float(snapshot is not None))
+        if snapshot is not None:
+            yield from _counters(snapshot["counters"])
+            yield from _times(snapshot["times"])
 
 
 def _name(text: str) -> str:
@@ -123,66 +119,40 @@ def _name(text: str) -> str:
     return "backbone_" + re.sub(r"[^a-zA-Z0-9]+", "_", text).strip("_").lower()
 
 
-def _numbers(snapshot: Mapping[str, Any]) -> Iterable[Any]:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+def _counters(numbers: Mapping[str, int]) -> Iterable[Any]:
+    """The counters; two whose names become the same one would invalidate the scrape: they are added up."""
+    from prometheus_client.core import CounterMetricFamily
 
-    for name, value in _unique(snapshot.get("counters") or {}):
-        yield CounterMetricFamily(name, "Counted since the client was made.", value=value)
-    for name, value in _unique(snapshot.get("gauges") or {}):
-        yield GaugeMetricFamily(name, "At this moment.", value=value)
-
-
-def _unique(numbers: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
-    """Names as Prometheus takes them; two that come out alike would invalidate the whole scrape, so they are added
-    up."""
-    out: dict[str, float] = {}
-    for name, value in numbers.items():
-        number = float(value)
-        if math.isfinite(number):
-            key = _name(name).removesuffix("_total")
-            out[key] = out.get(key, 0.0) + number
-    return out.items()
-
-
-def _most_specific(records: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    """The records that are not totals of others: Prometheus adds up by itself, and twice would be wrong."""
-    known = {
-        (str(record["kind"]), str(record.get("group", "")), str(record.get("priority", ""))): record
-        for record in records
-    }
-    groups = {(kind, group) for kind, group, priority in known if priority}
-    priorities = {(kind, priority) for kind, group, priority in known if group}
-    kinds = {kind for kind, group, priority in known if group or priority}
-    for (kind, group, priority), record in known.items():
-        if group and priority:
-            yield record
-        elif group or priority:
-            if (kind, group) not in groups if group else (kind, priority) not in priorities:
-                yield record
-        elif kind not in kinds:
-            yield record
+    added: Counter[str] = Counter()
+    for name, number in numbers.items():
+        added[_name(name).removesuffix("_total")] += number
+    for name, number in added.items():
+        yield CounterMetricFamily(name, "Counted since the client was made.", value=number)
 
 
 def _times(records: Iterable[Mapping[str, Any]]) -> Iterable[Any]:
-    """One summary a kind, labelled by group and priority; quantiles go beside it, since a summary family
-    carries none."""
+    """One summary a kind, labelled by group and priority; quantiles go beside it, since a summary family carries none.
+
+    A record with one of the two is a total of others: Prometheus adds up by itself, and twice would be wrong.
+    """
     from prometheus_client.core import GaugeMetricFamily, SummaryMetricFamily
 
     labels = ["group", "priority"]
     sums: dict[str, Any] = {}
     quantiles: dict[str, Any] = {}
-    for record in _most_specific(records):
-        kind, name = str(record["kind"]), _name(f"{record['kind']}_seconds")
-        values = [str(record.get("group", "")), str(record.get("priority", ""))]
+    for record in records:
+        kind, name = record["kind"], _name(f"{record['kind']}_seconds")
+        values = [record["group"], record["priority"]]
+        if bool(record["group"]) != bool(record["priority"]):
+            continue
         if name not in sums:
             sums[name] = SummaryMetricFamily(name, f"How long requests {kind}.", labels=labels)
             text = f"How long requests {kind}: quantiles since the client was made."
             quantiles[name] = GaugeMetricFamily(f"{name}_quantile", text, labels=[*labels, "quantile"])
-        count = int(record["count"])
-        total = float(record.get("mean_s", 0.0)) * count if count else 0.0
-        sums[name].add_metric(values, count_value=count, sum_value=total)
+        count = record["count"]
+        sums[name].add_metric(values, count_value=count, sum_value=record["mean_s"] * count if count else 0.0)
         for quantile, key in _QUANTILES:
-            if math.isfinite(record.get(key, math.nan)):
+            if math.isfinite(record[key]):
                 quantiles[name].add_metric([*values, quantile], record[key])
     yield from sums.values()
     yield from quantiles.values()

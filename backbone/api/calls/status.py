@@ -10,6 +10,7 @@ import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pyarrow as pa
 
 from backbone.api import frames as shaping
@@ -22,13 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Health", "dashboard", "health", "memo_bytes", "metrics", "status", "status_facts"]
 
-_GROUPS = {
-    "market": "markets",
-    "candles": "candles",
-    "crix-trades": "trades",
-    "ticker": "tickers",
-    "orderbook": "books",
-}
+_GROUPS = ("market", "candles", "crix-trades", "ticker", "orderbook")
 _PRIORITIES = ("critical", "high", "normal", "low")
 _STORE_LOOK_S = 10.0  # the store's size is a walk over its files
 _SOCKET = ("state", "age_s", "tables", "markets", "received", "reconnects", "polls")
@@ -62,7 +57,6 @@ def status_facts(session: Session, counters: dict[str, int] | None = None) -> di
     now = core.scheduler.status()
     if counters is None:
         counters = core.metrics.snapshot()["counters"]
-    memory = core.store.memory_stats()
     return {
         "exchange": session.settings.exchange,
         "rest_url": session.settings.rest_url,
@@ -74,12 +68,7 @@ def status_facts(session: Session, counters: dict[str, int] | None = None) -> di
         "failures": now["failures"],
         "threads": now["threads"],
         "counters": counters,
-        "memory": {
-            "bytes": memory.bytes,
-            "limit_bytes": memory.limit_bytes,
-            "hits": memory.hits,
-            "misses": memory.misses,
-        },
+        "memory": msgspec.structs.asdict(core.store.memory_stats()),
         "pending_rows": core.store.pending_rows(),
         "jobs": [f"{', '.join(j.markets[:3])} {j.timeframe}: {j.progress.state}" for j in core.jobs.running()],
         "clock_offset_s": core.venue.offset_s(),
@@ -213,10 +202,7 @@ class _Panel:
 
 
 def _tiers(found: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """Decoded candle files in memory, and what is counted as ``cache.<tier>.hits`` and ``.misses``."""
-    tiers: dict[str, dict[str, int]] = {"candle files": found["memory"]}
-    for name, count in found["counters"].items():
-        head, _, outcome = name.rpartition(".")
-        if head.startswith("cache.") and outcome in ("hits", "misses"):
-            tiers.setdefault(head.removeprefix("cache."), {})[outcome] = count
-    return tiers
+    """Decoded candle files in memory, and the newest rows, once they were looked for."""
+    prefix = "cache.realtime."
+    newest = {name.removeprefix(prefix): n for name, n in found["counters"].items() if name.startswith(prefix)}
+    return {"candle files": found["memory"], **({"realtime": newest} if newest else {})}

@@ -37,24 +37,20 @@ _RECENT = 2000  # slots before the newest in which a hole is what a failed updat
 
 @dataclass(frozen=True)
 class _Series:
-    """One stored series, and the job that brings it up to date; ``known`` is how many revisions `asked` had before."""
+    """One stored series, and the job that brings it up to date.
+
+    ``asked`` is what its pages may show: they are full ones, and overlap what is held; ``known`` is how many revisions
+    there were of it before.
+    """
 
     market: str
     timeframe: Timeframe
     begin_us: int
     held: int  # candles from there on
     end_us: int
+    asked: Span
     known: int
     job: CandleJob
-
-    @property
-    def asked(self) -> Span:
-        return _asked(self.timeframe, self.begin_us)
-
-
-def _asked(timeframe: Timeframe, begin_us: int) -> Span:
-    """What pages from a time on may show: they are full ones, and overlap what is held."""
-    return Span(max(EVER.start, timeframe.next(begin_us, -PAGE)), EVER.end)
 
 
 class UpdateJob:
@@ -218,6 +214,7 @@ def _begin(session: Session, market: str, timeframe: Timeframe, priority: Priori
     holes = [hole for hole in recent - covered if hole.start > recent.spans[0].start]
     begin_us = min((hole.start for hole in holes), default=newest_us)
     held = core.store.read(market, timeframe, Span(begin_us, bounds.end)).table.num_rows
-    known = core.store.revisions(market, timeframe, _asked(timeframe, begin_us)).num_rows
+    asked = Span(max(EVER.start, timeframe.next(begin_us, -PAGE)), EVER.end)
+    known = core.store.revisions(market, timeframe, asked).num_rows
     job = core.jobs.start([market], timeframe, begin_us, None, priority)
-    return _Series(market, timeframe, begin_us, held, bounds.end, known, job)
+    return _Series(market, timeframe, begin_us, held, bounds.end, asked, known, job)

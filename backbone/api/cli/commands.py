@@ -117,7 +117,7 @@ def fetch(options: argparse.Namespace) -> int:
                 _print_as_it_arrives(client, options, what)
             else:
                 frame = _fetched(client, options, _one_or_many(options.markets))
-                _say_facts(frame, what)
+                say(_facts(frame, what))
                 if out is not None:
                     write_file(frame, out)
                 else:
@@ -195,10 +195,6 @@ def _interrupted(client: Any, options: argparse.Namespace) -> str:
     return f"{said}\nthe same command goes on from there"
 
 
-def _say_facts(frame: Any, what: str) -> None:
-    say(_facts(frame, what))
-
-
 def _facts(frame: Any, what: str) -> str:
     facts = frame.attrs["backbone"]
     sources = ", ".join(f"{number} from {name}" for name, number in facts["sources"].items()) or "none"
@@ -220,7 +216,7 @@ def backfill(options: argparse.Namespace) -> int:
         job = client.backfill(_codes(client, words), timeframe, options.start, options.end)
         job.wait(on_interrupt="cancel")
         frame = job.result()
-        _say_facts(frame, f"{' '.join(words)} {timeframe}")
+        say(_facts(frame, f"{' '.join(words)} {timeframe}"))
         say(f"kept in {client.data_dir}")
     return 0
 
@@ -335,7 +331,7 @@ def verify(options: argparse.Namespace) -> int:
     if not is_there and not len(found):
         there = f"it holds candles of {', '.join(others)}" if others else "it holds no candles of any exchange"
         say(f"nothing was verified: {place} holds no candles of this exchange; {there}")
-        return 1
+        return EXIT_PROBLEMS
     if len(found):
         say(f"{len(found)} problems; `backbone repair` repairs what can be repaired")
         return EXIT_PROBLEMS
@@ -479,18 +475,18 @@ def doctor(options: argparse.Namespace) -> int:
     """
     from backbone.api.calls.doctor import examine
 
-    form = "json" if options.json else options.format or "table"
+    is_table = not options.json and options.format in (None, "table")
     checks = []
     with _open(options) as client:
         for check in examine(client.session):
             checks.append(check)
-            if form == "table":
+            if is_table:
                 emit(str(check))
                 flush_output()
-    if form != "table":
+    if not is_table:
         import pandas as pd
 
-        print_frame(pd.DataFrame([check.facts() for check in checks]), form)
+        print_frame(pd.DataFrame(checks), "json" if options.json else options.format)
     return EXIT_PROBLEMS if any(check.state == "wrong" for check in checks) else 0
 
 

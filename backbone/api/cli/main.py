@@ -13,18 +13,16 @@ from typing import Any, Final
 
 import backbone
 from backbone.api.cli import commands
+from backbone.api.cli.commands import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_PROBLEMS
 from backbone.api.cli.output import FORMATS, OutputClosed, OutputError, console, drop_output, flush_output, say
 from backbone.errors import BackboneError, IncompleteError, InputError, StoreError
 
 __all__ = ["EXIT_CODES", "main"]
 
-EXIT_PROBLEMS: Final = 1
 EXIT_INPUT: Final = 2
-EXIT_INCOMPLETE: Final = 3
 EXIT_SOURCE: Final = 4
 EXIT_STORE: Final = 5
 EXIT_OUTPUT: Final = 6
-EXIT_INTERRUPTED: Final = 130
 
 EXIT_CODES: Final = {
     0: "done",

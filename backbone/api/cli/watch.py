@@ -59,10 +59,6 @@ class Screen:
         cleared = "".join("\x1b[2K\n" for _ in range(gone)) + (f"\x1b[{gone}A" if gone else "")
         return up + "".join(f"\x1b[2K{line}\n" for line in lines) + cleared
 
-    def leave(self) -> str:
-        """What to write at the end: the cursor is back, the last table stays."""
-        return _SHOW
-
     def _tinted(self, text: str, row: TableRow) -> str:
         if not self._coloured or not math.isfinite(row.change) or not row.change:
             return text
@@ -113,7 +109,7 @@ def watch(
     (``csv`` with a head, ``json``: an object a line), each change is a line.
     """
     in_place = out.isatty() and form not in ("csv", "json")
-    screen = Screen(size or _terminal_size, coloured=coloured)
+    screen = Screen(size or shutil.get_terminal_size, coloured=coloured)
     pause = threading.Condition()
     until = math.inf if seconds is None else clock.monotonic() + seconds
     try:
@@ -135,15 +131,10 @@ def watch(
                 _write(out, screen.draw(table.snapshot()))
     finally:
         if in_place:
-            _write(out, screen.leave())
+            _write(out, _SHOW)  # the cursor is back, the last table stays
 
 
 def _write(out: TextIO, text: str) -> None:
     with writing():
         out.write(text)
         out.flush()
-
-
-def _terminal_size() -> tuple[int, int]:
-    size = shutil.get_terminal_size()
-    return size.columns, size.lines

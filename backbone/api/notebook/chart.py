@@ -14,10 +14,12 @@ import bisect
 import datetime as dt
 import math
 import threading
-from array import array
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
 
 from backbone.api.arguments import in_zone
 from backbone.api.format import format_amount, format_price, price_digits, tick_size
@@ -99,7 +101,6 @@ class CandleChart(View):
         self._max_rows = max_rows
         self._rows_lock = threading.Lock()
         self._rows: list[CandleRow] = []
-        self._times: list[int] = []
         self._changed: dict[int, CandleRow] = {}
         self._needs_whole = True
         self._is_stale_data = False  # whether updates went out since the synced data was set
@@ -123,7 +124,6 @@ class CandleChart(View):
         with self._rows_lock:
             self._zone = zone
             self._rows = rows[-self._max_rows :]
-            self._times = [row.time_us for row in self._rows]
             self._changed.clear()
             self._needs_whole = True
         self._refresh_at_home()
@@ -168,12 +168,10 @@ class CandleChart(View):
     def _merge_locked(self, candles: Iterable[Candle]) -> None:
         for candle in candles:
             row = CandleRow(candle.time_us, candle.open, candle.high, candle.low, candle.close, candle.volume)
-            at = bisect.bisect_left(self._times, row.time_us)
-            if at == len(self._times):
-                self._times.append(row.time_us)
+            at = bisect.bisect_left(self._rows, row.time_us, key=attrgetter("time_us"))
+            if at == len(self._rows):
                 self._rows.append(row)
-            elif self._times[at] != row.time_us:
-                self._times.insert(at, row.time_us)
+            elif self._rows[at].time_us != row.time_us:
                 self._rows.insert(at, row)
                 self._needs_whole = True
             elif self._rows[at] == row:
@@ -182,7 +180,7 @@ class CandleChart(View):
                 self._rows[at] = row
             self._changed[row.time_us] = row
         if len(self._rows) > self._max_rows * 5 // 4:
-            del self._rows[: -self._max_rows], self._times[: -self._max_rows]
+            del self._rows[: -self._max_rows]
             self._needs_whole = True
 
     def _pull(self) -> None:
@@ -227,7 +225,9 @@ class CandleChart(View):
         }
 
     def _shift_us(self) -> int:
-        return _offset_us(self._times[-1] if self._times else 0, self._zone)
+        """The zone's offset at the newest candle."""
+        offset = in_zone(self._rows[-1].time_us if self._rows else 0, self._zone).utcoffset()
+        return (offset or dt.timedelta(0)) // dt.timedelta(microseconds=1)
 
     def _build(self) -> Any:
         self._home = threading.get_ident()
@@ -255,11 +255,6 @@ def rows_of(frame: pd.DataFrame) -> tuple[list[CandleRow], dt.tzinfo]:
     return [CandleRow(*values) for values in zip(times, *lists, strict=True)], frame.index.tz
 
 
-def _offset_us(time_us: int, zone: dt.tzinfo) -> int:
-    offset = in_zone(time_us, zone).utcoffset() or dt.timedelta(0)
-    return offset // dt.timedelta(microseconds=1)
-
-
 def _zone_name(zone: dt.tzinfo) -> str:
     name = str(zone)
     return "KST" if name == "Asia/Seoul" else name
@@ -270,14 +265,7 @@ def _sent(row: CandleRow, shift_us: int) -> list[float]:
 
 
 def _packed(rows: Sequence[CandleRow], shift_us: int) -> bytes:
-    import sys
-
-    flat = array("d")
-    for row in rows:
-        flat.extend(_sent(row, shift_us))
-    if sys.byteorder == "big":
-        flat.byteswap()
-    return flat.tobytes()
+    return np.array([_sent(row, shift_us) for row in rows], "<f8").tobytes()
 
 
 # the static faces

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from backbone.api.notebook.progress import duration_text
 from backbone.api.notebook.table import age_text
-from backbone.api.notebook.view import PERIOD_S, View, make_widget
+from backbone.api.notebook.view import PERIOD_S, View, aligned, make_widget
 from backbone.clock import Clock
 from backbone.model import Priority
 
@@ -251,10 +251,10 @@ def dashboard_html(snapshot: Mapping[str, Any], problem: str = "") -> str:
         for i, row in enumerate(rows):
             tag = "td" if i else "th"
             cells = []
-            for text, kind in row:
-                side = "right" if kind in ("n", "bad") else "left"
-                said = f"{float(kind[4:]):.0%}" if kind.startswith("bar:") else text
-                cells.append(f'<{tag} align="{side}" style="padding:2px 8px;text-align:{side}">{escape(said)}</{tag}>')
+            for cell in row:
+                side = "right" if cell[1] in ("n", "bad") else "left"
+                text = escape(_said(cell))
+                cells.append(f'<{tag} align="{side}" style="padding:2px 8px;text-align:{side}">{text}</{tag}>')
             lines.append(f"<tr>{''.join(cells)}</tr>" if cells else "")
         table = f'<table style="border-collapse:collapse;margin:0">{"".join(lines)}</table>'
         cards.append(f'<div style="{_FACE}"><b>{escape(title)}</b>{table}</div>')
@@ -264,15 +264,15 @@ def dashboard_html(snapshot: Mapping[str, Any], problem: str = "") -> str:
 def dashboard_text(snapshot: Mapping[str, Any], problem: str = "") -> str:
     """The dashboard as aligned text."""
     _, says, note = _line(snapshot, problem)
-    lines = [" · ".join(filter(None, (says, note)))]
+    lines = aligned([[" · ".join(filter(None, (says, note)))]], [False])
     for title, rows in dashboard_cards(snapshot):
-        lines += ["", title]
-        width = max(len(row) for row in rows)
-        said = [[f"{float(k[4:]):.0%}" if k.startswith("bar:") else text for text, k in row] for row in rows if row]
-        widths = [max((len(row[j]) for row in said if j < len(row)), default=0) for j in range(width)]
-        for row in said:
-            cells = [
-                cell.ljust(w) if j == 0 else cell.rjust(w) for j, (cell, w) in enumerate(zip(row, widths, strict=False))
-            ]
-            lines.append("  " + "  ".join(cells).rstrip())
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in "\n".join(lines))
+        cells = [[_said(cell) for cell in row] for row in rows if row]
+        table = aligned(cells, [False, *[True] * (len(cells[0]) - 1)])
+        lines += ["", title, *(f"  {line}" for line in table)]
+    return "\n".join(lines)
+
+
+def _said(cell: Cell) -> str:
+    """A cell without its setting: of a bar, its share."""
+    text, kind = cell
+    return f"{float(kind[4:]):.0%}" if kind.startswith("bar:") else text

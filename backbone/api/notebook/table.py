@@ -13,7 +13,7 @@ from html import escape
 from typing import Any, Final, NamedTuple
 
 from backbone.api.format import format_amount, format_price
-from backbone.api.notebook.view import PERIOD_S, View, check_colours, make_widget, stream_level
+from backbone.api.notebook.view import PERIOD_S, View, aligned, check_colours, make_widget, stream_level
 from backbone.clock import Clock
 
 __all__ = [
@@ -54,16 +54,6 @@ class TableView(NamedTuple):
     note: str = ""
 
 
-_COLUMNS: Final = (
-    ("market", "Market", "text"),
-    ("price", "Price", "number"),
-    ("change", "Change", "number"),
-    ("change_rate", "Change %", "number"),
-    ("volume_24h", "Volume 24h", "number"),
-    ("value_24h", "Value 24h", "number"),
-    ("source", "Source", "text"),
-    ("age", "Age", "number"),
-)
 _AGE_FIELD = TableRow._fields.index("age_s")
 _AGE_JUMP_S = 0.5  # smaller steps than this do not show
 
@@ -102,19 +92,18 @@ def _as_is(text: Any, _: float) -> str:
     return str(text)
 
 
-# Of each column but the age: the field it shows, and how (given the field and the tick).
-_SHOWN: Final[tuple[tuple[int, Callable[[Any, float], str]], ...]] = tuple(
-    (TableRow._fields.index(key), show)
-    for key, show in (
-        ("market", _as_is),
-        ("price", format_price),
-        ("change", _signed),
-        ("change_rate", _rate),
-        ("volume_24h", _amount),
-        ("value_24h", _amount),
-        ("source", _as_is),
-    )
+_DATA: Final[tuple[tuple[str, str, str, Callable[[Any, float], str]], ...]] = (
+    ("market", "Market", "text", _as_is),
+    ("price", "Price", "number", format_price),
+    ("change", "Change", "number", _signed),
+    ("change_rate", "Change %", "number", _rate),
+    ("volume_24h", "Volume 24h", "number", _amount),
+    ("value_24h", "Value 24h", "number", _amount),
+    ("source", "Source", "text", _as_is),
 )
+"""The columns but for the age: field, title, kind, and how it reads (given the field and the tick)."""
+_COLUMNS: Final = (*(column[:3] for column in _DATA), ("age", "Age", "number"))
+_SHOWN: Final = tuple((TableRow._fields.index(key), show) for key, *_, show in _DATA)
 
 
 def _texts(row: TableRow) -> list[str]:
@@ -284,23 +273,9 @@ def table_text(view: TableView, problem: str = "") -> str:
     KRW-BTC  91,234,000  -66,000    -0.07%       1,234     110.0B  stream  now
     streaming · 1 market
     """
-    lines = [[label for _, label, _ in _COLUMNS]]
-    lines += [[*_texts(row), age_text(row.age_s)] for row in view.rows]
-    widths = [max(len(line[j]) for line in lines) for j in range(len(_COLUMNS))]
-    is_number = [kind == "number" for *_, kind in _COLUMNS]
-    out = [
-        "  ".join(
-            _plain(cell).rjust(width) if right else _plain(cell).ljust(width)
-            for cell, width, right in zip(line, widths, is_number, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([*out, _plain(_small_print(view, problem))])
-
-
-def _plain(text: str) -> str:
-    """`text` without control characters: a terminal obeys those."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+    cells = [[label for _, label, _ in _COLUMNS], *([*_texts(row), age_text(row.age_s)] for row in view.rows)]
+    lines = aligned(cells, [kind == "number" for *_, kind in _COLUMNS])
+    return "\n".join([*lines, *aligned([[_small_print(view, problem)]], [False])])
 
 
 def _small_print(view: TableView, problem: str) -> str:

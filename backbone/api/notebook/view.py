@@ -19,7 +19,7 @@ import logging
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +27,7 @@ from typing import Any, Final
 from backbone.clock import Clock, SystemClock
 from backbone.errors import ClosedError, InputError, StreamClosedError
 
-__all__ = ["PERIOD_S", "Refresher", "View", "check_colours", "in_kernel", "make_widget", "stream_level"]
+__all__ = ["PERIOD_S", "Refresher", "View", "aligned", "check_colours", "in_kernel", "make_widget", "stream_level"]
 
 PERIOD_S: Final = 0.1
 """Seconds between two refreshes, at least."""
@@ -290,6 +290,20 @@ def _widget_class(name: str, scripts: tuple[str, ...], styles: tuple[str, ...]) 
 def make_widget(name: str, scripts: tuple[str, ...], styles: tuple[str, ...], **traits: Any) -> Any:
     """An anywidget of the given static files, with two synced traits: ``state`` (a dict) and ``data`` (bytes)."""
     return _widget_class(name, scripts, styles)(**traits)
+
+
+def aligned(lines: Sequence[Sequence[str]], is_right: Sequence[bool]) -> list[str]:
+    """Rows of cells as lines of text whose columns stand below each other; without control characters, which a terminal
+    would obey."""
+    rows = [["".join(c if c.isprintable() else "?" for c in cell) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, is_right, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def stream_level(state: str) -> str:
