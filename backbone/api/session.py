@@ -291,14 +291,10 @@ class Session:
         if start_us is None and number is None:
             number = DEFAULT_COUNT
         if start_us is not None:
-            last = self.likely_now_us() if end_us is None else end_us
-            if end_us is None and start_us > last and may_ask:
-                last = self.now_us()  # this machine's clock may be behind
-            if start_us > last:
-                what = "now" if end_us is None else str(end)
-                raise InputError("start", start, f"a time before the end ({what})")
-            now = self.now_us if may_ask else self.likely_now_us  # this machine's clock may be behind
-            if end_us is not None and start_us > self.likely_now_us() and start_us > now():
+            if end_us is not None and start_us > end_us:
+                raise InputError("start", start, f"a time before the end ({end})")
+            is_over = start_us <= self.likely_now_us() or (may_ask and start_us <= self.now_us())
+            if not is_over:  # on this machine's clock, which may be behind, and on the venue's
                 raise InputError("start", start, "a time before now: nothing has happened there yet")
             if start_us < 0:
                 raise InputError("start", start, "a time after 1970-01-01")

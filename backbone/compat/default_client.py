@@ -23,42 +23,17 @@ class DifferenceWarning(UserWarning):
 
 
 class _Default:
+    """The client, whether it was made here, and the differences that were warned about."""
+
     def __init__(self) -> None:
-        self._client: Backbone | None = None
-        self._is_own = False
-        self._is_watching_exit = False
-        self._warned: set[str] = set()
-        self._begin()
-        renew_after_fork(self, _Default._begin)
+        self.client: Backbone | None = None
+        self.is_own = False
+        self.warned: set[str] = set()
+        self.begin()
+        renew_after_fork(self, _Default.begin)
 
-    def _begin(self) -> None:
-        self._lock = threading.Lock()
-
-    def client(self) -> Backbone:
-        with self._lock:
-            if self._client is None:
-                self._keep_locked(Backbone(), is_own=True)
-            assert self._client is not None
-            return self._client
-
-    def replace(self, client: Backbone | None, *, is_own: bool) -> None:
-        with self._lock:
-            before = self._client if self._is_own else None
-            self._keep_locked(client, is_own=is_own)
-        if before is not None and before is not client:
-            before.close()
-
-    def _keep_locked(self, client: Backbone | None, *, is_own: bool) -> None:
-        self._client, self._is_own = client, is_own
-        if is_own and not self._is_watching_exit:
-            self._is_watching_exit = True
-            atexit.register(cleanup)
-
-    def is_new(self, subject: str) -> bool:
-        with self._lock:
-            is_new = subject not in self._warned
-            self._warned.add(subject)
-        return is_new
+    def begin(self) -> None:
+        self.lock = threading.Lock()
 
 
 _default = _Default()
@@ -66,7 +41,10 @@ _default = _Default()
 
 def get_client() -> Backbone:
     """The client behind these modules; made from the environment on first use."""
-    return _default.client()
+    with _default.lock:
+        if _default.client is None:
+            _default.client, _default.is_own = Backbone(), True
+        return _default.client
 
 
 def initialize(client: Backbone | None = None, **settings: Any) -> Backbone:
@@ -78,16 +56,29 @@ def initialize(client: Backbone | None = None, **settings: Any) -> Backbone:
         raise InputError("settings", sorted(settings), "nothing besides a client")
     if client is not None and not isinstance(client, Backbone):
         raise InputError("client", client, "a Backbone")
-    _default.replace(Backbone(**settings) if client is None else client, is_own=client is None)
-    return _default.client()
+    chosen = Backbone(**settings) if client is None else client
+    _replace(chosen, is_own=client is None)
+    return chosen
 
 
+@atexit.register
 def cleanup() -> None:
     """End the client behind these modules; the next call makes a new one. May be called twice."""
-    _default.replace(None, is_own=False)
+    _replace(None, is_own=False)
+
+
+def _replace(client: Backbone | None, *, is_own: bool) -> None:
+    with _default.lock:
+        before = _default.client if _default.is_own else None
+        _default.client, _default.is_own = client, is_own
+    if before is not None and before is not client:
+        before.close()
 
 
 def say_once(subject: str, message: str) -> None:
     """Warn the caller of the calling function, once a process for each `subject`."""
-    if _default.is_new(subject):
+    with _default.lock:
+        is_new = subject not in _default.warned
+        _default.warned.add(subject)
+    if is_new:
         warnings.warn(message, DifferenceWarning, stacklevel=3)

@@ -194,26 +194,8 @@ def initialize(client: Backbone | None = None, **settings: Any) -> Answer:
     return Answer(success=True)
 
 
-def cleanup() -> Answer:
-    """End the client behind this module."""
-    return _adapter.cleanup()
-
-
-def get_ticker(symbols: Symbols) -> Answer:
-    """See `MarketDataAdapter.get_ticker_data`."""
-    return _adapter.get_ticker_data(symbols)
-
-
-def get_candles(symbols: Symbols, interval: str = "1m", count: int = _COUNT) -> Answer:
-    """See `MarketDataAdapter.get_candle_data`."""
-    return _adapter.get_candle_data(symbols, interval, count)
-
-
-def get_orderbook(symbols: Symbols) -> Answer:
-    """See `MarketDataAdapter.get_orderbook_data`."""
-    return _adapter.get_orderbook_data(symbols)
-
-
-def get_performance_summary() -> Answer:
-    """See `MarketDataAdapter.get_performance_summary`."""
-    return _adapter.get_performance_summary()
+cleanup = _adapter.cleanup
+get_ticker = _adapter.get_ticker_data
+get_candles = _adapter.get_candle_data
+get_orderbook = _adapter.get_orderbook_data
+get_performance_summary = _adapter.get_performance_summary

@@ -20,15 +20,11 @@ _STAMP = "%Y-%m-%dT%H:%M:%S"
 _STREAMED = {"1h": "60m", "4h": "240m"}
 _NOTHING = (0.0, 0.0)
 _SIDES = {"buy": "BID", "sell": "ASK", None: None}
-_REALTIME = {"stream_type": "REALTIME"}
 
 
 def frame_of(record: Ticker | Trade | OrderBook | LiveCandle, is_snapshot: bool = False) -> dict[str, Any]:
     """A record as the socket's DEFAULT format has it; a snapshot is how a market stood when it was subscribed to."""
-    frame = _frame(record)
-    if is_snapshot:
-        frame["stream_type"] = "SNAPSHOT"
-    return frame
+    return {**_frame(record), "stream_type": "SNAPSHOT" if is_snapshot else "REALTIME"}
 
 
 def _frame(record: Ticker | Trade | OrderBook | LiveCandle) -> dict[str, Any]:
@@ -45,7 +41,6 @@ def _frame(record: Ticker | Trade | OrderBook | LiveCandle) -> dict[str, Any]:
         "code": record.market,
         **_candle(record.time_us, values),
         "timestamp": record.stamp_us // 1000,
-        **_REALTIME,
     }
 
 
@@ -103,7 +98,6 @@ def _ticker(row: Ticker) -> dict[str, Any]:
         "timestamp": row.stamp_us // 1000,
         "acc_trade_price_24h": row.value_24h,
         "acc_trade_volume_24h": row.volume_24h,
-        **_REALTIME,
     }
 
 
@@ -128,7 +122,6 @@ def _trade(row: Trade) -> dict[str, Any]:
         "best_ask_size": row.best_ask_size,
         "best_bid_price": row.best_bid_price,
         "best_bid_size": row.best_bid_size,
-        **_REALTIME,
     }
 
 
@@ -152,6 +145,6 @@ def _book(row: OrderBook) -> dict[str, Any]:
             {"ask_price": ask[0], "bid_price": bid[0], "ask_size": ask[1], "bid_size": bid[1]}
             for ask, bid in zip_longest(row.asks, row.bids, fillvalue=_NOTHING)
         ],
-        **_REALTIME,
+        "stream_type": "REALTIME",  # here the venue has it
         "level": row.level,
     }

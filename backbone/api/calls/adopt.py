@@ -390,18 +390,13 @@ def _compare(session: Session, market: str, timeframe: Timeframe, table: pa.Tabl
     for span in _sample(times, timeframe):
         mine = rows_inside(table, SpanSet([span]))
         theirs = _venue_rows(session, market, timeframe, span)
-        both, left, right = np.intersect1d(times_of(mine), times_of(theirs), return_indices=True)
-        same = _equal(mine, left, theirs, right)
-        missing = mine.num_rows - len(both)
-        wrong = missing + int((~same).sum())
-        compared, differing = compared + mine.num_rows, differing + wrong
-        if wrong <= max(1, _MOST_DIFFERING * mine.num_rows):
-            is_last = span.end > times[-1]
-            if is_last and len(both) and both[-1] == times[-1] and not same[-1] and wrong == 1:
-                why = f"closed candles only: its last row, {_shown(times[-1])}, was forming when it was saved"
-                raise InputError("source", name, why)
-            continue
-        raise InputError("source", name, _diagnosis(session, market, timeframe, mine, theirs, span))
+        wrong = _differing(mine, theirs)
+        compared, differing = compared + mine.num_rows, differing + len(wrong)
+        if len(wrong) > max(1, _MOST_DIFFERING * mine.num_rows):
+            raise InputError("source", name, _diagnosis(session, market, timeframe, mine, theirs, span))
+        if wrong.tolist() == [times[-1]] and times[-1] in times_of(theirs):
+            why = f"closed candles only: its last row, {_shown(times[-1])}, was forming when it was saved"
+            raise InputError("source", name, why)
     return compared, differing
 
 
@@ -426,15 +421,14 @@ def _venue_rows(session: Session, market: str, timeframe: Timeframe, span: Span)
     return core.direct.unstored(market, timeframe, span, Priority.NORMAL)
 
 
-def _equal(mine: pa.Table, left: Any, theirs: pa.Table, right: Any) -> Any:
-    same = np.ones(len(left), bool)
-    for column in ("high", "low", "close"):
-        same &= mine.column(column).to_numpy()[left] == theirs.column(column).to_numpy()[right]
-    volumes, values = (
-        (mine.column(name).to_numpy()[left], theirs.column(name).to_numpy()[right]) for name in ("volume", "value")
-    )
-    same &= np.isclose(*volumes, rtol=1e-6, atol=1e-12)
-    return same & (np.isclose(*values, rtol=1e-6, atol=1e-12) | np.isnan(values[0]))
+def _differing(mine: pa.Table, theirs: pa.Table) -> Any:
+    """The opens of the rows that the venue lacks, or has with another high, low, close, volume or turnover.
+
+    Openings do not count, since the venue restated them, and neither do turnovers that the source does not have.
+    """
+    found = compare(mine, theirs, relative=1e-6)
+    changed = [opens[~np.isnan(values)] for name, (opens, values, _) in found.changed.items() if name != "open"]
+    return np.unique(np.concatenate([found.only_first, *changed]))
 
 
 def _diagnosis(
@@ -528,7 +522,7 @@ def promote(core: Coordinator, market: str, timeframe: Timeframe, span: Span, th
     adopted = core.store.from_source(market, timeframe, span, ADOPTED)
     mine = rows_inside(core.store.read(market, timeframe, span).table, adopted)
     proven = rows_inside(theirs, adopted)
-    if not mine.num_rows or len(compare(mine, proven).times) > max(1, _MOST_DIFFERING * mine.num_rows):
+    if not mine.num_rows or len(_differing(mine, proven)) > max(1, _MOST_DIFFERING * mine.num_rows):
         return
     core.store.put(market, timeframe, proven, adopted, now_us=core.venue.now_us())
     core.store.flush(market, timeframe)

@@ -183,8 +183,6 @@ def _stop_with(follower: _Follower, table: LiveTable) -> None:
 
 
 def _let_go(loop: asyncio.AbstractEventLoop, table: LiveTable) -> None:
-    """Stop a table whose chart was collected; on the loop, since a collection may happen in any thread, under any
-    lock.
-    """
+    """Stop a table whose chart was collected; on the loop, since a collection may happen in any thread, at any lock."""
     with contextlib.suppress(RuntimeError):  # the loop was closed: its process is ending
         loop.call_soon_threadsafe(table.stop)

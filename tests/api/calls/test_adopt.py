@@ -309,6 +309,15 @@ def test_adopted_rows_that_differ_are_told_and_become_revisions(client: Backbone
     pd.testing.assert_frame_equal(held, mine, check_flags=False, check_exact=True)
 
 
+def test_adopted_rows_without_turnovers_are_confirmed_with_the_venue_s(client: Backbone, mine: pd.DataFrame) -> None:
+    """A turnover that the source did not have is no difference: the row is proven, with the venue's own."""
+    client.store.adopt(mine.drop(columns="value"), "KRW-BTC", "1h")
+    client.store.verify("KRW-BTC", "1h", against="venue", start=START, end=END)
+    assert adopted_spans(client) == 0
+    held = client.candles("KRW-BTC", "1h", START, END, offline=True)
+    pd.testing.assert_frame_equal(held, mine, check_flags=False, check_exact=True)
+
+
 def test_adopt_is_an_event(client: Backbone, mine: pd.DataFrame) -> None:
     """Where rows came from can be read later; an adoption that keeps nothing is none."""
     client.store.adopt(mine, "KRW-BTC", "1h")
