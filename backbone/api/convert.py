@@ -17,7 +17,7 @@ from backbone.errors import InputError, StoreError
 from backbone.model import CANDLE_COLUMNS
 from backbone.storage.files import rename_over
 from backbone.storage.fold import decimal_sums
-from backbone.timeframe import TIMEFRAMES
+from backbone.timeframe import DAY_US, HOUR_US, TIMEFRAMES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,6 @@ __all__ = ["OHLC_STYLES", "export", "naive", "resample_trading_day", "to_ohlc"]
 OHLC_STYLES: Final = ("vectorbt", "backtesting", "mplfinance", "freqtrade", "ccxt")
 EXPORT_STYLES: Final = ("freqtrade",)
 
-_DAY_US: Final = 86_400_000_000
 _ROWS_FOR_A_GUESS: Final = 4  # fewer candles of a quiet market may lie on a coarse grid by chance
 _TITLES: Final = {"open": "Open", "high": "High", "low": "Low", "close": "Close", "volume": "Volume"}
 _FLAGS: Final = ("forming", "synthetic")
@@ -230,7 +229,7 @@ def resample_trading_day(
         return _with_attrs(pd.concat(parts), df)
 
     step = _step(df, index)
-    if step > pd.Timedelta(_DAY_US, "us"):
+    if step > pd.Timedelta(DAY_US, "us"):
         raise InputError("df", f"candles of {step}", "candles no longer than a day")
     bounds = _day_opens(index, rule, open_hour, tz)
     at = bounds.searchsorted(index, side="right") - 1
@@ -318,10 +317,10 @@ def _with_freq(index: pd.DatetimeIndex) -> pd.DatetimeIndex:
     step, wall = _even_step(index), _even_step(index.tz_localize(None))
     if step is None:
         return index
-    if step % _DAY_US == 0 and wall == step:
-        return pd.DatetimeIndex(index, freq=pd.offsets.Day(step // _DAY_US))
-    if step % _DAY_US == 0:  # days of one length whose clocks were set: no calendar's days
-        return pd.DatetimeIndex(index, freq=pd.offsets.Hour(step // 3_600_000_000))
+    if step % DAY_US == 0 and wall == step:
+        return pd.DatetimeIndex(index, freq=pd.offsets.Day(step // DAY_US))
+    if step % DAY_US == 0:  # days of one length whose clocks were set: no calendar's days
+        return pd.DatetimeIndex(index, freq=pd.offsets.Hour(step // HOUR_US))
     return pd.DatetimeIndex(index, freq=pd.tseries.frequencies.to_offset(pd.Timedelta(step, "us")))
 
 
@@ -347,9 +346,9 @@ def _step(df: pd.DataFrame, index: pd.DatetimeIndex) -> pd.Timedelta:
         return pd.Timedelta(0)
     opens = index.tz_convert("UTC").as_unit("us").asi8
     between = int(np.gcd.reduce(np.diff(opens)))
-    if len(index) >= _ROWS_FOR_A_GUESS and between > _DAY_US:
+    if len(index) >= _ROWS_FOR_A_GUESS and between > DAY_US:
         return pd.Timedelta(between, "us")
-    return pd.Timedelta(int(np.gcd(np.gcd.reduce(opens), _DAY_US)), "us")
+    return pd.Timedelta(int(np.gcd(np.gcd.reduce(opens), DAY_US)), "us")
 
 
 def _instant(value: Any, tz: Any) -> pd.Timestamp:

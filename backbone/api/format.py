@@ -1,20 +1,21 @@
-"""Numbers for eyes: prices with their market's digits, amounts, and whole frames as texts.
+"""Numbers for eyes: prices with their market's digits, amounts, and whole frames as texts; values as JSON has them.
 
 Pure functions: nothing here reads a store, a clock or the network. The digits of a price are decided here.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["format_amount", "format_price", "price_digits", "tick_size", "to_display"]
+__all__ = ["format_amount", "format_price", "plain", "price_digits", "tick_size", "to_display"]
 
 _MOST_DIGITS: Final = 8  # the venue quotes no price finer than 1e-8
 
@@ -22,8 +23,8 @@ _MOST_DIGITS: Final = 8  # the venue quotes no price finer than 1e-8
 def tick_size(market: str, price: float) -> float:
     """The price step of a market at a price, from the venue's published tables; 1e-8 where they say nothing.
 
-    The venue's own answer (`tick_size` of ``orderbook/instruments``) beats this one wherever it is at hand:
-    use this for display only, and never to reject a price, since older prices lie on older tables.
+    The venue's own answer (`tick_size` of ``orderbook/instruments``) goes before this one wherever it is at hand. Use
+    this one for display only, and never to reject a price: older prices have the steps of older tables.
 
     >>> tick_size("KRW-BTC", 91_234_000), tick_size("KRW-XRP", 812.0), tick_size("USDT-BTC", 65_000.0)
     (1000.0, 1.0, 0.01)
@@ -73,8 +74,7 @@ def price_digits(tick: float) -> int:
 def format_price(price: float, tick: float) -> str:
     """A price with its market's digits and thousands separators; ``–`` where there is none.
 
-    A price off the tick grid (older ones are) is shown with the digits it has: nothing the venue said is
-    hidden.
+    A price off the tick grid (older ones are) is shown with the digits it has: nothing the venue reported is hidden.
 
     >>> format_price(91234000.0, 1000.0), format_price(0.5, 0.01), format_price(812.5, 1.0)
     ('91,234,000', '0.50', '812.5')
@@ -113,10 +113,9 @@ _UNITS: Final = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
 def to_display(df: pd.DataFrame, tick: float | None = None) -> pd.DataFrame:
     """A frame of texts to look at: prices with the market's digits, amounts with thousands separators.
 
-    For candle, ticker, order book and trade frames alike; not for computing with. `tick` is one price step
-    for all rows; without it each price's own band of `tick_size` is used, for the market in the ``market``
-    column, in an index of that name, or in ``attrs``; KRW bands are assumed where none is named. Times, flags
-    and texts pass through.
+    For candle, ticker, order book and trade frames alike; not for computing with. `tick` is one price step for all
+    rows; without it each price's own band of `tick_size` is used, for the market in the ``market`` column, in an index
+    of that name, or in ``attrs``; KRW bands are assumed where none is named. Times, flags and texts pass through.
 
     Examples
     --------
@@ -198,3 +197,22 @@ def _markets_of(df: pd.DataFrame) -> Sequence[str]:
         return [str(market) for market in df.index]
     known = df.attrs.get("backbone", {})
     return [str(known.get("market") or "KRW-")] * len(df)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: times as ISO text with their offset, what is not there as null."""
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if value is None or value != value:  # NaN and NaT differ from themselves
+        return None
+    if hasattr(value, "item") and not isinstance(value, str):
+        value = value.item()
+    if isinstance(value, dt.date | dt.datetime):
+        return value.isoformat()
+    if isinstance(value, dt.timedelta):
+        return value.total_seconds()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, bool | int | float | str) else str(value)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from backbone.api.format import plain
 from backbone.candle_table import times_of
 from backbone.imports import undisturbed
 from backbone.model import CANDLE_SCHEMA, Level, MarketInfo, OrderBook, Priority, Ticker, Trade
@@ -376,14 +377,4 @@ def markets_table(rows: Sequence[MarketInfo]) -> pa.Table:
 def records(table: pa.Table, zone: str) -> list[dict[str, Any]]:
     """Plain JSON-safe records: times as ISO text in `zone`, NaN as None."""
     rows: list[dict[str, Any]] = _in_zone(table, zone).to_pylist()
-    return [{key: _plain(value) for key, value in row.items()} for row in rows]
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    if isinstance(value, float) and value != value:
-        return None
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return value
+    return [{key: plain(value) for key, value in row.items()} for row in rows]

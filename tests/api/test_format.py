@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbone.api.format import format_amount, format_price, price_digits, tick_size, to_display
+from backbone.api.format import format_amount, format_price, plain, price_digits, tick_size, to_display
 from tests.api.test_convert import candles
 
 
@@ -91,3 +96,24 @@ def test_to_display_uses_each_market_s_own_digits() -> None:
 def test_to_display_turnover_has_the_digits_of_its_quote_currency(market: str, value: float, text: str) -> None:
     """A turnover of a fifth of a bitcoin is not shown as nothing."""
     assert to_display(pd.DataFrame({"market": [market], "value": [value]}))["value"][0] == text
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.float64(1.5), 1.5),
+        (np.int64(3), 3),
+        (pd.NaT, None),
+        (float("inf"), None),
+        (pd.Timedelta("90s"), 90.0),
+        (dt.date(2025, 1, 2), "2025-01-02"),
+        (Path("a"), "a"),
+        ({"a": (1, None, pd.Timestamp("2025-01-01", tz="UTC"))}, {"a": [1, None, "2025-01-01T00:00:00+00:00"]}),
+        (True, True),
+        (np.bool_(True), True),
+    ],
+)
+def test_value_is_plain(value: object, expected: object) -> None:
+    """What JSON cannot say is said in what it can."""
+    assert plain(value) == expected
+    json.dumps(plain(value))

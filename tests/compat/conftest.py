@@ -39,7 +39,7 @@ def opened(exchange: SimulatorServer, tmp_path: Path) -> Iterator[Backbone]:
 @pytest.fixture
 def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was said yet."""
-    monkeypatch.setattr(door._default, "_warned", set())
+    monkeypatch.setattr(door._default, "warned", set())
 
 
 @pytest.fixture

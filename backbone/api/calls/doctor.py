@@ -116,25 +116,23 @@ def _python(_: Session) -> Iterator[Check]:
     )  # an older one cannot import this package
 
 
-def _versions(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """What is installed, with its version, and what is not."""
+def _installed(check: str, names: tuple[str, ...], state: str, why: str) -> Check:
+    """What is installed, with its version; in `state` where something is not."""
     held, missing = [], []
     for name in names:
         try:
             held.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             missing.append(name)
-    return held, missing
+    if missing:
+        return Check(check, state, f"not installed: {', '.join(missing)}", f"{why}pip install {' '.join(missing)}")
+    return Check(check, "ok", ", ".join(held))
 
 
 def _packages(_: Session) -> Iterator[Check]:
-    held, missing = _versions(_PACKAGES)
     where = _private(str(Path(backbone.__file__).parent))
     yield Check("backbone", "ok", f"{backbone.__version__} in {where}")
-    if missing:
-        yield Check("packages", "wrong", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
-    else:
-        yield Check("packages", "ok", ", ".join(held))
+    yield _installed("packages", _PACKAGES, "wrong", "")
 
 
 def _shadow(_: Session) -> Iterator[Check]:
@@ -163,12 +161,7 @@ def _shadow(_: Session) -> Iterator[Check]:
 
 
 def _widgets(_: Session) -> Iterator[Check]:
-    held, missing = _versions(_WIDGETS)
-    if missing:
-        advice = f"for live tables and charts in notebooks: pip install {' '.join(missing)}"
-        yield Check("notebook", "note", f"not installed: {', '.join(missing)}", advice)
-    else:
-        yield Check("notebook", "ok", ", ".join(held))
+    yield _installed("notebook", _WIDGETS, "note", "for live tables and charts in notebooks: ")
 
 
 def _console(_: Session) -> Iterator[Check]:

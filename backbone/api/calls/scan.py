@@ -32,7 +32,7 @@ from backbone.api.arguments import TimeLike, parse_markets, parse_quote
 from backbone.candle_table import rows_inside
 from backbone.errors import IncompleteError, InputError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
-from backbone.storage.coverage import SpanSet
+from backbone.storage.coverage import EVER, SpanSet
 from backbone.storage.fold import fold
 from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, parse_timeframe
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["files", "scan"]
 
-_EVER = Span(0, 1 << 62)
 _MINUTE = TIMEFRAMES["1m"]
 COLUMNS = ("market", "time", *CANDLE_COLUMNS)
 
@@ -76,9 +75,9 @@ def scan(
 
     found = _select(session, markets, timeframe, start, end, partial=partial)
     lazy = _lazy(found.paths, session.settings.data_dir)
-    if found.span.start > _EVER.start:
+    if found.span.start > EVER.start:
         lazy = lazy.filter(pl.col("time") >= _instant(found.span.start))
-    if found.span.end < _EVER.end:
+    if found.span.end < EVER.end:
         lazy = lazy.filter(pl.col("time") < _instant(found.span.end))
     if found.known:
         lazy = lazy.map_batches(
@@ -187,7 +186,7 @@ def _select(
                 own, held, known[market] = store.paths(market, _MINUTE, foldable), minutes, minutes
         if not partial and held is not None:
             gaps += [(market, gap) for gap in _wanted(span, held) - held]
-            if not held and (span.start == _EVER.start or span.end == _EVER.end):
+            if not held and (span.start == EVER.start or span.end == EVER.end):
                 absent.append(market)
         paths += [str(path) for path in own]
     return _Selection(shown, span, paths, gaps, known, absent)
@@ -200,8 +199,8 @@ def _whole(held: SpanSet, timeframe: Timeframe) -> SpanSet:
 
 
 def _span(session: Session, timeframe: Timeframe, start: TimeLike | None, end: TimeLike | None) -> Span:
-    first = _EVER.start if start is None else timeframe.ceil(max(0, session.time("start", start, may_ask=False)))
-    last = _EVER.end if end is None else timeframe.ceil(max(0, session.time("end", end, may_ask=False)))
+    first = EVER.start if start is None else timeframe.ceil(max(0, session.time("start", start, may_ask=False)))
+    last = EVER.end if end is None else timeframe.ceil(max(0, session.time("end", end, may_ask=False)))
     if first > last:
         raise InputError("start", start, f"a time before the end ({end})")
     return Span(first, last)
@@ -224,8 +223,8 @@ def _markets(session: Session, markets: str | Iterable[str], timeframe: Timefram
 def _wanted(span: Span, held: SpanSet) -> SpanSet:
     """What should be covered: a side that was left open goes as far as the store does."""
     bounds = held.bounds or Span(span.start, span.start)
-    start = bounds.start if span.start == _EVER.start else span.start
-    end = bounds.end if span.end == _EVER.end else span.end
+    start = bounds.start if span.start == EVER.start else span.start
+    end = bounds.end if span.end == EVER.end else span.end
     return SpanSet([Span(start, end)]) if start < end else SpanSet()
 
 

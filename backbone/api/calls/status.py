@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import pyarrow as pa
 
 from backbone.api import frames as shaping
 from backbone.api.frames import REAL, TEXT, WHOLE
@@ -28,6 +27,9 @@ _PRIORITIES = ("critical", "high", "normal", "low")
 _STORE_LOOK_S = 10.0  # the store's size is a walk over its files
 _SOCKET = ("state", "age_s", "tables", "markets", "received", "reconnects", "polls")
 _SILENT = 3  # questions given up in a row, from which the venue is held to be down
+_STATUS = {"group": TEXT} | dict.fromkeys(("limit", "used", "left", "kept_for_critical"), WHOLE)
+_STATUS |= dict.fromkeys((f"queued_{priority}" for priority in _PRIORITIES), WHOLE) | {"refused": WHOLE}
+_STATUS |= {"stopped_s": REAL}
 _METRICS = dict.fromkeys(("kind", "group", "priority"), TEXT) | {"count": WHOLE}
 _METRICS |= dict.fromkeys(("mean_s", "p50_s", "p95_s", "p99_s", "max_s"), REAL)
 
@@ -84,23 +86,17 @@ def memo_bytes(core: Coordinator) -> int:
 def status(session: Session, frames: str) -> Any:
     """Now: one row a wire group, with the budget, the queue by priority, and refusals. See `Backbone.status`."""
     found = status_facts(session)
-    names = sorted({*_GROUPS, *found["quota"], *found["queued"]})
-    quota = [found["quota"].get(name, {}) for name in names]
-    columns: dict[str, Any] = {
-        "group": names,
-        "limit": [int(q.get("limit", 10)) for q in quota],
-        "used": [int(q.get("used", 0)) for q in quota],
-        "left": [int(q.get("free", q.get("limit", 10))) for q in quota],
-        "kept_for_critical": [int(q.get("share", 0)) for q in quota],
-    }
-    for priority in _PRIORITIES:
-        columns[f"queued_{priority}"] = [int(found["queued"].get(name, {}).get(priority, 0)) for name in names]
-    columns["refused"] = [int(q.get("refused", 0)) for q in quota]
-    columns["stopped_s"] = [float(q.get("stopped_s", 0.0)) for q in quota]
+    rows = []
+    for name in sorted({*_GROUPS, *found["quota"], *found["queued"]}):
+        quota = {"limit": 10, "used": 0, "share": 0, "refused": 0, "stopped_s": 0.0, **found["quota"].get(name, {})}
+        queued = [found["queued"].get(name, {}).get(priority, 0) for priority in _PRIORITIES]
+        numbers = quota["limit"], quota["used"], quota.get("free", quota["limit"]), quota["share"]
+        rows.append((name, *map(int, numbers), *queued, quota["refused"], quota["stopped_s"]))
     others = {key: value for key, value in found.items() if key not in ("quota", "queued")}
-    attrs = shaping.local_facts(len(names)) | others
+    attrs = shaping.local_facts(len(rows)) | others
     attrs["memo_bytes"] = memo_bytes(session.coordinator())
-    return shaping.deliver(pa.table(columns), frames, index="group", zone=session.tz, attrs=attrs)
+    table = shaping.table_of(_STATUS, rows)
+    return shaping.deliver(table, frames, index="group", zone=session.tz, attrs=attrs)
 
 
 def metrics(session: Session, frames: str) -> Any:

@@ -8,11 +8,9 @@ full disk, is an `OutputError` with an exit code of its own.
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import errno
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from backbone.api.format import plain
 from backbone.errors import InputError, StoreError
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "drop_output",
     "emit",
     "flush_output",
-    "plain",
     "print_csv",
     "print_frame",
     "print_value",
@@ -186,25 +184,6 @@ def _records(frame: Any) -> list[dict[str, Any]]:
     flat = frame.reset_index() if _indexed(frame) else frame
     columns = [[plain(item) for item in flat[name]] for name in flat.columns]
     return [dict(zip(flat.columns, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON has it: times as ISO text with their offset, what is not there as null."""
-    if isinstance(value, dict):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if value is None or value != value:  # NaN and NaT differ from themselves
-        return None
-    if hasattr(value, "item") and not isinstance(value, str):
-        value = value.item()
-    if isinstance(value, dt.date | dt.datetime):
-        return value.isoformat()
-    if isinstance(value, dt.timedelta):
-        return value.total_seconds()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, bool | int | float | str) else str(value)
 
 
 # -- files -------------------------------------------------------------------------------------------------------

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import io
 import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -17,7 +15,6 @@ from backbone.api.cli.output import (
     check_target,
     console,
     emit,
-    plain,
     print_frame,
     print_value,
     write_file,
@@ -48,27 +45,6 @@ def test_csv_is_read_back_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(back["price"]) == list(frame["price"])
     print_frame(frame.reset_index(drop=True), "csv")
     assert capsys.readouterr().out.splitlines()[0] == "price,n"
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (np.float64(1.5), 1.5),
-        (np.int64(3), 3),
-        (pd.NaT, None),
-        (float("inf"), None),
-        (pd.Timedelta("90s"), 90.0),
-        (dt.date(2025, 1, 2), "2025-01-02"),
-        (Path("a"), "a"),
-        ({"a": (1, None, pd.Timestamp("2025-01-01", tz="UTC"))}, {"a": [1, None, "2025-01-01T00:00:00+00:00"]}),
-        (True, True),
-        (np.bool_(True), True),
-    ],
-)
-def test_value_is_plain(value: object, expected: object) -> None:
-    """What JSON cannot say is said in what it can."""
-    assert plain(value) == expected
-    json.dumps(plain(value))
 
 
 def test_value_in_each_form(capsys: pytest.CaptureFixture[str]) -> None:
