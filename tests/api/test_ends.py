@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from backbone import Backbone
 from backbone.errors import UnfinishedWarning
 from backbone.simulator import SimulatorServer
+from tests.processes import process
 
 HEAD = """
 import gc, os, sys, threading, time, weakref
@@ -29,6 +32,8 @@ def falls_to(threads, files, what="", within_s=20.0):  # a busy machine is no fa
             return
         time.sleep(0.02)
     raise SystemExit(f"still held {what}: {now}")
+
+files_before = held()[1]
 """
 
 
@@ -40,6 +45,24 @@ def run(text: str, *args: object, code: int = 0) -> subprocess.CompletedProcess[
     return done
 
 
+def _program(text: str, output: Path, words: list[str]) -> None:
+    with output.open("wb") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    sys.argv = ["program", *words]
+    exec(compile(text, "program", "exec"), {"__name__": "__main__"})
+
+
+def run_forked(text: str, *args: object) -> None:
+    """A program that does not care how an interpreter begins and ends: it is forked from one that has imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "output"
+        program = process(_program, HEAD + text, output, [str(arg) for arg in args])
+        program.start()
+        program.join(110)
+        assert program.exitcode == 0, output.read_text()
+
+
 @pytest.fixture(scope="module")
 def exchange() -> Iterator[SimulatorServer]:
     with SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True) as server:
@@ -48,7 +71,7 @@ def exchange() -> Iterator[SimulatorServer]:
 
 def test_client_that_nobody_holds_frees_its_threads_and_files(exchange: SimulatorServer, tmp_path: Path) -> None:
     """A cell that makes its client anew, ten times, with stored candles and a live table: no more than once."""
-    run(
+    run_forked(
         """
 url, ws, folder = sys.argv[1:]
 gc.disable()  # it must not take the collector
@@ -64,7 +87,7 @@ for _ in range(9):
     cell()
 falls_to(len(threads) + 2, files + 2)  # another client would be four threads more; workers start as they are needed
 del client, table
-falls_to(0, 8)
+falls_to(0, files_before + 4)
 """,
         exchange.rest_url,
         exchange.ws_url,
@@ -75,7 +98,7 @@ falls_to(0, 8)
 def test_client_in_a_circle_that_nobody_holds_is_closed_while_idle(exchange: SimulatorServer, tmp_path: Path) -> None:
     """What is shown, called back or caught refers back to its client: nobody has to call the collector, whose own turn
     never comes here, and no other client is made."""
-    run(
+    run_forked(
         """
 from backbone import errors
 from backbone.api import session
@@ -104,7 +127,7 @@ before = threading.active_count()
 for kind in ("view", "callback", "job", "error", "circle"):
     threads, files = cell(kind)
     assert threads, kind
-    falls_to(0, 8, kind)
+    falls_to(0, files_before + 4, kind)
     assert threading.active_count() == before, kind
 """,
         exchange.rest_url,
@@ -115,7 +138,7 @@ for kind in ("view", "callback", "job", "error", "circle"):
 
 def test_client_at_work_looks_for_no_garbage(exchange: SimulatorServer, tmp_path: Path) -> None:
     """A look stops every thread, of a large program for half a second: none while a job fetches, soon after its end."""
-    run(
+    run_forked(
         """
 from backbone.api import session
 session._IDLE_S, session._SHARE = 3.0, 1
@@ -139,7 +162,7 @@ with Backbone(data_dir=folder, rest_url=url) as client:
 
 def test_cell_with_callbacks_and_views_leaves_no_client_behind(exchange: SimulatorServer, tmp_path: Path) -> None:
     """Tables, jobs and what shows them refer to each other; callbacks run on with their client."""
-    run(
+    run_forked(
         """
 url, ws, folder = sys.argv[1:]
 def cell():
@@ -163,7 +186,7 @@ for _ in range(4):
 falls_to(2 * len(threads), 2 * files)  # the last one, and at most the one before
 del client, table, shown
 gc.collect()
-falls_to(0, 8)
+falls_to(0, files_before + 4)
 """,
         exchange.rest_url,
         exchange.ws_url,
@@ -173,7 +196,7 @@ falls_to(0, 8)
 
 def test_interrupted_cell_leaves_no_client_behind(exchange: SimulatorServer, tmp_path: Path) -> None:
     """The traceback of an interrupted call keeps one client at most, the last."""
-    run(
+    run_forked(
         """
 import _thread
 url, folder = sys.argv[1:]
@@ -195,7 +218,7 @@ for market in markets[:4]:
     else:
         raise SystemExit("it was not interrupted")
 client = exc = sys.last_traceback = None
-falls_to(0, 8)
+falls_to(0, files_before + 4)
 """,
         exchange.rest_url,
         tmp_path,
@@ -210,7 +233,7 @@ client = Backbone.demo()
 folder = client.data_dir
 client.candles("KRW-BTC", "1h", count=5)
 del client
-falls_to(0, 8)
+falls_to(0, files_before + 4)
 until = time.monotonic() + 20
 while folder.exists():
     assert time.monotonic() < until, folder
@@ -226,7 +249,7 @@ print(left.data_dir)
 
 def test_client_is_collected_under_any_lock(exchange: SimulatorServer, tmp_path: Path) -> None:
     """The collector runs in the middle of code that holds the client's own locks, or those of `threading`."""
-    run(
+    run_forked(
         """
 url, folder = sys.argv[1:]
 client = Backbone(data_dir=folder, rest_url=url)
@@ -235,7 +258,7 @@ core = client.session.coordinator()
 owned = client.session._owned
 with core.scheduler._lock, owned.lock, threading._active_limbo_lock:
     del client
-falls_to(0, 8)
+falls_to(0, files_before + 4)
 assert core.is_closed
 """,
         exchange.rest_url,

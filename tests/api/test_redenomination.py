@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from backbone.errors import DataChangedWarning, IncompleteError
 from backbone.simulator import SimulatorServer
 from tests.api.calls.test_candles import same, truth
 from tests.api.calls.test_live import eventually
+from tests.processes import CONTEXT, process
 
 MARKET = "KRW-XRP"
 NOW = "2025-08-22T09:00:00Z"
@@ -258,10 +258,9 @@ def test_two_processes_on_one_folder_show_one_unit(
     one, and each change is one event."""
     monkeypatch.setenv("BACKBONE_LEDGER_DIR", str(tmp_path / "ledger"))
     monkeypatch.setattr(fetch, "MachineLimiter", partial(MachineLimiter, rules=Rules(limit=1000)))
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
+    ours, theirs = CONTEXT.Pipe()
     folder = tmp_path / "data"
-    child = context.Process(target=answers, args=(str(folder), venue.rest_url, theirs), daemon=True)
+    child = process(answers, str(folder), venue.rest_url, theirs, daemon=True)
     with Backbone(data_dir=folder, rest_url=venue.rest_url) as client, warnings.catch_warnings():
         warnings.simplefilter("ignore", DataChangedWarning)
         client.candles(MARKET, "1m", *STORED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from backbone import Backbone
 from backbone.errors import BackboneError, IncompleteError
 from backbone.simulator import SimulatorServer
 from tests.api.calls.test_live import eventually
+from tests.processes import process
 
 LIMIT = 1000
 OLD, NEW = "KRW-XRP", "KRW-RLUSDX"
@@ -243,7 +243,7 @@ def test_other_process_knows_it_too(world: tuple[SimulatorServer, Backbone]) -> 
     client.candles(NEW, "1h", MIDDLE, END)
     eventually(lambda: renamed_events(client))
     server.reset_log()
-    child = multiprocessing.get_context("spawn").Process(target=names_of, args=(str(client.data_dir), server.rest_url))
+    child = process(names_of, str(client.data_dir), server.rest_url)
     child.start()
     child.join(60)
     assert child.exitcode == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -18,15 +17,12 @@ from backbone.coordinator import coordinator
 from backbone.coordinator.quota.ledger import MachineLimiter
 from backbone.coordinator.quota.rules import Rules
 from backbone.simulator import SimulatorServer
+from tests.processes import CONTEXT, process
 
 LIMIT = 40  # pages a second, so that ten days take two seconds
 PAGES = 72
 SPAN = ("2025-08-01T00:00Z", "2025-08-11T00:00Z")
 NEWEST = ("2025-08-12T10:00Z", "2025-08-22T09:00Z")
-
-_METHOD = "forkserver" if hasattr(os, "fork") else "spawn"  # no process imports everything anew
-context = multiprocessing.get_context(_METHOD)
-context.set_forkserver_preload(["backbone.api.client", "pandas", __name__])
 
 Found = tuple[int, float, float]
 """Rows, the sum of their closes, and the seconds it took."""
@@ -56,8 +52,8 @@ class _Process:
     """A client in a process of its own that waits for `go`."""
 
     def __init__(self, venue: SimulatorServer, folder: Path, how: str) -> None:
-        self._line, far = context.Pipe()
-        self.process = context.Process(target=_fetch, args=(venue.rest_url, folder, how, far), daemon=True)
+        self._line, far = CONTEXT.Pipe()
+        self.process = process(_fetch, venue.rest_url, folder, how, far, daemon=True)
         self.process.start()
         far.close()
 

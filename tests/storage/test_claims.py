@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from multiprocessing.synchronize import Event
@@ -18,6 +17,7 @@ from backbone.storage.claims import CLAIM_S, Claims, Others, claimed_by_others
 from backbone.storage.files import LocalFiles
 from backbone.storage.series_locks import SeriesLocks
 from backbone.testing import ManualClock
+from tests.processes import CONTEXT, process
 
 KEY = "_locks/a.claims"
 NORMAL, LOW = 2, 3
@@ -117,21 +117,20 @@ def _claim_and_wait(folder: Path, is_claimed: Event) -> None:
 def test_claim_of_a_killed_process_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it lives its claim counts."""
     monkeypatch.setattr(claims_module, "CLAIM_S", 60.0)  # not gone because its time is over, however slow this is
-    context = multiprocessing.get_context("spawn")
-    is_claimed = context.Event()
-    process = context.Process(target=_claim_and_wait, args=(tmp_path, is_claimed))
-    process.start()
+    is_claimed = CONTEXT.Event()
+    holder = process(_claim_and_wait, tmp_path, is_claimed)
+    holder.start()
     clock = SystemClock()
     mine = Claims(LocalFiles(tmp_path, clock), KEY, clock)
     try:
         assert is_claimed.wait(60)
         assert spans(mine.look()) == [(0, 10)]
-        process.kill()
-        process.join(20)
+        holder.kill()
+        holder.join(20)
         assert spans(mine.look()) == []
     finally:
-        process.kill()
-        process.join(20)
+        holder.kill()
+        holder.join(20)
 
 
 def test_without_locks_everybody_fetches_for_himself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from backbone.errors import StoreError
 from backbone.storage.events import Event
 from backbone.storage.store import CandleStore
 from backbone.testing import ManualClock
+from tests.processes import process
 from tests.storage.helpers import MAY, open_store
 
 LOG = "_events/exchange=upbit.jsonl"
@@ -102,8 +102,7 @@ def write_many(folder: str, name: str) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="spawning is slow there")
 def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     """Three processes that append at once lose no line, and each one's lines are in order."""
-    spawn = multiprocessing.get_context("spawn")
-    writers = [spawn.Process(target=write_many, args=(str(tmp_path), name)) for name in "ABC"]
+    writers = [process(write_many, str(tmp_path), name) for name in "ABC"]
     for writer in writers:
         writer.start()
     for writer in writers:

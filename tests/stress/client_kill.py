@@ -9,7 +9,6 @@ before the kill is asked again. In the end one client fetches the rest, and ever
 from __future__ import annotations
 
 import datetime as dt
-import multiprocessing
 import os
 import random
 import shutil
@@ -26,6 +25,7 @@ from backbone.model import Span
 from backbone.simulator import SimulatorServer
 from backbone.simulator.server.http import Logged
 from backbone.timeframe import TIMEFRAMES, Timeframe
+from tests.processes import CONTEXT
 from tests.stress.client_world import LIMIT, NOW, SERIES, check, fill_for_ever, open_store, opens_of, reach, unhurried
 from tests.stress.report import Tally
 
@@ -55,9 +55,6 @@ class ClientTally(Tally):
 
 def run(seed: int, kills: int, *, crowd: int = 3, per_folder: int = 15) -> ClientTally:
     """Kill crowds until `kills` clients are dead; a fresh folder now and then."""
-    context = multiprocessing.get_context("forkserver")
-    preload = ["tests.stress.client_world", "backbone.coordinator.coordinator", "pandas", "requests"]
-    context.set_forkserver_preload(preload)
     chance, tally = random.Random(seed), ClientTally()
     markets = sorted({market for market, _ in SERIES})
     root = Path(tempfile.mkdtemp(prefix="backbone-client-kill-"))
@@ -68,7 +65,7 @@ def run(seed: int, kills: int, *, crowd: int = 3, per_folder: int = 15) -> Clien
                 until = min(kills, tally.tried["kills"] + per_folder)
                 while tally.tried["kills"] < until:
                     clients = min(chance.randint(1, crowd), until - tally.tried["kills"])
-                    _one_crowd(context, folder, venue, chance, clients, tally)
+                    _one_crowd(CONTEXT, folder, venue, chance, clients, tally)
                     check(folder, venue, tally.verdict)
                 _finish(folder, venue, tally)
         finally:

@@ -7,7 +7,6 @@ before it happens. Counted in the end: the most in any second (never above the l
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import random
 import signal
@@ -26,6 +25,7 @@ from backbone.errors import ClosedError
 from backbone.model import Priority
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask
+from tests.processes import process
 from tests.stress.report import Tally
 
 LIMIT = 10
@@ -104,23 +104,21 @@ def run(
     priorities: tuple[Priority, ...] = (Priority.LOW,),
 ) -> Outcome:
     """Let them all send for `seconds`; kill `kills` of them half-way."""
-    spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="backbone-quota-") as folder:
         running = []
-        for process in range(processes):
-            priority = priorities[process % len(priorities)]
-            args = (folder, process, threads, seconds, priority)
-            running.append(spawn.Process(target=_send_all, args=args, daemon=True))
+        for number in range(processes):
+            priority = priorities[number % len(priorities)]
+            running.append(process(_send_all, folder, number, threads, seconds, priority, daemon=True))
             running[-1].start()
-        for process in range(kills):
-            running[process].join(seconds / 2 + 0.5 * processes / 4)
-            os.kill(running[process].pid or 0, signal.SIGKILL)
+        for number in range(kills):
+            running[number].join(seconds / 2 + 0.5 * processes / 4)
+            os.kill(running[number].pid or 0, signal.SIGKILL)
         for each in running:
             each.join(seconds + 30)
         stamps = {
-            process: [stamp for (stamp,) in struct.iter_unpack("d", path.read_bytes())]
-            for process in range(processes)
-            if (path := Path(folder) / f"{process}.stamps").exists()
+            number: [stamp for (stamp,) in struct.iter_unpack("d", path.read_bytes())]
+            for number in range(processes)
+            if (path := Path(folder) / f"{number}.stamps").exists()
         }
     return Outcome(stamps, frozenset(range(kills)))
 

@@ -18,6 +18,7 @@ from typing import Any
 from backbone.model import Span
 from backbone.storage.coverage import SpanSet
 from backbone.storage.layout import Series
+from tests.processes import CONTEXT
 from tests.stress.report import Tally, Verdict
 from tests.stress.store_world import MARKETS, TIMEFRAMES, Reply, any_reply, check, check_read, open_store
 
@@ -82,11 +83,9 @@ class CrowdTally(Tally):
 
 def run(seed: int, crowds: int = 1, *, writers: int = 4, readers: int = 2, pages: int = 200) -> CrowdTally:
     """One crowd after another, each on a folder of its own."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.stress.store_world", "pyarrow.parquet", "pandas"])  # forks are quick
     chance, tally = random.Random(seed), CrowdTally()
     for _ in range(crowds):
-        _one_crowd(context, chance, tally, writers, readers, pages)
+        _one_crowd(CONTEXT, chance, tally, writers, readers, pages)
         tally.tried["crowds"] += 1
     return tally
 

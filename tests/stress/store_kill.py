@@ -8,7 +8,6 @@ is asked again.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -16,7 +15,7 @@ import struct
 import tempfile
 import time
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from backbone.errors import StoreBusyError
 from backbone.model import Span
 from backbone.storage.coverage import SpanSet
 from backbone.timeframe import Timeframe
+from tests.processes import CONTEXT
 from tests.stress.report import Tally
 from tests.stress.store_world import MARKETS, TIMEFRAMES, any_reply, check, open_store
 
@@ -93,8 +93,6 @@ class _Page:
 
 def run(seed: int, kills: int, *, writers: int = 3, per_folder: int = 20) -> KillTally:
     """Kill crowds until `kills` processes are dead; a fresh folder now and then."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.stress.store_world", "pyarrow.parquet", "pandas"])  # forks are quick
     chance, tally = random.Random(seed), KillTally()
     folder = Path(tempfile.mkdtemp(prefix="backbone-kill-"))
     proofs: Proofs = {}
@@ -102,7 +100,7 @@ def run(seed: int, kills: int, *, writers: int = 3, per_folder: int = 20) -> Kil
         while tally.tried["kills"] < kills:
             before = tally.tried["kills"] // per_folder
             crowd = min(chance.randint(1, writers), kills - tally.tried["kills"])
-            _one_crowd(context, folder, chance, crowd, proofs, tally)
+            _one_crowd(CONTEXT, folder, chance, crowd, proofs, tally)
             check(folder, tally.verdict, proofs=proofs)
             open_store(folder).repair()
             if remaining := open_store(folder).verify():
@@ -117,7 +115,7 @@ def run(seed: int, kills: int, *, writers: int = 3, per_folder: int = 20) -> Kil
 
 
 def _one_crowd(
-    context: ForkServerContext, folder: Path, chance: random.Random, crowd: int, proofs: Proofs, tally: KillTally
+    context: BaseContext, folder: Path, chance: random.Random, crowd: int, proofs: Proofs, tally: KillTally
 ) -> None:
     """Start `crowd` writers, let them work for a moment, kill them all, and note what they had promised."""
     started: list[tuple[Any, Any]] = []

@@ -8,7 +8,6 @@ calls, by seconds or by hours. An answer is right, or an error of the tree whose
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import shutil
 import tempfile
@@ -31,6 +30,7 @@ from backbone.errors import BackboneError, IncompleteError
 from backbone.simulator import SimulatorServer
 from backbone.timeframe import Timeframe, parse_timeframe
 from tests.matrix import CANDLES, FAULTS, NOW, ODD_FIELDS
+from tests.processes import CONTEXT, process
 from tests.stress.report import Tally
 
 __all__ = ["Storm", "StormTally", "run"]
@@ -263,8 +263,7 @@ def run(seed: int, calls: int, *, now: str = NOW) -> StormTally:
     folder = Path(tempfile.mkdtemp(prefix="backbone-storm-"))
     data, ledger = str(folder / "data"), str(folder / "ledger")
     limits = scheduler._BACKOFF_S, coordinator.MachineLimiter
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
+    ours, theirs = CONTEXT.Pipe()
     with (
         pytest.MonkeyPatch.context() as patch,
         SimulatorServer(seed=seed, now=now, frozen=True, limit=LIMIT) as server,
@@ -272,7 +271,7 @@ def run(seed: int, calls: int, *, now: str = NOW) -> StormTally:
         patch.setenv("BACKBONE_LEDGER_DIR", ledger)
         patch.setenv("BACKBONE_CACHE_DIR", str(folder / "cache"))
         _quick()
-        other = context.Process(target=_second, args=(data, server.rest_url, ledger, theirs), daemon=True)
+        other = process(_second, data, server.rest_url, ledger, theirs, daemon=True)
         other.start()
         client = Backbone(data_dir=data, rest_url=server.rest_url, ws_url=server.ws_url)
         table = client.live(["KRW-BTC", "KRW-ETH"], kinds=["ticker", "candle.1m"])
