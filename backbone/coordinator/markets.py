@@ -64,9 +64,9 @@ _NONE = _List()
 class Markets:
     """The venue's market list. Thread-safe.
 
-    A list that lacks markets is not believed alone: they are gone once the next list lacks them too. The first list is
-    compared with what was recorded of earlier ones; where nothing was, a second list has to confirm it. That a market
-    is listed needs no second list.
+    A market that one list lacks is gone only once the next list lacks it too. The first list is compared with what was
+    recorded of earlier ones; where nothing was recorded, a second list has to confirm it. That a market is listed needs
+    no second list.
 
     Parameters
     ----------
@@ -149,8 +149,8 @@ class Markets:
     def all_codes(
         self, *, fresh: bool = False, priority: Priority = Priority.HIGH, until: Collection[str] = ()
     ) -> frozenset[str]:
-        """Every code of the list; of a fresh one that need not be confirmed, where it has the markets `until`, which
-        another reply has just named: the two are each other's witness."""
+        """Every code of the list. With `until`, markets that another reply has just named, a fresh list is requested,
+        and counts at once if it has them all: the two replies confirm each other."""
         if until:
             self._ask(priority, until)
         else:
@@ -159,16 +159,16 @@ class Markets:
 
     @property
     def known(self) -> tuple[MarketInfo, ...] | None:
-        """The list as far as one came, be it not confirmed: what it has is listed."""
+        """The newest list, confirmed or not: every market in it is listed. None before the first."""
         return None if self._list is _NONE else self._list.markets
 
     @property
     def confirmed(self) -> tuple[MarketInfo, ...] | None:
-        """The list if one was ever confirmed: what it lacks is not listed."""
+        """The newest list, None before any was confirmed: a market that it lacks is not listed."""
         return self._list.markets if self._list.was_confirmed else None
 
     def known_codes(self, quote: str) -> tuple[str, ...]:
-        """The markets priced in `quote` of the list if one was ever confirmed."""
+        """The markets of `confirmed` that are priced in `quote`. Makes no request."""
         return self._list.by_quote.get(quote, ()) if self._list.was_confirmed else ()
 
     def check_listed(self, markets: Sequence[str], priority: Priority = Priority.HIGH) -> None:
@@ -220,8 +220,8 @@ class Markets:
         return self._renamed(market, priority)
 
     def recent_codes(self, priority: Priority, until: Collection[str] | None = None) -> frozenset[str]:
-        """Every code of a list that is very young: to be asked once something is said not to be listed. A list that
-        has the markets `until` need not be confirmed."""
+        """Every code of a list of the last seconds, which decides whether a market is not listed. A list that has the
+        markets `until` need not be confirmed."""
         if self._list.is_confirmed and self._age_s <= _YOUNG_S:
             return self._list.codes
         return frozenset(info.market for info in self._ask(priority, until))

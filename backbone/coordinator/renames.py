@@ -3,11 +3,11 @@
 A market that is stored and no longer listed is compared with the few markets that may be it: the same quote currency,
 first seen when it was last seen. Where both are stored no request is made; else one page is asked, which is not stored.
 The same history, trade for trade, is one market under two names (`unit_of`), also where every price differs by one
-factor: a redenomination came with the new name. Both are events of the log, so all processes know. A difference is
-remembered as well; where it was too little to tell, the venue is asked again after an hour.
+factor: a redenomination came with the new name. Both are events of the log, so all processes know. Markets that differ
+are recorded too. Where the candles were too few to decide, the venue is asked again after an hour. Where no list ever
+came, stored markets are compared with each other.
 
-`_lock` guards what was too little to tell, and the list last seen; the comparisons happen outside it.
-Where no list ever came, stored markets are compared with each other.
+`_lock` guards the comparisons that were not decided, and the list last seen; comparing happens outside it.
 """
 
 from __future__ import annotations
@@ -48,11 +48,16 @@ _AGAIN_S = 3600.0
 
 
 def unit_of(first: pa.Table, second: pa.Table) -> float | None:
-    """Whether two candle tables of the same span are the same trades: the factor in price by which the second table's
-    unit differs from the first one's, 1 for the same unit; 0 where they are not, None where they are too few to tell.
+    """Whether two candle tables of the same span are of the same trades, and in which unit.
 
-    At least 20 candles with trades, of at least 10 different volumes, have to be equal in every price, volume and
-    turnover, and be 95 % of all candles that either has; or each differs by the one factor of a redenomination.
+    Same trades means that 95 % of all candles that either table has are equal in every price, volume and turnover, or
+    that all of those differ by the one factor of a redenomination; and that at least 20 of them have trades, with at
+    least 10 different volumes.
+
+    Returns
+    -------
+    The factor in price from the first table's unit to the second's (1: the same unit); 0 for other trades; None where
+    the candles are too few to decide.
     """
     differences = compare(first, second, relative=1e-9)
     every = np.union1d(times_of(first), times_of(second))
@@ -110,7 +115,7 @@ class Renames:
         self._apart: set[tuple[str, str]] = set()
 
     def note(self, listed: Sequence[MarketInfo]) -> None:
-        """A list came: stored markets that are not in it are looked for under other names, in the background."""
+        """A list came: for stored markets that are not in it, other names are searched in the background."""
         codes = frozenset(info.market for info in listed)
         with self._lock:
             is_new, self._codes = codes != self._codes, codes
@@ -214,8 +219,8 @@ class Renames:
         return None
 
     def _may_ask(self, market: str, candidates: Sequence[str]) -> set[str]:
-        """The candidates that the venue may be asked for: those that told too little lately are not asked again, and
-        where nothing says when the market went, only the likeliest are."""
+        """The candidates that the venue may be asked for: not those of which too few candles came within the last hour
+        and, where it is not known when the market went, the likeliest only."""
         now_s = self._clock.monotonic()
         with self._lock:
             unclear = {new for (old, new), at_s in self._unclear.items() if old == market and now_s - at_s < _AGAIN_S}
@@ -241,8 +246,8 @@ class Renames:
         return unit_of(rows_inside(mine.table, both), rows_inside(theirs.table, both))
 
     def _asked(self, code: str, timeframe: Timeframe, mine: Stored, priority: Priority) -> float | None:
-        """Whether stored candles are those of `code`, by one page of the venue's. A short one is believed if a second
-        agrees, and not of a market that was listed within a day, whose history may be on its way."""
+        """Whether stored candles are those of `code`, by one page of the venue's (`unit_of`). A short page counts if a
+        second one agrees, but never of a market listed within a day, whose history may still be on its way."""
         span = _extent(mine, timeframe)
         lane = Priority.HIGH if priority is Priority.CRITICAL else priority
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backbone import Backbone
-from backbone.coordinator.live import members, refill
+from backbone.coordinator.live import feed, members
 from backbone.model import Trade
 from backbone.simulator import SimulatorServer
 from tests.api.calls.test_live import eventually
@@ -33,7 +33,7 @@ def client(venue: SimulatorServer, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A client whose minute between two market lists is short, as the exchange's day is."""
     monkeypatch.setattr(members, "EVERY_S", 0.2)
     monkeypatch.setattr(members, "AGAIN_S", 0.1)
-    monkeypatch.setattr(refill, "_LOOK_S", 0.05)
+    monkeypatch.setattr(feed, "_JOIN_S", 0.05)
     with Backbone(data_dir=tmp_path / "data", rest_url=venue.rest_url, ws_url=venue.ws_url) as made:
         yield made
 

@@ -240,7 +240,7 @@ class Archive:
         """What differs between a file and a page of REST candles somewhere in it, chosen by its name; None for nothing.
 
         Seconds that REST no longer has are compared as minutes. A page that is shorter than asked needs a second one,
-        as everywhere (`witness`). Raises `PayloadError` for silence that cannot be.
+        as everywhere (`witness`). Raises `PayloadError` for a page that lacks what must be there.
         """
         kept = self._retention(file.timeframe.name)
         is_old = kept is not None and file.span.start < self._venue.now_us() - kept.days * DAY_US
@@ -286,7 +286,7 @@ class Archive:
         return error or PayloadError(f"{file}: {reason}", market=file.market)
 
     def _is_early(self, file: ArchiveFile) -> bool:
-        """Whether a missing file is not due yet: it is looked for again with the next listing."""
+        """Whether a missing file is not due yet: it is asked for again with the next listing."""
         if file.is_due(self._venue.now_us()):
             return False
         self._absent_until_s[file.key] = self._clock.monotonic() + _LISTED_S

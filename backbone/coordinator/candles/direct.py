@@ -1,6 +1,6 @@
 """Candles straight from the venue, past the store: the critical lane, the forming candle, what an audit compares with.
 
-Pages are asked one after the other, by the same plan and the same rule about silence as every other, and nothing is
+Pages are asked one after the other, by the same plan and the same rule of proof (`witness`) as all others. Nothing is
 stored.
 """
 
@@ -164,7 +164,8 @@ class DirectCandles:
         return _Walk(pa.concat_tables(tables[::-1]), pending.pages, behind, newest)
 
     def _is_other_unit(self, lane: _Lane, newer: pa.Table, older: pa.Table) -> bool:
-        """Whether an older page of a walk is of another unit than the newer one: prices far off are looked at again."""
+        """Whether an older page of a walk is of another unit than the newer one. Where the prices between them are far
+        apart, a page that shows candles of both is asked, which decides."""
         older = rows_inside(older, [Span(EVER.start, int(times_of(newer)[0]))] if newer.num_rows else [])
         if not leaps_between(older, newer):
             return False
@@ -199,11 +200,11 @@ class DirectCandles:
         priority: Priority,
         last_close: float | None = None,
     ) -> tuple[pa.Table, str]:
-        """The candles that open at or after `after_us` and are not closed yet, and where from; never stored.
+        """The candles that open at or after `after_us` and are not closed yet, and their source; never stored.
 
-        The stream answers where it has them all, was received just now and goes on from `last_close`, the price before
-        them; otherwise REST: one page, where it reaches back to `after_us`. Where that is of another unit than what is
-        held, the latter is dropped.
+        The stream answers if it has them all, was received just now, and begins near `last_close`, the price before
+        them. Otherwise REST answers: with one page, where that reaches back to `after_us`. If the page is of another
+        unit than what is held, the held candles are quarantined.
         """
         table, source = self._streamed(market, timeframe, after_us, priority), "stream"
         if table is not None and table.num_rows and last_close is not None:

@@ -40,8 +40,8 @@ class Joins(msgspec.Struct):
     held: pa.Table = msgspec.field(default_factory=empty_candles)
 
     def shown(self, timeframe: Timeframe, claim: Span, proof: SpanSet, oldest_us: int) -> SpanSet:
-        """`proof` without the first slot of a gap whose reply ends just before the held candle that it has to show: it
-        is asked once more, in a page that reaches there."""
+        """What of `proof` may be stored. A reply has to show the held candle below its gap; one that ends just short of
+        it leaves the gap's first slot open, so that one more page is asked, which reaches there."""
         for edge_us, join in self.below.items():
             first = Span(edge_us, timeframe.next(edge_us))
             if join.time_us < oldest_us and claim != first:

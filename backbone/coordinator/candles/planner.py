@@ -1,6 +1,6 @@
 """Which pages are still to be asked of one market's candles in one timeframe, for everyone who waits for them.
 
-What a reply proves, and when its silence counts, is `witness`'s to say.
+What a reply proves is decided in `witness`.
 
 `SeriesPlan` is pure: it takes what is wanted and what was answered, and gives the next page. It decides as late as
 possible (`next_page` is called when a permit has opened), so a page is always chosen with all that is known by then: on

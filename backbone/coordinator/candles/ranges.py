@@ -141,8 +141,10 @@ class CandleRanges:
         return self._refreshed(answers, call) if refresh else answers
 
     def check_unit(self, market: str, timeframe: Timeframe, page: CandlePage, priority: Priority) -> bool:
-        """Whether a page that was received besides is of the unit that is held. Where it seems to be of another, its
-        span is asked again, which finds out: the old unit is quarantined."""
+        """Whether a page that no fetch asked for is of the same unit as what is held.
+
+        Where it seems to be of another, its span is fetched again: that decides, and quarantines the old unit.
+        """
         if not self._fetcher.units.is_other_unit(market, timeframe, page.table):
             return True
         times, before = times_of(page.table), self._fetcher.units.generation(market)

@@ -150,9 +150,12 @@ class Redenominations:
         *,
         is_first: bool,
     ) -> None:
-        """Raise `OtherUnitError` for a page that differs by one factor from the candles held of it (see `compare`), or
-        has a price far off that of a neighbour that it does not show, or, where it is the first of a fetch and shows
-        none that is held, does not go with the nearest ones. `proof` is what is to be stored of it."""
+        """Raise `OtherUnitError` for a page that may be of another unit than what is held.
+
+        That is a page which differs by one factor from the held candles that it shows (`compare`), or whose price is
+        far off a held neighbour's that it does not show, or which is the first of a fetch, shows no held candle and
+        does not fit the nearest ones. `proof` is what is to be stored of it.
+        """
         covered = self.around(market, timeframe, table, proof)
         overlap = self.compare(market, timeframe, table, beside, covered)
         if overlap.factor is not None:
@@ -164,8 +167,11 @@ class Redenominations:
             raise OtherUnitError(overlap, table, nearest)
 
     def _strange_beside(self, market: str, timeframe: Timeframe, table: pa.Table, beside: pa.Table) -> list[Sample]:
-        """The held candles nearest to a page that has none of them, where they do not go with it: longer or shorter
-        ones of its time, of whatever timeframe, else the next ones. Of those `beside` its gap, where that joins any."""
+        """The nearest held candles of a page that shows no held candle, if they do not fit it; else nothing.
+
+        Nearest are longer or shorter candles of the page's own time, of any timeframe; without those, the next ones
+        before or after it. Where the page's gap joins held candles, those `beside` it are the only ones compared.
+        """
         times = times_of(table)
         span = Span(int(times[0]), timeframe.next(int(times[-1])))
         found: list[tuple[int, bool, Sample]] = []
@@ -192,8 +198,11 @@ class Redenominations:
     def _leaps(
         self, market: str, timeframe: Timeframe, table: pa.Table, proof: SpanSet, covered: SpanSet
     ) -> list[Sample]:
-        """The held neighbours of what is to be stored of a page, which it does not show, whose price is far off. To be
-        asked in one page with its own candle beside them. `covered` is what is around it (`around`)."""
+        """Held neighbours of a page's candles that the page itself does not show, and whose price is far off.
+
+        Each sample is to be asked in one page that also has the page's own candle beside it. `covered` is what of the
+        time around the page is held (`around`).
+        """
         found = list[Sample]()
         for span in proof:
             rows = rows_inside(table, [span])
@@ -226,8 +235,8 @@ class Redenominations:
         self._kept_s[market] = at_s
 
     def was_overtaken(self, pending: Pending, claim: Span, sent_s: float) -> bool:
-        """Whether candles of the market were stored while a page of another unit was on its way: it may be the one that
-        is of before, so it is to be asked again, once."""
+        """Whether a page of another unit is to be asked again, once: candles of the market were stored while it was on
+        its way, so it may be the page that is outdated."""
         with pending.changed:
             is_doubted = sent_s < self._kept_s.get(pending.market, 0.0) and not pending.again.touches(claim)
             pending.again = pending.again | SpanSet([claim] if is_doubted else [])

@@ -1,11 +1,12 @@
-"""When a reply's silence counts: the one rule for every way of asking candles. Pure.
+"""When a reply that shows no older candles proves that there are none: one rule for every way of asking candles. Pure.
 
-The venue answers "the newest `count` candles that opened before `to`", and has no row for a slot without trades. So a
-full reply proves all from its oldest row up to `to`, and costs no second request. A reply that is shorter than asked,
-or empty, says besides that nothing lies before, and that may be a mistake: it counts once a second reply agrees that
-had to contain something known. Where a row is known at or soon after the edge, the second request includes that row
-(its *anchor*) and must show it as its newest; where none is known, the newest candle is sought first: a venue that has
-none proves nothing. So a true beginning of history costs one request more, once, and is stored.
+The venue answers "the newest `count` candles that opened before `to`", and has no row for a slot without trades. A full
+reply proves everything from its oldest row up to `to`; it needs no second request. A reply that is shorter than asked,
+or empty, also reports that nothing is older than its *edge*. That may be a mistake, so a second reply has to agree, and
+it has to contain a known candle. Where a candle is known at the edge or soon after it, the second request includes it
+(the *anchor*), and the reply must have it as its newest row. Where none is known, the newest candle of all is requested
+first: a venue that shows none at all proves nothing. The beginning of a history therefore costs one request more; it is
+stored, so it costs that once.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What a reply proves (`proof`), and whether its silence before `edge_us` has yet to be confirmed."""
+    """What a reply proves (`proof`), and the edge whose "nothing is older" is to be confirmed by a second reply."""
 
     proof: SpanSet
     edge_us: int | None = None
 
     @property
     def is_silent(self) -> bool:
-        """Whether the reply says that nothing lies before a time, confirmed or not."""
+        """Whether the reply reports that nothing is older than some time, confirmed or not."""
         return self.edge_us is not None or self.proof.holds(EARLIEST_US)
 
 
@@ -73,9 +74,9 @@ def shows_since(time_us: int, oldest_us: int | None) -> bool:
 
 
 def check(page: Page, verdict: Verdict, newest_us: int | None, oldest_known_us: int | None, what: str) -> None:
-    """Raise `PayloadError` for silence that cannot be.
+    """Raise `PayloadError` for a reply that lacks what must be there.
 
-    A known candle is missing in the reply, there is not even a newest one, or a candle is known from before the edge.
+    It lacks a known candle, has no candle at all, or reports that nothing is older than a candle that is known.
 
     Parameters
     ----------
@@ -94,10 +95,12 @@ def check(page: Page, verdict: Verdict, newest_us: int | None, oldest_known_us: 
 
 
 def second_request(timeframe: Timeframe, edge_us: int, anchor_us: int | None, *, is_sought: bool, count: int) -> Page:
-    """The request whose reply decides about the silence before `edge_us`.
+    """The request whose reply decides whether anything is older than `edge_us`.
 
-    `anchor_us` is a candle known at or soon after the edge; without one the newest candle has to be sought first
-    (`is_sought`: it was found).
+    Parameters
+    ----------
+    anchor_us : a candle that is known at the edge or soon after it.
+    is_sought : without an anchor, whether the newest candle of all was requested already, and found.
     """
     claim = Span(EARLIEST_US, edge_us)
     if anchor_us is None and not is_sought:

@@ -7,7 +7,7 @@ that the scheduler runs when something is due, so that no thread of its own is n
 
 How old a row is: a streamed row is known to be the latest for as long as the stream is received. Its age counts from
 the last frame or pong of the connection on which it came, not from when it last changed; one that came from REST ages
-from its arrival. So a quiet market on a healthy socket stays fresh, and one on a silent socket does not.
+from its arrival. So the row of a quiet market stays young on a healthy socket, and ages on a dead one.
 
 `Feed._lock` guards the subscriptions, the fallback, the turns and the timer. The stream (but for a look at its state),
 the scheduler, the latest rows and the store are called outside it; `_asked_lock` alone is held while the stream gets
@@ -55,8 +55,9 @@ _OFF_S = 300.0
 """After a socket that did not work, asks earn no subscription for so long."""
 _HOPELESS_S = 20.0
 _REFRESH_S = 1.0
-"""How often at least what is due is decided anew while candles are live, since clocks may be set, and while markets
-join."""
+"""How often at least what is due is decided anew while candles are live: clocks may be set."""
+_JOIN_S = 1.0
+"""The same while markets join."""
 _SOONEST_S = 0.1
 _STATES = {"ticker": "tickers", "orderbook": "order books"}
 _CANDLE_COVERED_S = 1.5
@@ -385,7 +386,7 @@ class Feed:
         self._end_if_idle()
         self._wake()
 
-    # -- the tick ------------------------------------------------------------------------------------------------
+    # -- what is due ---------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
         self._arm(self.clock.monotonic())
@@ -406,7 +407,7 @@ class Feed:
             if self._is_closed or planned_s != self._timer_s:
                 return  # another timer took its place
             self._timer_s = float("inf")
-        due_s: float | None = self.clock.monotonic() + _REFRESH_S  # should the tick fail, it is tried again
+        due_s: float | None = self.clock.monotonic() + _REFRESH_S  # should it fail, it is tried again
         try:
             due_s = self._run_due(self.clock.monotonic())
         finally:
@@ -433,7 +434,7 @@ class Feed:
         list_s = self._members.run(now)
         joined, is_left = self.latest.joined()
         self._refill(joined)
-        join_s = now + _REFRESH_S if is_left else None
+        join_s = now + _JOIN_S if is_left else None
         if confirm_s is not None and not is_idle:
             confirm_s = min(confirm_s, now + _REFRESH_S)
         return min((at for at in (next_poll_s, expires_s, confirm_s, list_s, join_s) if at is not None), default=None)

@@ -63,7 +63,7 @@ class Slot(msgspec.Struct, eq=False):
     is_short: bool = False
     history: History | None = None
     followers: tuple[_Follower, ...] = ()
-    snapshot: LiveRecord | None = None  # the last record that is how it stood, not news
+    snapshot: LiveRecord | None = None  # the last record that was a snapshot and no news
     waiting: list[Trade] | None = None
     is_joining: bool = False
     delivered: dict[int, None] = {}  # the ids of the newest trades
@@ -193,7 +193,7 @@ class RecordQueue(_Follower):
         return None if found is None else found[0]
 
     def next(self, timeout_s: float | None = None) -> tuple[LiveRecord, bool] | None:
-        """As `get`, with whether it is how things stood: a snapshot of the stream's, or the first row, from REST."""
+        """As `get`, and whether the record is a snapshot (of the stream, or the first row, from REST) and no news."""
         with self._latest.lock:
             if not self._wait_locked(lambda: bool(self._records), timeout_s):
                 return None

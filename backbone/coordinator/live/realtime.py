@@ -49,7 +49,7 @@ _COVERED_S = 1.0  # the same for a streamed row: it covers all that happened unt
 _COVERED_CRITICAL_S = 0.25
 _MARKETS_A_CALL = 900  # the venue answered all its 855 markets in one call
 _LONG_LIST = 500  # characters of codes: a shorter list is not what a 400 refuses
-_MEMBERS_S = 600.0  # how long a whole answer for a quote currency is believed to name all its markets
+_MEMBERS_S = 600.0  # how long an answer for a whole quote currency is taken to name all its markets
 
 
 class Answer(msgspec.Struct, Generic[R], frozen=True):

@@ -99,7 +99,7 @@ class _Gap:
 
 
 class Confirmer:
-    """Keeps live candles honest."""
+    """Confirms the closed candles of live series by REST, and fills the gaps of outages."""
 
     def __init__(
         self,

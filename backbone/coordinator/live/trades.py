@@ -4,10 +4,10 @@ Pages go by cursor, never by time, so that trades which share a second or a mill
 The venue counts days back from its own today, which can turn while pages are under way: a reply that shows a later day
 than was thought starts the walk over.
 
-A page that is shorter than asked, or empty, says that its day has nothing older. That counts once a second reply agrees
-that had to contain something known: a page that must begin with the oldest trade known of that day, or, where none is
-known, the newest 1-second candle before that time, which also tells how many days without trades lie before. Full pages
-need no second reply. Pure: the walk takes what arrived and says what to ask next.
+A page that is shorter than asked, or empty, reports that its day has nothing older. A second reply has to agree, and it
+has to contain something known: it is a page that must begin with the oldest trade known of that day. Where no trade is
+known, it is the newest 1-second candle before that time, which also shows how many days without trades lie before. Full
+pages need no second reply. Pure: the walk takes what arrived and says what to ask next.
 """
 
 from __future__ import annotations

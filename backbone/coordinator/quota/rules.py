@@ -118,8 +118,8 @@ class Rules:
     late_s: float = 0.005
     """So much later than expected a critical request may find its permit."""
     soon_s: float = 0.2
-    """The last free permit is left to critical, unless another opens within this time: even one that comes out of the
-    blue, behind a burst of others, then waits no longer."""
+    """The last free permit is left to critical unless another opens within this time. So a critical request that was
+    not expected waits no longer than this, also behind a burst of others."""
     spread_s: float = 2.0
     """How long after an overflow interactive work stays evenly spread."""
     grace_s: float = 0.1
