@@ -19,23 +19,20 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 __all__ = ["FrameMemo"]
 
 _log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _LATELY = 512  # asks remembered
 _OVERHEAD_BYTES = 4096  # of one result, beside its own bytes: joblib's notes and the pickle's frame
 
 
 class FrameMemo:
-    """Memoised frames and other results. Thread-safe; processes may share the folder. Touches no disk until
-    used.
-    """
+    """Memoised frames and other results. Thread-safe; processes may share the folder. Touches no disk until used."""
 
     def __init__(
         self, folder: Path, *, bytes_limit: int = 256 << 20, source_bytes: Callable[[], int] | None = None
@@ -48,7 +45,6 @@ class FrameMemo:
         self._lock = threading.Lock()  # guards what was asked lately
         self._asked: OrderedDict[tuple[str | int, ...], None] = OrderedDict()
         self.hits = 0
-        self.misses = 0
 
     def find(self, key: tuple[str | int, ...]) -> Any:
         """The result kept for `key`, or None. A folder that is not there is not made, and nothing heavy loaded."""
@@ -86,26 +82,18 @@ class FrameMemo:
                 self._asked.popitem(last=False)
         return is_known
 
-    def get(self, key: tuple[str | int, ...], make: Callable[[], T]) -> tuple[T, bool]:
-        """The result for `key`, and whether it was loaded. `make` must depend on nothing but `key`."""
+    def keep(self, key: tuple[str | int, ...], result: object) -> None:
+        """Keep the result for `key`, which says everything that it was made from."""
         if self._memory is None and not self._open():
-            return make(), False
+            return
         from joblib.memory import CacheWarning
 
-        making = _Making(make)
         try:
-            result: T = self._remember((*_versions(), *key), making)
+            self._remember((*_versions(), *key), lambda: result)
         except (OSError, KeyError, ValueError, EOFError, pickle.PickleError, CacheWarning) as exc:
-            if not making.results:
-                raise
             _log.warning("memo.not_kept folder=%s %s", self._folder, exc)
-            return making.results[0], False
-        if not making.results:
-            self.hits += 1
-            return result, True
-        self.misses += 1
-        self.trim()
-        return result, False
+        else:
+            self.trim()
 
     def _open(self) -> bool:
         """Ready the folder; False where it cannot be trusted or made."""
@@ -141,19 +129,7 @@ class FrameMemo:
             self._memory.clear(warn=False)
 
     def __repr__(self) -> str:
-        return f"FrameMemo({str(self._folder)!r}, {self.hits} hits, {self.misses} misses)"
-
-
-class _Making(Generic[T]):
-    """Calls `make` and keeps what it made, so that a cache that cannot write loses nothing."""
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make = make
-        self.results: list[T] = []
-
-    def __call__(self) -> T:
-        self.results.append(self._make())
-        return self.results[-1]
+        return f"FrameMemo({str(self._folder)!r}, {self.hits} hits)"
 
 
 def _remember(key: tuple[str | int, ...], make: Callable[[], Any]) -> Any:  # noqa: ARG001
@@ -161,16 +137,12 @@ def _remember(key: tuple[str | int, ...], make: Callable[[], Any]) -> Any:  # no
     return make()
 
 
+@cache
 def _versions() -> tuple[str, str]:
     """A frame pickled by another pandas or numpy may not load, or not as it was."""
-    if not _VERSIONS:
-        from importlib.metadata import version
+    from importlib.metadata import version
 
-        _VERSIONS.append((version("pandas"), version("numpy")))
-    return _VERSIONS[0]
-
-
-_VERSIONS: list[tuple[str, str]] = []
+    return version("pandas"), version("numpy")
 
 
 def _weigh(result: object) -> int:
@@ -187,9 +159,7 @@ def _bytes_of(path: Path) -> int:
 
 
 def _make_private(folder: Path) -> None:
-    """Make `folder`, readable and writable by this user alone; raise `PermissionError` if others could write
-    to it.
-    """
+    """Make `folder`, readable and writable by this user alone; raise `PermissionError` if others could write to it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):

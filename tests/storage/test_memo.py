@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +30,35 @@ def never() -> Any:
     raise AssertionError("made again")
 
 
+def asked(memo: FrameMemo, key: tuple[str | int, ...], make: Callable[[], pd.DataFrame]) -> tuple[pd.DataFrame, bool]:
+    """The result for `key`, made and kept where it is not found, and whether it was."""
+    if (found := memo.find(key)) is not None:
+        return found, True
+    made = make()
+    memo.keep(key, made)
+    return made, False
+
+
 def test_memo_gives_the_same_frame_without_making_it(tmp_path: Path) -> None:
     """A second ask, also of another process's memo on the folder, loads an equal frame, index type included."""
-    first, is_loaded = FrameMemo(tmp_path / "memo").get(KEY, frame)
+    first, is_loaded = asked(FrameMemo(tmp_path / "memo"), KEY, frame)
     assert not is_loaded
     again = FrameMemo(tmp_path / "memo")
     for _ in range(2):
-        found, is_loaded = again.get(KEY, never)
+        found, is_loaded = asked(again, KEY, never)
         assert is_loaded
         pd.testing.assert_frame_equal(found, frame(), check_freq=False)
     pd.testing.assert_frame_equal(first, frame(), check_freq=False)
-    assert (again.hits, again.misses) == (2, 0)
+    assert again.hits == 2
 
 
 def test_memo_of_another_version_is_another_result(tmp_path: Path) -> None:
     """Every part of the key counts, so a changed partition is never served stale."""
     memo = FrameMemo(tmp_path / "memo")
-    memo.get(KEY, frame)
+    asked(memo, KEY, frame)
     for position in range(len(KEY)):
         other = (*KEY[:position], "other", *KEY[position + 1 :])
-        found, is_loaded = memo.get(other, lambda: frame(2))
+        found, is_loaded = asked(memo, other, lambda: frame(2))
         assert not is_loaded
         pd.testing.assert_frame_equal(found, frame(2), check_freq=False)
 
@@ -57,7 +67,7 @@ def test_memo_result_may_be_written_to_and_the_cache_stays(tmp_path: Path) -> No
     """A loaded frame is the caller's own."""
     memo = FrameMemo(tmp_path / "memo")
     for _ in range(3):
-        found, _ = memo.get(KEY, frame)
+        found, _ = asked(memo, KEY, frame)
         assert found.iloc[0, 0] == frame().iloc[0, 0]
         found.iloc[0, 0] = 7.0
         assert found.iloc[0, 0] == 7.0
@@ -76,7 +86,7 @@ def test_memo_folder_is_private_to_the_user(tmp_path: Path, mode: int) -> None:
     folder = tmp_path / "memo"
     folder.mkdir()
     folder.chmod(mode)
-    FrameMemo(folder).get(KEY, frame)
+    asked(FrameMemo(folder), KEY, frame)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
@@ -86,7 +96,7 @@ def test_memo_folder_that_is_a_link_is_not_used(tmp_path: Path, caplog: pytest.L
     (tmp_path / "memo").symlink_to(tmp_path / "target")
     memo = FrameMemo(tmp_path / "memo")
     with caplog.at_level(logging.WARNING):
-        assert [memo.get(KEY, frame)[1] for _ in range(2)] == [False, False]
+        assert [asked(memo, KEY, frame)[1] for _ in range(2)] == [False, False]
     assert list((tmp_path / "target").iterdir()) == []
     assert "memo.not_used" in caplog.text
 
@@ -94,54 +104,44 @@ def test_memo_folder_that_is_a_link_is_not_used(tmp_path: Path, caplog: pytest.L
 def test_memo_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is unpickled from a folder that is not ours."""
     folder = tmp_path / "memo"
-    FrameMemo(folder).get(KEY, frame)
+    asked(FrameMemo(folder), KEY, frame)
     monkeypatch.setattr(module.os, "geteuid", lambda: 12345)
-    found, is_loaded = FrameMemo(folder).get(KEY, lambda: frame(3))
+    found, is_loaded = asked(FrameMemo(folder), KEY, lambda: frame(3))
     assert not is_loaded
     assert found.iloc[0, 0] == frame(3).iloc[0, 0]
 
 
-def test_memo_that_cannot_write_returns_what_was_made_once(
+def test_memo_that_cannot_write_keeps_nothing_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A full disk costs the memo, not the answer, and nothing is made twice."""
+    """A full disk costs the memo, not the answer."""
     from joblib import numpy_pickle
 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    memo, made = FrameMemo(tmp_path / "memo"), []
-    memo.get(("ready",), frame)
+    memo = FrameMemo(tmp_path / "memo")
+    memo.keep(("ready",), frame())
     monkeypatch.setattr(numpy_pickle, "dump", full)
     for action in ("error", "ignore"):
         with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
             warnings.simplefilter(action)  # type: ignore[arg-type]
-            found, is_loaded = memo.get((*KEY, action), lambda: made.append(1) or frame())  # type: ignore[func-returns-value]
-        assert not is_loaded
-        pd.testing.assert_frame_equal(found, frame())
-    assert len(made) == 2
+            memo.keep((*KEY, action), frame())
+        assert memo.find((*KEY, action)) is None
     assert "memo.not_kept" in caplog.text
 
 
 def test_memo_damaged_entry_is_made_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A cut result file is replaced, and nothing is printed into the notebook."""
     memo = FrameMemo(tmp_path / "memo")
-    memo.get(KEY, frame)
+    asked(memo, KEY, frame)
     (entry,) = (tmp_path / "memo").rglob("output.pkl")
     entry.write_bytes(entry.read_bytes()[:100])
-    found, is_loaded = memo.get(KEY, lambda: frame(4))
+    found, is_loaded = asked(memo, KEY, lambda: frame(4))
     assert not is_loaded
     pd.testing.assert_frame_equal(found, frame(4), check_freq=False)
-    assert memo.get(KEY, never)[1]
+    assert asked(memo, KEY, never)[1]
     assert capfd.readouterr() == ("", "")
-
-
-def test_memo_error_of_the_maker_is_raised_as_it_is(tmp_path: Path) -> None:
-    """A failure to make the result is the maker's, not the memo's, and is not remembered."""
-    memo = FrameMemo(tmp_path / "memo")
-    with pytest.raises(KeyError, match="mine"):
-        memo.get(KEY, lambda: {}["mine"])
-    assert memo.get(KEY, frame)[1] is False
 
 
 def test_memo_folder_holds_at_most_256_mebibytes(tmp_path: Path) -> None:
@@ -157,19 +157,19 @@ def test_memo_folder_stays_within_its_bytes(tmp_path: Path) -> None:
     sources = 10**9
     memo = FrameMemo(tmp_path / "memo", bytes_limit=400_000, source_bytes=lambda: sources)
     for n in range(60):
-        memo.get(("KRW-BTC", n), lambda n=n: frame(n))  # type: ignore[misc]
+        asked(memo, ("KRW-BTC", n), lambda n=n: frame(n))  # type: ignore[misc]
         assert memo.size() <= 400_000
-    assert memo.get(("KRW-BTC", 59), never)[1], "the newest stays"
+    assert asked(memo, ("KRW-BTC", 59), never)[1], "the newest stays"
     assert memo.size() > 300_000
     sources = 100_000
     memo.trim()
     assert 50_000 < memo.size() <= 100_000
     assert memo.has_room(frame(rows=3000))
     assert not memo.has_room(frame(rows=5000))
-    memo.get(("KRW-BTC", 60), lambda: frame(60, rows=5000))
+    asked(memo, ("KRW-BTC", 60), lambda: frame(60, rows=5000))
     assert memo.size() <= 100_000, "one that is larger by itself is not kept"
     memo.clear()
-    assert memo.get(("KRW-BTC", 59), frame)[1] is False
+    assert asked(memo, ("KRW-BTC", 59), frame)[1] is False
     sources = 0
     FrameMemo(tmp_path / "memo", source_bytes=lambda: sources).trim()
     assert not list((tmp_path / "memo").rglob("output.pkl"))
@@ -180,11 +180,11 @@ def test_memo_finds_only_what_was_kept(tmp_path: Path) -> None:
     memo = FrameMemo(tmp_path / "memo")
     assert memo.find(KEY) is None
     assert not (tmp_path / "memo").exists()
-    memo.get(KEY, frame)
+    asked(memo, KEY, frame)
     again = FrameMemo(tmp_path / "memo")
     pd.testing.assert_frame_equal(again.find(KEY), frame(), check_freq=False)
     assert again.find((*KEY, "other")) is None
-    assert (again.hits, again.misses) == (1, 0)
+    assert again.hits == 1
     (entry,) = (tmp_path / "memo").rglob("output.pkl")
     entry.write_bytes(b"")
     assert again.find(KEY) is None

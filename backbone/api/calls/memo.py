@@ -76,7 +76,7 @@ class Remembered:
             return
         is_settled = all(self._core.store.is_settled(*one, span) for one in self._sources())
         if is_settled and self._make_key(span) == key and memo.has_room(frame):
-            memo.get(key, lambda: frame)
+            memo.keep(key, frame)
 
     def _closed_span(self) -> Span | None:
         """The range, where a frame of it may be kept."""
