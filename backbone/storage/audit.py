@@ -27,7 +27,6 @@ from backbone.storage.layout import (
     Series,
     parse_partition_key,
     parse_period,
-    parse_quiet_key,
     parse_sidecar_key,
 )
 from backbone.storage.listed import forget, listed, quarantine_period
@@ -96,7 +95,7 @@ def _problems(files: Files, exchange: str, market: str | None, timeframe: Timefr
         elif is_whole and key.rsplit("/", 1)[-1] not in _DESKTOP_LITTER:
             yield _Found(key, None, None, "foreign", "not a partition: other engines may take its rows for candles")
     for key in files.walk(f"{QUIET}/{folder}"):
-        series = parse_quiet_key(key)
+        series = parse_sidecar_key(key)
         if series is not None and is_wanted(series):
             yield from _file_problems(files, key, series, None)
         elif series is None and is_whole and key.rsplit("/", 1)[-1] not in _DESKTOP_LITTER:

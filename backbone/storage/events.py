@@ -140,7 +140,7 @@ class Events:
             table = self._loaded() if version is not None and version[2] else EventTable()
             kept = len(table)
         while version is not None:
-            blob = self._files.read_from(self._key, table.size, _CHUNK_BYTES)
+            blob = self._files.part(self._key, table.size, _CHUNK_BYTES)
             if blob is None:
                 table, version = EventTable(), None
                 break
@@ -164,7 +164,7 @@ class Events:
         return (None if blob is None else EventTable.loaded(blob.data, self._text)) or EventTable()
 
     def _text(self, offset: int, most: int) -> bytes:
-        blob = self._files.read_from(self._key, offset, most)
+        blob = self._files.part(self._key, offset, most)
         return b"" if blob is None else blob.data
 
     def _keep(self, table: EventTable) -> None:

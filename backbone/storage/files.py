@@ -87,8 +87,7 @@ class Files(Protocol):
     def address(self, key: str) -> str: ...
     def stat(self, key: str) -> Version | None: ...
     def read(self, key: str) -> Blob | None: ...
-    def tail(self, key: str, size: int) -> bytes | None: ...
-    def read_from(self, key: str, offset: int, most: int) -> Blob | None: ...
+    def part(self, key: str, offset: int, most: int) -> Blob | None: ...
     def replace(
         self, key: str, data: bytes | memoryview, on_version: Callable[[Version], object] | None = None
     ) -> Version: ...
@@ -217,28 +216,19 @@ class LocalFiles:
         self._seen_root = True
         return Blob(data or b"", (found.st_ino, found.st_mtime_ns, found.st_size))
 
-    def tail(self, key: str, size: int) -> bytes | None:
-        """The last `size` bytes of a file (all of a shorter one); None where there is none."""
-        try:
-            with open(self._full(key), "rb", buffering=0) as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-                data = file.readall()
-        except OSError as exc:
-            if exc.errno in _NOT_THERE:
-                return None
-            raise self._failed("read", key, exc) from exc
-        return data or b""
+    def part(self, key: str, offset: int, most: int) -> Blob | None:
+        """At most `most` bytes from `offset` on, with the version they belong to; None where there is no file.
 
-    def read_from(self, key: str, offset: int, most: int) -> Blob | None:
-        """At most `most` bytes from `offset` on, with the version they belong to; None where there is no file."""
+        A negative offset counts from the end; of a shorter file it is the start.
+        """
         try:
             with open(self._full(key), "rb") as file:
                 found = os.fstat(file.fileno())
-                file.seek(offset)
+                file.seek(offset if offset >= 0 else max(0, found.st_size + offset))
                 data = file.read(most)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
         except OSError as exc:
+            if exc.errno in _NOT_THERE:
+                return None
             raise self._failed("read", key, exc) from exc
         return Blob(data, (found.st_ino, found.st_mtime_ns, found.st_size))
 

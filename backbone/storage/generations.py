@@ -8,6 +8,7 @@ reader, and whoever wants to write ends the move first. So a crash in the middle
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -67,26 +68,28 @@ class Generations:
         """The next generation: files are to be moved to quarantine `name`. False where the market is not, or no
         longer, at generation `after`, or a move has not ended."""
 
-        def write() -> bool:
-            now = self.of(market)
+        def next_one(now: Generation) -> Generation | None:
             if now.leaving or after not in (None, now.number):
-                return False
-            self._replace(market, Generation(now.number + 1, name, notes))
-            return True
+                return None
+            return Generation(now.number + 1, name, notes)
 
-        return retried(self._files, self._lock_key(market), write)
+        return self._changed(market, next_one)
 
     def end(self, market: str, number: int) -> bool:
         """The files of generation `number` are gone; False where somebody else has said so."""
 
-        def write() -> bool:
-            now = self.of(market)
-            if not now.leaving or now.number != number:
-                return False
-            self._replace(market, Generation(number))
-            return True
+        return self._changed(market, lambda now: Generation(number) if now.leaving and now.number == number else None)
 
-        return retried(self._files, self._lock_key(market), write)
+    def _changed(self, market: str, change: Callable[[Generation], Generation | None]) -> bool:
+        """Write what `change` makes of the generation as it is; False where it makes nothing of it."""
+
+        def write() -> bool:
+            generation = change(self.of(market))
+            if generation is not None:
+                self._files.replace(self._key(market), msgspec.json.encode(generation))
+            return generation is not None
+
+        return retried(self._files, f"{LOCKS}/{self._folder}/market={market}.lock", write)
 
     def leaving(self) -> list[str]:
         """The markets whose move has not ended."""
@@ -94,11 +97,5 @@ class Generations:
         markets = [name.removeprefix("market=").removesuffix(".json") for name in names if name.endswith(".json")]
         return [market for market in markets if self.of(market).leaving]
 
-    def _replace(self, market: str, generation: Generation) -> None:
-        self._files.replace(self._key(market), msgspec.json.encode(generation))
-
     def _key(self, market: str) -> str:
         return f"{GENERATIONS}/{self._folder}/market={market}.json"
-
-    def _lock_key(self, market: str) -> str:
-        return f"{LOCKS}/{self._folder}/market={market}.lock"

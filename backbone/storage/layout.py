@@ -34,7 +34,7 @@ __all__ = [
     "is_market_name",
     "parse_partition_key",
     "parse_period",
-    "parse_quiet_key",
+    "parse_series",
     "parse_sidecar_key",
     "series_of",
     "tmp_key",
@@ -153,16 +153,11 @@ def parse_partition_key(key: str) -> tuple[Series, Span] | None:
     parts = key.split("/")
     if len(parts) != 6 or parts[0] != CANDLES or parts[5] != FILE_NAME:
         return None
-    series = _series_of(parts[1:4])
+    series = parse_series(parts[1:4])
     if series is None or not parts[4].startswith("period="):
         return None
     period = parse_period(series.timeframe, parts[4].removeprefix("period="))
     return None if period is None else (series, period)
-
-
-def parse_quiet_key(key: str) -> Series | None:
-    """The series of a coverage sidecar's key; None for anything else."""
-    return parse_sidecar_key(key) if key.startswith(f"{QUIET}/") else None
 
 
 def parse_sidecar_key(key: str) -> Series | None:
@@ -170,16 +165,15 @@ def parse_sidecar_key(key: str) -> Series | None:
     parts = key.split("/")
     if len(parts) != 4 or parts[0] not in SIDECARS or not parts[3].endswith(".json"):
         return None
-    return _series_of([parts[1], parts[2], parts[3].removesuffix(".json")])
+    return parse_series([parts[1], parts[2], parts[3].removesuffix(".json")])
 
 
-def _series_of(parts: list[str]) -> Series | None:
-    values = []
-    for part, name in zip(parts, ("exchange", "market", "timeframe"), strict=True):
-        if not part.startswith(f"{name}="):
-            return None
-        values.append(part.removeprefix(f"{name}="))
-    exchange, market, directory = values
+def parse_series(parts: list[str]) -> Series | None:
+    """The series that three folders of a key name; None where they name none."""
+    names = [part.partition("=")[0] for part in parts]
+    if names != ["exchange", "market", "timeframe"]:
+        return None
+    exchange, market, directory = (part.partition("=")[2] for part in parts)
     timeframe = _BY_DIRECTORY.get(directory)
     if timeframe is None or not is_market_name(market) or not is_exchange_name(exchange):
         return None

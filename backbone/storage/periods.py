@@ -21,7 +21,15 @@ from backbone.storage.coverage import EVER, Coverage, SpanSet
 from backbone.storage.files import Blob, Files, Version
 from backbone.storage.generations import Generations
 from backbone.storage.incidents import Incidents
-from backbone.storage.layout import CANDLES, QUIET, Series, name_of_period, parse_period, parse_quiet_key
+from backbone.storage.layout import (
+    CANDLES,
+    QUIET,
+    Series,
+    name_of_period,
+    parse_period,
+    parse_series,
+    parse_sidecar_key,
+)
 from backbone.storage.listed import note, quarantine_period
 from backbone.storage.merge import Page, merge_pages
 from backbone.storage.partition import (
@@ -146,7 +154,8 @@ class Periods:
 
     def footer(self, series: Series, period: Span) -> tuple[int, Coverage]:
         """The rows and the coverage of a file, read from its last bytes and not proven, where those are enough."""
-        found = peek_footer(self._files.tail(series.key(period), TAIL_BYTES) or b"")
+        tail = self._files.part(series.key(period), -TAIL_BYTES, TAIL_BYTES)
+        found = None if tail is None else peek_footer(tail.data)
         if found is None:
             partition = self.load(series, period)
             found = partition.table.num_rows, partition.coverage
@@ -325,11 +334,11 @@ def series_in(files: Files, exchange: str) -> set[Series]:
     """The series that have a partition or a sidecar."""
     found: set[Series] = set()
     for folder in files.series_folders(f"{CANDLES}/exchange={exchange}"):
-        series = parse_quiet_key(f"{QUIET}{folder.removeprefix(CANDLES)}.json")
+        series = parse_series(folder.split("/")[1:])
         if series is not None:
             found.add(series)
     for key in files.walk(f"{QUIET}/exchange={exchange}"):
-        series = parse_quiet_key(key)
+        series = parse_sidecar_key(key)
         if series is not None:
             found.add(series)
     return found

@@ -32,7 +32,15 @@ from backbone.locks import renew_after_fork
 from backbone.settings import from_environment, parse_place
 from backbone.storage.coverage import Coverage
 from backbone.storage.files import Blob, Files, LocalFiles, Version, snapshot_error
-from backbone.storage.layout import CANDLES, DAMAGED, QUARANTINE, QUIET, SNAPSHOTS, parse_partition_key, parse_quiet_key
+from backbone.storage.layout import (
+    CANDLES,
+    DAMAGED,
+    QUARANTINE,
+    QUIET,
+    SNAPSHOTS,
+    parse_partition_key,
+    parse_sidecar_key,
+)
 from backbone.storage.partition import Partition, encode_coverage, encode_partition
 from backbone.storage.series_locks import OvertakenError
 from backbone.timeframe import period_name
@@ -321,25 +329,27 @@ class ObjectFiles:
         self._remember(key, (etag, version))
         return Blob(data, version)
 
-    def tail(self, key: str, size: int) -> bytes | None:
-        """The last `size` bytes of an object (all of a shorter one); None where there is none."""
+    def part(self, key: str, offset: int, most: int) -> Blob | None:
+        """At most `most` bytes from `offset` on, with the version they belong to; None where there is no object.
+
+        A negative offset counts from the end; of a shorter object it is the start.
+        """
         import obstore
 
         state = self._state(key)
         if state is None:
             return None
+        size = state[1][2]
+        start = min(offset, size) if offset >= 0 else max(0, size + offset)
+        end = min(start + most, size)
         cached = self._cache.get(key, state[0])
-        if cached is not None:
-            return cached[-size:]
+        if cached is not None or start == end:
+            return Blob((cached or b"")[start:end], state[1])
         store = self._open()
-        try:
-            with self._translated("read", key):
-                options: Any = {"range": {"suffix": min(size, state[1][2])}}
-                return obstore.get(store, key, options=options).bytes().to_bytes()
-        except StoreError as exc:
-            if isinstance(exc.__cause__, FileNotFoundError):
-                return None
-            raise
+        with self._translated("read", key), suppress(FileNotFoundError):
+            answer = obstore.get(store, key, options={"range": (start, end)})
+            return Blob(answer.bytes().to_bytes(), _version(str(answer.meta["e_tag"]), answer.meta["size"]))
+        return None
 
     def list(self, folder: str) -> list[str]:
         """Names in a folder, sorted; empty where there is none."""
@@ -454,11 +464,6 @@ class ObjectFiles:
         look: _Look | None = getattr(self._looks, "now", None)
         return look
 
-    def read_from(self, key: str, offset: int, most: int) -> Blob | None:
-        """At most `most` bytes from `offset` on, with the version they belong to; None where there is no object."""
-        blob = self.read(key)
-        return None if blob is None else Blob(blob.data[offset : offset + most], blob.version)
-
     def append(self, key: str, data: bytes) -> None:
         """Add `data` to the end of an object, by writing it anew. Call it inside `exclusive`."""
         blob = self.read(key)
@@ -542,7 +547,7 @@ def _blank(key: str) -> bytes | None:
     if place is not None:
         series, period = place
         return bytes(encode_partition(Partition.empty(), series, period_name(series.timeframe, period)).data)
-    quiet = parse_quiet_key(key)
+    quiet = parse_sidecar_key(key) if key.startswith(f"{QUIET}/") else None
     return None if quiet is None else encode_coverage(Coverage(), quiet)
 
 

@@ -265,10 +265,10 @@ class Upkeep:
             folder = f"{SNAPSHOTS}/{name}"
             if not mark.content:
                 try:
-                    mark = _Mark(at_us=mark.at_us, rows=mark.rows, content=self._content(f"{folder}/"))
+                    mark = msgspec.structs.replace(mark, content=self._content(f"{folder}/"))
                     self._files.replace(f"{folder}/{_MARK}", msgspec.json.encode(mark))
                 except CorruptPartitionError:
-                    mark = _Mark(at_us=mark.at_us, rows=mark.rows, content=DAMAGED)  # `changed_snapshots` says what
+                    mark = msgspec.structs.replace(mark, content=DAMAGED)  # `changed_snapshots` says what
             found.append(Snapshot(name, mark.at_us, self._files.address(folder), mark.rows, mark.content))
         return sorted(found, key=lambda one: (one.at_us, one.name))
 

@@ -137,14 +137,14 @@ def test_long_log_is_read_whole_in_chunks_and_then_only_what_is_new(
 def sizes_read(store: CandleStore, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many bytes each read of a part of a file brings from now on."""
     sizes: list[int] = []
-    read_from = store._files.read_from
+    part = store._files.part
 
     def counted(key: str, offset: int, most: int) -> Any:
-        blob = read_from(key, offset, most)
+        blob = part(key, offset, most)
         sizes.append(0 if blob is None else len(blob.data))
         return blob
 
-    monkeypatch.setattr(store._files, "read_from", counted)
+    monkeypatch.setattr(store._files, "part", counted)
     return sizes
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backbone.errors import InputError
-from backbone.storage.layout import Series, parse_partition_key, parse_period, parse_quiet_key
+from backbone.storage.layout import Series, parse_partition_key, parse_period, parse_sidecar_key
 from backbone.timeframe import TIMEFRAMES, period_name, period_of
 from tests.storage.helpers import MAY, MINUTE
 
@@ -50,7 +50,7 @@ def test_key_of_a_period_is_parsed_back_to_it(timeframe: object) -> None:
     series = Series("upbit", "USDT-1INCH.X", timeframe)  # type: ignore[arg-type]
     period = period_of(series.timeframe, MAY)
     assert parse_partition_key(series.key(period)) == (series, period)
-    assert parse_quiet_key(series.quiet_key) == series
+    assert parse_sidecar_key(series.quiet_key) == series
     assert parse_period(series.timeframe, period_name(series.timeframe, period)) == period
 
 
@@ -76,4 +76,4 @@ def test_period_name_of_another_timeframe_is_none(name: str) -> None:
 def test_foreign_key_is_no_partition(key: str) -> None:
     """A file at any other place is not taken for a partition."""
     assert parse_partition_key(key) is None
-    assert parse_quiet_key(key) is None
+    assert parse_sidecar_key(key) is None
