@@ -80,7 +80,7 @@ def test_pages_by_the_index_are_those_that_their_author_meant(venue: SimulatorSe
     """
     assert not paging_by_index(theirs).index.is_unique
     meant = theirs.get_ohlcv("KRW-XRP", interval="minute1", count=600, period=0)
-    pd.testing.assert_frame_equal(paging_by_index(ours), meant, check_freq=False)
+    pd.testing.assert_frame_equal(paging_by_index(ours), meant, check_freq=False, check_exact=True)
 
 
 def test_every_name_that_is_pyupbits_own_is_known_without_it() -> None:

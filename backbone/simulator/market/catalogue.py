@@ -240,6 +240,7 @@ def _decimals_of(units: npt.NDArray[np.int64], factor: Fraction, decimals: int) 
     return shown
 
 
+@functools.lru_cache(maxsize=8192)  # each new exchange of a process asks a thousand, of the same markets
 def hash_text(text: str) -> int:
     """FNV-1a of a text, 64 bits: the same on every machine, unlike `hash`."""
     value = 0xCBF29CE484222325
