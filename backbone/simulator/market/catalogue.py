@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from backbone.errors import InputError
 
-__all__ = ["CAUTIONS", "Market", "catalogue", "decimals_of", "hash_text", "new_market", "rescaled", "tick_of"]
+__all__ = ["CAUTIONS", "TICKS", "Market", "catalogue", "decimals_of", "hash_text", "new_market", "rescaled", "tick_of"]
 
 CAUTIONS = (
     "PRICE_FLUCTUATIONS",
@@ -144,7 +145,7 @@ _LISTED_US = {  # where history is known to begin
 }
 
 # floor of a price band, its tick; per quote currency, ascending
-_TICKS: dict[str, tuple[tuple[float, float], ...]] = {
+TICKS: dict[str, tuple[tuple[float, float], ...]] = {
     "KRW": (
         (0.0, 1e-8), (1e-5, 1e-7), (1e-4, 1e-6), (1e-3, 1e-5), (1e-2, 1e-4), (1e-1, 1e-3), (1.0, 1e-2),
         (10.0, 1e-1), (100.0, 1.0), (1e3, 1.0), (5e3, 5.0), (1e4, 10.0), (5e4, 50.0), (1e5, 100.0),
@@ -220,12 +221,9 @@ class Market:
 
 def _digits(factor: Fraction) -> int:
     """The decimal places that a finite decimal factor adds (below 0: removes)."""
-    places = 0
-    while (factor * 10**places).denominator != 1:
-        places += 1
-    while places > -18 and places <= 0 and (factor * Fraction(10) ** (places - 1)).denominator == 1:
-        places -= 1
-    return places
+    exponent = (Decimal(factor.numerator) / factor.denominator).normalize().as_tuple().exponent
+    assert isinstance(exponent, int)  # no factor is infinite
+    return -exponent
 
 
 def _decimals_of(units: npt.NDArray[np.int64], factor: Fraction, decimals: int) -> npt.NDArray[np.float64]:
@@ -253,16 +251,7 @@ def hash_text(text: str) -> int:
 
 def tick_of(quote: str, price: float) -> float:
     """The price step at `price` in a market quoted in `quote`."""
-    tick = _TICKS[quote][0][1]
-    for floor, step in _TICKS[quote]:
-        if price >= floor:
-            tick = step
-    return tick
-
-
-def tick_bands(quote: str) -> tuple[tuple[float, float], ...]:
-    """``(floor of the band, tick)`` for a quote currency, ascending."""
-    return _TICKS[quote]
+    return next(tick for floor, tick in reversed(TICKS[quote]) if price >= floor or floor == 0)
 
 
 def decimals_of(step: float) -> int:
@@ -324,7 +313,7 @@ def new_market(code: str, listed_us: int) -> Market:
     if known is not None:
         return replace(known, listed_us=listed_us)
     quote, dash, base = code.partition("-")
-    if quote not in _TICKS or not dash or not base or code != code.upper():
+    if quote not in TICKS or not dash or not base or code != code.upper():
         raise InputError("market", code, "a code such as KRW-NEW, in KRW, BTC or USDT")
     return replace(_build(code, base, base, 1000.0 / _QUOTE_KRW[quote], 40, 200, 1.0), listed_us=listed_us)
 

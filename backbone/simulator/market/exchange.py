@@ -180,9 +180,6 @@ class Exchange(Venue):
         quote, index = self._place[market.history]
         return self._tapes[quote], index
 
-    def first_us(self, market: Market) -> int:
-        return market.listed_us
-
     def stride_us(self, market: Market, timeframe: Timeframe) -> int:
         if timeframe.name == "1s":
             return HOUR_US if market.trades_per_minute > 4 else DAY_US

@@ -43,7 +43,8 @@ class MarketList:
         self._lock = threading.Lock()
         self._listed = dict(markets)
         self._restated: tuple[Restatement, ...] = ()
-        self._rescales = 0
+        self.edition = 0
+        """Another number after each correction of past candles."""
 
     def listed(self, now_us: int | None = None) -> dict[str, Market]:
         """The markets by code; with `now_us`, only those that are listed by then."""
@@ -74,48 +75,42 @@ class MarketList:
         """The market vanishes, with its history: at once, or at `at_us`, which the stream announces until then."""
         market = self.market(code)
         if at_us is not None:
-            self._replace(replace(market, delisted_us=at_us))
+            self._put(market.code, replace(market, delisted_us=at_us))
             return
-        with self._lock:
-            self._listed = {key: value for key, value in self._listed.items() if key != market.code}
+        self._put(market.code, None)
 
-    def _replace(self, market: Market) -> None:
+    def _put(self, code: str, market: Market | None) -> None:
+        """Put a market in the place of the one with this code; None takes that away."""
         with self._lock:
-            self._listed = {code: market if code == market.code else one for code, one in self._listed.items()}
+            places = {old: market if old == code else one for old, one in self._listed.items()}
+            self._listed = {one.code: one for one in places.values() if one is not None}
 
     def describe(self, code: str, **changes: Any) -> None:
         """What is said of a market: any of `korean_name english_name warning cautions state suspended`."""
         wrong = changes.keys() - {"korean_name", "english_name", "warning", "cautions", "state", "suspended"}
         if wrong or not set(changes.get("cautions", ())) <= set(CAUTIONS):
             raise InputError("describe", changes, "names, warning, state, suspended, cautions of " + " ".join(CAUTIONS))
-        self._replace(replace(self.market(code), **changes))
+        market = self.market(code)
+        self._put(market.code, replace(market, **changes))
 
     def rescale(self, code: str, factor: object) -> None:
         """A redenomination: the whole history's prices times `factor`, its volumes divided by it."""
         market = self.market(code)
-        self._replace(rescaled(market, factor))
+        self._put(market.code, rescaled(market, factor))
         with self._lock:
-            self._rescales += 1
+            self.edition += 1
 
     def rename(self, code: str, to: str) -> None:
         """The market's history moves to a new code; the old one is unknown from now on."""
         market = self.market(code)
-        with self._lock:
-            self._listed = {
-                (to if key == market.code else key): (replace(value, code=to) if key == market.code else value)
-                for key, value in self._listed.items()
-            }
-
-    @property
-    def edition(self) -> int:
-        """Another number after each correction of past candles."""
-        return len(self._restated) + self._rescales
+        self._put(market.code, replace(market, code=to))
 
     def restate(self, code: str, span: Span, shift: float = 0.0005) -> None:
         """The venue corrects history: opens inside `span` move by the fraction `shift`, within the range."""
         market = self.market(code)
         with self._lock:
             self._restated = (*self._restated, Restatement(market.history, span, shift))
+            self.edition += 1
 
     def markets(self, details: bool = True, now_us: int | None = None) -> list[Row]:
         """The rows of ``market/all``; with `now_us`, of the markets listed by then."""

@@ -166,9 +166,6 @@ class Replay(Venue):
     def bars(self, market: Market, timeframe: Timeframe, start_us: int, end_us: int) -> Bars:
         return self._all(market, timeframe).between(start_us, max(start_us, end_us))
 
-    def first_us(self, market: Market) -> int:
-        return market.listed_us
-
     def stride_us(self, market: Market, timeframe: Timeframe) -> int:
         return 1 << 62  # everything is at hand: one step reaches the beginning
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backbone.model import Span
-from backbone.simulator.market.catalogue import Market, hash_text, tick_bands
+from backbone.simulator.market.catalogue import TICKS, Market, hash_text
 
 __all__ = [
     "BOUGHT",
@@ -210,7 +210,7 @@ class Tape:
         amplitudes = np.sqrt(np.array(_SPACINGS, dtype=np.float64) / _DAY_CELLS)
         self._amplitude = np.array([m.day_volatility for m in self.markets])[:, None] * amplitudes[None, :]
         quote = self.markets[0].quote if self.markets else "KRW"
-        bands = tick_bands(quote)
+        bands = TICKS[quote]
         self._band_floor = np.array([floor for floor, _ in bands])
         self._price_unit = np.array([10**m.price_decimals for m in self.markets], dtype=np.float64)
         ticks = np.array([tick for _, tick in bands])

@@ -173,10 +173,6 @@ class Venue(MarketList):
         """One summary a market that ever traded, in the given order."""
         raise NotImplementedError
 
-    def first_us(self, market: Market) -> int:
-        """No trade is older than this."""
-        raise NotImplementedError
-
     def stride_us(self, market: Market, timeframe: Timeframe) -> int:
         """How far to step back at once when looking for older candles."""
         raise NotImplementedError
@@ -195,7 +191,7 @@ class Venue(MarketList):
         if limit > current:
             parts.append(self.forming(market, timeframe, now_us))
         end = timeframe.ceil(min(limit, current))
-        floor = self.first_us(market)
+        floor = market.listed_us
         if timeframe.name == "1s":
             floor = max(floor, now_us - SECONDS_KEPT_US, SECONDS_SINCE_US)
         stride = self.stride_us(market, timeframe)
@@ -301,7 +297,7 @@ class Venue(MarketList):
 
         spec, length = self.market(market), parse_timeframe(timeframe)
         end = end_us if now_us is None else min(end_us, length.floor(now_us))
-        start = max(start_us, length.floor(self.first_us(spec)))
+        start = max(start_us, length.floor(spec.listed_us))
         bars = self._corrected(spec, length, self.bars(spec, length, length.ceil(start), max(start, end)))
         arrays = [pa.array(bars.time_us).cast(CANDLE_SCHEMA.field("time").type)]
         arrays += [pa.array(getattr(bars, name)) for name in CANDLE_COLUMNS]

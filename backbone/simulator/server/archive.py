@@ -116,7 +116,7 @@ class ArchiveBranch:
             return []
         unit = _MONTH if kind == "monthly" else _DAY
         since = _TRADES_SINCE_US if what == "trade" else _SINCE_US.get(what, _SINCE_EVER_US)
-        at = unit.floor(max(self._venue.first_us(market), since))
+        at = unit.floor(max(market.listed_us, since))
         folder = f"trade/{code}/{kind}" if what == "trade" else f"candle/{code}/{kind}/{what}"
         name = f"{code}_trade-" if what == "trade" else f"{code}_candle-{what}_"
         ends = [np.datetime64(us, "us").astype(f"datetime64[{'M' if kind == 'monthly' else 'D'}]")

@@ -301,27 +301,23 @@ class SimulatorServer:
 
     def _change_market(self, fault: Fault) -> None:
         """Carry out a fault that changes the market itself."""
-        venue, options = self.exchange, fault.options
-        at_us = parse_instant(options.get("at"), "at")
-        if fault.kind == "list":
-            venue.list_market(_required(fault, "market"), self.clock.now_us() if at_us is None else at_us)
-        elif fault.kind == "delist":
+        venue, kind, now_us = self.exchange, fault.kind, self.clock.now_us()
+        at_us, start, end = (parse_instant(fault.options.get(name), name) for name in ("at", "start", "end"))
+        span = Span(now_us if start is None else start, (1 << 60) if end is None else end)
+        if kind == "outage":
+            venue.close_span(span)
+        elif kind == "list":
+            venue.list_market(_required(fault, "market"), now_us if at_us is None else at_us)
+        elif kind == "delist":
             venue.delist(_required(fault, "market"), at_us)
-        elif fault.kind == "rescale":
-            venue.rescale(_required(fault, "market"), options.get("factor"))
-        elif fault.kind == "describe":
-            venue.describe(_required(fault, "market"), **_description(options))
-        elif fault.kind == "rename":
+        elif kind == "rescale":
+            venue.rescale(_required(fault, "market"), fault.options.get("factor"))
+        elif kind == "describe":
+            venue.describe(_required(fault, "market"), **_description(fault.options))
+        elif kind == "rename":
             venue.rename(_required(fault, "market"), _required(fault, "to"))
         else:
-            now_us = self.clock.now_us()
-            start = parse_instant(options.get("start"), "start")
-            end = parse_instant(options.get("end"), "end")
-            span = Span(now_us if start is None else start, (1 << 60) if end is None else end)
-            if fault.kind == "outage":
-                venue.close_span(span)
-            else:
-                venue.restate(_required(fault, "market"), span, fault.number("shift", 0.0005))
+            venue.restate(_required(fault, "market"), span, fault.number("shift", 0.0005))
         self._do_soon(self._hub.forget)
 
 

@@ -7,6 +7,7 @@ statuses are the venue's, byte for byte. Shares no parsing with the package's cl
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -245,18 +246,8 @@ def spell(value: Any, turn: int = 0) -> str:
         return "{" + ",".join(f'"{k}":{spell(v, i)}' for i, (k, v) in enumerate(value.items())) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(spell(v, turn) for v in value) + "]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None:
-        return "null"
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    if isinstance(value, int):
-        return str(value)
-    return _spell_float(value, turn)
-
-
-def _spell_float(value: float, turn: int) -> str:
+    if not isinstance(value, float):
+        return json.dumps(value, ensure_ascii=False)
     if value == 0:
         return ("0E-8", "0.0", "0")[turn % 3]
     return padded(value) if turn % 2 else exponential(value)
