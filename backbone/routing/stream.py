@@ -201,13 +201,7 @@ class Stream:
                 kinds.pop(each, None)
             if not kinds:
                 self._wanted.pop(key, None)
-            self._version += 1
-            idle = None if self._wanted else self._thread
-            connection = self._connection
-            self._condition.notify_all()
-        if idle is not None:
-            self._join(idle, connection)
-        self._wake()
+        self._end_unwanted()
 
     @property
     def state(self) -> StreamState:
@@ -225,17 +219,19 @@ class Stream:
         with self._condition:
             self._is_closed = True
             self._wanted.clear()
-            self._version += 1
-            thread, connection = self._thread, self._connection
-            self._condition.notify_all()
-        if thread is not None:
-            self._join(thread, connection)
+        self._end_unwanted()
 
-    def _join(self, thread: threading.Thread, connection: Connection | None) -> None:
-        if connection is not None and not connection.opened_s:
+    def _end_unwanted(self) -> None:
+        """Let the thread see what is wanted now; where that is nothing, wait for its end."""
+        with self._condition:
+            self._version += 1
+            thread = None if self._wanted else self._thread
+            connection = self._connection
+            self._condition.notify_all()
+        if thread is not None and connection is not None and not connection.opened_s:
             connection.abort()  # it may be stuck in the handshake; once open, it is woken and says goodbye
         self._wake()
-        if thread is not threading.current_thread():
+        if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def _start_locked(self) -> None:

@@ -86,21 +86,15 @@ def make_book(market: Market, stamp_us: int, bid: float, tick: float, level: flo
     ask_sizes[_side_depth(market, "ask") :] = 0.0
     bid_sizes[_side_depth(market, "bid") :] = 0.0
     bid_sizes[bids <= 0] = 0.0
-    units = [
-        {
-            "bid_price": bids[i] if bid_sizes[i] else 0.0,
-            "bid_size": bid_sizes[i],
-            "ask_price": asks[i] if ask_sizes[i] else 0.0,
-            "ask_size": ask_sizes[i],
-        }
-        for i in range(BOOK_DEPTH)
-    ]
+    asks[ask_sizes == 0] = bids[bid_sizes == 0] = 0.0
+    columns = {"bid_price": bids, "bid_size": bid_sizes, "ask_price": asks, "ask_size": ask_sizes}
+    levels = zip(*(column[:depth].tolist() for column in columns.values()), strict=True)
     return {
         "market": market.code,
         "timestamp": stamp_us // 1000,
         "total_ask_size": rounded(float(np.sum(ask_sizes)), 8),
         "total_bid_size": rounded(float(np.sum(bid_sizes)), 8),
-        "orderbook_units": [{k: _plain(v) for k, v in one.items()} for one in units[:depth]],
+        "orderbook_units": [dict(zip(columns, map(_plain, one), strict=True)) for one in levels],
         "level": _plain(level),
     }
 
@@ -113,5 +107,4 @@ def _side_depth(market: Market, side: str) -> int:
 
 def _plain(value: float) -> int | float:
     """Whole numbers without a fraction, as the book spells prices."""
-    number = float(value)
-    return int(number) if number.is_integer() else number
+    return int(value) if float(value).is_integer() else value
