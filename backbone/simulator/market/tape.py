@@ -77,7 +77,6 @@ _HOURS = np.array(
     dtype=np.int64,
 )
 _HOUR_OF_CELL = np.repeat(_HOURS, _DAY_CELLS // 24)
-_EIGHTHS = np.arange(8) * 0.125
 
 
 def mix(key: U64 | np.uint64, counter: U64) -> U64:
@@ -96,13 +95,6 @@ def _height(draw: U64) -> F64:
     """A hash as a number in [-1, 1)."""
     whole = (draw >> np.uint64(11)).view(np.int64)  # below 2**53: signed converts faster
     return whole.astype(np.float64) * 2.0**-52 - 1.0
-
-
-def _quotient(dividend: I64, divisor: I64) -> I64:
-    """``dividend // divisor`` of numbers above zero: float division is several times faster, and exact below 2**53."""
-    if dividend.size and dividend.max() >= _WHOLE:
-        return dividend // divisor
-    return (dividend / divisor).astype(np.int64)
 
 
 def _exp2(x: F64) -> F64:
@@ -226,11 +218,9 @@ class Tape:
     def cells(self, first: int, last: int, which: Sequence[int] | None = None) -> Cells:
         """The active cells of ``[first, last)`` of the markets `which` (indices; default all)."""
         chosen = np.arange(len(self.markets)) if which is None else np.asarray(which, dtype=np.int64)
-        if len(chosen) == 1:
-            first = max(first, int(self._listed[chosen[0]]))  # alone it needs no mask
         grid = np.arange(first, max(first, last), dtype=np.int64)
         hours = _HOUR_OF_CELL[grid % _DAY_CELLS]
-        masks = [] if len(chosen) == 1 else [grid[None, :] >= self._listed[chosen][:, None]]
+        masks = [grid[None, :] >= self._listed[chosen][:, None]]
         if not (self._chance[chosen] >= 1.0).all():
             draw = mix(
                 self._active_key[chosen][:, None], np.broadcast_to(grid.view(np.uint64), (len(chosen), len(grid)))
@@ -241,10 +231,7 @@ class Tape:
         for span in self.closed:
             if span.start < last * CELL_US and span.end > first * CELL_US:
                 masks.append((((grid + 1) * CELL_US <= span.start) | (grid * CELL_US >= span.end))[None, :])
-        if not masks:
-            return self._describe(chosen, first, last, np.zeros(1, dtype=np.int64), grid, hours)
-        active = np.broadcast_to(functools.reduce(np.logical_and, masks), (len(chosen), len(grid)))
-        row, column = np.nonzero(active)
+        row, column = np.nonzero(functools.reduce(np.logical_and, masks))
         return self._describe(chosen, first, last, row, grid[column], hours[column])
 
     def _describe(self, chosen: I64, first: int, last: int, row: I64, cell: I64, hours: I64) -> Cells:
@@ -252,26 +239,25 @@ class Tape:
         if not len(cell):
             nothing = np.zeros(0, dtype=np.int64)
             return Cells(nothing, cell, nothing.view(np.uint64), *(nothing,) * 6)
-        alone = len(chosen) == 1  # a single market's traits need no gathering
-        market = np.broadcast_to(chosen, len(cell)) if alone else chosen[row]
-        of = chosen[0] if alone else market
+        market = chosen[row]
+        of = chosen[0] if len(chosen) == 1 else market  # a single market's traits need no gathering
         draw = mix(self._cell_key[of], cell.view(np.uint64))
         quarters = draw.astype("<u8", copy=False).view("<u2").reshape(-1, 4)  # lowest first
         a, b = quarters[:, 0] / 65536.0, quarters[:, 1] / 65536.0
         c = quarters[:, 2].astype(np.int64)
         often = (self._mean[of] - 1.0) * 3.0 * a * a * hours * (1 / 16) + 1.0 + 0.5
         count = np.clip(often, 1.0, 400.0).astype(np.int64)
-        price = self._level(chosen, first, last, row, cell)
+        price = self._level(chosen, first, last, row, of, cell)
         lowest, highest = np.searchsorted(self._band_floor, (price.min(), price.max()), side="right") - 1
         band = lowest if lowest == highest else np.searchsorted(self._band_floor, price, side="right") - 1
         tick = np.broadcast_to(self._tick[of, band], len(cell))
-        bid = np.maximum(_quotient((price * self._price_unit[of]).astype(np.int64), tick), 1) * tick
+        bid = np.maximum((price * self._price_unit[of]).astype(np.int64) // tick, 1) * tick
         turnover = (3.9 * b * b * b + 0.02) * (count * self._trade_value[of])
         volume = np.maximum((turnover / price * self._volume_unit[of]).astype(np.int64), count)
         buys = (count + 1) * c >> 16
-        return Cells(market, cell, draw, count, buys, bid, tick, volume, _quotient(volume * buys, count))
+        return Cells(market, cell, draw, count, buys, bid, tick, volume, volume * buys // count)
 
-    def _level(self, chosen: I64, first: int, last: int, row: I64, cell: I64) -> F64:
+    def _level(self, chosen: I64, first: int, last: int, row: I64, of: I64, cell: I64) -> F64:
         """The price level in the given cells: noise on lattices from 15 seconds to a year, and drift.
 
         Each lattice is drawn at its own nodes and filled in linearly at the nodes of the next finer one, so a
@@ -293,20 +279,10 @@ class Tape:
             coarse, start, step = height, node_first, len(nodes)
         assert coarse is not None
         curve = (_exp2(coarse) * self._price[chosen][:, None]).ravel()
-        if len(chosen) == 1 and 8 * len(cell) > last - first:  # dense: fill every lattice step, then pick
-            rise = np.diff(curve)[:, None] * _EIGHTHS
-            rise += curve[:-1, None]
-            at = cell - (start << 3)
-            level = rise.ravel()[at[0] : at[-1] + 1] if at[-1] - at[0] < len(at) else rise.ravel()[at]
-        else:
-            at = (cell >> 3) - start
-            if len(chosen) > 1:
-                at += row * step
-            level = (curve[at + 1] - curve[at]) * ((cell & 7) * 0.125) + curve[at]
-        key = keys[0] if len(chosen) == 1 else self._price_key[chosen][row]
-        height = _height(mix(key, cell.view(np.uint64)))  # every cell is a node of the finest lattice
-        amplitude = self._amplitude[chosen[0] if len(chosen) == 1 else chosen[row], 0]
-        result: F64 = level * (height * amplitude + 1.0)
+        at = row * step + (cell >> 3) - start
+        level = (curve[at + 1] - curve[at]) * ((cell & 7) * 0.125) + curve[at]
+        height = _height(mix(self._price_key[of], cell.view(np.uint64)))  # every cell is a node of the finest lattice
+        result: F64 = level * (height * self._amplitude[of, 0] + 1.0)
         return result
 
     def extremes(self, which: Sequence[int], day_us: int) -> list[tuple[float, int, float, int]]:

@@ -21,7 +21,6 @@ from backbone.simulator.market.tape import (
     VALUE_LOW,
     VOLUME,
     Tape,
-    _quotient,
     fold_trades,
     value_as_float,
 )
@@ -161,12 +160,3 @@ def test_turnover_is_rounded_once() -> None:
     rows[VALUE], rows[VALUE_LOW] = [163_966_832, 16_803_209_252], [70_618_000, 21_234_567]
     assert value_as_float(rows[:, :1], 18).tolist() == [0.016396683270618]
     assert value_as_float(rows[:, 1:], 8).tolist() == [16803209252.21234567]
-
-
-@given(st.lists(st.tuples(st.integers(0, 2**62), st.integers(1, 2**30)), min_size=1))
-def test_division_of_integers_through_floats_is_exact(pairs: list[tuple[int, int]]) -> None:
-    """Also where the quotient lies one part in 2**53 below a whole number, and where floats do not reach."""
-    near = [(a // b * b + d, b) for a, b in pairs for d in (-1, 0, 1) if a // b * b + d >= 0]
-    for group in (near, [(a >> 10, b) for a, b in near], [(2**53 - 1, 1), (2**53 - 2, 2**26 - 1)]):
-        dividend, divisor = (np.array(side, dtype=np.int64) for side in zip(*group, strict=True))
-        assert _quotient(dividend, divisor).tolist() == [a // b for a, b in group]
