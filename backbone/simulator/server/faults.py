@@ -226,21 +226,23 @@ def _shifted(row: Row, seconds: float) -> Row:
     return moved
 
 
+def _changed(rows: list[Row], at: int, change: Callable[[Row], Row]) -> list[Row]:
+    """The rows with one of them changed."""
+    return [change(row) if i == at else row for i, row in enumerate(rows)]
+
+
 def _off_grid(rows: list[Row], _: Fault) -> list[Row]:
-    at = len(rows) // 2
-    return [_shifted(row, -7) if i == at else row for i, row in enumerate(rows)]
+    return _changed(rows, len(rows) // 2, lambda row: _shifted(row, -7))
 
 
 def _beyond(rows: list[Row], fault: Fault) -> list[Row]:
-    return [_shifted(rows[0], fault.number("seconds", 86_400.0)), *rows[1:]] if rows else rows
+    return _changed(rows, 0, lambda row: _shifted(row, fault.number("seconds", 86_400.0)))
 
 
 def _bad_ohlc(rows: list[Row], _: Fault) -> list[Row]:
-    at = len(rows) // 2
-    return [
-        {**row, "high_price": row["low_price"] * 0.99} if i == at and "low_price" in row else row
-        for i, row in enumerate(rows)
-    ]
+    return _changed(
+        rows, len(rows) // 2, lambda row: row | {"high_price": row["low_price"] * 0.99} if "low_price" in row else row
+    )
 
 
 def odd_row(row: Row, fault: Fault) -> Row:
@@ -255,9 +257,9 @@ def odd_row(row: Row, fault: Fault) -> Row:
 
 def _odd(rows: list[Row], fault: Fault) -> list[Row]:
     code = fault.options.get("market")
-    at = int(fault.number("row", len(rows) // 2))
-    chosen = [i for i, row in enumerate(rows) if (i == at if code is None else row.get("market") == code)]
-    return [odd_row(row, fault) if i in chosen else row for i, row in enumerate(rows)]
+    if code is not None:
+        return [odd_row(row, fault) if row.get("market") == code else row for row in rows]
+    return _changed(rows, int(fault.number("row", len(rows) // 2)), lambda row: odd_row(row, fault))
 
 
 ROW_FAULTS: dict[str, Callable[[list[Row], Fault], list[Row]]] = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -56,32 +55,30 @@ class Session:
         self.since_us = 0
         self.active_s = _now_s()
         self.stalled_until_s = 0.0
-        self._queue: deque[tuple[float, bytes]] = deque()
-        self._queued = asyncio.Event()
+        self._queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         self._second = Window(5, 1.0, False)
         self._minute = Window(100, 60.0, False)
         self._up: asyncio.Task[None] | None = None
-        self._dropping = False
+        self._is_dropped = False
 
     # -- sending ---------------------------------------------------------------------------------------------
 
     def send(self, payload: bytes, delay_s: float = 0.0) -> None:
         """Queue one frame."""
-        self._queue.append((_now_s() + self.hub.one_way_s + delay_s, payload))
-        self._queued.set()
+        self._queue.put_nowait((_now_s() + self.hub.one_way_s + delay_s, payload))
 
     def publish(self, payload: bytes) -> None:
         """Queue one data frame, unless a scripted fault has other plans."""
         delay_s = 0.0
         for fault in self.hub.faults.take(self.target, websocket=True, only=_LIVE_FAULTS):
-            delay_s += self._suffer(fault)
-        if _now_s() >= self.stalled_until_s and not self._dropping:
+            delay_s += self._apply(fault)
+        if _now_s() >= self.stalled_until_s and not self._is_dropped:
             self.send(payload, delay_s)
 
-    def _suffer(self, fault: Fault) -> float:
+    def _apply(self, fault: Fault) -> float:
         if fault.kind == "ws-drop":
             self.send(_DROP, fault.number("seconds", 0.0))
-            self._dropping = True
+            self._is_dropped = True
         elif fault.kind == "ws-stall":
             self.stalled_until_s = _now_s() + fault.number("seconds", 60.0)
         elif fault.kind == "ws-garbage":
@@ -93,22 +90,18 @@ class Session:
     async def write(self) -> None:
         """Send what is queued, each frame when it is due, until the socket is gone."""
         while True:
-            while self._queue:
-                due, payload = self._queue[0]
-                wait = due - _now_s()
-                if wait > 0:
-                    await asyncio.sleep(wait)
-                self._queue.popleft()
-                if payload is _DROP:
-                    self.transport.abort()
-                    return
-                try:
-                    await self.socket.send_bytes(payload)
-                except (ConnectionError, RuntimeError):  # the socket is gone
-                    return
-                self.active_s = _now_s()
-            self._queued.clear()
-            await self._queued.wait()
+            due_s, payload = await self._queue.get()
+            wait_s = due_s - _now_s()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            if payload is _DROP:
+                self.transport.abort()
+                return
+            try:
+                await self.socket.send_bytes(payload)
+            except (ConnectionError, RuntimeError):  # the socket is gone
+                return
+            self.active_s = _now_s()
 
     # -- receiving -------------------------------------------------------------------------------------------
 
@@ -127,7 +120,7 @@ class Session:
                 await self.socket.pong(message.data)
             elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                 try:
-                    self._obey(message.data)
+                    self._handle(message.data)
                 except StreamError as exc:
                     await self.reject(exc)
                     return
@@ -139,7 +132,7 @@ class Session:
         await asyncio.sleep(self.hub.one_way_s + _CLOSE_AFTER_S)
         await self.socket.close(code=1000)
 
-    def _obey(self, data: str | bytes) -> None:
+    def _handle(self, data: str | bytes) -> None:
         text = data if isinstance(data, str) else data.decode("utf-8", "replace")
         now_s = _now_s() + self.hub.wall_s
         if not (self._second.take(now_s) and self._minute.take(now_s)):
@@ -315,6 +308,6 @@ class Hub:
     def _cut_idle(self) -> None:
         now_s = _now_s()
         for session in list(self._sessions):
-            silent = now_s - session.active_s > self._idle_s and now_s >= session.stalled_until_s
-            if silent or session.transport.get_write_buffer_size() > _MAX_BUFFER:
+            is_idle = now_s - session.active_s > self._idle_s and now_s >= session.stalled_until_s
+            if is_idle or session.transport.get_write_buffer_size() > _MAX_BUFFER:
                 session.transport.abort()
