@@ -52,18 +52,18 @@ _LONG_LIST = 500  # characters of codes: a shorter list is not what a 400 refuse
 _MEMBERS_S = 600.0  # how long an answer for a whole quote currency is taken to name all its markets
 
 
-class Answer(msgspec.Struct, Generic[R], frozen=True):
-    """Rows in the order they were asked for, and what it took.
+class Answer(msgspec.Struct, Generic[R]):
+    """Rows in the order they were asked for, and how many requests they took.
 
     missing : markets that went away meanwhile, with the `causes`.
     unreadable : markets whose rows could not be read; they have none.
     """
 
-    held: tuple[Held[R], ...]
-    requests: int
-    missing: tuple[str, ...] = ()
-    causes: tuple[BackboneError, ...] = ()
-    unreadable: tuple[str, ...] = ()
+    held: list[Held[R]] = msgspec.field(default_factory=list)
+    requests: int = 0
+    missing: list[str] = msgspec.field(default_factory=list)
+    causes: list[BackboneError] = msgspec.field(default_factory=list)
+    unreadable: list[str] = msgspec.field(default_factory=list)
 
 
 class VerbatimRows(msgspec.Struct, frozen=True):
@@ -75,33 +75,17 @@ class VerbatimRows(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class _Body:
-    """A reply as it was spelled, and as it was parsed."""
-
-    rows: list[dict[str, Any]]
-    parsed: Any
-
-
-@dataclass(frozen=True)
 class _Verbatim(Ask):
     """A question whose answer is wanted in the venue's own spelling; in flight it is not shared with the parsed one."""
 
 
 def _verbatim(ask: Ask) -> _Verbatim:
-    def parse(body: bytes) -> _Body:
-        return _Body(parsed=ask.parse(body), rows=msgspec.json.decode(body))
+    """`ask` with its answer as the venue's rows, and as it is parsed."""
+
+    def parse(body: bytes) -> tuple[list[dict[str, Any]], Any]:
+        return msgspec.json.decode(body), ask.parse(body)
 
     return _Verbatim(ask.group, ask.path, ask.query, parse, ask.market)
-
-
-class _Found(msgspec.Struct):
-    """What several requests brought so far."""
-
-    held: list[Held[Any]] = msgspec.field(default_factory=list)
-    requests: int = 0
-    missing: list[str] = msgspec.field(default_factory=list)
-    causes: list[BackboneError] = msgspec.field(default_factory=list)
-    unreadable: list[str] = msgspec.field(default_factory=list)
 
 
 class Realtime:
@@ -151,26 +135,22 @@ class Realtime:
         known: dict[str, Held[Ticker]] = self._young("ticker", members, priority, max_age_s)
         if members and len(known) == len(members):
             self._metrics.count("cache.realtime.hits", len(known))
-            return Answer(tuple(known[m] for m in members), 0)
+            return Answer([known[market] for market in members])
         self._metrics.count("cache.realtime.misses", max(1, len(members)))
-        reply = self._request(tickers_all_ask(key), priority)
-        rows: list[Held[Ticker]] = self._take("ticker", reply.value, reply.received_s)
-        found = _Found(rows, 1, unreadable=list(reply.value.unreadable))
-        lacking = set(members) - {held.row.market for held in rows} - set(found.unreadable)
-        if lacking or not members:  # gone from the list, or the reply is short
-            here = {held.row.market for held in rows} | set(found.unreadable)
+        found: Answer[Ticker] = Answer(requests=1)
+        received_s = self._take("ticker", self._request(tickers_all_ask(key), priority), found)
+        here = {held.row.market for held in found.held} | set(found.unreadable)
+        if not members or not here.issuperset(members):  # gone from the list, or the reply is short
             listed = self._listed(priority, () if members else here)
             listed = [code for code in listed if code.partition("-")[0] in key]
             wanted = [*members, *sorted(set(listed).difference(members))]
             more = self._collect("ticker", [m for m in wanted if m not in here and m in listed], priority, tickers_ask)
-            rows += more.held
+            found.held += more.held
             found.requests += 1 + more.requests
             found.unreadable += more.unreadable
-        if reply.value.unreadable:
-            self._metrics.count("rows.unreadable", len(reply.value.unreadable))
         with self._lock:
-            self._members[key] = reply.received_s, tuple(held.row.market for held in rows)
-        return Answer(tuple(rows), found.requests, unreadable=tuple(found.unreadable))
+            self._members[key] = received_s, tuple(held.row.market for held in found.held)
+        return found
 
     def _members_of(self, quotes: tuple[str, ...]) -> tuple[str, ...]:
         with self._lock:
@@ -197,7 +177,7 @@ class Realtime:
 
     def instruments(self, markets: Sequence[str], priority: Priority) -> tuple[dict[str, Instrument], int]:
         """Tick size and levels of `markets`, asked anew: ticks change with the price band; and how many requests."""
-        tally = _Found()
+        tally: Answer[Any] = Answer()
         found: dict[str, Instrument] = {}
         for reply in self._replies(markets, priority, instruments_ask, tally):
             found |= reply.value
@@ -265,17 +245,17 @@ class Realtime:
 
         def ask() -> Any:
             replies.append(self._request(_verbatim(markets_ask()), priority))
-            return replies[-1].value.parsed
+            return replies[-1].value[1]
 
         confirm(ask)
-        return VerbatimRows(replies[-1].value.rows, replies[-1].group, replies[-1].remaining)
+        return VerbatimRows(replies[-1].value[0], replies[-1].group, replies[-1].remaining)
 
     def _verbatim_rows(
         self, ask: Callable[[Sequence[str]], Ask], markets: list[str], priority: Priority
     ) -> VerbatimRows:
         answer = VerbatimRows([], None, None)
-        for reply in self._replies(markets, priority, lambda part: _verbatim(ask(part)), _Found()):
-            answer = VerbatimRows(answer.rows + reply.value.rows, reply.group, reply.remaining)
+        for reply in self._replies(markets, priority, lambda part: _verbatim(ask(part)), Answer()):
+            answer = VerbatimRows(answer.rows + reply.value[0], reply.group, reply.remaining)
         return answer
 
     # -- what both share -----------------------------------------------------------------------------------------
@@ -317,9 +297,14 @@ class Realtime:
             self.feed.asked(kind, markets)
         return found
 
-    def _take(self, kind: str, rows: Sequence[Any], received_s: float) -> list[Held[Any]]:
-        self._latest.offer(kind, rows, received_s)
-        return [Held(row, "rest", received_s) for row in rows]
+    def _take(self, kind: str, reply: Reply, found: Answer[Any]) -> float:
+        """Add the rows of a reply to what was found, and to the latest rows; when it was received."""
+        self._latest.offer(kind, reply.value, reply.received_s)
+        found.held += [Held(row, "rest", reply.received_s) for row in reply.value]
+        found.unreadable += reply.value.unreadable
+        if reply.value.unreadable:
+            self._metrics.count("rows.unreadable", len(reply.value.unreadable))
+        return reply.received_s
 
     def _by_market(
         self,
@@ -336,22 +321,16 @@ class Realtime:
         wanted = [market for market in markets if market not in known]
         found = self._collect(kind, wanted, priority, ask)
         known.update((held.row.market, held) for held in found.held)
-        return Answer(
-            tuple(known[market] for market in markets if market in known),
-            found.requests,
-            tuple(found.missing),
-            tuple(found.causes),
-            tuple(found.unreadable),
-        )
+        found.held = [known[market] for market in markets if market in known]
+        return found
 
-    def _collect(self, kind: str, codes: list[str], priority: Priority, ask: Callable[[Sequence[str]], Ask]) -> _Found:
+    def _collect(
+        self, kind: str, codes: list[str], priority: Priority, ask: Callable[[Sequence[str]], Ask]
+    ) -> Answer[Any]:
         """The rows of `codes`, in as few requests as the venue and the way to it allow."""
-        found = _Found()
+        found: Answer[Any] = Answer()
         for reply in self._replies(codes, priority, ask, found, may_lack=True):
-            found.held += self._take(kind, reply.value, reply.received_s)
-            found.unreadable += reply.value.unreadable
-        if found.unreadable:
-            self._metrics.count("rows.unreadable", len(found.unreadable))
+            self._take(kind, reply, found)
         return found
 
     def _replies(
@@ -359,7 +338,7 @@ class Realtime:
         codes: Sequence[str],
         priority: Priority,
         ask: Callable[[Sequence[str]], Ask],
-        found: _Found,
+        found: Answer[Any],
         *,
         may_lack: bool = False,
     ) -> Iterator[Reply]:
@@ -385,7 +364,7 @@ class Realtime:
                 yield reply
 
     def _without_missing(
-        self, codes: list[str], cause: RejectedError, priority: Priority, found: _Found
+        self, codes: list[str], cause: RejectedError, priority: Priority, found: Answer[Any]
     ) -> list[list[str]]:
         """What to ask instead of a list that was refused for one of its markets: those that the market list still has
         or, should it still list them all, halves. The others are `found` to be missing."""

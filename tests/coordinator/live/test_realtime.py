@@ -87,7 +87,7 @@ def test_rows_of_a_list_are_one_request_in_its_order() -> None:
     venue = Venue(*CODES)
     answer = venue.realtime.tickers(CODES[::-1], Priority.HIGH, 0)
     assert [held.row.market for held in answer.held] == CODES[::-1]
-    assert (answer.requests, answer.missing) == (1, ())
+    assert (answer.requests, answer.missing) == (1, [])
     assert venue.asked == [("/ticker", tuple(CODES[::-1]))]
 
 
