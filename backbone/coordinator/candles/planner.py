@@ -75,10 +75,6 @@ class SeriesPlan:
     def waiting(self) -> tuple[Pending, ...]:
         return tuple(self._waiting)
 
-    @property
-    def is_idle(self) -> bool:
-        return not self._waiting and not self._claims
-
     # -- what to ask ---------------------------------------------------------------------------------------------
 
     def claimable(self, pending: Pending, others: SpanSet = _NOTHING) -> SpanSet:

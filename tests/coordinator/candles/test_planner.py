@@ -99,7 +99,8 @@ def test_plan_any_wants_any_order_ends_with_everything_proven(data: st.DataObjec
         assert not want - proven
     for want in wants:
         plan.drop(want)
-    assert plan.is_idle
+    assert not plan.waiting
+    assert not plan._claims
 
 
 @settings(max_examples=12, deadline=None)
@@ -248,7 +249,8 @@ def test_plan_dropped_want_gets_no_page() -> None:
     want = want_of(plan, SpanSet([Span(at(0), at(200))]))
     plan.drop(want)
     assert plan.next_page(want) is None
-    assert plan.is_idle
+    assert not plan.waiting
+    assert not plan._claims
 
 
 def test_plan_tells_each_who_looked_what_was_proven_meanwhile() -> None:
