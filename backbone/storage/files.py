@@ -395,7 +395,8 @@ class LocalFiles:
                 after = change(before)
                 if after != before:
                     os.pwrite(fd, after, 0)
-                    os.ftruncate(fd, len(after))
+                    if len(after) < len(before):
+                        os.ftruncate(fd, len(after))
         except OSError as exc:  # a full disk: notes of this kind are not needed
             _log.debug("store.no_notes path=%s (%s)", path, exc.strerror)
         finally:

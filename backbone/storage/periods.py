@@ -7,7 +7,7 @@ what it says of it is older than the file. Writers of a series are serialised by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -90,11 +90,15 @@ class Periods:
 
     def left(self, series: Series, span: Span) -> list[Span]:
         """The periods of `span` that have a file, on its way or not."""
-        return [period for period in self.named(series, span) if self._has_file(series, period)]
+        return list(self._versions(series, span))
 
-    def _has_file(self, series: Series, period: Span) -> bool:
-        key = series.key(period)
-        return key in self._ahead or self._files.stat(key) is not None
+    def _versions(self, series: Series, span: Span) -> dict[Span, Version]:
+        """The periods of `span` that have a file, on its way or not, with its version; oldest first."""
+        found = ((period, self._version(series.key(period))) for period in self.named(series, span))
+        return {period: version for period, version in found if version is not None}
+
+    def _version(self, key: str) -> Version | None:
+        return self._ahead[key][0].version if key in self._ahead else self._files.stat(key)
 
     def named(self, series: Series, span: Span) -> list[Span]:
         """The periods of `span` that may have a file, oldest first, going by names alone."""
@@ -130,27 +134,25 @@ class Periods:
 
     def coverage(self, series: Series, span: Span) -> Coverage:
         """What the files say of `span`; rows are not read again for it."""
-        quiet = self.quiet(series)
-        periods = self.with_file(series, span)
-        return Coverage.joined(
-            [quiet.without(SpanSet(periods)), *(self._file_coverage(series, period, quiet) for period in periods)]
+        return self._coverage(
+            series, span, lambda period, quiet: self._load(series, period, quiet)[0].partition.coverage
         )
 
-    def _file_coverage(self, series: Series, period: Span, quiet: Coverage) -> Coverage:
-        return self._known_coverage(series.key(period)) or self._load(series, period, quiet)[0].partition.coverage
-
-    def _known_coverage(self, key: str) -> Coverage | None:
-        known = self._coverages.get(key)
-        return known[1] if known is not None and known[0] == self._files.stat(key) else None
+    def _coverage(self, series: Series, span: Span, read: Callable[[Span, Coverage], Coverage]) -> Coverage:
+        """What the sidecar and the files say of `span`; `read` has it of a file of which it is not known."""
+        if self._generations.of(series.market).leaving:
+            return Coverage()
+        quiet = self._sidecar(series)  # first: of a period whose first file is written meanwhile either of them knows
+        files = self._versions(series, span)
+        found = [quiet.without(SpanSet(files))]
+        for period, version in files.items():
+            known = self._coverages.get(series.key(period))
+            found.append(known[1] if known is not None and known[0] == version else read(period, quiet))
+        return Coverage.joined(found)
 
     def footer_coverage(self, series: Series, span: Span) -> Coverage:
         """What the files say of `span`, read from their last bytes and not proven."""
-        quiet = self.quiet(series)
-        periods = self.with_file(series, span)
-        found = [quiet.without(SpanSet(periods))]
-        for period in periods:
-            found.append(self._known_coverage(series.key(period)) or self.footer(series, period)[1])
-        return Coverage.joined(found)
+        return self._coverage(series, span, lambda period, _: self.footer(series, period)[1])
 
     def footer(self, series: Series, period: Span) -> tuple[int, Coverage]:
         """The rows and the coverage of a file, read from its last bytes and not proven, where those are enough."""
@@ -246,7 +248,9 @@ class Periods:
         periods = row_periods(series, pages)
         if proof.bounds is not None:
             others = (period for period in self.named(series, proof.bounds) if period not in periods)
-            periods.update([period for period in others if proof.touches(period) and self._has_file(series, period)])
+            periods.update(
+                [period for period in others if proof.touches(period) and self._version(series.key(period)) is not None]
+            )
         quiet = self._sidecar(series)
         written = [period for period in sorted(periods) if self._write_period(series, period, pages, quiet, revised)]
         if written and series.timeframe.period != "all":

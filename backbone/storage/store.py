@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import os
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -235,7 +235,13 @@ class CandleStore:
         series = self._series(market, timeframe)
         while True:
             now = self._generations.of(market)
-            found = self._read(series, span, now.number) if not now.leaving else Stored(empty_candles(), SpanSet(), {})
+            pages = [] if now.leaving else self._pages(series, EVER, now.number)
+            whole = next((page for page in reversed(pages) if page.proof.touches(span)), None)
+            if whole is not None and whole.proof.contains(span):  # its word is the last: no file is merged with it
+                page = whole.clip(span)
+                tiers = {"memory": page.table.num_rows, "disk": 0}
+                return Stored(page.table, SpanSet([span]), tiers, page.provisional)
+            found = Stored(empty_candles(), SpanSet(), {}) if now.leaving else self._read(series, span, pages)
             if self._generations.of(market) == now:
                 return found
 
@@ -243,12 +249,9 @@ class CandleStore:
         """Inside, `read` of these markets and spans finds small files read and decoded, all at once."""
         return self._periods.reading_ahead((self._series(market, timeframe), span) for market, span in wanted)
 
-    def _read(self, series: Series, span: Span, generation: int) -> Stored:
-        waiting = self._pages(series, EVER, generation)
+    def _read(self, series: Series, span: Span, waiting: Sequence[Page]) -> Stored:
+        """The files with the pages in memory on top."""
         pages = [page for page in waiting if page.proof.touches(span)]
-        if pages and pages[-1].proof.contains(span):  # its word is the last, and no file has to be merged with it
-            page = pages[-1].clip(span)
-            return Stored(page.table, SpanSet([span]), {"memory": page.table.num_rows, "disk": 0}, page.provisional)
         quiet = self._periods.quiet(series)
         tables: list[pa.Table] = []
         tiers = {"memory": 0, "disk": 0}
