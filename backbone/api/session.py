@@ -3,7 +3,7 @@
 A client owns one `Session` and hands it to its calls, which therefore know nothing of the client. The coordinator is
 made on first use, and made anew in a forked child. A session that is no longer referenced is closed on a thread of its
 own, because the garbage collector may run in the middle of anything, under any lock; while a client is idle, one of its
-threads looks for such garbage. Sessions that are left when the program ends are closed then. The lock guards the making
+threads collects such garbage. Sessions that are left when the program ends are closed then. The lock guards the making
 of the coordinator and the lists of what ends.
 """
 
@@ -44,8 +44,8 @@ __all__ = ["Session"]
 
 _log = logging.getLogger("backbone.session")
 
-_IDLE_S, _LONGEST_S = 2.0, 300.0  # until garbage is looked for the first time, and at most between two times
-_SHARE = 50  # so many times as long as a look took
+_IDLE_S, _LONGEST_S = 2.0, 300.0  # until garbage is collected for the first time, and at most between two collections
+_SHARE = 50  # a collection is followed by a pause of so many times its own length
 
 
 class _Stoppable(Protocol):
@@ -131,40 +131,38 @@ def _forget(owned: _Owned) -> None:
         close()
 
 
-_looked_s = float("-inf")  # when garbage was last looked for
+_collected_s = float("-inf")  # when garbage was last collected
 
 
-def _look_for_garbage(owned: _Owned, clock: Clock) -> None:
-    """Collect garbage while a client is idle: what refers to it may be a circle of views, callbacks and tracebacks that
-    nobody holds, and Python may not look for a long time.
+def _collect_when_idle(owned: _Owned, core: Coordinator, clock: Clock) -> None:
+    """Collect garbage while a client is idle: views, callbacks and tracebacks that nobody holds may refer to it in a
+    circle, which Python itself may not collect for a long time.
 
-    First some seconds after its last call and its last request, then ever more rarely, never for more than a fiftieth
-    of the time, and not where the program has switched the collector off.
+    First some seconds after the client's last call and its last request, then ever more rarely, never for more than a
+    fiftieth of the time, and not where the program has switched the collector off.
     """
-    core, wait_s = owned.core, _IDLE_S
+    wait_s = _IDLE_S
 
-    def look() -> None:
-        global _looked_s
+    def collect() -> None:
+        global _collected_s
         nonlocal wait_s
         now = clock.monotonic()
-        used_s = owned.used_s
-        if core is not None:
-            is_waiting = any(count for depths in core.scheduler.depths().values() for count in depths.values())
-            used_s = now if is_waiting else max(used_s, core.scheduler.used_s)
-        if used_s > _looked_s:
+        is_waiting = any(count for depths in core.scheduler.depths().values() for count in depths.values())
+        used_s = now if is_waiting else max(owned.used_s, core.scheduler.used_s)
+        if used_s > _collected_s:
             wait_s = _IDLE_S
-        due_s = max(used_s, _looked_s) + wait_s
+        due_s = max(used_s, _collected_s) + wait_s
         if now >= due_s and gc.isenabled():
             gc.collect()
-            _looked_s = clock.monotonic()
-            wait_s = min(max(2 * wait_s, _SHARE * (_looked_s - now)), _LONGEST_S)
-            due_s = _looked_s + wait_s
+            _collected_s = clock.monotonic()
+            wait_s = min(max(2 * wait_s, _SHARE * (_collected_s - now)), _LONGEST_S)
+            due_s = _collected_s + wait_s
         again(max(due_s - now, _IDLE_S))
 
     def again(delay_s: float) -> None:
-        if core is not None and not owned.closed:
+        if not owned.closed:
             with suppress(ClosedError):
-                core.scheduler.call_later(delay_s, look, starts=False)
+                core.scheduler.call_later(delay_s, collect, starts=False)
 
     again(_IDLE_S)
 
@@ -238,7 +236,7 @@ class Session:
 
                 owned.core = Coordinator(self.settings, self.clock, self.venue)
                 owned.core_pid = os.getpid()
-                _look_for_garbage(owned, self.clock)
+                _collect_when_idle(owned, owned.core, self.clock)
             owned.used_s = self.clock.monotonic()
             return owned.core
 

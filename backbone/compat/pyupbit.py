@@ -328,7 +328,7 @@ class WebSocketManager:
         self._qsize = qsize
         self._lock = threading.Lock()
         self._table: LiveTable | None = None
-        self._tap: RecordQueue | None = None
+        self._records: RecordQueue | None = None
 
     def __repr__(self) -> str:
         return f"<WebSocketManager {self.type} {self.codes} {'alive' if self.alive else 'not started'}>"
@@ -341,15 +341,15 @@ class WebSocketManager:
 
                 codes, depth = _without_depth(self.codes) if self.type == "orderbook" else (self.codes, 30)
                 session = get_client().session
-                self._table, self._tap = start_records(session, codes, self.type, self._qsize, depth)
+                self._table, self._records = start_records(session, codes, self.type, self._qsize, depth)
                 self.alive = True
 
     def get(self) -> dict[str, Any]:
         """The next message, waiting for it; the first call subscribes. Raises `StreamClosedError` after the end."""
-        if self._tap is None:
+        if self._records is None:
             self.start()
-        assert self._tap is not None
-        found = self._tap.next()
+        assert self._records is not None
+        found = self._records.next()
         if found is None:
             raise StreamClosedError("this WebSocketManager was terminated; make a new one", reason="terminated")
         return frame_of(*found)

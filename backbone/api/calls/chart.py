@@ -85,7 +85,7 @@ class _Follower:
         self._part = timeframe.base or (_DAY if is_long else timeframe)  # what is followed, to make the candles of
         self._kind = next((kind for kind in KINDS if timeframe_of(kind) == self._part), "ticker")
         self._table: LiveTable | None = None
-        self._tap: RecordQueue | None = None
+        self._records: RecordQueue | None = None
         self._lost = 0  # records dropped and gaps filled so far
         self._parts: dict[int, Candle] = {}  # of the candle that forms
         self._is_stopped = False
@@ -96,7 +96,7 @@ class _Follower:
             if self._is_stopped or not in_kernel():
                 return ChartView()
             first = self._open()
-        table, records = self._table, self._tap
+        table, records = self._table, self._records
         assert table is not None
         assert records is not None
         arrived = iter(lambda: records.get(0.0), None)
@@ -119,7 +119,7 @@ class _Follower:
         """Start following; the newest record so far, if there is one."""
         table = start_live(self._session, self._market, self._kind)
         try:
-            self._tap = table.records(_AHEAD)
+            self._records = table.records(_AHEAD)
             if self._part != self._timeframe:
                 self._read_parts()
         except BaseException:

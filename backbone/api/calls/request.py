@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
 import pyarrow as pa
 
 from backbone.api import frames as shaping
@@ -89,13 +90,8 @@ class BackboneRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: enums by their value, symbols as a list, times as text."""
-        plain = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {
-            **plain,
-            "data_type": self.data_type.value,
-            "symbols": list(self.symbols),
-            "priority": self.priority.value,
-        }
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

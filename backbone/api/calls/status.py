@@ -24,9 +24,9 @@ __all__ = ["Health", "dashboard", "health", "memo_bytes", "metrics", "status", "
 
 _GROUPS = ("market", "candles", "crix-trades", "ticker", "orderbook")
 _PRIORITIES = ("critical", "high", "normal", "low")
-_STORE_LOOK_S = 10.0  # the store's size is a walk over its files
+_STORE_READ_S = 10.0  # the store's size is a walk over its files
 _SOCKET = ("state", "age_s", "tables", "markets", "received", "reconnects", "polls")
-_SILENT = 3  # questions given up in a row, from which the venue is held to be down
+_UNANSWERED = 3  # questions given up in a row, from which the venue is held to be down
 _STATUS = {"group": TEXT} | dict.fromkeys(("limit", "used", "left", "kept_for_critical"), WHOLE)
 _STATUS |= dict.fromkeys((f"queued_{priority}" for priority in _PRIORITIES), WHOLE) | {"refused": WHOLE}
 _STATUS |= {"stopped_s": REAL}
@@ -122,7 +122,7 @@ def health(session: Session, found: dict[str, Any] | None = None) -> Health:
     answered, failed = counters.get("answered", 0), counters.get("failed", 0)
     if failed > 0.001 * (answered + failed):
         reasons.append(f"{failed} of {answered + failed} questions were given up")
-    if found["failures"] and (not answered or found["failures"] >= _SILENT):
+    if found["failures"] and (not answered or found["failures"] >= _UNANSWERED):
         reasons.append(f"the venue does not answer: {found['failures']} questions in a row were given up")
         is_down = True
     archive = core.archive
@@ -191,7 +191,7 @@ class _Panel:
     def _store_facts(self, pending_rows: int) -> dict[str, Any]:
         core = self._session.coordinator()
         now = core.clock.monotonic()
-        if now - self._store_at_s >= _STORE_LOOK_S:
+        if now - self._store_at_s >= _STORE_READ_S:
             self._store, self._store_at_s = core.store.size() | {"memo_bytes": memo_bytes(core)}, now
         names = ("markets", "files", "bytes", "memo_bytes")
         return {name: self._store[name] for name in names} | {"pending rows": pending_rows}

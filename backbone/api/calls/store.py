@@ -330,7 +330,7 @@ class StoreView:
         """Ask the bulk archive whether files that candles were taken from were issued again: one row a file.
 
         ``file market timeframe state detail``; ``state`` is ``same``, ``changed`` (the new file was checked and stored,
-        and what it changes is in `revisions`) or ``refused`` (it could not be had, or was not believed; nothing was
+        and what it changes is in `revisions`) or ``refused`` (it could not be had, or was rejected; nothing was
         changed). A request a file.
         """
         core = self._session.coordinator()

@@ -3,8 +3,6 @@
 What is decided here: which candles the browser is sent (the changed ones, or all of them where one was inserted or old
 ones were dropped), in which zone times are shown, and how the static picture is drawn. The browser's half shows times
 as they are sent, so they are sent shifted by the zone's offset at the newest candle.
-
-The lock guards the candles: `update` may be called from any thread, it only merges; what changed is sent on refresh.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import base64
 import bisect
 import datetime as dt
 import math
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from operator import attrgetter
@@ -67,8 +64,8 @@ class CandleChart(View):
     ----------
     frame : candles of one market as `Backbone.candles` returns them; may have zero rows.
     market, timeframe : for the title, the price's digits and the time axis.
-    pull : asked at most ten times a second, on the kernel's side, for the newest candles; without it the chart changes
-        by `set` and `update` only.
+    pull : asked at most ten times a second, on the kernel's side, for the newest candles; without it the chart stays as
+        it is.
     colours : ``"korean"`` (rise red, fall blue) or ``"western"`` (rise green, fall red).
     height : in pixels.
     tick : the market's price step; without it the one that fits the last price.
@@ -99,40 +96,21 @@ class CandleChart(View):
         self._height = height
         self._tick = tick
         self._max_rows = max_rows
-        self._rows_lock = threading.Lock()
-        self._rows: list[CandleRow] = []
+        rows, self._zone = rows_of(frame)
+        self._rows = rows[-max_rows:]
         self._changed: dict[int, CandleRow] = {}
-        self._needs_whole = True
+        self._needs_whole = False
         self._is_stale_data = False  # whether updates went out since the synced data was set
-        self._said = ChartView()
-        self._home = threading.get_ident()
-        self.set(frame)
+        self._pulled = ChartView()
 
     def __repr__(self) -> str:
-        state = self.problem or self._said.state or "still"
+        state = self.problem or self._pulled.state or "still"
         return f"CandleChart({self.market} {self.timeframe}, {len(self._rows)} candles, {state})"
 
     @property
     def rows(self) -> tuple[CandleRow, ...]:
         """The candles held, oldest first."""
-        with self._rows_lock:
-            return tuple(self._rows)
-
-    def set(self, frame: pd.DataFrame) -> None:
-        """Show these candles instead."""
-        rows, zone = rows_of(frame)
-        with self._rows_lock:
-            self._zone = zone
-            self._rows = rows[-self._max_rows :]
-            self._changed.clear()
-            self._needs_whole = True
-        self._refresh_at_home()
-
-    def update(self, candle: Candle) -> None:
-        """Take the newest state of one candle: the live one, the next one, or an older one that was missing."""
-        with self._rows_lock:
-            self._merge_locked((candle,))
-        self._refresh_at_home()
+        return tuple(self._rows)
 
     def text(self) -> str:
         """The last closes as a line, and the numbers that matter."""
@@ -160,12 +138,8 @@ class CandleChart(View):
             return self._tick
         return tick_size(self.market, self._rows[-1].close) if self._rows else 1e-8
 
-    def _refresh_at_home(self) -> None:
-        """Send at once where the kernel's own thread asks; other threads leave it to the refresher."""
-        if self._widget is not None and threading.get_ident() == self._home:
-            self.refresh()
-
-    def _merge_locked(self, candles: Iterable[Candle]) -> None:
+    def _merge(self, candles: Iterable[Candle]) -> None:
+        """Take the newest state of candles: the live one, the next one, or an older one that was missing."""
         for candle in candles:
             row = CandleRow(candle.time_us, candle.open, candle.high, candle.low, candle.close, candle.volume)
             at = bisect.bisect_left(self._rows, row.time_us, key=attrgetter("time_us"))
@@ -185,34 +159,28 @@ class CandleChart(View):
 
     def _pull(self) -> None:
         if self._source is not None:
-            said = self._source()
-            with self._rows_lock:
-                self._merge_locked(said.rows)
-            self._said = said._replace(rows=())
+            self._pulled = self._source()
+            self._merge(self._pulled.rows)
 
     def _show(self, *, whole: bool = False) -> None:
         self._widget.state = self._state()
-        with self._rows_lock:
-            self._needs_whole |= whole and self._is_stale_data
-            is_whole, self._needs_whole = self._needs_whole, False
-            changed, self._changed = sorted(self._changed.values()), {}
-            shift = self._shift_us()
-            data = _packed(self._rows, shift) if is_whole else b""
-        if is_whole:
+        changed = [_sent(row, self._shift_us()) for row in sorted(self._changed.values())]
+        if self._needs_whole or (whole and self._is_stale_data):
             self._is_stale_data = False
-            self._widget.data = data
+            self._widget.data = self._packed()
         elif changed:
             self._is_stale_data = True
-            self._widget.send({"t": "u", "rows": [_sent(row, shift) for row in changed]})
+            self._widget.send({"t": "u", "rows": changed})
+        self._changed = {}
 
     def _state(self) -> dict[str, Any]:
         tick, problem = self._tick_now(), self.problem
         if problem:
             level = "off" if problem in ("stopped", "closed") else "bad"
-            line = " · ".join(filter(None, (problem, self._said.note)))
+            line = " · ".join(filter(None, (problem, self._pulled.note)))
         else:
-            level = stream_level(self._said.state)
-            line = " · ".join(filter(None, (self._said.state, self._said.note, _zone_name(self._zone))))
+            level = stream_level(self._pulled.state)
+            line = " · ".join(filter(None, (self._pulled.state, self._pulled.note, _zone_name(self._zone))))
         return {
             "title": f"{self.market} · {self.timeframe}",
             "line": line,
@@ -224,19 +192,20 @@ class CandleChart(View):
             "colours": self._colours,
         }
 
+    def _packed(self) -> bytes:
+        """All candles, as the browser takes them; it knows them from now on."""
+        self._needs_whole, self._changed = False, {}
+        shift = self._shift_us()
+        return np.array([_sent(row, shift) for row in self._rows], "<f8").tobytes()
+
     def _shift_us(self) -> int:
         """The zone's offset at the newest candle."""
         offset = in_zone(self._rows[-1].time_us if self._rows else 0, self._zone).utcoffset()
         return (offset or dt.timedelta(0)) // dt.timedelta(microseconds=1)
 
     def _build(self) -> Any:
-        self._home = threading.get_ident()
-        with self._rows_lock:
-            self._needs_whole = False
-            self._changed.clear()
-            data = _packed(self._rows, self._shift_us())
         scripts, styles = ("chart.js",), ("theme.css", "chart.css")
-        return make_widget("CandleChart", scripts, styles, state=self._state(), data=data)
+        return make_widget("CandleChart", scripts, styles, state=self._state(), data=self._packed())
 
 
 def rows_of(frame: pd.DataFrame) -> tuple[list[CandleRow], dt.tzinfo]:
@@ -262,10 +231,6 @@ def _zone_name(zone: dt.tzinfo) -> str:
 
 def _sent(row: CandleRow, shift_us: int) -> list[float]:
     return [(row.time_us + shift_us) / 1e6, *row[1:]]
-
-
-def _packed(rows: Sequence[CandleRow], shift_us: int) -> bytes:
-    return np.array([_sent(row, shift_us) for row in rows], "<f8").tobytes()
 
 
 # the static faces

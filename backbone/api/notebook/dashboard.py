@@ -102,13 +102,13 @@ def _quota(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
 
 def _queue(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
     queued: Mapping[str, Mapping[str, int]] = snapshot.get("queued") or {}
-    flying: Mapping[str, int] = snapshot.get("in_flight") or {}
-    if not queued and not flying:
+    in_flight: Mapping[str, int] = snapshot.get("in_flight") or {}
+    if not queued and not in_flight:
         return []
     rows: list[list[Cell]] = [[("", ""), *((priority, "n") for priority in _PRIORITIES)]]
     for group, depths in queued.items():
         rows.append([(group, ""), *(_n(depths.get(priority, 0)) for priority in _PRIORITIES)])
-    rows.append([("in flight", ""), *(_n(flying.get(priority, 0)) for priority in _PRIORITIES)])
+    rows.append([("in flight", ""), *(_n(in_flight.get(priority, 0)) for priority in _PRIORITIES)])
     return rows
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 import struct
-import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.api.notebook import chart as chart_module
-from backbone.api.notebook.chart import CandleChart, CandleRow, ChartView, chart_svg
+from backbone.api.notebook.chart import Candle, CandleChart, CandleRow, ChartView, chart_svg
 from backbone.errors import InputError
 from backbone.model import LiveCandle
 
@@ -39,17 +38,29 @@ def unpacked(data: bytes) -> list[tuple[float, ...]]:
     return [struct.unpack_from("<6d", data, i * 48) for i in range(len(data) // 48)]
 
 
+class FedChart(CandleChart):
+    """A chart whose source has what the test gives it."""
+
+    def __init__(self, held: pd.DataFrame, **more: Any) -> None:
+        self.fed = ChartView()
+        super().__init__(held, market="KRW-BTC", timeframe="1m", pull=lambda: self.fed, period_s=0.0, **more)
+
+    def feed(self, *candles: Candle) -> None:
+        self.fed = ChartView(candles)
+        self.refresh(force=True)
+
+
 @pytest.fixture
-def shown() -> Iterator[tuple[CandleChart, list[Any]]]:
+def shown() -> Iterator[tuple[FedChart, list[Any]]]:
     """A chart with its widget made, and the messages it sends."""
-    chart = CandleChart(frame(), market="KRW-BTC", timeframe="1m", period_s=0.0)
+    chart = FedChart(frame())
     messages: list[Any] = []
     chart.widget.send = messages.append
     yield chart, messages
     chart.widget.close()
 
 
-def test_chart_shows_the_wall_clock_of_the_frame_s_zone(shown: tuple[CandleChart, list[Any]]) -> None:
+def test_chart_shows_the_wall_clock_of_the_frame_s_zone(shown: tuple[FedChart, list[Any]]) -> None:
     """The browser gets times shifted to the frame's zone: 09:00 in Seoul reads 09:00."""
     chart, _ = shown
     first = unpacked(chart.widget.data)[0]
@@ -57,53 +68,43 @@ def test_chart_shows_the_wall_clock_of_the_frame_s_zone(shown: tuple[CandleChart
     assert chart.widget.state["line"].endswith("KST")
 
 
-def test_chart_update_of_the_forming_candle_sends_one_row(shown: tuple[CandleChart, list[Any]]) -> None:
+def test_chart_update_of_the_forming_candle_sends_one_row(shown: tuple[FedChart, list[Any]]) -> None:
     """The live candle costs one row; an equal one costs nothing."""
     chart, messages = shown
-    chart.update(candle(4, 107.0))
-    chart.update(candle(4, 107.0))
+    chart.feed(candle(4, 107.0))
+    chart.feed(candle(4, 107.0))
     assert len(messages) == 1
     assert messages[0]["rows"][0][4] == 107.0
-    chart.update(candle(5))
+    chart.feed(candle(5))
     assert messages[1]["rows"][0][0] - messages[0]["rows"][0][0] == 60
 
 
-def test_chart_takes_the_live_candle_of_a_stream(shown: tuple[CandleChart, list[Any]]) -> None:
+def test_chart_takes_the_live_candle_of_a_stream(shown: tuple[FedChart, list[Any]]) -> None:
     """The stream's own record is taken as it is."""
     chart, messages = shown
-    chart.update(LiveCandle("KRW-BTC", "1m", START + 5 * MINUTE, 1.0, 2.0, 0.5, 1.5, 3.0, 4.0, 0))
+    chart.feed(LiveCandle("KRW-BTC", "1m", START + 5 * MINUTE, 1.0, 2.0, 0.5, 1.5, 3.0, 4.0, 0))
     assert messages[0]["rows"][0][1:] == [1.0, 2.0, 0.5, 1.5, 3.0]
 
 
-def test_chart_with_an_inserted_candle_is_sent_whole(shown: tuple[CandleChart, list[Any]]) -> None:
+def test_chart_with_an_inserted_candle_is_sent_whole() -> None:
     """A gap that was filled afterwards cannot be appended: everything is sent once."""
-    chart, messages = shown
-    chart.set(frame().drop(frame().index[2]))
+    chart, messages = FedChart(frame().drop(frame().index[2])), []
+    chart.widget.send = messages.append
     assert len(unpacked(chart.widget.data)) == 4
-    chart.update(candle(2))
+    chart.feed(candle(2))
     assert messages == []
     assert [row[0] for row in unpacked(chart.widget.data)] == sorted(row[0] for row in unpacked(chart.widget.data))
     assert len(unpacked(chart.widget.data)) == 5
+    chart.widget.close()
 
 
-def test_chart_gives_a_late_browser_view_the_present_state(shown: tuple[CandleChart, list[Any]]) -> None:
+def test_chart_gives_a_late_browser_view_the_present_state(shown: tuple[FedChart, list[Any]]) -> None:
     """A view that appears after updates went out is brought to the present by the synced data."""
     chart, _ = shown
-    chart.update(candle(5))
+    chart.feed(candle(5))
     assert len(unpacked(chart.widget.data)) == 5
     chart.on_message({"t": "seen", "v": "b"})
     assert len(unpacked(chart.widget.data)) == 6
-
-
-def test_chart_update_from_another_thread_is_sent_by_the_next_refresh(shown: tuple[CandleChart, list[Any]]) -> None:
-    """Another thread only leaves the candle; the kernel's side sends it."""
-    chart, messages = shown
-    thread = threading.Thread(target=chart.update, args=(candle(5),))
-    thread.start()
-    thread.join()
-    assert messages == []
-    chart.refresh(force=True)
-    assert len(messages) == 1
 
 
 def test_chart_pulls_the_newest_candles_and_the_state() -> None:
@@ -124,9 +125,9 @@ def test_chart_pulls_the_newest_candles_and_the_state() -> None:
 
 def test_chart_that_runs_on_lets_old_candles_go() -> None:
     """Memory is bounded: beyond a quarter more than its limit a chart keeps the newest ones."""
-    chart = CandleChart(frame(), market="KRW-BTC", timeframe="1m", max_rows=8)
+    chart = FedChart(frame(), max_rows=8)
     for i in range(40):
-        chart.update(candle(i))
+        chart.feed(candle(i))
         assert len(chart.rows) <= 10
     assert chart.rows[-1] == candle(39)
 
@@ -135,13 +136,13 @@ def test_chart_that_runs_on_lets_old_candles_go() -> None:
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 3)), max_size=40))
 def test_chart_deltas_and_wholes_add_up_to_the_last_state_of_every_candle(told: list[tuple[int, int]]) -> None:
     """Whatever order candles arrive in, the browser ends with the last state of each, in order of time."""
-    chart = CandleChart(frame(0), market="KRW-BTC", timeframe="1m", period_s=0.0)
+    chart = FedChart(frame(0))
     shown: dict[float, Any] = {}
     chart._widget = Browser(shown)
     last: dict[int, CandleRow] = {}
     for i, volume in told:
         last[i] = candle(i, volume=float(volume))
-        chart.update(last[i])
+        chart.feed(last[i])
     assert [row[5] for _, row in sorted(shown.items())] == [last[i].volume for i in sorted(last)]
     assert list(chart.rows) == [last[i] for i in sorted(last)]
 
@@ -187,10 +188,10 @@ def test_chart_of_wrong_arguments_is_an_input_error(arguments: dict[str, Any], m
 
 def test_chart_of_no_candles_shows_that() -> None:
     """Nothing traded is a chart without candles, in every face."""
-    chart = CandleChart(frame(0), market="KRW-BTC", timeframe="1m")
+    chart = FedChart(frame(0))
     assert chart.text() == "KRW-BTC 1m · no candles"
     assert "no candles" in chart.svg()
-    chart.update(candle(0))
+    chart.feed(candle(0))
     assert "1 candle ·" in chart.text()
 
 
