@@ -223,12 +223,12 @@ def _long_ago(
     return now.replace(year=year, month=month + 1, day=min(now.day, last))
 
 
-def parse_count(value: object, argument: str = "count") -> int | None:
+def parse_count(value: object) -> int | None:
     """A positive whole number, or None."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InputError(argument, value, "a whole number, 1 or more")
+        raise InputError("count", value, "a whole number, 1 or more")
     return int(value)
 
 

@@ -66,7 +66,7 @@ _CHUNK = 1 << 24  # rows of text a chunk: Arrow counts their bytes in 31 bits
 
 
 def new_request_id() -> str:
-    """A fresh identity for one answer."""
+    """A new identity for one answer."""
     return uuid.uuid4().hex
 
 
@@ -80,7 +80,7 @@ def facts(
     quiet: int = 0,
     unknown: int = 0,
 ) -> dict[str, Any]:
-    """What ``attrs["backbone"]`` says of an answer; JSON-safe. Without `rows` it has as many as its `sources` say."""
+    """The content of ``attrs["backbone"]``, JSON-safe. `rows` is the sum of `sources`, if nothing else is given."""
     return {
         "request_id": new_request_id(),
         "source": only_source(sources),
@@ -111,7 +111,7 @@ def added_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def local_facts(rows: int, source: str = "memory") -> dict[str, Any]:
-    """The same of what is known here without a question: how things stand, what the store says of itself."""
+    """The facts of a frame that needed no request: a status, the store's own tables."""
     return facts(sources={source: rows}, elapsed_ms=0.0, priority=Priority.NORMAL)
 
 
@@ -282,7 +282,7 @@ def tickers_table(rows: Sequence[Ticker], sources: Sequence[str], ages_s: Sequen
 def shape_tickers(
     rows: Sequence[Ticker], sources: Sequence[str], ages_s: Sequence[float] | np.ndarray, frames: str, zone: str
 ) -> pa.Table | pd.DataFrame:
-    """What `deliver` is to deliver: the table, or for pandas the frame that it would make of it, in half the time."""
+    """A ticker frame for `deliver`: for pandas the frame itself, made in half the time that the table would take."""
     if frames != "pandas":
         return tickers_table(rows, sources, ages_s)
     import pandas as pd

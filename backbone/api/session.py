@@ -187,7 +187,7 @@ class Session:
         self.settings = settings
         self.clock: Clock = SystemClock()
         self.venue: VenueClock | None = None
-        """A clock that knows better than the coordinator's estimate (the demo's exchange), or None."""
+        """The venue's own clock, where it is at hand (the demo's exchange); None: the coordinator estimates it."""
         self._owned = _Owned()
         self._kept: set[_Stoppable] = set()  # tables whose callbacks run, whether or not anybody holds them
         _sessions.add(self)
@@ -218,7 +218,7 @@ class Session:
         return self._owned.closed
 
     def frames(self, frames: str | None) -> str:
-        """The frame type of an answer: the call's word, or the client's default."""
+        """The frame type of an answer: what the call asks for, or the client's default."""
         if frames is None:
             return self.settings.frames
         if frames not in FRAMES:
@@ -243,10 +243,10 @@ class Session:
     # -- markets -------------------------------------------------------------------------------------------------
 
     def markets_of(self, asked: str | Iterable[str], *, may_ask: bool = True) -> list[str]:
-        """The markets that somebody wrote: one, several, or all of a quote currency (``"KRW"``, ``"BTC-*"``).
+        """The markets meant by a market, several, or a quote currency (``"KRW"``, ``"BTC-*"``).
 
-        A quote currency means what the venue lists in it now; if no request may be made, what a list at hand has, or
-        else what is stored of it. Raises `InputError` where that is nothing.
+        A quote currency means every market that the venue lists in it now. If no request may be made (`may_ask`), it
+        means those of the list at hand, and without a list those that are stored. Raises `InputError` for none.
         """
         quote = parse_quote(asked, self.home)
         if quote is None:

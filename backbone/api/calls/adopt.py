@@ -38,9 +38,10 @@ ADOPTED = "adopted"
 
 _SAMPLES = 5  # pages of the venue that are compared, the newest rows among them
 _PAGE_ROWS = 100
-_MOST_HOURS, _MOST_LOOKED_AT = 14, 2_000  # zones are so far apart; candles that are looked at for the right one
-_MOSTLY = 0.9  # so many rows agree where what is wrong with them is found
-_MOST_DIFFERING = 0.05  # openings were restated, and volumes corrected: so many rows may differ, not more
+_MOST_HOURS = 14  # that a zone may be apart from UTC
+_MOST_COMPARED = 2_000  # candles that are requested to find the right zone
+_MOSTLY = 0.9  # the share of rows that must agree with the venue for an explanation to hold
+_MOST_DIFFERING = 0.05  # the share of rows that may differ: the venue restated openings and corrected volumes
 _SPELLINGS = {
     "time": "time timestamp date datetime open_time candle_date_time_utc candle_date_time_kst 시간 일시 날짜 일자",
     "open": "open opening_price open_price 시가",
@@ -467,7 +468,7 @@ def _shift(session: Session, market: str, timeframe: Timeframe, mine: pa.Table, 
     nine first, the others where that takes few requests."""
     closed, nine = session.coordinator().reader.closed_before(timeframe), 9 * HOUR_US
     day = [half * HOUR_US // 2 for half in range(-2 * _MOST_HOURS, 2 * _MOST_HOURS + 1) if half]
-    is_short = timeframe.count(Span(span.start - day[-1], span.end + day[-1])) <= _MOST_LOOKED_AT
+    is_short = timeframe.count(Span(span.start - day[-1], span.end + day[-1])) <= _MOST_COMPARED
     for shifts in ((-nine,), (nine,), tuple(day) if is_short else ()):
         whole = Span(span.start + min(shifts), min(span.end + max(shifts), closed)) if shifts else Span(0, 0)
         if whole.start >= whole.end:

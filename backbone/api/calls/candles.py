@@ -147,11 +147,14 @@ class CandleCall(CandleWords, frozen=True):
         return answers, tables
 
     def _generations(self) -> list[int]:
-        """Of each market, with a warning where that is news; from the store alone each read looks for itself."""
+        """The generation of each market's series, which changes when it is quarantined; warns of those that changed.
+
+        From the store alone there is none to compare: each read takes the generation that it finds.
+        """
         return [] if self.offline else self.session.coordinator().candles.units.warn(self.markets)
 
     def _again(self, frame: Any, elapsed_ms: float) -> Any:
-        """A kept frame with what is to be said of this answer."""
+        """A kept frame with the facts of this answer."""
         was = frame.attrs["backbone"]
         self.session.coordinator().metrics.time("call", elapsed_ms / 1000, group="candles", priority=self.priority)
         frame.attrs["backbone"] = shaping.facts(
@@ -172,7 +175,7 @@ class CandleCall(CandleWords, frozen=True):
         return [folded(answer, self.asked, self.timeframe, closed) for answer in answers]
 
     def _collect_of(self, markets: Sequence[str], timeframe: Timeframe, asked: Range) -> list[CandleAnswer]:
-        """The answers for candles that the venue serves, by the way that this call takes."""
+        """The answers for candles that the venue serves: from the store, past it (critical), or through the queue."""
         core = self.session.coordinator()
         if self.offline:
             return core.ranges.recall(markets, timeframe, asked, newest_held=True)
@@ -203,8 +206,8 @@ class CandleCall(CandleWords, frozen=True):
         return table
 
     def _filled(self, answer: CandleAnswer) -> pa.Table:
-        """The answer's candles and a row for each quiet slot behind the market's first candle: before it there was no
-        market whose trades could be missing."""
+        """The answer's candles and a row for each quiet slot, from the market's first candle on: before it there was no
+        market that could be quiet."""
         before = None
         span = answer.span
         times = times_of(answer.table)
@@ -224,8 +227,11 @@ class CandleCall(CandleWords, frozen=True):
         return None if found.table.num_rows == 0 else float(found.table.column("close")[-1].as_py())
 
     def _with_forming(self, answer: CandleAnswer, table: pa.Table) -> pa.Table:
-        """The answer and the candle that forms. One that has ended, and whose successor the venue shows, is no longer
-        forming although the grace is not over: it takes the place of the oldest where a count was asked for."""
+        """The answer and the candle that forms.
+
+        A candle that has ended is no longer forming once the venue shows its successor, although its grace is not over.
+        Where a count was asked for, it takes the place of the oldest one.
+        """
         core = self.session.coordinator()
         rows, source = None, ""
         is_recent = answer.span.end >= core.reader.closed_before(self.timeframe) - self.timeframe.step_us
@@ -247,8 +253,8 @@ class CandleCall(CandleWords, frozen=True):
         return table.slice(max(0, table.num_rows - self.asked.count - int(is_forming[-1])))
 
     def _forming(self, answer: CandleAnswer) -> tuple[pa.Table, str]:
-        """The candles behind an answer that are not closed yet, and where from; a derived one is made of what is there
-        of it."""
+        """The candles after an answer that are not closed yet, and their source; a derived one is folded of its parts
+        so far."""
         core, base = self.session.coordinator(), self.timeframe.base
         after_us, before_us = answer.span.end, self.asked.end_us
         if base is None and answer.forming is not None:
@@ -261,7 +267,7 @@ class CandleCall(CandleWords, frozen=True):
         return fold(pa.concat_tables([closed.table, rows]), self.timeframe), source
 
     def _missing(self, answers: Sequence[CandleAnswer]) -> dict[str, Any]:
-        """From the store alone: what lies behind the newest so many candles that are held."""
+        """For a count from the store alone: the spans after the newest held candles, which may have newer ones."""
         behind = [answer.behind for answer in answers if answer.behind is not None]
         zone = self.session.tz
         return {"missing": [[in_zone(time, zone).isoformat() for time in span] for span in behind]} if behind else {}
@@ -336,7 +342,7 @@ def candle_facts(
 
 
 def named(markets: Sequence[str], timeframe: Timeframe) -> dict[str, Any]:
-    """What a candle frame says of itself: its market (a list, where several were asked for) and timeframe."""
+    """The market of a candle frame (a list of several) and its timeframe, as its attrs name them."""
     return {"market": markets[0] if len(markets) == 1 else list(markets), "timeframe": timeframe.name}
 
 

@@ -1,9 +1,9 @@
 """Which candle frames are kept ready on disk, and under which key.
 
 Large closed ranges for pandas: turning a year of minutes into a frame, or folding it, is dearer than mapping a file.
-The key holds every word of the call that shapes the frame and a digest of the files that it is made from, so a changed
-partition is never served stale; what is provisional, or not on disk yet, is not kept. Nor is what is asked for the
-first time: most ranges are asked once.
+The key holds every argument that shapes the frame and a digest of the files that it is made from, so a changed
+partition is never served stale. What is provisional, or not on disk yet, is not kept. Neither is a frame that is asked
+for the first time: most are asked for once.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Remembered:
         return frame
 
     def keep(self, frame: Any) -> None:
-        """Keep `frame`, which came from what is held alone, if it is asked again and is still what the files say."""
+        """Keep `frame`, made of held candles alone, if it was asked for before and its files have not changed since."""
         memo, span, key = self._core.memo, self._span, self._key
         if memo is None or span is None or key is None:
             return

@@ -33,7 +33,7 @@ class MetricsServer:
 
     @property
     def url(self) -> str:
-        """What to tell Prometheus to scrape."""
+        """The address that Prometheus is to scrape."""
         return f"http://{HOST}:{self.port}/metrics"
 
     def __repr__(self) -> str:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["DEPTH", "markets", "orderbooks", "parse_depth", "parse_level", "tickers", "trade_sections", "trades"]
 
 
-_PAIR_S = 10.0  # how much later a price may be than the step that holds at it
+_PAIR_S = 10.0  # a price step and the price at which it holds are received at most so far apart
 
 
 def tickers(

@@ -58,7 +58,7 @@ class _Selection:
     known: dict[str, SpanSet]
     """By market whose rows are to be folded, where every short candle is known."""
     absent: list[str]
-    """Markets of which nothing is stored, with a side of the span left open: how much is missing, none can say."""
+    """Markets of which nothing is stored, where a side of the span is open: how much they lack is not known."""
 
 
 def scan(
@@ -108,7 +108,7 @@ def files(
 
 
 def _folding(found: _Selection) -> Callable[[pl.DataFrame], pl.DataFrame]:
-    """What makes longer candles of short ones, once a scan is collected: whole ones only."""
+    """The function that folds short candles into longer ones when the scan is collected; whole ones only."""
     import polars as pl
 
     def fold_all(rows: pl.DataFrame) -> pl.DataFrame:
@@ -221,7 +221,7 @@ def _markets(session: Session, markets: str | Iterable[str], timeframe: Timefram
 
 
 def _wanted(span: Span, held: SpanSet) -> SpanSet:
-    """What should be covered: a side that was left open goes as far as the store does."""
+    """What should be covered: a side that was left open reaches as far as the store does."""
     bounds = held.bounds or Span(span.start, span.start)
     start = bounds.start if span.start == EVER.start else span.start
     end = bounds.end if span.end == EVER.end else span.end

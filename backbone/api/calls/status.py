@@ -26,7 +26,7 @@ _GROUPS = ("market", "candles", "crix-trades", "ticker", "orderbook")
 _PRIORITIES = ("critical", "high", "normal", "low")
 _STORE_READ_S = 10.0  # the store's size is a walk over its files
 _SOCKET = ("state", "age_s", "tables", "markets", "received", "reconnects", "polls")
-_UNANSWERED = 3  # questions given up in a row, from which the venue is held to be down
+_UNANSWERED = 3  # requests given up in a row from which on the venue counts as down
 _STATUS = {"group": TEXT} | dict.fromkeys(("limit", "used", "left", "kept_for_critical"), WHOLE)
 _STATUS |= dict.fromkeys((f"queued_{priority}" for priority in _PRIORITIES), WHOLE) | {"refused": WHOLE}
 _STATUS |= {"stopped_s": REAL}
@@ -198,7 +198,7 @@ class _Panel:
 
 
 def _tiers(found: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """Decoded candle files in memory, and the newest rows, once they were looked for."""
+    """Hits and misses of decoded candle files and, once a call asked for them, of the newest live rows."""
     prefix = "cache.realtime."
     newest = {name.removeprefix(prefix): n for name, n in found["counters"].items() if name.startswith(prefix)}
     return {"candle files": found["memory"], **({"realtime": newest} if newest else {})}

@@ -32,7 +32,7 @@ __all__ = ["UpdateJob", "update"]
 
 _RESULT = {"market": TEXT, "timeframe": TEXT, "start": TIME, "end": TIME}
 _RESULT |= {"added": WHOLE, "revised": WHOLE, "state": TEXT, "detail": TEXT}
-_RECENT = 2000  # slots before the newest in which a hole is what a failed update left
+_RECENT = 2000  # slots: a hole that begins so shortly before the newest was left by an update that failed
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def update(
 def _begin(session: Session, market: str, timeframe: Timeframe, priority: Priority) -> _Series | None:
     """The job of one series, from its newest covered slot on; None where it covers nothing.
 
-    A hole shortly before that is what an update left that failed between two pages: it begins there.
+    Where an update that failed between two pages left a hole shortly before that slot, the job begins at the hole.
     """
     core = session.coordinator()
     if core.is_closed:

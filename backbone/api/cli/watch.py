@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Screen", "update_lines", "watch"]
 
 _FRAME_S: Final = 0.1
-_LOOK_S: Final = 1.0  # the ages grow though nothing comes
+_REDRAW_S: Final = 1.0  # without an update too, since the ages grow
 _HIDE, _SHOW, _RESET = "\x1b[?25l", "\x1b[?25h", "\x1b[0m"
 _RISE, _FALL = "\x1b[31m", "\x1b[34m"
 CHANGE: Final = ("time", "market", "price", "change_rate", "source")
@@ -118,7 +118,7 @@ def watch(
         elif form == "csv":
             _write(out, ",".join(CHANGE) + "\n")
         while clock.monotonic() < until and table.state != "stopped":
-            for update in table.updates(timeout_s=max(0.01, min(_LOOK_S, until - clock.monotonic()))):
+            for update in table.updates(timeout_s=max(0.01, min(_REDRAW_S, until - clock.monotonic()))):
                 if in_place:
                     _write(out, screen.draw(table.snapshot()))
                     with pause:

@@ -133,7 +133,7 @@ class JobProgress(View):
         return f"JobProgress({self._label}, {view.state}, {math.floor(view.fraction * 100)}%, {view.rows:,} rows)"
 
     def is_watched(self, ticks: int) -> bool:
-        """Until its end, whoever looks."""
+        """Until the job ends, shown or not."""
         return True
 
     def text(self) -> str:
