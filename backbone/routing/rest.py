@@ -109,27 +109,25 @@ class RestClient:
         transport = self._open_transport()
         url = self._url(ask)
         sent_s = self._clock.monotonic()
+        facts: ReplyFacts | None = None
         try:
             status, headers, body = transport.fetch(url, self._timeout_s)
-        except SourceError as error:
-            facts = ReplyFacts(None, None, None, sent_s, self._clock.monotonic())
-            raise _with_facts(error, ask, url, facts) from error.__cause__
-        group, remaining = parse_remaining(headers.get("Remaining-Req"))
-        date_us = parse_date(headers.get("Date"))
-        facts = ReplyFacts(group, remaining, date_us, sent_s, self._clock.monotonic())
-        if status != 200:
-            now_us = self._clock.now_us() if date_us is None else date_us
-            wait, target = headers.get("Retry-After"), headers.get("Location", "")
-            refused = refusal(status, body, group or ask.group, now_us, retry_after=wait, location=target)
-            raise _with_facts(refused, ask, url, facts)
-        if is_web_page(body):
-            what = f"{url.partition('?')[0]} answered with a web page: {SIGN_IN}"
-            raise _with_facts(PayloadError(what, sample=sample_of(body)), ask, url, facts)
-        try:
+            group, remaining = parse_remaining(headers.get("Remaining-Req"))
+            date_us = parse_date(headers.get("Date"))
+            facts = ReplyFacts(group, remaining, date_us, sent_s, self._clock.monotonic())
+            if status != 200:
+                now_us = self._clock.now_us() if date_us is None else date_us
+                wait, target = headers.get("Retry-After"), headers.get("Location", "")
+                raise refusal(status, body, group or ask.group, now_us, retry_after=wait, location=target)
+            if is_web_page(body):
+                what = f"{url.partition('?')[0]} answered with a web page: {SIGN_IN}"
+                raise PayloadError(what, sample=sample_of(body))
             with self._parsing:
                 value = ask.parse(body)
-        except PayloadError as error:
-            raise _with_facts(error, ask, url, facts) from error.__cause__
+        except SourceError as error:
+            error.url, error.market = url, error.market or ask.market
+            error.reply_facts = facts or ReplyFacts(None, None, None, sent_s, self._clock.monotonic())
+            raise
         return Reply(value, *facts, size=len(body))
 
     def critical(self) -> RestClient:
@@ -192,13 +190,3 @@ class RestClient:
         self._lock = threading.Lock()
         self._parsing = threading.Lock()
         self._transport = None
-
-
-# ---------------------------------------------------------------------------------------------- translation
-
-
-def _with_facts(error: SourceError, ask: Ask, url: str, facts: ReplyFacts) -> SourceError:
-    error.url = url
-    error.market = error.market or ask.market
-    error.reply_facts = facts
-    return error
