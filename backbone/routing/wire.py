@@ -13,8 +13,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import reduce
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, or_
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -22,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from backbone.errors import InputError, PayloadError
-from backbone.model import CANDLE_SCHEMA, MarketInfo, OrderBook, Ticker, Trade, empty_candles
+from backbone.model import CANDLE_SCHEMA, MarketInfo, Trade, empty_candles
 from backbone.routing.records import (
     DEFAULT_FRAMES,
     EPOCH,
@@ -115,18 +116,19 @@ class Ask:
 
 
 class CandlePage(msgspec.Struct, frozen=True):
-    """What one candle reply said: all candles that open in ``[oldest_us, asked_to_us)``, oldest first.
+    """What one candle reply said: all candles from ``oldest_us`` up to the bound asked for, oldest first.
 
     A page with fewer rows than were asked for proves that there is nothing before its oldest row either.
-    ``asked_to_us`` is None when the newest were asked for. ``stamps_us`` holds each row's last-trade time.
+    ``stamps_us`` holds each row's last-trade time.
     """
 
     table: pa.Table
-    rows: int
     oldest_us: int | None
-    asked_to_us: int | None
-    asked_count: int
     stamps_us: np.ndarray[Any, np.dtype[np.int64]]
+
+    @property
+    def rows(self) -> int:
+        return int(self.table.num_rows)
 
 
 class Instrument(msgspec.Struct, frozen=True):
@@ -196,13 +198,13 @@ class Rows(tuple[Any, ...]):
         return rows
 
 
-def _read_rows(body: bytes, decoder: Any, build: Callable[[Any], Any]) -> tuple[list[Any], list[str]]:
+def _read_rows(body: bytes, decoder: Any, build: Callable[[Any], Any]) -> Rows:
     """The records of a list of rows, and the markets whose rows cannot be read.
 
     Row by row only where the list as a whole is refused. Raises where no row can be read, or one names no market.
     """
     try:
-        return [build(row) for row in decoder.decode(body)], []
+        return Rows([build(row) for row in decoder.decode(body)])
     except _BROKEN as exc:
         why = exc
     records: list[Any] = []
@@ -214,23 +216,24 @@ def _read_rows(body: bytes, decoder: Any, build: Callable[[Any], Any]) -> tuple[
             unreadable.append(msgspec.json.decode(row, type=_Named).market)
     if not records:
         raise why
-    return records, unreadable
+    return Rows.of(records, unreadable)
 
 
 class _Named(msgspec.Struct):
     market: Annotated[str, msgspec.Meta(min_length=1)]
 
 
-def _by_market(records: Sequence[Any], asked: tuple[str, ...], unreadable: Sequence[str] = ()) -> Rows:
-    """`records` in the order of `asked`: one for each market asked for that could be read, and no other."""
-    found = {record.market: record for record in records}
-    if len(found.keys() | set(unreadable)) != len(records) + len(unreadable):
+def _by_market(rows: Rows, asked: tuple[str, ...]) -> Rows:
+    """`rows` in the order of `asked`: one for each market asked for that could be read, and no other."""
+    found = {record.market: record for record in rows}
+    answered = found.keys() | set(rows.unreadable)
+    if len(answered) != len(rows) + len(rows.unreadable):
         raise InvalidRow("a market comes twice")
-    if missing := [market for market in asked if market not in found and market not in unreadable]:
+    if missing := [market for market in asked if market not in answered]:
         raise InvalidRow(f"{', '.join(missing[:5])} is missing")
-    if others := (found.keys() | set(unreadable)) - set(asked):
+    if others := answered - set(asked):
         raise InvalidRow(f"{next(iter(others))} was not asked for")
-    return Rows.of([found[market] for market in asked if market in found], unreadable)
+    return Rows.of([found[market] for market in asked if market in found], rows.unreadable)
 
 
 # -------------------------------------------------------------------------------------------------- candles
@@ -286,7 +289,7 @@ def _read_candles(body: bytes, market: str, timeframe: Timeframe, to_us: int | N
     if len(rows) > count:
         raise InvalidRow(f"{len(rows)} rows where {count} were asked for")
     if not rows:
-        return CandlePage(empty_candles(), 0, None, to_us, count, np.empty(0, dtype=np.int64))
+        return CandlePage(empty_candles(), None, np.empty(0, dtype=np.int64))
     if others := {row.market for row in rows} - {market}:
         raise InvalidRow(f"a row is of {others.pop()}")
     times = _open_times([row.candle_date_time_utc for row in rows])
@@ -302,7 +305,7 @@ def _read_candles(body: bytes, market: str, timeframe: Timeframe, to_us: int | N
     pairs = zip(CANDLE_SCHEMA.types, buffers, strict=True)
     arrays = [pa.Array.from_buffers(kind, len(rows), [None, buffer]) for kind, buffer in pairs]
     table = pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
-    return CandlePage(table, len(rows), int(opens[0]), to_us, count, stamps)
+    return CandlePage(table, int(opens[0]), stamps)
 
 
 _CANDLE_PATHS = {"1s": "seconds", "1d": "days", "1w": "weeks", "1M": "months", "1y": "years"}
@@ -382,9 +385,8 @@ def tickers_ask(markets: Iterable[str]) -> Ask:
     """The ticker of each of `markets`; parses to `Rows` of `Ticker` in that order. One unknown fails all."""
     asked = _check_codes("markets", markets)
 
-    def read(body: bytes) -> tuple[Ticker, ...]:
-        tickers, unreadable = _read_rows(body, _ticker_rows, build_ticker)
-        return _by_market(tickers, asked, unreadable)
+    def read(body: bytes) -> Rows:
+        return _by_market(_read_rows(body, _ticker_rows, build_ticker), asked)
 
     return Ask("ticker", "/ticker", (("markets", ",".join(asked)),), _reading(read, "tickers"))
 
@@ -393,13 +395,10 @@ def tickers_all_ask(quotes: Iterable[str]) -> Ask:
     """The ticker of every market priced in one of `quotes`; parses to `Rows` of `Ticker`."""
     asked = _check_codes("quotes", quotes)
 
-    def read(body: bytes) -> tuple[Ticker, ...]:
-        tickers, unreadable = _read_rows(body, _ticker_rows, build_ticker)
-        markets = (*(ticker.market for ticker in tickers), *unreadable)
-        for market in markets:
-            if market.partition("-")[0] not in asked:
-                raise InvalidRow(f"{market} was not asked for")
-        return _by_market(tickers, markets, unreadable)
+    def read(body: bytes) -> Rows:
+        tickers = _read_rows(body, _ticker_rows, build_ticker)
+        markets = (*(ticker.market for ticker in tickers), *tickers.unreadable)
+        return _by_market(tickers, tuple(market for market in markets if market.partition("-")[0] in asked))
 
     return Ask("ticker", "/ticker/all", (("quote_currencies", ",".join(asked)),), _reading(read, "tickers"))
 
@@ -422,14 +421,14 @@ def orderbooks_ask(markets: Iterable[str], level: float = 0, count: int = ORDERB
     if level:  # the regional venues refuse the parameter
         query += (("level", _plain(level)),)
 
-    def read(body: bytes) -> tuple[OrderBook, ...]:
-        books, unreadable = _read_rows(body, _book_rows, build_orderbook)
+    def read(body: bytes) -> Rows:
+        books = _read_rows(body, _book_rows, build_orderbook)
         for book in books:
             if book.level != level:
                 raise InvalidRow(f"{book.market} is grouped by {book.level:g}, not {level:g}")
             if len(book.levels) > count:
                 raise InvalidRow(f"{book.market} is deeper than the {count} levels asked for")
-        return _by_market(books, asked, unreadable)
+        return _by_market(books, asked)
 
     return Ask("orderbook", "/orderbook", query, _reading(read, "order books"))
 
@@ -445,7 +444,7 @@ _instrument_rows = msgspec.json.Decoder(list[_InstrumentRow])
 
 def _read_instruments(body: bytes, asked: tuple[str, ...]) -> dict[str, Instrument]:
     found = {}
-    for row in _by_market(_instrument_rows.decode(body), asked):
+    for row in _by_market(Rows(_instrument_rows.decode(body)), asked):
         instrument = Instrument(float(row.tick_size), tuple(float(level) for level in row.supported_levels))
         if not 0 < instrument.tick_size < float("inf"):
             raise InvalidRow(f"the tick size of {row.market} is {row.tick_size!r}")
@@ -527,15 +526,9 @@ class Event(NamedTuple):
     is_snapshot: bool = False
 
 
-def _union(types: Iterable[Any]) -> Any:
-    union: Any = None
-    for each in types:
-        union = each if union is None else union | each
-    return union
-
-
 _builders = DEFAULT_FRAMES | SIMPLE_FRAMES
-_default_union, _simple_union = _union(DEFAULT_FRAMES), _union(SIMPLE_FRAMES)
+_default_union: Any = reduce(or_, DEFAULT_FRAMES)
+_simple_union: Any = reduce(or_, SIMPLE_FRAMES)
 _default_frame, _simple_frame = msgspec.json.Decoder(_default_union), msgspec.json.Decoder(_simple_union)
 _default_list = msgspec.json.Decoder(list_of(_default_union))
 _simple_list = msgspec.json.Decoder(list_of(_simple_union))

@@ -116,7 +116,7 @@ class World:
         oldest = table.column("time")[0].cast(pa.int64()).as_py() if table.num_rows else None
 
         class Reply:
-            value = CandlePage(table, table.num_rows, oldest, None, int(query["count"]), np.empty(0, np.int64))
+            value = CandlePage(table, oldest, np.empty(0, np.int64))
 
         return Reply
 

@@ -126,7 +126,7 @@ def test_candle_page_is_ascending_in_the_candle_schema() -> None:
         "volume": 2.63267824,
         "value": 30279009.54681,
     }
-    assert (page.rows, page.oldest_us, page.asked_to_us, page.asked_count) == (2, T0 - 120_000_000, TO, 200)
+    assert (page.rows, page.oldest_us) == (2, T0 - 120_000_000)
     assert page.stamps_us.tolist() == [1582197479999000, 1582197598691000]
     page.table.validate(full=True)
 
@@ -136,11 +136,6 @@ def test_candle_page_empty_is_no_rows_not_an_error() -> None:
     page = candle_page(b"[]")
     assert (page.rows, page.oldest_us, page.table.num_rows) == (0, None, 0)
     assert page.table.schema == CANDLE_SCHEMA
-
-
-def test_candle_page_with_a_sub_second_bound_remembers_the_bound_that_was_sent() -> None:
-    """What a page proves is counted from the bound on the wire."""
-    assert candle_page(b"[]", TO - 1).asked_to_us == TO
 
 
 def test_candle_page_unknown_fields_are_ignored() -> None:

@@ -195,7 +195,7 @@ def _empty(rig: Rig, group: str):  # type: ignore[no-untyped-def]
     from backbone.model import empty_candles
     from backbone.routing.wire import CandlePage
 
-    page = CandlePage(empty_candles(), 0, None, None, 3, np.empty(0, np.int64))
+    page = CandlePage(empty_candles(), None, np.empty(0, np.int64))
     return reply(page if group == "candles" else (), rig.clock)
 
 
@@ -285,7 +285,7 @@ def test_feed_polled_candles_grow_in_the_table(rig: Rig) -> None:
     ((ask, poll),) = rig.scheduler.asks()
     assert ask.path == "/candles/minutes/1"
     grown = [candle(0, 107.0, stamp_s=30), candle(1, 108.0)]
-    page = CandlePage(candle_rows(grown), 2, START_US, None, 3, np.array([c.stamp_us for c in grown]))
+    page = CandlePage(candle_rows(grown), START_US, np.array([c.stamp_us for c in grown]))
     poll.done(ask, reply(page, rig.clock))
     assert table.rows("candle.1m")[0].row == candle(1, 108.0)
 

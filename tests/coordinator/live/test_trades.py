@@ -38,8 +38,7 @@ class Venue:
             bound = datetime.fromisoformat(query["to"]).timestamp() * SECOND_US if "to" in query else self.now_us + 1
             opens = [t.time_us // SECOND_US * SECOND_US for t in self.trades if t.time_us <= self.now_us]
             newest = next((o for o in opens if o < bound), None)
-            nothing = np.empty(0, np.int64)
-            return CandlePage(CANDLE_SCHEMA.empty_table(), newest is not None, newest, int(bound), 1, nothing)
+            return CandlePage(CANDLE_SCHEMA.empty_table(), newest, np.empty(0, np.int64))
         day = self.now_us // DAY_US - int(query.get("days_ago", 0))
         rows = [t for t in self.trades if t.time_us // DAY_US == day and t.time_us <= self.now_us]
         if "to" in query:
