@@ -62,7 +62,7 @@ class Lab:
     def __enter__(self) -> Lab:
         self._write_settings()
         command = [
-            sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={self._port}",
+            sys.executable, "-m", "tests.browser.warm_lab", "--no-browser", "--ip=127.0.0.1", f"--port={self._port}",
             "--ServerApp.port_retries=0", f"--IdentityProvider.token={self._token}",
             f"--ServerApp.root_dir={self.root}",
             "--LabApp.expose_app_in_browser=True", "--ServerApp.terminals_enabled=False", "--allow-root",
