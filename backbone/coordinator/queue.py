@@ -12,64 +12,42 @@ from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
+import msgspec
+
 from backbone.model import Priority
 
 __all__ = ["Ticket", "TicketQueue", "TicketState", "Turn"]
 
 _RANKS = tuple(Priority)
-_numbers = itertools.count()
 
 
 class TicketState(Enum):
     QUEUED = auto()
+    DELAYED = auto()  # backs off, outside the waiting queues
     SENT = auto()
     ENDED = auto()
 
 
-class Ticket:
-    """One place in the queue. What it requests is decided by `bind` when its turn comes; `done` gets the outcome."""
+class Ticket(msgspec.Struct, eq=False):
+    """One place in the queue. What it requests is decided by `bind` when its turn comes; `done` gets the outcome.
 
-    __slots__ = (
-        "ask",
-        "attempts",
-        "bind",
-        "done",
-        "group",
-        "is_broken",
-        "is_delayed",
-        "is_permit",
-        "number",
-        "payload_errors",
-        "priority",
-        "refusals",
-        "since",
-        "state",
-    )
+    is_permit : it wants the permit alone: `done` gets the time of the grant, and the thread that waits for it sends.
+    is_broken : an internal error ended it, and was passed to `done`.
+    """
 
-    def __init__(
-        self,
-        group: str,
-        priority: Priority,
-        since: float,
-        bind: Callable[[], Any],
-        done: Callable[[Any, Any], None],
-        *,
-        is_permit: bool = False,
-    ) -> None:
-        self.group = group
-        self.priority = priority
-        self.since = since
-        self.bind = bind
-        self.done = done
-        self.is_permit = is_permit  # wants the permit alone: the thread that waits for it sends
-        self.is_delayed = False  # backs off, outside the waiting queues
-        self.is_broken = False  # an internal error ended it, and was passed to `done`
-        self.ask: Any = None
-        self.attempts = 0
-        self.refusals = 0
-        self.payload_errors = 0
-        self.state = TicketState.QUEUED
-        self.number = next(_numbers)
+    group: str
+    priority: Priority
+    since: float
+    bind: Callable[[], Any]
+    done: Callable[[Any, Any], None]
+    is_permit: bool = False
+    is_broken: bool = False
+    ask: Any = None
+    attempts: int = 0
+    refusals: int = 0
+    payload_errors: int = 0
+    state: TicketState = TicketState.QUEUED
+    number: int = msgspec.field(default_factory=itertools.count().__next__)
 
     def __repr__(self) -> str:
         return f"<Ticket {self.group} {self.priority.value} {self.state.name.lower()}>"
@@ -87,15 +65,16 @@ class Turn(NamedTuple):
 class _WaitingQueue:
     """The tickets of one group and priority, first come first served. Cancelled and raised ones are skipped."""
 
-    def __init__(self, priority: Priority) -> None:
-        self._priority = priority
+    def __init__(self, group: str, priority: Priority) -> None:
+        self.group = group
+        self.priority = priority
         self._heap: list[tuple[float, int, Ticket]] = []
         self.depth = 0
         self.last_grant = float("-inf")
         self.try_at = 0.0
 
     def _is_here(self, ticket: Ticket) -> bool:
-        return ticket.state is TicketState.QUEUED and ticket.priority is self._priority
+        return ticket.state is TicketState.QUEUED and ticket.priority is self.priority
 
     def push(self, ticket: Ticket) -> bool:
         is_first = not self.depth or ticket.since < self._heap[0][0]
@@ -148,12 +127,11 @@ class TicketQueue:
     def _queue(self, group: str, priority: Priority) -> _WaitingQueue:
         queues = self._queues.get(group)
         if queues is None:
-            queues = self._queues[group] = tuple(_WaitingQueue(each) for each in _RANKS)
+            queues = self._queues[group] = tuple(_WaitingQueue(group, each) for each in _RANKS)
         return queues[priority.rank]
 
-    def _all(self) -> Iterator[tuple[str, Priority, _WaitingQueue]]:
-        for group, queues in self._queues.items():
-            yield from ((group, priority, queue) for priority, queue in zip(_RANKS, queues, strict=True))
+    def _all(self) -> Iterator[_WaitingQueue]:
+        return itertools.chain.from_iterable(self._queues.values())
 
     def push(self, ticket: Ticket) -> bool:
         """Queue a ticket; False where it waits behind another, which changes nothing for who is next."""
@@ -162,32 +140,31 @@ class TicketQueue:
 
     def delay(self, ticket: Ticket, until: float) -> None:
         """Hold a ticket back until it may be tried again; it counts as waiting."""
-        ticket.state, ticket.is_delayed = TicketState.QUEUED, True
+        ticket.state = TicketState.DELAYED
         self._queue(ticket.group, ticket.priority)  # so that its group is shown
         heapq.heappush(self._delayed, (until, ticket.number, ticket))
 
     def revive(self, now: float) -> None:
         """Queue the tickets whose delay is over."""
-        while self._delayed and (self._delayed[0][0] <= now or self._delayed[0][2].state is not TicketState.QUEUED):
+        while self._delayed and (self._delayed[0][0] <= now or self._delayed[0][2].state is not TicketState.DELAYED):
             ticket = heapq.heappop(self._delayed)[2]
-            ticket.is_delayed = False
-            if ticket.state is TicketState.QUEUED:
+            if ticket.state is TicketState.DELAYED:
                 self.push(ticket)
 
     def drop(self, ticket: Ticket) -> bool:
         """End a ticket that waits; False when it does not wait any more. Its heap entry is skipped later."""
-        if ticket.state is not TicketState.QUEUED:
+        if ticket.state is TicketState.QUEUED:
+            self._queue(ticket.group, ticket.priority).depth -= 1
+        elif ticket.state is not TicketState.DELAYED:
             return False
         ticket.state = TicketState.ENDED
-        if not ticket.is_delayed:
-            self._queue(ticket.group, ticket.priority).depth -= 1
         return True
 
     def raise_priority(self, ticket: Ticket, priority: Priority) -> bool:
         """Give a ticket a more urgent priority, with its age kept. Never lowers one; False where nothing changed."""
         if priority.rank >= ticket.priority.rank:
             return False
-        is_here = ticket.state is TicketState.QUEUED and not ticket.is_delayed
+        is_here = ticket.state is TicketState.QUEUED
         if is_here:
             self._queue(ticket.group, ticket.priority).depth -= 1
         ticket.priority = priority
@@ -215,26 +192,26 @@ class TicketQueue:
         """The queue that tries for a permit now, best key first; and when to look again if there is none."""
         best: tuple[float, Turn] | None = None
         wake = self._delayed[0][0] if self._delayed else None
-        for group, priority, queue in self._all():
+        for queue in self._all():
             ticket = queue.head() if queue.depth else None
-            if ticket is None or not (ticket.is_permit or has_room(priority)):
+            if ticket is None or not (ticket.is_permit or has_room(queue.priority)):
                 continue
             if queue.try_at > now:
                 wake = queue.try_at if wake is None else min(wake, queue.try_at)
                 continue
             since = queue.since(ticket)
-            key = self._key(priority.rank, since)
+            key = self._key(queue.priority.rank, since)
             if best is None or key < best[0]:
-                best = (key, Turn(group, priority, since, queue.depth))
+                best = (key, Turn(queue.group, queue.priority, since, queue.depth))
         return (None if best is None else best[1]), wake
 
     def take_emptied(self) -> list[tuple[str, Priority]]:
         """Queues that were given a time and have no ticket left to use it: others need not wait for them."""
         emptied = []
-        for group, priority, queue in self._all():
+        for queue in self._all():
             if not queue.depth and queue.try_at:
                 queue.try_at = 0.0
-                emptied.append((group, priority))
+                emptied.append((queue.group, queue.priority))
         return emptied
 
     def has_critical(self, group: str) -> bool:
@@ -243,9 +220,9 @@ class TicketQueue:
 
     def tickets(self) -> Iterator[Ticket]:
         """All tickets that wait or back off."""
-        for _, _, queue in self._all():
+        for queue in self._all():
             yield from queue.tickets()
-        yield from (ticket for _, _, ticket in self._delayed if ticket.state is TicketState.QUEUED)
+        yield from (ticket for _, _, ticket in self._delayed if ticket.state is TicketState.DELAYED)
 
     def depths(self) -> dict[str, dict[str, int]]:
         """Tickets that wait or back off, by group and priority."""

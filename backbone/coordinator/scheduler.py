@@ -9,7 +9,7 @@ answer, an error or its cancellation, also when the scheduler is closed; `bind`,
 never called under the lock; identical questions of `request` are in flight once.
 
 `Scheduler._lock` guards the queue, the requests in flight, the jobs for the workers and the counts of threads;
-`_wake` (for the dispatcher), `_Workers.has_job` and `_granted` (for those who wait for a permit) are conditions on it.
+`_wake` (for the dispatcher), `_Workers.has_job` and `_InFlight.complete` are conditions on it.
 Threads are daemons, started by the first ticket, joined by `close`; a forked child starts with an empty queue and none.
 """
 
@@ -23,7 +23,9 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from backbone.clock import Clock, Deadline
 from backbone.coordinator.metrics import Metrics
@@ -62,16 +64,13 @@ _SPARE_WORKERS = 4  # threads above `workers`, for critical work and for what ne
 _RESERVED = (-_SPARE_WORKERS, 0, 2, 4)  # workers that a priority leaves to more urgent ones, by rank
 
 
-class _InFlight:
-    """One question of `request` and all who wait for its answer."""
+class _InFlight(msgspec.Struct, eq=False):
+    """A ticket and all who wait for its outcome: a reply or, of one that is a permit's, the time of the grant."""
 
-    __slots__ = ("complete", "outcome", "ticket", "waiters")
     ticket: Ticket
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self.complete = threading.Condition(lock)  # its own, so that an answer wakes only those who wait for it
-        self.waiters = 0
-        self.outcome: Reply | BackboneError | None = None
+    complete: threading.Condition  # its own, so that an outcome wakes only those who wait for it
+    waiters: int = 0
+    outcome: Any = None
 
 
 class _Workers:
@@ -184,7 +183,6 @@ class Scheduler:
         """An empty queue without threads: at the start, and in a forked child."""
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
-        self._granted = threading.Condition(self._lock)
         self._queue = TicketQueue(waiting_key)
         self._timers: list[tuple[float, int, Callable[[], None]]] = []  # work without a permit, by when it is due
         self._numbers = itertools.count()
@@ -261,20 +259,28 @@ class Scheduler:
                 if self._queue.raise_priority(shared.ticket, priority):
                     self._wake.notify()
                 self._metrics.count("single_flight.hits")
-            shared.waiters += 1
-            try:
-                while shared.outcome is None:
-                    left_s = _SLICE_S if deadline is None else min(_SLICE_S, deadline.left_s())
-                    if deadline is not None and left_s <= 0:
-                        raise deadline.error(ask.path)
-                    self._clock.wait(shared.complete, left_s)
-            finally:
-                shared.waiters -= 1
-                if shared.outcome is None and not shared.waiters and self._queue.drop(shared.ticket):
-                    del self._requests[ask]  # the last waiter is gone; of what is sent already, the reply is discarded
-        if isinstance(shared.outcome, BackboneError):
-            _raise(shared.outcome)
-        return shared.outcome
+            reply: Reply = self._wait_locked(shared, ask, deadline)
+        return reply
+
+    def _wait_locked(self, shared: _InFlight, ask: Ask, deadline: Deadline | None) -> Any:
+        """The outcome of what is in flight, raised where it is an error."""
+        shared.waiters += 1
+        try:
+            while shared.outcome is None and not self._is_closed:
+                left_s = _SLICE_S if deadline is None else min(_SLICE_S, deadline.left_s())
+                if deadline is not None and left_s <= 0:
+                    raise deadline.error(ask.path)
+                self._clock.wait(shared.complete, left_s)
+        finally:
+            shared.waiters -= 1
+            if shared.outcome is None and not shared.waiters and self._queue.drop(shared.ticket):
+                self._wake.notify()  # the last waiter is gone; of what is sent already, the reply is discarded
+                if self._requests.get(ask) is shared:
+                    del self._requests[ask]
+        outcome = _closed() if shared.outcome is None else shared.outcome
+        if isinstance(outcome, BackboneError):  # a copy: in each thread its traceback is a part of it
+            raise copy.copy(outcome) from outcome.__cause__
+        return outcome
 
     def begin(self, ask: Ask, priority: Priority, done: Callable[[Reply | BackboneError], None]) -> None:
         """Put a question that somebody will ask soon, without waiting: `request` shares it. Nothing where it is in
@@ -288,21 +294,18 @@ class Scheduler:
     def _request_locked(
         self, ask: Ask, priority: Priority, first: Callable[[Reply | BackboneError], None] | None = None
     ) -> _InFlight:
-        shared = _InFlight(self._lock)
-
         def done(_: Ask | None, outcome: Reply | BackboneError) -> None:
             if first is not None:
                 first(outcome)
             with self._lock:
-                if shared.outcome is None:
-                    shared.outcome = outcome
+                shared.outcome = outcome
                 if self._requests.get(ask) is shared:
                     del self._requests[ask]
                 shared.complete.notify_all()
 
-        shared.ticket = Ticket(ask.group, priority, self._clock.monotonic(), lambda: ask, done)
-        self._requests[ask] = shared
-        self._push_locked(shared.ticket)
+        ticket = Ticket(ask.group, priority, self._clock.monotonic(), lambda: ask, done)
+        shared = self._requests[ask] = _InFlight(ticket, threading.Condition(self._lock))
+        self._push_locked(ticket)
         return shared
 
     def direct(self, ask: Ask, send: Callable[[Ask], Reply], deadline: Deadline | None = None) -> Reply:
@@ -365,11 +368,9 @@ class Scheduler:
             self._is_closed = True
             self._fail_locked(list(self._queue.tickets()), _closed())
             for shared in self._requests.values():
-                shared.outcome = _closed()
                 shared.complete.notify_all()
             self._requests = {}
             self._wake.notify_all()
-            self._granted.notify_all()
         if wait:
             self._workers.join()
         self._limiter.close()
@@ -444,34 +445,30 @@ class Scheduler:
             self._limiter.leave(group, priority)
         if turn is not None:
             again = self._limiter.take(*turn[:3], now, turn.depth)
-            if again:
-                self._await_permit(turn, again, now)
-            else:
+            if not again:
                 self._use_permit(turn, now)
+                return True
+            with self._lock:
+                self._queue.wait_until(turn.group, turn.priority, again)
+            ban_left_s = self._limiter.ban_left(now) if again - now > _LONG_S else 0.0
+            if ban_left_s:
+                self._fail_urgent(self._permits.ban_error(ban_left_s))
         return True
 
     def _has_room_locked(self, priority: Priority) -> bool:
         """Slow answers to bulk work must not hold every worker: urgent work finds one."""
         return sum(self._in_flight) < max(1, self._most_workers - _RESERVED[priority.rank])
 
-    def _await_permit(self, turn: Turn, again: float, now: float) -> None:
-        with self._lock:
-            self._queue.wait_until(turn.group, turn.priority, again)
-        ban_left_s = self._limiter.ban_left(now) if again - now > _LONG_S else 0.0
-        if ban_left_s:
-            self._fail_urgent(self._permits.ban_error(ban_left_s))
-
     def _use_permit(self, turn: Turn, granted: float) -> None:
         """Bind the most urgent ticket that may use this permit, and give it to a worker."""
         while True:
             with self._lock:
                 ticket = self._queue.pop(turn.group, turn.priority, granted)
-                if ticket is not None and ticket.is_permit:
-                    ticket.since = granted  # read by the thread that waits for it
-                    self._granted.notify_all()
-                    return
             if ticket is None:
                 self._limiter.undo(turn.group, granted)
+                return
+            if ticket.is_permit:
+                ticket.done(None, granted)
                 return
             if ticket.ask is None:
                 self._binding = ticket
@@ -582,37 +579,35 @@ class Scheduler:
             ban_left_s = self._limiter.ban_left(now) if again else 0.0
             if ban_left_s:
                 raise self._permits.ban_error(ban_left_s)
-        return self._queue_for_permit(ask, since, deadline)
+        while True:
+            stamp = self._permits.stamp(group, self._queued_permit(ask, since, deadline))
+            if stamp is not None:
+                return stamp
 
-    def _queue_for_permit(self, ask: Ask, since: float, deadline: Deadline | None) -> float:
+    def _queued_permit(self, ask: Ask, since: float, deadline: Deadline | None) -> float:
+        """The time of a permit that was waited for; one that comes too late is given back."""
         group = ask.group
-        failure: list[BackboneError] = []
 
-        def refuse(_: Ask | None, outcome: Reply | BackboneError) -> None:
-            if isinstance(outcome, BackboneError):
-                failure.append(outcome)
+        def done(_: Ask | None, outcome: Any) -> None:
             with self._lock:
-                self._granted.notify_all()
+                if shared.waiters:
+                    shared.outcome = outcome
+                    shared.complete.notify_all()
+                    return
+            if not isinstance(outcome, BackboneError):
+                self._limiter.undo(group, outcome)
 
-        ticket = Ticket(group, Priority.CRITICAL, since, lambda: None, refuse, is_permit=True)
-        granted: float | None = None
+        ticket = Ticket(group, Priority.CRITICAL, since, lambda: None, done, is_permit=True)
+        shared = _InFlight(ticket, threading.Condition(self._lock))
         try:
             with self._lock:
                 self._push_locked(ticket)
-                while ticket.state is not TicketState.SENT and not failure and not self._is_closed:
-                    left_s = _SLICE_S if deadline is None else min(_SLICE_S, deadline.left_s())
-                    if deadline is not None and left_s <= 0:
-                        raise deadline.error(ask.path)
-                    self._clock.wait(self._granted, left_s)
-                if ticket.state is TicketState.SENT:
-                    granted = ticket.since
-        finally:
-            if granted is None and not self.cancel(ticket) and ticket.state is TicketState.SENT:
-                self._limiter.undo(group, ticket.since)  # interrupted in the moment of the grant
-        if granted is None:
-            _raise(failure[0] if failure else _closed())
-        stamp = self._permits.stamp(group, granted)
-        return self._queue_for_permit(ask, since, deadline) if stamp is None else stamp
+                granted: float = self._wait_locked(shared, ask, deadline)
+        except BaseException:
+            if isinstance(shared.outcome, float):  # interrupted in the moment of the grant
+                self._limiter.undo(group, shared.outcome)
+            raise
+        return granted
 
 
 def _finishing(ticket: Ticket, outcome: Reply | BackboneError) -> Callable[[], None]:
@@ -631,11 +626,6 @@ def _internal(exc: BaseException) -> BackboneError:
     error = BackboneError(f"an error inside backbone: {exc!r}")
     error.__cause__ = exc
     return error
-
-
-def _raise(error: BackboneError) -> NoReturn:
-    """Raise a copy: one error may be raised in several threads, and a traceback is a part of it."""
-    raise copy.copy(error) from error.__cause__
 
 
 def _is_refusal(error: SourceError) -> bool:
