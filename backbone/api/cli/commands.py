@@ -1,12 +1,13 @@
-"""What each command does: one function a command, from its options to an exit code.
+"""What each command does: one function a command, from an open client and its options to what is printed.
 
-A command opens one client, makes the calls that its options name, and prints. Errors of the tree pass through; `main`
-turns them into exit codes.
+A command makes the calls that its options name. What it returns is printed as ``--format`` says; one that prints for
+itself returns its exit code. Errors of the tree pass through; `main` turns them into exit codes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
 from collections.abc import Iterable
@@ -20,7 +21,6 @@ from backbone.api.cli.output import (
     flush_output,
     print_csv,
     print_frame,
-    print_value,
     say,
     write_file,
 )
@@ -39,6 +39,8 @@ __all__ = [
     "explain",
     "fetch",
     "markets",
+    "open_client",
+    "open_demo",
     "remove",
     "repair",
     "size",
@@ -57,7 +59,8 @@ _LENGTH = re.compile(r"[1-9]\d*\s*((s|sec|m|min|h|hr|hour|d|day|w|week|mo|month|
 """A word that means a length of time, and can be no market."""
 
 
-def _open(options: argparse.Namespace) -> Any:
+def open_client(options: argparse.Namespace) -> Any:
+    """The client that the options of every command name."""
     from backbone.api.client import Backbone
 
     return Backbone(
@@ -94,7 +97,7 @@ def _codes(client: Any, words: Iterable[str]) -> list[str]:
 # -- candles -----------------------------------------------------------------------------------------------------
 
 
-def fetch(options: argparse.Namespace) -> int:
+def fetch(client: Any, options: argparse.Namespace) -> int:
     """Fetch candles. What is held is not asked again; what arrives is kept, also when the rest fails.
 
     Without --out and --format the first and last rows are shown; --format csv or json prints all of them: CSV of
@@ -107,25 +110,25 @@ def fetch(options: argparse.Namespace) -> int:
     options.markets = words
     form = options.format or ("table" if options.out is None else "csv")
     try:
-        with _open(options) as client:
-            is_streamed = form == "csv" and out is None and not options.offline
-            is_quote = parse_quote(words[0], client.session.home) is not None
-            if len(words) > 1 or is_streamed:
-                options.markets = _codes(client, words)
-            what = f"{' '.join(words)} {options.timeframe}"
-            if is_streamed and (len(options.markets) > 1 or is_quote):
-                _print_as_it_arrives(client, options, what)
+        is_streamed = form == "csv" and out is None and not options.offline
+        is_quote = parse_quote(words[0], client.session.home) is not None
+        if len(words) > 1 or is_streamed:
+            options.markets = _codes(client, words)
+        what = f"{' '.join(words)} {options.timeframe}"
+        if is_streamed and (len(options.markets) > 1 or is_quote):
+            _print_as_it_arrives(client, options, what)
+        else:
+            frame = _fetched(client, options, _one_or_many(options.markets))
+            say(_facts(frame, what))
+            if out is not None:
+                write_file(frame, out)
             else:
-                frame = _fetched(client, options, _one_or_many(options.markets))
-                say(_facts(frame, what))
-                if out is not None:
-                    write_file(frame, out)
-                else:
-                    print_frame(frame, form, whole=options.out is not None)
-            say(f"kept in {client.data_dir}")
+                print_frame(frame, form, whole=options.out is not None)
+        say(f"kept in {client.data_dir}")
     except KeyboardInterrupt:
-        with _open(options) as client:  # the one before has stored by now what was still on its way
-            say(_interrupted(client, options))
+        client.close()  # which stores what was still on its way
+        with open_client(options) as reopened:
+            say(_interrupted(reopened, options))
         return EXIT_INTERRUPTED
     return 0
 
@@ -204,7 +207,7 @@ def _facts(frame: Any, what: str) -> str:
     )
 
 
-def backfill(options: argparse.Namespace) -> int:
+def backfill(client: Any, options: argparse.Namespace) -> int:
     """Fetch long ranges oldest first, at the lowest priority and the venue's full legal rate, with a progress bar.
 
     Ctrl-C keeps what arrived; the same command later asks for the rest only.
@@ -212,23 +215,20 @@ def backfill(options: argparse.Namespace) -> int:
     if options.start is None:
         raise InputError("--start", None, "where the range begins, such as 2017, 2024-01 or 1y")
     words, timeframe = _split(options.words)
-    with _open(options) as client:
-        job = client.backfill(_codes(client, words), timeframe, options.start, options.end)
-        job.wait(on_interrupt="cancel")
-        frame = job.result()
-        say(_facts(frame, f"{' '.join(words)} {timeframe}"))
-        say(f"kept in {client.data_dir}")
+    job = client.backfill(_codes(client, words), timeframe, options.start, options.end)
+    job.wait(on_interrupt="cancel")
+    say(_facts(job.result(), f"{' '.join(words)} {timeframe}"))
+    say(f"kept in {client.data_dir}")
     return 0
 
 
-def explain(options: argparse.Namespace) -> int:
+def explain(client: Any, options: argparse.Namespace) -> int:
     """What a fetch would take. Makes no request, but for the market list where a quote currency is given."""
     import pandas as pd
 
     words, timeframe = _split(options.words)
-    with _open(options) as client:
-        plans = client.explain(_codes(client, words), timeframe, options.start, options.end)
-    if len(plans) == 1 and options.format in (None, "table"):
+    plans = client.explain(_codes(client, words), timeframe, options.start, options.end)
+    if len(plans) == 1 and options.format == "table":
         emit(str(plans[0]))
         return 0
     rows = [
@@ -241,27 +241,21 @@ def explain(options: argparse.Namespace) -> int:
     return 0
 
 
-def coverage(options: argparse.Namespace) -> int:
+def coverage(client: Any, options: argparse.Namespace) -> Any:
     """What the store holds of a series, span by span: data, quiet (asked, no trades) or unknown."""
     words, timeframe = _split(options.words)
-    with _open(options) as client:
-        frame = client.coverage(_one_or_many(_codes(client, words)), timeframe)
-    print_frame(frame, options.format, nothing="nothing is held of it yet")
-    return 0
+    return client.coverage(_one_or_many(_codes(client, words)), timeframe)
 
 
 # -- now ---------------------------------------------------------------------------------------------------------
 
 
-def markets(options: argparse.Namespace) -> int:
+def markets(client: Any, options: argparse.Namespace) -> Any:
     """The venue's markets: codes, names, warnings."""
-    with _open(options) as client:
-        frame = client.markets(options.quote, at=options.at)
-    print_frame(frame, options.format)
-    return 0
+    return client.markets(options.quote, at=options.at)
 
 
-def watch(options: argparse.Namespace) -> int:
+def watch(client: Any, options: argparse.Namespace) -> Any:
     """The newest price of each market, redrawn in place as it changes, until Ctrl-C. Rising prices are red, falling
     ones blue. Where the output is no terminal each change is a line: time, market, price, change, source; with --format
     csv or json a row or an object of exact numbers. With --once the table is printed, as --format says.
@@ -270,16 +264,14 @@ def watch(options: argparse.Namespace) -> int:
 
     if options.seconds is not None and not options.seconds > 0:
         raise InputError("--seconds", options.seconds, "more than 0")
-    with _open(options) as client, client.live(_one_or_many(options.markets)) as table:
-        if options.once and options.format in ("csv", "json"):
-            print_frame(table.frame(), options.format)
-            return 0
+    with client.live(_one_or_many(options.markets)) as table:
+        if options.once and options.format != "table":
+            return table.frame()
         if options.once:
             view = table.view()
             view.refresh(force=True)
-            emit(view.text())
-            return 0
-        try:
+            return view.text()
+        with contextlib.suppress(KeyboardInterrupt):  # how one ends it
             show(
                 table,
                 sys.stdout,
@@ -289,233 +281,194 @@ def watch(options: argparse.Namespace) -> int:
                 coloured=not options.plain,
                 form=options.format,
             )
-        except KeyboardInterrupt:
-            return 0  # how one ends it
     return 0
 
 
-def status(options: argparse.Namespace) -> int:
+def status(client: Any, options: argparse.Namespace) -> Any:
     """What the processes of this machine have used of the running second's quota, what the store holds, and whether all
     is well. Makes no request.
     """
-    form = "json" if options.json else options.format or "table"
-    with _open(options) as client:
-        if form == "json":
-            from backbone.api.calls.status import status_facts
+    from backbone.api.calls.status import status_facts
 
-            print_value(status_facts(client.session) | {"store": client.store.size()}, "json")
-        elif form == "csv":
-            print_frame(client.status(), "csv")
-        else:
-            emit(client.dashboard().text())
-            emit(f"\n{client!r}")
-    return 0
+    if options.format == "json":
+        return status_facts(client.session) | {"store": client.store.size()}
+    return client.status() if options.format == "csv" else f"{client.dashboard().text()}\n\n{client!r}"
 
 
 # -- the store ---------------------------------------------------------------------------------------------------
 
 
-def verify(options: argparse.Namespace) -> int:
+def verify(client: Any, options: argparse.Namespace) -> int:
     """Reads every file of the store and proves it: seals, order, coverage, candles. With --against-venue the newest
     candles (or a range) are fetched again and compared to the last digit. Ends with 1 where something is wrong.
     """
-    with _open(options) as client:
-        against = "venue" if options.against_venue else None
-        found = client.store.verify(
-            options.market, options.timeframe, against=against, start=options.start, end=options.end
-        )
-        held = client.store.size()
-        place, others = client.data_dir, client.store.exchanges()
-        is_there = client.session.settings.store_exchange in others
+    against = "venue" if options.against_venue else None
+    found = client.store.verify(
+        options.market, options.timeframe, against=against, start=options.start, end=options.end
+    )
     _print_problems(found, options.format)
-    if not is_there and not len(found):
-        there = f"it holds candles of {', '.join(others)}" if others else "it holds no candles of any exchange"
-        say(f"nothing was verified: {place} holds no candles of this exchange; {there}")
-        return EXIT_PROBLEMS
     if len(found):
         say(f"{len(found)} problems; `backbone repair` repairs what can be repaired")
         return EXIT_PROBLEMS
+    others = client.store.exchanges()
+    if client.session.settings.store_exchange not in others:
+        there = f"it holds candles of {', '.join(others)}" if others else "it holds no candles of any exchange"
+        say(f"nothing was verified: {client.data_dir} holds no candles of this exchange; {there}")
+        return EXIT_PROBLEMS
+    held = client.store.size()
     say(f"all is well: {held['files']} files of {held['markets']} markets, {held['bytes'] / 1e6:.1f} MB")
     return 0
 
 
-def update(options: argparse.Namespace) -> int:
+def update(client: Any, options: argparse.Namespace) -> int:
     """Brings all that is stored up to now, each series from its newest candle: for cron. Prints a row a series; with
     --quiet only those that could not be brought up to date, so that cron mails nothing else. Ends with 3 where there is
     such a one; the others are.
     """
-    with _open(options) as client:
-        job = client.store.update(_one_or_many(options.markets) if options.markets else None, options.timeframe)
-        job.wait(progress=False if options.quiet else None)
-        frame = job.result()
+    job = client.store.update(_one_or_many(options.markets) if options.markets else None, options.timeframe)
+    job.wait(progress=False if options.quiet else None)
+    frame = job.result()
     late = frame[frame["state"] != "done"]
-    if options.quiet:
-        if len(late):
-            print_frame(late, options.format)
-    else:
+    if not options.quiet:
         print_frame(frame, options.format, nothing="nothing is stored yet")
+    elif len(late):
+        print_frame(late, options.format)
     if len(late):
         say(f"{len(late)} of {len(frame)} series are not up to date; the same command goes on from there")
         return EXIT_INCOMPLETE
     return 0
 
 
-def repair(options: argparse.Namespace) -> int:
+def repair(client: Any, options: argparse.Namespace) -> int:
     """Quarantines damaged files and drops coverage that has no rows. What is lost that way is unknown again, and
     requested at the next fetch. Nothing is deleted.
     """
-    with _open(options) as client:
-        done = client.store.repair()
+    done = client.store.repair()
     _print_problems(done, options.format)
     say(f"{len(done)} repaired" if len(done) else "nothing to repair")
     return 0
 
 
-def _print_problems(found: Any, form: str | None) -> None:
-    if form not in (None, "table"):
+def _print_problems(found: Any, form: str) -> None:
+    if form != "table":
         print_frame(found, form)
         return
     for row in found.to_dict("records"):
         emit(f"{row['kind']}: {row['market']} {row['timeframe']}  {row['path']}\n    {row['detail']}")
 
 
-def store(options: argparse.Namespace) -> int:
+def store(client: Any, _: argparse.Namespace) -> Any:
     """What is stored: a row a series with its first and last candle, rows, holes and bytes."""
-    with _open(options) as client:
-        frame = client.store.inventory()
-    print_frame(frame, options.format, nothing="nothing is stored yet")
-    return 0
+    return client.store.inventory()
 
 
-def remove(options: argparse.Namespace) -> int:
+def remove(client: Any, options: argparse.Namespace) -> Any:
     """Takes a series, or all of a market's, out of the store: into quarantine, or with --for-good for ever. Prints
     where it is now.
     """
-    with _open(options) as client:
-        place = client.store.remove(options.market, options.timeframe, for_good=options.for_good)
-    if place is None:
-        say("removed for good")
-    else:
-        emit(str(place))
+    place = client.store.remove(options.market, options.timeframe, for_good=options.for_good)
+    if place is not None:
+        return place
+    say("removed for good")
     return 0
 
 
-def clear(options: argparse.Namespace) -> int:
+def clear(client: Any, _: argparse.Namespace) -> Any:
     """Empties what can be made again or was quarantined: the memo of results, and the quarantine. Candles stay."""
-    with _open(options) as client:
-        print_value(client.store.clear(), options.format)
-    return 0
+    return client.store.clear()
 
 
-def snapshot(options: argparse.Namespace) -> int:
+def snapshot(client: Any, options: argparse.Namespace) -> Any:
     """Makes a data folder that never changes again and prints its path; without a name, lists those there are."""
-    with _open(options) as client:
-        if options.name is None:
-            print_frame(client.store.snapshots(), options.format, nothing="no snapshot was made yet")
-        else:
-            print_value(client.store.snapshot(options.name), options.format)
-    return 0
+    return client.store.snapshots() if options.name is None else client.store.snapshot(options.name)
 
 
-def events(options: argparse.Namespace) -> int:
+def events(client: Any, options: argparse.Namespace) -> Any:
     """What happened to markets: listings, delistings, renamings, redenominations, restated candles."""
-    with _open(options) as client:
-        frame = client.store.events(options.market)
-    print_frame(frame, options.format, nothing="nothing happened that is known of")
-    return 0
+    return client.store.events(options.market)
 
 
-def adopt(options: argparse.Namespace) -> int:
+def adopt(client: Any, options: argparse.Namespace) -> Any:
     """Takes a CSV, Parquet or Feather file of candles into the store, checked against the venue; without a market, the
     venue's market lists that somebody kept. Ends with 2, and with what was found, where the file is refused.
     """
-    with _open(options) as client:
-        report = client.store.adopt(
-            options.source, options.market, options.timeframe, tz=options.file_tz, at=options.at
-        )
-    print_value(report, options.format)
-    return 0
+    return client.store.adopt(options.source, options.market, options.timeframe, tz=options.file_tz, at=options.at)
 
 
-def copy(options: argparse.Namespace) -> int:
+def copy(client: Any, options: argparse.Namespace) -> Any:
     """Copies every candle to another folder or object store, proven on the way; what is there already is kept."""
-    with _open(options) as client:
-        print_value(client.store.copy_to(options.target), options.format)
-    return 0
+    return client.store.copy_to(options.target)
 
 
-def size(options: argparse.Namespace) -> int:
+def size(client: Any, options: argparse.Namespace) -> Any:
     """What it takes to hold many markets' candles. Bytes a candle and the traded share are measured on the store where
     it has some of them; what is assumed instead is named. Asks the venue for its market list, and with --probe for the
     beginning of each market's history.
     """
-    with _open(options) as client:
-        found = client.size(
-            _one_or_many(options.markets),
-            options.timeframe,
-            options.since,
-            options.until,
-            probe=options.probe,
-            addresses=options.addresses,
-        )
-    if options.format == "csv":
-        print_frame(found.frame(), "csv")
-    else:
-        print_value(found, options.format)
-    return 0
+    found = client.size(
+        _one_or_many(options.markets),
+        options.timeframe,
+        options.since,
+        options.until,
+        probe=options.probe,
+        addresses=options.addresses,
+    )
+    return found.frame() if options.format == "csv" else found
 
 
 # -- this machine ------------------------------------------------------------------------------------------------
 
 
-def doctor(options: argparse.Namespace) -> int:
+def doctor(client: Any, options: argparse.Namespace) -> int:
     """Looks at this machine: Python, packages, data folder, proxy, venue, clock, socket, quota. A line a check: ok, or
     what is wrong and what to do. Makes about ten requests. Nothing private is in the lines. Ends with 1 where something
     is wrong; a note is not.
     """
+    import pandas as pd
+
     from backbone.api.calls.doctor import examine
 
-    is_table = not options.json and options.format in (None, "table")
     checks = []
-    with _open(options) as client:
-        for check in examine(client.session):
-            checks.append(check)
-            if is_table:
-                emit(str(check))
-                flush_output()
-    if not is_table:
-        import pandas as pd
-
-        print_frame(pd.DataFrame(checks), "json" if options.json else options.format)
+    for check in examine(client.session):
+        checks.append(check)
+        if options.format == "table":
+            emit(str(check))
+            flush_output()
+    if options.format != "table":
+        print_frame(pd.DataFrame(checks), options.format)
     return EXIT_PROBLEMS if any(check.state == "wrong" for check in checks) else 0
 
 
-def demo(options: argparse.Namespace) -> int:
-    """Starts the embedded exchange on loopback, fetches candles from it, stores them, reads them back, and says what
-    happened. Needs no network and leaves nothing behind.
-    """
+def open_demo(options: argparse.Namespace) -> Any:
+    """A client of an embedded exchange of its own."""
     from backbone.api.client import Backbone
 
     if options.days < 1:
         raise InputError("--days", options.days, "1 or more")
-    with Backbone.demo(seed=options.seed) as client:
-        emit(f"1. an embedded exchange, as strict as the venue: {client!r}")
-        plan = client.explain("KRW-BTC", "1m", f"{options.days}d")
-        emit(f"2. the plan for {options.days} days of minutes: {plan.pages} pages of 200, about {plan.seconds:.0f} s")
-        first = client.candles("KRW-BTC", "1m", f"{options.days}d")
-        emit(_facts(first, "3. fetched and stored"))
-        second = client.candles("KRW-BTC", "1m", f"{options.days}d")
-        emit(_facts(second, "4. the same call again"))
-        if not first.equals(second) or second.attrs["backbone"]["requests"] != 0:
-            raise StoreError("the second read differs from the first; please report this", path=client.data_dir)
-        emit("   equal to the last digit, and no request was made")
-        hours = client.candles("KRW-BTC", "1h", f"{options.days}d")
-        emit(_facts(hours, "5. hours of the same span"))
-        tickers = client.tickers("KRW")
-        emit(f"6. tickers of all {len(tickers)} KRW markets in {tickers.attrs['backbone']['elapsed_ms']:.0f} ms")
-        files = sorted(Path(client.data_dir).rglob("*.parquet"))
-        held = sum(f.stat().st_size for f in files)
-        each = held / len(first)
-        emit(f"7. on disk: {held / 1000:.0f} kB in {len(files)} plain Parquet files, {each:.1f} bytes a minute\n")
-        print_frame(first, "table", whole=False)
+    return Backbone.demo(seed=options.seed)
+
+
+def demo(client: Any, options: argparse.Namespace) -> int:
+    """Starts the embedded exchange on loopback, fetches candles from it, stores them, reads them back, and says what
+    happened. Needs no network and leaves nothing behind.
+    """
+    emit(f"1. an embedded exchange, as strict as the venue: {client!r}")
+    plan = client.explain("KRW-BTC", "1m", f"{options.days}d")
+    emit(f"2. the plan for {options.days} days of minutes: {plan.pages} pages of 200, about {plan.seconds:.0f} s")
+    first = client.candles("KRW-BTC", "1m", f"{options.days}d")
+    emit(_facts(first, "3. fetched and stored"))
+    second = client.candles("KRW-BTC", "1m", f"{options.days}d")
+    emit(_facts(second, "4. the same call again"))
+    if not first.equals(second) or second.attrs["backbone"]["requests"] != 0:
+        raise StoreError("the second read differs from the first; please report this", path=client.data_dir)
+    emit("   equal to the last digit, and no request was made")
+    hours = client.candles("KRW-BTC", "1h", f"{options.days}d")
+    emit(_facts(hours, "5. hours of the same span"))
+    tickers = client.tickers("KRW")
+    emit(f"6. tickers of all {len(tickers)} KRW markets in {tickers.attrs['backbone']['elapsed_ms']:.0f} ms")
+    files = sorted(Path(client.data_dir).rglob("*.parquet"))
+    held = sum(f.stat().st_size for f in files)
+    each = held / len(first)
+    emit(f"7. on disk: {held / 1000:.0f} kB in {len(files)} plain Parquet files, {each:.1f} bytes a minute\n")
+    print_frame(first, "table", whole=False)
     return 0

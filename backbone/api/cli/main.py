@@ -14,7 +14,16 @@ from typing import Any, Final
 import backbone
 from backbone.api.cli import commands
 from backbone.api.cli.commands import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_PROBLEMS
-from backbone.api.cli.output import FORMATS, OutputClosed, OutputError, console, drop_output, flush_output, say
+from backbone.api.cli.output import (
+    FORMATS,
+    OutputClosed,
+    OutputError,
+    console,
+    drop_output,
+    flush_output,
+    print_value,
+    say,
+)
 from backbone.errors import BackboneError, IncompleteError, InputError, StoreError
 
 __all__ = ["EXIT_CODES", "main"]
@@ -34,6 +43,14 @@ EXIT_CODES: Final = {
     EXIT_OUTPUT: "standard output cannot be written",
     EXIT_INTERRUPTED: "interrupted; every page that arrived is kept",
 }
+
+_NOTHING: Final = {
+    "coverage": "nothing is held of it yet",
+    "events": "nothing happened that is known of",
+    "snapshot": "no snapshot was made yet",
+    "store": "nothing is stored yet",
+}
+"""What is said where a command's answer is a frame without rows."""
 
 _EPILOG = """\
 first steps:
@@ -83,9 +100,12 @@ def _run(args: list[str]) -> int:
         options = _parser().parse_args(args)
     except SystemExit as exc:  # --help, or a wrong option
         return exc.code if isinstance(exc.code, int) else EXIT_INPUT
-    command: Callable[[argparse.Namespace], int] = options.run
     try:
-        return command(options)
+        with options.open(options) as client:
+            answer = options.run(client, options)
+            if not isinstance(answer, int):
+                print_value(answer, options.format, nothing=_NOTHING.get(options.run.__name__, "nothing was found"))
+        return answer if isinstance(answer, int) else 0
     except KeyboardInterrupt:
         say("\ninterrupted: every page that arrived is kept; the same command goes on from there")
         return EXIT_INTERRUPTED
@@ -119,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(parts: Any, name: str, run: Callable[[argparse.Namespace], int], words: str, *, form: bool = True) -> Any:
+def _add(parts: Any, name: str, run: Callable[[Any, argparse.Namespace], Any], words: str, *, form: bool = True) -> Any:
     """A command: its first line of help, the docstring of its function, the options of every command."""
     parser = parts.add_parser(
         name,
@@ -127,10 +147,11 @@ def _add(parts: Any, name: str, run: Callable[[argparse.Namespace], int], words:
         description=inspect.cleandoc(run.__doc__ or words),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, open=commands.open_client, format="table")
     if form:
-        parser.add_argument("--format", choices=FORMATS, default=None, help="how the answer is printed (table)")
+        parser.add_argument("--format", choices=FORMATS, help="how the answer is printed (table)")
     if name == "demo":
+        parser.set_defaults(open=commands.open_demo)
         return parser
     group = parser.add_argument_group("which exchange, which store")
     group.add_argument("--exchange", default="upbit", help="upbit, upbit-sg, upbit-id, upbit-th")
@@ -158,6 +179,10 @@ def _range(parser: Any) -> None:
     parser.add_argument("--end", help="excluded; default: now")
 
 
+def _json(parser: Any) -> None:
+    parser.add_argument("--json", action="store_const", const="json", dest="format", help="the same as --format json")
+
+
 def _add_data(parts: Any) -> None:
     parser = _add(parts, "fetch", commands.fetch, "fetch candles into the store, and write or show them")
     _range(parser)
@@ -166,6 +191,7 @@ def _add_data(parts: Any) -> None:
     parser.add_argument("--fill", choices=["ffill", "nan"], help="add marked rows for quiet candles")
     parser.add_argument("--priority", default="normal", help="critical, high, normal, low")
     parser.add_argument("--offline", action="store_true", help="answer from the store alone")
+    parser.set_defaults(format=None)  # as --out says
     parser = _add(parts, "backfill", commands.backfill, "fetch long ranges at the lowest priority", form=False)
     _range(parser)
     parser = _add(parts, "explain", commands.explain, "what a fetch would take: held, gaps, pages, time")
@@ -231,9 +257,9 @@ def _add_machine(parts: Any) -> None:
     parser.add_argument("--seed", type=int, default=7, help="which history the embedded exchange has (7)")
     parser.add_argument("--days", type=int, default=2, help="days of 1-minute candles to fetch (2)")
     parser = _add(parts, "status", commands.status, "the quota of this machine, the store, the verdict")
-    parser.add_argument("--json", action="store_true", help="the same as --format json")
+    _json(parser)
     parser = _add(parts, "doctor", commands.doctor, "is this machine ready, and if not, what to do")
-    parser.add_argument("--json", action="store_true", help="the same as --format json")
+    _json(parser)
 
 
 if __name__ == "__main__":

@@ -128,9 +128,9 @@ def print_csv(frame: Any, *, header: bool = True) -> None:
     frame.to_csv(_Stdout(), index=_indexed(frame), header=header, lineterminator="\n")
 
 
-def print_frame(frame: Any, form: str | None, *, whole: bool = True, nothing: str = "nothing was found") -> None:
-    """Print a pandas frame; no form is a table. As a table not `whole`, only its first and last rows are shown; an
-    empty one is no data, and `nothing` is said instead.
+def print_frame(frame: Any, form: str, *, whole: bool = True, nothing: str = "nothing was found") -> None:
+    """Print a pandas frame. As a table not `whole`, only its first and last rows are shown; an empty one is no data,
+    and `nothing` is said instead.
     """
     if form == "csv":
         print_csv(frame)
@@ -138,19 +138,18 @@ def print_frame(frame: Any, form: str | None, *, whole: bool = True, nothing: st
         _print_json(_records(frame))
     elif frame.empty:
         say(nothing)
-    elif whole or len(frame) <= _SHOWN_ROWS:
-        emit(frame.to_string(index=_indexed(frame)))
     else:
-        emit(frame.to_string(index=_indexed(frame), max_rows=_SHOWN_ROWS, min_rows=_SHOWN_ROWS))
+        most = None if whole or len(frame) <= _SHOWN_ROWS else _SHOWN_ROWS
+        emit(frame.to_string(index=_indexed(frame), max_rows=most, min_rows=most))
 
 
-def print_value(value: Any, form: str | None) -> None:
-    """Print what a call answered that is no frame: its text, or its fields as one JSON object or CSV line."""
+def print_value(value: Any, form: str, *, nothing: str = "nothing was found") -> None:
+    """Print what a call answered: a frame; of anything else its text, or its fields as one JSON object or CSV line."""
     import pandas as pd
 
     if isinstance(value, pd.DataFrame):
-        print_frame(value, form)
-    elif form is None or form == "table":
+        print_frame(value, form, nothing=nothing)
+    elif form == "table":
         fielded = isinstance(value, dict) or "__str__" not in vars(type(value))
         fields = _cells(value)
         emit(str(value) if "value" in fields or not fielded else "  ".join(f"{name} {fields[name]}" for name in fields))

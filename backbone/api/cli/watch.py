@@ -65,7 +65,7 @@ class Screen:
         return f"{_RISE if row.change > 0 else _FALL}{text}{_RESET}"
 
 
-def update_lines(update: LiveUpdate, view: TableView, zone: str, form: str | None = None) -> list[str]:
+def update_lines(update: LiveUpdate, view: TableView, zone: str, form: str = "table") -> list[str]:
     """One line for each market that changed: its time, price, change and where it came from; as a CSV row or a JSON
     object with exact numbers where `form` says so.
     """
@@ -76,7 +76,7 @@ def update_lines(update: LiveUpdate, view: TableView, zone: str, form: str | Non
         if row is None or not isinstance(record, Ticker):
             continue
         at = in_zone(record.time_us, zone)
-        if form in ("csv", "json"):
+        if form != "table":
             fields = (
                 at.isoformat(timespec="milliseconds"),
                 record.market,
@@ -101,14 +101,14 @@ def watch(
     seconds: float | None = None,
     coloured: bool = True,
     size: Size | None = None,
-    form: str | None = None,
+    form: str = "table",
 ) -> None:
     """Show `table` on `out` for `seconds` (None: until it is stopped, or Ctrl-C).
 
     On a terminal the table is redrawn in place, at most ten times a second; elsewhere, and in the form of a program
     (``csv`` with a head, ``json``: an object a line), each change is a line.
     """
-    in_place = out.isatty() and form not in ("csv", "json")
+    in_place = out.isatty() and form == "table"
     screen = Screen(size or shutil.get_terminal_size, coloured=coloured)
     pause = threading.Condition()
     until = math.inf if seconds is None else clock.monotonic() + seconds
