@@ -182,7 +182,7 @@ def test_table_nobody_sees_is_not_refreshed_and_comes_back(notebook: Callable[..
     page.wait_for_change(".bb-table td.bb-price")
     page.command("editmenu:clear-all")
     page.page.wait_for_selector(".bb-table", state="detached")
-    page.ask("table._refresher.ticks = 10_000")  # the half minute that a browser has to announce itself
+    page.ask("table._ticks = 10_000")  # the half minute that a browser has to announce itself
     page.page.wait_for_timeout(500)
     before = page.ask("print(next(pulls))")
     page.page.wait_for_timeout(1_500)

@@ -204,8 +204,8 @@ class CandleChart(View):
         return (offset or dt.timedelta(0)) // dt.timedelta(microseconds=1)
 
     def _build(self) -> Any:
-        scripts, styles = ("chart.js",), ("theme.css", "chart.css")
-        return make_widget("CandleChart", scripts, styles, state=self._state(), data=self._packed())
+        files = "chart.js", "theme.css", "chart.css"
+        return make_widget("CandleChart", *files, state=self._state(), data=self._packed())
 
 
 def rows_of(frame: pd.DataFrame) -> tuple[list[CandleRow], dt.tzinfo]:

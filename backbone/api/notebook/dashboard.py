@@ -10,7 +10,8 @@ it is optional, and a card whose part is missing is not shown::
     caches     {tier: {hits misses bytes limit_bytes}}  socket    {state age_s markets received reconnects …}
     store      {path bytes files …}                     banned_s  seconds        last_error  text
 
-The browser is sent all cards when one of them changed, and redraws those that did. All text is escaped here.
+The static page and the widget are one HTML, in which all text is escaped. The browser is sent the whole when a card
+changed, and redraws those that did.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 from backbone.api.notebook.progress import duration_text
 from backbone.api.notebook.table import age_text
-from backbone.api.notebook.view import PERIOD_S, View, aligned, make_widget
+from backbone.api.notebook.view import PERIOD_S, View, aligned, cell_html, make_widget
 from backbone.clock import Clock
 from backbone.model import Priority
 
@@ -30,7 +31,7 @@ __all__ = ["Dashboard", "dashboard_cards", "dashboard_html", "dashboard_text"]
 
 _PRIORITIES: Final = tuple(priority.value for priority in Priority)
 Cell = tuple[str, str]
-"""A text and how it is set: ``""``, ``"n"`` (a number), ``"warn"``, ``"bad"``, or ``"bar:0.30"``."""
+"""A text and how it is set: ``""``, ``"number"``, ``"bb-warn"``, ``"number bb-bad"``, or ``"bar"`` (a share)."""
 Card = tuple[str, list[list[Cell]]]
 """A title and rows of cells; the first row is the head."""
 
@@ -76,27 +77,23 @@ def dashboard_cards(snapshot: Mapping[str, Any]) -> list[Card]:
 
 
 def _n(value: float) -> Cell:
-    return f"{value:,.0f}", "n"
+    return f"{value:,.0f}", "number"
 
 
 def _quota(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
     groups: Mapping[str, Mapping[str, Any]] = snapshot.get("quota") or {}
     if not groups:
         return []
-    rows: list[list[Cell]] = [[("group", ""), ("", ""), ("used", "n"), ("free", "n"), ("refused", "n")]]
+    rows: list[list[Cell]] = [[("group", ""), ("", ""), ("used", "number"), ("free", "number"), ("refused", "number")]]
     for name, group in groups.items():
         limit, used = group.get("limit", 0), group.get("used", 0)
         refused = group.get("refused", 0)
-        says = f"stopped {duration_text(group['stopped_s'])}" if group.get("stopped_s", 0) > 0 else ""
-        rows.append(
-            [
-                (name, ""),
-                (says, "warn") if says else ("", f"bar:{used / limit if limit else 0:.2f}"),
-                (f"{used:.0f}/{limit:.0f}", "n"),
-                _n(group.get("free", 0)),
-                (f"{refused:,.0f}", "bad" if refused else "n"),
-            ]
-        )
+        share: Cell = f"{min(1.0, used / limit) if limit else 0:.0%}", "bar"
+        if group.get("stopped_s", 0) > 0:
+            share = f"stopped {duration_text(group['stopped_s'])}", "bb-warn"
+        used_of = f"{used:.0f}/{limit:.0f}", "number"
+        refusals = f"{refused:,.0f}", "number bb-bad" if refused else "number"
+        rows.append([(name, ""), share, used_of, _n(group.get("free", 0)), refusals])
     return rows
 
 
@@ -105,7 +102,7 @@ def _queue(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
     in_flight: Mapping[str, int] = snapshot.get("in_flight") or {}
     if not queued and not in_flight:
         return []
-    rows: list[list[Cell]] = [[("", ""), *((priority, "n") for priority in _PRIORITIES)]]
+    rows: list[list[Cell]] = [[("", ""), *((priority, "number") for priority in _PRIORITIES)]]
     for group, depths in queued.items():
         rows.append([(group, ""), *(_n(depths.get(priority, 0)) for priority in _PRIORITIES)])
     rows.append([("in flight", ""), *(_n(in_flight.get(priority, 0)) for priority in _PRIORITIES)])
@@ -117,9 +114,9 @@ def _latency(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
     for record in snapshot.get("times") or ():
         if record.get("group") or not record.get("priority") or not record.get("count"):
             continue  # one line for each kind and priority is what fits; the rest is in metrics()
-        times: list[Cell] = [(time_text(record.get(f"p{q}_s", math.nan)), "n") for q in (50, 95, 99)]
+        times: list[Cell] = [(time_text(record.get(f"p{q}_s", math.nan)), "number") for q in (50, 95, 99)]
         rows.append([(f"{record['kind']}, {record['priority']}", ""), *times, _n(record["count"])])
-    head: list[Cell] = [("", ""), ("p50", "n"), ("p95", "n"), ("p99", "n"), ("count", "n")]
+    head: list[Cell] = [("", ""), ("p50", "number"), ("p95", "number"), ("p99", "number"), ("count", "number")]
     return [head, *rows] if rows else []
 
 
@@ -127,14 +124,16 @@ def _caches(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
     tiers: Mapping[str, Mapping[str, Any]] = snapshot.get("caches") or {}
     if not tiers:
         return []
-    rows: list[list[Cell]] = [[("tier", ""), ("hit rate", "n"), ("hits", "n"), ("misses", "n"), ("size", "n")]]
+    rows: list[list[Cell]] = [
+        [("tier", ""), ("hit rate", "number"), ("hits", "number"), ("misses", "number"), ("size", "number")]
+    ]
     for name, tier in tiers.items():
         hits, misses = tier.get("hits", 0), tier.get("misses", 0)
         rate = f"{hits / (hits + misses):.0%}" if hits + misses else "–"
         size = bytes_text(tier["bytes"]) if "bytes" in tier else "–"
         if tier.get("limit_bytes"):
             size += f" of {bytes_text(tier['limit_bytes'])}"
-        rows.append([(name, ""), (rate, "n"), _n(hits), _n(misses), (size, "n")])
+        rows.append([(name, ""), (rate, "number"), _n(hits), _n(misses), (size, "number")])
     return rows
 
 
@@ -158,7 +157,7 @@ def _facts(facts: Mapping[str, Any]) -> list[list[Cell]]:
             label, text = name, f"{value:,}"
         else:
             label, text = name, str(value)
-        rows.append([(label.replace("_", " "), ""), (text, "n")])
+        rows.append([(label.replace("_", " "), ""), (text, "number")])
     return rows if len(rows) > 1 else []
 
 
@@ -199,66 +198,45 @@ class Dashboard(View):
 
     def html(self) -> str:
         """Every card as a static table."""
-        return dashboard_html(self._data, self.problem)
+        return f'<div style="{_STATIC}">{dashboard_html(self._data, self.problem)}</div>'
 
     def _pull(self) -> None:
         self._data = self._snapshot()
 
     def _show(self, *, whole: bool = False) -> None:
-        self._widget.state = {"parts": _parts(self._data, self.problem)}  # which sends nothing where it is the same
+        self._widget.state = self._state()  # which sends nothing where it is the same
+
+    def _state(self) -> dict[str, Any]:
+        return {"html": dashboard_html(self._data, self.problem)}
 
     def _build(self) -> Any:
-        state = {"parts": _parts(self._data, self.problem)}
-        return make_widget("Dashboard", ("presence.js", "dashboard.js"), ("theme.css", "dashboard.css"), state=state)
+        files = "presence.js", "dashboard.js", "theme.css", "dashboard.css"
+        return make_widget("Dashboard", *files, state=self._state())
 
 
-def _parts(snapshot: Mapping[str, Any], problem: str) -> list[tuple[str, str]]:
-    """The HTML of the state line and of each card, with its name."""
-    level, says, note = _line(snapshot, problem)
-    line = (
-        f'<span class="bb-dot" data-level="{escape(level)}"></span>'
-        f'<span class="bb-state">{escape(says)}</span>'
-        f'<span class="bb-note">{escape(note)}</span>'
-    )
-    return [("", line), *((title, _card_html(title, rows)) for title, rows in dashboard_cards(snapshot))]
-
-
-def _card_html(title: str, rows: list[list[Cell]]) -> str:
-    head = "".join(_cell_html("th", cell) for cell in rows[0])
-    body = "".join(f"<tr>{''.join(_cell_html('td', cell) for cell in row)}</tr>" for row in rows[1:])
-    top = f"<thead><tr>{head}</tr></thead>" if head else ""
-    return f"<h4>{escape(title)}</h4><table>{top}<tbody>{body}</tbody></table>"
-
-
-def _cell_html(tag: str, cell: Cell) -> str:
-    text, kind = cell
-    if kind.startswith("bar:"):
-        share = min(1.0, float(kind[4:]))
-        return f'<{tag}><span class="bb-bar"><span style="width:{share:.0%}"></span></span></{tag}>'
-    name = {"n": "number", "bad": "number bb-bad", "warn": "bb-warn"}.get(kind, "")
-    return f'<{tag} class="{name}">{escape(text)}</{tag}>' if name else f"<{tag}>{escape(text)}</{tag}>"
-
-
-_FACE: Final = "display:inline-block;vertical-align:top;margin:0 20px 12px 0;font-variant-numeric:tabular-nums"
+_STATIC: Final = "display:flex;flex-wrap:wrap;gap:12px 20px;font-variant-numeric:tabular-nums"
 
 
 def dashboard_html(snapshot: Mapping[str, Any], problem: str = "") -> str:
-    """The dashboard as static HTML that reads with its styles stripped."""
-    _, says, note = _line(snapshot, problem)
-    cards = []
-    for title, rows in dashboard_cards(snapshot):
-        lines = []
-        for i, row in enumerate(rows):
-            tag = "td" if i else "th"
-            cells = []
-            for cell in row:
-                side = "right" if cell[1] in ("n", "bad") else "left"
-                text = escape(_said(cell))
-                cells.append(f'<{tag} align="{side}" style="padding:2px 8px;text-align:{side}">{text}</{tag}>')
-            lines.append(f"<tr>{''.join(cells)}</tr>" if cells else "")
-        table = f'<table style="border-collapse:collapse;margin:0">{"".join(lines)}</table>'
-        cards.append(f'<div style="{_FACE}"><b>{escape(title)}</b>{table}</div>')
-    return f"<div><div><b>{escape(says)}</b> {escape(note)}</div>{''.join(cards)}</div>"
+    """The state line and a table a card, which read with their styles stripped."""
+    level, says, note = _line(snapshot, problem)
+    line = (
+        f'<div class="bb-line" style="width:100%"><span class="bb-dot" data-level="{escape(level)}"></span> '
+        f'<b class="bb-state">{escape(says)}</b> <span class="bb-note">{escape(note)}</span></div>'
+    )
+    return line + "".join(_card_html(title, rows) for title, rows in dashboard_cards(snapshot))
+
+
+def _card_html(title: str, rows: list[list[Cell]]) -> str:
+    lines = ["".join(_cell_html("td" if i else "th", cell) for cell in row) for i, row in enumerate(rows)]
+    body = "".join(f"<tr>{line}</tr>" for line in lines if line)
+    return f'<div class="bb-card"><b>{escape(title)}</b><table cellpadding="4" style="margin:0">{body}</table></div>'
+
+
+def _cell_html(tag: str, cell: Cell) -> str:
+    text, kind = escape(cell[0]), cell[1]
+    is_bar = kind == "bar"
+    return cell_html(tag, f'<div class="bb-bar"><div style="width:{text}">{text}</div></div>' if is_bar else text, kind)
 
 
 def dashboard_text(snapshot: Mapping[str, Any], problem: str = "") -> str:
@@ -266,13 +244,7 @@ def dashboard_text(snapshot: Mapping[str, Any], problem: str = "") -> str:
     _, says, note = _line(snapshot, problem)
     lines = aligned([[" · ".join(filter(None, (says, note)))]], [False])
     for title, rows in dashboard_cards(snapshot):
-        cells = [[_said(cell) for cell in row] for row in rows if row]
+        cells = [[text for text, _ in row] for row in rows if row]
         table = aligned(cells, [False, *[True] * (len(cells[0]) - 1)])
         lines += ["", title, *(f"  {line}" for line in table)]
     return "\n".join(lines)
-
-
-def _said(cell: Cell) -> str:
-    """A cell without its setting: of a bar, its share."""
-    text, kind = cell
-    return f"{float(kind[4:]):.0%}" if kind.startswith("bar:") else text

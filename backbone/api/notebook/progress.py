@@ -132,7 +132,7 @@ class JobProgress(View):
         view = self._view
         return f"JobProgress({self._label}, {view.state}, {math.floor(view.fraction * 100)}%, {view.rows:,} rows)"
 
-    def is_watched(self, ticks: int) -> bool:
+    def is_watched(self) -> bool:
         """Until the job ends, shown or not."""
         return True
 
@@ -148,8 +148,6 @@ class JobProgress(View):
         self._view = self._snapshot()
         if self._view.is_over:
             self._closed = True
-            if self._refresher is not None:
-                self._refresher.stop()
 
     def _show(self, *, whole: bool = False) -> None:
         """Bring the widgets to the present. A trait that is set to what it was sends nothing."""

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any, Final, NamedTuple
 
 from backbone.api.format import format_amount, format_price
-from backbone.api.notebook.view import PERIOD_S, View, aligned, check_colours, make_widget, stream_level
+from backbone.api.notebook.view import PERIOD_S, View, aligned, cell_html, check_colours, make_widget, stream_level
 from backbone.clock import Clock
 
 __all__ = [
@@ -260,8 +260,8 @@ class TickerTable(View):
         return {**self._style, **self._delta.whole(self._view, self._clock.monotonic(), self.problem)}
 
     def _build(self) -> Any:
-        scripts, styles = ("presence.js", "table.js"), ("theme.css", "table.css")
-        return make_widget("TickerTable", scripts, styles, state=self._whole_state())
+        files = "presence.js", "table.js", "theme.css", "table.css"
+        return make_widget("TickerTable", *files, state=self._whole_state())
 
 
 def table_text(view: TableView, problem: str = "") -> str:
@@ -284,35 +284,25 @@ def _small_print(view: TableView, problem: str) -> str:
     return " · ".join(filter(None, (state, count, note)))
 
 
-_CELL: Final = "padding:3px 12px;white-space:nowrap;"
-
-
 def table_html(view: TableView, problem: str = "", *, colours: str = "korean") -> str:
     """The table as static HTML that reads with its styles stripped: arrows tell the direction, not only colours."""
     rise, fall = ("#cf3a2b", "#1763c6") if colours == "korean" else ("#0a8754", "#cf3a2b")
-    head = "".join(_cell("th", label, kind, "font-weight:500;opacity:.7") for _, label, kind in _COLUMNS)
-    body = []
+    lines = ["".join(cell_html("th", label, kind, "font-weight:500;opacity:.7") for _, label, kind in _COLUMNS)]
     for row in view.rows:
-        texts = [*_texts(row), age_text(row.age_s)]
         sign = (row.change > 0) - (row.change < 0)
-        tone = (f"color:{rise}", f"color:{fall}", "")[0 if sign > 0 else 1 if sign < 0 else 2]
-        arrow = ("", "▲ ", "▼ ")[sign]
-        faded = "opacity:.45;" if row.age_s > STALE_S else ""
+        tone, arrow = (("", ""), (rise, "▲ "), (fall, "▼ "))[sign]
         cells = []
-        for (key, _, kind), text in zip(_COLUMNS, texts, strict=True):
-            style = {"market": "font-weight:600", "price": f"font-weight:600;{tone}"}.get(key, "")
-            if key in ("change", "change_rate"):
-                style = tone
-            cells.append(_cell("td", (arrow if key == "change" else "") + text, kind, faded + style))
-        body.append(f"<tr>{''.join(cells)}</tr>")
+        for (key, _, kind), text in zip(_COLUMNS, [*_texts(row), age_text(row.age_s)], strict=True):
+            style = "white-space:nowrap;" + ("opacity:.45;" if row.age_s > STALE_S else "")
+            if key in ("market", "price"):
+                style += "font-weight:600;"
+            if tone and key in ("price", "change", "change_rate"):
+                style += f"color:{tone}"
+            cells.append(cell_html("td", (arrow if key == "change" else "") + escape(text), kind, style))
+        lines.append("".join(cells))
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
     return (
         '<div style="font-variant-numeric:tabular-nums;max-width:860px;max-height:480px;overflow:auto">'
-        f'<table style="border-collapse:collapse;margin:0"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table>"
-        f'<div style="padding:4px 12px;opacity:.7">{escape(_small_print(view, problem))}</div></div>'
+        f'<table cellpadding="4" style="margin:0">{body}</table>'
+        f'<div style="opacity:.7">{escape(_small_print(view, problem))}</div></div>'
     )
-
-
-def _cell(tag: str, text: str, kind: str, style: str) -> str:
-    side = "right" if kind == "number" else "left"
-    return f'<{tag} align="{side}" style="{_CELL}text-align:{side};{style}">{escape(text)}</{tag}>'

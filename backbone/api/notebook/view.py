@@ -1,7 +1,7 @@
 """What every view shares: who refreshes it, how often, and how long it lives.
 
 A view pulls: `refresh` asks its source for plain data and sends the browser what changed. It is called by the
-kernel's own event loop (`Refresher`, a chain of timers, no thread) or by whoever waits in the foreground,
+kernel's own event loop (`tick`, by a chain of timers, no thread) or by whoever waits in the foreground,
 never by the thread that owns the socket or a worker. Ten refreshes a second are the most, and never more than
 a twentieth of a core.
 
@@ -27,7 +27,7 @@ from typing import Any, Final
 from backbone.clock import Clock, SystemClock
 from backbone.errors import ClosedError, InputError, StreamClosedError
 
-__all__ = ["PERIOD_S", "Refresher", "View", "aligned", "check_colours", "in_kernel", "make_widget", "stream_level"]
+__all__ = ["PERIOD_S", "View", "aligned", "cell_html", "check_colours", "in_kernel", "make_widget", "stream_level"]
 
 PERIOD_S: Final = 0.1
 """Seconds between two refreshes, at least."""
@@ -51,8 +51,11 @@ class View:
         self._last_s = float("-inf")
         self._closed = False
         self._widget: Any = None
-        self._refresher: Refresher | None = None
         self._seen: dict[str, int] = {}  # the browser's views, and the tick at which each last spoke
+        self._is_ticking = False
+        self._ticks = 0
+        self._failures = 0
+        self._costs: deque[float] = deque(maxlen=5)  # the least of them: a busy machine makes any one look dear
 
     # what a subclass says
 
@@ -96,8 +99,7 @@ class View:
             except ImportError as exc:
                 raise ImportError(f"widgets need two packages: pip install ipywidgets anywidget ({exc})") from exc
             self._listen(self._widget)
-            self._refresher = Refresher(self, self._widget, self._clock)
-            self._refresher.start()
+            self._start()
         return self._widget
 
     def refresh(self, *, force: bool = False) -> bool:
@@ -125,8 +127,6 @@ class View:
             return
         self._closed = True
         self.problem = reason
-        if self._refresher is not None:
-            self._refresher.stop()
         self.show_problem()
 
     def show_problem(self) -> None:
@@ -151,14 +151,55 @@ class View:
             self._seen.pop(who, None)
         elif content.get("t") == "seen":
             is_new = who not in self._seen
-            self._seen[who] = self._refresher.ticks if self._refresher else 0
+            self._seen[who] = self._ticks
             if is_new and self._widget is not None:
                 self._show(whole=True)
 
-    def is_watched(self, ticks: int) -> bool:
+    def is_watched(self) -> bool:
         """Whether a browser shows it, or may not have had the time to say so."""
-        self._seen = {who: at for who, at in self._seen.items() if ticks - at <= _UNSEEN_TICKS}
-        return bool(self._seen) or ticks < _GRACE_TICKS
+        self._seen = {who: at for who, at in self._seen.items() if self._ticks - at <= _UNSEEN_TICKS}
+        return bool(self._seen) or self._ticks < _GRACE_TICKS
+
+    # who refreshes it
+
+    def _start(self) -> None:
+        """Refresh from the running loop from now on; where there is none, whoever shows the view refreshes it."""
+        if self._is_ticking or self._closed:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        self._is_ticking = True
+        loop.call_later(self.period_s, _run, loop, weakref.ref(self), self._widget, self)
+
+    def tick(self) -> float | None:
+        """Refresh if somebody looks; the seconds until the next tick, None after the last one.
+
+        This is the top of the loop: whatever fails is shown on the view, logged once, and tried again.
+        """
+        self._ticks += 1
+        began = self._clock.monotonic()
+        try:
+            if self.is_watched():
+                self.refresh()
+                self._failures = 0
+        except ClosedError:
+            self.close("closed")
+        except StreamClosedError as error:
+            self.close(str(error) or "stopped")
+        except Exception as error:  # noqa: BLE001
+            self.problem = f"{type(error).__name__}: {error}"
+            self.show_problem()
+            if not self._failures:
+                _log.warning("view.refresh_failed view=%s", type(self).__name__, exc_info=error)
+            self._failures = min(self._failures + 1, 6)
+        if self._closed:
+            return None
+        self._costs.append(self._clock.monotonic() - began)
+        return min(max(self.period_s * 2.0**self._failures, min(self._costs) / _SHARE), _SLOWEST_S)
+
+    # how it shows itself
 
     def __dir__(self) -> list[str]:
         return sorted(name for name in object.__dir__(self) if not name.startswith("_"))
@@ -179,117 +220,49 @@ class View:
         except ImportError as exc:
             _log.warning("view.no_widgets view=%s %s", type(self).__name__, exc)
             return {}
-        if self._refresher is not None and not self._closed:
-            self._refresher.start()  # where the widget was made off the loop and is shown on it
+        self._start()  # where the widget was made off the loop and is shown on it
         return dict(bundle[0] if isinstance(bundle, tuple) else bundle or {})
 
     def _repr_html_(self) -> str:
         return self.html()
 
 
-class Refresher:
-    """Refreshes one view from the event loop it was started on, by a chain of timers.
-
-    It holds its view only while that is watched, so that a view without a page or a reference can be collected;
-    then the widget is closed, on the loop.
+def _run(loop: asyncio.AbstractEventLoop, known: weakref.ref[View], widget: Any, _held: View | None) -> None:
+    """One tick of a chain of timers. A timer holds its view only while that is watched, so that a view without a page
+    or a reference can be collected; then its widget is closed, on the loop.
     """
-
-    def __init__(self, view: View, widget: Any, clock: Clock) -> None:
-        self.ticks = 0
-        self._view = weakref.ref(view)
-        self._widget = widget
-        self._clock = clock
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._handle: asyncio.TimerHandle | None = None
-        self._failures = 0
-        self._costs: deque[float] = deque(maxlen=5)  # the least of them: a busy machine makes any one look dear
-
-    def start(self) -> bool:
-        """Start on the running loop; False where there is none: then whoever shows the view refreshes it."""
-        try:
-            self._loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return False
-        view = self._view()
-        if view is None or self._handle is not None:
-            return False
-        self._handle = self._loop.call_later(view.period_s, self._tick, view)
-        return True
-
-    def stop(self) -> None:
-        """No refresh after this one."""
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-
-    def _tick(self, _held: View | None) -> None:
-        view = self._view()
-        if view is None:
-            self._handle = None
-            self._widget.close()
-            return
-        if self._loop is None or view.is_closed:
-            return
-        self.ticks += 1
-        is_watched = view.is_watched(self.ticks)
-        began = self._clock.monotonic()
-        if is_watched and not self._refresh(view):
-            return
-        self._costs.append(self._clock.monotonic() - began)
-        cost = min(self._costs)
-        backed_off = view.period_s * 2**self._failures if self._failures else view.period_s
-        delay = min(max(backed_off, cost / _SHARE), _SLOWEST_S)
-        self._handle = self._loop.call_later(delay, self._tick, view if is_watched else None)
-
-    def _refresh(self, view: View) -> bool:
-        """One pull; False once there will be no other.
-
-        This is the top of the loop: whatever fails is shown on the view, logged once, and tried again.
-        """
-        try:
-            view.refresh()
-        except ClosedError:
-            view.close("closed")
-        except StreamClosedError as error:
-            view.close(str(error) or "stopped")
-        except Exception as error:  # noqa: BLE001
-            view.problem = f"{type(error).__name__}: {error}"
-            view.show_problem()
-            if not self._failures:
-                _log.warning("view.refresh_failed view=%s", type(view).__name__, exc_info=error)
-            self._failures = min(self._failures + 1, 6)
-        else:
-            self._failures = 0
-        return not view.is_closed
+    view = known()
+    if view is None:
+        widget.close()
+    elif not view.is_closed and (delay := view.tick()) is not None:
+        loop.call_later(delay, _run, loop, known, widget, view if view.is_watched() else None)
 
 
 @cache
-def _static(name: str) -> str:
-    return (_STATIC / name).read_text(encoding="utf-8")
-
-
-@cache
-def _widget_class(name: str, scripts: tuple[str, ...], styles: tuple[str, ...]) -> Any:
+def _widget_class(name: str, files: tuple[str, ...]) -> Any:
     """One anywidget class a view: anywidget tells style sheets apart by the class's name."""
     import anywidget
     import traitlets
+
+    def joined(ending: str) -> str:
+        return "\n".join((_STATIC / file).read_text(encoding="utf-8") for file in files if file.endswith(ending))
 
     return type(
         name,
         (anywidget.AnyWidget,),
         {
             "__module__": __name__,
-            "_esm": "\n".join(_static(file) for file in scripts),
-            "_css": "\n".join(_static(file) for file in styles),
+            "_esm": joined(".js"),
+            "_css": joined(".css"),
             "state": traitlets.Dict().tag(sync=True),
             "data": traitlets.Bytes().tag(sync=True),
         },
     )
 
 
-def make_widget(name: str, scripts: tuple[str, ...], styles: tuple[str, ...], **traits: Any) -> Any:
+def make_widget(name: str, *files: str, **traits: Any) -> Any:
     """An anywidget of the given static files, with two synced traits: ``state`` (a dict) and ``data`` (bytes)."""
-    return _widget_class(name, scripts, styles)(**traits)
+    return _widget_class(name, files)(**traits)
 
 
 def aligned(lines: Sequence[Sequence[str]], is_right: Sequence[bool]) -> list[str]:
@@ -304,6 +277,12 @@ def aligned(lines: Sequence[Sequence[str]], is_right: Sequence[bool]) -> list[st
         ).rstrip()
         for row in rows
     ]
+
+
+def cell_html(tag: str, html: str, kind: str = "", style: str = "") -> str:
+    """A cell of a table that reads with its styles stripped. `kind` is its class; a number stands on the right."""
+    side = "right" if kind.startswith("number") else "left"
+    return f'<{tag} class="{kind}" align="{side}" style="text-align:{side};{style}">{html}</{tag}>'
 
 
 def stream_level(state: str) -> str:

@@ -124,4 +124,6 @@ def test_every_end_of_a_job_is_an_end(state: str) -> None:
 def test_running_job_is_kept_alive_seen_or_not() -> None:
     """A job's view is refreshed to its end, whoever looks."""
     job = Job()
-    assert JobProgress("KRW-BTC 1m", job, job.cancel).is_watched(10**9)
+    progress = JobProgress("KRW-BTC 1m", job, job.cancel)
+    progress._ticks = 10**9
+    assert progress.is_watched()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import sys
 import threading
 import weakref
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from backbone.api.notebook import view as view_module
-from backbone.api.notebook.view import Refresher, View, in_kernel
+from backbone.api.notebook.view import View, in_kernel
 from backbone.errors import StreamClosedError, UnreachableError
 from backbone.testing import ManualClock
 
@@ -126,17 +127,21 @@ def test_refresh_while_another_one_runs_does_nothing(clock: ManualClock) -> None
     assert inside == [False]
 
 
-def test_refresher_without_a_running_loop_does_not_start(clock: ManualClock) -> None:
+def test_view_without_a_running_loop_does_not_refresh_itself(clock: ManualClock) -> None:
     """In a script there is no loop: the view is refreshed by hand, and no thread is started."""
     before = threading.active_count()
-    view = Counter(clock)
+    view = Counter(clock, period_s=0.0)
     assert view.widget is not None
-    assert view._refresher is not None
-    assert not view._refresher.start()
     assert threading.active_count() == before
 
+    async def main() -> None:
+        await ticks(5)
+        assert view.pulls == 1
 
-def test_refresher_on_a_loop_refreshes_by_itself(clock: ManualClock) -> None:
+    run(main())
+
+
+def test_view_on_a_loop_refreshes_by_itself(clock: ManualClock) -> None:
     """Where a loop runs, showing the view is enough to keep it fresh, on the loop's own thread."""
     where: set[int] = set()
 
@@ -154,7 +159,7 @@ def test_refresher_on_a_loop_refreshes_by_itself(clock: ManualClock) -> None:
     assert where == {threading.get_ident()}
 
 
-def test_refresher_of_a_closed_view_stops(clock: ManualClock) -> None:
+def test_view_of_a_closed_view_stops(clock: ManualClock) -> None:
     """Closing a view ends its chain of timers."""
 
     async def main() -> None:
@@ -165,13 +170,12 @@ def test_refresher_of_a_closed_view_stops(clock: ManualClock) -> None:
         seen = view.pulls
         await ticks(5)
         assert view.pulls == seen
-        assert view._refresher is not None
-        assert view._refresher._handle is None
+        assert view.tick() is None
 
     run(main())
 
 
-def test_refresher_that_a_view_outlives_the_loop_of_leaves_nothing_pending(clock: ManualClock) -> None:
+def test_view_that_a_view_outlives_the_loop_of_leaves_nothing_pending(clock: ManualClock) -> None:
     """The end of the kernel's loop needs no farewell: there is no task to be destroyed."""
 
     async def main() -> Counter:
@@ -186,61 +190,42 @@ def test_refresher_that_a_view_outlives_the_loop_of_leaves_nothing_pending(clock
     assert view.pulls == pulls
 
 
-def test_refresher_never_spends_more_than_a_twentieth_of_a_core(clock: ManualClock) -> None:
+def test_view_never_spends_more_than_a_twentieth_of_a_core(clock: ManualClock) -> None:
     """A pull that takes 20 ms is repeated after 400 ms, whatever the period says."""
-    delays: list[float] = []
-
-    class Loop:
-        def call_later(self, delay: float, tick: Any, held: Any) -> Any:
-            delays.append(delay)
-
     view = Counter(clock)
 
     def slow() -> None:
         clock.advance(0.02)
 
     view._pull = slow  # type: ignore[method-assign]
-    refresher = Refresher(view, view._widget, view._clock)
-    refresher._loop = Loop()  # type: ignore[assignment]
-    refresher._tick(view)
-    assert delays == [pytest.approx(0.4)]
+    assert view.tick() == pytest.approx(0.4)
 
 
-def test_refresher_shows_a_failure_and_goes_on(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+def test_view_shows_a_failure_and_goes_on(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
     """A failing source is shown on the view, logged once, asked less often, and believed again when it
     recovers."""
-    delays: list[float] = []
-
-    class Loop:
-        def call_later(self, delay: float, tick: Any, held: Any) -> Any:
-            delays.append(delay)
-
     view = Counter(clock)
     view.error = UnreachableError("venue is down")
-    refresher = Refresher(view, view._widget, view._clock)
-    refresher._loop = Loop()  # type: ignore[assignment]
+    delays: list[float] = []
     with caplog.at_level(logging.WARNING):
         for _ in range(9):
             clock.advance(10)
-            refresher._tick(view)
+            delays.append(view.tick() or math.nan)
     assert len(caplog.records) == 1
     assert view.problems[0] == "UnreachableError: venue is down"
     assert delays[0] < delays[1] < delays[4]
     assert max(delays) <= 6.4
     view.error = None
     clock.advance(10)
-    refresher._tick(view)
+    assert view.tick() == pytest.approx(0.1)
     assert view.problem == ""
-    assert delays[-1] == pytest.approx(0.1)
 
 
-def test_refresher_ends_with_the_stream(clock: ManualClock) -> None:
+def test_view_ends_with_the_stream(clock: ManualClock) -> None:
     """A stream that was closed closes the view; its words stay on it."""
     view = Counter(clock)
     view.error = StreamClosedError("the venue said goodbye")
-    refresher = Refresher(view, view._widget, view._clock)
-    refresher._loop = object()  # type: ignore[assignment]  # a timer set now would fail
-    refresher._tick(view)
+    assert view.tick() is None
     assert view.is_closed
     assert view.problem == "the venue said goodbye"
 
@@ -248,29 +233,21 @@ def test_refresher_ends_with_the_stream(clock: ManualClock) -> None:
 def test_view_that_nobody_sees_is_not_refreshed(clock: ManualClock) -> None:
     """After the last browser view went, nothing is pulled until another one appears."""
     view = Counter(clock)
-    widget, refresher = view.widget, view._refresher
-    assert refresher is not None
-
-    class Loop:
-        def call_later(self, delay: float, tick: Any, held: Any) -> Any:
-            self.held = held
-
-    loop = Loop()
-    refresher._loop = loop  # type: ignore[assignment]
-    refresher.ticks = view_module._GRACE_TICKS
+    widget = view.widget
+    view._ticks = view_module._GRACE_TICKS
     widget.sync_clock("seen")
     clock.advance(1)
-    refresher._tick(view)
+    view.tick()
     pulls = view.pulls
-    assert loop.held is view
+    assert view.is_watched()
     widget.sync_clock("gone")
     clock.advance(1)
-    refresher._tick(view)
+    view.tick()
     assert view.pulls == pulls
-    assert loop.held is None
+    assert not view.is_watched()
     widget.sync_clock("seen", "b")
     clock.advance(1)
-    refresher._tick(view)
+    view.tick()
     assert view.pulls == pulls + 1
 
 
@@ -278,8 +255,10 @@ def test_view_whose_browser_fell_silent_counts_as_unseen(clock: ManualClock) -> 
     """A browser that was closed without a farewell is forgotten after some minutes of ticks."""
     view = Counter(clock)
     view.widget.sync_clock("seen")
-    assert view.is_watched(view_module._UNSEEN_TICKS)
-    assert not view.is_watched(view_module._UNSEEN_TICKS + 1)
+    view._ticks = view_module._UNSEEN_TICKS
+    assert view.is_watched()
+    view._ticks += 1
+    assert not view.is_watched()
 
 
 def test_view_sends_the_whole_state_to_each_new_browser_view_once(clock: ManualClock) -> None:
@@ -304,9 +283,8 @@ def test_view_that_is_watched_is_kept_alive_and_dropped_afterwards(clock: Manual
 
     async def main() -> None:
         view = Counter(clock, period_s=0.0)
-        widget, refresher = view.widget, view._refresher
-        assert refresher is not None
-        refresher.ticks = view_module._GRACE_TICKS
+        widget = view.widget
+        view._ticks = view_module._GRACE_TICKS
         widget.sync_clock("seen")
         await ticks(3)
         ghost = weakref.ref(view)

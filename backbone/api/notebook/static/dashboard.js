@@ -1,39 +1,27 @@
-// The dashboard's browser half: a state line and cards, each redrawn when its HTML is another one. The kernel escapes
-// every text in them. `state.parts` is [[name, html], …].
+// The dashboard's browser half: a state line and cards, each redrawn when it is another one. The kernel makes the HTML,
+// and escapes every text in it.
 function render({ model, el }) {
   const root = document.createElement("div");
   root.className = "bb-dash";
   el.appendChild(root);
-  let parts = new Map();
 
-  function build() {
-    const sent = model.get("state").parts || [];
-    if (sent.length !== parts.size || sent.some(([name]) => !parts.has(name))) lay(sent);
-    for (const [name, html] of sent) {
-      const part = parts.get(name);
-      if (part.html !== html) part.element.innerHTML = part.html = html;
-    }
+  function show() {
+    const next = document.createElement("template");
+    next.innerHTML = model.get("state").html;
+    const parts = [...next.content.children];
+    parts.forEach((part, i) => {
+      const old = root.children[i];
+      if (!old) root.append(part);
+      else if (!old.isEqualNode(part)) old.replaceWith(part);
+    });
+    while (root.children.length > parts.length) root.lastChild.remove();
   }
 
-  function lay(sent) {
-    parts = new Map();
-    root.replaceChildren();
-    const cards = document.createElement("div");
-    cards.className = "bb-cards";
-    for (const [name] of sent) {
-      const element = document.createElement("div");
-      element.className = name === "" ? "bb-line" : "bb-card";
-      (name === "" ? root : cards).appendChild(element);
-      parts.set(name, { element, html: "" });
-    }
-    root.appendChild(cards);
-  }
-
-  model.on("change:state", build);
-  build();
+  model.on("change:state", show);
+  show();
   const leave = announce(model);
   return () => {
-    model.off("change:state", build);
+    model.off("change:state", show);
     leave();
   };
 }
