@@ -1,31 +1,23 @@
 """The lines of an event log as columns, so that a question about years of it looks at numbers, not at objects.
 
-A line is what `Event` is as JSON, its fields in order; ``at_us`` has sixteen digits from 2001 on. Time, market and kind
-of each line are cut out by Arrow without decoding it; a line that looks otherwise is decoded. An event is decoded when
-somebody looks at it. The columns can be kept beside the log, so that the next process needs neither all of its text nor
-Arrow's functions, which take longer to import than the text to read. Pure.
+A line is an `Event` as JSON. Of each line time, market and kind are decoded; the whole event is decoded when somebody
+looks at it. The columns can be kept beside the log, so that the next process does not need all of its text. Pure.
 """
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 
 __all__ = ["Event", "EventTable", "Text", "encode_events"]
 
-_TIME = (len('{"at_us":'), len('{"at_us":') + 16)
-_NAMES = (_TIME[1], _TIME[1] + 48)
-_FEW = 500  # so many lines are decoded sooner than Arrow's functions are imported
 _BLOCK_BYTES = 1 << 18
 _TAIL_BYTES = 256
 _CHECK_BYTES = 4
-_NAMES_FORM = re.compile(rb',"market":"([^"\\]*)","kind":"([^"\\]*)"')
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -44,7 +36,16 @@ class Event(msgspec.Struct, frozen=True):
     how: str
 
 
+class _Head(msgspec.Struct, gc=False):
+    """What the columns have of an event; the other fields are checked when it is looked at."""
+
+    at_us: int
+    market: str
+    kind: str
+
+
 _decode = msgspec.json.Decoder(Event).decode
+_decode_head = msgspec.json.Decoder(_Head).decode
 
 
 def encode_events(events: Iterable[Event]) -> bytes:
@@ -152,7 +153,7 @@ class EventTable:
         ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
         starts = np.concatenate([[0], ends + 1])[:-1]
         columns: list[Any] = [
-            *table._read(data, starts, ends),
+            *table._read(data, len(ends)),
             np.full(len(ends), len(self._pieces), np.int32),
             starts,
             ends,
@@ -164,37 +165,18 @@ class EventTable:
         table.at_us, table.market, table.kind, table._piece, table._start, table._end = joined
         return table
 
-    def _read(self, data: bytes, starts: Any, ends: Any) -> tuple[Any, Any, Any]:
+    def _read(self, data: bytes, count: int) -> tuple[Any, Any, Any]:
         """Time, market and kind of each line; kind -1 for one that is no event."""
-        count = len(ends)
-        at_us, market, kind = np.zeros(count, np.int64), np.zeros(count, np.int32), np.full(count, -1, np.int32)
-        usual = (ends - starts > _NAMES[1]) & (np.frombuffer(data, np.uint8)[ends - 1] == ord("}"))
-        if np.count_nonzero(usual) > _FEW:
-            import pyarrow.compute as pc
-
-            offsets = pa.py_buffer(np.append(starts, len(data)).astype(np.int32))
-            lines = pa.BinaryArray.from_buffers(pa.binary(), count, [None, offsets, pa.py_buffer(data)])
-            lines = lines if usual.all() else lines.filter(pa.array(usual))
-            names = pc.binary_slice(lines, *_NAMES).dictionary_encode()
-            found = [self._places_in(text) for text in names.dictionary.to_pylist()]
-            market[usual], kind[usual] = np.array(found, np.int32)[names.indices.to_numpy()].T
+        at_us, market, kind = [0] * count, [0] * count, [-1] * count
+        for row, line in enumerate(data.split(b"\n", count)[:count]):
             try:
-                at_us[usual] = pc.binary_slice(lines, *_TIME).cast(pa.string()).cast(pa.int64()).to_numpy()
-            except pa.ArrowInvalid:
-                kind[usual] = -1
-        for row in np.flatnonzero(kind < 0).tolist():
-            event = _event(data[starts[row] : ends[row]])
-            if event is not None:
-                at_us[row] = event.at_us
-                market[row], kind[row] = self._places(event.market, event.kind)
-        return at_us, market, kind
-
-    def _places_in(self, text: bytes) -> tuple[int, int]:
-        found = _NAMES_FORM.match(text)
-        return (-1, -1) if found is None else self._places(*(str(name, "utf-8", "replace") for name in found.groups()))
-
-    def _places(self, market: str, kind: str) -> tuple[int, int]:
-        return self.markets.setdefault(market, len(self.markets)), self.kinds.setdefault(kind, len(self.kinds))
+                head = _decode_head(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                continue
+            at_us[row] = head.at_us
+            market[row] = self.markets.setdefault(head.market, len(self.markets))
+            kind[row] = self.kinds.setdefault(head.kind, len(self.kinds))
+        return np.array(at_us, np.int64), np.array(market, np.int32), np.array(kind, np.int32)
 
     def newest(self, classes: Mapping[str, int], rows: Any = None) -> Any:
         """The last line of each market and class of kinds, a row a market; -1 where there is none.

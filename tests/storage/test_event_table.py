@@ -1,8 +1,6 @@
-"""Lines as columns: what is cut out without decoding is what decoding says."""
+"""Lines as columns: they say what the events say."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import msgspec
 import numpy as np
@@ -24,14 +22,6 @@ EVENTS = st.builds(
     DETAILS,
     NAMES,
 )
-
-
-@pytest.fixture(autouse=True, scope="module", params=[0, 500])
-def few(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Lines are cut, and decoded."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(event_table, "_FEW", request.param)
-        yield
 
 
 def told(table: EventTable) -> list[tuple[int, str, str]]:
