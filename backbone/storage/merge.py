@@ -40,19 +40,14 @@ class Page(msgspec.Struct, frozen=True, dict=True):
     def times(self) -> Any:
         return times_of(self.table)
 
-    def rows_in(self, span: tuple[int, int]) -> slice:
-        """Where the rows of `span` lie in the table."""
-        low, high = np.searchsorted(self.times, span)
-        return slice(int(low), int(high))
-
     def clip(self, span: Span) -> Page:
         """The part inside `span`."""
         proof = self.proof.clip(span)
         if proof is self.proof:
             return self
-        rows = self.rows_in(span)
+        low, high = bounds_of(self.table, span)
         provisional = tuple(Provisional(max(a, span.start), min(b, span.end), due) for a, b, due in self.provisional)
-        table = self.table.slice(rows.start, rows.stop - rows.start)
+        table = self.table.slice(low, high - low)
         return Page(self.id, table, proof, tuple(f for f in provisional if f.start < f.end), self.source, self.seen_us)
 
 

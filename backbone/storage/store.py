@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pyarrow as pa
 
-from backbone.candle_table import count_inside
+from backbone.candle_table import bounds_of, count_inside
 from backbone.clock import Clock
 from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import CANDLE_SCHEMA, Span, empty_candles
@@ -260,10 +260,10 @@ class CandleStore:
         for period in periods:
             held, tier = self._periods.current(series, period, waiting, quiet)
             parts.append(held.partition.coverage)
-            table = _rows_in(held.partition, span)
-            if table.num_rows:
-                tables.append(table)
-                tiers[tier] += table.num_rows
+            low, high = bounds_of(held.partition.table, span)
+            if low < high:
+                tables.append(held.partition.table.slice(low, high - low))
+                tiers[tier] += high - low
         coverage = Coverage.joined(parts)
         covered = _covered(coverage, pages, series.timeframe, span)
         for page in pages:
@@ -512,11 +512,3 @@ def _covered(coverage: Coverage, pages: Iterable[Page], timeframe: Timeframe, sp
     if spans and spans[0].start == first:
         spans[0] = Span(span.start, spans[0].end)
     return SpanSet(spans).clip(span)
-
-
-def _rows_in(partition: Partition, span: Span) -> pa.Table:
-    times = partition.times
-    if not len(times) or (times[0] >= span.start and times[-1] < span.end):
-        return partition.table
-    low, high = times.searchsorted(span).tolist()
-    return partition.table.slice(low, high - low)
