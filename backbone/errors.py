@@ -17,7 +17,7 @@
     └── StreamClosedError              resubscribe           .reason
 
     UnfinishedWarning                  a backfill was cut off: wait() for it
-    DataChangedWarning               what was stored is of another unit: read it where it lies now
+    DataChangedWarning                 what was stored is of another unit: read it where it is now
 
 Errors are translated at the edge, once, with ``raise … from exc``; inner layers see only this tree. Every error
 survives pickling, so that it can cross a process boundary.
@@ -223,8 +223,10 @@ class ClosedError(BackboneError):
 
 
 class DataChangedWarning(UserWarning):
-    """Stored data proved to be of a state that is over, such as before a redenomination: it is quarantined, and the
-    answer is made of what was fetched anew."""
+    """Stored data proved to be of a state that is over, such as before a redenomination.
+
+    It is quarantined, and the answer is made of what was fetched anew.
+    """
 
 
 class StreamClosedError(BackboneError):

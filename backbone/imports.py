@@ -1,4 +1,4 @@
-"""Imports of large packages without Python's garbage collector in their midst."""
+"""Imports of large packages while Python's garbage collector rests."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What a forked child does with the locks and half-done state it inherits.
 
-A lock that another thread of the parent held at the fork would stay locked in the child for ever, and work
-that is the parent's would be done twice. Whoever owns a lock or unfinished work registers how to begin anew;
-nothing is kept alive by that.
+A lock that another thread of the parent held at the fork would stay locked in the child for ever, and work that is the
+parent's would be done twice. Whoever owns a lock or unfinished work registers how to begin anew; nothing is kept alive
+by that.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ _owners: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKey
 
 
 def renew_after_fork(owner: T, renew: Callable[[T], None]) -> None:
-    """Call ``renew(owner)`` in every forked child in which `owner` still lives. It must only replace
-    attributes.
-    """
+    """Call ``renew(owner)`` in every forked child in which `owner` still lives. It must only replace attributes."""
     _owners[owner] = renew
 
 

@@ -18,8 +18,10 @@ __all__ = ["VENUES", "ArchiveHosts", "Retention", "Venue", "parse_exchange"]
 
 
 class Retention(NamedTuple):
-    """How long a venue serves its candles of one length. ``sure_days`` is the shortest that "three months" can be:
-    an empty reply about a time before it may mean that the venue has forgotten its candles, and proves nothing.
+    """How long a venue serves its candles of one length.
+
+    ``sure_days`` is the shortest that "three months" can be: an empty reply about a time before it may mean that the
+    venue has forgotten its candles, and proves nothing.
     """
 
     days: int
@@ -65,9 +67,10 @@ class Venue:
     """Most trades of one reply."""
 
     book_levels: int = 30
+    """Most levels of a book."""
+
     book_depths: tuple[int, ...] = (1, 5, 15, 30)
     """Depths in which the socket sends a book; it takes any other for 30."""
-    """Most levels of a book."""
 
     timeframes: tuple[str, ...] = ("1s", "1m", "3m", "5m", "10m", "15m", "30m", "1h", "4h", "1d", "1w", "1M", "1y")
     """Candle lengths it serves. Days open at 00:00 UTC, weeks on Monday, months on the 1st, years on 1 January."""

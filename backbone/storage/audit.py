@@ -185,9 +185,7 @@ def _series_of_tmp(key: str) -> Series | None:
 
 
 def _is_at_work(files: Files, series: Series, key: str) -> bool:
-    """Whether the unfinished write is somebody's: its series is locked, or it is gone by the time that we
-    hold it.
-    """
+    """Whether a process is still at an unfinished write: its series is locked, or it is gone once we hold the lock."""
     try:
         with files.exclusive(series.lock_key, timeout_s=0.0):
             return files.stat(key) is None

@@ -84,7 +84,7 @@ class Committer:
         return True
 
     def _stay_in_memory(self, series: Series, exc: ReadOnlyError) -> None:
-        """A folder that is for reading only keeps no answer from anybody: rows are served from memory, said once."""
+        """Go on with a folder that is read-only: rows are served from memory, and that is reported once."""
         self._pending.failed(series)
         if not self._is_warned:
             self._is_warned = True

@@ -42,8 +42,7 @@ class Interval(NamedTuple):
 
 
 def intervals(times: Any, covered: SpanSet, span: Span, timeframe: Timeframe) -> list[Interval]:
-    """`span`, cut at the grid, as runs of ``"data"``, ``"quiet"`` and ``"unknown"``, in time order without a
-    gap.
+    """`span`, cut at the grid, as runs of ``"data"``, ``"quiet"`` and ``"unknown"``, in time order without a gap.
 
     `times` are the opens (int64, sorted) of the rows of `span`; a row is data whatever `covered` says.
     """

@@ -115,6 +115,6 @@ def _copy_events(source: Files, target: Files, key: str) -> int:
 
 
 def _proof(target: Files) -> Iterator[Problem]:
-    """The last pass has just found every file equal to its source; the seals tell damage that both sides share."""
+    """The last pass has just found every file equal to its source; the seals show damage that both sides share."""
     for folder in target.list(CANDLES):
         yield from audit.verify(target, folder.removeprefix("exchange="))

@@ -125,8 +125,10 @@ class EventTable:
 
     @classmethod
     def loaded(cls, data: bytes, read: Callable[[int, int], bytes]) -> EventTable | None:
-        """What was `saved` of a log, whose text `read` gives as `Text` says; None where it is damaged or of another
-        log."""
+        """The table that was `saved`; `read` gives the log's text, as for `Text`.
+
+        None where what was saved is damaged, or of another log.
+        """
         if zlib.adler32(memoryview(data)[_CHECK_BYTES:]) != int.from_bytes(data[:_CHECK_BYTES], "little"):
             return None
         try:

@@ -108,12 +108,12 @@ class Files(Protocol):
 
 
 def snapshot_error(verb: str, path: str) -> ReadOnlyError:
-    """What a change of a snapshot is answered with."""
+    """The error of a write to a snapshot."""
     return ReadOnlyError(f"cannot {verb} {path}: a snapshot never changes; use another data_dir", path=path)
 
 
 def why_no_sync(fd: int, tolerated: Collection[int] = _NOT_SUPPORTED) -> str | None:
-    """Why an open file is not synced, where that is the disk's way and no fault; None where it is."""
+    """Sync an open file; returns why the disk cannot, where such disks cannot, and None once it is synced."""
     try:
         os.fsync(fd)
     except OSError as exc:
@@ -137,7 +137,7 @@ def rename_over(source: str, target: str, clock: Clock) -> None:
 
 
 def retried(files: Files, lock_key: str, change: Callable[[], T]) -> T:
-    """Call `change` inside `exclusive`, again while other writers overtake it, which only lock-free disks report."""
+    """Call `change` inside `exclusive`; again where another writer was faster, as only S3 and owner locks report."""
     for attempt in itertools.count(1):
         try:
             with files.exclusive(lock_key):
@@ -314,7 +314,7 @@ class LocalFiles:
                 self._known_folders.add(folder)
 
     def make_room(self, key: str) -> None:
-        """Make the folder of `key` ahead of its first write, where that can be had; the write says what cannot."""
+        """Make the folder of `key` ahead of its first write; if that fails, the write says why."""
         if not self._is_snapshot:
             with suppress(OSError):
                 self._make_folder(os.path.dirname(self._full(key)))

@@ -1,6 +1,6 @@
 """Which generation of a market's candles counts: a number that rises when all that is stored of it is quarantined.
 
-A page belongs to the generation under which it was asked; a page of an older one is never stored, whichever process
+A page belongs to the generation under which it was requested; a page of an older one is never stored, whichever process
 has it. One small file a market holds the number, replaced in one step; a market without a file is at 0. While files
 are being moved away the record says where to (``leaving``): until then nothing of the market is held, for every
 reader, and whoever wants to write ends the move first. So a crash in the middle leaves files that are never read.
@@ -47,7 +47,7 @@ class Generations:
         self._known: dict[str, tuple[Version, Generation]] = {}
 
     def of(self, market: str) -> Generation:
-        """Where a market stands now; the first generation where the file is lost or damaged."""
+        """A market's generation now; the first one where the file is lost or damaged."""
         key = self._key(market)
         version = self._files.stat(key)
         if version is None:
@@ -65,8 +65,10 @@ class Generations:
         return known[1]
 
     def begin(self, market: str, name: str, notes: tuple[Note, ...], after: int | None) -> bool:
-        """The next generation: files are to be moved to quarantine `name`. False where the market is not, or no
-        longer, at generation `after`, or a move has not ended."""
+        """Begin the next generation: files are to be moved to quarantine `name`.
+
+        False where the market is not, or no longer, at generation `after`, or where a move has not ended.
+        """
 
         def next_one(now: Generation) -> Generation | None:
             if now.leaving or after not in (None, now.number):

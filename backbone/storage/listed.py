@@ -1,4 +1,4 @@
-"""Which periods of a series were written: a small note beside the candles, so that an audit misses a file that is gone.
+"""Which periods of a series were written: a small note beside the candles, so that an audit sees that a file is gone.
 
 The note is kept from the second period on, since nothing lies between the periods of a series that has one; it covers
 nothing and no answer is made from it. It is written after the file, under the series' lock: a crash between the two

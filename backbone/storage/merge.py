@@ -1,8 +1,8 @@
-"""What a reply changes: pages put on top of a partition, and the record of what they changed.
+"""Pages merged into a partition, and the revisions that record what they changed.
 
 Inside its proof the newest page is the whole truth: stored rows there are replaced, missing ones removed. A
-difference from what was already covered is a revision, never a silent overwrite. Applying the same page
-twice changes nothing the second time, which is what lets a failed write be repeated. Pure.
+difference from what was already covered becomes a revision. Merging the same page twice changes nothing the second
+time, so a failed write can be repeated. Pure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _MOST_CHUNKS = 8  # of a column; copying a month for every page put on top would
 
 
 class Page(msgspec.Struct, frozen=True, dict=True):
-    """Rows, and the spans they are all of. ``seen_us`` is when they came; ``generation``, which one they are of."""
+    """Rows that are all there is in the spans of ``proof``.
+
+    ``seen_us`` is when they arrived; ``generation`` is the market's when they were requested.
+    """
 
     id: int
     table: pa.Table
@@ -59,9 +62,7 @@ def merge_pages(partition: Partition, pages: Sequence[Page], period: Span) -> Pa
 
 
 def _batches(pages: Sequence[Page]) -> Iterator[Page]:
-    """Neighbouring pages about different spans, as one: the cost of a merge is the partition, not the
-    page.
-    """
+    """Neighbouring pages about different spans, as one: the cost of a merge is the partition, not the page."""
     batch: list[Page] = []
     proved = SpanSet()
     for page in pages:

@@ -146,7 +146,7 @@ def is_gone(owner: Owner) -> bool:
 
 @cache
 def _my_birth(pid: int) -> str:
-    """Of this process, or of what it was before it forked."""
+    """When this process began, read once; a forked child has another `pid`."""
     return _born(pid)
 
 

@@ -52,9 +52,7 @@ REVISION_SCHEMA = pa.schema(
     + [pa.field(f"new_{name}", pa.float64()) for name in CANDLE_COLUMNS]
     + [pa.field("seen", _STAMP, nullable=False), pa.field("source", pa.string(), nullable=False)]
 )
-"""What changed about a candle already stored. Null old values: it had none; null new values: it was
-withdrawn.
-"""
+"""What changed about a candle already stored. Null old values: it had none; null new values: it was withdrawn."""
 
 
 @cache

@@ -89,11 +89,11 @@ class Periods:
         return [] if self._generations.of(series.market).leaving else self.left(series, span)
 
     def left(self, series: Series, span: Span) -> list[Span]:
-        """The periods of `span` that have a file, on its way or not."""
+        """The periods of `span` that have a file, also while files are being moved away."""
         return list(self._versions(series, span))
 
     def _versions(self, series: Series, span: Span) -> dict[Span, Version]:
-        """The periods of `span` that have a file, on its way or not, with its version; oldest first."""
+        """The same with the version of each file; oldest first."""
         found = ((period, self._version(series.key(period))) for period in self.named(series, span))
         return {period: version for period, version in found if version is not None}
 

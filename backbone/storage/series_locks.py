@@ -46,7 +46,10 @@ class OvertakenError(StoreBusyError):
 
 
 def why_no_locks(path: str, create: Callable[[str, int], int] = create_file) -> str | None:
-    """Why the kernel locks no files where `path`, a new file's, lies; None where it does, or is not asked."""
+    """Try a kernel lock on a new file at `path`, which is removed again.
+
+    Returns why the kernel locks no files there; None where it does, and on Windows, which has other locks.
+    """
     if fcntl is not None:
         fd = create(path, os.O_RDWR)
         try:

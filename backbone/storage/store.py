@@ -173,9 +173,10 @@ class CandleStore:
         return self.generation(market) == now
 
     def make_room(self, market: str, timeframe: Timeframe, time_us: int) -> None:
-        """Have the folder of the period that `time_us` falls in, before its first file is written: half of that time.
+        """Make the folder of the period of `time_us` ahead of its first file, half of whose time that takes.
 
-        For a thread that nobody waits for."""
+        For a background thread.
+        """
         series = self._series(market, timeframe)
         key = series.key(period_of(timeframe, time_us))
         if key not in self._roomy:

@@ -45,8 +45,10 @@ _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{device}{n}" for device in ("COM", 
 
 
 class Holding(NamedTuple):
-    """What is on disk of one series. ``end_us`` is the end of the last candle; ``holes`` counts unknown spans between
-    the first candle and the last."""
+    """What is on disk of one series.
+
+    ``end_us`` is the end of the last candle; ``holes`` counts unknown spans between the first candle and the last.
+    """
 
     market: str
     timeframe: Timeframe
@@ -68,8 +70,15 @@ class Snapshot(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """One day (month) of a series: candles held, slots without trades, slots that were never received, slots that are
-    to be confirmed, candles that were revised, and where the held slots came from, the most frequent first."""
+    """One day (month) of a series, in candle slots.
+
+    rows : candles held.
+    quiet : slots without trades.
+    unknown : slots that were never received.
+    provisional : slots that are to be confirmed.
+    revisions : candles that were revised.
+    source : where the held slots came from, the most frequent first.
+    """
 
     start_us: int
     rows: int
@@ -145,7 +154,7 @@ class Upkeep:
         now, which any client opens with ``data_dir=``.
         """
         if timeframe is None:
-            return self.set_aside(market, name=name, how=how)
+            return self.quarantine_market(market, name=name, how=how)
         chosen = self._of(market, timeframe)
         self._flush()
         name = self._free(market) if name is None else _checked(name, self._files.list(QUARANTINE))
@@ -159,7 +168,7 @@ class Upkeep:
         """The address of a quarantine's folder."""
         return self._files.address(f"{QUARANTINE}/{name}")
 
-    def set_aside(
+    def quarantine_market(
         self, market: str, *, name: str | None = None, how: str, note: Note | None = None, after: int | None = None
     ) -> str:
         """Quarantine all of a market, and note what else happened to it.
@@ -186,7 +195,8 @@ class Upkeep:
     def end_move(self, market: str) -> int:
         """See that the files of a market that is being quarantined, here or elsewhere, are all in their quarantine.
 
-        Returns the number of its generation then."""
+        Returns the number of its generation then.
+        """
         while (now := self._generations.of(market)).leaving:
             for timeframe in TIMEFRAMES.values():  # each: whoever is about to write a new one has to be waited for
                 series = Series(self._exchange, market, timeframe)

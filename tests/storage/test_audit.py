@@ -121,7 +121,7 @@ def test_verify_finds_every_damaged_file_and_changes_nothing(tmp_path: Path) -> 
     assert len([path for path in (tmp_path / "_quarantine").rglob("*") if path.is_file()]) == len(paths)
 
 
-def test_foreign_file_among_the_partitions_is_told_and_set_aside(tmp_path: Path) -> None:
+def test_foreign_file_among_the_partitions_is_reported_and_quarantined(tmp_path: Path) -> None:
     """A copy that a sync tool left would be read by other engines as more candles."""
     fill(tmp_path)
     copy = partitions_in(tmp_path)[0].with_name("candles (conflicted copy).parquet")
@@ -172,7 +172,7 @@ def test_partition_of_a_newer_version_is_told_and_left(tmp_path: Path) -> None:
     assert path.exists()
 
 
-def test_repair_lets_no_stale_silence_speak_for_a_file_set_aside(tmp_path: Path) -> None:
+def test_repair_forgets_stale_quiet_spans_of_a_quarantined_file(tmp_path: Path) -> None:
     """The span of a partition that repair moved is unknown, whatever an old sidecar says of it."""
     fill(tmp_path)
     sidecar = tmp_path / SERIES.quiet_key

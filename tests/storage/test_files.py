@@ -215,7 +215,7 @@ def test_folder_below_the_root_that_was_deleted_is_made_again(tmp_path: Path) ->
     assert (tmp_path / KEY).read_bytes() == b"y"
 
 
-def test_set_aside_keeps_every_file_it_moves(tmp_path: Path) -> None:
+def test_quarantine_keeps_every_file_it_moves(tmp_path: Path) -> None:
     """Two files quarantined from one place in one instant are both kept."""
     files = local(tmp_path)
     for content in (b"one", b"two"):

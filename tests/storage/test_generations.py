@@ -1,4 +1,4 @@
-"""A market's candles set aside as one: for every process at once, whatever is on its way, wherever a crash comes."""
+"""A market's candles quarantined as one: for every process at once, whatever is on its way, wherever a crash comes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def test_killed_while_files_are_moved_is_nothing_held_and_nothing_lost(
         for name in ("move", "replace", "append"):
             cut(name)
         try:
-            store.upkeep.set_aside(BTC, name="old", how="overlap", note=Note("redenominated", {"factor": 10.0}, "it"))
+            store.upkeep.quarantine_market(
+                BTC, name="old", how="overlap", note=Note("redenominated", {"factor": 10.0}, "it")
+            )
         except KeyboardInterrupt:
             is_whole = steps == 0
         else:
@@ -100,13 +102,13 @@ def test_killed_while_files_are_moved_is_nothing_held_and_nothing_lost(
     assert reader.events.read(BTC)[0].detail["where"].endswith("old")
 
 
-def test_two_processes_that_notice_the_same_set_aside_once(tmp_path: Path) -> None:
+def test_two_processes_that_notice_the_same_quarantine_once(tmp_path: Path) -> None:
     """The second one finds the number risen, and what was stored since stays."""
     store, other = filled(tmp_path), open_store(tmp_path)
-    assert store.upkeep.set_aside(BTC, how="overlap", after=0)
+    assert store.upkeep.quarantine_market(BTC, how="overlap", after=0)
     store.put(BTC, MINUTE, minutes(0, 3), span(0, 3), now_us=MAY)
     store.flush()
-    assert other.upkeep.set_aside(BTC, how="overlap", after=0) == ""
+    assert other.upkeep.quarantine_market(BTC, how="overlap", after=0) == ""
     assert other.read(BTC, MINUTE, EVER).table.equals(minutes(0, 3))
     assert len(store.upkeep.quarantined()) == 1
 

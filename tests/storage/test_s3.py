@@ -119,7 +119,7 @@ def test_writers_with_old_looks_merge(place: str, tmp_path: Path) -> None:
     assert fresh.coverage("KRW-BTC", MINUTE, span(0, 600)) == SpanSet([span(0, 600)])
 
 
-def test_damaged_object_is_set_aside_and_its_span_unknown(place: str, tmp_path: Path) -> None:
+def test_damaged_object_is_quarantined_and_its_span_unknown(place: str, tmp_path: Path) -> None:
     """Damage is kept beside the data, an object that claims nothing takes its place, and the store verifies."""
     one = open_store(place, tmp_path, "a")
     put(one, 0, 100)

@@ -466,7 +466,7 @@ def test_version_changes_with_pending_pages_and_only_for_their_span(tmp_path: Pa
 # -- damage
 
 
-def test_damaged_partition_is_set_aside_told_once_and_unknown_again(
+def test_damaged_partition_is_quarantined_reported_once_and_unknown_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A flipped bit costs a refetch: the file is kept elsewhere, the rest is answered, one line says so."""
@@ -496,7 +496,7 @@ def test_damaged_partition_is_set_aside_told_once_and_unknown_again(
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not a candle file", b"\0" * 4096])
-def test_cut_empty_or_foreign_partition_is_set_aside_by_coverage_alone(tmp_path: Path, content: bytes) -> None:
+def test_cut_empty_or_foreign_partition_is_quarantined_by_coverage_alone(tmp_path: Path, content: bytes) -> None:
     """Coverage believes no file whose seal it has not checked."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
@@ -520,7 +520,7 @@ def test_partition_damaged_under_a_running_store_is_found_at_the_next_write(tmp_
     assert [incident.kind for incident in store.incidents()] == ["quarantined"]
 
 
-def test_damaged_sidecar_is_set_aside_and_its_silence_unknown(tmp_path: Path) -> None:
+def test_damaged_sidecar_is_quarantined_and_its_quiet_spans_unknown(tmp_path: Path) -> None:
     """Silence is covered by bytes that are checked like any others."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 0), Span(0, MAY), now_us=MAY)
@@ -548,7 +548,7 @@ def test_stale_sidecar_does_not_speak_for_a_damaged_partition(tmp_path: Path) ->
     assert open_store(tmp_path).coverage(BTC, MINUTE, EVER) == SpanSet([Span(0, MAY)])
 
 
-def test_damaged_partition_that_cannot_be_set_aside_is_not_written_over(
+def test_damaged_partition_that_cannot_be_quarantined_is_not_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the damaged file cannot be moved, it stays, reads tell it once, and new pages wait in memory."""

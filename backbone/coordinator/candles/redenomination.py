@@ -275,7 +275,7 @@ class Redenominations:
             detail = {"factor": factor, "generation": generation + 1}
             note = Note("redenominated", detail, HOW)
             try:
-                self._store.upkeep.set_aside(market, how=HOW, note=note, after=generation)
+                self._store.upkeep.quarantine_market(market, how=HOW, note=note, after=generation)
             except BackboneError as exc:
                 return exc
             return generation + 1
