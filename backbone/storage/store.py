@@ -238,7 +238,7 @@ class CandleStore:
             now = self._generations.of(market)
             pages = [] if now.leaving else self._pages(series, EVER, now.number)
             whole = next((page for page in reversed(pages) if page.proof.touches(span)), None)
-            if whole is not None and whole.proof.contains(span):  # its word is the last: no file is merged with it
+            if whole is not None and whole.proof.contains(span):  # the newest page covers all of it: no file is read
                 page = whole.clip(span)
                 tiers = {"memory": page.table.num_rows, "disk": 0}
                 return Stored(page.table, SpanSet([span]), tiers, page.provisional)
