@@ -30,7 +30,7 @@ MESSAGE_BYTES = 16 << 20
 NAP_S = 1.0
 """Longest single wait for bytes."""
 _RECEIVE_BYTES = 1 << 16
-_PORTS = {"http": 80, "https": 443}
+_PORTS = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 Message = tuple[int, bytes]
@@ -173,18 +173,29 @@ class Connection:
         Each address of the host, or of the proxy, is tried. The library gives up at the first of a kind that this
         machine cannot use, such as IPv6 in a container.
         """
-        parts = urlsplit(self._url)
-        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "wss" else 80)
-        proxy = proxy_of(self._url)
-        sock = (
-            socket.create_connection((host, port), CONNECT_TIMEOUT_S) if proxy is None else _tunnel(proxy, host, port)
-        )
+        target, proxy = urlsplit(self._url), proxy_of(self._url)
+        first = target if proxy is None else urlsplit(proxy)
+        host, port = first.hostname or "", first.port or _PORTS.get(first.scheme, 80)
+        way: http.client.HTTPConnection
+        if self._tls:
+            way = http.client.HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT_S, context=self._tls["context"])
+        else:
+            way = http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT_S)
+        if proxy is not None:
+            words = {}
+            if first.username is not None:
+                user = f"{unquote(first.username)}:{unquote(first.password or '')}"
+                words["Proxy-Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+            way.set_tunnel(target.hostname or "", target.port or _PORTS[target.scheme], words)
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return self._tls["context"].wrap_socket(sock, server_hostname=host) if self._tls else sock
-        except BaseException:
-            sock.close()
+            way.connect()
+        except BaseException as exc:
+            way.close()
+            if isinstance(exc, http.client.HTTPException):
+                raise OSError(f"the proxy's answer cannot be read: {exc!r}") from exc
             raise
+        sock: socket.socket = way.sock
+        return sock
 
     def send(self, payload: bytes, opcode: int = TEXT) -> None:
         import websocket
@@ -248,26 +259,6 @@ def _tls_options(url: str) -> dict[str, Any]:
     context = ssl.create_default_context()
     context.load_verify_locations(ca_bundle() or requests.utils.DEFAULT_CA_BUNDLE_PATH)
     return {"context": context}
-
-
-def _tunnel(proxy: str, host: str, port: int) -> socket.socket:
-    """A socket to `host` through an HTTP proxy."""
-    parts = urlsplit(proxy)
-    way = http.client.HTTPConnection(
-        parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 80), CONNECT_TIMEOUT_S
-    )
-    words = {}
-    if parts.username is not None:
-        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        words["Proxy-Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
-    way.set_tunnel(host, port, words)
-    try:
-        way.connect()
-    except http.client.HTTPException as exc:  # an answer that is none
-        way.close()
-        raise OSError(f"the proxy's answer cannot be read: {exc!r}") from exc
-    sock: socket.socket = way.sock
-    return sock
 
 
 def _socks_options(url: str) -> dict[str, Any]:
