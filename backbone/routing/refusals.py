@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import http.client
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import msgspec
 
 from backbone.errors import PayloadError, RateLimitedError, RejectedError, SourceError, UnreachableError
+from backbone.routing.records import EPOCH, MICROSECOND
 
 __all__ = [
     "BLOCK_S",
@@ -29,9 +30,6 @@ __all__ = [
     "refusal",
     "sample_of",
 ]
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 def sample_of(body: bytes) -> str:
@@ -61,14 +59,14 @@ def parse_date(header: str | None) -> int | None:
         moment = parsedate_to_datetime(header or "")
     except (ValueError, OverflowError):
         return None
-    return (moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH) // _MICROSECOND
+    return (moment.replace(tzinfo=moment.tzinfo or UTC) - EPOCH) // MICROSECOND
 
 
 BLOCK_S = 60.0
 """How long a block is taken to last when the venue does not say."""
 _LONGEST_BLOCK_S = 86_400.0
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:\.\d+)?\s?(Z|UTC|KST|[+-]\d\d:?\d\d)?")
-_AN_EPOCH = re.compile(r"(?<![\d.])(1\d{9})(\d{3})?(?![\d.])")
+_ANEPOCH = re.compile(r"(?<![\d.])(1\d{9})(\d{3})?(?![\d.])")
 _UNITS = r"milli\w*|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|h|밀리초|초|분|시간"
 _LENGTH = re.compile(rf"(?<![\d.])(\d+(?:\.\d+)?)\s?({_UNITS})(?![A-Za-z])", re.IGNORECASE)
 _KEYED = re.compile(
@@ -94,7 +92,7 @@ def _until_s(moment: re.Match[str], now_us: int) -> float:
         at = datetime.fromisoformat(moment[1] + (zone or "+00:00"))
     except ValueError:
         return 0.0
-    left_s = ((at - _EPOCH) // _MICROSECOND - now_us) / 1e6
+    left_s = ((at - EPOCH) // MICROSECOND - now_us) / 1e6
     return left_s - 9 * 3600 if not zone and left_s > 8 * 3600 else left_s
 
 
@@ -112,7 +110,7 @@ def parse_block_s(body: bytes, retry_after: str | None, now_us: int) -> float:
         found.append((until_us - now_us) / 1e6)
     text = body[:4096].decode("utf-8", "replace")
     found += [_until_s(moment, now_us) for moment in _MOMENT.finditer(text)]
-    found += [int(epoch[1]) - now_us / 1e6 for epoch in _AN_EPOCH.finditer(text)]
+    found += [int(epoch[1]) - now_us / 1e6 for epoch in _ANEPOCH.finditer(text)]
     found += [float(length[1]) * _unit_s(length[2]) for length in _LENGTH.finditer(text)]
     found += [float(pair[2]) * _unit_s(pair[1]) for pair in _KEYED.finditer(text) if len(pair[2]) < 10]
     stated = [seconds for seconds in found if seconds > 0]

@@ -194,18 +194,14 @@ class Exchange(Venue):
             return fold_bars(days, timeframe).between(start_us, end_us)
         if end_us - start > 4 * self.stride_us(market, timeframe) and timeframe.name != "1d":
             return _bars_of(*self._tape(market), market, timeframe, start, end_us)
-        stride = self.stride_us(market, timeframe)
-        parts: list[Bars] = []
-        at = start // stride * stride
-        while at < end_us:
-            parts.append(self._block(market, timeframe, at, at + stride))
-            at += stride
-        return Bars.join(parts).between(start_us, end_us)
-
-    def _block(self, market: Market, timeframe: Timeframe, start_us: int, end_us: int) -> Bars:
         tape, index = self._tape(market)
-        key = (tape.seed, tape.closed, tape.markets[index], market.factor, timeframe.name, start_us)
-        return _BLOCKS.of(key, lambda: _bars_of(tape, index, market, timeframe, start_us, end_us))
+        stride = self.stride_us(market, timeframe)
+        parts = []
+        for at in range(start // stride * stride, end_us, stride):
+            key = (tape.seed, tape.closed, tape.markets[index], market.factor, timeframe.name, at)
+            make = partial(_bars_of, tape, index, market, timeframe, at, at + stride)
+            parts.append(_BLOCKS.of(key, make))
+        return Bars.join(parts).between(start_us, end_us)
 
     def forming(self, market: Market, timeframe: Timeframe, now_us: int) -> Bars:
         start = timeframe.floor(now_us)
@@ -313,18 +309,15 @@ def _as_one(rows: I64) -> I64:
 
 def _bars_of(tape: Tape, index: int, market: Market, timeframe: Timeframe, start_us: int, end_us: int) -> Bars:
     """Generate in chunks; `start_us` must be aligned to the timeframe."""
-    parts: list[I64] = []
-    at = start_us
-    while at < end_us:
-        stop = min(end_us, timeframe.ceil(at + _CHUNK_US) if timeframe.step_us <= DAY_US else end_us)
-        cells = tape.cells(at // CELL_US, -(-stop // CELL_US), [index])
+    parts = [_NO_ROWS]
+    for at in range(start_us, end_us, _CHUNK_US):
+        cells = tape.cells(at // CELL_US, -(-min(end_us, at + _CHUNK_US) // CELL_US), [index])
         if timeframe.name == "1s":
             trades = tape.trades(cells)
             parts.append(fold_trades(trades, trades.time_ms // 1000 * 1_000_000))
         else:
             parts.append(tape.rows(cells, timeframe.floor_array(cells.cell * CELL_US)))
-        at = stop
-    return _as_bars(market, np.concatenate([_NO_ROWS, *parts], axis=1)).between(start_us, end_us)
+    return _as_bars(market, np.concatenate(parts, axis=1)).between(start_us, end_us)
 
 
 def _last_trade(tape: Tape, index: int, before_us: int, listed_us: int) -> Trades:

@@ -115,7 +115,14 @@ class SimulatorServer:
         self._host, self._port = host, port
         self._limits = Limits(limit, window, ban_after=ban_after, ban_s=ban_s)
         self._verbose = log
-        self._hub = Hub(self.exchange, self.clock, self.faults, idle_s=idle_s, one_way_s=latency_s / 2, wall_s=WALL_S)
+        self._hub = Hub(
+            venue=self.exchange,
+            clock=self.clock,
+            faults=self.faults,
+            idle_s=idle_s,
+            one_way_s=latency_s / 2,
+            wall_s=WALL_S,
+        )
         self._gateway = Gateway(
             venue=self.exchange,
             clock=self.clock,
@@ -146,7 +153,9 @@ class SimulatorServer:
             return self
         self.faults.bind(self._change_market)
         ready: Future[int] = Future()
-        self._thread = threading.Thread(target=self._run, args=(ready,), name="backbone-simulator", daemon=True)
+        self._thread = threading.Thread(
+            target=asyncio.run, args=(self._serve(ready),), name="backbone-simulator", daemon=True
+        )
         self._thread.start()
         try:
             self._port = ready.result(_START_TIMEOUT_S)
@@ -254,9 +263,6 @@ class SimulatorServer:
             _logger.info("request.answered group=%s status=%d path=%s query=%s", group, status, path, query)
 
     # -- the loop --------------------------------------------------------------------------------------------
-
-    def _run(self, ready: Future[int]) -> None:
-        asyncio.run(self._serve(ready))
 
     async def _serve(self, ready: Future[int]) -> None:
         from aiohttp import web

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -71,7 +72,7 @@ def find_route(path: str) -> Route | None:
         return known
     unit = path.removeprefix("/v1/candles/minutes/")
     if unit != path and "/" not in unit and unit:
-        return Route("candles", _minutes(unit), unit == "240")
+        return Route("candles", partial(_minutes, unit=unit), unit == "240")
     return None
 
 
@@ -127,20 +128,13 @@ def _candles(venue: Venue, query: Query, now_us: int, timeframe: str) -> list[Ro
     return venue.candles(market, timeframe, to_us, count, now_us, converting=bool(converting))
 
 
-def _period(timeframe: str) -> Callable[[Venue, Query, int], list[Row]]:
-    return lambda venue, query, now_us: _candles(venue, query, now_us, timeframe)
-
-
-def _minutes(unit: str) -> Callable[[Venue, Query, int], list[Row]]:
-    def answer(venue: Venue, query: Query, now_us: int) -> list[Row]:
-        if not _INTEGER.fullmatch(unit):
-            raise Refusal(400, MISMATCH)
-        timeframe = MINUTE_UNITS.get(int(unit))
-        if timeframe is None:
-            raise Refusal(400, BAD_UNIT)
-        return _candles(venue, query, now_us, timeframe)
-
-    return answer
+def _minutes(venue: Venue, query: Query, now_us: int, unit: str) -> list[Row]:
+    if not _INTEGER.fullmatch(unit):
+        raise Refusal(400, MISMATCH)
+    timeframe = MINUTE_UNITS.get(int(unit))
+    if timeframe is None:
+        raise Refusal(400, BAD_UNIT)
+    return _candles(venue, query, now_us, timeframe)
 
 
 def _trades(venue: Venue, query: Query, now_us: int) -> list[Row]:
@@ -207,7 +201,7 @@ def _number(text: str) -> int | float:
 _ROUTES: dict[str, Route] = {
     "/v1/market/all": Route("market", _market_all),
     **{
-        f"/v1/candles/{name}": Route("candles", _period(timeframe), timeframe != "1s")
+        f"/v1/candles/{name}": Route("candles", partial(_candles, timeframe=timeframe), timeframe != "1s")
         for name, timeframe in _PERIODS.items()
     },
     "/v1/trades/ticks": Route("crix-trades", _trades),

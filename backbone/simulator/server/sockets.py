@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from backbone.clock import SystemClock
@@ -42,24 +43,25 @@ _UP = b'{"status":"UP"}'
 _DROP = b"drop"  # queued instead of a frame: the socket ends here
 
 
+@dataclass(eq=False)
 class Session:
     """One socket: what it subscribed to, and what is waiting to be sent on it."""
 
-    def __init__(self, hub: Hub, socket: web.WebSocketResponse, transport: asyncio.Transport, target: str) -> None:
-        self.hub = hub
-        self.socket = socket
-        self.transport = transport
-        self.target = target
-        self.form = "DEFAULT"
-        self.wants: tuple[Want, ...] = ()
-        self.since_us = 0
-        self.active_s = _now_s()
-        self.stalled_until_s = 0.0
-        self._queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-        self._second = Window(5, 1.0, False)
-        self._minute = Window(100, 60.0, False)
-        self._up: asyncio.Task[None] | None = None
-        self._is_dropped = False
+    hub: Hub
+    socket: web.WebSocketResponse
+    transport: asyncio.Transport
+    target: str
+    form: str = "DEFAULT"
+    wants: tuple[Want, ...] = ()
+    since_us: int = 0
+    active_s: float = field(default_factory=_now_s)
+    stalled_until_s: float = 0.0
+    _queue: asyncio.Queue[tuple[float, bytes]] = field(default_factory=asyncio.Queue)
+    _up: asyncio.Task[None] | None = None
+    _is_dropped: bool = False
+
+    def __post_init__(self) -> None:
+        self._second, self._minute = Window(5, 1.0, False), Window(100, 60.0, False)
 
     # -- sending ---------------------------------------------------------------------------------------------
 
@@ -160,19 +162,26 @@ class Session:
             self._up.cancel()
 
 
+@dataclass(kw_only=True)
 class Hub:
-    """All sessions of one server, and the clock-driven publishing to them."""
+    """All sessions of one server, and the clock-driven publishing to them.
 
-    def __init__(
-        self, venue: Venue, clock: ExchangeClock, faults: Faults, *, idle_s: float, one_way_s: float, wall_s: float
-    ) -> None:
-        self.venue = venue
-        self.clock = clock
-        self.faults = faults
-        self.one_way_s = one_way_s
-        self.wall_s = wall_s
-        self._idle_s = idle_s
-        self._feed = Feed(venue)
+    Parameters
+    ----------
+    idle_s : seconds without a frame after which a socket is cut off.
+    one_way_s : how long a frame is on its way.
+    wall_s : what is added to monotonic seconds to get those of the rate windows.
+    """
+
+    venue: Venue
+    clock: ExchangeClock
+    faults: Faults
+    idle_s: float
+    one_way_s: float
+    wall_s: float
+
+    def __post_init__(self) -> None:
+        self._feed = Feed(self.venue)
         self._sessions: set[Session] = set()
         self._routes: dict[tuple[Channel, str], list[tuple[Session, int]]] = {}
         self._wanted: dict[str, frozenset[Channel]] = {}
@@ -308,6 +317,6 @@ class Hub:
     def _cut_idle(self) -> None:
         now_s = _now_s()
         for session in list(self._sessions):
-            is_idle = now_s - session.active_s > self._idle_s and now_s >= session.stalled_until_s
+            is_idle = now_s - session.active_s > self.idle_s and now_s >= session.stalled_until_s
             if is_idle or session.transport.get_write_buffer_size() > _MAX_BUFFER:
                 session.transport.abort()
