@@ -90,63 +90,63 @@ class Feed:
             if self._due.get(code, 0) > until_us:
                 continue
             market = self._listed(code, after_us, until_us)
-            if market is None:  # delisted: nothing more is said of it
+            if market is None:  # delisted: nothing more is published of it
                 self._due[code] = 1 << 62
                 continue
             last_us = until_us if market.delisted_us is None else min(until_us, market.delisted_us - 1)
-            self._market_events(market, code, channels, after_us, last_us, found, tickers)
+            kinds = {kind for kind, _ in channels}
+            due = [1 << 62]
+            if kinds - {"orderbook"}:
+                due.append(self._trade_events(market, kinds, after_us, last_us, found, tickers))
+            for kind, level in channels:
+                if kind == "orderbook":
+                    due.append(self._book_events(market, level, after_us, last_us, found))
+            self._due[code] = min(due)
         if tickers:
-            found += self._ticker_events(tickers, until_us)
+            markets = [self._venue.market(code) for _, code in tickers]
+            rows = {
+                one.market.code: ticker_stream_row(one, until_us) for one in self._venue.summaries(markets, until_us)
+            }
+            found += [Event(at_us, ("ticker", 0.0), code, rows[code]) for at_us, code in tickers if code in rows]
         found.sort(key=lambda event: event.time_us)
         return found
 
     def _listed(self, code: str, after_us: int, until_us: int) -> Market | None:
-        """The market if it was listed at any time between the two."""
+        """The market of exactly this code, if it was listed at any time between the two; lower case is no code here."""
         for at_us in (until_us, after_us):
             with contextlib.suppress(UnknownMarketError):
-                return self._venue.market(code, at_us)
+                market = self._venue.market(code, at_us)
+                return market if market.code == code else None
         return None
 
-    def _market_events(
+    def _trade_events(
         self,
         market: Market,
-        code: str,
-        channels: frozenset[Channel],
+        kinds: set[str],
         after_us: int,
         until_us: int,
         found: list[Event],
         tickers: list[tuple[int, str]],
-    ) -> None:
-        due = 1 << 62
-        kinds = {kind for kind, _ in channels}
-        if kinds - {"orderbook"}:
-            held = self._read(market, after_us - 2_000_000, until_us)
-            stamps = held.stamp_us
-            now = (stamps > after_us) & (stamps <= until_us)
-            if "trade" in kinds:
-                for i in np.flatnonzero(now):
-                    found.append(Event(int(stamps[i]), ("trade", 0.0), code, self._trade(market, held.trades, int(i))))
-            if "ticker" in kinds:
-                happened = int(np.searchsorted(held.trades.time_ms * 1000, until_us, side="right"))
-                if happened and after_us < stamps[happened - 1] <= until_us:
-                    tickers.append((int(stamps[happened - 1]), code))
-            found += self._candle_events(market, code, kinds, held.trades, after_us, until_us)
-            later = stamps[stamps > until_us]
-            due = min(held.end_us, int(later[0]) if len(later) else 1 << 62)
-            if kinds & STREAM_TIMEFRAMES.keys():
-                due = min(due, (until_us // 1_000_000 + 1) * 1_000_000)
-        for kind, level in channels:
-            if kind == "orderbook":
-                due = min(due, self._book_events(market, code, level, after_us, until_us, found))
-        self._due[code] = due
-
-    def _ticker_events(self, tickers: list[tuple[int, str]], now_us: int) -> list[Event]:
-        markets = [self._venue.market(code) for _, code in tickers]
-        rows = {s.market.code: ticker_stream_row(s, now_us) for s in self._venue.summaries(markets, now_us)}
-        return [Event(stamp, ("ticker", 0.0), code, rows[code]) for stamp, code in tickers if code in rows]
+    ) -> int:
+        """Add what trades bring about, for tickers only when; returns when the next is due."""
+        held = self._read(market, after_us - 2_000_000, until_us)
+        stamps = held.stamp_us
+        if "trade" in kinds:
+            for i in np.flatnonzero((stamps > after_us) & (stamps <= until_us)).tolist():
+                row = self._trade(market, held.trades, i)
+                found.append(Event(int(stamps[i]), ("trade", 0.0), market.code, row))
+        if "ticker" in kinds:
+            happened = int(np.searchsorted(held.trades.time_ms * 1000, until_us, side="right"))
+            if happened and after_us < stamps[happened - 1] <= until_us:
+                tickers.append((int(stamps[happened - 1]), market.code))
+        found += self._candle_events(market, kinds, held.trades, after_us, until_us)
+        due: int = min([held.end_us, *stamps[stamps > until_us][:1].tolist()])
+        if kinds & STREAM_TIMEFRAMES.keys():
+            due = min(due, (until_us // 1_000_000 + 1) * 1_000_000)
+        return due
 
     def _candle_events(
-        self, market: Market, code: str, kinds: set[str], trades: Executions, after_us: int, until_us: int
+        self, market: Market, kinds: set[str], trades: Executions, after_us: int, until_us: int
     ) -> list[Event]:
         """One state a second in which somebody traded, published when the second is over."""
         seconds = np.unique(trades.time_ms // 1000)
@@ -165,20 +165,18 @@ class Feed:
                 end_us = (int(second) + 1) * 1_000_000
                 bars = self._venue.forming(market, timeframe, end_us - 1)
                 if len(bars):
-                    found.append(Event(end_us, (kind, 0.0), code, candle_stream_row(market, kind, bars)))
+                    found.append(Event(end_us, (kind, 0.0), market.code, candle_stream_row(market, kind, bars)))
         return found
 
-    def _book_events(
-        self, market: Market, code: str, level: float, after_us: int, until_us: int, found: list[Event]
-    ) -> int:
+    def _book_events(self, market: Market, level: float, after_us: int, until_us: int, found: list[Event]) -> int:
         """Add the changes of a book; returns when the next one is due."""
         if until_us - after_us > _THIN_US:
             after_us = max(after_us, book_stamp_us(market, until_us) - 1)
         at = next_book_us(market, after_us)
         while at <= until_us:
-            row = self._venue.orderbook(code, at, level)
+            row = self._venue.orderbook(market.code, at, level)
             if row is not None:
-                found.append(Event(at, ("orderbook", level), code, book_stream_row(row)))
+                found.append(Event(at, ("orderbook", level), market.code, book_stream_row(row)))
             at = next_book_us(market, at)
         return at
 
@@ -203,20 +201,15 @@ class Feed:
     def snapshots(self, channel: Channel, codes: Iterable[str], now_us: int) -> dict[str, Row]:
         """The state of a channel by market, for the markets that have one."""
         kind, level = channel
-        markets = {code: self._venue.market(code, now_us) for code in codes}
+        markets = [self._venue.market(code, now_us) for code in codes]
         if kind == "ticker":
-            found = self._venue.summaries(list(markets.values()), now_us)
-            return {one.market.code: ticker_stream_row(one, now_us) for one in found}
-        rows: dict[str, Row] = {}
-        for code, market in markets.items():
-            row = self._snapshot(market, code, kind, level, now_us)
-            if row is not None:
-                rows[code] = row
-        return rows
+            return {one.market.code: ticker_stream_row(one, now_us) for one in self._venue.summaries(markets, now_us)}
+        rows = {market.code: self._snapshot(market, kind, level, now_us) for market in markets}
+        return {code: row for code, row in rows.items() if row is not None}
 
-    def _snapshot(self, market: Market, code: str, kind: str, level: float, now_us: int) -> Row | None:
+    def _snapshot(self, market: Market, kind: str, level: float, now_us: int) -> Row | None:
         if kind == "orderbook":
-            book = self._venue.orderbook(code, now_us, level)
+            book = self._venue.orderbook(market.code, now_us, level)
             return None if book is None else book_stream_row(book)
         if kind == "trade":
             last = self._venue.last_execution(market, now_us + 1)
@@ -275,7 +268,7 @@ def book_stream_row(book: Row) -> Row:
 
 def candle_stream_row(market: Market, kind: str, bars: Bars) -> Row:
     """The last of `bars` as the stream has it."""
-    last = bars.take(slice(len(bars) - 1, None))
+    last = bars.newest(1)
     return {
         "type": kind,
         "code": market.code,

@@ -143,6 +143,17 @@ def test_changed_market_is_read_afresh() -> None:
     assert {e.code for e in feed.events(wanted, NOW_US, NOW_US + 30_000_000)} == {"KRW-ETH"}
 
 
+def test_lower_case_code_is_no_code() -> None:
+    """The stream knows codes as they are listed: another spelling brings nothing, and doubles nothing."""
+    exchange = Exchange(7)
+    channels = frozenset({TRADE, TICKER, BOOK, MINUTE})
+    assert Feed(exchange).events({"krw-btc": channels}, NOW_US, NOW_US + 10_000_000) == []
+    alone = Feed(exchange).events({"KRW-BTC": channels}, NOW_US, NOW_US + 10_000_000)
+    both = Feed(exchange).events({"KRW-BTC": channels, "krw-btc": channels}, NOW_US, NOW_US + 10_000_000)
+    assert alone
+    assert _keys(both) == _keys(alone)
+
+
 def test_replayed_record_streams_too(tmp_path: Any) -> None:
     """Derived trades, and candles that end as recorded up to the derived volume's rounding."""
     replay = Replay([_write(tmp_path / "a.parquet", [_minute(n) for n in range(5)])])
