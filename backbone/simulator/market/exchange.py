@@ -20,7 +20,6 @@ from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from backbone.errors import InputError
 from backbone.model import Span
@@ -30,6 +29,7 @@ from backbone.simulator.market.tape import (
     CELL_US,
     CLOSE,
     HIGH,
+    I64,
     LOW,
     OPEN,
     ROWS,
@@ -50,7 +50,6 @@ from backbone.timeframe import DAY_US, HOUR_US, MINUTE_US, TIMEFRAMES, Timeframe
 
 __all__ = ["Exchange"]
 
-I64 = npt.NDArray[np.int64]
 
 _CACHE_BYTES = 160 * 2**20
 _STRIDE_US = {

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,14 +30,12 @@ import pyarrow.parquet as pq
 from backbone.errors import InputError
 from backbone.model import CANDLE_COLUMNS, Span
 from backbone.simulator.market.catalogue import Market, catalogue, decimals_of, hash_text, tick_of
-from backbone.simulator.market.tape import mix
+from backbone.simulator.market.tape import I64, mix
 from backbone.simulator.market.venue import NO_BARS, Bars, Executions, Summary, Venue, fold_bars
 from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, parse_timeframe
 
 __all__ = ["Replay"]
 
-I64 = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
 
 _NEEDED = ("market", "timestamp", "close")
 _LEAST = 1e-8

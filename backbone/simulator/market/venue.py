@@ -19,7 +19,7 @@ from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
 from backbone.simulator.market.book import BOOK_DEPTH, book_stamp_us, make_book, rounded, supported_levels
 from backbone.simulator.market.catalogue import Market, hash_text, tick_of
 from backbone.simulator.market.listing import MarketList, UnknownMarketError
-from backbone.simulator.market.tape import Columns, Timed, mix, runs
+from backbone.simulator.market.tape import F64, I64, Columns, Timed, mix, runs
 from backbone.timeframe import DAY_US, MINUTE_US, TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Bars", "Executions", "Summary", "Venue", "fold_bars"]
 
-I64 = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
 Row = dict[str, Any]
 Ms = TypeVar("Ms", int, I64)
 
