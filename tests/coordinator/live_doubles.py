@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from backbone.clock import VenueClock
+from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.live.feed import Feed
 from backbone.coordinator.live.latest import LatestRows
 from backbone.coordinator.live.recent import candle_rows
@@ -148,26 +149,9 @@ class HandScheduler:
 
 
 @dataclass
-class Fetch:
-    market: str
-    timeframe: Timeframe
-    span: Span
-    priority: Priority
-    on_done: Callable[[Any], None]
-    store_error: BackboneError | None = None
-
-
-@dataclass
 class FakeAnswer:
     table: pa.Table
     gaps: tuple[Span, ...] = ()
-
-
-@dataclass
-class FakePending:
-    fetch: Fetch
-    store_error: BackboneError | None = None
-    causes: list[BaseException] = field(default_factory=list)
 
 
 class HandFetcher:
@@ -175,7 +159,7 @@ class HandFetcher:
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, int], LiveCandle] = {}
-        self.asked: list[Fetch] = []
+        self.asked: list[Pending] = []
         self.failing: BackboneError | None = None
         self.flushed = 0
         self.units = self
@@ -187,11 +171,9 @@ class HandFetcher:
     def has(self, *candles: LiveCandle) -> None:
         self.rows.update({(one.market, one.time_us): one for one in candles})
 
-    def begin(
-        self, market: str, timeframe: Timeframe, span: Span, priority: Priority, *, on_done: Any, **_: Any
-    ) -> Any:
-        self.asked.append(Fetch(market, timeframe, span, priority, on_done))
-        return None
+    def begin(self, pending: Pending) -> Pending:
+        self.asked.append(pending)
+        return pending
 
     def release(self, pending: Any) -> None:
         """Nothing is kept."""
@@ -199,19 +181,18 @@ class HandFetcher:
     def flush(self, markets: Any, timeframe: Timeframe) -> None:
         self.flushed += 1
 
-    def answer(self, pending: FakePending) -> FakeAnswer:
-        market, span = pending.fetch.market, pending.fetch.span
+    def answer(self, pending: Pending) -> FakeAnswer:
+        market, span = pending.market, pending.span
         rows = [c for (m, t), c in sorted(self.rows.items()) if m == market and span.start <= t < span.end]
         return FakeAnswer(candle_rows(rows), (span,) if self.failing else ())
 
-    def finish(self) -> list[Fetch]:
+    def finish(self) -> list[Pending]:
         """End all that is being fetched."""
         ended, self.asked = self.asked, []
-        for one in ended:
-            pending = FakePending(one)
+        for pending in ended:
             if self.failing:
                 pending.causes.append(self.failing)
-            one.on_done(pending)
+            pending.finish()
         return ended
 
 

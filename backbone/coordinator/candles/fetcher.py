@@ -145,71 +145,34 @@ class CandleFetcher:
 
     # -- fetching ------------------------------------------------------------------------------------------------
 
-    def begin(
-        self,
-        market: str,
-        timeframe: Timeframe,
-        span: Span,
-        priority: Priority,
-        *,
-        ascending: bool = False,
-        patient: bool = False,
-        enough: int | None = None,
-        refresh: bool = False,
-        newest: bool = False,
-        on_done: Callable[[Pending], None] | None = None,
-        on_page: Callable[[], None] | None = None,
-    ) -> Pending:
-        """Start fetching what is unknown in `span`; returns at once.
-
-        A `patient` fetch outlasts an outage; one with `enough` ends when that many rows have arrived; one with
-        `refresh` asks for all of `span` again; one with `newest` asks its last page without a bound.
-        """
+    def begin(self, pending: Pending) -> Pending:
+        """Start fetching what is unknown in the span of `pending`; returns it at once."""
+        market, timeframe, span = pending.market, pending.timeframe, pending.span
         with self._series_of(market, timeframe) as series:
             series.plan.begin_read()
         try:
-            generation = self.units.generation(market)
+            pending.generation = self.units.generation(market)
             held = self.reader.read(market, timeframe, span)
-            if newest:
+            if pending.newest:
                 held = _with_newest(held, timeframe, span)
-            if refresh:
-                held = replace(held, derived=SpanSet(), gaps=SpanSet([span] if span.start < span.end else []))
-            files = [] if self.archive is None or refresh else self.archive.files(market, timeframe, held.gaps)
-            joins = self.units.joins(market, timeframe, held.gaps)
+            if pending.refresh:
+                held = replace(held, derived=_NOTHING, gaps=SpanSet([span]))
+            files = [] if self.archive is None or pending.refresh else self.archive.files(market, timeframe, held.gaps)
+            pending.joins = self.units.joins(market, timeframe, held.gaps)
         except BaseException:
             with series.changed:
                 series.plan.end_read()
             raise
-        gaps, lost = self._within_retention(timeframe, held.gaps)
-        there = held.gaps & SpanSet(file.span for file in files)
-        gaps, lost = gaps | there, lost - there
+        lost = self._forgotten(timeframe, held.gaps) - SpanSet(file.span for file in files)
+        pending.held, pending.changed = held, series.changed
         with self._series_of(market, timeframe) as series:
             meanwhile = series.plan.end_read()
-            series.generation = max(series.generation, generation)
-            gaps = gaps if refresh else gaps - meanwhile
-            pending = Pending(
-                market,
-                timeframe,
-                span,
-                priority,
-                gaps | lost,
-                held,
-                ascending=ascending,
-                patient=patient,
-                enough=enough,
-                refresh=refresh,
-                newest=newest,
-                on_done=on_done,
-                on_page=on_page,
-                changed=series.changed,
-                gaps=gaps,
-                joins=joins,
-                generation=generation,
-            )
+            series.generation = max(series.generation, pending.generation)
+            pending.gaps = held.gaps - lost if pending.refresh else held.gaps - lost - meanwhile
+            pending.missing = pending.gaps | lost
             if lost:
                 series.plan.give_up(pending, _out_of_reach(span.start), lost)
             series.plan.add(pending)
-            series.pending.append(pending)
             is_finished = pending.is_done
         self._take_files(series, pending, files)
         if is_finished:
@@ -250,8 +213,6 @@ class CandleFetcher:
         series = self._series[pending.market, pending.timeframe.name]
         with series.changed:
             series.plan.drop(pending)
-            if pending in series.pending:
-                series.pending.remove(pending)
 
     def abandon(self, pending: Pending, cause: BaseException) -> None:
         """Stop asking for `pending`: what it still misses is failed with `cause`."""
@@ -341,7 +302,7 @@ class CandleFetcher:
             if isinstance(outcome, BackboneError):
                 self._untake_locked(series, claim, outcome)
             else:
-                for one in {pending, *series.pending}:
+                for one in {pending, *series.plan.waiting}:
                     one.archived = one.archived | proof
                 pending.failed = pending.failed - proof
                 series.plan.settle(claim, Verdict(proof), rows)
@@ -355,7 +316,7 @@ class CandleFetcher:
 
     def _untake_locked(self, series: Series, claim: Page, cause: BackboneError) -> None:
         """The file is not to be had: its span is asked of REST, as far as REST has it."""
-        _, lost = self._within_retention(series.timeframe, SpanSet([claim.claim]))
+        lost = self._forgotten(series.timeframe, SpanSet([claim.claim]))
         series.plan.retract(claim)
         for one in series.plan.waiting:
             if isinstance(cause, ClosedError):
@@ -363,13 +324,13 @@ class CandleFetcher:
             elif lost:
                 series.plan.give_up(one, _out_of_reach(claim.claim.start), lost)
 
-    def _within_retention(self, timeframe: Timeframe, gaps: SpanSet) -> tuple[SpanSet, SpanSet]:
+    def _forgotten(self, timeframe: Timeframe, gaps: SpanSet) -> SpanSet:
+        """What of `gaps` the venue keeps no candles of any more."""
         kept = self._settings.venue.retention(timeframe.name)
         if kept is None or not self._venue.is_known:  # this machine's clock is no judge of that
-            return gaps, SpanSet()
+            return _NOTHING
         kept_us = kept.days * DAY_US
-        lost = gaps & SpanSet([Span(EARLIEST_US, max(1, timeframe.ceil(self._venue.now_us() - kept_us)))])
-        return gaps - lost, lost
+        return gaps.clip(Span(EARLIEST_US, max(1, timeframe.ceil(self._venue.now_us() - kept_us))))
 
     # -- pages ---------------------------------------------------------------------------------------------------
 
@@ -391,7 +352,7 @@ class CandleFetcher:
         """Queue as many places as the fetches under way have pages left, within their windows."""
         fresh: list[Pending] = []
         with series.changed:
-            for pending in series.pending if not series.is_sampling else []:
+            for pending in series.plan.waiting if not series.is_sampling else []:
                 if pending.is_done:
                     continue
                 burst = _BURST if series.plan.has_learned else _FIRST_BURST
@@ -530,12 +491,12 @@ class CandleFetcher:
         with series.changed:
             news = count_inside(table, (pending.missing | pending.failed) & proof)
             series.plan.settle(page, Verdict(proof, verdict.edge_us), table.num_rows, anchor_us=anchor)
-            for one in {pending, *series.pending}:  # also where it had been given up and is not waited for
+            for one in {pending, *series.plan.waiting}:  # also where it had been given up and is not waited for
                 one.failed = one.failed - proof
                 if one.newest and page.bound_us is None and shows_since(boundary, reply.oldest_us) and not page.seeks:
                     one.forming = reply.table.slice(closed.num_rows)
                 one.beyond = one.beyond | beyond
-            for one in series.pending:
+            for one in series.plan.waiting:
                 series.plan.forget(one, [Span(boundary, FOREVER_US)])
                 if lost:
                     series.plan.give_up(one, _out_of_reach(lost.spans[0].start), lost)
@@ -622,7 +583,7 @@ class CandleFetcher:
             self._write(series)
         except StoreError as exc:
             with series.changed:
-                for one in series.pending:
+                for one in series.plan.waiting:
                     one.store_error = one.store_error or exc
         _give_back()
 
@@ -657,7 +618,7 @@ class CandleFetcher:
             series.plan.retract(page)  # asked again, by whoever is next
             return
         series.plan.fail(page, cause)
-        for one in series.pending:
+        for one in series.plan.waiting:
             if fatal or (one is pending and one.failures >= _FAILURES):
                 series.plan.give_up(one, cause)
 
@@ -668,7 +629,7 @@ class CandleFetcher:
             series = list(self._series.values())
         for one in series:
             with one.changed:
-                waiting = list(one.pending)
+                waiting = list(one.plan.waiting)
                 for pending in waiting:
                     one.plan.give_up(pending, ClosedError("the client was closed while this was being fetched"))
                 one.changed.notify_all()

@@ -199,16 +199,9 @@ class CandleJob:
         def done(pending: Pending) -> None:
             self._finished(section, pending)
 
-        section.pending = self._fetcher.begin(
-            section.market,
-            self.timeframe,
-            section.span,
-            self.priority,
-            ascending=section.ascending,
-            patient=True,
-            on_done=done,
-            on_page=self.advance,
-        )
+        pending = Pending(section.market, self.timeframe, section.span, self.priority, patient=True, on_done=done)
+        pending.ascending, pending.on_page = section.ascending, self.advance
+        section.pending = self._fetcher.begin(pending)
         self._check_cancelled(section.pending)
 
     def _check_cancelled(self, pending: Pending) -> None:
@@ -261,7 +254,7 @@ class CandleJob:
             self.advance()
 
         months = Span(_MONTH.floor(self.span.start), _MONTH.floor(self.span.end))
-        probe = self._fetcher.begin(market, _MONTH, months, self.priority, patient=True, on_done=done)
+        probe = self._fetcher.begin(Pending(market, _MONTH, months, self.priority, patient=True, on_done=done))
         with self.changed:
             self._probes.append(probe)
         self._check_cancelled(probe)

@@ -95,15 +95,21 @@ class Progress(msgspec.Struct, frozen=True):
 class Pending(msgspec.Struct, eq=False):
     """Candles of `span` on their way, for one caller.
 
+    What a caller says besides the span:
+
+    ascending : oldest pages first.
+    patient : outlasts an outage. ``enough``: ends when so many rows have arrived.
+    refresh : all of the span is asked again, whatever is held.
+    newest : its last page is asked without a bound, so that the candles that are not closed come with it (``forming``).
+    on_done, on_page : called when it ends, and after each of its pages.
+
+    How it stands, from where it is begun (`CandleFetcher.begin`):
+
     held : the store's part of it at the beginning.
     missing, failed : still to come, and given up; ``causes`` says why.
     gaps : what it was begun for; ``beyond`` is what its pages brought besides that was not held.
     pages : asked for it, whether or not the reply was still needed, and those of others that answered it.
     queued : its places in the queue that are not bound to a page yet.
-    patient : outlasts an outage. ``enough``: ends when so many rows have arrived.
-    on_done, on_page : called when it ends, and after each of its pages.
-    refresh : all of the span is asked again, whatever is held.
-    newest : its last page is asked without a bound, so that the candles that are not closed come with it (``forming``).
     checked : what other clients had done when what they stored was looked at last; None: not yet.
     joins : the held candles that its pages have to show.
     generation : the market's when it began. ``is_compared``: a page of it was accepted, so its unit is what is held.
@@ -115,7 +121,7 @@ class Pending(msgspec.Struct, eq=False):
     timeframe: Timeframe
     span: Span
     priority: Priority
-    missing: SpanSet
+    missing: SpanSet = msgspec.field(default_factory=SpanSet)
     held: Held = msgspec.field(default_factory=Held)
     ascending: bool = False
     patient: bool = False

@@ -34,6 +34,7 @@ class SeriesPlan:
     """The shared plan of one series (market and timeframe). Not thread-safe: its owner holds a lock around each call.
 
     ``density`` is the share of slots that hold a candle, as the latest reply that showed one had it (``has_learned``).
+    ``waiting`` are those whose pages are asked; `add` and `drop` change it.
     """
 
     def __init__(self, timeframe: Timeframe, page_size: int, *, density: float = 1.0) -> None:
@@ -41,7 +42,7 @@ class SeriesPlan:
         self.page_size = page_size
         self.density = density
         self.has_learned = False
-        self._waiting: list[Pending] = []
+        self.waiting: list[Pending] = []
         self._claims: list[tuple[Page, Pending | None]] = []  # and for whom it is asked; None: of another source
         self._doubts: dict[int, int | None] = {}  # edges of short replies that wait for their second one → anchor
         self._sought: set[int] = set()  # those since which the newest candle was found
@@ -64,16 +65,12 @@ class SeriesPlan:
 
     def add(self, pending: Pending) -> None:
         """Ask for all that `pending` misses."""
-        self._waiting.append(pending)
+        self.waiting.append(pending)
 
     def drop(self, pending: Pending) -> None:
         """`pending` is not waited for any more. Pages in flight are left to arrive."""
-        if pending in self._waiting:
-            self._waiting.remove(pending)
-
-    @property
-    def waiting(self) -> tuple[Pending, ...]:
-        return tuple(self._waiting)
+        if pending in self.waiting:
+            self.waiting.remove(pending)
 
     # -- what to ask ---------------------------------------------------------------------------------------------
 
@@ -91,7 +88,7 @@ class SeriesPlan:
 
         What `others` are asking for is left to them.
         """
-        if pending not in self._waiting:
+        if pending not in self.waiting:
             return None
         page = self._confirmation(pending) or self._next_span(pending, others)
         if page is not None:
@@ -166,7 +163,7 @@ class SeriesPlan:
             self._meanwhile = self._meanwhile | verdict.proof
         if page.seeks:
             self._sought.update(self._doubts)
-        for one in self._waiting:
+        for one in self.waiting:
             if one is not caller and (one.missing & SpanSet([page.claim]) or one.missing & verdict.proof):
                 one.pages += 1
             one.missing = one.missing - verdict.proof
@@ -185,7 +182,7 @@ class SeriesPlan:
     def fail(self, page: Page, cause: BaseException) -> None:
         """The page was given up on: its span stays unknown for all who waited for it."""
         self._release(page)
-        for one in self._waiting:
+        for one in self.waiting:
             self.give_up(one, cause, SpanSet([page.claim]))
 
     def retract(self, page: Page) -> None:
@@ -202,7 +199,7 @@ class SeriesPlan:
 
     def found(self, held: SpanSet) -> None:
         """`held` has meanwhile been stored by others: nobody here fetches it, save who wants the venue's own reply."""
-        for one in self._waiting:
+        for one in self.waiting:
             if one.is_shared:
                 one.gaps = one.gaps - (one.missing & held)
                 one.missing = one.missing - held

@@ -232,17 +232,9 @@ class CandleRanges:
         closed = self._reader.closed_before(call.timeframe)
         try:
             for market, span in self._reader.ahead(call.timeframe, wanted):
-                pendings.append(
-                    self._fetcher.begin(
-                        market,
-                        call.timeframe,
-                        span,
-                        call.priority,
-                        enough=enough,
-                        refresh=call.refresh,
-                        newest=call.forming and span.end >= closed,
-                    )
-                )
+                pending = Pending(market, call.timeframe, span, call.priority, enough=enough, refresh=call.refresh)
+                pending.newest = call.forming and span.end >= closed
+                pendings.append(self._fetcher.begin(pending))
             with nullcontext() if call.watcher is None else call.watcher(lambda: _together(pendings)) as watch:
                 for pending in pendings:
                     self._fetcher.wait(pending, None if watch is None else watch.update, deadline=current_deadline())

@@ -50,7 +50,6 @@ class Series(msgspec.Struct, eq=False):
     plan: SeriesPlan
     claims: Claims
     changed: threading.Condition = msgspec.field(default_factory=threading.Condition)
-    pending: list[Pending] = msgspec.field(default_factory=list)
     others: Others = msgspec.field(default_factory=Others)
     ended: list[Span] = msgspec.field(default_factory=list)
     unwritten: list[Span] = msgspec.field(default_factory=list)
@@ -75,7 +74,7 @@ class Series(msgspec.Struct, eq=False):
     def end_done(self) -> None:
         """Wake and end whoever has all."""
         with self.changed:
-            finished = [one for one in self.pending if one.is_done]
+            finished = [one for one in self.plan.waiting if one.is_done]
             if finished:  # nobody waits for a single page
                 self.changed.notify_all()
         for done in finished:
@@ -144,7 +143,7 @@ class Sharing:
     def look_later(self, series: Series) -> None:
         """See that what others fetch is looked at again, where somebody waits for it."""
         with series.changed:
-            waits = any(one.missing & series.others_of(one) for one in series.pending)
+            waits = any(one.missing & series.others_of(one) for one in series.plan.waiting)
             if series.is_looking or not (waits or series.ended):
                 return
             series.is_looking = True
@@ -157,14 +156,14 @@ class Sharing:
             series.is_looking = False
             series.see_locked(others)
             ended, series.ended = series.ended, []
-            missing = SpanSet(span for one in series.pending for span in one.missing)
+            missing = SpanSet(span for one in series.plan.waiting for span in one.missing)
         if ended:
             found = self._stored(series, missing & SpanSet(ended))
             with series.changed:
                 series.plan.found(found)
             series.end_done()
             self._go_on(series)
-        for one in list(series.pending):
+        for one in list(series.plan.waiting):
             if one.on_page is not None:  # a job may begin another section meanwhile
                 one.on_page()
         self.look_later(series)

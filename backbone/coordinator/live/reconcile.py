@@ -273,8 +273,9 @@ class Confirmer:
 
     def _ask(self, series: _Series, span: Span, lane: Priority) -> None:
         done = partial(self._done, series, span)
+        pending = Pending(series.market, series.timeframe, span, lane, ascending=True, patient=True, on_done=done)
         try:
-            self._candles.begin(series.market, series.timeframe, span, lane, ascending=True, patient=True, on_done=done)
+            self._candles.begin(pending)
         except ClosedError:
             return
         except BackboneError as error:

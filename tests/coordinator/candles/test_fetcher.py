@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import (
     PayloadError,
@@ -203,7 +204,7 @@ def test_seconds_that_the_venue_forgot_are_unknown_not_quiet(tmp_path: Path) -> 
 def test_candles_page_reaches_the_disk_though_none_follows(tmp_path: Path) -> None:
     """A page is written half a second after it came, also while the venue says nothing more."""
     world = World(tmp_path)
-    pending = world.fetcher.begin(MARKET, MINUTE, Span(NOW - HOUR_US, MINUTE.floor(NOW)), Priority.LOW)
+    pending = world.fetcher.begin(Pending(MARKET, MINUTE, Span(NOW - HOUR_US, MINUTE.floor(NOW)), Priority.LOW))
     assert pending.is_done
     assert world.store.pending_rows() == 200
     ((delay_s, job),) = world.desk.later
@@ -219,10 +220,12 @@ def test_candles_folder_is_made_when_the_first_page_has_come(tmp_path: Path) -> 
     folder = tmp_path / "candles" / "exchange=upbit" / f"market={MARKET}"
     span = Span(NOW - HOUR_US, MINUTE.floor(NOW))
     world.venue.down = True
-    world.fetcher.begin(MARKET, MINUTE, span, Priority.LOW)
+    world.fetcher.begin(Pending(MARKET, MINUTE, span, Priority.LOW))
     assert not folder.exists()
     world.venue.down = False
-    world.fetcher.begin(MARKET, MINUTE, span, Priority.LOW, on_page=lambda: made.append(any(folder.rglob("period=*"))))
+    pending = Pending(MARKET, MINUTE, span, Priority.LOW)
+    pending.on_page = lambda: made.append(any(folder.rglob("period=*")))
+    world.fetcher.begin(pending)
     assert made == [True]
     assert world.store.commits == 0
 
@@ -272,7 +275,9 @@ def test_candles_ban_by_another_request_ends_the_wait(tmp_path: Path) -> None:
     world.desk.bans = RateLimitedError("blocked", banned=True)
     ended: list[Any] = []
     pending = world.fetcher.begin(
-        MARKET, MINUTE, Span(MINUTE.floor(NOW) - HOUR_US, MINUTE.floor(NOW)), Priority.NORMAL, on_done=ended.append
+        Pending(
+            MARKET, MINUTE, Span(MINUTE.floor(NOW) - HOUR_US, MINUTE.floor(NOW)), Priority.NORMAL, on_done=ended.append
+        )
     )
     assert pending.is_done
     assert ended == [pending]
@@ -313,7 +318,7 @@ def test_answer_counts_every_page_that_was_sent_for_it(tmp_path: Path) -> None:
     world.venue.every = 60
     world.desk.at_once = 5
     span = Span(MINUTE.floor(NOW) - 7 * 24 * HOUR_US, MINUTE.floor(NOW))
-    pending = world.fetcher.begin(MARKET, MINUTE, span, Priority.NORMAL)
+    pending = world.fetcher.begin(Pending(MARKET, MINUTE, span, Priority.NORMAL))
     world.desk.most = 1
     world.desk.run()
     assert pending.is_done, "by one reply"
@@ -327,7 +332,7 @@ def test_answers_that_share_pages_never_count_less_than_was_sent(tmp_path: Path)
     world = World(tmp_path)
     world.desk.at_once = 3
     span = Span(MINUTE.floor(NOW) - 20 * HOUR_US, MINUTE.floor(NOW))
-    pendings = [world.fetcher.begin(MARKET, MINUTE, span, lane) for lane in (Priority.LOW, Priority.NORMAL)]
+    pendings = [world.fetcher.begin(Pending(MARKET, MINUTE, span, lane)) for lane in (Priority.LOW, Priority.NORMAL)]
     world.venue.edits.append(lambda rows: [{"no": "candle"}])
     world.desk.run()
     counts = [world.fetcher.answer(pending).pages for pending in pendings]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import ClosedError, DataChangedWarning
 from backbone.model import Priority, Span
@@ -232,7 +233,7 @@ def test_candles_far_off_that_the_venue_still_has_are_kept(tmp_path: Path) -> No
     ask(world, 0, 300)
     world.venue.shift.update({minute(number): 9000.0 for number in range(1500, 4000)})
     world.desk.at_once = 5
-    pending = world.fetcher.begin(MARKET, MINUTE, Span(minute(2000), minute(2900)), Priority.NORMAL)
+    pending = world.fetcher.begin(Pending(MARKET, MINUTE, Span(minute(2000), minute(2900)), Priority.NORMAL))
     world.desk.run()
     assert pending.is_done
     assert world.asked() == pending.pages == 6, "five pages, and one of the sample"
@@ -254,7 +255,7 @@ def test_page_that_was_overtaken_while_the_unit_changed_is_asked_again(tmp_path:
     world.venue.factor = 10.0
     world.desk.at_once = 3
     world.venue.edits.extend([lambda rows: rows] * late + [of_before])
-    pending = world.fetcher.begin(MARKET, MINUTE, Span(minute(0), minute(600)), Priority.NORMAL)
+    pending = world.fetcher.begin(Pending(MARKET, MINUTE, Span(minute(0), minute(600)), Priority.NORMAL))
     world.desk.run()
     assert pending.is_done
     assert world.truth(world.fetcher.answer(pending).table)
@@ -268,8 +269,8 @@ def test_page_of_another_length_that_was_overtaken_is_asked_again(tmp_path: Path
     world.venue.factor = 10.0
     world.desk.at_once, world.desk.most = 2, 0
     world.venue.edits.extend([lambda rows: rows, of_before])
-    days = world.fetcher.begin(MARKET, DAY, Span(DAYS[2], DAYS[4]), Priority.NORMAL)
-    minutes = world.fetcher.begin(MARKET, MINUTE, Span(minute(0), minute(150)), Priority.NORMAL)
+    days = world.fetcher.begin(Pending(MARKET, DAY, Span(DAYS[2], DAYS[4]), Priority.NORMAL))
+    minutes = world.fetcher.begin(Pending(MARKET, MINUTE, Span(minute(0), minute(150)), Priority.NORMAL))
     world.desk.run()  # both are sent
     world.clock.advance(1.0)
     world.desk.most = None
@@ -425,6 +426,6 @@ def test_client_that_is_closed_before_the_sample_is_asked(tmp_path: Path) -> Non
         return rows
 
     world.venue.edits.append(close)
-    pending = world.fetcher.begin(MARKET, MINUTE, Span(minute(300), minute(400)), Priority.NORMAL)
+    pending = world.fetcher.begin(Pending(MARKET, MINUTE, Span(minute(300), minute(400)), Priority.NORMAL))
     assert pending.is_done
     assert any(isinstance(cause, ClosedError) for cause in pending.causes)

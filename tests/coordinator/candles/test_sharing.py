@@ -32,7 +32,7 @@ class Pair:
         self.first.desk.at_once, self.first.desk.most = 2, 0
 
     def begin(self, world: World, priority: Priority = Priority.NORMAL, **options: bool) -> Pending:
-        pending = world.fetcher.begin(MARKET, MINUTE, SPAN, priority, **options)
+        pending = world.fetcher.begin(Pending(MARKET, MINUTE, SPAN, priority, **options))
         world.desk.run()
         return pending
 
@@ -126,7 +126,7 @@ def test_fetch_of_what_is_known_to_be_claimed_looks_again(pair: Pair) -> None:
     pair.second.fetcher.release(theirs)
     pair.due(pair.second)
     assert not pair.second.desk.later
-    again = pair.second.fetcher.begin(MARKET, MINUTE, Span(END - 200 * MINUTE_US, END), Priority.NORMAL)
+    again = pair.second.fetcher.begin(Pending(MARKET, MINUTE, Span(END - 200 * MINUTE_US, END), Priority.NORMAL))
     assert pair.second.desk.later
     assert not again.is_done
 
