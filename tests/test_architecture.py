@@ -36,6 +36,7 @@ ORDER = {
         "quota queue metrics units",
         "permits",
         "scheduler",
+        "steps",
         "market_log markets renames",
         "candles",
         "live",

@@ -343,7 +343,7 @@ class StoreView:
             for held, held_tf in core.store.series()
             if name in (None, held) and tf in (None, held_tf)
             for row in core.archive.recheck(
-                held, held_tf, Span(0, core.venue.now_us()), lambda ask: core.request(ask, Priority.LOW).value
+                held, held_tf, Span(0, core.venue.now_us()), lambda ask: core.request(ask, Priority.LOW)
             )
         ]
         columns = ("file", "market", "timeframe", "state", "detail")

@@ -5,24 +5,24 @@ the folder lists it, its checksum agrees, every row is a candle of its period, a
 REST interface says of them. Anything else (a host that does not answer, a layout that is not known, a file that is
 missing or wrong) gives the span back to REST, with one warning a reason.
 
-What is asked of a file, and in which order, is written as generators (`Steps`): they yield a question, are sent its
-answer, and return what they found. `fetch` puts each question as a ticket into the scheduler's queue, at the priority
-of whoever wants the candles, and waits for none; `recheck` waits for each. The checksum of each file that was used is
-noted in the store, so that `recheck` finds the files that were issued again since; what those change goes through
-revisions like any other correction.
+What is asked of a file, and in which order, is written as `steps`. `fetch` puts each question as a ticket into the
+scheduler's queue, at the priority of whoever wants the candles, and waits for none; `recheck` waits for each. The
+checksum of each file that was used is noted in the store, so that `recheck` finds the files that were issued again
+since; what those change goes through revisions like any other correction.
 
 `_lock` guards what is known of folders and files; tickets are submitted and callbacks called outside it.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -30,6 +30,7 @@ from backbone.candle_table import compare, rows_inside, times_of
 from backbone.clock import Clock, VenueClock
 from backbone.coordinator.candles.witness import Page, check, judge, second_request
 from backbone.coordinator.scheduler import Scheduler
+from backbone.coordinator.steps import Steps, Then, answered, queue_steps, submit
 from backbone.errors import BackboneError, ClosedError, PayloadError, RejectedError, UnreachableError
 from backbone.model import Priority, Span
 from backbone.routing.archive import (
@@ -40,6 +41,7 @@ from backbone.routing.archive import (
     files_of,
     listing_ask,
 )
+from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
 from backbone.storage.coverage import SpanSet
 from backbone.storage.fold import fold
@@ -57,8 +59,6 @@ _LISTED_S = 600.0  # a folder's listing is used for so long
 _RELATIVE = 1e-9  # volume and value may be sums in another order
 _MINUTE = TIMEFRAMES["1m"]
 
-T = TypeVar("T")
-Steps: TypeAlias = Generator[Ask, Any, T]
 Done = Callable[["pa.Table | BackboneError"], None]
 
 
@@ -104,7 +104,7 @@ class Archive:
         self._sync_clock = sync_clock
         self._retention = retention
         self._lock = threading.Lock()
-        self._asked: dict[Ask, list[Callable[[Any], None]]] = {}  # in flight → who waits for the answer
+        self._asked: dict[Ask, list[Then]] = {}  # in flight → who waits for the answer
         self._listings: dict[str, tuple[float, frozenset[str]]] = {}  # folder → when it was listed, its keys
         self._refused: set[str] = set()
         self._absent_until_s: dict[str, float] = {}
@@ -161,37 +161,22 @@ class Archive:
 
     def fetch(self, file: ArchiveFile, priority: Priority, done: Done) -> None:
         """Take a file; `done` is called once, with its candles or with why REST is to be asked instead."""
-        steps = self._take(file)
+        queue_steps(self._take(file), functools.partial(self._share, priority), done)
 
-        def go_on(answer: Any) -> None:
-            try:
-                ask = steps.throw(answer) if isinstance(answer, BackboneError) else steps.send(answer)
-            except StopIteration as end:
-                done(end.value)
-            except BackboneError as exc:
-                done(exc)
-            else:
-                self._submit(ask, priority, go_on)
+    def _share(self, priority: Priority, ask: Ask, then: Then) -> None:
+        """Put one question through the queue; one that is in flight is shared."""
 
-        go_on(None)
-
-    def _submit(self, ask: Ask, priority: Priority, then: Callable[[Any], None]) -> None:
-        """Put one question through the queue; `then` gets its value or the error. One that is in flight is shared."""
-
-        def arrived(_: Ask | None, outcome: Any) -> None:
+        def arrived(outcome: Reply | BackboneError) -> None:
             with self._lock:
                 waiting = self._asked.pop(ask, [])
             for each in waiting:
-                each(outcome if isinstance(outcome, BackboneError) else outcome.value)
+                each(outcome)
 
         with self._lock:
             is_first = ask not in self._asked
             self._asked.setdefault(ask, []).append(then)
         if is_first:
-            try:
-                self._scheduler.submit(ask.group, priority, lambda: ask, arrived)
-            except ClosedError as exc:
-                arrived(None, exc)
+            submit(self._scheduler, priority, ask, arrived)
 
     def _take(self, file: ArchiveFile) -> Steps[pa.Table]:
         """Listing → checksum → file → sample → its candles. A checksum that disagrees is asked once more."""
@@ -225,7 +210,7 @@ class Archive:
     def _ask(self, file: ArchiveFile, what: str, ask: Ask) -> Steps[Any]:
         """One question about a file; without its answer the file is refused."""
         try:
-            return (yield ask)
+            return (yield ask).value
         except UnreachableError as exc:
             self._refuse(file, "the archive does not answer", exc)
             raise
@@ -254,13 +239,13 @@ class Archive:
         theirs: list[pa.Table] = []
         proven, oldest_us = SpanSet(), None
         while True:
-            reply: CandlePage = yield candles_ask(file.market, timeframe, page.bound_us, page.count)
-            times = times_of(reply.table)
-            verdict = judge(page, reply.oldest_us, reply.rows)
+            found: CandlePage = (yield candles_ask(file.market, timeframe, page.bound_us, page.count)).value
+            times = times_of(found.table)
+            verdict = judge(page, found.oldest_us, found.rows)
             check(page, verdict, int(times[-1]) if len(times) else None, oldest_us, str(file))
             edge = page.claim.end if page.seeks else verdict.edge_us
             if not page.seeks:
-                theirs.insert(0, rows_inside(reply.table, verdict.proof - proven))
+                theirs.insert(0, rows_inside(found.table, verdict.proof - proven))
                 proven = proven | verdict.proof
                 oldest_us = int(times[0]) if len(times) else oldest_us
             if edge is None or edge <= file.span.start:
@@ -298,10 +283,10 @@ class Archive:
 
     # -- later ---------------------------------------------------------------------------------------------------
 
-    def recheck(self, market: str, timeframe: Timeframe, span: Span, ask: Callable[[Ask], Any]) -> Iterator[Recheck]:
+    def recheck(self, market: str, timeframe: Timeframe, span: Span, ask: Callable[[Ask], Reply]) -> Iterator[Recheck]:
         """Compare the files that were used with what the archive now says of them; store what was issued again.
 
-        `ask` puts one question and waits for its value; raises the error tree.
+        `ask` puts one question and waits for its reply; raises the error tree.
         """
         noted = self._store.upkeep.noted_files(market, timeframe)
         candidates = files_of(market, timeframe, span, months=True) + files_of(market, timeframe, span, months=False)
@@ -310,19 +295,19 @@ class Archive:
             if known is None:
                 continue
             try:
-                stated: str = ask(checksum_ask(file))
+                stated: str = ask(checksum_ask(file)).value
                 detail = "" if stated == known else self._replace(file, stated, ask)
                 state = "same" if stated == known else "changed"
             except BackboneError as exc:
                 state, detail = "refused", str(exc)
             yield Recheck(file.key, market, timeframe.name, state, detail)
 
-    def _replace(self, file: ArchiveFile, stated: str, ask: Callable[[Ask], Any]) -> str:
+    def _replace(self, file: ArchiveFile, stated: str, ask: Callable[[Ask], Reply]) -> str:
         generation = self._store.generation(file.market)
-        download: Download = ask(file_ask(file))
+        download: Download = ask(file_ask(file)).value
         if download.sha256 != stated:
             raise PayloadError(f"{file}: its checksum does not agree", market=file.market)
-        difference = _answered(self._difference(file, download.table), ask)
+        difference = answered(self._difference(file, download.table), ask)
         if difference is not None:
             raise PayloadError(f"{file}: it differs from REST ({difference})", market=file.market)
         held = self._store.coverage(file.market, file.timeframe, file.span)
@@ -335,15 +320,3 @@ class Archive:
         self._store.flush(file.market, file.timeframe)
         self._note(file, download)
         return f"{self._store.revisions(file.market, file.timeframe, file.span).num_rows - before} candles revised"
-
-
-def _answered(steps: Steps[T], ask: Callable[[Ask], Any]) -> T:
-    """What `steps` find, with `ask` waiting for each answer."""
-    answer = None
-    while True:
-        try:
-            question = steps.send(answer)
-        except StopIteration as end:
-            found: T = end.value
-            return found
-        answer = ask(question)

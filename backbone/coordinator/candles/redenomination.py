@@ -23,11 +23,12 @@ from backbone.clock import VenueClock
 from backbone.coordinator.candles.pending import Join, Joins, Pending
 from backbone.coordinator.candles.reader import CandleReader
 from backbone.coordinator.scheduler import Scheduler
+from backbone.coordinator.steps import submit
 from backbone.coordinator.units import Comparison, compare_units, factor_of, fit_together, leaps_between
-from backbone.errors import BackboneError, ClosedError, DataChangedWarning
+from backbone.errors import BackboneError, DataChangedWarning
 from backbone.model import Priority, Span, empty_candles
 from backbone.routing.rest import Reply
-from backbone.routing.wire import PAGE, Ask, candles_ask
+from backbone.routing.wire import PAGE, candles_ask
 from backbone.settings import Settings
 from backbone.storage.coverage import SpanSet
 from backbone.storage.generations import Note
@@ -296,16 +297,10 @@ class Redenominations:
 
         for sample in samples:
             ask = candles_ask(market, sample.timeframe, sample.ask_end_us, PAGE)
-            self._ask(ask, priority, functools.partial(arrived, sample))
+            submit(self._scheduler, priority, ask, functools.partial(arrived, sample))
         if not samples:
             done(decided())
         return len(samples)
-
-    def _ask(self, ask: Ask, priority: Priority, done: Callable[[Reply | BackboneError], None]) -> None:
-        try:
-            self._scheduler.submit("candles", priority, lambda: ask, lambda _, outcome: done(outcome))
-        except ClosedError as exc:  # a page that arrived as the client was closed
-            done(exc)
 
     def _samples(self, market: str, timeframe: Timeframe, table: pa.Table) -> list[Sample]:
         """Stored candles that `table` does not have: the page on each side of it, which is of the old unit if any is,

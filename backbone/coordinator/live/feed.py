@@ -29,10 +29,11 @@ from backbone.coordinator.live.latest import NEVER, LatestRows, Slot
 from backbone.coordinator.live.members import ListFollower
 from backbone.coordinator.live.recent import CandleTrack, TradeTape
 from backbone.coordinator.live.reconcile import MANY, Confirmer, LiveEvent
-from backbone.coordinator.live.refill import TradeFill
 from backbone.coordinator.live.subscription import Subscription
+from backbone.coordinator.live.trades import TradesAnswer, TradeWalk
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.scheduler import Scheduler
+from backbone.coordinator.steps import queue_steps, submit
 from backbone.errors import BackboneError, ClosedError
 from backbone.model import LiveCandle, MarketInfo, Priority, Span, Ticker, Trade
 from backbone.routing.rest import Reply
@@ -45,7 +46,7 @@ from backbone.routing.wire import (
     parse_kind,
     timeframe_of,
 )
-from backbone.timeframe import Timeframe
+from backbone.timeframe import DAY_US, Timeframe
 from backbone.venues import Venue
 
 __all__ = ["KINDS", "Feed", "Subscription", "parse_kind", "timeframe_of"]
@@ -253,10 +254,13 @@ class Feed:
         lane = Priority.LOW if len(interrupted) > MANY else Priority.HIGH
         now_us = self._venue.now_us()
         for slot, epoch, start_us in interrupted:
-            done = partial(self._refilled, slot, epoch)
-            TradeFill(self._scheduler, slot.market, start_us, now_us, lane, done).begin()
+            walk = TradeWalk(slot.market, None, start_us, None, now_us // DAY_US)
+            put = partial(submit, self._scheduler, lane)
+            queue_steps(walk.steps(), put, partial(self._refilled, slot, epoch))
 
-    def _refilled(self, slot: Slot, epoch: int, trades: Sequence[Trade], error: BackboneError | None) -> None:
+    def _refilled(self, slot: Slot, epoch: int, found: TradesAnswer | BackboneError) -> None:
+        trades, causes = ((), (found,)) if isinstance(found, BackboneError) else (found.rows, found.causes)
+        error = causes[0] if causes else None
         self.latest.resume(slot, epoch, trades, is_whole=error is None)
         self.confirmer.trades_done(slot.market, error)
         self._wake()

@@ -21,6 +21,7 @@ from backbone.coordinator.live.feed import Feed
 from backbone.coordinator.live.latest import Held, LatestRows, Slot
 from backbone.coordinator.live.trades import TradesAnswer, TradeWalk
 from backbone.coordinator.metrics import Metrics
+from backbone.coordinator.steps import answered
 from backbone.errors import BackboneError, IncompleteError, RejectedError, SourceError
 from backbone.model import OrderBook, Priority, Ticker
 from backbone.routing.rest import Reply
@@ -401,15 +402,11 @@ class Realtime:
             if tape is not None:
                 return TradesAnswer(tuple(tape), 0)
         walk = TradeWalk(market, count, start_us, end_us, today_us // DAY_US)
-        while not walk.is_done:
-            try:
-                reply = self._request(walk.next_ask(), priority)
-                walk.take(reply.value, reply.date_us)
-            except SourceError as exc:
-                if not walk.rows:
-                    raise
-                return TradesAnswer(walk.rows, walk.requests, (walk.missing,), (exc,))
-        return TradesAnswer(walk.rows, walk.requests)
+        answer = answered(walk.steps(), lambda ask: self._request(ask, priority))
+        for cause in answer.causes:
+            if not answer.rows or not isinstance(cause, SourceError):
+                raise cause
+        return answer
 
 
 def _ages(kind: str, priority: Priority, max_age_s: float | None) -> tuple[float, float]:

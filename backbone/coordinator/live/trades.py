@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from backbone.coordinator.steps import Steps
 from backbone.errors import BackboneError, PayloadError
 from backbone.model import Span, Trade
 from backbone.routing.wire import TRADES_PAGE, Ask, CandlePage, candles_ask, trades_ask
@@ -177,6 +178,16 @@ class TradeWalk:
         self._cursor = self._oldest = self._newer_id = None
         self._is_doubted = False
         self.is_done = is_first_day or self._today - self._day > DAYS_KEPT
+
+    def steps(self) -> Steps[TradesAnswer]:
+        """The whole walk. An error ends it: what it did not reach is in the answer's gaps."""
+        while not self.is_done:
+            try:
+                reply = yield self.next_ask()
+                self.take(reply.value, reply.date_us)
+            except BackboneError as exc:
+                return TradesAnswer(self.rows, self.requests, (self.missing,), (exc,))
+        return TradesAnswer(self.rows, self.requests)
 
     @property
     def rows(self) -> tuple[Trade, ...]:

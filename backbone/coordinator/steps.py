@@ -1,0 +1,65 @@
+"""Questions that follow from each other's answers, written as one generator: waited for, or put into the queue.
+
+`Steps` yield a question, are sent its reply or have its error raised in them, and return what they found. So what is
+asked, and in which order, is written once, whether a thread waits for the answers or none does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TypeAlias, TypeVar
+
+from backbone.coordinator.scheduler import Scheduler
+from backbone.errors import BackboneError, ClosedError
+from backbone.model import Priority
+from backbone.routing.rest import Reply
+from backbone.routing.wire import Ask
+
+__all__ = ["Steps", "Then", "answered", "queue_steps", "submit"]
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Ask, Reply, T]
+Then: TypeAlias = Callable[[Reply | BackboneError], None]
+
+
+def submit(scheduler: Scheduler, priority: Priority, ask: Ask, then: Then) -> None:
+    """Put a question into the queue; `then` gets the reply or the error, also that of a client which is closed."""
+    try:
+        scheduler.submit(ask.group, priority, lambda: ask, lambda _, outcome: then(outcome))
+    except ClosedError as exc:
+        then(exc)
+
+
+def queue_steps(steps: Steps[T], put: Callable[[Ask, Then], None], done: Callable[[T | BackboneError], None]) -> None:
+    """Have `put` ask one question of `steps` after the other; `done` gets what they found, or the error they raise."""
+
+    def advance(step: Callable[[], Ask]) -> None:
+        try:
+            question = step()
+        except StopIteration as end:
+            done(end.value)
+        except BackboneError as exc:
+            done(exc)
+        else:
+            put(question, arrived)
+
+    def arrived(outcome: Reply | BackboneError) -> None:
+        advance(lambda: steps.throw(outcome) if isinstance(outcome, BackboneError) else steps.send(outcome))
+
+    advance(lambda: next(steps))
+
+
+def answered(steps: Steps[T], ask: Callable[[Ask], Reply]) -> T:
+    """What `steps` find, with `ask` waiting for each reply."""
+    try:
+        question = next(steps)
+        while True:
+            try:
+                reply = ask(question)
+            except BackboneError as exc:
+                question = steps.throw(exc)
+            else:
+                question = steps.send(reply)
+    except StopIteration as end:
+        found: T = end.value
+        return found
