@@ -9,7 +9,6 @@ here waits for a reply.
 from __future__ import annotations
 
 import functools
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -23,12 +22,11 @@ from backbone.clock import VenueClock
 from backbone.coordinator.candles.pending import Join, Joins, Pending
 from backbone.coordinator.candles.reader import CandleReader
 from backbone.coordinator.scheduler import Scheduler
-from backbone.coordinator.steps import submit
+from backbone.coordinator.steps import Steps, queue_steps, submit
 from backbone.coordinator.units import Comparison, compare_units, factor_of, fit_together, leaps_between
 from backbone.errors import BackboneError, DataChangedWarning
 from backbone.model import Priority, Span, empty_candles
-from backbone.routing.rest import Reply
-from backbone.routing.wire import PAGE, candles_ask
+from backbone.routing.wire import PAGE, CandlePage, candles_ask
 from backbone.settings import Settings
 from backbone.storage.coverage import SpanSet
 from backbone.storage.generations import Note
@@ -260,47 +258,29 @@ class Redenominations:
         or what went wrong: on a worker or, where nothing else is stored, at once. Returns how many pages it takes.
         """
         samples = found.nearest or self._samples(market, timeframe, found.table)
-        compared, lock = list[Comparison | BackboneError](), threading.Lock()
-
-        def decided() -> int | BackboneError:
-            failed = [one for one in compared if isinstance(one, BackboneError)]
-            if failed:
-                return failed[0]
-            comparisons = [one for one in compared if isinstance(one, Comparison)]
-            overlap = found.overlap
-            if found.nearest:  # the page shows nothing of the neighbours: their own comparison counts
-                overlap = next((one for one in comparisons if one.factor is not None), overlap)
-            factor = factor_of(overlap, comparisons)
-            if factor is None:
-                return generation
-            detail = {"factor": factor, "generation": generation + 1}
-            note = Note("redenominated", detail, HOW)
-            try:
-                self._store.upkeep.quarantine_market(market, how=HOW, note=note, after=generation)
-            except BackboneError as exc:
-                return exc
-            return generation + 1
-
-        def arrived(sample: Sample, outcome: Reply | BackboneError) -> None:
-            result: Comparison | BackboneError
-            if not isinstance(outcome, Reply):
-                result = outcome
-            elif sample.timeframe == timeframe and compare_units(found.table, outcome.value.table).factor is not None:
-                result = found  # the page is of before: it was overtaken by others
-            else:
-                result = compare_units(sample.held, outcome.value.table)
-            with lock:
-                compared.append(result)
-                is_last = len(compared) == len(samples)
-            if is_last:
-                done(decided())
-
-        for sample in samples:
-            ask = candles_ask(market, sample.timeframe, sample.ask_end_us, PAGE)
-            submit(self._scheduler, priority, ask, functools.partial(arrived, sample))
-        if not samples:
-            done(decided())
+        steps = self._decided(market, timeframe, found, samples, generation)
+        queue_steps(steps, functools.partial(submit, self._scheduler, priority), done)
         return len(samples)
+
+    def _decided(
+        self, market: str, timeframe: Timeframe, found: OtherUnitError, samples: Sequence[Sample], generation: int
+    ) -> Steps[int]:
+        """See `decide`: the generation that the page is of."""
+        compared: list[Comparison] = []
+        for sample in samples:
+            page: CandlePage = (yield candles_ask(market, sample.timeframe, sample.ask_end_us, PAGE)).value
+            if sample.timeframe == timeframe and compare_units(found.table, page.table).factor is not None:
+                raise found  # its page is of before: it was overtaken by others
+            compared.append(compare_units(sample.held, page.table))
+        overlap = found.overlap
+        if found.nearest:  # the page shows nothing of the neighbours: their own comparison counts
+            overlap = next((one for one in compared if one.factor is not None), overlap)
+        factor = factor_of(overlap, compared)
+        if factor is None:
+            return generation
+        note = Note("redenominated", {"factor": factor, "generation": generation + 1}, HOW)
+        self._store.upkeep.quarantine_market(market, how=HOW, note=note, after=generation)
+        return generation + 1
 
     def _samples(self, market: str, timeframe: Timeframe, table: pa.Table) -> list[Sample]:
         """Stored candles that `table` does not have: the page on each side of it, which is of the old unit if any is,

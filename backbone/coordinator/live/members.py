@@ -16,10 +16,11 @@ from backbone.coordinator.live.latest import NEVER
 from backbone.coordinator.live.reconcile import Confirmer, LiveEvent
 from backbone.coordinator.live.subscription import Subscription
 from backbone.coordinator.scheduler import Scheduler
-from backbone.errors import BackboneError, ClosedError
+from backbone.coordinator.steps import submit
+from backbone.errors import BackboneError
 from backbone.model import MarketInfo, Priority, Ticker
 from backbone.routing.rest import Reply
-from backbone.routing.wire import Ask, markets_ask
+from backbone.routing.wire import markets_ask
 
 __all__ = ["EVERY_S", "ListFollower"]
 
@@ -98,13 +99,10 @@ class ListFollower:
             if is_due:
                 self._asked_s, self._sent_us = now, self._venue.now_us() - _MARGIN_US
         if is_due:
-            try:
-                self._scheduler.submit("market", Priority.LOW, markets_ask, self._took)
-            except ClosedError:
-                return None
+            submit(self._scheduler, Priority.LOW, markets_ask(), self._took)
         return due_s
 
-    def _took(self, _: Ask | None, outcome: Reply | BackboneError) -> None:
+    def _took(self, outcome: Reply | BackboneError) -> None:
         """A list, on a worker; after an error the next one is as good."""
         if isinstance(outcome, BackboneError):
             return
