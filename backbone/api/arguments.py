@@ -26,6 +26,7 @@ __all__ = [
     "in_zone",
     "parse_age",
     "parse_count",
+    "parse_integer",
     "parse_market",
     "parse_markets",
     "parse_priority",
@@ -229,6 +230,13 @@ def parse_count(value: object) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise InputError("count", value, "a whole number, 1 or more")
+    return int(value)
+
+
+def parse_integer(argument: str, value: Any) -> int:
+    """Any whole number, of whatever type."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InputError(argument, value, "a whole number")
     return int(value)
 
 

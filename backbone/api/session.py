@@ -91,9 +91,8 @@ def _unfinished(jobs: Iterable[CandleJob]) -> str:
     parts = []
     for job in jobs:
         now = job.progress
-        kept = now.done_slots / now.total_slots if now.total_slots else 1.0
         names = ", ".join(job.markets[:3]) + ("…" if len(job.markets) > 3 else "")
-        parts.append(f"{names} {job.timeframe} ({kept:.1%} is stored, {1 - kept:.1%} is left)")
+        parts.append(f"{names} {job.timeframe} ({now.share:.1%} is stored, {1 - now.share:.1%} is left)")
     return (
         f"the client ended while a backfill was running: {'; '.join(parts)}. What arrived was kept, and the same "
         "backfill asks for the rest only. Call wait() on the job before the client or the program ends."

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from backbone.api.arguments import TimeLike, in_zone, parse_market, parse_markets, parse_time
+from backbone.api.arguments import TimeLike, in_zone, parse_integer, parse_market, parse_markets, parse_time
 from backbone.compat.default_client import DifferenceWarning, cleanup, get_client, initialize, say_once
 from backbone.compat.spelling import KOREA, frame_of
 from backbone.errors import InputError, RejectedError, StreamClosedError
@@ -99,7 +99,7 @@ def get_ohlcv(
             "pyupbit drops the zone of `to` and has it read as UTC, nine hours later than the index it answers; here a"
             " naive `to` is Korean time, as the index is",
         )
-    return _candles(ticker, interval, None, to, max(1, _parse_count(count)))
+    return _candles(ticker, interval, None, to, max(1, parse_integer("count", count)))
 
 
 def get_ohlcv_from(
@@ -195,12 +195,6 @@ def _parse_interval(interval: object) -> str:
         allowed = "day, minute1 minute3 minute5 minute10 minute15 minute30 minute60 minute240, week, month"
         allowed += ", or another length that divides a day, such as minute45"
         raise InputError("interval", interval, f"{allowed} (pyupbit would have answered days)") from exc
-
-
-def _parse_count(count: Any) -> int:
-    if isinstance(count, bool) or not hasattr(count, "__index__"):
-        raise InputError("count", count, "a whole number")
-    return int(count)
 
 
 def _parse_korean(argument: str, value: TimeLike | None) -> TimeLike | None:

@@ -187,7 +187,11 @@ def _csv(path: Path) -> pa.Table:
 
     with pa.input_stream(str(path), compression="detect") as stream:
         head = stream.read(65536)
-    encoding = "utf-8" if _is_text(head, "utf-8") else "cp949"  # as Excel saves a CSV in Korea
+    encoding = "utf-8"
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(head)  # but for a character that its end cuts off
+    except UnicodeDecodeError:
+        encoding = "cp949"  # as Excel saves a CSV in Korea
     first = head.decode(encoding, errors="replace").lstrip("\ufeff").splitlines()
     if not first:
         raise pa.ArrowInvalid("it is empty")
@@ -208,15 +212,6 @@ def _csv(path: Path) -> pa.Table:
         return read(use_threads=True)
     except pa.ArrowInvalid:
         return read(use_threads=False)  # whose error names the line
-
-
-def _is_text(data: bytes, encoding: str) -> bool:
-    """Whether bytes are text of an encoding, but for a character that their end cuts off."""
-    try:
-        codecs.getincrementaldecoder(encoding)().decode(data)
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _is_number(text: str) -> bool:

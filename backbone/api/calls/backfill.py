@@ -61,7 +61,10 @@ class Job:
     @property
     def progress(self) -> JobView:
         """Where it stands now."""
-        return job_view(self._job.progress, self._session.tz)
+        return job_view(self._progress(), self._session.tz)
+
+    def _progress(self) -> Progress:
+        return self._job.progress
 
     def sections(self, *, ahead: int = SECTIONS_AHEAD) -> Iterator[Any]:
         """Finished sections as frames, oldest first, market by market, while later ones still download.
@@ -132,7 +135,7 @@ class Job:
             raise InputError("on_interrupt", on_interrupt, '"keep" or "cancel"')
         view = self._view
         show = False if progress is None and view is not None else progress
-        bar = Bar(show, label=self._label, zone=self._session.tz, clock=self._session.clock, read=self._read)
+        bar = Bar(show, label=self._label, zone=self._session.tz, clock=self._session.clock, read=self._progress)
 
         def watch() -> None:
             bar.update()
@@ -176,10 +179,6 @@ class Job:
         elapsed_ms = self._job.progress.elapsed_s * 1000
         attrs = candle_facts(answers, self._timeframe, table.num_rows, elapsed_ms, self._job.priority)
         return shaping.deliver(table, self._frames, index="time", zone=self._session.tz, attrs=attrs)
-
-    def _read(self) -> Progress:
-        now = self._job.progress
-        return Progress(now.done_slots, now.total_slots, now.pages, now.rows, now.reached_us, True)
 
     @property
     def _label(self) -> str:

@@ -33,7 +33,7 @@ from backbone.coordinator.live.reconcile import LiveEvent
 from backbone.errors import InputError, StreamClosedError
 from backbone.locks import renew_after_fork
 from backbone.model import CANDLE_COLUMNS, LiveCandle, OrderBook, Priority, Ticker, Trade
-from backbone.routing.wire import channel_of, grouped
+from backbone.routing.wire import LiveRecord, channel_of, grouped
 from backbone.timeframe import Timeframe
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ _NEWS = ("listed", "delisted", "state")
 _NEWS_US = 600_000_000
 """How long the table says that a market joined, left, or is in another condition."""
 NAN = float("nan")
-Record = Ticker | Trade | OrderBook | LiveCandle
 
 log = logging.getLogger("backbone.live")
 
@@ -80,7 +79,7 @@ Shape = Callable[[str | None, Sequence[Held[Any]], str | None], Any]
 """Makes the frame of one kind of the rows given; the table's own, which knows its kinds and zone."""
 
 
-class LiveUpdate(tuple[Record, ...]):
+class LiveUpdate(tuple[LiveRecord, ...]):
     """The newest record of each market (and kind) that changed since the last update.
 
     ``missed`` counts the records that newer ones had replaced by then.
@@ -194,14 +193,14 @@ class LiveTable:
         self._subscription.check_process()
         return self._frame_of(kind, self._subscription.rows(self._fed_as(kind)), frames)
 
-    def latest(self, market: str, kind: str | None = None) -> Record | None:
+    def latest(self, market: str, kind: str | None = None) -> LiveRecord | None:
         """The newest record of one market, None before the first."""
         kind = self._kind(kind)
         self._subscription.check_process()
         (code,) = parse_markets(market, self._session.home)
         if code not in self.markets:
             raise InputError("market", market, "one of the table's markets: " + ", ".join(self.markets[:10]))
-        row: Record | None = self._subscription.row(self._fed_as(kind), code)
+        row: LiveRecord | None = self._subscription.row(self._fed_as(kind), code)
         return row
 
     def _kind(self, kind: str | None) -> str:
@@ -415,7 +414,7 @@ class LiveTable:
 _TYPES: dict[str, type] = {"ticker": Ticker, "trade": Trade, "orderbook": OrderBook}
 
 
-def _shown(row: Record, known_tick: float | None) -> tuple[float, float, float, float, float, float]:
+def _shown(row: LiveRecord, known_tick: float | None) -> tuple[float, float, float, float, float, float]:
     """Price, tick, change, rate, volume and value of a row, as far as its kind has them."""
     tick = known_tick or _likely_tick(row)
     if isinstance(row, Ticker):
@@ -430,7 +429,7 @@ def _shown(row: Record, known_tick: float | None) -> tuple[float, float, float, 
     return best, tick, spread, spread / best, sum(size for _, size in asks), NAN
 
 
-def _likely_tick(row: Record) -> float:
+def _likely_tick(row: LiveRecord) -> float:
     """The price step of the quote currency's band, until the venue has reported the market's own."""
     if isinstance(row, OrderBook):
         price = (row.asks or row.bids or ((1.0, 0.0),))[0][0]

@@ -11,11 +11,9 @@ import pyarrow as pa
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import (
-    DEFAULT_COUNT,
     TimeLike,
     in_zone,
     parse_age,
-    parse_count,
     parse_market,
     parse_markets,
     parse_priority,
@@ -134,13 +132,10 @@ def trades(
 ) -> Any:
     """See `Backbone.trades`."""
     market, lane, wanted = parse_market(asked, session.home), parse_priority(priority), session.frames(frames)
-    number = parse_count(count)
     core = session.coordinator()
     began = core.clock.monotonic()
-    start_us = None if start is None else session.time("start", start)
-    end_us = None if end is None else session.time("end", end)
-    if start_us is not None and end_us is not None and number is not None:
-        raise InputError("count", count, "start, end and count together say too much: leave one out")
+    words = session.range(start, end, count)
+    start_us, end_us, number = words.start_us, words.end_us, words.count
     if not core.venue.is_known:
         core.markets.check_listed([market], lane)  # the first reply carries the venue's day
     now = core.venue.now_us()
@@ -150,19 +145,14 @@ def trades(
     for name, given, value in (("start", start, start_us), ("end", end, end_us)):
         if value is not None and value < first_had:
             raise InputError(name, given, _kept(old is not None))
-    if start_us is not None and start_us > (now if end_us is None else end_us):
-        raise InputError("start", start, "a time before the end")
-    if start_us is None and number is None:
-        number = DEFAULT_COUNT
-    if core.markets.known is not None:
-        core.markets.check_listed([market], lane)
+    if start_us is not None and start_us > now:  # only now the venue's clock is known for certain
+        raise InputError("start", start, "a time before now")
+    core.markets.check_at_hand([market], lane)
     first_of = number if start_us is not None else None
     past = OldTradesAnswer(TRADE_SCHEMA.empty_table(), 0)
     is_over = end_us is not None and end_us <= first_kept
     if old is not None and start_us is not None and start_us < first_kept:
-        past = old.read(
-            market, Span(start_us, end_us if end_us is not None and is_over else first_kept), first=first_of
-        )
+        past = old.read(market, Span(start_us, min(first_kept, end_us or first_kept)), first=first_of)
         start_us = first_kept
         if first_of is not None:
             first_of -= past.table.num_rows
@@ -199,11 +189,7 @@ def trades(
     if past.table.num_rows:
         sources["archive"] = past.table.num_rows
     attrs = shaping.facts(
-        sources=sources,
-        elapsed_ms=elapsed_s * 1000,
-        priority=lane,
-        requests=requests,
-        unknown=len(gaps),
+        sources=sources, elapsed_ms=elapsed_s * 1000, priority=lane, requests=requests, unknown=len(gaps)
     )
     last_received_s = core.clock.monotonic() - core.feed.last_received_s()
     attrs["age_s"] = 0.0 if requests else round(min(1.0, max(0.0, last_received_s)), 3)
@@ -241,10 +227,9 @@ def trade_sections(
     parse_market(asked, session.home)
     parse_priority(priority)
     session.within(timeout)
-    start_us = session.time("start", start)
-    end_us = session.now_us() if end is None else session.time("end", end)
-    if start_us > end_us:
-        raise InputError("start", start, "a time before the end")
+    words = session.range(start, end, None)
+    start_us = words.start_us or 0
+    end_us = session.now_us() if words.end_us is None else words.end_us
 
     def day(part: Span) -> pa.Table:
         bounds = {"start": in_zone(part.start, "UTC"), "end": in_zone(part.end, "UTC")}

@@ -18,7 +18,7 @@ import msgspec
 import pyarrow as pa
 
 from backbone.api import frames as shaping
-from backbone.api.arguments import TimeLike, in_zone, parse_markets, parse_priority
+from backbone.api.arguments import TimeLike, in_zone, parse_integer, parse_markets, parse_priority
 from backbone.api.calls.candles import candles
 from backbone.api.calls.realtime import orderbooks, tickers, trades
 from backbone.errors import BackboneError, IncompleteError, InputError
@@ -81,7 +81,7 @@ class BackboneRequest:
             "timeframe": _parse_text("timeframe", timeframe),
             "start_time": _parse_moment("start_time", start_time),
             "end_time": _parse_moment("end_time", end_time),
-            "count": _parse_integer("count", count),
+            "count": None if count is None else parse_integer("count", count),
             "priority": parse_priority(priority),
             "request_id": _parse_text("request_id", request_id) or shaping.new_request_id(),
         }
@@ -192,14 +192,6 @@ def _parse_text(argument: str, value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
     raise InputError(argument, value, "text, or None")
-
-
-def _parse_integer(argument: str, value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InputError(argument, value, "a whole number, or None")
-    return int(value)
 
 
 def _parse_moment(argument: str, value: Any) -> str | None:
