@@ -524,7 +524,7 @@ class Backbone:
 
         Raises
         ------
-        InputError for a wrong word; what `candles` raises.
+        InputError for a wrong argument; what `candles` raises.
 
         Examples
         --------
@@ -577,7 +577,7 @@ class Backbone:
 
         Raises
         ------
-        InputError       for a wrong word.
+        InputError       for a wrong argument.
         IncompleteError  before any row is read, where the files do not cover all of it: ``.gaps``, ``.frame``.
 
         Examples
@@ -632,7 +632,7 @@ class Backbone:
 
         Raises
         ------
-        InputError       before any work, for a wrong word.
+        InputError       before any work, for a wrong argument.
         IncompleteError  a worker died; what was fetched is stored.
         What `fn` or a fetch raised is raised after the last result, with a note which market it was.
 

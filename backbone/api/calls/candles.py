@@ -1,6 +1,6 @@
-"""The candle call: its words checked at once, run against the coordinator, shaped into a frame.
+"""The candle call: its arguments are checked at once, its candles collected by the coordinator, its frame made here.
 
-Everything wrong with the words is an `InputError` before any page is asked.
+A wrong argument is an `InputError` before any page is requested.
 """
 
 from __future__ import annotations

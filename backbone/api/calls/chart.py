@@ -75,7 +75,7 @@ def open_chart(
 
 
 class _Follower:
-    """What a chart pulls: the candles that changed since the last pull."""
+    """The source that a chart pulls: the candles that changed since the last pull."""
 
     def __init__(self, session: Session, market: str, timeframe: Timeframe) -> None:
         self._session = session

@@ -74,7 +74,7 @@ def examine(session: Session) -> Iterator[Check]:
 
     Parameters
     ----------
-    session : of the client whose exchange, folder and quota are looked at.
+    session : of the client whose exchange, folder and quota are checked.
 
     Examples
     --------

@@ -46,7 +46,7 @@ _NO_CANDLES = (
 
 
 def listed_at(session: Session, at: TimeLike, *, whole_day: bool) -> tuple[int, Recorded]:
-    """The time meant and the list as of it; a date without a time is its end with `whole_day`, else its start."""
+    """The instant that `at` means, and the list as of it. A date means its end with `whole_day`, else its start."""
     at_us = parse_time("at", at, session.tz, lambda: _now_us(session))
     core = session.coordinator()
     is_date = isinstance(at, dt.date) and not isinstance(at, dt.datetime)
@@ -61,7 +61,7 @@ def listed_at(session: Session, at: TimeLike, *, whole_day: bool) -> tuple[int, 
 
 
 def _now_us(session: Session) -> int:
-    """Now on the venue's clock, on this machine's where the venue is out of reach: what is recorded is here."""
+    """Now on the venue's clock, or on this machine's if the venue is out of reach: a recorded list needs no venue."""
     try:
         return session.now_us()
     except UnreachableError as exc:

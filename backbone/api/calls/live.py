@@ -43,11 +43,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveTable", "LiveUpdate", "TableEvent", "start_live", "start_records"]
 
-_FIRST_S = 3.0
-_SETTLED_S = 0.3
+_FIRST_S = 3.0  # that a new table waits for its first rows
+_SETTLED_S = 0.3  # without a new row, after which the markets that have none count as quiet
 _NEWS = ("listed", "delisted", "state")
-_NEWS_US = 600_000_000
-"""How long the table says that a market joined, left, or is in another condition."""
+_NEWS_US = 600_000_000  # that the table shows a market's joining, leaving, or new condition
 NAN = float("nan")
 
 log = logging.getLogger("backbone.live")
@@ -466,7 +465,7 @@ def _candles(
 
 
 def _notes(events: Sequence[LiveEvent], now_us: int) -> list[str]:
-    """How many gaps there were, and the newest two of what happened to markets of late."""
+    """How many gaps there were, and the newest two events of markets in the last minutes."""
     gaps = sum(event.kind == "gap" for event in events)
     news = [event.detail for event in events if event.kind in _NEWS and event.at_us >= now_us - _NEWS_US]
     return [*([f"{gaps} gaps"] if gaps else []), *news[:-3:-1]]
@@ -558,7 +557,7 @@ def _start(
 
 
 def _await_first(core: Coordinator, subscription: Subscription) -> None:
-    """Give the venue a moment to send the first rows, so that the first look at a table finds something."""
+    """Wait a moment for the venue's first rows, so that a table that is shown at once is not empty."""
     deadline = core.clock.monotonic() + _FIRST_S
     changes = subscription.follow()
     try:

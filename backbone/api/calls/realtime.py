@@ -1,4 +1,4 @@
-"""The calls about now (tickers, books, trades, markets): words checked, asked, shaped into frames."""
+"""The calls about now (tickers, books, trades, markets): arguments are checked, rows requested, frames made."""
 
 from __future__ import annotations
 
@@ -216,7 +216,10 @@ def trade_sections(
     frames: str | None,
     timeout: float | None,
 ) -> Iterator[Any]:
-    """The trades of a range in sections of `length`, oldest first, a day in memory at a time. Words are checked now."""
+    """The trades of a range in sections of `length`, oldest first, a day in memory at a time.
+
+    The arguments are checked at once, not when the first section is taken.
+    """
     timeframe, wanted = parse_timeframe(length, derived=True), session.frames(frames)
     if timeframe.step_us > DAY_US or timeframe.is_calendar:
         raise InputError("sections", length, "a length of a day or less, such as 1h")
@@ -299,8 +302,7 @@ def markets(session: Session, quote: str | None = None, *, frames: str | None = 
 
 
 def _begin_ticks(core: Coordinator, likely: Sequence[MarketInfo], quote: str | None) -> int:
-    """Ask for the price steps of likely markets, and for the prices at which they hold, side by side; how many
-    requests."""
+    """Request the price steps of likely markets and, side by side, the prices at which they hold; how many requests."""
     fresh_s = core.settings.markets_fresh_s
     wanted = "" if quote is None else str(quote).strip().upper().removesuffix("-*") + "-"
     codes = [info.market for info in likely if info.market.startswith(wanted)]

@@ -1,4 +1,5 @@
-"""What is going on: `status` (now), `metrics` (so far), `health` (a verdict, and why); the dashboard of them all.
+"""The state of a client: `status` (now), `metrics` (since it was made), `health` (a verdict, and why), and a dashboard
+of them all.
 
 All of it is read from what is in memory, but for the sizes of the memo and, every ten seconds in the dashboard, of the
 store.

@@ -375,7 +375,7 @@ class StoreView:
 
         Raises
         ------
-        InputError  a wrong word, or nothing of that is stored.
+        InputError  a wrong argument, or nothing of that is stored.
 
         Examples
         --------
