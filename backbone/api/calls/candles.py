@@ -448,17 +448,9 @@ def _plan(session: Session, market: str, shown: Timeframe, timeframe: Timeframe,
     def moments(spans: Sequence[Span]) -> tuple[tuple[Any, Any], ...]:
         return tuple((in_zone(s.start, session.tz), in_zone(s.end, session.tz)) for s in spans)
 
-    return Plan(
-        market,
-        shown.name,
-        in_zone(found.span.start, session.tz),
-        in_zone(found.span.end, session.tz),
-        moments(found.cached),
-        moments(found.derived),
-        moments(found.gaps),
-        found.pages,
-        found.seconds,
-    )
+    ((start, end),) = moments([found.span])
+    spans = moments(found.cached), moments(found.derived), moments(found.gaps)
+    return Plan(market, shown.name, start, end, *spans, found.pages, found.seconds)
 
 
 def _held_of(core: Coordinator, market: str, timeframe: Timeframe) -> Timeframe:

@@ -388,16 +388,12 @@ class LiveTable:
         now = self._core.clock.monotonic()
         known_tick = self._core.realtime.known_tick
         listed = {info.market: info.korean_name or info.english_name for info in self._core.markets.known or ()}
-        rows = [
-            TableRow(
-                held.row.market,
-                *_shown(held.row, known_tick(held.row.market)),
-                held.source,
-                max(0.0, now - held.received_s),
-                listed.get(held.row.market, ""),
-            )
-            for held in self._subscription.rows(self._subscription.kinds[0])
-        ]
+        rows = []
+        for held in self._subscription.rows(self._subscription.kinds[0]):
+            market, age_s = held.row.market, max(0.0, now - held.received_s)
+            shown = _shown(held.row)
+            tick = known_tick(market) or tick_size(market, shown[0])  # the band's, until the venue reports its own
+            rows.append(TableRow(market, shown[0], tick, *shown[1:], held.source, age_s, listed.get(market, "")))
         notes = [f"{self.received:,} updates", *_notes(self._subscription.events(), self._core.venue.now_us())]
         return TableView(rows, self.state, " · ".join(notes))
 
@@ -413,28 +409,18 @@ class LiveTable:
 _TYPES: dict[str, type] = {"ticker": Ticker, "trade": Trade, "orderbook": OrderBook}
 
 
-def _shown(row: LiveRecord, known_tick: float | None) -> tuple[float, float, float, float, float, float]:
-    """Price, tick, change, rate, volume and value of a row, as far as its kind has them."""
-    tick = known_tick or _likely_tick(row)
+def _shown(row: LiveRecord) -> tuple[float, float, float, float, float]:
+    """Price, change, rate, volume and value of a row, as far as its kind has them."""
     if isinstance(row, Ticker):
-        return row.price, tick, row.change, row.change_rate, row.volume_24h, row.value_24h
+        return row.price, row.change, row.change_rate, row.volume_24h, row.value_24h
     if isinstance(row, LiveCandle):
-        return row.close, tick, row.close - row.open, row.close / row.open - 1, row.volume, row.value
+        return row.close, row.close - row.open, row.close / row.open - 1, row.volume, row.value
     if isinstance(row, Trade):
-        return row.price, tick, NAN, NAN, row.volume, row.price * row.volume
+        return row.price, NAN, NAN, row.volume, row.price * row.volume
     asks, bids = row.asks, row.bids
     best = asks[0][0] if asks else NAN
     spread = best - bids[0][0] if bids else NAN
-    return best, tick, spread, spread / best, sum(size for _, size in asks), NAN
-
-
-def _likely_tick(row: LiveRecord) -> float:
-    """The price step of the quote currency's band, until the venue has reported the market's own."""
-    if isinstance(row, OrderBook):
-        price = (row.asks or row.bids or ((1.0, 0.0),))[0][0]
-    else:
-        price = row.close if isinstance(row, LiveCandle) else row.price
-    return tick_size(row.market, price)
+    return best, spread, spread / best, sum(size for _, size in asks), NAN
 
 
 def _books(rows: Sequence[OrderBook], sources: Sequence[str], ages: Sequence[float], depth: int) -> pa.Table:
@@ -500,11 +486,8 @@ def _call_back(table: weakref.ref[LiveTable], changes: ConflatedChanges) -> None
 
 def parse_kinds(value: object) -> list[str]:
     """One kind or several, each once, as the venue names them."""
-    if isinstance(value, str):
-        return [parse_kind(value)]
-    if not isinstance(value, Iterable):
-        raise InputError("kinds", value, "some of " + " ".join(KINDS))
-    kinds = list(dict.fromkeys(parse_kind(item) for item in value))
+    items = [value] if isinstance(value, str) else value if isinstance(value, Iterable) else ()
+    kinds = list(dict.fromkeys(parse_kind(item) for item in items))
     if not kinds:
         raise InputError("kinds", value, "some of " + " ".join(KINDS))
     return kinds

@@ -86,7 +86,6 @@ class _Share:
     """One market's part."""
 
     rows: int
-    slots: int
     pages: int
     files: int
     tail_pages: int
@@ -173,7 +172,7 @@ def _share(tf: Timeframe, span: Span, density: float) -> _Share:
             months = _MONTH.count(whole)
             tail = slots - tf.count(whole)
     pages = math.ceil(rows / Venue.candle_page) + 1 if slots else 0
-    return _Share(rows, slots, pages, months, math.ceil(tail * density / Venue.candle_page))
+    return _Share(rows, pages, months, math.ceil(tail * density / Venue.candle_page))
 
 
 def _hours(shares: Sequence[_Share], addresses: Sequence[int]) -> Iterable[tuple[str, int, int, float]]:
