@@ -239,22 +239,20 @@ class CandleFetcher:
 
         `fetched` is what the same call fetched before.
         """
-        market, timeframe, span = pending.market, pending.timeframe, pending.span if span is None else span
+        span = pending.span if span is None else span
         span = Span(span.start, max(span.start, min(span.end, pending.closed_us)))
         with pending.changed:
-            lost, causes = pending.failed | pending.missing, tuple(pending.causes)
-            brought = fetched + pending.fetched
-        held, is_outdated = pending.held, self.units.is_outdated(pending)
-        if not is_outdated and not held.gaps and not held.derived and span == pending.span:
-            return self.reader.answer(market, timeframe, span, held.stored, SpanSet(), fetched=brought)
-        stored = self._store.read(market, timeframe, span)
-        lost = lost.clip(span)
-        if not pending.refresh:  # a second request that failed takes nothing from what is held
-            lost = lost - stored.covered - held.derived
-        if is_outdated:  # what had come before is not held any more
-            lost = lost | (SpanSet([span] if span.start < span.end else []) - stored.covered - held.derived)
-        before = None if fetched.spans else held.stored.tiers
-        found = self.reader.answer(market, timeframe, span, stored, lost, held.derived, brought, causes, before)
+            causes, brought = tuple(pending.causes), fetched + pending.fetched
+        is_as_begun = not pending.held.gaps and span == pending.span and not self.units.is_outdated(pending)
+        found = self.reader.recall(
+            pending.market,
+            pending.timeframe,
+            span,
+            brought,
+            held=pending.held if is_as_begun else None,
+            causes=causes,
+            before=None if fetched.spans else pending.held.stored.tiers,
+        )
         return replace(found, forming=pending.forming)
 
     # -- files of the archive ------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from msgspec.structs import replace
 
-from backbone.candle_table import count_inside, rows_inside, times_of
+from backbone.candle_table import bounds_of, count_inside, times_of
 from backbone.clock import VenueClock
 from backbone.coordinator.units import leaps_between
 from backbone.errors import IncompleteError
@@ -138,10 +138,9 @@ class CandleReader:
 
     def read(self, market: str, timeframe: Timeframe, span: Span) -> Held:
         """How `span` divides: held, to be folded from stored minutes, to be fetched."""
-        whole = SpanSet([span]) if span.start < span.end else SpanSet()
         stored = self._store.read(market, timeframe, span)
         due = stored.due(self._venue.now_us()).clip(span) if stored.provisional else SpanSet()
-        gaps = (whole - stored.covered) | due
+        gaps = (SpanSet([span]) - stored.covered) | due
         derived = self._joining(market, timeframe, stored, self._foldable(market, timeframe, gaps))
         return Held(stored, stored.covered - due, derived, gaps - derived)
 
@@ -155,44 +154,47 @@ class CandleReader:
             with self._store.reading_ahead(timeframe, some):
                 yield from some
 
-    def recall(self, market: str, timeframe: Timeframe, span: Span, fetched: Fetched | None = None) -> CandleAnswer:
-        """The answer for `span` as it is held; `fetched` is what it took to hold it.
-
-        Where a damaged file is why it is not held, that is the cause.
-        """
-        held = self.read(market, timeframe, span)
-        lost = held.gaps - held.stored.covered  # an overdue second request is no hole
-        causes = tuple(self._store.damages(market, timeframe, lost)) if lost else ()
-        return self.answer(market, timeframe, span, held.stored, lost, held.derived, fetched or Fetched(), causes)
-
-    def answer(
+    def recall(
         self,
         market: str,
         timeframe: Timeframe,
         span: Span,
-        stored: Stored,
-        lost: SpanSet,
-        derived: SpanSet = _NOTHING,
         fetched: Fetched = _NO_PAGES,
+        *,
+        held: Held | None = None,
         causes: tuple[BaseException, ...] = (),
         before: dict[str, int] | None = None,
     ) -> CandleAnswer:
-        """The answer for `span`: `stored` rows and folded ones, counted by where they came from.
+        """The answer for `span` as it is held: stored rows and folded ones, counted by where they came from.
 
-        `before` is how many rows each tier had before anything was fetched, where that is known.
+        Parameters
+        ----------
+        fetched : what it took to hold it.
+        held : what is held, where that was read already.
+        causes : why something is not held; otherwise a damaged file is, where there is one.
+        before : how many rows each tier had before anything was fetched, where that is known.
         """
-        table = stored.table
-        sources = _tiers(stored.tiers, count_inside(table, fetched.spans), before)
-        if archived := count_inside(table, fetched.spans & fetched.archived):
+        held = self.read(market, timeframe, span) if held is None else held
+        lost = held.gaps - held.stored.covered  # an overdue second request is no hole
+        if lost and not causes:
+            causes = tuple(self._store.damages(market, timeframe, lost))
+        stored, table = held.stored.table, self._rows(market, timeframe, span, held)
+        sources = _tiers(held.stored.tiers, count_inside(stored, fetched.spans), before)
+        if archived := count_inside(stored, fetched.spans & fetched.archived):
             sources = {**sources, "rest": sources.get("rest", 0) - archived, "archive": archived}
-        if spans := derived.clip(span) - stored.covered:
-            folded = self._folded(market, timeframe, spans)
-            sources["derived:1m"] = folded.num_rows
-            table = pa.concat_tables([table, folded]).sort_by("time")
+        sources["derived:1m"] = table.num_rows - stored.num_rows
         unknown = sum(timeframe.count(s) for s in lost)
         quiet = max(0, timeframe.count(span) - unknown - table.num_rows)
         found = {name: rows for name, rows in sources.items() if rows}
         return CandleAnswer(market, span, table, quiet, unknown, found, tuple(lost), causes, fetched)
+
+    def _rows(self, market: str, timeframe: Timeframe, span: Span, held: Held) -> pa.Table:
+        """The rows of `span`, a part of what was read as `held`: stored ones, and those that are folded."""
+        first, end = bounds_of(held.stored.table, span)
+        table = held.stored.table.slice(first, end - first)
+        if spans := held.derived.clip(span) - held.stored.covered:
+            table = pa.concat_tables([table, self._folded(market, timeframe, spans)]).sort_by("time")
+        return table
 
     def beside(self, market: str, timeframe: Timeframe, edge_us: int, *, is_below: bool) -> pa.Table:
         """The held candles nearest to the edge of a gap, as far as what is held joins it: none where that is unknown.
@@ -212,8 +214,7 @@ class CandleReader:
             run = next((one for one in known if (one.end >= edge_us if is_below else one.start <= edge_us)), None)
             if run is None:
                 return empty_candles()
-            stored = replace(held.stored, table=rows_inside(held.stored.table, [run]))
-            table = self.answer(market, timeframe, run, stored, _NOTHING, held.derived).table
+            table = self._rows(market, timeframe, run, held)
             if table.num_rows or run.length_us < span.length_us:
                 return table
             slots *= 16
@@ -279,9 +280,7 @@ class CandleReader:
             held = self.read(market, timeframe, Span(start, end_us))
             spans = list(held.have | held.derived)
             known = spans[-1] if spans and spans[-1].end >= end_us else Span(end_us, end_us)
-            table = self.answer(market, timeframe, known, held.stored, SpanSet(), held.derived).table
-            times = times_of(table)
-            times = times[np.searchsorted(times, known.start) :]
+            times = times_of(self._rows(market, timeframe, known, held))
             if len(times) >= count:
                 return Reach(Span(int(times[len(times) - count]), end_us), 0)
             if known.start > start:
