@@ -8,6 +8,7 @@ from tests.early import pytest_runtestloop as pytest_runtestloop
 # isort: split
 import contextlib
 import importlib
+import os
 import socket
 import threading
 import time
@@ -28,6 +29,7 @@ from backbone.coordinator.quota.ledger import MachineLimiter
 from backbone.coordinator.quota.rules import Rules
 from backbone.simulator import SimulatorServer
 from backbone.simulator.server.limits import Limits
+from tests import days
 from tests.recordings import recordings as recordings
 
 hypothesis.settings.register_profile("backbone", deadline=None)  # a busy machine is no fault of the code
@@ -88,6 +90,16 @@ def no_network() -> Iterator[None]:
     patch.setattr(socket.socket, "connect", guarded)
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def days_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Of several workers, one makes a day of the embedded exchange."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    with days.shared(tmp_path_factory.getbasetemp().parent / "days"):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
