@@ -35,9 +35,9 @@ _AHEAD_US = 5_000_000
 _LISTS = ""  # the market of the event that says that a whole list was recorded
 _LISTED, _DELISTED, _NAMED, _WARNED, _CAUTIONED, _STATE = "listed", "delisted", "named", "warned", "cautioned", "state"
 _RENAMED, _REDENOMINATED, _COMPARED = "renamed", "redenominated", "compared"
-_LISTING, _NAMES, _WARNING, _CAUTIONS, _TOLD = range(5)
+_LISTING, _NAMES, _WARNING, _CAUTIONS, _STATED = range(5)
 _FIELDS = {
-    _LISTED: _LISTING, _DELISTED: _LISTING, _NAMED: _NAMES, _WARNED: _WARNING, _CAUTIONED: _CAUTIONS, _STATE: _TOLD,
+    _LISTED: _LISTING, _DELISTED: _LISTING, _NAMED: _NAMES, _WARNED: _WARNING, _CAUTIONED: _CAUTIONS, _STATE: _STATED,
 }  # fmt: skip
 """What a kind is a condition of."""
 _CONDITION = ("market_state", "delisting_date", "is_trading_suspended", "market_warning")
@@ -240,11 +240,11 @@ class MarketLog:
             names, how = {**names, "factor": factor}, "candles that differ by one factor"
             both = (old, _RENAMED), (new, _REDENOMINATED)
             events = [Event(self._now_us(), code, kind, names, how) for code, kind in both]
-        if self._log.add_all(events[:1]):  # else another process said so
+        if self._log.add_all(events[:1]):  # else another process recorded it
             self._log.add_all(events[1:])
         return self._read().renamed(old) or Rename(old, new, events[0].at_us, factor)
 
-    def tell_apart(self, market: str, others: Sequence[str]) -> None:
+    def note_distinct(self, market: str, others: Sequence[str]) -> None:
         """Record that `others` are not the market that was called so."""
         self._log.add_all([Event(self._now_us(), market, _COMPARED, {"differs": list(others)}, "candles")])
 
@@ -253,7 +253,7 @@ class MarketLog:
         index = self._read()
         return {market: rename for market in markets if (rename := index.renamed(market)) is not None}
 
-    def told_apart(self, market: str) -> frozenset[str]:
+    def known_distinct(self, market: str) -> frozenset[str]:
         """The markets that it is known not to be."""
         return self._read().apart.get(market, frozenset())
 
@@ -364,7 +364,7 @@ class _Index:
 
     def with_state(self) -> set[str]:
         """The markets of which tickers' states are recorded."""
-        return {self._markets[number] for number in np.flatnonzero(self._last[:, _TOLD] >= 0).tolist()}
+        return {self._markets[number] for number in np.flatnonzero(self._last[:, _STATED] >= 0).tolist()}
 
     def state(self, time_us: int) -> State:
         """The listed markets at a time, with what was said of them."""
@@ -375,7 +375,7 @@ class _Index:
 
     def _info(self, market: str, rows: Any) -> MarketInfo:
         listing, names, warning, cautions = (
-            self.table.event(row) if row >= 0 else None for row in rows[:_TOLD].tolist()
+            self.table.event(row) if row >= 0 else None for row in rows[:_STATED].tolist()
         )
         said = names if listing is None or (names is not None and names.at_us >= listing.at_us) else listing
         known = {} if said is None else said.detail

@@ -215,7 +215,7 @@ class Renames:
             if verdict is not None:
                 differing.append(code)
         if differing:
-            self._log.tell_apart(market, differing)
+            self._log.note_distinct(market, differing)
         return None
 
     def _may_ask(self, market: str, candidates: Sequence[str]) -> set[str]:
@@ -230,7 +230,7 @@ class Renames:
     def _candidates(self, market: str, codes: frozenset[str]) -> list[str]:
         """The listed markets that may be it and were not compared yet, the likeliest first."""
         quote = market.partition("-")[0] + "-"
-        others = {code for code in codes if code.startswith(quote)} - self._log.told_apart(market)
+        others = {code for code in codes if code.startswith(quote)} - self._log.known_distinct(market)
         alike = {code: difflib.SequenceMatcher(None, market, code).ratio() for code in others}
         gone_us = self._log.delisted_us(market)
         if gone_us is None:

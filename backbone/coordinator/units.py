@@ -1,7 +1,7 @@
 """Whether stored candles and received ones are in one unit: the rule about redenominations. Pure.
 
 A redenomination moves a market's whole history: every price by one factor, every volume by its inverse, no turnover.
-The candles that both sides know say so: where those that differ all do so by one factor, a wider sample of what is
+The candles that both sides know decide: where those that differ all do so by one factor, a wider sample of what is
 stored is asked again, and decides. A price that really fell leaves the candles from before as they were, and a venue
 that corrects some candles does not correct them all by one factor.
 

@@ -1,7 +1,7 @@
 """Which page is asked next where other clients on the same folder fetch the same candles: the work is split.
 
 Clients see which pages are on their way (`backbone.storage.claims`) and ask for others. Before a page is asked, and
-while all that is missing is being asked by others, what they have stored is looked at again.
+while all that is missing is being asked by others, it is read again what they have stored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Series", "Sharing"]
 
 _log = logging.getLogger("backbone.candles")
 
-_LOOK_S = 0.03  # how often what others fetch is looked at by whoever waits for it
+_REFRESH_S = 0.03  # how often what others have stored is read by whoever waits for it
 _NOTHING = SpanSet()
 
 
@@ -39,7 +39,7 @@ class Series(msgspec.Struct, eq=False):
     others, ended : what other clients do, as seen last, and what they fetched until lately: stored, or given up.
     unwritten : this client's claims whose pages have arrived and are not on disk yet.
     commit_due_s : when what arrived is to be written, monotonic; infinity where nothing waits.
-    is_looking : whether another look at what others fetch is on its way.
+    is_refreshing : whether what others have stored is about to be read again.
     generation : the market's, as seen last. ``is_sampling``: whether a page is of another unit is being found out, and
     nothing is asked until then; ``parked`` replies are taken after it. ``keeping`` is held while a page is compared and
     kept: of two neighbours one sees the other.
@@ -54,7 +54,7 @@ class Series(msgspec.Struct, eq=False):
     ended: list[Span] = msgspec.field(default_factory=list)
     unwritten: list[Span] = msgspec.field(default_factory=list)
     commit_due_s: float = math.inf
-    is_looking: bool = False
+    is_refreshing: bool = False
     generation: int = 0
     is_sampling: bool = False
     parked: list[Callable[[BackboneError | None], None]] = msgspec.field(default_factory=list)
@@ -141,19 +141,19 @@ class Sharing:
             _log.debug("claims.left_to_close market=%s timeframe=%s", series.market, series.timeframe)
 
     def look_later(self, series: Series) -> None:
-        """See that what others fetch is looked at again, where somebody waits for it."""
+        """Have what others have stored read again, where somebody waits for it."""
         with series.changed:
             waits = any(one.missing & series.others_of(one) for one in series.plan.waiting)
-            if series.is_looking or not (waits or series.ended):
+            if series.is_refreshing or not (waits or series.ended):
                 return
-            series.is_looking = True
-        self._later(series, _LOOK_S, lambda: self._look(series))
+            series.is_refreshing = True
+        self._later(series, _REFRESH_S, lambda: self._refresh(series))
 
-    def _look(self, series: Series) -> None:
+    def _refresh(self, series: Series) -> None:
         """Take what others have stored since, and ask for what they gave up."""
         others = series.claims.look()
         with series.changed:
-            series.is_looking = False
+            series.is_refreshing = False
             series.see_locked(others)
             ended, series.ended = series.ended, []
             missing = SpanSet(span for one in series.plan.waiting for span in one.missing)
