@@ -137,12 +137,9 @@ class Exchange(Venue):
         listed = known if markets is None else {code: _known(known, code) for code in markets}
         super().__init__(listed)
         self.seed = seed
-        self._place: dict[str, tuple[str, int]] = {}  # history -> quote, index in its tape
-        self._by_quote: dict[str, list[Market]] = {}
+        self._taped: dict[str, dict[str, Market]] = {}  # quote -> history -> market
         for market in known.values():
-            group = self._by_quote.setdefault(market.quote, [])
-            self._place[market.history] = (market.quote, len(group))
-            group.append(market)
+            self._taped.setdefault(market.quote, {})[market.history] = market
         self._cache_lock = threading.Lock()
         self._open_tapes(tuple(outages))
 
@@ -150,11 +147,13 @@ class Exchange(Venue):
         return f"Exchange(seed={self.seed}, markets={len(self.listed())})"
 
     def _open_tapes(self, outages: tuple[Span, ...]) -> None:
-        tapes = {quote: Tape(self.seed, group, outages) for quote, group in self._by_quote.items()}
+        place: dict[str, tuple[Tape, int, _Board]] = {}
+        for group in self._taped.values():
+            tape = Tape(self.seed, tuple(group.values()), outages)
+            board = _BOARDS.of(tape.key, partial(_Board, tape))
+            place |= {market.history: (tape, index, board) for index, market in enumerate(tape.markets)}
         with self._cache_lock:
-            self._outages = outages
-            self._tapes = tapes
-            self._boards = {quote: _BOARDS.of(tape.key, partial(_Board, tape)) for quote, tape in tapes.items()}
+            self._outages, self._place = outages, place
             self._begun: dict[tuple[Tape, int, int], tuple[int, I64]] = {}  # running candles: up to which cell, folded
 
     def close_span(self, span: Span) -> None:
@@ -164,20 +163,14 @@ class Exchange(Venue):
     def list_market(self, code: str, at_us: int) -> Market:
         made = new_market(code, -(-at_us // CELL_US) * CELL_US)
         with self._cache_lock:
-            group = self._by_quote[made.quote]
-            if made.history in self._place:
-                group[self._place[made.history][1]] = made
-            else:
-                self._place[made.history] = (made.quote, len(group))
-                group.append(made)
+            self._taped[made.quote][made.history] = made
             outages = self._outages
         added = self._add(made)
         self._open_tapes(outages)
         return added
 
     def _tape(self, market: Market) -> tuple[Tape, int]:
-        quote, index = self._place[market.history]
-        return self._tapes[quote], index
+        return self._place[market.history][:2]
 
     def stride_us(self, market: Market, timeframe: Timeframe) -> int:
         if timeframe.name == "1s":
@@ -247,13 +240,14 @@ class Exchange(Venue):
         return _LAST.of(key, lambda: _as_executions(market, _last_trade(tape, index, before_us, market.listed_us)))
 
     def summaries(self, markets: Sequence[Market], now_us: int) -> list[Summary]:
-        by_quote: dict[str, list[Market]] = {}
+        groups: dict[_Board, list[tuple[Market, int]]] = {}
         for market in markets:
-            by_quote.setdefault(self._place[market.history][0], []).append(market)
+            _, index, board = self._place[market.history]
+            groups.setdefault(board, []).append((market, index))
         found: dict[str, Summary | None] = {}
-        for quote, group in by_quote.items():
-            indices = np.array([self._place[m.history][1] for m in group], dtype=np.int64)
-            for market, sums in zip(group, self._boards[quote].sums(indices, now_us), strict=True):
+        for board, group in groups.items():
+            indices = np.array([index for _, index in group], dtype=np.int64)
+            for (market, _), sums in zip(group, board.sums(indices, now_us), strict=True):
                 found[market.code] = self._summary(market, sums, now_us)
         return [summary for m in markets if (summary := found[m.code]) is not None]
 

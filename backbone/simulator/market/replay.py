@@ -16,9 +16,9 @@ Everything is loaded at the start and never changes but for scripted outages, wh
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,7 @@ class Replay(Venue):
         self.seed = seed
         ends = [TIMEFRAMES[name].next(int(bars.time_us[-1])) for (_, name), bars in self._recorded.items()]
         self.end_us = max(ends) + 5_000_000  # clients give a candle some seconds before they call it closed
-        self._closed: tuple[Span, ...] = ()
-        self._fold_lock = threading.Lock()
-        self._folded: dict[tuple[str, str], Bars] = {}
+        self._open(())
 
     def __repr__(self) -> str:
         rows = sum(len(bars) for bars in self._recorded.values())
@@ -126,24 +124,18 @@ class Replay(Venue):
             return "1d" if "1d" in names else next((n for n in names if DAY_US % TIMEFRAMES[n].step_us == 0), None)
         return next((n for n in names if timeframe.step_us % TIMEFRAMES[n].step_us == 0), None)
 
-    def _all(self, market: Market, timeframe: Timeframe) -> Bars:
-        """Every candle of a market and timeframe, outages left out."""
-        code = market.history
+    def _open(self, closed: tuple[Span, ...]) -> None:
+        """Serve the record without the trades of the spans `closed`."""
+        self._closed = closed
+        self._all = lru_cache(maxsize=None)(partial(self._make, closed))
+
+    def _make(self, closed: Sequence[Span], code: str, timeframe: Timeframe) -> Bars:
+        """Every candle of a market and timeframe."""
         source = self._source_of(code, timeframe)
         if source is None:
             return NO_BARS
-        key = (code, timeframe.name)
-        with self._fold_lock:
-            found = self._folded.get(key)
-            closed = self._closed
-        if found is not None:
-            return found
         bars = _without(self._recorded[code, source], closed)
-        made = bars if source == timeframe.name else fold_bars(bars, timeframe)
-        with self._fold_lock:
-            if closed is self._closed:
-                self._folded[key] = made
-        return made
+        return bars if source == timeframe.name else fold_bars(bars, timeframe)
 
     def list_market(self, code: str, at_us: int) -> Market:
         if code not in {market for market, _ in self._recorded}:
@@ -154,14 +146,12 @@ class Replay(Venue):
         raise InputError("rescale", code, "a synthetic exchange: recorded rows are served as they were")
 
     def close_span(self, span: Span) -> None:
-        with self._fold_lock:
-            self._closed = (*self._closed, span)
-            self._folded = {}
+        self._open((*self._closed, span))
 
     # -- primitives ------------------------------------------------------------------------------------------
 
     def bars(self, market: Market, timeframe: Timeframe, start_us: int, end_us: int) -> Bars:
-        return self._all(market, timeframe).between(start_us, max(start_us, end_us))
+        return self._all(market.history, timeframe).between(start_us, max(start_us, end_us))
 
     def stride_us(self, market: Market, timeframe: Timeframe) -> int:
         return 1 << 62  # everything is at hand: one step reaches the beginning
@@ -172,8 +162,8 @@ class Replay(Venue):
         if source is None:
             return NO_BARS
         parts = TIMEFRAMES[source]
-        whole = self._all(market, parts).between(start, parts.floor(now_us))
-        running = self._all(market, parts).between(parts.floor(now_us), now_us + 1)
+        whole = self._all(market.history, parts).between(start, parts.floor(now_us))
+        running = self._all(market.history, parts).between(parts.floor(now_us), now_us + 1)
         seen = self._trades_of(market, running, parts).between(0, now_us + 1)
         pieces = Bars.join([whole, _single(seen, start)])
         if not len(pieces):
@@ -182,12 +172,12 @@ class Replay(Venue):
 
     def executions(self, market: Market, start_us: int, end_us: int) -> Executions:
         length = TIMEFRAMES[self._finest(market.history)]
-        bars = self._all(market, length).between(length.floor(start_us), end_us)
+        bars = self._all(market.history, length).between(length.floor(start_us), end_us)
         return self._trades_of(market, bars, length).between(start_us, end_us)
 
     def last_execution(self, market: Market, before_us: int) -> Executions:
         length = TIMEFRAMES[self._finest(market.history)]
-        bars = self._all(market, length).between(0, before_us)
+        bars = self._all(market.history, length).between(0, before_us)
         return self._trades_of(market, bars.newest(2), length).between(0, before_us).newest(1)
 
     def _trades_of(self, market: Market, bars: Bars, length: Timeframe) -> Executions:
