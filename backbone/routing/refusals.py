@@ -1,8 +1,7 @@
 """What the venue says besides data: its refusals, the quota left, its time, and how long a block lasts.
 
-What is decided here: which error an answer other than success becomes. Most forms of a refusal are nowhere
-documented (plain text, JSON, a gateway's page), so each is read as far as it goes and none of them can raise
-anything. Pure.
+Decided here: which error an answer other than success becomes. Most forms of a refusal (plain text, JSON, a gateway's
+page) are documented nowhere. Each is read as far as it can be, and none of them can raise anything. Pure.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""The venue's socket: one thread that keeps a wanted set of subscriptions alive and hands every record to a
-sink.
+"""The venue's socket: one thread keeps the wanted subscriptions alive and hands every record to a sink.
 
-What is decided here: when to connect, what to send, what counts as dead, and how long to stay away.
-Invariants: one connection at most, connects at least a second apart, the whole subscription in one frame (the
-venue replaces the old one with it), changes gathered so that the message limits hold, no ``Origin`` header. A
-socket that brings neither frame nor pong for `DEAD_S` is dead; a quiet market answers pings and is not.
-Whatever ends a connection, the thread comes back by itself for as long as something is wanted, and says how
-long nothing could be received.
+Decided here: when to connect, what to send, when a connection counts as dead, and how long to stay away.
 
-`Stream._condition` guards what is wanted, the thread and the phase; everything in `Connection` belongs to the
-thread. The sink and the state callback run on the thread, outside the lock, and must be quick.
+Invariants: There is one connection at most. Connects are at least a second apart. The whole subscription goes out in
+one frame, because the venue replaces the old one with it. Changes are gathered, so that the message limits hold. No
+``Origin`` header is sent. A socket that brings neither frame nor pong for `DEAD_S` is dead; a quiet market answers
+pings and is not. However a connection ends, the thread reconnects for as long as something is wanted, and reports for
+how long nothing could be received.
+
+`Stream._condition` guards what is wanted, the thread and the state; everything in `Connection` belongs to the thread.
+The sink and the state callback run on the thread, outside the lock, and must be quick.
 """
 
 from __future__ import annotations
@@ -64,15 +64,11 @@ CONNECT_S = 1.0
 QUIET_START_S = 1.0
 """An answered ping proves a subscription that brought neither data nor an error for this long."""
 SNAPSHOT_S = 10.0
-"""A code without a snapshot for this long is reported: the venue silently ignores
-what it does not know.
-"""
+"""A code without a snapshot for this long is reported: the venue ignores what it does not know."""
 STABLE_S = 10.0
 """A connection that lived for so long was good: the next back-off starts small."""
 NEAR_S, FAR_S = 4.0, 30.0
-"""Longest back-off while the venue is unreachable (its return must be noticed within 5 s), and after a
-refusal.
-"""
+"""Longest back-off: while the venue is unreachable (its return must be noticed within 5 s), and after a refusal."""
 _NOTICES = (Status, StreamError)
 
 log = logging.getLogger(__name__)
@@ -82,10 +78,9 @@ log = logging.getLogger(__name__)
 class StreamState:
     """How the stream is doing.
 
-    ``since_us`` is when `phase` began (wall time), ``last_frame_s`` the monotonic instant of the last frame
-    or pong. ``silent`` holds (kind, market) pairs that have sent no snapshot though asked for. ``gap`` is set
-    only in the state that announces the return after an outage: the wall time without
-    reception.
+    ``since_us`` is when `phase` began (wall time), ``last_frame_s`` the monotonic instant of the last frame or pong.
+    ``silent`` holds the (kind, market) pairs that were asked for and have sent no snapshot. ``gap`` is the wall time
+    without reception; only the state that announces the return after an outage has one.
     """
 
     phase: Phase
@@ -109,8 +104,7 @@ def backoff_s(failures: int, error: BackboneError, jitter: float) -> float:
 
 
 class Stream:
-    """Live records of everything that is subscribed to, on one socket. Opens nothing before the first
-    `subscribe`.
+    """Live records of everything that is subscribed to, on one socket, which the first `subscribe` opens.
 
     Parameters
     ----------
@@ -168,10 +162,10 @@ class Stream:
     # ---- for any thread
 
     def subscribe(self, key: object, kind: str, markets: Iterable[str], depth: int = ORDERBOOK_DEPTH) -> None:
-        """Want `kind` of `markets` on behalf of `key`, in place of what `key` wanted of that kind before.
+        """Subscribe `key` to `kind` of `markets`, in place of what `key` had of that kind before.
 
-        Returns at once. The markets must exist: the venue silently ignores the others. A book comes as deep as the
-        deepest that anybody wants of it, in the venue's steps. Raises `InputError` for an unknown kind, `ClosedError`
+        Returns at once. The markets must exist: the venue ignores others without an error. A book comes as deep as the
+        deepest subscription to it asks, in the venue's steps. Raises `InputError` for an unknown kind and `ClosedError`
         after `close`.
         """
         kind = _kind(kind)
@@ -191,9 +185,9 @@ class Stream:
         self._wake()
 
     def unsubscribe(self, key: object, kind: str | None = None) -> None:
-        """Want nothing more for `key` (of one kind, or at all). Ends the thread with the last want.
+        """End `key`'s subscription to one kind, or to all. The last one ends the thread.
 
-        That is waited for, so hold no lock here that the sink or the state callback takes.
+        The thread's end is waited for, so hold no lock here that the sink or the state callback takes.
         """
         with self._condition:
             kinds = self._wanted.get(key, {})
@@ -279,7 +273,7 @@ class Stream:
                 self._pause(backoff_s(failures, error, self._jitter()))
 
     def _is_wanted(self) -> bool:
-        """Whether to go on; if not, the thread is handed in, so that the next subscription starts another."""
+        """Whether to go on. If not, the thread is given up here, so that the next subscription starts another."""
         with self._condition:
             if self._wanted and not self._is_closed:
                 return True
@@ -430,7 +424,7 @@ class Stream:
         self._change(silent=tuple(sorted(pairs)))
 
     def _enter(self, phase: Phase, *, error: BackboneError | None = None) -> None:
-        """Change the phase, and report it; the return after an outage carries the gap."""
+        """Change the phase and report it. The report of the return after an outage carries the gap."""
         gap = None
         now_us = self._clock.now_us()
         if phase == "streaming" and self._lost_us is not None:

@@ -98,10 +98,9 @@ class FrameSplitter:
 
 
 class Connection:
-    """One connection from open to close, and what the thread remembers of it. Used by the stream's thread
-    only.
+    """One connection from open to close, and the stream's notes on it.
 
-    `abort` alone may be called from elsewhere.
+    Used by the stream's thread only; `abort` alone may be called from elsewhere.
     """
 
     def __init__(self, url: str, clock: Clock, user_agent: str, waker: socket.socket) -> None:

@@ -1,9 +1,7 @@
-"""An Upbit-speaking exchange inside the process: deterministic, on loopback, with scripted faults and its own
-clock.
+"""An Upbit-speaking exchange inside the process: deterministic, on loopback, with scripted faults and its own clock.
 
-`SimulatorServer` serves the venue's REST and WebSocket dialect; `Exchange` is the market behind it, without
-sockets; `Faults` is the script of what goes wrong. Importing this package loads nothing heavy: names are
-resolved on first use.
+`SimulatorServer` serves the venue's REST and WebSocket dialect. `Exchange` is the market behind it, without sockets.
+`Faults` is the script of what goes wrong. Importing this package loads nothing heavy: names are resolved on first use.
 """
 
 from __future__ import annotations

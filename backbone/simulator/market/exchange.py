@@ -1,13 +1,11 @@
-"""The synthetic market: a `Venue` whose candles, trades and tickers are folds of one deterministic trade
-tape.
+"""The synthetic market: a `Venue` whose candles, trades and tickers are folds of one deterministic trade tape.
 
-Nothing is stored: any range can be asked in any order and the answer is the same, because everything is
-computed from (seed, market, time). What was computed is kept in bounded caches that all exchanges of a process share:
-whole candles in blocks (days of minutes, months of days), last trades, and per quote currency the minutes of the last
-24 hours from which tickers are summed; and per exchange the whole cells of running candles.
+Nothing is stored. Everything is computed from (seed, market, time), so any range can be asked in any order and the
+answer is the same. All exchanges of a process share bounded caches of what was computed: whole candles in blocks (days
+of minutes, months of days), last trades, and per quote currency the minutes of the last 24 hours from which tickers
+are summed. Each exchange keeps the whole cells of its running candles.
 
-The caches' locks are held for look-ups and for the ticker board's own arithmetic, never for generating
-blocks.
+The caches' locks are held for look-ups and for the sums of tickers, never while blocks are generated.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
 """The trade tape of the embedded exchange: what was traded, at any instant, without remembering anything.
 
-The tape is a pure function of (seed, market, time). Time is cut into cells of 15 seconds; a counter-based
-hash of (market, cell) says whether anybody traded in it, how many trades there were, at what price, how much,
-and who took. Within a cell trades happen at two prices, the bid and the ask one tick above, so that the open,
-high, low, close, volume and turnover of a cell are known in closed form and are nevertheless exactly those of
-its trades. Everything is integer arithmetic in the market's own decimals, or float arithmetic that IEEE 754
-fixes to the last bit (no libm), so the same seed gives the same tape on every machine.
+The tape is a pure function of (seed, market, time). Time is cut into cells of 15 seconds. A counter-based hash of
+(market, cell) decides whether anybody traded in it, how many trades there were, at what price, how much, and who took.
+Within a cell trades happen at two prices, the bid and the ask one tick above. So a cell's open, high, low, close,
+volume and turnover are known in closed form, and are exactly those of its trades. Everything is integer arithmetic in
+the market's own decimals, or float arithmetic that IEEE 754 fixes to the last bit (no libm). The same seed therefore
+gives the same tape on every machine.
 
-Candles are folds of cells; the matrix of a fold has one column a candle and the rows named by `TIME` …
-`STAMP`.
+Candles are folds of cells. The matrix of a fold has one column a candle; its rows are named `TIME` to `STAMP`.
 """
 
 from __future__ import annotations
@@ -286,10 +285,10 @@ class Tape:
         return result
 
     def extremes(self, which: Sequence[int], day_us: int) -> list[tuple[float, int, float, int]]:
-        """Highest and lowest level (and their days) at the starts of the 364 days before `day_us`, on the
-        price grid.
+        """The highest and the lowest level, and their days, at the starts of the 364 days before `day_us`.
 
-        Read off the lattices wider than two hours only, which makes a year of many markets cheap.
+        Prices are on the price grid. Only the lattices wider than two hours are read, which makes a year of many
+        markets cheap.
         """
         if not which:
             return []
@@ -376,9 +375,7 @@ class Tape:
 
 
 def _share(owner: I64, is_buy: npt.NDArray[np.bool_], weight: I64, cells: Cells) -> I64:
-    """Split each cell's bought and sold volume among its trades by weight, to the last unit, none without
-    any.
-    """
+    """Each trade's volume: its cell's bought or sold volume is split by weight, to the last unit, and none gets 0."""
     side = owner * 2 + is_buy
     size = 2 * len(cells)
     total = np.zeros(size, dtype=np.int64)

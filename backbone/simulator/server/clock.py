@@ -1,8 +1,7 @@
-"""The exchange's own clock, which may be frozen, accelerated or set: everything it answers is as of this
-time.
+"""The exchange's own clock: it may be frozen, accelerated or set, and every answer is as of its time.
 
-Rate windows and time-outs do not run on it: they are real, whatever the market's clock shows. The lock guards
-the anchor; listeners (the stream's feed) are called after every jump, outside it.
+Rate windows and time-outs do not run on it: they are real, whatever the market's clock shows. The lock guards the
+anchor. Listeners (the stream's feed) are called after every jump, outside the lock.
 """
 
 from __future__ import annotations

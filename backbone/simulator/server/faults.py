@@ -1,10 +1,8 @@
-"""The script of what goes wrong: faults that are added while the exchange runs, and handed out request by
-request.
+"""The script of what goes wrong: faults are added while the exchange runs, and each request is given those it meets.
 
-A fault waits for requests whose path (with the query) contains `match`, lets `after` of them pass, applies to
-the next `times` of them (None: for ever) and is gone. Faults that change the market itself (an outage, a
-delisting, a renaming, a restatement) take effect at once. The lock guards the list; nothing else happens
-under it.
+A fault waits for requests whose path (with the query) contains `match`. It lets `after` of them pass, applies to the
+next `times` of them (None: for ever) and is gone. Faults that change the market itself (an outage, a delisting, a
+renaming, a restatement) take effect at once. The lock guards the list; nothing else happens under it.
 """
 
 from __future__ import annotations
@@ -94,7 +92,7 @@ class Fault:
 
 
 def default_match(kind: str) -> str:
-    """The requests that a fault meets if nothing is said."""
+    """The requests that a fault of this kind meets unless `match` says otherwise."""
     family = {"ws": "/websocket/v1", "archive": "/candle/"}.get(kind.partition("-")[0], "/v1/candles")
     return _DEFAULT_MATCH.get(kind, family)
 

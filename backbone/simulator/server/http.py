@@ -64,7 +64,7 @@ class SimulatorServer:
     frozen, speed : the exchange's clock stands still, or runs this many times as fast.
     markets : codes to list; None is all.
     gzip_on : whether replies are compressed for clients that ask.
-    idle_s : seconds of silence after which a socket is cut off (measured 60; documented 120).
+    idle_s : seconds without a frame after which a socket is cut off (measured 60; documented 120).
     ban_after, ban_s : refusals in ten seconds that lead to a block, and the first block's length.
     refusal : the body of a 429, ``"text"`` or ``"json"``.
 
@@ -328,7 +328,7 @@ class SimulatorServer:
 
 
 async def _turns(number: int) -> None:
-    """Let the loop do what is due, so many times over."""
+    """Let the loop run what is due, `number` times."""
     for _ in range(number):
         await asyncio.sleep(0)
 
@@ -341,11 +341,11 @@ def _required(fault: Fault, name: str) -> str:
 
 
 def _description(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said of a market, from a program's values or a command line's words."""
-    said = {name: value for name, value in options.items() if name != "market"}
+    """The names, warnings and state of a market, from a program's values or a command line's words."""
+    stated = {name: value for name, value in options.items() if name != "market"}
     for name in ("warning", "suspended"):
-        if name in said:
-            said[name] = str(said[name]).lower() in ("true", "1", "yes")
-    if isinstance(cautions := said.get("cautions"), str):
-        said["cautions"] = tuple(name for name in cautions.split(",") if name)
-    return said
+        if name in stated:
+            stated[name] = str(stated[name]).lower() in ("true", "1", "yes")
+    if isinstance(cautions := stated.get("cautions"), str):
+        stated["cautions"] = tuple(name for name in cautions.split(",") if name)
+    return stated

@@ -1,8 +1,7 @@
-"""The venue's REST dialect: which path belongs to which group, what a query means, and what refusal a bad one
-gets.
+"""The venue's REST dialect: which path belongs to which group, what a query means, how a bad one is refused.
 
-Pure: a path, a decoded query, a `Venue` and the exchange's time in, a status and rows out. Messages and
-statuses are the venue's, byte for byte. Shares no parsing with the package's client side.
+Pure: a path, a decoded query, a `Venue` and the exchange's time in, a status and rows out. Messages and statuses are
+the venue's, byte for byte. Shares no parsing with the package's client side.
 """
 
 from __future__ import annotations
