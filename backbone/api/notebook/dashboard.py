@@ -17,7 +17,7 @@ changed, and redraws those that did.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from typing import Any, Final
 
@@ -64,26 +64,22 @@ def time_text(seconds: float) -> str:
 
 def dashboard_cards(snapshot: Mapping[str, Any]) -> list[Card]:
     """The cards of a snapshot, in order, those left out that it has nothing for."""
-    makers: Sequence[tuple[str, Callable[[Mapping[str, Any]], list[list[Cell]]]]] = (
-        ("Budget per group", _quota),
-        ("Queue", _queue),
-        ("Latency", _latency),
-        ("Cache", _caches),
-        ("Live socket", _socket),
-        ("Store", _store),
-    )
-    cards = [(title, make(snapshot)) for title, make in makers]
-    return [(title, rows) for title, rows in cards if rows]
+    cards = [
+        ("Budget per group", _quota(snapshot.get("quota") or {})),
+        ("Queue", _queue(snapshot.get("queued") or {}, snapshot.get("in_flight") or {})),
+        ("Latency", _latency(snapshot.get("times") or ())),
+        ("Cache", _caches(snapshot.get("caches") or {})),
+        ("Live socket", _facts(snapshot.get("socket") or {})),
+        ("Store", _facts(snapshot.get("store") or {})),
+    ]
+    return [(title, rows) for title, rows in cards if len(rows) > 1]
 
 
 def _n(value: float) -> Cell:
     return f"{value:,.0f}", "number"
 
 
-def _quota(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
-    groups: Mapping[str, Mapping[str, Any]] = snapshot.get("quota") or {}
-    if not groups:
-        return []
+def _quota(groups: Mapping[str, Mapping[str, Any]]) -> list[list[Cell]]:
     rows: list[list[Cell]] = [[("group", ""), ("", ""), ("used", "number"), ("free", "number"), ("refused", "number")]]
     for name, group in groups.items():
         limit, used = group.get("limit", 0), group.get("used", 0)
@@ -97,9 +93,7 @@ def _quota(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
     return rows
 
 
-def _queue(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
-    queued: Mapping[str, Mapping[str, int]] = snapshot.get("queued") or {}
-    in_flight: Mapping[str, int] = snapshot.get("in_flight") or {}
+def _queue(queued: Mapping[str, Mapping[str, int]], in_flight: Mapping[str, int]) -> list[list[Cell]]:
     if not queued and not in_flight:
         return []
     rows: list[list[Cell]] = [[("", ""), *((priority, "number") for priority in _PRIORITIES)]]
@@ -109,21 +103,17 @@ def _queue(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
     return rows
 
 
-def _latency(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
-    rows: list[list[Cell]] = []
-    for record in snapshot.get("times") or ():
+def _latency(times: Iterable[Mapping[str, Any]]) -> list[list[Cell]]:
+    rows: list[list[Cell]] = [[("", ""), ("p50", "number"), ("p95", "number"), ("p99", "number"), ("count", "number")]]
+    for record in times:
         if record.get("group") or not record.get("priority") or not record.get("count"):
             continue  # one line for each kind and priority is what fits; the rest is in metrics()
-        times: list[Cell] = [(time_text(record.get(f"p{q}_s", math.nan)), "number") for q in (50, 95, 99)]
-        rows.append([(f"{record['kind']}, {record['priority']}", ""), *times, _n(record["count"])])
-    head: list[Cell] = [("", ""), ("p50", "number"), ("p95", "number"), ("p99", "number"), ("count", "number")]
-    return [head, *rows] if rows else []
+        spent: list[Cell] = [(time_text(record.get(f"p{q}_s", math.nan)), "number") for q in (50, 95, 99)]
+        rows.append([(f"{record['kind']}, {record['priority']}", ""), *spent, _n(record["count"])])
+    return rows
 
 
-def _caches(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
-    tiers: Mapping[str, Mapping[str, Any]] = snapshot.get("caches") or {}
-    if not tiers:
-        return []
+def _caches(tiers: Mapping[str, Mapping[str, Any]]) -> list[list[Cell]]:
     rows: list[list[Cell]] = [
         [("tier", ""), ("hit rate", "number"), ("hits", "number"), ("misses", "number"), ("size", "number")]
     ]
@@ -135,14 +125,6 @@ def _caches(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
             size += f" of {bytes_text(tier['limit_bytes'])}"
         rows.append([(name, ""), (rate, "number"), _n(hits), _n(misses), (size, "number")])
     return rows
-
-
-def _socket(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
-    return _facts(snapshot.get("socket") or {})
-
-
-def _store(snapshot: Mapping[str, Any]) -> list[list[Cell]]:
-    return _facts(snapshot.get("store") or {})
 
 
 def _facts(facts: Mapping[str, Any]) -> list[list[Cell]]:
@@ -158,7 +140,7 @@ def _facts(facts: Mapping[str, Any]) -> list[list[Cell]]:
         else:
             label, text = name, str(value)
         rows.append([(label.replace("_", " "), ""), (text, "number")])
-    return rows if len(rows) > 1 else []
+    return rows
 
 
 def _line(snapshot: Mapping[str, Any], problem: str) -> tuple[str, str, str]:

@@ -1,6 +1,6 @@
 """The live ticker table: one snapshot, shown as a widget that updates cell by cell, as static HTML, or as text.
 
-What is decided here: the columns, how a row's numbers read, and which cells changed since the last message to the
+What is decided here: the columns, how a row's numbers read, and which rows changed since the last message to the
 browser (`TableDelta`, pure). A row's age is sent when it jumps, not as it grows: the browser counts on by itself, so a
 quiet market costs nothing and its age stays true even when the kernel hangs.
 """
@@ -103,19 +103,17 @@ _DATA: Final[tuple[tuple[str, str, str, Callable[[Any, float], str]], ...]] = (
 )
 """The columns but for the age: field, title, kind, and how it reads (given the field and the tick)."""
 _COLUMNS: Final = (*(column[:3] for column in _DATA), ("age", "Age", "number"))
-_SHOWN: Final = tuple((TableRow._fields.index(key), show) for key, *_, show in _DATA)
+_SHOWN: Final = tuple((TableRow._fields.index(key), kind, show) for key, _, kind, show in _DATA)
 
 
 def _texts(row: TableRow) -> list[str]:
     """The row's cells but for the age."""
-    return [show(row[field], row.tick) for field, show in _SHOWN]
+    return [show(row[field], row.tick) for field, _, show in _SHOWN]
 
 
-def _number(row: TableRow, column: int) -> float | None:
-    """What the browser sorts a column by; None for a column of text or a number that is not known."""
-    if column >= len(_SHOWN) or _COLUMNS[column][2] == "text":
-        return None
-    return _json(row[_SHOWN[column][0]])
+def _numbers(row: TableRow) -> list[float | None]:
+    """What the browser sorts these cells by; None for a text or a number that is not known."""
+    return [_json(row[field]) if kind == "number" else None for field, kind, _ in _SHOWN]
 
 
 def _json(number: Any) -> float | None:
@@ -137,20 +135,20 @@ class TableDelta:
 
     def __init__(self) -> None:
         self._rows: list[TableRow] = []
-        self._texts: list[list[str]] = []
+        self._cells: list[tuple[list[str], list[float | None]]] = []
         self._born_s: list[float] = []  # when each row was received, in the sender's monotonic seconds
         self._line: list[str] = []
 
     def whole(self, view: TableView, now_s: float, problem: str = "") -> dict[str, Any]:
         """The whole state, which the browser is taken to know from now on."""
         self._rows = list(view.rows)
-        self._texts = [_texts(row) for row in self._rows]
+        self._cells = [(_texts(row), _numbers(row)) for row in self._rows]
         self._born_s = [now_s - row.age_s for row in self._rows]
         self._line = _line(view, problem)
         return {
             "columns": [list(column) for column in _COLUMNS],
-            "rows": [[*texts, age_text(row.age_s)] for row, texts in zip(self._rows, self._texts, strict=True)],
-            "numbers": [[_number(row, j) for j in range(len(_COLUMNS))] for row in self._rows],
+            "rows": [texts for texts, _ in self._cells],
+            "numbers": [numbers for _, numbers in self._cells],
             "ages": [_json(row.age_s) for row in self._rows],
             "names": [row.name for row in self._rows],
             "line": self._line,
@@ -158,48 +156,28 @@ class TableDelta:
 
     def is_same_shape(self, view: TableView) -> bool:
         """Whether the rows are of the same markets in the same order; otherwise only `whole` will do."""
-        rows = self._rows
-        return len(rows) == len(view.rows) and all(
-            old.market == new.market and old.name == new.name for old, new in zip(rows, view.rows, strict=True)
-        )
+        return [(row.market, row.name) for row in self._rows] == [(row.market, row.name) for row in view.rows]
 
     def changes(self, view: TableView, now_s: float, problem: str = "") -> dict[str, Any] | None:
-        """The changed cells, ages and state line since the last message; None for none. Needs the same shape."""
-        cells: list[list[Any]] = []
+        """The changed rows, ages and state line since the last message; None for none. Needs the same shape."""
+        rows: list[list[Any]] = []
         ages: list[list[Any]] = []
-        for i, row in enumerate(view.rows):
-            old = self._rows[i]
-            if row is not old:
-                if row[:_AGE_FIELD] != old[:_AGE_FIELD]:
-                    self._changed_cells(i, row, cells)
-                self._rows[i] = row
-            born = now_s - row.age_s
-            if not abs(born - self._born_s[i]) <= _AGE_JUMP_S and (
-                math.isfinite(born) or math.isfinite(self._born_s[i])
-            ):
+        for i, (old, row) in enumerate(zip(self._rows, view.rows, strict=True)):
+            if row[:_AGE_FIELD] != old[:_AGE_FIELD]:
+                cells = _texts(row), _numbers(row)
+                if cells != self._cells[i]:
+                    self._cells[i] = cells
+                    rows.append([i, *cells])
+            born, known = now_s - row.age_s, self._born_s[i]
+            if abs(born - known) > _AGE_JUMP_S or math.isfinite(born) != math.isfinite(known):
                 self._born_s[i] = born
                 ages.append([i, round(row.age_s, 2) if math.isfinite(row.age_s) else None])
-        message: dict[str, Any] = {}
-        if cells:
-            message["c"] = cells
-        if ages:
-            message["a"] = ages
+        self._rows = list(view.rows)
         line = _line(view, problem)
-        if line != self._line:
-            message["s"] = self._line = line
+        changed = {"r": rows, "a": ages, "s": line if line != self._line else None}
+        self._line = line
+        message = {key: part for key, part in changed.items() if part}
         return {"t": "d", **message} if message else None
-
-    def _changed_cells(self, i: int, row: TableRow, cells: list[list[Any]]) -> None:
-        old, texts, tick = self._rows[i], self._texts[i], row.tick
-        has_new_tick = tick != old.tick
-        for j, (field, show) in enumerate(_SHOWN):
-            value = row[field]
-            if value == old[field] and not has_new_tick:
-                continue
-            text = show(value, tick)
-            if text != texts[j]:
-                texts[j] = text
-                cells.append([i, j, text, _json(value) if isinstance(value, float) else None])
 
 
 class TickerTable(View):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
@@ -28,9 +29,9 @@ def apply(state: dict[str, Any], message: dict[str, Any] | None) -> dict[str, An
     """What the browser shows after a delta."""
     if message is None:
         return state
-    for i, j, text, number in message.get("c", ()):
-        state["rows"][i][j] = text
-        state["numbers"][i][j] = number
+    for i, texts, numbers in message.get("r", ()):
+        state["rows"][i] = texts
+        state["numbers"][i] = numbers
     if "s" in message:
         state["line"] = message["s"]
     return state
@@ -68,8 +69,8 @@ def test_deltas_bring_the_browser_to_what_a_fresh_one_would_see(history: list[tu
             assert delta.is_same_shape(view)
             apply(shown, delta.changes(view, step))
         fresh = TableDelta().whole(view, step)
-        assert [cells[:-1] for cells in shown["rows"]] == [cells[:-1] for cells in fresh["rows"]]
-        assert (shown["numbers"], shown["line"]) == (fresh["numbers"], fresh["line"])
+        for part in ("rows", "numbers", "line"):
+            assert shown[part] == fresh[part]
 
 
 def test_an_unchanged_snapshot_sends_nothing() -> None:
@@ -79,12 +80,16 @@ def test_an_unchanged_snapshot_sends_nothing() -> None:
     assert delta.changes(TableView([row(age_s=5.2)], "streaming"), 105.0) is None
 
 
-def test_one_changed_price_sends_one_cell_and_its_number() -> None:
-    """A price that moved costs one cell, some hundred bytes at most."""
+def test_one_changed_price_sends_one_row_with_its_numbers() -> None:
+    """A price that moved costs its row, some two hundred bytes at most."""
     delta = TableDelta()
     delta.whole(TableView([row(), row("KRW-ETH")], "streaming"), 0.0)
     message = delta.changes(TableView([row(), row("KRW-ETH", 91_235_000.0)], "streaming"), 0.0)
-    assert message == {"t": "d", "c": [[1, 1, "91,235,000", 91_235_000.0]]}
+    assert message is not None
+    [[at, texts, numbers]] = message.pop("r")
+    assert message == {"t": "d"}
+    assert (at, texts[:2], numbers[:2]) == (1, ["KRW-ETH", "91,235,000"], [None, 91_235_000.0])
+    assert len(json.dumps([at, texts, numbers])) < 200
 
 
 def test_a_row_that_was_received_again_sends_its_age() -> None:
@@ -136,12 +141,13 @@ def shown() -> Iterator[tuple[Venue, TickerTable, list[Any]]]:
 
 
 def test_table_sends_deltas_and_no_html(shown: tuple[Venue, TickerTable, list[Any]]) -> None:
-    """A refresh sends the changed cells and leaves the synced state as it was."""
+    """A refresh sends the changed rows and leaves the synced state as it was."""
     venue, table, messages = shown
     before = table.widget.state
     venue.view = venue.view._replace(rows=[row(price=91_300_000.0), venue.view.rows[1]])
     table.refresh(force=True)
-    assert messages == [{"t": "d", "c": [[0, 1, "91,300,000", 91_300_000.0]]}]
+    [message] = messages
+    assert [(i, texts[1]) for i, texts, _ in message["r"]] == [(0, "91,300,000")]
     assert table.widget.state is before
 
 

@@ -1,5 +1,5 @@
-// The live table's browser half: builds the table from `state`, then applies deltas cell by cell. Text only goes in
-// through textContent. Deltas: {t: "d", c: [[row, column, text, number]], a: [[row, age]], s: [state, level, note]}.
+// The live table's browser half: builds the table from `state`, then applies deltas; only cells that differ are touched.
+// Text only goes in through textContent. Deltas: {t: "d", r: [[row, texts, numbers]], a: [[row, age]], s: [state, level, note]}.
 const AGE_COLUMN = "age";
 
 function ageText(seconds) {
@@ -146,7 +146,7 @@ function render({ model, el }) {
   }
 
   function buildRow(state, i, body, now) {
-    const texts = state.rows[i].slice(0, ageAt);
+    const texts = state.rows[i];
     const name = (state.names || [])[i] || "";
     const tr = element("tr", "", body);
     const cells = columns.map(([key, , kind], j) => {
@@ -157,7 +157,7 @@ function render({ model, el }) {
     if (name) element("span", "bb-name", cells[0]).textContent = name;
     const age = state.ages[i];
     const row = {
-      tr, cells, texts, numbers: state.numbers[i].slice(), label: `${texts[0]} ${name}`.toLowerCase(),
+      tr, cells, texts, numbers: state.numbers[i], label: `${texts[0]} ${name}`.toLowerCase(),
       seen: age === null ? null : now - age * 1000, isVisible: true, flash: 0, turn: 0,
     };
     byElement.set(tr, row);
@@ -190,13 +190,12 @@ function render({ model, el }) {
 
   function apply(delta) {
     const now = performance.now();
-    for (const [i, j, text, number] of delta.c || []) {
+    for (const [i, texts, numbers] of delta.r || []) {
       const row = rows[i];
       if (!row) continue;
-      const before = row.numbers[j];
-      if (j === priceAt && before !== null && number !== null && number !== before) row.flash = number - before;
-      row.texts[j] = text;
-      row.numbers[j] = number;
+      const [before, after] = [row.numbers[priceAt], numbers[priceAt]];
+      if (before !== null && after !== null && after !== before) row.flash = after - before;
+      Object.assign(row, { texts, numbers });
       dirty.add(row);
     }
     for (const [i, age] of delta.a || []) {
