@@ -259,64 +259,47 @@ def chart_svg(
     if not rows:
         return f'{head}<text x="{_LEFT}" y="20">{escape(title)} · no candles</text></svg>'
     last = rows[-1]
-    tone = up if last.close >= last.open else down
+    low, high = min(row.low for row in rows), max(row.high for row in rows)
+    margin = (high - low) * 0.04 or abs(high) * 0.01 or 1.0
+    low, high = low - margin, high + margin
+    floor = _H - _BOTTOM
+    price_floor = floor - (floor - _TOP) * (_VOLUME_SHARE + 0.03)
+    most = max(row.volume for row in rows) or 1.0
+    slot = (_W - _LEFT - _RIGHT) / max(len(rows), 20)
+    width = max(1.0, slot * 0.7)
+    xs = [_LEFT + (i + 0.5) * slot for i in range(len(rows))]
+
+    def price_y(price: float) -> float:
+        return _TOP + (high - price) / (high - low) * (price_floor - _TOP)
+
+    def box(x: float, y: float, height: float) -> str:
+        return f"M{x - width / 2:.1f} {y:.1f}h{width:.1f}v{height:.1f}h-{width:.1f}z"
+
     parts = [
         head,
         f'<text x="{_LEFT}" y="20" font-size="13"><tspan font-weight="600">{escape(title)}</tspan>'
-        f'<tspan dx="10" font-weight="600" fill="{tone}">{format_price(last.close, tick)}</tspan></text>',
+        f'<tspan dx="10" font-weight="600" fill="{up if last.close >= last.open else down}">'
+        f"{format_price(last.close, tick)}</tspan></text>",
     ]
-    plot = _Plot(rows)
-    for price in _round_steps(plot.low, plot.high, tick):
-        y = plot.price_y(price)
+    for price in _round_steps(low, high, tick):
+        y = price_y(price)
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_W - _RIGHT}" stroke="{_GREY}" stroke-opacity=".18"/>')
         parts.append(f'<text x="{_W - _RIGHT + 8}" y="{y + 4:.1f}">{format_price(price, tick)}</text>')
-    parts += _time_labels(plot, zone, is_daily)
-    for colour, chosen in ((up, True), (down, False)):
-        wicks, bodies, bars = plot.paths(chosen)
+    parts += _time_labels(rows, xs, zone, is_daily)
+    for colour, is_rising in ((up, True), (down, False)):
+        bars = wicks = bodies = ""
+        for x, row in zip(xs, rows, strict=True):
+            if (row.close >= row.open) is is_rising:
+                top, bottom = price_y(max(row.open, row.close)), price_y(min(row.open, row.close))
+                tall = row.volume / most * (floor - _TOP) * _VOLUME_SHARE
+                bars += box(x, floor - tall, tall)
+                wicks += f"M{x:.1f} {price_y(row.high):.1f}V{price_y(row.low):.1f}"
+                bodies += box(x, top, max(bottom - top, 1.0))
         if bodies:
             parts.append(f'<path d="{bars}" fill="{colour}" fill-opacity=".4"/>')
             parts.append(f'<path d="{wicks}" stroke="{colour}" fill="none"/>')
             parts.append(f'<path d="{bodies}" fill="{colour}"/>')
     return "".join([*parts, "</svg>"])
-
-
-class _Plot:
-    """Where each candle and price lies in the picture."""
-
-    def __init__(self, rows: Sequence[CandleRow]) -> None:
-        self.rows = rows
-        low, high = min(row.low for row in rows), max(row.high for row in rows)
-        margin = (high - low) * 0.04 or abs(high) * 0.01 or 1.0
-        self.low, self.high = low - margin, high + margin
-        self.slot = (_W - _LEFT - _RIGHT) / max(len(rows), 20)
-        self.floor = _H - _BOTTOM
-        self._price_floor = self.floor - (self.floor - _TOP) * (_VOLUME_SHARE + 0.03)
-        self._most = max(row.volume for row in rows) or 1.0
-
-    def x(self, i: int) -> float:
-        return _LEFT + (i + 0.5) * self.slot
-
-    def price_y(self, price: float) -> float:
-        return _TOP + (self.high - price) / (self.high - self.low) * (self._price_floor - _TOP)
-
-    def paths(self, rising: bool) -> tuple[str, str, str]:
-        """Wicks, bodies and volume bars of the rising (or falling) candles, one path each."""
-        wicks, bodies, bars = [], [], []
-        width = max(1.0, self.slot * 0.7)
-        for i, row in enumerate(self.rows):
-            if (row.close >= row.open) is not rising:
-                continue
-            x = self.x(i)
-            top, bottom = self.price_y(max(row.open, row.close)), self.price_y(min(row.open, row.close))
-            tall = row.volume / self._most * (self.floor - _TOP) * _VOLUME_SHARE
-            wicks.append(f"M{x:.1f} {self.price_y(row.high):.1f}V{self.price_y(row.low):.1f}")
-            bodies.append(_box(x - width / 2, top, width, max(bottom - top, 1.0)))
-            bars.append(_box(x - width / 2, self.floor - tall, width, tall))
-        return "".join(wicks), "".join(bodies), "".join(bars)
-
-
-def _box(x: float, y: float, width: float, height: float) -> str:
-    return f"M{x:.1f} {y:.1f}h{width:.1f}v{height:.1f}h-{width:.1f}z"
 
 
 def _round_steps(low: float, high: float, tick: float) -> list[float]:
@@ -327,18 +310,15 @@ def _round_steps(low: float, high: float, tick: float) -> list[float]:
     return [round(k * step, 8) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _time_labels(plot: _Plot, zone: dt.tzinfo, is_daily: bool) -> list[str]:
-    count = len(plot.rows)
-    every = max(1, math.ceil(count / 7))
+def _time_labels(rows: Sequence[CandleRow], xs: Sequence[float], zone: dt.tzinfo, is_daily: bool) -> list[str]:
+    every = max(1, math.ceil(len(rows) / 7))
     labels = []
     day: dt.date | None = None
-    for i in range(every // 2, count, every):
-        at = in_zone(plot.rows[i].time_us, zone)
-        text = at.strftime("%Y-%m-%d") if is_daily else at.strftime("%H:%M")
-        if not is_daily and at.date() != day:
-            text = at.strftime("%m-%d %H:%M")
+    for i in range(every // 2, len(rows), every):
+        at = in_zone(rows[i].time_us, zone)
+        form = "%Y-%m-%d" if is_daily else "%H:%M" if at.date() == day else "%m-%d %H:%M"
         day = at.date()
-        labels.append(f'<text x="{plot.x(i):.1f}" y="{_H - 8}" text-anchor="middle">{text}</text>')
+        labels.append(f'<text x="{xs[i]:.1f}" y="{_H - 8}" text-anchor="middle">{at.strftime(form)}</text>')
     return labels
 
 
