@@ -20,7 +20,7 @@ import numpy as np
 
 from backbone.api.arguments import in_zone
 from backbone.api.format import format_amount, format_price, price_digits, tick_size
-from backbone.api.notebook.view import PERIOD_S, View, check_colours, make_widget, stream_level
+from backbone.api.notebook.view import PERIOD_S, View, check_colours, make_widget, state_line
 from backbone.clock import Clock
 from backbone.errors import InputError
 from backbone.model import LiveCandle
@@ -174,16 +174,11 @@ class CandleChart(View):
         self._changed = {}
 
     def _state(self) -> dict[str, Any]:
-        tick, problem = self._tick_now(), self.problem
-        if problem:
-            level = "off" if problem in ("stopped", "closed") else "bad"
-            line = " · ".join(filter(None, (problem, self._pulled.note)))
-        else:
-            level = stream_level(self._pulled.state)
-            line = " · ".join(filter(None, (self._pulled.state, self._pulled.note, _zone_name(self._zone))))
+        tick = self._tick_now()
+        state, level, note = state_line(self._pulled.state, self._pulled.note, self.problem)
         return {
             "title": f"{self.market} · {self.timeframe}",
-            "line": line,
+            "line": " · ".join(filter(None, (state, note, _zone_name(self._zone)))),
             "level": level,
             "tick": tick,
             "digits": price_digits(tick),

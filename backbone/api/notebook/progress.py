@@ -167,19 +167,16 @@ class JobProgress(View):
         tooltip = "Stop; what arrived is kept"
         button = w.Button(description="Cancel", icon="stop", layout=w.Layout(width="90px"), tooltip=tooltip)
         button.on_click(self._on_cancel)
-        self._parts = parts = {
+        line = {
             "label": w.HTML(),
             "bar": w.FloatProgress(min=0.0, max=1.0, layout=w.Layout(width="320px", height="18px")),
             "percent": w.HTML(layout=w.Layout(width="44px")),
             "cancel": button,
-            "facts": w.HTML(),
         }
+        self._parts = line | {"facts": w.HTML()}
         self._show()
-        line = w.HBox(
-            [parts["label"], parts["bar"], parts["percent"], button],
-            layout=w.Layout(align_items="center", grid_gap="8px"),
-        )
-        return w.VBox([line, parts["facts"]])
+        box = w.HBox([*line.values()], layout=w.Layout(align_items="center", grid_gap="8px"))
+        return w.VBox([box, self._parts["facts"]])
 
     def _on_cancel(self, button: Any) -> None:
         button.disabled = True

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any, Final, NamedTuple
 
 from backbone.api.format import format_amount, format_price
-from backbone.api.notebook.view import PERIOD_S, View, aligned, cell_html, check_colours, make_widget, stream_level
+from backbone.api.notebook.view import PERIOD_S, View, aligned, cell_html, check_colours, make_widget, state_line
 from backbone.clock import Clock
 
 __all__ = [
@@ -120,16 +120,6 @@ def _json(number: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _line(view: TableView, problem: str) -> list[str]:
-    """The state line: what it says, how it is coloured, and the small print."""
-    if problem in ("stopped", "closed"):
-        return [problem, "off", view.note]
-    if problem:
-        level = "off" if view.state in ("stopped", "closed") else "bad"
-        return [view.state or "stopped", level, " · ".join(filter(None, (problem, view.note)))]
-    return [view.state, stream_level(view.state), view.note]
-
-
 class TableDelta:
     """What the browser knows, and the smallest message that brings it to the present. Pure but for that memory."""
 
@@ -144,7 +134,7 @@ class TableDelta:
         self._rows = list(view.rows)
         self._cells = [(_texts(row), _numbers(row)) for row in self._rows]
         self._born_s = [now_s - row.age_s for row in self._rows]
-        self._line = _line(view, problem)
+        self._line = state_line(view.state, view.note, problem)
         return {
             "columns": [list(column) for column in _COLUMNS],
             "rows": [texts for texts, _ in self._cells],
@@ -173,7 +163,7 @@ class TableDelta:
                 self._born_s[i] = born
                 ages.append([i, round(row.age_s, 2) if math.isfinite(row.age_s) else None])
         self._rows = list(view.rows)
-        line = _line(view, problem)
+        line = state_line(view.state, view.note, problem)
         changed = {"r": rows, "a": ages, "s": line if line != self._line else None}
         self._line = line
         message = {key: part for key, part in changed.items() if part}
@@ -257,7 +247,7 @@ def table_text(view: TableView, problem: str = "") -> str:
 
 
 def _small_print(view: TableView, problem: str) -> str:
-    state, _, note = _line(view, problem)
+    state, _, note = state_line(view.state, view.note, problem)
     count = f"{len(view.rows)} market" + ("" if len(view.rows) == 1 else "s")
     return " · ".join(filter(None, (state, count, note)))
 

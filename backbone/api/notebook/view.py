@@ -27,7 +27,7 @@ from typing import Any, Final
 from backbone.clock import Clock, SystemClock
 from backbone.errors import ClosedError, InputError, StreamClosedError
 
-__all__ = ["PERIOD_S", "View", "aligned", "cell_html", "check_colours", "in_kernel", "make_widget", "stream_level"]
+__all__ = ["PERIOD_S", "View", "aligned", "cell_html", "check_colours", "in_kernel", "make_widget", "state_line"]
 
 PERIOD_S: Final = 0.1
 """Seconds between two refreshes, at least."""
@@ -285,11 +285,18 @@ def cell_html(tag: str, html: str, kind: str = "", style: str = "") -> str:
     return f'<{tag} class="{kind}" align="{side}" style="text-align:{side};{style}">{html}</{tag}>'
 
 
-def stream_level(state: str) -> str:
-    """How a live view's state line is coloured: ``"ok"``, ``"warn"``, or ``"off"`` where nothing will change."""
-    return {"streaming": "ok", "live": "ok", "": "off", "closed": "off", "stopped": "off"}.get(
-        state.partition(" ")[0], "warn"
-    )
+def state_line(state: str, note: str, problem: str) -> list[str]:
+    """A live view's state line: what it says, how it is coloured (``"ok"``, ``"warn"``, ``"bad"``, or ``"off"`` where
+    nothing will change), and the small print.
+    """
+    if problem in ("stopped", "closed"):
+        return [problem, "off", note]
+    known = {"streaming": "ok", "live": "ok", "": "off", "closed": "off", "stopped": "off"}
+    level = known.get(state.partition(" ")[0], "warn")
+    if problem:
+        is_over = state in ("stopped", "closed")
+        return [state or "stopped", "off" if is_over else "bad", " · ".join(filter(None, (problem, note)))]
+    return [state, level, note]
 
 
 def check_colours(colours: str) -> None:
