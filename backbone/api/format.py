@@ -129,14 +129,13 @@ def to_display(df: pd.DataFrame, tick: float | None = None) -> pd.DataFrame:
     for name in df.columns:
         if name in _PRICE_COLUMNS:
             beside = "price" if name == "change" and "price" in df.columns else name  # a change has the price's digits
-            texts = _price_texts(df[name].tolist(), df[beside].tolist(), markets, tick)
-        elif name in _TURNOVER_COLUMNS and df[name].dtype.kind == "f":
-            texts = [_turnover(value, market) for value, market in zip(df[name].tolist(), markets, strict=True)]
+            out[name] = [
+                format_price(price, tick_size(market, abs(near)) if tick is None else tick)
+                for price, near, market in zip(df[name].tolist(), df[beside].tolist(), markets, strict=True)
+            ]
         elif name in _AMOUNT_FORMATS and df[name].dtype.kind == "f":
-            texts = [_AMOUNT_FORMATS[name](value) for value in df[name].tolist()]
-        else:
-            continue
-        out[name] = texts
+            show = _AMOUNT_FORMATS[name]
+            out[name] = [show(value, market) for value, market in zip(df[name].tolist(), markets, strict=True)]
     out.attrs = {**df.attrs}
     return out
 
@@ -146,14 +145,14 @@ _PRICE_COLUMNS: Final = frozenset(
 )
 
 
-def _full(value: float) -> str:
+def _full(value: float, _: str) -> str:
     if not math.isfinite(value):
         return "–"
     text = f"{value:,.{_MOST_DIGITS}f}"
     return text.rstrip("0").rstrip(".")
 
 
-def _rate(value: float) -> str:
+def _rate(value: float, _: str) -> str:
     return f"{value:+.2%}" if math.isfinite(value) else "–"
 
 
@@ -163,31 +162,20 @@ def _turnover(value: float, market: str) -> str:
         return "–"
     quote = market.partition("-")[0]
     if quote == "BTC":
-        return _full(value)
+        return _full(value, market)
     return f"{value:,.2f}" if quote in ("USDT", "USDC", "SGD") else f"{value:,.0f}"
 
 
-_TURNOVER_COLUMNS: Final = frozenset(("value", "value_24h"))
-
-
-_AMOUNT_FORMATS: Final[dict[str, Callable[[float], str]]] = {
+_AMOUNT_FORMATS: Final[dict[str, Callable[[float, str], str]]] = {
     "volume": _full,
     "volume_24h": _full,
     "ask_size": _full,
     "bid_size": _full,
     "change_rate": _rate,
-    "age": lambda value: f"{value:.1f}",
+    "value": _turnover,
+    "value_24h": _turnover,
+    "age": lambda value, _: f"{value:.1f}",
 }
-
-
-def _price_texts(prices: list[float], by: list[float], markets: Sequence[str], tick: float | None) -> list[str]:
-    """Prices as texts, on `tick` or in the band that the prices `by` lie in."""
-    if tick is not None:
-        return [format_price(price, tick) for price in prices]
-    return [
-        format_price(price, tick_size(market, abs(beside)))
-        for price, beside, market in zip(prices, by, markets, strict=True)
-    ]
 
 
 def _markets_of(df: pd.DataFrame) -> Sequence[str]:
