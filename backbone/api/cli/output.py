@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, is_dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -165,13 +165,8 @@ def _cells(value: Any) -> dict[str, Any]:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: plain(item) for name, item in asdict(value).items()}
-    if isinstance(value, msgspec.Struct):
-        return {name: plain(item) for name, item in msgspec.structs.asdict(value).items()}
-    if isinstance(value, dict):
-        return {str(name): plain(item) for name, item in value.items()}
-    return {"value": plain(value)}
+    found = plain(msgspec.to_builtins(value, builtin_types=(datetime,), enc_hook=plain))
+    return found if isinstance(found, dict) else {"value": found}
 
 
 def _print_json(value: Any) -> None:
@@ -181,8 +176,7 @@ def _print_json(value: Any) -> None:
 
 def _records(frame: Any) -> list[dict[str, Any]]:
     flat = frame.reset_index() if _indexed(frame) else frame
-    columns = [[plain(item) for item in flat[name]] for name in flat.columns]
-    return [dict(zip(flat.columns, row, strict=True)) for row in zip(*columns, strict=True)]
+    return [plain(row) for row in flat.to_dict("records")]
 
 
 # -- files -------------------------------------------------------------------------------------------------------
