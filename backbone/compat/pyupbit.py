@@ -22,7 +22,6 @@ import datetime as dt
 import importlib
 import threading
 from collections.abc import Callable, Iterable
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from backbone.api.arguments import TimeLike, in_zone, parse_integer, parse_market, parse_markets, parse_time
@@ -176,16 +175,11 @@ def _candles(
 
 def _as_pyupbit(index: Any) -> pd.Index:
     """Korean, naive, nameless, and of the unit that this pandas gives a list of datetimes: so pyupbit makes it."""
-    naive: pd.Index = index.tz_convert(KOREA).tz_localize(None).rename(None).as_unit(_unit())
-    return naive
-
-
-@cache
-def _unit() -> str:
     import pandas as pd
 
-    unit: str = pd.DatetimeIndex([dt.datetime(2000, 1, 1)]).unit  # noqa: DTZ001 - only its unit is looked at
-    return unit
+    unit = pd.DatetimeIndex([dt.datetime(2000, 1, 1)]).unit  # noqa: DTZ001 - only its unit is looked at
+    naive: pd.Index = index.tz_convert(KOREA).tz_localize(None).rename(None).as_unit(unit)
+    return naive
 
 
 def _parse_interval(interval: object) -> str:
