@@ -115,8 +115,8 @@ def test_slow_consumer_keeps_the_newest(live: Backbone) -> None:
     assert manager._table.wait(6, timeout_s=20)
     later = [manager.get() for _ in range(2)]
     assert later[0]["timestamp"] > first["timestamp"]
-    assert manager._tap is not None
-    assert manager._tap.dropped > 0
+    assert manager._records is not None
+    assert manager._records.dropped > 0
     manager.terminate()
 
 
