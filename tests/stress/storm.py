@@ -27,6 +27,7 @@ from backbone.coordinator import coordinator, scheduler
 from backbone.coordinator.quota.ledger import MachineLimiter
 from backbone.coordinator.quota.rules import Rules
 from backbone.errors import BackboneError, IncompleteError
+from backbone.routing.rest import RestClient
 from backbone.simulator import SimulatorServer
 from backbone.timeframe import Timeframe, parse_timeframe
 from tests.matrix import CANDLES, FAULTS, NOW, ODD_FIELDS
@@ -82,8 +83,10 @@ def _us(time: Any) -> int:
 
 
 def _quick() -> None:
-    """Retries at once, and a quota that is not in the way: what those are, others test."""
+    """Retries at once, a quota that is not in the way, and all the time that a reply of three years of days takes on a
+    busy machine: what those are, others test."""
     scheduler._BACKOFF_S = (0.001, 0.01)
+    coordinator.RestClient = partial(RestClient, timeout_s=(60.0, 60.0), total_s=120.0)  # type: ignore[assignment,misc]
     coordinator.MachineLimiter = partial(MachineLimiter, rules=Rules(limit=LIMIT))  # type: ignore[assignment,misc]
 
 
@@ -262,7 +265,7 @@ def run(seed: int, calls: int, *, now: str = NOW) -> StormTally:
     tally = StormTally()
     folder = Path(tempfile.mkdtemp(prefix="backbone-storm-"))
     data, ledger = str(folder / "data"), str(folder / "ledger")
-    limits = scheduler._BACKOFF_S, coordinator.MachineLimiter
+    limits = scheduler._BACKOFF_S, coordinator.MachineLimiter, coordinator.RestClient
     ours, theirs = CONTEXT.Pipe()
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -315,7 +318,7 @@ def run(seed: int, calls: int, *, now: str = NOW) -> StormTally:
             other.join(30)
             table.stop()
             client.close()
-            scheduler._BACKOFF_S, coordinator.MachineLimiter = limits  # type: ignore[misc]
+            scheduler._BACKOFF_S, coordinator.MachineLimiter, coordinator.RestClient = limits  # type: ignore[misc]
             shutil.rmtree(folder, ignore_errors=True)
     tally.tried["calls"] = calls
     return tally
