@@ -90,8 +90,7 @@ class BackboneRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: enums by their value, symbols as a list, times as text."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain
+        return {**msgspec.to_builtins(self), "symbols": list(self.symbols)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
