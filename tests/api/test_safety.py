@@ -95,7 +95,7 @@ def test_data_folder_is_made_for_the_memo_alone_with_private_rights(tmp_path: Pa
     from backbone.storage.memo import FrameMemo
 
     memo = FrameMemo(tmp_path / "memo")
-    memo.get(("key",), lambda: 1)
+    memo.keep(("key",), 1)
     assert stat.S_IMODE((tmp_path / "memo").stat().st_mode) == 0o700
 
 
