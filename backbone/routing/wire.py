@@ -492,27 +492,19 @@ def trades_ask(
 # ----------------------------------------------------------------------------------------------- the socket
 
 
-def subscribe_frame(
-    ticket: str,
-    subscriptions: Mapping[str, Iterable[str]],
-    fmt: str = "DEFAULT",
-    *,
-    realtime_only: bool = False,
-) -> bytes:
+def subscribe_frame(ticket: str, subscriptions: Mapping[str, Iterable[str]], fmt: str = "DEFAULT") -> bytes:
     """The one frame that replaces whatever the socket was subscribed to: kind to market codes.
 
     A code's suffix is the depth of its book (``"KRW-BTC.5"``), a kind's the price grouping (``"orderbook@1000"``). The
     venue ignores codes and groupings that it does not know silently, so they must have been checked before.
     """
-    if fmt not in FORMATS:
-        raise InputError("fmt", fmt, "one of " + " ".join(FORMATS))
     frame: list[dict[str, Any]] = [{"ticket": ticket}]
     for kind, codes in subscriptions.items():
         name, level = channel_of(kind)
         part: dict[str, Any] = {"type": name, "codes": list(_check_codes("markets", codes))}
         if level:
             part["level"] = int(level) if level.is_integer() else level
-        frame.append(part | {"is_only_realtime": True} if realtime_only else part)
+        frame.append(part)
     if len(frame) == 1:
         raise InputError("subscriptions", dict(subscriptions), "at least one kind with its markets")
     frame.append({"format": fmt})

@@ -958,8 +958,6 @@ def test_subscribe_frame_is_one_array_with_ticket_types_and_format() -> None:
         {"type": "candle.60m", "codes": ["KRW-BTC"]},
         {"format": "SIMPLE"},
     ]
-    only = wire.subscribe_frame("t", {"trade": ["KRW-BTC"]}, realtime_only=True)
-    assert json.loads(only)[1] == {"type": "trade", "codes": ["KRW-BTC"], "is_only_realtime": True}
 
 
 def test_subscribe_frame_says_the_depth_and_the_grouping_of_books() -> None:
@@ -993,8 +991,6 @@ def test_subscribe_frame_of_nothing_or_the_unknown_is_an_input_error(wrong: dict
     """Kinds that the venue lacks and empty lists are refused before anything is sent."""
     with pytest.raises(InputError):
         wire.subscribe_frame("t", wrong)
-    with pytest.raises(InputError, match="fmt"):
-        wire.subscribe_frame("t", {"ticker": ["KRW-BTC"]}, "XML")
 
 
 def test_kinds_are_accepted_in_the_spelling_of_the_package() -> None:
