@@ -80,7 +80,7 @@ class Coordinator:
             group_commit_s=settings.group_commit_s,
         )
         self.rest = RestClient(settings.rest_url, clock=clock)
-        self._critical = self.rest.critical()
+        self._critical = RestClient(settings.rest_url, clock=clock, pool=4)  # connections that no bulk request holds
         self.limiter = _open_limiter(settings, clock)
         self.scheduler = Scheduler(self.limiter, self._send, clock=clock, metrics=self.metrics)
         self.market_log = MarketLog(self.store.events, self.venue.now_us, self._in_background)

@@ -12,15 +12,12 @@ import http.client
 import io
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from backbone.clock import Clock, current_deadline
 from backbone.errors import PayloadError, UnreachableError
 from backbone.settings import ca_bundle, proxy_of
-
-if TYPE_CHECKING:
-    import requests
 
 __all__ = ["BODY_BYTES", "IDLE_S", "Transport"]
 
@@ -29,30 +26,19 @@ BODY_BYTES = 64 << 20
 IDLE_S = 50.0
 """A connection unused for so long is not used again: servers commonly hang up after 60 s."""
 _CHUNK = 1 << 18
+_HEADERS = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "backbone (Python)"}
 
 
 class Transport:
-    """A session with its adapter and what the environment said when it was made."""
+    """An adapter and what the environment said when it was made."""
 
-    def __init__(self, base_url: str, clock: Clock, total_s: float, pool: int, headers: dict[str, str]) -> None:
-        import requests
-
-        self._session = requests.Session()
+    def __init__(self, base_url: str, clock: Clock, total_s: float, pool: int) -> None:
         self._proxy = proxy_of(base_url)
-        proxies = {"http": self._proxy, "https": self._proxy} if self._proxy else {}
-        self._route: dict[str, Any] = {"proxies": proxies, "verify": ca_bundle() or True, "cert": None}
-        self._session.trust_env = False  # the environment was read once, above
-        self._session.headers.clear()
-        self._session.headers.update({"Accept": "application/json", "Accept-Encoding": "gzip", **headers})
+        self._verify = ca_bundle() or True
         self._adapter = _adapter(clock, total_s, pool)
-        self._pool: tuple[Any, dict[str, str], Any] | None = None  # the venue's, with what every request carries
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, self._adapter)
-
-    def _prepare(self, url: str) -> requests.PreparedRequest:
-        import requests
-
-        return self._session.prepare_request(requests.Request("GET", url))
+        self._pool: Any = None  # the venue's, with what every request carries
+        self._is_absolute = False  # whether the request line names the host: to a proxy that reads it
+        self._never: Any = None
 
     def fetch(self, url: str, timeout_s: tuple[float, float]) -> tuple[int, Any, bytes]:
         """Status, headers and body of one GET; `UnreachableError` when they could not be had whole."""
@@ -74,37 +60,41 @@ class Transport:
     def _send(self, url: str, timeout_s: tuple[float, float]) -> Any:
         """The response with its body unread.
 
-        Where no proxy is between, what a session does anew for each request (the pool, its TLS settings, the headers,
-        cookies that nobody sets) is done once: it took as long as the request itself.
+        What a session does anew for each request (the pool, its TLS settings, the headers, cookies that nobody sets) is
+        done once: it took as long as the request itself.
         """
+        import requests
         import urllib3
 
-        if self._proxy or not url.isascii():
-            return self._adapter.send(self._prepare(url), timeout=timeout_s, stream=True, **self._route).raw
-        pool, headers, never = self._open_pool(url)
+        pool = self._open_pool(url)
         timeout = urllib3.Timeout(connect=timeout_s[0], read=timeout_s[1])
         path = url[url.index("/", url.index("//") + 2) :]
+        if self._is_absolute:
+            path = str(requests.Request("GET", url).prepare().url)
         return pool.urlopen(
-            "GET", path, None, headers, never, False, False, timeout, preload_content=False, decode_content=False
+            "GET", path, None, _HEADERS, self._never, False, False, timeout, preload_content=False, decode_content=False
         )
 
-    def _open_pool(self, url: str) -> tuple[Any, dict[str, str], Any]:
+    def _open_pool(self, url: str) -> Any:
+        import requests
         import urllib3
 
         if self._pool is None:
-            prepared = self._prepare(url)
-            verify, cert = self._route["verify"], self._route["cert"]
-            pool = self._adapter.get_connection_with_tls_context(prepared, verify, cert=cert)
-            self._adapter.cert_verify(pool, url, verify, cert)
-            self._pool = pool, dict(prepared.headers), urllib3.Retry(0, read=False)
+            prepared = requests.Request("GET", url).prepare()
+            proxies = {"http": self._proxy, "https": self._proxy} if self._proxy else {}
+            pool = self._adapter.get_connection_with_tls_context(prepared, self._verify, proxies=proxies)
+            self._adapter.cert_verify(pool, url, self._verify, None)
+            self._is_absolute = self._adapter.request_url(prepared, proxies) == prepared.url
+            self._never = urllib3.Retry(0, read=False)
+            self._pool = pool
         return self._pool
 
     @property
     def is_warm(self) -> bool:
         """Whether a connection is open and free, so that a request waits for nothing but its answer."""
-        if self._pool is None:
+        if self._pool is None or self._proxy:
             return False
-        connections: list[Any] = list(self._pool[0].pool.queue)
+        connections: list[Any] = list(self._pool.pool.queue)
         return any(connection is not None and connection.is_connected for connection in connections)
 
     def warm(self, url: str, timeout_s: float) -> None:
@@ -114,7 +104,7 @@ class Transport:
         if self._proxy:
             return
         try:
-            pool = self._open_pool(url)[0]
+            pool = self._open_pool(url)
             connection: Any = pool._get_conn()  # noqa: SLF001 - no public way; drops one that is stale or idle for too long
             try:
                 if connection.is_closed:
@@ -132,7 +122,7 @@ class Transport:
         return why.replace(user, "***") if user else why
 
     def close(self) -> None:
-        self._session.close()
+        self._adapter.close()
 
 
 def _cause(exc: BaseException) -> str:

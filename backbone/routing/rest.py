@@ -77,15 +77,12 @@ class RestClient:
         timeout_s: tuple[float, float] = (3.05, 10.0),
         total_s: float = TOTAL_S,
         pool: int = 16,
-        user_agent: str = "backbone (Python)",
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._clock = clock
         self._timeout_s = timeout_s
         self._total_s = total_s
         self._pool = pool
-        self._user_agent = user_agent
-        self._critical: RestClient | None = None
         self._is_closed = False
         self._transport: Transport | None = None
         self._lock = threading.Lock()
@@ -130,22 +127,6 @@ class RestClient:
             raise
         return Reply(value, *facts, size=len(body))
 
-    def critical(self) -> RestClient:
-        """A sibling with connections of its own, that no bulk request can hold; closed with this one."""
-        with self._lock:
-            if self._critical is None:
-                self._critical = RestClient(
-                    self._base_url,
-                    clock=self._clock,
-                    timeout_s=self._timeout_s,
-                    total_s=self._total_s,
-                    pool=4,
-                    user_agent=self._user_agent,
-                )
-                if self._is_closed:
-                    self._critical.close()
-            return self._critical
-
     @property
     def is_warm(self) -> bool:
         """Whether a connection is open and free; never through a proxy."""
@@ -165,11 +146,8 @@ class RestClient:
         with self._lock:
             self._is_closed = True
             transport, self._transport = self._transport, None
-            critical = self._critical
         if transport is not None:
             transport.close()
-        if critical is not None:
-            critical.close()
 
     def _url(self, ask: Ask) -> str:
         query = urlencode(ask.query, safe=",", quote_via=quote)  # commas stay: 855 codes make a long line
@@ -180,9 +158,7 @@ class RestClient:
             if self._is_closed:
                 raise ClosedError("this client is closed; make a new one")
             if self._transport is None:
-                self._transport = Transport(
-                    self._base_url, self._clock, self._total_s, self._pool, {"User-Agent": self._user_agent}
-                )
+                self._transport = Transport(self._base_url, self._clock, self._total_s, self._pool)
             return self._transport
 
     def _forget_session(self) -> None:

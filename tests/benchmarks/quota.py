@@ -219,7 +219,7 @@ def critical(seconds: float = 30.0) -> None:
         session.get(url)
         bare = _timed(lambda: session.get(url).json(), times, 0.4)
         ask = candles_ask("KRW-BTC", _MINUTE, None, 20)
-        lane = rest.critical()
+        lane = RestClient(opened.url, clock=SystemClock(), pool=4)
         end = threading.Event()
 
         def normal() -> None:

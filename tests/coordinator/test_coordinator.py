@@ -9,7 +9,7 @@ import pytest
 
 from backbone import Backbone
 from backbone.coordinator import coordinator as fetch
-from backbone.errors import IncompleteError
+from backbone.errors import ClosedError, IncompleteError
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask
 from backbone.simulator import SimulatorServer
@@ -33,6 +33,19 @@ def test_critical_connection_is_kept_warm_between_requests(
     client.tickers("KRW-BTC", priority="critical")
     assert warmed.wait(5)
     assert venue.counts()["ticker"] == {200: 1}  # warming spends no request
+
+
+def test_critical_lane_has_connections_of_its_own_and_ends_with_the_client(
+    client: Backbone, venue: SimulatorServer
+) -> None:
+    """The urgent lane shares nothing with the bulk one."""
+    core = client.session.coordinator()
+    core._critical.warm()
+    assert (core._critical.is_warm, core.rest.is_warm) == (True, False)
+    client.close()
+    for each in (core._critical, core.rest):
+        with pytest.raises(ClosedError):
+            each.warm()
 
 
 def test_critical_request_with_a_deadline_is_sent_by_its_own_thread_once_a_connection_is_open(
