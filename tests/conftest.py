@@ -10,8 +10,10 @@ import contextlib
 import importlib
 import os
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -120,7 +122,13 @@ def _assert_ended(threads: set[threading.Thread]) -> None:
         while thread.is_alive() is False and thread.ident is None and clock.monotonic() < deadline:
             time.sleep(0.001)  # `threading` lists it, and it is just being started
         thread.join(max(0.0, deadline - clock.monotonic()))
-        assert not thread.is_alive(), f"{thread.name} was left running"
+        assert not thread.is_alive(), f"{thread.name} was left running\n{_where(thread)}"
+
+
+def _where(thread: threading.Thread) -> str:
+    """What a thread is doing."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "".join(traceback.format_stack(frame)) if frame else "it has no frame"
 
 
 @pytest.fixture(autouse=True)
