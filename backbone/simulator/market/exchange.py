@@ -145,11 +145,11 @@ class Exchange(Venue):
         return f"Exchange(seed={self.seed}, markets={len(self.listed())})"
 
     def _open_tapes(self, outages: tuple[Span, ...]) -> None:
-        place: dict[str, tuple[Tape, int, _Board]] = {}
+        place: dict[str, tuple[Tape, int, _RunningSums]] = {}
         for group in self._taped.values():
             tape = Tape(self.seed, tuple(group.values()), outages)
-            board = _BOARDS.of(tape.key, partial(_Board, tape))
-            place |= {market.history: (tape, index, board) for index, market in enumerate(tape.markets)}
+            running = _RUNNING_SUMS.of(tape.key, partial(_RunningSums, tape))
+            place |= {market.history: (tape, index, running) for index, market in enumerate(tape.markets)}
         with self._cache_lock:
             self._outages, self._place = outages, place
             self._begun: dict[tuple[Tape, int, int], tuple[int, I64]] = {}  # running candles: up to which cell, folded
@@ -238,19 +238,19 @@ class Exchange(Venue):
         return _LAST.of(key, lambda: _as_executions(market, _last_trade(tape, index, before_us, market.listed_us)))
 
     def summaries(self, markets: Sequence[Market], now_us: int) -> list[Summary]:
-        groups: dict[_Board, list[tuple[Market, int]]] = {}
+        groups: dict[_RunningSums, list[tuple[Market, int]]] = {}
         for market in markets:
-            _, index, board = self._place[market.history]
-            groups.setdefault(board, []).append((market, index))
+            _, index, running = self._place[market.history]
+            groups.setdefault(running, []).append((market, index))
         found: dict[str, Summary | None] = {}
-        for board, group in groups.items():
+        for running, group in groups.items():
             indices = np.array([index for _, index in group], dtype=np.int64)
-            for (market, _), sums in zip(group, board.sums(indices, now_us), strict=True):
+            for (market, _), sums in zip(group, running.sums(indices, now_us), strict=True):
                 found[market.code] = self._summary(market, sums, now_us)
         return [summary for m in markets if (summary := found[m.code]) is not None]
 
     def _summary(self, market: Market, sums: _Sums, now_us: int) -> Summary | None:
-        """What a board's sums say of a market, in the numbers of the wire."""
+        """The sums of a market, in the numbers of the wire."""
         last, day, before, year = sums
         if not last[0]:  # nothing for a day: look further back
             tape, index = self._tape(market)
@@ -354,7 +354,7 @@ _Extremes = tuple[float, int, float, int]
 
 
 class _Sums(NamedTuple):
-    """What a board knows of one market, in the tape's units.
+    """The running sums of one market, in the tape's units.
 
     ``last`` is its last trade within 24 hours: time (0 for none), price, volume, whether the taker bought. ``day`` is
     the UTC day so far and ``before`` the rest of the 24 hours, each as one column of a fold. ``year`` is of the 52
@@ -367,7 +367,7 @@ class _Sums(NamedTuple):
     year: _Extremes
 
 
-class _Board:
+class _RunningSums:
     """The running ticker sums of the markets of one quote currency.
 
     Holds the minutes of the last 24 hours as a ring (market by minute of the UTC day) for the markets asked for so far,
@@ -438,7 +438,7 @@ class _Board:
         self._years.update(zip(wanted, self._tape.extremes(wanted, day_us), strict=True))
 
 
-_BOARDS: _Cache[_Board] = _Cache(6, lambda _: 1)
+_RUNNING_SUMS: _Cache[_RunningSums] = _Cache(6, lambda _: 1)
 
 
 def _replaced(last: I64, trades: Trades) -> I64:

@@ -166,11 +166,11 @@ def test_exchanges_share_what_was_computed_from_the_same_only(monkeypatch: pytes
 
 
 def test_exchanges_share_the_sums_of_tickers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One board for exchanges of a seed, whatever they list; another outage, and another seed, has its own."""
-    monkeypatch.setattr(module, "_BOARDS", module._Cache(6, lambda _: 1))
+    """One set of sums for exchanges of a seed, whatever they list; another outage, and another seed, has its own."""
+    monkeypatch.setattr(module, "_RUNNING_SUMS", module._Cache(6, lambda _: 1))
     filled: list[int] = []
-    fill = module._Board._fill_locked
-    monkeypatch.setattr(module._Board, "_fill_locked", lambda self, *of: filled.append(1) or fill(self, *of))
+    fill = module._RunningSums._fill_locked
+    monkeypatch.setattr(module._RunningSums, "_fill_locked", lambda self, *of: filled.append(1) or fill(self, *of))
     first = Exchange(7).ticker("KRW-BTC", NOW_US)
     assert Exchange(7, markets=["KRW-BTC"]).ticker("KRW-BTC", NOW_US) == first
     assert len(filled) == 1

@@ -255,7 +255,7 @@ def test_tickers_do_not_depend_on_what_was_asked_before(monkeypatch: pytest.Monk
     codes = ["KRW-BTC", "KRW-ETH", "KRW-SLP", "KRW-BICO", "BTC-ETH"]
     for step in (0, 20, 61, 62, 900, 40_000, 40_001, 200_000, 3):
         now = DAY + DAY_US - 1_000_000 + step * 1_000_000
-        monkeypatch.setattr(module, "_BOARDS", module._Cache(6, lambda _: 1))
+        monkeypatch.setattr(module, "_RUNNING_SUMS", module._Cache(6, lambda _: 1))
         assert carried.tickers(codes, now) == Exchange(7).tickers(codes, now)
 
 
