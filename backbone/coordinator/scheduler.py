@@ -55,12 +55,14 @@ log = logging.getLogger("backbone.scheduler")
 
 _SLICE_S = 0.5  # waits are cut into slices, so that an interrupt is seen on every system
 _MOST_REFUSALS = 8  # 429s one ticket lives through
+_MOST_ATTEMPTS = 5  # how often a question is put before its `UnreachableError` is final
 _PAYLOAD_TRIES = 2
 _DIRECT_TRIES = 2
 _BACKOFF_S = (0.25, 8.0)  # first and longest
 _LONG_S = 1.5  # a wait for a permit longer than this has a reason: look for a ban
 _RANKS = tuple(Priority)
-_SPARE_WORKERS = 4  # threads above `workers`, for critical work and for what needs no permit
+_WORKERS = 12  # threads that send
+_SPARE_WORKERS = 4  # threads above those, for critical work and for what needs no permit
 _RESERVED = (-_SPARE_WORKERS, 0, 2, 4)  # workers that a priority leaves to more urgent ones, by rank
 
 
@@ -150,8 +152,6 @@ class Scheduler:
     ----------
     limiter : where permits come from; closed with the scheduler.
     send : puts one question once; raises the error tree, with ``reply_facts`` where the venue answered.
-    workers : threads that send; urgent work may always use some that bulk work may not.
-    max_attempts : how often a question is put before its `UnreachableError` is final.
     """
 
     def __init__(
@@ -161,16 +161,12 @@ class Scheduler:
         *,
         clock: Clock,
         metrics: Metrics,
-        workers: int = 12,
-        max_attempts: int = 5,
         seed: int | None = None,
     ) -> None:
         self._limiter = limiter
         self._send = send
         self._clock = clock
         self._metrics = metrics
-        self._most_workers = workers
-        self._max_attempts = max_attempts
         self._random = random.Random(seed)
         self._most_a_second = limiter.rules.limit  # a limiter that falls back later is slower, never faster
         self._is_closed = False
@@ -187,7 +183,7 @@ class Scheduler:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []  # work without a permit, by when it is due
         self._numbers = itertools.count()
         self._requests: dict[Ask, _InFlight] = {}
-        self._workers = _Workers(self._lock, self._clock, self._most_workers + _SPARE_WORKERS, self._after_mistake)
+        self._workers = _Workers(self._lock, self._clock, _WORKERS + _SPARE_WORKERS, self._after_mistake)
         self._permits = Permits(self._limiter, self._clock, self._metrics, self._most_a_second)
         self._in_flight = [0] * len(_RANKS)
         self._binding: Ticket | None = None  # the dispatcher's own: whose `bind` runs
@@ -206,7 +202,7 @@ class Scheduler:
         priority: Priority,
         bind: Callable[[], Ask | None],
         done: Callable[[Ask | None, Reply | BackboneError], None],
-    ) -> Ticket:
+    ) -> None:
         """Queue a question that is decided when its turn comes.
 
         `bind` runs on the dispatcher when a permit has opened: quick, without waiting. None from it means that there
@@ -216,7 +212,6 @@ class Scheduler:
         ticket = Ticket(group, priority, self._clock.monotonic(), bind, done)
         with self._lock:
             self._push_locked(ticket)
-        return ticket
 
     def call_later(self, delay_s: float, job: Callable[[], None], *, starts: bool = True) -> None:
         """Run `job` on a worker in `delay_s` seconds, without a permit; never if the scheduler is closed first.
@@ -229,19 +224,6 @@ class Scheduler:
             heapq.heappush(self._timers, (self._clock.monotonic() + delay_s, next(self._numbers), job))
             if starts or self._workers.threads:
                 self._wake_locked()
-
-    def raise_priority(self, ticket: Ticket, priority: Priority) -> None:
-        """Give a waiting ticket a more urgent priority; it keeps its age. Never lowers one."""
-        with self._lock:
-            if self._queue.raise_priority(ticket, priority):
-                self._wake.notify()
-
-    def cancel(self, ticket: Ticket) -> bool:
-        """Take a ticket out of the queue; False when it is sent or ended: then `done` is called, or was."""
-        with self._lock:
-            was_queued = self._queue.drop(ticket)
-            self._wake.notify()
-            return was_queued
 
     def request(self, ask: Ask, priority: Priority, deadline: Deadline | None = None) -> Reply:
         """Put a question and wait for its answer; raises the error tree.
@@ -457,7 +439,7 @@ class Scheduler:
 
     def _has_room_locked(self, priority: Priority) -> bool:
         """Slow answers to bulk work must not hold every worker: urgent work finds one."""
-        return sum(self._in_flight) < max(1, self._most_workers - _RESERVED[priority.rank])
+        return sum(self._in_flight) < _WORKERS - _RESERVED[priority.rank]
 
     def _use_permit(self, turn: Turn, granted: float) -> None:
         """Bind the most urgent ticket that may use this permit, and give it to a worker."""
@@ -544,13 +526,13 @@ class Scheduler:
             final = ticket.refusals > _MOST_REFUSALS
         elif isinstance(error, UnreachableError):
             ticket.attempts += 1
-            final = ticket.attempts >= self._max_attempts
+            final = ticket.attempts >= _MOST_ATTEMPTS
             first_s, longest_s = _BACKOFF_S
             delay_s = min(longest_s, first_s * 2.0 ** (ticket.attempts - 1)) * self._random.uniform(0.5, 1.5)
         elif isinstance(error, PayloadError):
             ticket.attempts += 1
             ticket.payload_errors += 1
-            final = ticket.payload_errors >= _PAYLOAD_TRIES or ticket.attempts >= self._max_attempts
+            final = ticket.payload_errors >= _PAYLOAD_TRIES or ticket.attempts >= _MOST_ATTEMPTS
         else:
             ticket.attempts += 1
             final = True

@@ -80,6 +80,17 @@ def test_cancelled_ticket_gets_no_permit_and_is_counted_no_more(queue: TicketQue
     assert queue.take_emptied() == []
 
 
+def test_cancelled_tickets_do_not_pile_up_behind_a_stopped_head(queue: TicketQueue) -> None:
+    """Queueing and cancelling for ever, while nothing moves, takes no memory."""
+    queue.push(ticket(LOW, 0.0))
+    for index in range(3000):
+        gone = ticket(LOW, 1.0 + index)
+        queue.push(gone)
+        queue.drop(gone)
+    assert len(queue._queues["candles"][LOW.rank]._heap) < 100
+    assert queue.depths()["candles"]["low"] == 1
+
+
 def test_raised_ticket_keeps_its_age_and_is_there_once(queue: TicketQueue) -> None:
     """A priority rises only; the old entry is skipped."""
     low, high = ticket(LOW, 0.0), ticket(HIGH, 1.0)

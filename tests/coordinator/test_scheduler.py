@@ -281,32 +281,15 @@ def test_ticket_with_nothing_left_to_ask_vanishes(bench):
     assert ended == []
 
 
-def test_lifted_ticket_goes_before_what_it_overtook(bench):
-    """A page of a backfill that somebody now waits for is sent at their priority; nothing is ever lowered."""
-    tickets = {path: bench.submit(path, LOW) for path in ("a", "b", "c")}
-    bench.submit("n", NORMAL)
-    bench.scheduler.raise_priority(tickets["c"], HIGH)
-    bench.scheduler.raise_priority(tickets["c"], LOW)
-    assert bench.scheduler.depths()["candles"] == {"critical": 0, "high": 1, "normal": 1, "low": 2}
-    bench.permit()
-    wait_for(lambda: bench.venue.sent == ["c"])
-    bench.permit(3)
-    wait_for(lambda: len(bench.ended) == 4)
-    assert bench.venue.sent.count("c") == 1
-
-
-def test_cancelled_ticket_is_never_sent(bench):
-    """`cancel` is True while the ticket waits, False afterwards; others no longer wait for the empty row."""
-    ticket = bench.submit("gone", LOW)
-    kept = bench.submit("kept", NORMAL)
-    wait_for(lambda: ("wait", "candles", LOW) in bench.limiter.told)
-    assert bench.scheduler.cancel(ticket)
-    assert not bench.scheduler.cancel(ticket)
+def test_question_that_nobody_waits_for_any_more_is_never_sent(bench):
+    """It leaves the queue with the last who waited; others no longer wait for the empty row."""
+    bench.submit("kept", NORMAL)
+    with pytest.raises(UnreachableError, match="timeout"):
+        bench.scheduler.request(Ask("gone"), LOW, Deadline(bench.clock, 0.2))
+    wait_for(lambda: ("leave", "candles", LOW) in bench.limiter.told)
     bench.permit()
     assert bench.outcome("kept").value == "kept"
-    assert not bench.scheduler.cancel(kept)
     assert bench.venue.sent == ["kept"]
-    wait_for(lambda: ("leave", "candles", LOW) in bench.limiter.told)
 
 
 def test_slow_answers_to_bulk_work_leave_workers_for_urgent_work(bench):
@@ -794,15 +777,6 @@ def test_close_at_any_moment_ends_every_ticket_once():
         scheduler.close()
         assert len(ended) == submitted
         assert not [t for t in threading.enumerate() if t.name.startswith("backbone-")]
-
-
-def test_cancelled_tickets_do_not_pile_up_behind_a_stopped_head(bench):
-    """Submitting and cancelling for ever, while nothing moves, takes no memory."""
-    bench.submit("head", LOW)
-    for index in range(3000):
-        bench.scheduler.cancel(bench.submit(f"{index}", LOW))
-    assert len(bench.scheduler._queue._queues["candles"][LOW.rank]._heap) < 100
-    assert bench.scheduler.depths()["candles"]["low"] == 1
 
 
 def test_close_at_the_interpreters_end_ends_every_ticket(bench, monkeypatch):
