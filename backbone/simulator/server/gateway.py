@@ -16,6 +16,7 @@ import struct
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -61,6 +62,7 @@ class Gateway:
     draw : the generator that the jitter is drawn from.
     gzip_on : whether replies are compressed for clients that ask.
     refusal : the body of a 429, ``"text"`` or ``"json"``.
+    worker : what computes heavy answers, while the server runs.
     """
 
     venue: Venue
@@ -74,6 +76,7 @@ class Gateway:
     draw: random.Random
     gzip_on: bool
     refusal: str
+    worker: ThreadPoolExecutor | None = None
     _met: weakref.WeakSet[asyncio.BaseTransport] = field(default_factory=weakref.WeakSet)
 
     def __post_init__(self) -> None:
@@ -109,7 +112,8 @@ class Gateway:
         kinds = frozenset(fault.kind for fault in faults)
         if "500" in kinds:
             return self._respond(request, 500, b"", None, content_type="text/plain", zipped=False)
-        found = await asyncio.to_thread(self._archive.answer, request.path, prefix, self.clock.now_us(), kinds)
+        words = request.path, prefix, self.clock.now_us(), kinds
+        found = await asyncio.get_running_loop().run_in_executor(self.worker, self._archive.answer, *words)
         body = b"<<" + found.body[:100] if "garbage" in kinds else b"[]" if "empty" in kinds else found.body
         return self._respond(
             request, found.status, body, None, content_type=found.content_type, zipped=False, faults=faults
@@ -156,7 +160,7 @@ class Gateway:
                 now_us -= int(fault.number("seconds", 2.0) * 1e6)
         if not route.heavy:
             return answer(route, self.venue, query, now_us)
-        return await asyncio.to_thread(answer, route, self.venue, query, now_us)
+        return await asyncio.get_running_loop().run_in_executor(self.worker, answer, route, self.venue, query, now_us)
 
     async def _delay(self, fault: Fault) -> None:
         if fault.kind == "slow":

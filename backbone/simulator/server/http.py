@@ -268,21 +268,25 @@ class SimulatorServer:
         from aiohttp import web
 
         self._loop = asyncio.get_running_loop()
-        self._loop.set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="backbone-simulator-work"))
         self._stop = asyncio.Event()
         self._web = web.Server(self._gateway.handle, keepalive_timeout=75.0, access_log=None)
+        # Not the loop's own: with that, its end starts a thread, which Python 3.12 refuses while the interpreter ends.
+        self._gateway.worker = worker = ThreadPoolExecutor(1, thread_name_prefix="backbone-simulator-work")
         try:
-            await self._plug()
-        except OSError as exc:
-            ready.set_exception(InputError("port", self._port, f"a free port of this machine ({exc.strerror})"))
-            return
-        publishing = self._loop.create_task(self._hub.run())
-        ready.set_result(self._port)
-        await self._stop.wait()
-        await self._unplug()
-        publishing.cancel()
-        await asyncio.gather(publishing, return_exceptions=True)
-        await self._web.shutdown(1.0)
+            try:
+                await self._plug()
+            except OSError as exc:
+                ready.set_exception(InputError("port", self._port, f"a free port of this machine ({exc.strerror})"))
+                return
+            publishing = self._loop.create_task(self._hub.run())
+            ready.set_result(self._port)
+            await self._stop.wait()
+            await self._unplug()
+            publishing.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
+            await self._web.shutdown(1.0)
+        finally:
+            worker.shutdown(wait=True, cancel_futures=True)
 
     async def _plug(self) -> None:
         if self._listener is None:
