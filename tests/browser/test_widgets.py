@@ -155,6 +155,11 @@ SHOWING = ("04",)  # a live table and a chart; the others show what is compared 
 THEMES = ["JupyterLab Light", pytest.param("JupyterLab Dark", marks=pytest.mark.slow)]
 
 
+FLASH = """() => document.querySelector(".bb-table").getAnimations({subtree: true}).some(
+    (flash) => getComputedStyle(flash.effect.target).backgroundColor !== "rgba(0, 0, 0, 0)")"""
+"""Whether a price that changed is lit up in its colour."""
+
+
 @pytest.mark.parametrize("theme", THEMES)
 def test_every_view_draws_and_changes_by_itself(notebook: Callable[..., Page], theme: str) -> None:
     """Table cells, the chart's last price and the dashboard change without a click; the bar reaches its
@@ -163,6 +168,7 @@ def test_every_view_draws_and_changes_by_itself(notebook: Callable[..., Page], t
     page.run_all()
     page.page.wait_for_selector(".bb-table tbody tr")
     page.wait_for_change(".bb-table td.bb-price")
+    page.page.wait_for_function(FLASH)
     page.wait_for_change(".bb-chart .bb-last")
     page.wait_for_change(".bb-dash .bb-card")
     assert page.painted(".bb-chart .bb-stage") > 5_000

@@ -30,7 +30,7 @@ function render({ model, el }) {
   const scroll = element("div", "bb-scroll", root);
   const table = element("table", "", scroll);
 
-  let rows = []; // {tr, cells, texts, numbers, label, seen, isVisible, flash, turn}
+  let rows = []; // {tr, cells, texts, numbers, label, seen, isVisible, flash}
   let byElement = new Map();
   let columns = [];
   let heads = [];
@@ -39,6 +39,7 @@ function render({ model, el }) {
   let [priceAt, changeAt, ageAt] = [-1, -1, -1];
   let line = null;
   const dirty = new Set();
+  const isStill = window.matchMedia("(prefers-reduced-motion: reduce)");
   let frame = 0;
 
   // Only rows within sight are painted, once a frame at most: a busy market must not busy the browser.
@@ -75,8 +76,8 @@ function render({ model, el }) {
     const change = row.numbers[changeAt];
     mark(row.tr, "tone", change > 0 ? "up" : change < 0 ? "down" : "flat");
     if (row.flash) {
-      row.turn = 1 - row.turn; // another name of the same animation starts it afresh, without a layout in between
-      row.cells[priceAt].className = `number bb-price bb-${row.flash > 0 ? "rose" : "fell"}${row.turn}`;
+      const background = `color-mix(in srgb, var(${row.flash > 0 ? "--bb-up" : "--bb-down"}) 30%, transparent)`;
+      if (!isStill.matches) row.cells[priceAt].animate([{ background }, {}], { duration: 700, easing: "ease-out" });
       row.flash = 0;
     }
     showAge(row, now);
@@ -158,7 +159,7 @@ function render({ model, el }) {
     const age = state.ages[i];
     const row = {
       tr, cells, texts, numbers: state.numbers[i], label: `${texts[0]} ${name}`.toLowerCase(),
-      seen: age === null ? null : now - age * 1000, isVisible: true, flash: 0, turn: 0,
+      seen: age === null ? null : now - age * 1000, isVisible: true, flash: 0,
     };
     byElement.set(tr, row);
     paintRow(row, now);
