@@ -20,7 +20,7 @@ import numpy as np
 
 from backbone.api.arguments import in_zone
 from backbone.api.format import format_amount, format_price, price_digits, tick_size
-from backbone.api.notebook.view import PERIOD_S, View, check_colours, make_widget, state_line
+from backbone.api.notebook.view import View, check_colours, make_widget, state_line
 from backbone.clock import Clock
 from backbone.errors import InputError
 from backbone.model import LiveCandle
@@ -81,23 +81,20 @@ class CandleChart(View):
         colours: str = "korean",
         height: int = 420,
         tick: float | None = None,
-        max_rows: int = MAX_ROWS,
         clock: Clock | None = None,
-        period_s: float = PERIOD_S,
     ) -> None:
         check_colours(colours)
         if not 120 <= height <= 4000:
             raise InputError("height", height, "120 to 4000 pixels")
-        super().__init__(clock=clock, period_s=period_s)
+        super().__init__(clock)
         self.market = market
         self.timeframe = parse_timeframe(timeframe, derived=True)
         self._source = pull
         self._colours = colours
         self._height = height
         self._tick = tick
-        self._max_rows = max_rows
         rows, self._zone = rows_of(frame)
-        self._rows = rows[-max_rows:]
+        self._rows = rows[-MAX_ROWS:]
         self._changed: dict[int, CandleRow] = {}
         self._needs_whole = False
         self._is_stale_data = False  # whether updates went out since the synced data was set
@@ -153,8 +150,8 @@ class CandleChart(View):
             else:
                 self._rows[at] = row
             self._changed[row.time_us] = row
-        if len(self._rows) > self._max_rows * 5 // 4:
-            del self._rows[: -self._max_rows]
+        if len(self._rows) > MAX_ROWS * 5 // 4:
+            del self._rows[:-MAX_ROWS]
             self._needs_whole = True
 
     def _pull(self) -> None:

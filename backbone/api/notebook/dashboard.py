@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from backbone.api.notebook.progress import duration_text
 from backbone.api.notebook.table import age_text
-from backbone.api.notebook.view import PERIOD_S, View, aligned, cell_html, make_widget
+from backbone.api.notebook.view import View, aligned, cell_html, make_widget
 from backbone.clock import Clock
 from backbone.model import Priority
 
@@ -160,14 +160,10 @@ def _line(snapshot: Mapping[str, Any], problem: str) -> tuple[str, str, str]:
 class Dashboard(View):
     """The dashboard as a view on `snapshot`; it shows itself in a notebook and updates in place."""
 
-    def __init__(
-        self,
-        snapshot: Callable[[], Mapping[str, Any]],
-        *,
-        clock: Clock | None = None,
-        period_s: float = 5 * PERIOD_S,
-    ) -> None:
-        super().__init__(clock=clock, period_s=period_s)
+    period_s = 0.5
+
+    def __init__(self, snapshot: Callable[[], Mapping[str, Any]], *, clock: Clock | None = None) -> None:
+        super().__init__(clock)
         self._snapshot = snapshot
         self._data: Mapping[str, Any] = {}
 

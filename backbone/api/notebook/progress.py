@@ -14,7 +14,7 @@ from html import escape
 from typing import Any, Final
 
 from backbone.api.arguments import in_zone
-from backbone.api.notebook.view import PERIOD_S, View
+from backbone.api.notebook.view import View
 from backbone.clock import Clock
 from backbone.coordinator.candles.pending import Progress
 
@@ -119,9 +119,8 @@ class JobProgress(View):
         cancel: Callable[[], object],
         *,
         clock: Clock | None = None,
-        period_s: float = PERIOD_S,
     ) -> None:
-        super().__init__(clock=clock, period_s=period_s)
+        super().__init__(clock)
         self._label = label
         self._snapshot = snapshot
         self._cancel = cancel

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any, Final, NamedTuple
 
 from backbone.api.format import format_amount, format_price
-from backbone.api.notebook.view import PERIOD_S, View, aligned, cell_html, check_colours, make_widget, state_line
+from backbone.api.notebook.view import View, aligned, cell_html, check_colours, make_widget, state_line
 from backbone.clock import Clock
 
 __all__ = [
@@ -189,10 +189,9 @@ class TickerTable(View):
         height: int = 440,
         title: str = "TickerTable",
         clock: Clock | None = None,
-        period_s: float = PERIOD_S,
     ) -> None:
         check_colours(colours)
-        super().__init__(clock=clock, period_s=period_s)
+        super().__init__(clock)
         self._snapshot = snapshot
         self._colours = colours
         self._style = {"colours": colours, "height": f"{height}px", "stale": STALE_S}

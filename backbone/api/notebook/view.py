@@ -22,15 +22,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from backbone.clock import Clock, SystemClock
 from backbone.errors import ClosedError, InputError, StreamClosedError
 
-__all__ = ["PERIOD_S", "View", "aligned", "cell_html", "check_colours", "in_kernel", "make_widget", "state_line"]
-
-PERIOD_S: Final = 0.1
-"""Seconds between two refreshes, at least."""
+__all__ = ["View", "aligned", "cell_html", "check_colours", "in_kernel", "make_widget", "state_line"]
 
 _log = logging.getLogger(__name__)
 _STATIC = Path(__file__).parent / "static"
@@ -43,8 +40,10 @@ _SLOWEST_S = 5.0
 class View:
     """Base of the views. A subclass says how to `_pull`, `_show` and `_build`, and renders `text` and `html`."""
 
-    def __init__(self, *, clock: Clock | None = None, period_s: float = PERIOD_S) -> None:
-        self.period_s = period_s
+    period_s = 0.1
+    """Seconds between two refreshes, at least."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
         self.problem = ""
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
@@ -208,20 +207,16 @@ class View:
         """Every face at once: the front end takes the best one it can show."""
         live: dict[str, Any] = {}
         if in_kernel():
-            live = self._live_face()
+            try:
+                bundle = self.widget._repr_mimebundle_()
+            except ImportError as exc:  # a kernel that has no widgets: the static faces are left
+                _log.warning("view.no_widgets view=%s %s", type(self).__name__, exc)
+            else:
+                live = dict(bundle[0] if isinstance(bundle, tuple) else bundle or {})
+                self._start()  # where the widget was made off the loop and is shown on it
         if self._widget is None:
             self.refresh()
         return {**live, "text/html": self.html(), "text/plain": self.text()}
-
-    def _live_face(self) -> dict[str, Any]:
-        """The widget's; empty in a kernel that has no widgets, where the static faces are left."""
-        try:
-            bundle = self.widget._repr_mimebundle_()
-        except ImportError as exc:
-            _log.warning("view.no_widgets view=%s %s", type(self).__name__, exc)
-            return {}
-        self._start()  # where the widget was made off the loop and is shown on it
-        return dict(bundle[0] if isinstance(bundle, tuple) else bundle or {})
 
     def _repr_html_(self) -> str:
         return self.html()

@@ -41,9 +41,9 @@ def unpacked(data: bytes) -> list[tuple[float, ...]]:
 class FedChart(CandleChart):
     """A chart whose source has what the test gives it."""
 
-    def __init__(self, held: pd.DataFrame, **more: Any) -> None:
+    def __init__(self, held: pd.DataFrame) -> None:
         self.fed = ChartView()
-        super().__init__(held, market="KRW-BTC", timeframe="1m", pull=lambda: self.fed, period_s=0.0, **more)
+        super().__init__(held, market="KRW-BTC", timeframe="1m", pull=lambda: self.fed)
 
     def feed(self, *candles: Candle) -> None:
         self.fed = ChartView(candles)
@@ -110,7 +110,7 @@ def test_chart_gives_a_late_browser_view_the_present_state(shown: tuple[FedChart
 def test_chart_pulls_the_newest_candles_and_the_state() -> None:
     """A source that always tells the last candles costs only what changed."""
     said = ChartView([candle(3), candle(4, 108.0)], "streaming", "age 0.2 s")
-    chart = CandleChart(frame(), market="KRW-BTC", timeframe="1m", pull=lambda: said, period_s=0.0)
+    chart = CandleChart(frame(), market="KRW-BTC", timeframe="1m", pull=lambda: said)
     messages: list[Any] = []
     chart.widget.send = messages.append
     assert unpacked(chart.widget.data)[-1][4] == 108.0
@@ -123,9 +123,10 @@ def test_chart_pulls_the_newest_candles_and_the_state() -> None:
     chart.widget.close()
 
 
-def test_chart_that_runs_on_lets_old_candles_go() -> None:
+def test_chart_that_runs_on_lets_old_candles_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded: beyond a quarter more than its limit a chart keeps the newest ones."""
-    chart = FedChart(frame(), max_rows=8)
+    monkeypatch.setattr(chart_module, "MAX_ROWS", 8)
+    chart = FedChart(frame())
     for i in range(40):
         chart.feed(candle(i))
         assert len(chart.rows) <= 10

@@ -98,7 +98,7 @@ def moving() -> dict[str, Any]:
 
 def test_nothing_is_sent_where_nothing_changed(moving: dict[str, Any]) -> None:
     """A queue that grew changes the queue's card alone; nothing new sends nothing."""
-    dashboard = Dashboard(lambda: moving, period_s=0.0)
+    dashboard = Dashboard(lambda: moving)
     states = [cards(dashboard.widget)]
     dashboard.widget.observe(lambda change: states.append(cards(dashboard.widget)), "state")
     dashboard.refresh(force=True)
@@ -122,7 +122,7 @@ def cards(widget: Any) -> dict[str, str]:
 def test_card_that_appears_is_sent_with_the_whole(moving: dict[str, Any]) -> None:
     """When a socket opens, its card joins the others."""
     socket = moving.pop("socket")
-    dashboard = Dashboard(lambda: moving, period_s=0.0)
+    dashboard = Dashboard(lambda: moving)
     widget = dashboard.widget
     assert "Live socket" not in cards(widget)
     moving["socket"] = socket
@@ -140,7 +140,7 @@ def test_dashboard_reads_the_coordinator_s_own_metrics() -> None:
 
 def test_refresh_costs_less_than_two_milliseconds(moving: dict[str, Any]) -> None:
     """A refresh in which every card changed stays under 2 ms."""
-    dashboard = Dashboard(lambda: moving, period_s=0.0)
+    dashboard = Dashboard(lambda: moving)
     dashboard.widget.send = lambda message: None
     costs = []
     for n in range(20):

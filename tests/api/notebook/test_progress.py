@@ -72,7 +72,7 @@ def test_html_escapes_foreign_text() -> None:
 def test_finished_job_is_shown_as_it_ended_and_pulled_no_more() -> None:
     """The last state stays, the button goes, nothing is asked again."""
     job = Job()
-    progress = JobProgress("KRW-BTC 1m", job, job.cancel, period_s=0.0)
+    progress = JobProgress("KRW-BTC 1m", job, job.cancel)
     box = progress.widget
     bar = progress._parts["bar"]
     assert (bar.value, bar.bar_style) == (0.25, "")
@@ -91,7 +91,7 @@ def test_finished_job_is_shown_as_it_ended_and_pulled_no_more() -> None:
 def test_cancel_button_calls_the_job_once_and_shows_its_end() -> None:
     """The button cancels, is disabled, and the view says that it was."""
     job = Job()
-    progress = JobProgress("KRW-BTC 1m", job, job.cancel, period_s=0.0)
+    progress = JobProgress("KRW-BTC 1m", job, job.cancel)
     box = progress.widget
     progress._parts["cancel"].click()
     assert job.cancelled == 1
@@ -105,7 +105,7 @@ def test_failed_job_keeps_where_it_stopped() -> None:
     """A failure is red, at the share it reached."""
     job = Job()
     job.view = view(state="failed")
-    progress = JobProgress("KRW-BTC 1m", job, job.cancel, period_s=0.0)
+    progress = JobProgress("KRW-BTC 1m", job, job.cancel)
     box = progress.widget
     assert (progress._parts["bar"].value, progress._parts["bar"].bar_style) == (0.25, "danger")
     box.close()

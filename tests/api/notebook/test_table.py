@@ -133,7 +133,7 @@ class Venue:
 def shown() -> Iterator[tuple[Venue, TickerTable, list[Any]]]:
     """A table with its widget made, and the messages it sends."""
     venue = Venue()
-    table = TickerTable(venue, period_s=0.0, clock=ManualClock())
+    table = TickerTable(venue, clock=ManualClock())
     messages: list[Any] = []
     table.widget.send = messages.append
     yield venue, table, messages
@@ -235,7 +235,7 @@ def test_refresh_of_a_busy_market_stays_under_a_twentieth_of_a_core() -> None:
     """290 rows of which a third change cost less than 5 ms a refresh: 5 % of a core at ten a second."""
     source = random.Random(1)
     view = [row(f"KRW-C{i}", 1e6 + 1000 * i) for i in range(290)]
-    table = TickerTable(lambda: TableView(list(view), "streaming"), period_s=0.0)
+    table = TickerTable(lambda: TableView(list(view), "streaming"))
     table.widget.send = lambda message: None
     costs = []
     for _ in range(20):

@@ -43,7 +43,8 @@ class Counter(View):
     """A view that counts its pulls."""
 
     def __init__(self, clock: ManualClock, period_s: float = 0.1) -> None:
-        super().__init__(clock=clock, period_s=period_s)
+        super().__init__(clock)
+        self.period_s = period_s
         self.pulls = 0
         self.whole = 0
         self.problems: list[str] = []
