@@ -24,12 +24,12 @@ from backbone.api.notebook.view import View, check_colours, make_widget, state_l
 from backbone.clock import Clock
 from backbone.errors import InputError
 from backbone.model import LiveCandle
-from backbone.timeframe import parse_timeframe
+from backbone.timeframe import DAY_US, parse_timeframe
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CandleChart", "CandleRow", "ChartView", "chart_svg", "rows_of"]
+__all__ = ["CandleChart", "CandleRow", "ChartView", "rows_of"]
 
 MAX_ROWS: Final = 5_000
 """Candles kept by a chart that runs on; twice what a screen can show."""
@@ -89,6 +89,7 @@ class CandleChart(View):
         super().__init__(clock)
         self.market = market
         self.timeframe = parse_timeframe(timeframe, derived=True)
+        self._title = f"{market} · {self.timeframe}"
         self._source = pull
         self._colours = colours
         self._height = height
@@ -111,18 +112,78 @@ class CandleChart(View):
 
     def text(self) -> str:
         """The last closes as a line, and the numbers that matter."""
-        return _chart_text(self.market, str(self.timeframe), self.rows, self._zone, self._tick_now())
+        rows, tick = self._rows, self._tick_now()
+        if not rows:
+            return f"{self.market} {self.timeframe} · no candles"
+        closes = [row.close for row in rows[-60:]]
+        low, high = min(closes), max(closes)
+        scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+        line = "".join(_BLOCKS[round((close - low) * scale)] for close in closes)
+        first, last = rows[0], rows[-1]
+        count = "1 candle" if len(rows) == 1 else f"{len(rows)} candles"
+        change = last.close / first.open - 1 if first.open else math.nan
+        spans = " – ".join(in_zone(row.time_us, self._zone).strftime("%Y-%m-%d %H:%M") for row in (first, last))
+        return (
+            f"{self.market} {self.timeframe} · {count} · {spans} {_zone_name(self._zone)}\n"
+            f"{line}  {format_price(last.close, tick)} ({change:+.2%})\n"
+            f"high {format_price(max(row.high for row in rows), tick)}"
+            f" · low {format_price(min(row.low for row in rows), tick)}"
+            f" · volume {format_amount(sum(row.volume for row in rows))}"
+        )
 
     def svg(self) -> str:
-        """The last candles as a self-contained SVG picture."""
-        return chart_svg(
-            self.rows[-120:],
-            title=f"{self.market} · {self.timeframe}",
-            zone=self._zone,
-            tick=self._tick_now(),
-            colours=self._colours,
-            is_daily=self.timeframe.step_us >= 86_400_000_000,
+        """The last candles as a self-contained SVG picture on a transparent ground, the same for the same candles."""
+        rows, tick = self._rows[-120:], self._tick_now()
+        is_daily = self.timeframe.step_us >= DAY_US
+        up, down = ("#d24a3c", "#3a7bd5") if self._colours == "korean" else ("#0a8754", "#d24a3c")
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_W} {_H}" width="{_W}" height="{_H}" '
+            f'font-family="system-ui,sans-serif" font-size="11" fill="{_GREY}">'
         )
+        if not rows:
+            return f'{head}<text x="{_LEFT}" y="20">{escape(self._title)} · no candles</text></svg>'
+        last = rows[-1]
+        low, high = min(row.low for row in rows), max(row.high for row in rows)
+        margin = (high - low) * 0.04 or abs(high) * 0.01 or 1.0
+        low, high = low - margin, high + margin
+        floor = _H - _BOTTOM
+        price_floor = floor - (floor - _TOP) * (_VOLUME_SHARE + 0.03)
+        most = max(row.volume for row in rows) or 1.0
+        slot = (_W - _LEFT - _RIGHT) / max(len(rows), 20)
+        width = max(1.0, slot * 0.7)
+        xs = [_LEFT + (i + 0.5) * slot for i in range(len(rows))]
+
+        def price_y(price: float) -> float:
+            return _TOP + (high - price) / (high - low) * (price_floor - _TOP)
+
+        def box(x: float, y: float, height: float) -> str:
+            return f"M{x - width / 2:.1f} {y:.1f}h{width:.1f}v{height:.1f}h-{width:.1f}z"
+
+        parts = [
+            head,
+            f'<text x="{_LEFT}" y="20" font-size="13"><tspan font-weight="600">{escape(self._title)}</tspan>'
+            f'<tspan dx="10" font-weight="600" fill="{up if last.close >= last.open else down}">'
+            f"{format_price(last.close, tick)}</tspan></text>",
+        ]
+        for price in _round_steps(low, high, tick):
+            y = price_y(price)
+            parts.append(f'<path d="M{_LEFT} {y:.1f}H{_W - _RIGHT}" stroke="{_GREY}" stroke-opacity=".18"/>')
+            parts.append(f'<text x="{_W - _RIGHT + 8}" y="{y + 4:.1f}">{format_price(price, tick)}</text>')
+        parts += _time_labels(rows, xs, self._zone, is_daily)
+        for colour, is_rising in ((up, True), (down, False)):
+            bars = wicks = bodies = ""
+            for x, row in zip(xs, rows, strict=True):
+                if (row.close >= row.open) is is_rising:
+                    top, bottom = price_y(max(row.open, row.close)), price_y(min(row.open, row.close))
+                    tall = row.volume / most * (floor - _TOP) * _VOLUME_SHARE
+                    bars += box(x, floor - tall, tall)
+                    wicks += f"M{x:.1f} {price_y(row.high):.1f}V{price_y(row.low):.1f}"
+                    bodies += box(x, top, max(bottom - top, 1.0))
+            if bodies:
+                parts.append(f'<path d="{bars}" fill="{colour}" fill-opacity=".4"/>')
+                parts.append(f'<path d="{wicks}" stroke="{colour}" fill="none"/>')
+                parts.append(f'<path d="{bodies}" fill="{colour}"/>')
+        return "".join([*parts, "</svg>"])
 
     def html(self) -> str:
         """The SVG as an image, which passes every front end's sanitiser."""
@@ -174,7 +235,7 @@ class CandleChart(View):
         tick = self._tick_now()
         state, level, note = state_line(self._pulled.state, self._pulled.note, self.problem)
         return {
-            "title": f"{self.market} · {self.timeframe}",
+            "title": self._title,
             "line": " · ".join(filter(None, (state, note, _zone_name(self._zone)))),
             "level": level,
             "tick": tick,
@@ -231,67 +292,7 @@ _W, _H = 860, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 10, 92, 34, 26
 _VOLUME_SHARE = 0.2
 _GREY = "#7d8590"  # readable on white and on black
-
-
-def chart_svg(
-    rows: Sequence[CandleRow],
-    *,
-    title: str,
-    zone: dt.tzinfo,
-    tick: float,
-    colours: str = "korean",
-    is_daily: bool = False,
-) -> str:
-    """Candles and volume as a self-contained SVG on a transparent ground, the same for the same rows."""
-    up, down = ("#d24a3c", "#3a7bd5") if colours == "korean" else ("#0a8754", "#d24a3c")
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_W} {_H}" width="{_W}" height="{_H}" '
-        f'font-family="system-ui,sans-serif" font-size="11" fill="{_GREY}">'
-    )
-    if not rows:
-        return f'{head}<text x="{_LEFT}" y="20">{escape(title)} · no candles</text></svg>'
-    last = rows[-1]
-    low, high = min(row.low for row in rows), max(row.high for row in rows)
-    margin = (high - low) * 0.04 or abs(high) * 0.01 or 1.0
-    low, high = low - margin, high + margin
-    floor = _H - _BOTTOM
-    price_floor = floor - (floor - _TOP) * (_VOLUME_SHARE + 0.03)
-    most = max(row.volume for row in rows) or 1.0
-    slot = (_W - _LEFT - _RIGHT) / max(len(rows), 20)
-    width = max(1.0, slot * 0.7)
-    xs = [_LEFT + (i + 0.5) * slot for i in range(len(rows))]
-
-    def price_y(price: float) -> float:
-        return _TOP + (high - price) / (high - low) * (price_floor - _TOP)
-
-    def box(x: float, y: float, height: float) -> str:
-        return f"M{x - width / 2:.1f} {y:.1f}h{width:.1f}v{height:.1f}h-{width:.1f}z"
-
-    parts = [
-        head,
-        f'<text x="{_LEFT}" y="20" font-size="13"><tspan font-weight="600">{escape(title)}</tspan>'
-        f'<tspan dx="10" font-weight="600" fill="{up if last.close >= last.open else down}">'
-        f"{format_price(last.close, tick)}</tspan></text>",
-    ]
-    for price in _round_steps(low, high, tick):
-        y = price_y(price)
-        parts.append(f'<path d="M{_LEFT} {y:.1f}H{_W - _RIGHT}" stroke="{_GREY}" stroke-opacity=".18"/>')
-        parts.append(f'<text x="{_W - _RIGHT + 8}" y="{y + 4:.1f}">{format_price(price, tick)}</text>')
-    parts += _time_labels(rows, xs, zone, is_daily)
-    for colour, is_rising in ((up, True), (down, False)):
-        bars = wicks = bodies = ""
-        for x, row in zip(xs, rows, strict=True):
-            if (row.close >= row.open) is is_rising:
-                top, bottom = price_y(max(row.open, row.close)), price_y(min(row.open, row.close))
-                tall = row.volume / most * (floor - _TOP) * _VOLUME_SHARE
-                bars += box(x, floor - tall, tall)
-                wicks += f"M{x:.1f} {price_y(row.high):.1f}V{price_y(row.low):.1f}"
-                bodies += box(x, top, max(bottom - top, 1.0))
-        if bodies:
-            parts.append(f'<path d="{bars}" fill="{colour}" fill-opacity=".4"/>')
-            parts.append(f'<path d="{wicks}" stroke="{colour}" fill="none"/>')
-            parts.append(f'<path d="{bodies}" fill="{colour}"/>')
-    return "".join([*parts, "</svg>"])
+_BLOCKS: Final = "▁▂▃▄▅▆▇█"
 
 
 def _round_steps(low: float, high: float, tick: float) -> list[float]:
@@ -312,26 +313,3 @@ def _time_labels(rows: Sequence[CandleRow], xs: Sequence[float], zone: dt.tzinfo
         day = at.date()
         labels.append(f'<text x="{xs[i]:.1f}" y="{_H - 8}" text-anchor="middle">{at.strftime(form)}</text>')
     return labels
-
-
-_BLOCKS: Final = "▁▂▃▄▅▆▇█"
-
-
-def _chart_text(market: str, timeframe: str, rows: Sequence[CandleRow], zone: dt.tzinfo, tick: float) -> str:
-    if not rows:
-        return f"{market} {timeframe} · no candles"
-    closes = [row.close for row in rows[-60:]]
-    low, high = min(closes), max(closes)
-    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
-    line = "".join(_BLOCKS[round((close - low) * scale)] for close in closes)
-    first, last = rows[0], rows[-1]
-    count = "1 candle" if len(rows) == 1 else f"{len(rows)} candles"
-    change = last.close / first.open - 1 if first.open else math.nan
-    spans = " – ".join(in_zone(row.time_us, zone).strftime("%Y-%m-%d %H:%M") for row in (first, last))
-    return (
-        f"{market} {timeframe} · {count} · {spans} {_zone_name(zone)}\n"
-        f"{line}  {format_price(last.close, tick)} ({change:+.2%})\n"
-        f"high {format_price(max(row.high for row in rows), tick)}"
-        f" · low {format_price(min(row.low for row in rows), tick)}"
-        f" · volume {format_amount(sum(row.volume for row in rows))}"
-    )

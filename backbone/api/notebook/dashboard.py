@@ -27,7 +27,7 @@ from backbone.api.notebook.view import View, aligned, cell_html, make_widget
 from backbone.clock import Clock
 from backbone.model import Priority
 
-__all__ = ["Dashboard", "dashboard_cards", "dashboard_html", "dashboard_text"]
+__all__ = ["Dashboard", "dashboard_cards"]
 
 _PRIORITIES: Final = tuple(priority.value for priority in Priority)
 Cell = tuple[str, str]
@@ -172,37 +172,39 @@ class Dashboard(View):
 
     def text(self) -> str:
         """Every card as aligned text."""
-        return dashboard_text(self._data, self.problem)
+        _, says, note = _line(self._data, self.problem)
+        lines = aligned([[" · ".join(filter(None, (says, note)))]], [False])
+        for title, rows in dashboard_cards(self._data):
+            cells = [[text for text, _ in row] for row in rows if row]
+            table = aligned(cells, [False, *[True] * (len(cells[0]) - 1)])
+            lines += ["", title, *(f"  {line}" for line in table)]
+        return "\n".join(lines)
 
     def html(self) -> str:
         """Every card as a static table."""
-        return f'<div style="{_STATIC}">{dashboard_html(self._data, self.problem)}</div>'
+        return f'<div style="{_STATIC}">{self._parts_html()}</div>'
+
+    def _parts_html(self) -> str:
+        """The state line and a table a card, which read with their styles stripped."""
+        level, says, note = _line(self._data, self.problem)
+        line = (
+            f'<div class="bb-line" style="width:100%"><span class="bb-dot" data-level="{escape(level)}"></span> '
+            f'<b class="bb-state">{escape(says)}</b> <span class="bb-note">{escape(note)}</span></div>'
+        )
+        return line + "".join(_card_html(title, rows) for title, rows in dashboard_cards(self._data))
 
     def _pull(self) -> None:
         self._data = self._snapshot()
 
     def _show(self, *, whole: bool = False) -> None:
-        self._widget.state = self._state()  # which sends nothing where it is the same
-
-    def _state(self) -> dict[str, Any]:
-        return {"html": dashboard_html(self._data, self.problem)}
+        self._widget.state = {"html": self._parts_html()}  # which sends nothing where it is the same
 
     def _build(self) -> Any:
         files = "presence.js", "dashboard.js", "theme.css", "dashboard.css"
-        return make_widget("Dashboard", *files, state=self._state())
+        return make_widget("Dashboard", *files, state={"html": self._parts_html()})
 
 
 _STATIC: Final = "display:flex;flex-wrap:wrap;gap:12px 20px;font-variant-numeric:tabular-nums"
-
-
-def dashboard_html(snapshot: Mapping[str, Any], problem: str = "") -> str:
-    """The state line and a table a card, which read with their styles stripped."""
-    level, says, note = _line(snapshot, problem)
-    line = (
-        f'<div class="bb-line" style="width:100%"><span class="bb-dot" data-level="{escape(level)}"></span> '
-        f'<b class="bb-state">{escape(says)}</b> <span class="bb-note">{escape(note)}</span></div>'
-    )
-    return line + "".join(_card_html(title, rows) for title, rows in dashboard_cards(snapshot))
 
 
 def _card_html(title: str, rows: list[list[Cell]]) -> str:
@@ -215,14 +217,3 @@ def _cell_html(tag: str, cell: Cell) -> str:
     text, kind = escape(cell[0]), cell[1]
     is_bar = kind == "bar"
     return cell_html(tag, f'<div class="bb-bar"><div style="width:{text}">{text}</div></div>' if is_bar else text, kind)
-
-
-def dashboard_text(snapshot: Mapping[str, Any], problem: str = "") -> str:
-    """The dashboard as aligned text."""
-    _, says, note = _line(snapshot, problem)
-    lines = aligned([[" · ".join(filter(None, (says, note)))]], [False])
-    for title, rows in dashboard_cards(snapshot):
-        cells = [[text for text, _ in row] for row in rows if row]
-        table = aligned(cells, [False, *[True] * (len(cells[0]) - 1)])
-        lines += ["", title, *(f"  {line}" for line in table)]
-    return "\n".join(lines)

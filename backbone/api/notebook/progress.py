@@ -18,7 +18,7 @@ from backbone.api.notebook.view import View
 from backbone.clock import Clock
 from backbone.coordinator.candles.pending import Progress
 
-__all__ = ["JobProgress", "JobView", "duration_text", "job_view", "progress_html", "progress_text"]
+__all__ = ["JobProgress", "JobView", "duration_text", "job_view"]
 
 _ENDS: Final = {"done": "success", "incomplete": "warning", "failed": "danger", "cancelled": "warning"}
 _WIDTH = 28  # of the text's bar
@@ -85,27 +85,6 @@ def _facts(view: JobView) -> list[str]:
     return facts
 
 
-def progress_text(label: str, view: JobView) -> str:
-    """The job as one line.
-
-    >>> progress_text("KRW-BTC 1m", JobView("cancelled", 12, 2_400, 0.25, datetime(2025, 8, 22, 9), 9.6, None, 1.3))
-    'KRW-BTC 1m ███████                       25% cancelled · 12 pages · 2,400 rows · reached 2025-08-22 09:00'
-    """
-    filled = round(view.fraction * _WIDTH)
-    bar = "█" * filled + " " * (_WIDTH - filled)
-    return f"{label} {bar} {math.floor(view.fraction * 100):3d}% " + " · ".join([view.state, *_facts(view)])
-
-
-def progress_html(label: str, view: JobView) -> str:
-    """The job as a static bar."""
-    return (
-        f"<div><b>{escape(label)}</b> "
-        f'<progress value="{view.fraction:.4f}" max="1" style="width:240px;vertical-align:middle"></progress> '
-        f"{math.floor(view.fraction * 100)}% {escape(view.state)}<br>"
-        f'<small style="opacity:.75">{escape(" · ".join(_facts(view)))}</small></div>'
-    )
-
-
 class JobProgress(View):
     """A job's progress as a view on `snapshot`; it shows itself in a notebook, with a button that calls `cancel`.
 
@@ -136,12 +115,26 @@ class JobProgress(View):
         return True
 
     def text(self) -> str:
-        """The job as one line."""
-        return progress_text(self._label, self._view)
+        """The job as one line.
+
+        >>> view = JobView("cancelled", 12, 2_400, 0.25, datetime(2025, 8, 22, 9), 9.6, None, 1.3)
+        >>> JobProgress("KRW-BTC 1m", lambda: view, print).text()
+        'KRW-BTC 1m ███████                       25% cancelled · 12 pages · 2,400 rows · reached 2025-08-22 09:00'
+        """
+        view = self._view
+        filled = round(view.fraction * _WIDTH)
+        bar = "█" * filled + " " * (_WIDTH - filled)
+        return f"{self._label} {bar} {math.floor(view.fraction * 100):3d}% " + " · ".join([view.state, *_facts(view)])
 
     def html(self) -> str:
         """The job as a static bar."""
-        return progress_html(self._label, self._view)
+        view = self._view
+        return (
+            f"<div><b>{escape(self._label)}</b> "
+            f'<progress value="{view.fraction:.4f}" max="1" style="width:240px;vertical-align:middle"></progress> '
+            f"{math.floor(view.fraction * 100)}% {escape(view.state)}<br>"
+            f'<small style="opacity:.75">{escape(" · ".join(_facts(view)))}</small></div>'
+        )
 
     def _pull(self) -> None:
         self._view = self._snapshot()

@@ -23,7 +23,6 @@ __all__ = [
     "TableView",
     "TickerTable",
     "age_text",
-    "table_html",
     "table_text",
 ]
 
@@ -209,8 +208,27 @@ class TickerTable(View):
         return table_text(self._view, self.problem)
 
     def html(self) -> str:
-        """The latest rows as a static table."""
-        return table_html(self._view, self.problem, colours=self._colours)
+        """The table as static HTML that reads with its styles stripped: arrows tell the direction, not only colours."""
+        rise, fall = ("#cf3a2b", "#1763c6") if self._colours == "korean" else ("#0a8754", "#cf3a2b")
+        lines = ["".join(cell_html("th", label, kind, "font-weight:500;opacity:.7") for _, label, kind in _COLUMNS)]
+        for row in self._view.rows:
+            sign = (row.change > 0) - (row.change < 0)
+            tone, arrow = (("", ""), (rise, "▲ "), (fall, "▼ "))[sign]
+            cells = []
+            for (key, _, kind), text in zip(_COLUMNS, [*_texts(row), age_text(row.age_s)], strict=True):
+                style = "white-space:nowrap;" + ("opacity:.45;" if row.age_s > STALE_S else "")
+                if key in ("market", "price"):
+                    style += "font-weight:600;"
+                if tone and key in ("price", "change", "change_rate"):
+                    style += f"color:{tone}"
+                cells.append(cell_html("td", (arrow if key == "change" else "") + escape(text), kind, style))
+            lines.append("".join(cells))
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        return (
+            '<div style="font-variant-numeric:tabular-nums;max-width:860px;max-height:480px;overflow:auto">'
+            f'<table cellpadding="4" style="margin:0">{body}</table>'
+            f'<div style="opacity:.7">{escape(_small_print(self._view, self.problem))}</div></div>'
+        )
 
     def _pull(self) -> None:
         self._view = self._snapshot()
@@ -249,27 +267,3 @@ def _small_print(view: TableView, problem: str) -> str:
     state, _, note = state_line(view.state, view.note, problem)
     count = f"{len(view.rows)} market" + ("" if len(view.rows) == 1 else "s")
     return " · ".join(filter(None, (state, count, note)))
-
-
-def table_html(view: TableView, problem: str = "", *, colours: str = "korean") -> str:
-    """The table as static HTML that reads with its styles stripped: arrows tell the direction, not only colours."""
-    rise, fall = ("#cf3a2b", "#1763c6") if colours == "korean" else ("#0a8754", "#cf3a2b")
-    lines = ["".join(cell_html("th", label, kind, "font-weight:500;opacity:.7") for _, label, kind in _COLUMNS)]
-    for row in view.rows:
-        sign = (row.change > 0) - (row.change < 0)
-        tone, arrow = (("", ""), (rise, "▲ "), (fall, "▼ "))[sign]
-        cells = []
-        for (key, _, kind), text in zip(_COLUMNS, [*_texts(row), age_text(row.age_s)], strict=True):
-            style = "white-space:nowrap;" + ("opacity:.45;" if row.age_s > STALE_S else "")
-            if key in ("market", "price"):
-                style += "font-weight:600;"
-            if tone and key in ("price", "change", "change_rate"):
-                style += f"color:{tone}"
-            cells.append(cell_html("td", (arrow if key == "change" else "") + escape(text), kind, style))
-        lines.append("".join(cells))
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return (
-        '<div style="font-variant-numeric:tabular-nums;max-width:860px;max-height:480px;overflow:auto">'
-        f'<table cellpadding="4" style="margin:0">{body}</table>'
-        f'<div style="opacity:.7">{escape(_small_print(view, problem))}</div></div>'
-    )

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.api.notebook import chart as chart_module
-from backbone.api.notebook.chart import Candle, CandleChart, CandleRow, ChartView, chart_svg
+from backbone.api.notebook.chart import Candle, CandleChart, CandleRow, ChartView
 from backbone.errors import InputError
 from backbone.model import LiveCandle
 
@@ -226,8 +226,8 @@ def test_static_picture_escapes_the_market() -> None:
 def test_static_picture_survives_flat_tiny_and_huge_prices(prices: tuple[float, float]) -> None:
     """Any range of prices makes a finite picture with at least one labelled price."""
     low, high = prices
-    rows = [CandleRow(START + i * MINUTE, low, high, low, high, 0.0) for i in range(3)]
-    svg = chart_svg(rows, title="X", zone=frame().index.tz, tick=1e-8)
+    held = frame(3).assign(open=low, high=high, low=low, close=high, volume=0.0)
+    svg = CandleChart(held, market="KRW-BTC", timeframe="1m", tick=1e-8).svg()
     ET.fromstring(svg)
     assert "nan" not in svg
     assert "inf" not in svg

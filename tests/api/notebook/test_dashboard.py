@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from backbone.api.notebook.dashboard import Dashboard, dashboard_cards, dashboard_html, dashboard_text
+from backbone.api.notebook.dashboard import Dashboard, dashboard_cards
 from backbone.coordinator.metrics import Metrics
 from backbone.model import Priority
 
@@ -46,6 +46,12 @@ def snapshot(**changes: Any) -> dict[str, Any]:
     return {**known, **changes}
 
 
+def pulled(known: dict[str, Any]) -> Dashboard:
+    dashboard = Dashboard(lambda: known)
+    dashboard.refresh()
+    return dashboard
+
+
 def test_every_part_has_its_card() -> None:
     """Budget, queue, latency, cache, socket and store are shown in that order."""
     titles = [title for title, _ in dashboard_cards(snapshot())]
@@ -60,7 +66,7 @@ def test_parts_that_are_missing_have_no_card() -> None:
 
 def test_text_reads_as_a_report() -> None:
     """Numbers have units, unknown ones a dash, totals of groups are left to metrics()."""
-    text = dashboard_text(snapshot())
+    text = pulled(snapshot()).text()
     for expected in ("healthy · upbit", "7/10", "stopped 1s", "1,400", "waited, high", "4.0 ms", "2.0 s", "90%",
                      "1.50 MB of 256 MB", "1.31 GB", "2,411", "data/candles"):  # fmt: skip
         assert expected in text
@@ -71,7 +77,7 @@ def test_text_reads_as_a_report() -> None:
 
 def test_ban_is_the_first_thing_one_reads() -> None:
     """A block by the venue overrides every other state."""
-    assert dashboard_text(snapshot(banned_s=125.0)).startswith("blocked by the venue for 2m 05s")
+    assert pulled(snapshot(banned_s=125.0)).text().startswith("blocked by the venue for 2m 05s")
 
 
 def test_everything_foreign_is_escaped() -> None:
@@ -135,7 +141,7 @@ def test_dashboard_reads_the_coordinator_s_own_metrics() -> None:
     """The records of the coordinator's metrics are shown as they are."""
     metrics = Metrics()
     metrics.time("waited", 0.02, group="candles", priority=Priority.HIGH)
-    assert "waited, high" in dashboard_html({"times": metrics.snapshot()["times"]})
+    assert "waited, high" in pulled({"times": metrics.snapshot()["times"]}).html()
 
 
 def test_refresh_costs_less_than_two_milliseconds(moving: dict[str, Any]) -> None:

@@ -10,13 +10,17 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pytest
 
-from backbone.api.notebook.progress import JobProgress, JobView, job_view, progress_html, progress_text
+from backbone.api.notebook.progress import JobProgress, JobView, job_view
 from backbone.coordinator.candles.pending import Progress
 
 
 def view(**changes: Any) -> JobView:
     reached = datetime(2025, 8, 22, 9, tzinfo=ZoneInfo("Asia/Seoul"))
     return replace(JobView("running", 12, 2400, 0.25, reached, 9.6, 3.75, 1.25), **changes)
+
+
+def shown(label: str, view: JobView) -> JobProgress:
+    return JobProgress(label, lambda: view, lambda: None)
 
 
 class Job:
@@ -45,7 +49,7 @@ def test_job_view_shows_the_job_s_own_progress() -> None:
 
 def test_text_tells_time_reached_rate_and_eta() -> None:
     """One line says how far, in the reader's zone, how fast and how long still."""
-    text = progress_text("KRW-BTC 1m", view())
+    text = shown("KRW-BTC 1m", view()).text()
     assert " 25% running · 12 pages · 2,400 rows · reached 2025-08-22 09:00 · 9.6 pages/s · 4s to go" in text
     assert "\n" not in text
     assert str(view()) == "running, 25%, 12 pages, 2,400 rows, reached 2025-08-22 09:00, 9.6 pages/s, 4s to go"
@@ -53,18 +57,18 @@ def test_text_tells_time_reached_rate_and_eta() -> None:
 
 def test_text_leaves_out_what_is_not_known_or_over() -> None:
     """Before there is a rate nothing is foretold, and a finished job promises nothing."""
-    assert "to go" not in progress_text("KRW-BTC 1m", view(eta_s=None))
-    assert progress_text("KRW-BTC 1m", view(state="done")).endswith("2,400 rows · reached 2025-08-22 09:00")
+    assert "to go" not in shown("KRW-BTC 1m", view(eta_s=None)).text()
+    assert shown("KRW-BTC 1m", view(state="done")).text().endswith("2,400 rows · reached 2025-08-22 09:00")
 
 
 def test_a_share_is_rounded_down() -> None:
     """A job that is almost done does not claim 100 %."""
-    assert " 99% " in progress_text("KRW-BTC 1m", view(fraction=0.9995))
+    assert " 99% " in shown("KRW-BTC 1m", view(fraction=0.9995)).text()
 
 
 def test_html_escapes_foreign_text() -> None:
     """Foreign text ends as text."""
-    html = progress_html("<b>x", view(state="<i>"))
+    html = shown("<b>x", view(state="<i>")).html()
     assert "<b>x" not in html
     assert "<i>" not in html
 

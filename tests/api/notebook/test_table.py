@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbone.api.notebook.table import TableDelta, TableRow, TableView, TickerTable, table_html, table_text
+from backbone.api.notebook.table import TableDelta, TableRow, TableView, TickerTable, table_text
 from backbone.errors import InputError
 from backbone.testing import ManualClock
 
@@ -191,6 +191,13 @@ def test_table_of_an_unknown_colour_scheme_is_refused() -> None:
     """Colours are Korean or Western."""
     with pytest.raises(InputError):
         TickerTable(Venue(), colours="pink")
+
+
+def table_html(view: TableView, problem: str = "", *, colours: str = "korean") -> str:
+    table = TickerTable(lambda: view, colours=colours)
+    table.refresh()
+    table.problem = problem
+    return table.html()
 
 
 def test_static_table_escapes_every_text_of_the_venue() -> None:
