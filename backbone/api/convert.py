@@ -216,7 +216,8 @@ def resample_trading_day(
         raise InputError("open_hour", open_hour, "a whole hour, 0 to 23")
     index = _candle_index(df)
     if not len(df):
-        return _with_attrs(_without_flags(df, keep_partial), df)
+        out = df.drop(columns=[name for name in _FLAGS if name in df.columns])
+        return _with_attrs(out.assign(partial=False) if keep_partial else out, df)
     if "market" in df.columns:
         parts = []
         for market, part in df.groupby("market", sort=False):
@@ -314,14 +315,14 @@ def _with_freq(index: pd.DatetimeIndex) -> pd.DatetimeIndex:
     """`index` with its ``freq``, where its rows follow each other without a hole."""
     import pandas as pd
 
-    step, wall = _even_step(index), _even_step(index.tz_localize(None))
+    step = _even_step(index)
     if step is None:
         return index
-    if step % DAY_US == 0 and wall == step:
-        return pd.DatetimeIndex(index, freq=pd.offsets.Day(step // DAY_US))
-    if step % DAY_US == 0:  # days of one length whose clocks were set: no calendar's days
-        return pd.DatetimeIndex(index, freq=pd.offsets.Hour(step // HOUR_US))
-    return pd.DatetimeIndex(index, freq=pd.tseries.frequencies.to_offset(pd.Timedelta(step, "us")))
+    freq: pd.offsets.BaseOffset = pd.tseries.frequencies.to_offset(pd.Timedelta(step, "us"))
+    if step % DAY_US == 0:  # days of one length whose clocks were set are no calendar's days
+        is_calendar = _even_step(index.tz_localize(None)) == step
+        freq = pd.offsets.Day(step // DAY_US) if is_calendar else pd.offsets.Hour(step // HOUR_US)
+    return pd.DatetimeIndex(index, freq=freq)
 
 
 def _even_step(index: pd.DatetimeIndex) -> int | None:
@@ -356,13 +357,6 @@ def _instant(value: Any, tz: Any) -> pd.Timestamp:
 
     stamp = pd.Timestamp(value)
     return stamp.tz_localize(tz) if stamp.tzinfo is None else stamp.tz_convert(tz)
-
-
-def _without_flags(df: pd.DataFrame, keep_partial: bool) -> pd.DataFrame:
-    out = df.drop(columns=[name for name in _FLAGS if name in df.columns])
-    if keep_partial:
-        out["partial"] = False
-    return out
 
 
 def _with_attrs(out: pd.DataFrame, source: pd.DataFrame) -> pd.DataFrame:
