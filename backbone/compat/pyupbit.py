@@ -219,11 +219,9 @@ def get_tickers(fiat: str = "", is_details: bool = False, limit_info: bool = Fal
     With `verbose` each with its names, with `is_details` also its warnings, in the venue's own words. With `limit_info`
     a pair: the answer, and ``{"group", "min", "sec"}``.
     """
-    client = get_client()
+    core = get_client().session.coordinator()
     if not (is_details or limit_info or verbose):
-        listed = client.session.coordinator().markets.listed()
-        return [info.market for info in listed if info.market.startswith(fiat)]
-    core = client.session.coordinator()
+        return [info.market for info in core.markets.listed() if info.market.startswith(fiat)]
     reply = core.realtime.market_rows(Priority.HIGH, core.markets.confirm)
     rows = [row for row in reply.rows if row["market"].startswith(fiat)]
     tickers: list[Any]

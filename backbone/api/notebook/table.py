@@ -83,22 +83,14 @@ def _rate(rate: float, _: float) -> str:
     return f"{rate:+.2%}" if rate else "0.00%"
 
 
-def _amount(amount: float, _: float) -> str:
-    return format_amount(amount)
-
-
-def _as_is(text: Any, _: float) -> str:
-    return str(text)
-
-
 _DATA: Final[tuple[tuple[str, str, str, Callable[[Any, float], str]], ...]] = (
-    ("market", "Market", "text", _as_is),
+    ("market", "Market", "text", lambda text, _: text),
     ("price", "Price", "number", format_price),
     ("change", "Change", "number", _signed),
     ("change_rate", "Change %", "number", _rate),
-    ("volume_24h", "Volume 24h", "number", _amount),
-    ("value_24h", "Value 24h", "number", _amount),
-    ("source", "Source", "text", _as_is),
+    ("volume_24h", "Volume 24h", "number", lambda amount, _: format_amount(amount)),
+    ("value_24h", "Value 24h", "number", lambda amount, _: format_amount(amount)),
+    ("source", "Source", "text", lambda text, _: text),
 )
 """The columns but for the age: field, title, kind, and how it reads (given the field and the tick)."""
 _COLUMNS: Final = (*(column[:3] for column in _DATA), ("age", "Age", "number"))
