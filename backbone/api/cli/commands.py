@@ -126,6 +126,7 @@ def fetch(client: Any, options: argparse.Namespace) -> int:
                 print_frame(frame, form, whole=options.out is not None)
         say(f"kept in {client.data_dir}")
     except KeyboardInterrupt:
+        _fix_times(client, options)
         client.close()  # which stores what was still on its way
         with open_client(options) as reopened:
             say(_interrupted(reopened, options))
@@ -134,20 +135,16 @@ def fetch(client: Any, options: argparse.Namespace) -> int:
 
 
 def _fetched(client: Any, options: argparse.Namespace, markets: str | list[str]) -> Any:
-    try:
-        return client.candles(
-            markets,
-            options.timeframe,
-            options.start,
-            options.end,
-            count=options.count,
-            fill=options.fill,
-            priority=options.priority,
-            offline=options.offline,
-        )
-    except KeyboardInterrupt:
-        _fix_times(client, options)
-        raise
+    return client.candles(
+        markets,
+        options.timeframe,
+        options.start,
+        options.end,
+        count=options.count,
+        fill=options.fill,
+        priority=options.priority,
+        offline=options.offline,
+    )
 
 
 def _fix_times(client: Any, options: argparse.Namespace) -> None:
