@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TypeVar
 
 import msgspec
 
 from backbone.model import Span
 from backbone.timeframe import Timeframe
 
-__all__ = ["EVER", "VENUE", "Coverage", "Provisional", "SpanSet", "on_grid"]
+__all__ = ["EVER", "VENUE", "Coverage", "SpanSet", "change_each", "on_grid", "spans_due", "union_each"]
 
 
 EVER = Span(0, 1 << 62)
@@ -171,6 +171,7 @@ def _normal(spans: Iterable[tuple[int, int]]) -> tuple[Span, ...]:
 
 
 _EMPTY = SpanSet()
+_NONE: Mapping[int, SpanSet] = {}
 
 
 def on_grid(spans: SpanSet, timeframe: Timeframe) -> SpanSet:
@@ -182,30 +183,27 @@ VENUE = "rest"
 """The source of what the venue itself answered to a request for candles."""
 
 
-class Provisional(NamedTuple):
-    """A covered span that is asked once more at `due_us`, microseconds UTC."""
-
-    start: int
-    end: int
-    due_us: int
+_Key = TypeVar("_Key", int, str)
 
 
 class Coverage(msgspec.Struct, frozen=True):
     """What is covered (rows or quiet), which part of it is still ``provisional``, and where parts of it came from.
 
-    ``origins`` has spans by source, such as ``adopted`` or ``archive``; what is in none came from the venue.
+    ``provisional`` has spans by the time, microseconds UTC, at which they are asked once more. ``origins`` has spans by
+    source, such as ``adopted`` or ``archive``; what is in none came from the venue.
     """
 
     covered: SpanSet = _EMPTY
-    provisional: tuple[Provisional, ...] = ()
+    provisional: Mapping[int, SpanSet] = msgspec.field(default_factory=dict)
     origins: Mapping[str, SpanSet] = msgspec.field(default_factory=dict)
 
-    def proved(self, proof: SpanSet, provisional: tuple[Provisional, ...] = (), *, source: str = VENUE) -> Coverage:
+    def proved(self, proof: SpanSet, provisional: Mapping[int, SpanSet] = _NONE, *, source: str = VENUE) -> Coverage:
         """After a reply that proves `proof`. The newest reply counts: in it, only the new `provisional` stays."""
-        kept = _outside(self.provisional, proof) + tuple(_inside(provisional, proof))
-        new = {source: proof} if proof and source != VENUE else {}
-        origins = _union([_each(self.origins, lambda spans: spans - proof), new]) if self.origins else new
-        return Coverage(self.covered | proof, _joined(kept), origins)
+        again = change_each(provisional, lambda spans: spans & proof)
+        origin = {source: proof} if proof and source != VENUE else {}
+        return Coverage(
+            self.covered | proof, _replaced(self.provisional, proof, again), _replaced(self.origins, proof, origin)
+        )
 
     def of_source(self, source: str) -> SpanSet:
         """The part that came from `source`."""
@@ -218,15 +216,15 @@ class Coverage(msgspec.Struct, frozen=True):
 
     def clip(self, span: tuple[int, int]) -> Coverage:
         """The part inside `span`."""
-        provisional = _joined(_inside(self.provisional, SpanSet((span,))))
-        return Coverage(self.covered.clip(span), provisional, _each(self.origins, lambda spans: spans.clip(span)))
+        return self._each(lambda spans: spans.clip(span))
 
     def without(self, spans: SpanSet) -> Coverage:
         """The part outside `spans`."""
-        if not self.covered:
-            return self
-        origins = _each(self.origins, lambda held: held - spans)
-        return Coverage(self.covered - spans, _joined(_outside(self.provisional, spans)), origins)
+        return self._each(lambda held: held - spans) if self.covered else self
+
+    def _each(self, change: Callable[[SpanSet], SpanSet]) -> Coverage:
+        provisional, origins = change_each(self.provisional, change), change_each(self.origins, change)
+        return Coverage(change(self.covered), provisional, origins)
 
     @staticmethod
     def joined(coverages: Sequence[Coverage]) -> Coverage:
@@ -234,41 +232,33 @@ class Coverage(msgspec.Struct, frozen=True):
         if len(coverages) == 1:
             return coverages[0]
         covered = SpanSet(span for coverage in coverages for span in coverage.covered)
-        provisional = _joined(item for coverage in coverages for item in coverage.provisional)
-        return Coverage(covered, provisional, _union([coverage.origins for coverage in coverages]))
+        provisional = union_each([coverage.provisional for coverage in coverages])
+        return Coverage(covered, provisional, union_each([coverage.origins for coverage in coverages]))
 
     def due(self, now_us: int) -> SpanSet:
         """The provisional spans whose second request is due."""
-        return SpanSet((item.start, item.end) for item in self.provisional if item.due_us <= now_us)
+        return spans_due(self.provisional, now_us)
 
 
-def _each(origins: Mapping[str, SpanSet], change: Callable[[SpanSet], SpanSet]) -> Mapping[str, SpanSet]:
-    return {source: rest for source, spans in origins.items() if (rest := change(spans))} if origins else origins
+def spans_due(provisional: Mapping[int, SpanSet], now_us: int) -> SpanSet:
+    """The provisional spans that are to be requested again at `now_us`."""
+    return SpanSet(span for due_us, spans in provisional.items() if due_us <= now_us for span in spans)
 
 
-def _union(parts: Iterable[Mapping[str, SpanSet]]) -> Mapping[str, SpanSet]:
-    found: dict[str, list[Span]] = {}
+def change_each(held: Mapping[_Key, SpanSet], change: Callable[[SpanSet], SpanSet]) -> Mapping[_Key, SpanSet]:
+    """The sets of `held`, each changed; those of which nothing is left go."""
+    return {key: rest for key, spans in held.items() if (rest := change(spans))} if held else held
+
+
+def union_each(parts: Iterable[Mapping[_Key, SpanSet]]) -> Mapping[_Key, SpanSet]:
+    """The union of the sets of each key."""
+    found: dict[_Key, list[Span]] = {}
     for part in parts:
-        for source, spans in part.items():
-            found.setdefault(source, []).extend(spans)
-    return {source: SpanSet(spans) for source, spans in found.items()}
+        for key, spans in part.items():
+            found.setdefault(key, []).extend(spans)
+    return {key: SpanSet(spans) for key, spans in found.items()}
 
 
-def _inside(provisional: Iterable[Provisional], spans: SpanSet) -> tuple[Provisional, ...]:
-    return tuple(Provisional(a, b, item.due_us) for item in provisional for a, b in spans.clip((item.start, item.end)))
-
-
-def _outside(provisional: Iterable[Provisional], spans: SpanSet) -> tuple[Provisional, ...]:
-    return tuple(
-        Provisional(a, b, item.due_us) for item in provisional for a, b in SpanSet(((item.start, item.end),)) - spans
-    )
-
-
-def _joined(provisional: Iterable[Provisional]) -> tuple[Provisional, ...]:
-    kept: list[Provisional] = []
-    for item in sorted(provisional):
-        if kept and kept[-1].end == item.start and kept[-1].due_us == item.due_us:
-            kept[-1] = Provisional(kept[-1].start, item.end, item.due_us)
-        else:
-            kept.append(item)
-    return tuple(kept)
+def _replaced(held: Mapping[_Key, SpanSet], proof: SpanSet, new: Mapping[_Key, SpanSet]) -> Mapping[_Key, SpanSet]:
+    """`held` outside `proof`, and `new` inside."""
+    return union_each([change_each(held, lambda spans: spans - proof), new]) if held else new

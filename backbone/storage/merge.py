@@ -7,7 +7,7 @@ time, so a failed write can be repeated. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from backbone.candle_table import bounds_of, compare, is_same, times_of
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
-from backbone.storage.coverage import EVER, Provisional, SpanSet
+from backbone.storage.coverage import EVER, SpanSet, change_each, union_each
 from backbone.storage.partition import REVISION_SCHEMA, Partition
 
 __all__ = ["Page", "merge_pages"]
@@ -34,7 +34,7 @@ class Page(msgspec.Struct, frozen=True, dict=True):
     id: int
     table: pa.Table
     proof: SpanSet
-    provisional: tuple[Provisional, ...]
+    provisional: Mapping[int, SpanSet]
     source: str
     seen_us: int
     generation: int = 0
@@ -49,9 +49,8 @@ class Page(msgspec.Struct, frozen=True, dict=True):
         if proof is self.proof:
             return self
         low, high = bounds_of(self.table, span)
-        provisional = tuple(Provisional(max(a, span.start), min(b, span.end), due) for a, b, due in self.provisional)
-        table = self.table.slice(low, high - low)
-        return Page(self.id, table, proof, tuple(f for f in provisional if f.start < f.end), self.source, self.seen_us)
+        provisional = change_each(self.provisional, lambda spans: spans.clip(span))
+        return Page(self.id, self.table.slice(low, high - low), proof, provisional, self.source, self.seen_us)
 
 
 def merge_pages(partition: Partition, pages: Sequence[Page], period: Span) -> Partition:
@@ -80,7 +79,7 @@ def _joined(batch: list[Page], proof: SpanSet) -> Page:
         return batch[0]
     filled = sorted((page for page in batch if len(page.times)), key=lambda page: int(page.times[0]))
     table = _sorted(pa.concat_tables([page.table for page in filled] or [batch[0].table]).combine_chunks())
-    provisional = tuple(item for page in batch for item in page.provisional)
+    provisional = union_each([page.provisional for page in batch])
     return Page(batch[-1].id, table, proof, provisional, batch[0].source, max(page.seen_us for page in batch))
 
 

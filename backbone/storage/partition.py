@@ -22,7 +22,7 @@ import pyarrow as pa
 from backbone.candle_table import times_of
 from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span, empty_candles
-from backbone.storage.coverage import Coverage, Provisional, SpanSet
+from backbone.storage.coverage import Coverage, SpanSet, union_each
 
 if TYPE_CHECKING:
     from backbone.storage.layout import Series
@@ -111,7 +111,8 @@ class _Sealed(msgspec.Struct, kw_only=True):
     @property
     def coverage(self) -> Coverage:
         origins = {source: SpanSet(spans) for source, spans in self.origins.items()}
-        return Coverage(SpanSet(self.covered), tuple(Provisional(*item) for item in self.provisional), origins)
+        provisional = union_each({due_us: SpanSet([(start, end)])} for start, end, due_us in self.provisional)
+        return Coverage(SpanSet(self.covered), provisional, origins)
 
 
 class _Footer(_Sealed, kw_only=True):
@@ -355,7 +356,7 @@ def _about(series: Series, coverage: Coverage) -> dict[str, Any]:
         "market": series.market,
         "timeframe": series.timeframe.directory,
         "covered": coverage.covered.spans,
-        "provisional": coverage.provisional,
+        "provisional": sorted((*span, due_us) for due_us, spans in coverage.provisional.items() for span in spans),
         "origins": {source: spans.spans for source, spans in coverage.origins.items()},
     }
 

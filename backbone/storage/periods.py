@@ -330,8 +330,8 @@ def row_periods(series: Series, pages: Iterable[Page], span: Span = EVER) -> set
 
 
 def _coverage_bytes(coverage: Coverage) -> int:
-    spans = len(coverage.covered) + len(coverage.provisional) + sum(map(len, coverage.origins.values()))
-    return 400 + 120 * spans
+    parts = [coverage.covered, *coverage.provisional.values(), *coverage.origins.values()]
+    return 400 + 120 * sum(map(len, parts))
 
 
 def series_in(files: Files, exchange: str) -> set[Series]:

@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from backbone.model import CANDLE_SCHEMA, Span, empty_candles
 from backbone.storage.cache import MemoryStats
 from backbone.storage.claims import Claims
 from backbone.storage.commit import Committer
-from backbone.storage.coverage import EVER, VENUE, Coverage, Provisional, SpanSet, on_grid
+from backbone.storage.coverage import EVER, VENUE, Coverage, SpanSet, on_grid, spans_due
 from backbone.storage.events import Events
 from backbone.storage.files import Files, LocalFiles
 from backbone.storage.generations import Generations
@@ -61,11 +61,11 @@ class Stored(msgspec.Struct, frozen=True):
     table: pa.Table
     covered: SpanSet
     tiers: dict[str, int]
-    provisional: tuple[Provisional, ...] = ()
+    provisional: Mapping[int, SpanSet] = msgspec.field(default_factory=dict)
 
     def due(self, now_us: int) -> SpanSet:
         """The covered part that is to be requested again at `now_us`."""
-        return SpanSet((item.start, item.end) for item in self.provisional if item.due_us <= now_us) & self.covered
+        return spans_due(self.provisional, now_us) & self.covered
 
 
 class CandleStore:
@@ -198,11 +198,8 @@ class CandleStore:
                 f"{series}: a candle table has the columns {CANDLE_SCHEMA.names}, not {table.schema.names}"
             )
         table = table if table.num_rows else empty_candles()
-        parts: tuple[Provisional, ...] = ()
-        if provisional is not None:
-            (start, end), due_us = provisional
-            parts = tuple(Provisional(a, b, due_us) for a, b in proof.clip((start, end)))
-        page = Page(next(self._ids), table, proof, parts, source, now_us, generation)
+        again = {} if provisional is None else {provisional[1]: proof.clip(provisional[0])}
+        page = Page(next(self._ids), table, proof, again, source, now_us, generation)
         times = page.times
         if len(times):
             if not bool((times[1:] > times[:-1]).all()):

@@ -358,7 +358,7 @@ class Upkeep:
         coverage = self._periods.coverage(series, EVER)
         covered = coverage.covered | spans
         parts = {"venue": coverage.of_source(VENUE), **coverage.origins, "derived": spans}
-        provisional = SpanSet((item.start, item.end) for item in coverage.provisional)
+        provisional = coverage.due(EVER.end)
         unit = TIMEFRAMES["1d"] if timeframe.step_us < DAY_US else TIMEFRAMES["1M"]
         start, end, days = unit.floor(int(times[0])), int(times[-1]) + 1, []
         while start < end:

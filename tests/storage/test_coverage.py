@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backbone.model import Span
-from backbone.storage.coverage import Coverage, Provisional, SpanSet
+from backbone.storage.coverage import Coverage, SpanSet
 
 edges = st.integers(min_value=0, max_value=30)
 spans = st.tuples(edges, edges)
@@ -72,11 +72,11 @@ provisionals = st.one_of(st.none(), st.tuples(spans, st.integers(1, 9)))
 replies = st.lists(st.tuples(spans, provisionals, st.sampled_from(["rest", "adopted", "archive"])), max_size=6)
 
 
-def provisional(fresh: object, proof: SpanSet) -> tuple[Provisional, ...]:
+def provisional(fresh: object, proof: SpanSet) -> dict[int, SpanSet]:
     if fresh is None:
-        return ()
-    (start, end), due = fresh  # type: ignore[misc]
-    return tuple(Provisional(a, b, due) for a, b in proof.clip((start, end)))
+        return {}
+    span, due = fresh  # type: ignore[misc]
+    return {due: proof.clip(span)}
 
 
 @given(replies, spans, st.integers(0, 10))
@@ -90,7 +90,7 @@ def test_coverage_agrees_with_a_map_of_instants(reported: list[object], window: 
         source_at |= dict.fromkeys(instants(proof), source)
         covered |= instants(proof)
         due_at = {i: due for i, due in due_at.items() if i not in instants(proof)}
-        due_at |= {i: item.due_us for item in provisional(fresh, proof) for i in range(item.start, item.end)}
+        due_at |= {i: due for due, spans in provisional(fresh, proof).items() for i in instants(spans)}
     inside = set(range(*window))
     assert instants(coverage.covered) == covered
     assert instants(coverage.due(now)) == {i for i, due in due_at.items() if due <= now}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backbone.model import CANDLE_COLUMNS, Span
-from backbone.storage.coverage import Provisional, SpanSet
+from backbone.storage.coverage import SpanSet
 from backbone.storage.merge import Page, merge_pages
 from backbone.storage.partition import Partition
 from tests.storage.helpers import MAY, MINUTE_US, candles, rows_of, span
@@ -23,7 +23,7 @@ def pages(draw: st.DrawFn) -> Page:
     slots = [t for a, b in proof for t in range(a, b, MINUTE_US)]
     times = sorted(draw(st.sets(st.sampled_from(slots)))) if slots else []
     due = draw(st.integers(1, 3))
-    fresh = tuple(Provisional(a, b, due) for a, b in proof.clip(span(10, 20))) if draw(st.booleans()) else ()
+    fresh = {due: proof.clip(span(10, 20))} if draw(st.booleans()) else {}
     source = draw(st.sampled_from(["rest", "stream"]))
     return Page(draw(st.integers(1, 999)), candles(times, draw(st.integers(0, 1))), proof, fresh, source, due)
 
@@ -89,7 +89,7 @@ def test_page_merged_again_changes_nothing(reported: list[Page]) -> None:
 def test_page_of_another_period_changes_nothing() -> None:
     """Rows and proofs outside the period are not this partition's."""
     empty = Partition.empty()
-    page = Page(1, candles([MAY + 35 * MINUTE_US]), SpanSet([span(31, 40)]), (), "rest", 1)
+    page = Page(1, candles([MAY + 35 * MINUTE_US]), SpanSet([span(31, 40)]), {}, "rest", 1)
     assert merge_pages(empty, [page], PERIOD) is empty
     assert page.clip(Span(0, 1)).table.num_rows == 0
 
@@ -101,7 +101,7 @@ def test_candle_that_differs_only_in_a_nan_or_a_last_bit_is_compared_by_bits() -
     nudged = table.set_column(4, table.schema.field("close"), [[table["close"][0].as_py() * (1 + 2**-52)]])
 
     def page(rows: object) -> Page:
-        return Page(1, rows, SpanSet([span(0, 1)]), (), "rest", 1)  # type: ignore[arg-type]
+        return Page(1, rows, SpanSet([span(0, 1)]), {}, "rest", 1)  # type: ignore[arg-type]
 
     held = merge_pages(Partition.empty(), [page(blank)], PERIOD)
     assert merge_pages(held, [page(blank)], PERIOD) is held

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import CANDLE_SCHEMA, Span
 from backbone.storage import partition as codec
-from backbone.storage.coverage import Coverage, Provisional, SpanSet
+from backbone.storage.coverage import Coverage, SpanSet
 from backbone.storage.layout import Series
 from backbone.storage.merge import Page, merge_pages
 from backbone.storage.partition import (
@@ -43,9 +43,9 @@ def decode(data: bytes, series: Series = SERIES, name: str = NAME) -> Partition:
 
 def partition_with_everything() -> Partition:
     """Rows, holes, provisional spans and revisions."""
-    coverage = Coverage(SpanSet([span(0, 40), span(50, 60)]), (Provisional(*span(55, 60), 7),))
+    coverage = Coverage(SpanSet([span(0, 40), span(50, 60)]), {7: SpanSet([span(55, 60)])})
     held = Partition(minutes(0, 40, every=3), coverage, codec.REVISION_SCHEMA.empty_table())
-    page = Page(1, minutes(3, 12, 5, every=2), SpanSet([span(3, 12)]), (), "rest", MAY)
+    page = Page(1, minutes(3, 12, 5, every=2), SpanSet([span(3, 12)]), {}, "rest", MAY)
     return merge_pages(held, [page], PERIOD)
 
 
@@ -79,7 +79,7 @@ def test_file_that_begins_as_an_earlier_one_holds_the_same_rows(steps: list[tupl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "_HEAD_ROWS", 8)
         held = merge_pages(
-            Partition.empty(), [Page(0, minutes(0, 40), SpanSet([span(0, 40)]), (), "rest", MAY)], PERIOD
+            Partition.empty(), [Page(0, minutes(0, 40), SpanSet([span(0, 40)]), {}, "rest", MAY)], PERIOD
         )
         for number, (first, last, salt, is_two) in enumerate(steps, 1):
             data, head = encode_partition(held, SERIES, NAME)
@@ -89,16 +89,16 @@ def test_file_that_begins_as_an_earlier_one_holds_the_same_rows(steps: list[tupl
             assert bytes(data[: len(head.data)]) == head.data if head is not None else held.table.num_rows < 8
             held = msgspec.structs.replace(held, head=head)
             proof = SpanSet([span(first, last), *([span(last + 3, last + 5)] if is_two else [])])
-            page = Page(number, minutes(first, last, salt), proof, (), "rest", MAY)
+            page = Page(number, minutes(first, last, salt), proof, {}, "rest", MAY)
             held = merge_pages(held, [page], PERIOD)
 
 
 def grown(rows: int, more: int) -> tuple[memoryview, Partition]:
     """A file that takes over the first `rows` of an earlier one, and the partition that it holds."""
     proof = SpanSet([span(0, rows)])
-    held = merge_pages(Partition.empty(), [Page(1, minutes(0, rows), proof, (), "rest", MAY)], PERIOD)
+    held = merge_pages(Partition.empty(), [Page(1, minutes(0, rows), proof, {}, "rest", MAY)], PERIOD)
     held = msgspec.structs.replace(held, head=encode_partition(held, SERIES, NAME).head)
-    page = Page(2, minutes(rows, rows + more), SpanSet([span(rows, rows + more)]), (), "rest", MAY)
+    page = Page(2, minutes(rows, rows + more), SpanSet([span(rows, rows + more)]), {}, "rest", MAY)
     held = merge_pages(held, [page], PERIOD)
     data, head = encode_partition(held, SERIES, NAME)
     assert head is held.head is not None
@@ -271,7 +271,7 @@ def test_partition_sealed_over_wrong_rows_is_damaged(table: pa.Table, reason: st
 
 def test_ledger_read_back_is_what_was_written() -> None:
     """The sidecar of silence survives the round trip, and no changed byte or cut of it does."""
-    coverage = Coverage(SpanSet([Span(0, MAY), span(5, 9)]), (Provisional(*span(5, 7), 3),))
+    coverage = Coverage(SpanSet([Span(0, MAY), span(5, 9)]), {3: SpanSet([span(5, 7)])})
     data = encode_coverage(coverage, SERIES)
     assert decode_coverage(data, SERIES, "p") == coverage
     for at in range(len(data)):

@@ -16,7 +16,7 @@ BTC, ETH = Series("upbit", "KRW-BTC", MINUTE), Series("upbit", "KRW-ETH", MINUTE
 
 
 def page(first: int, last: int) -> Page:
-    return Page(first, minutes(first, last), SpanSet([span(first, last)]), (), "rest", MAY)
+    return Page(first, minutes(first, last), SpanSet([span(first, last)]), {}, "rest", MAY)
 
 
 def test_page_is_due_after_the_group_commit_time_or_with_many_rows() -> None:

@@ -22,7 +22,7 @@ JUNE = 31 * 1440
 
 
 def page(number: int, first: int, last: int) -> Page:
-    return Page(number, minutes(first, last), SpanSet([span(first, last)]), (), "rest", MAY)
+    return Page(number, minutes(first, last), SpanSet([span(first, last)]), {}, "rest", MAY)
 
 
 def made(root: Path) -> tuple[Periods, LocalFiles]:
@@ -53,7 +53,7 @@ def test_period_that_another_process_replaced_is_read_again(tmp_path: Path) -> N
 def test_quiet_span_without_a_file_is_in_the_sidecar_until_its_period_has_one(tmp_path: Path) -> None:
     """What the sidecar covered moves into the file with the period's first row."""
     periods, files = made(tmp_path)
-    periods.write(BTC, [Page(1, minutes(0, 0), SpanSet([Span(0, MAY + 9 * MINUTE_US)]), (), "rest", MAY)], [])
+    periods.write(BTC, [Page(1, minutes(0, 0), SpanSet([Span(0, MAY + 9 * MINUTE_US)]), {}, "rest", MAY)], [])
     assert periods.with_file(BTC, EVER) == []
     assert periods.coverage(BTC, EVER).covered == SpanSet([Span(0, MAY + 9 * MINUTE_US)])
     periods.write(BTC, [page(2, 20, 30)], [])
