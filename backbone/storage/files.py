@@ -27,10 +27,11 @@ import os
 import random
 import shutil
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 from backbone.clock import Clock
 from backbone.errors import StoreError
@@ -80,31 +81,111 @@ class ReadOnlyError(StoreError):
     """The folder cannot be written: a mount for reading, no permission, or a snapshot."""
 
 
-class Files(Protocol):
-    """Any kind of disk under a store; `LocalFiles` says what each method promises."""
+class Files(ABC):
+    """Any kind of disk under a store, and what all kinds do in the same way."""
 
-    def path(self, key: str) -> Path | str: ...
-    def address(self, key: str) -> str: ...
-    def stat(self, key: str) -> Version | None: ...
-    def read(self, key: str) -> Blob | None: ...
-    def part(self, key: str, offset: int, most: int) -> Blob | None: ...
+    def __init__(self, clock: Clock, lock_timeout_s: float, *, is_snapshot: bool) -> None:
+        self.clock = clock
+        self._lock_timeout_s = lock_timeout_s
+        self._is_snapshot = is_snapshot
+
+    @abstractmethod
+    def address(self, key: str) -> str:
+        """Where `key` lies, as text that other engines read."""
+
+    def path(self, key: str) -> Path | str:
+        """Where `key` lies: a path on a local disk, else its address."""
+        return self.address(key)
+
+    @abstractmethod
+    def stat(self, key: str) -> Version | None:
+        """The version of a file; None where there is none."""
+
+    @abstractmethod
+    def read(self, key: str) -> Blob | None:
+        """A file's whole bytes with the version they belong to; None where there is none."""
+
+    @abstractmethod
+    def part(self, key: str, offset: int, most: int) -> Blob | None:
+        """At most `most` bytes from `offset` on, with the version they belong to; None where there is no file.
+
+        A negative offset counts from the end; of a shorter file it is the start.
+        """
+
+    @abstractmethod
     def replace(
         self, key: str, data: bytes | memoryview, on_version: Callable[[Version], object] | None = None
-    ) -> Version: ...
-    def make_room(self, key: str) -> None: ...
-    def exclusive(self, lock_key: str, timeout_s: float | None = None) -> AbstractContextManager[None]: ...
-    def pause(self, seconds: float) -> None: ...
-    def list(self, folder: str) -> Sequence[str]: ...
-    def walk(self, folder: str) -> Iterator[str]: ...
-    def series_folders(self, folder: str) -> Iterator[str]: ...
-    def append(self, key: str, data: bytes) -> None: ...
-    def amend(self, key: str, change: Callable[[bytes], bytes]) -> bool: ...
-    def move(self, key: str, target: str) -> None: ...
-    def link(self, key: str, target: str) -> None: ...
-    def quarantine(self, key: str, now_us: int) -> Path | str: ...
-    def remove(self, key: str) -> None: ...
-    def prune(self, folder: str) -> None: ...
-    def size(self, key: str) -> int: ...
+    ) -> Version:
+        """Make `data` the file's content, durably and in one step. Call it inside `exclusive`.
+
+        `on_version` is called with the new version. Raises `StoreError` and leaves what was there untouched.
+        """
+
+    @abstractmethod
+    def exclusive(self, lock_key: str, timeout_s: float | None = None) -> AbstractContextManager[None]:
+        """Be the one writer of a series; raises `StoreBusyError` after the deadline.
+
+        The thread that holds it may take it again.
+        """
+
+    @abstractmethod
+    def list(self, folder: str) -> Sequence[str]:
+        """Names in a folder, sorted; empty where there is none. For audits and for spans of very many periods."""
+
+    @abstractmethod
+    def walk(self, folder: str) -> Iterator[str]:
+        """Keys of all files below a folder, sorted."""
+
+    @abstractmethod
+    def series_folders(self, folder: str) -> Iterator[str]:
+        """The folders of series below an exchange's, sorted."""
+
+    @abstractmethod
+    def append(self, key: str, data: bytes) -> None:
+        """Add `data` to the end of a file. Call it inside `exclusive`."""
+
+    @abstractmethod
+    def move(self, key: str, target: str) -> None:
+        """Move a file to another key, which must be free. Call it inside `exclusive`."""
+
+    @abstractmethod
+    def link(self, key: str, target: str) -> None:
+        """Let `target` be the same bytes as `key`, which stays."""
+
+    @abstractmethod
+    def remove(self, key: str) -> None:
+        """Delete a file that is not part of the data."""
+
+    def amend(self, key: str, change: Callable[[bytes], bytes]) -> bool:
+        """Change a small file of passing notes, with all others shut out for microseconds; neither synced nor needed.
+
+        False, and `change` was not called, where that cannot be had at once: no kernel locks, a folder for reading
+        only, a holder that is stopped, an object store.
+        """
+        return False
+
+    def make_room(self, key: str) -> None:  # noqa: B027
+        """Make the folder of `key` ahead of its first write, where there are folders."""
+
+    def prune(self, folder: str) -> None:  # noqa: B027
+        """Remove the empty folders at and below `folder`, where there are folders."""
+
+    def size(self, key: str) -> int:
+        """Bytes of a file, 0 where there is none."""
+        version = self.stat(key)
+        return 0 if version is None else version[2]
+
+    def quarantine(self, key: str, now_us: int) -> str:
+        """Move a damaged or foreign file to quarantine. Call it inside `exclusive`. Returns where it went."""
+        target = f"{QUARANTINE}/{DAMAGED}/{key}.{now_us}"
+        while self.stat(target) is not None:
+            target += "x"
+        self.move(key, target)
+        return self.address(target)
+
+    def _refuse_snapshot(self, verb: str, key: str) -> None:
+        if self._is_snapshot:
+            raise snapshot_error(verb, self.address(key))
 
 
 def snapshot_error(verb: str, path: str) -> ReadOnlyError:
@@ -145,11 +226,11 @@ def retried(files: Files, lock_key: str, change: Callable[[], T]) -> T:
         except OvertakenError:  # another writer got on, so this ends; what was written before stays and is right
             if attempt >= _ATTEMPTS:
                 raise
-            files.pause(random.uniform(0, min(0.5, 0.01 * 2**attempt)))
+            pause(files.clock, random.uniform(0, min(0.5, 0.01 * 2**attempt)))
     raise AssertionError("unreachable")
 
 
-class LocalFiles:
+class LocalFiles(Files):
     """Files below one root. Constructing touches nothing; the first write makes the folders.
 
     One class because every method shares the root and how its failures are said.
@@ -161,10 +242,8 @@ class LocalFiles:
     def __init__(self, root: Path, clock: Clock, *, lock_timeout_s: float = 10.0) -> None:
         self._root = os.fspath(root.absolute())
         parent = Path(os.path.realpath(root)).parent.name  # a link to a snapshot leads to a snapshot
-        self._is_snapshot = parent == SNAPSHOTS
+        super().__init__(clock, lock_timeout_s, is_snapshot=parent == SNAPSHOTS)
         self._ending = _KEPT if parent in (SNAPSHOTS, QUARANTINE) else ""
-        self._clock = clock
-        self._lock_timeout_s = lock_timeout_s
         self._counter = itertools.count()
         self._seen_root = False
         self._known_folders: set[str] = set()
@@ -177,23 +256,16 @@ class LocalFiles:
         self._making = threading.Lock()
 
     def path(self, key: str) -> Path:
-        """Where `key` lies."""
         return Path(self._full(key))
 
     def address(self, key: str) -> str:
-        """Where `key` lies, as text."""
         return self._full(key)
 
     def _full(self, key: str) -> str:
         is_kept = self._ending or key.startswith((f"{SNAPSHOTS}/", f"{QUARANTINE}/"))
         return f"{self._root}/{key}{_KEPT}" if is_kept and key.endswith(".parquet") else f"{self._root}/{key}"
 
-    def pause(self, seconds: float) -> None:
-        """Wait a moment, on the store's clock."""
-        pause(self._clock, seconds)
-
     def stat(self, key: str) -> Version | None:
-        """The version of a file; None where there is none."""
         try:
             found = os.stat(self._full(key))
         except OSError as exc:
@@ -204,7 +276,6 @@ class LocalFiles:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def read(self, key: str) -> Blob | None:
-        """A file's whole bytes with the version they belong to; None where there is none."""
         try:
             with open(self._full(key), "rb", buffering=0) as file:
                 found = os.fstat(file.fileno())
@@ -217,10 +288,6 @@ class LocalFiles:
         return Blob(data or b"", (found.st_ino, found.st_mtime_ns, found.st_size))
 
     def part(self, key: str, offset: int, most: int) -> Blob | None:
-        """At most `most` bytes from `offset` on, with the version they belong to; None where there is no file.
-
-        A negative offset counts from the end; of a shorter file it is the start.
-        """
         try:
             with open(self._full(key), "rb") as file:
                 found = os.fstat(file.fileno())
@@ -235,11 +302,7 @@ class LocalFiles:
     def replace(
         self, key: str, data: bytes | memoryview, on_version: Callable[[Version], object] | None = None
     ) -> Version:
-        """Make `data` the file's content, durably and in one step. Call it inside `exclusive`.
-
-        `on_version` is called with the new version just before anybody can see it. Raises `StoreError` and leaves what
-        was there untouched.
-        """
+        """As `Files.replace`; `on_version` is called just before anybody can see the file."""
         self._refuse_snapshot("write", key)
         target = self._full(key)
         folder = os.path.dirname(target)
@@ -254,10 +317,10 @@ class LocalFiles:
                 if on_version is not None:
                     on_version(version)
                 try:
-                    rename_over(tmp, target, self._clock)
+                    rename_over(tmp, target, self.clock)
                 except FileNotFoundError:  # somebody removed the folder
                     self._make_folder(folder)
-                    rename_over(tmp, target, self._clock)
+                    rename_over(tmp, target, self.clock)
             except (OSError, OvertakenError):
                 _remove(tmp)
                 raise
@@ -267,7 +330,7 @@ class LocalFiles:
         return version
 
     def _write(self, tmp: str, data: bytes | memoryview, before: Version | None) -> Version:
-        stamp_ns = self._clock.now_us() * 1000
+        stamp_ns = self.clock.now_us() * 1000
         if before is not None:
             stamp_ns = max(stamp_ns, before[1] + 1000)
         fd = self._create(tmp, os.O_WRONLY | os.O_EXCL)
@@ -321,10 +384,7 @@ class LocalFiles:
 
     @contextmanager
     def exclusive(self, lock_key: str, timeout_s: float | None = None) -> Iterator[None]:
-        """Be the one writer of a series, among threads and processes; raises `StoreBusyError` after the deadline.
-
-        The thread that holds it may take it again.
-        """
+        """As `Files.exclusive`, among threads and processes."""
         self._refuse_snapshot("lock", lock_key)
         timeout_s = self._lock_timeout_s if timeout_s is None else timeout_s
         try:
@@ -337,7 +397,6 @@ class LocalFiles:
             release()
 
     def list(self, folder: str) -> list[str]:
-        """Names in a folder, sorted; empty where there is none. For audits and for spans of very many periods."""
         try:
             return sorted(name.removesuffix(_KEPT) for name in os.listdir(self._full(folder)))
         except OSError as exc:
@@ -346,8 +405,6 @@ class LocalFiles:
             raise self._failed("list", folder, exc) from exc
 
     def walk(self, folder: str) -> Iterator[str]:
-        """Keys of all files below a folder, sorted."""
-
         def refused(exc: OSError) -> None:
             if exc.errno not in _NOT_THERE:  # gone meanwhile, or never there
                 raise self._failed("list", folder, exc) from exc
@@ -359,7 +416,7 @@ class LocalFiles:
                 yield key.removesuffix(_KEPT)
 
     def series_folders(self, folder: str) -> Iterator[str]:
-        """The folders of series below an exchange's, sorted; no file is looked at."""
+        """The folders of series below an exchange's; no file is looked at."""
         for market in self.list(folder):
             yield from (f"{folder}/{market}/{timeframe}" for timeframe in self.list(f"{folder}/{market}"))
 
@@ -379,11 +436,6 @@ class LocalFiles:
             raise self._failed("write", key, exc) from exc
 
     def amend(self, key: str, change: Callable[[bytes], bytes]) -> bool:
-        """Change a small file of passing notes, with all others shut out for microseconds; neither synced nor needed.
-
-        False, and `change` was not called, where that cannot be had at once: no kernel locks, a folder for reading
-        only, a holder that is stopped.
-        """
         if self._is_snapshot:
             return False
         path = self._full(key)
@@ -405,14 +457,13 @@ class LocalFiles:
         return fd is not None
 
     def move(self, key: str, target: str) -> None:
-        """Move a file to another key, which must be free. Call it inside `exclusive`."""
         self._refuse_snapshot("move", key)
         try:
             self._make_folder(os.path.dirname(self._full(target)))
             self._locks.check(self._full(key))
             if os.path.exists(self._full(target)):
                 raise FileExistsError(errno.EEXIST, "the target exists", self._full(target))
-            rename_over(self._full(key), self._full(target), self._clock)
+            rename_over(self._full(key), self._full(target), self.clock)
             self._sync_folder(os.path.dirname(self._full(target)))
             self._sync_folder(os.path.dirname(self._full(key)))
         except OSError as exc:
@@ -432,16 +483,7 @@ class LocalFiles:
         except OSError as exc:
             raise self._failed("link", key, exc) from exc
 
-    def quarantine(self, key: str, now_us: int) -> Path:
-        """Move a damaged or foreign file to quarantine. Call it inside `exclusive`. Returns where it went."""
-        target = f"{QUARANTINE}/{DAMAGED}/{key}.{now_us}"
-        while self.stat(target) is not None:
-            target += "x"
-        self.move(key, target)
-        return self.path(target)
-
     def remove(self, key: str) -> None:
-        """Delete one of our own unfinished files."""
         try:
             os.unlink(self._full(key))
         except FileNotFoundError:
@@ -450,15 +492,10 @@ class LocalFiles:
             raise self._failed("remove", key, exc) from exc
 
     def prune(self, folder: str) -> None:
-        """Remove the empty folders at and below `folder`."""
         for parent, _, _ in os.walk(self._full(folder), topdown=False):
             with suppress(OSError):  # not empty
                 os.rmdir(parent)
         self._known_folders.clear()
-
-    def _refuse_snapshot(self, verb: str, key: str) -> None:
-        if self._is_snapshot:
-            raise snapshot_error(verb, self._full(key))
 
     def _sync_folder(self, folder: str) -> None:
         """Make a rename durable, where folders can be synced."""
@@ -482,11 +519,6 @@ class LocalFiles:
             _log.warning(
                 "store.no_sync folder=%s (%s): what was written last may be lost in a power cut", self._root, why
             )
-
-    def size(self, key: str) -> int:
-        """Bytes of a file, 0 where there is none."""
-        version = self.stat(key)
-        return 0 if version is None else version[2]
 
     def _failed(self, verb: str, key: str, exc: OSError) -> StoreError:
         path = self._full(key)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 
@@ -59,7 +58,7 @@ def forget(files: Files, series: Series, period: str) -> None:
         _put(files, series, names - {period})
 
 
-def quarantine_period(files: Files, series: Series, period: Span, now_us: int) -> Path | str:
+def quarantine_period(files: Files, series: Series, period: Span, now_us: int) -> str:
     """Move a period's file to quarantine. Call it inside `Files.exclusive`. Returns where it went.
 
     What the sidecar says of the period is older than the file, and is forgotten first: it must not come back to life.

@@ -274,7 +274,7 @@ class Periods:
         if held.version is not None and not held.is_changed:
             return False
         if held.version is None and self._files.stat(key) is not None:  # writing would be deleting
-            path = self._files.path(key)
+            path = self._files.address(key)
             raise StoreError(f"{path} is damaged and cannot be moved to quarantine", path=path)
         data, head = encode_partition(held.partition, series, name_of_period(series.timeframe, period))
         partition = msgspec.structs.replace(held.partition, head=head)

@@ -24,18 +24,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from backbone.clock import Clock
 from backbone.errors import InputError, StoreBusyError, StoreError
 from backbone.locks import renew_after_fork
 from backbone.settings import from_environment, parse_place
 from backbone.storage.coverage import Coverage
-from backbone.storage.files import Blob, Files, LocalFiles, Version, snapshot_error
+from backbone.storage.files import Blob, Files, LocalFiles, Version
 from backbone.storage.layout import (
     CANDLES,
-    DAMAGED,
-    QUARANTINE,
     QUIET,
     SNAPSHOTS,
     parse_partition_key,
@@ -157,23 +155,21 @@ class LocalCache:
 
 
 class _Look:
-    """What one holder of a series works from: the state of each key it looked at, pinned. ``depth`` is its nesting."""
+    """What one holder of a series works from: the state of each key it looked at, pinned."""
 
     def __init__(self) -> None:
-        self.depth = 0
         self.folders: set[str] = set()
         self.pinned: dict[str, _State | None] = {}
 
 
-class _Listing:
+class _Listing(NamedTuple):
     """The objects of one folder at one time."""
 
-    def __init__(self, states: dict[str, _State], at_s: float) -> None:
-        self.states = states
-        self.at_s = at_s
+    states: dict[str, _State]
+    at_s: float
 
 
-class ObjectFiles:
+class ObjectFiles(Files):
     """Files under one address. Constructing connects to nothing; `check` says whether it can be used.
 
     One class because every method shares the connection, the listings and the looks.
@@ -181,10 +177,8 @@ class ObjectFiles:
 
     def __init__(self, url: str, clock: Clock, cache: LocalCache, *, lock_timeout_s: float = 30.0) -> None:
         self._url = parse_place(url)
-        self._is_snapshot = self._url.split("/")[-2] == SNAPSHOTS
-        self._clock = clock
+        super().__init__(clock, lock_timeout_s, is_snapshot=self._url.split("/")[-2] == SNAPSHOTS)
         self._cache = cache
-        self._lock_timeout_s = lock_timeout_s
         self._store: Any = None
         self._pid = os.getpid()
         self._renew()
@@ -196,7 +190,6 @@ class ObjectFiles:
         self._series_locks: dict[str, Any] = {}
         self._looks = threading.local()
         self._blanks: dict[str, bool] = {}  # by etag; objects that are small enough to be one
-        self._pause = threading.Condition()
 
     def _open(self) -> Any:
         if self._store is not None and self._pid != os.getpid():
@@ -238,15 +231,12 @@ class ObjectFiles:
         try:
             yield
         except (BaseError, OSError, ValueError) as exc:
-            raise StoreError(f"cannot {verb} {self.path(key)}: {_reason(exc)}", path=self.address(key)) from exc
+            raise StoreError(f"cannot {verb} {self.address(key)}: {_reason(exc)}", path=self.address(key)) from exc
 
     # -- looking -------------------------------------------------------------------------------------------------
 
-    def path(self, key: str) -> str:
-        """Where `key` lies, as an address that other engines read."""
+    def address(self, key: str) -> str:
         return f"{self._url}/{key}" if key else self._url
-
-    address = path
 
     def stat(self, key: str) -> Version | None:
         """The version of an object; None where there is none, or a blank. Inside `exclusive` it is pinned."""
@@ -282,7 +272,7 @@ class ObjectFiles:
         return look.pinned[key]
 
     def _listing(self, folder: str, max_age_s: float = _FRESH_S) -> _Listing:
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         with self._lock:
             known = self._listings.get(folder)
         if known is not None and now - known.at_s <= max_age_s:
@@ -302,7 +292,6 @@ class ObjectFiles:
         return fresh
 
     def read(self, key: str) -> Blob | None:
-        """An object's whole bytes with the version they belong to; None where there is none."""
         state = self._state(key)
         if state is None:
             return None
@@ -330,10 +319,6 @@ class ObjectFiles:
         return Blob(data, version)
 
     def part(self, key: str, offset: int, most: int) -> Blob | None:
-        """At most `most` bytes from `offset` on, with the version they belong to; None where there is no object.
-
-        A negative offset counts from the end; of a shorter object it is the start.
-        """
         import obstore
 
         state = self._state(key)
@@ -352,7 +337,6 @@ class ObjectFiles:
         return None
 
     def list(self, folder: str) -> list[str]:
-        """Names in a folder, sorted; empty where there is none."""
         import obstore
 
         if folder.startswith(f"{CANDLES}/") and _folder_of(f"{folder}/x") == folder:
@@ -373,11 +357,6 @@ class ObjectFiles:
     def series_folders(self, folder: str) -> Iterator[str]:
         """The folders of series below an exchange's; one listing of it all, since blanks have folders too."""
         yield from sorted({key.rsplit("/", 2)[0] for key in self.walk(folder)})
-
-    def size(self, key: str) -> int:
-        """Bytes of an object, 0 where there is none."""
-        version = self.stat(key)
-        return 0 if version is None else version[2]
 
     # -- changing ------------------------------------------------------------------------------------------------
 
@@ -404,8 +383,8 @@ class ObjectFiles:
             except (AlreadyExistsError, PreconditionError, FileNotFoundError) as exc:
                 self._forget(key)
                 raise OvertakenError(
-                    f"{self.path(key)} was changed by another writer meanwhile",
-                    path=self.path(key),
+                    f"{self.address(key)} was changed by another writer meanwhile",
+                    path=self.address(key),
                     holder="another host or process",
                 ) from exc
         etag = str(done["e_tag"])
@@ -415,10 +394,6 @@ class ObjectFiles:
         if on_version is not None:
             on_version(version)
         return version
-
-    def _refuse_snapshot(self, verb: str, key: str) -> None:
-        if self._is_snapshot:
-            raise snapshot_error(verb, self.path(key))
 
     def _remember(self, key: str, state: _State | None) -> None:
         """What is now known of a key, for readers of this process and for the look that is open."""
@@ -436,9 +411,6 @@ class ObjectFiles:
         with self._lock:
             self._listings.pop(_folder_of(key), None)
 
-    def make_room(self, key: str) -> None:
-        """An object store has no folders."""
-
     @contextmanager
     def exclusive(self, lock_key: str, timeout_s: float | None = None) -> Iterator[None]:
         """A look at a series: one thread of this process at a time; other processes are noticed when writing."""
@@ -447,17 +419,14 @@ class ObjectFiles:
         with self._lock:
             mine = self._series_locks.setdefault(lock_key, threading.RLock())
         if not mine.acquire(timeout=timeout_s):
-            path = self.path(lock_key)
+            path = self.address(lock_key)
             raise StoreBusyError(f"{path} is held by another thread", path=path, holder=f"process {os.getpid()}")
-        look = self._look() or _Look()
-        self._looks.now = look
-        look.depth += 1
+        outer = self._look()
+        self._looks.now = outer or _Look()
         try:
             yield
         finally:
-            look.depth -= 1
-            if look.depth == 0:
-                self._looks.now = None
+            self._looks.now = outer
             mine.release()
 
     def _look(self) -> _Look | None:
@@ -469,17 +438,7 @@ class ObjectFiles:
         blob = self.read(key)
         self.replace(key, (b"" if blob is None else blob.data) + data)
 
-    def amend(self, key: str, change: Callable[[bytes], bytes]) -> bool:
-        """No passing notes here: an object store has no locks for microseconds."""
-        return False
-
-    def pause(self, seconds: float) -> None:
-        """Wait a moment, on the store's clock."""
-        with self._pause:
-            self._clock.wait(self._pause, seconds)
-
     def link(self, key: str, target: str) -> None:
-        """Let `target` be the same bytes as `key`, which stays."""
         import obstore
 
         store = self._open()
@@ -499,17 +458,7 @@ class ObjectFiles:
         else:
             self.replace(key, blank)
 
-    def quarantine(self, key: str, now_us: int) -> str:
-        """Move a damaged or foreign object to quarantine. Call it inside `exclusive`. Returns where it went."""
-        target = f"{QUARANTINE}/{DAMAGED}/{key}.{now_us}"
-        self.move(key, target)
-        return self.path(target)
-
-    def prune(self, folder: str) -> None:
-        """An object store has no empty folders."""
-
     def remove(self, key: str) -> None:
-        """Delete an object that is not part of the data."""
         import obstore
 
         self._refuse_snapshot("remove", key)
