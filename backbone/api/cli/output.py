@@ -111,21 +111,14 @@ def say(text: str) -> None:
 # -- tables ------------------------------------------------------------------------------------------------------
 
 
-class _Stdout:
-    """A file for pandas whose failures are the command line's."""
-
-    def write(self, text: str) -> int:
-        emit(text, end="")
-        return len(text)
-
-
 def _indexed(frame: Any) -> bool:
     return any(name is not None for name in frame.index.names)
 
 
 def print_csv(frame: Any, *, header: bool = True) -> None:
     """Print a pandas frame as CSV; without its `header` it goes on where another one ended."""
-    frame.to_csv(_Stdout(), index=_indexed(frame), header=header, lineterminator="\n")
+    with writing():
+        frame.to_csv(sys.stdout, index=_indexed(frame), header=header, lineterminator="\n")
 
 
 def print_frame(frame: Any, form: str, *, whole: bool = True, nothing: str = "nothing was found") -> None:

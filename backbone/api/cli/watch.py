@@ -77,13 +77,8 @@ def update_lines(update: LiveUpdate, view: TableView, zone: str, form: str = "ta
             continue
         at = in_zone(record.time_us, zone)
         if form != "table":
-            fields = (
-                at.isoformat(timespec="milliseconds"),
-                record.market,
-                record.price,
-                record.change_rate,
-                row.source,
-            )
+            stamp = at.isoformat(timespec="milliseconds")
+            fields = (stamp, record.market, record.price, record.change_rate, row.source)
             named = json.dumps(dict(zip(CHANGE, fields, strict=True)))
             lines.append(named if form == "json" else ",".join(map(str, fields)))
             continue
