@@ -33,12 +33,15 @@ class Transport:
     """An adapter and what the environment said when it was made."""
 
     def __init__(self, base_url: str, clock: Clock, total_s: float, pool: int) -> None:
+        import requests.adapters
+
         self._proxy = proxy_of(base_url)
         self._verify = ca_bundle() or True
-        self._adapter = _adapter(clock, total_s, pool)
+        self._adapter: Any = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=pool, max_retries=0)
+        self._timed_pools = _timed_pools(clock, total_s)
         self._pool: Any = None  # the venue's, with what every request carries
         self._is_absolute = False  # whether the request line names the host: to a proxy that reads it
-        self._never: Any = None
+        self._never: Any = None  # no retries
 
     def fetch(self, url: str, timeout_s: tuple[float, float]) -> tuple[int, Any, bytes]:
         """Status, headers and body of one GET; `UnreachableError` when they could not be had whole."""
@@ -82,6 +85,9 @@ class Transport:
         if self._pool is None:
             prepared = requests.Request("GET", url).prepare()
             proxies = {"http": self._proxy, "https": self._proxy} if self._proxy else {}
+            manager = self._adapter.proxy_manager_for(self._proxy) if self._proxy else self._adapter.poolmanager
+            if not (self._proxy or "").lower().startswith("socks"):  # whose manager has connections of its own
+                manager.pool_classes_by_scheme = self._timed_pools
             pool = self._adapter.get_connection_with_tls_context(prepared, self._verify, proxies=proxies)
             self._adapter.cert_verify(pool, url, self._verify, None)
             self._is_absolute = self._adapter.request_url(prepared, proxies) == prepared.url
@@ -148,38 +154,18 @@ def _read_body(raw: Any) -> bytes:
     return b"".join(chunks)
 
 
-def _adapter(clock: Clock, total_s: float, pool: int) -> Any:
-    """A requests adapter whose connections keep the deadlines of `_Timed`, and which never retries."""
-    import requests.adapters
+def _timed_pools(clock: Clock, total_s: float) -> dict[str, Any]:
+    """Pools by scheme whose connections keep the deadlines of `_Timed`."""
     import urllib3.connection
     import urllib3.connectionpool
 
-    class Plain(_Timed, urllib3.connection.HTTPConnection):  # type: ignore[misc]
-        pass
-
-    class Secure(_Timed, urllib3.connection.HTTPSConnection):  # type: ignore[misc]
-        pass
-
-    class PlainPool(urllib3.connectionpool.HTTPConnectionPool):
-        ConnectionCls = Plain
-
-    class SecurePool(urllib3.connectionpool.HTTPSConnectionPool):
-        ConnectionCls = Secure
-
-    class Adapter(requests.adapters.HTTPAdapter):
-        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-            super().init_poolmanager(*args, **kwargs)
-            self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
-
-        def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-            manager = super().proxy_manager_for(*args, **kwargs)
-            if not str(args[0]).lower().startswith("socks"):
-                manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
-            return manager
-
-    _Timed.configure(Plain, clock, total_s)
-    _Timed.configure(Secure, clock, total_s)
-    return Adapter(pool_connections=4, pool_maxsize=pool, max_retries=0, pool_block=False)
+    timing = {"clock": clock, "total_s": total_s}
+    plain = type("Plain", (_Timed, urllib3.connection.HTTPConnection), timing)
+    secure = type("Secure", (_Timed, urllib3.connection.HTTPSConnection), timing)
+    return {
+        "http": type("PlainPool", (urllib3.connectionpool.HTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("SecurePool", (urllib3.connectionpool.HTTPSConnectionPool,), {"ConnectionCls": secure}),
+    }
 
 
 class _Timed:
@@ -191,11 +177,6 @@ class _Timed:
     used_s = 0.0
     sock: Any
     timeout: Any
-
-    @staticmethod
-    def configure(connection_type: Any, clock: Clock, total_s: float) -> None:
-        connection_type.clock = clock
-        connection_type.total_s = total_s
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
