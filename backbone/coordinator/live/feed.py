@@ -27,7 +27,6 @@ from backbone.coordinator.candles.fetcher import CandleFetcher
 from backbone.coordinator.live.fallback import POLLED_TRADES, Asked, FallbackState, Polls, group_of
 from backbone.coordinator.live.latest import NEVER, LatestRows, Slot
 from backbone.coordinator.live.members import ListFollower
-from backbone.coordinator.live.recent import CandleTrack, TradeTape
 from backbone.coordinator.live.reconcile import MANY, Confirmer, LiveEvent
 from backbone.coordinator.live.subscription import Subscription
 from backbone.coordinator.live.trades import TradesAnswer, TradeWalk
@@ -328,7 +327,7 @@ class Feed:
         if slot is None:
             return None
         with self.latest.lock:
-            return slot.history.newest(count) if isinstance(slot.history, TradeTape) else None
+            return slot.newest_locked(count)
 
     def forming(self, market: str, timeframe: Timeframe, after_us: int, priority: Priority) -> list[LiveCandle] | None:
         """The candles that open at or after `after_us`, oldest first, where the stream sent them all just now."""
@@ -341,7 +340,7 @@ class Feed:
         if slot is None:
             return None
         with self.latest.lock:
-            return slot.history.since(after_us) if isinstance(slot.history, CandleTrack) else None
+            return None if slot.track is None else slot.track.since(after_us)
 
     def _covered(self, kind: str, market: str, oldest_s: float) -> Slot | None:
         slot = self.latest.known(kind, [market]).get(market)

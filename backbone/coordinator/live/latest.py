@@ -5,8 +5,8 @@ the newest records of a bounded queue. Rows come from the socket (`LatestRows.ta
 microsecond) and from REST (`LatestRows.offer`). Realtime data lives here and nowhere else, bounded by the number of
 slots.
 
-One lock guards every slot, its history and the followers; the conditions of the followers are built on it. Nothing is
-called back under it: a follower is only marked and woken.
+One lock guards every slot with what it remembers, and the followers; the conditions of the followers are built on it.
+Nothing is called back under it: a follower is only marked and woken.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from backbone.clock import Clock
-from backbone.coordinator.live.recent import History, history_of
+from backbone.coordinator.live.recent import CandleTrack
 from backbone.locks import renew_after_fork
 from backbone.model import LiveCandle, OrderBook, Ticker, Trade
 from backbone.routing.wire import KINDS, ORDERBOOK_DEPTH, LiveRecord, kind_of
@@ -29,8 +29,8 @@ __all__ = ["ConflatedChanges", "Held", "LatestRows", "RecordQueue", "Slot", "cut
 R = TypeVar("R", bound=LiveRecord)
 
 NEVER = float("-inf")
-_DELIVERED = 100
-"""Trades of a market that are remembered as delivered: more than happen while a subscription changes."""
+TAPE = 500
+"""Trades kept of a market that is followed: as many as one REST reply has."""
 _UNTOLD = (None, None, None, None)
 
 
@@ -51,7 +51,8 @@ class Slot(msgspec.Struct, eq=False):
     Trades are delivered without a hole: from the loss of the connection on, ``waiting`` holds back what comes until the
     trades after ``resume`` are fetched; ``epoch`` counts the losses, ``lost`` those whose trades could not be had. Each
     is delivered once: a subscription that changes brings a snapshot of the last trade, which may come by itself too.
-    A market that was listed just now ``is_joining`` until the stream sends its first trade.
+    ``tape`` has the newest delivered ones by their ids, those without a hole between them. A market that was listed
+    just now ``is_joining`` until the stream sends its first trade. ``track`` is of candles alone.
     """
 
     kind: str
@@ -61,12 +62,12 @@ class Slot(msgspec.Struct, eq=False):
     stream_s: float = NEVER
     wants: int = 0
     is_short: bool = False
-    history: History | None = None
+    track: CandleTrack | None = None
     followers: tuple[_Follower, ...] = ()
     snapshot: LiveRecord | None = None  # the last record that was a snapshot and no news
     waiting: list[Trade] | None = None
     is_joining: bool = False
-    delivered: dict[int, None] = {}  # the ids of the newest trades
+    tape: dict[int, Trade] = {}
     resume: tuple[int, int] = (0, 0)
     epoch: int = 0
     lost: int = 0
@@ -74,14 +75,24 @@ class Slot(msgspec.Struct, eq=False):
     def deliver_locked(self, record: LiveRecord) -> None:
         """Count a record and hand it to the followers; a trade that they had is none."""
         if type(record) is Trade:
-            if record.sequential_id in self.delivered:
+            if record.sequential_id in self.tape:
                 return
-            self.delivered[record.sequential_id] = None
-            if len(self.delivered) > _DELIVERED:
-                del self.delivered[next(iter(self.delivered))]
+            self.remember_locked(record)
         self.count += 1
         for follower in self.followers:
             follower.note_locked(self, record)
+
+    def remember_locked(self, trade: Trade) -> None:
+        """Put a trade on the tape."""
+        self.tape[trade.sequential_id] = trade
+        if len(self.tape) > TAPE:
+            del self.tape[next(iter(self.tape))]
+
+    def newest_locked(self, count: int) -> list[Trade] | None:
+        """The newest `count` trades, oldest first; None where the stream sent fewer without a hole."""
+        if self.stream_s == NEVER or self.waiting is not None or len(self.tape) < count:
+            return None
+        return sorted(self.tape.values(), key=_place)[-count:]
 
     def __repr__(self) -> str:
         return f"<Slot {self.kind} {self.market} {self.count} records>"
@@ -259,15 +270,19 @@ class LatestRows:
             is_new_condition = type(record) is Ticker and _is_new_condition(record, held)
             if is_snapshot:
                 slot.snapshot = record
+                if type(record) is Trade and record.sequential_id not in slot.tape:
+                    slot.tape.clear()  # some may have been missed before it
             is_repeated = is_snapshot and held is not None and _is_same(held.row, record)
             if held is None or _replaces(record, held):
                 slot.held = Held(record, "stream", received_s)
-            if slot.history is not None:
-                slot.history.note(record, is_snapshot, "stream")
+            if slot.track is not None:
+                slot.track.note(record)  # type: ignore[arg-type]
             if slot.waiting is not None and isinstance(record, Trade):
                 slot.waiting.append(record)
             elif is_repeated:
                 slot.count += 1
+                if type(record) is Trade:
+                    slot.remember_locked(record)
             else:
                 slot.deliver_locked(record)
         if is_new_condition:
@@ -291,8 +306,6 @@ class LatestRows:
                 is_news = held is None or not _is_same(held.row, record)
                 if is_news or held is None or held.source != "stream":
                     slot.held = Held(record, "rest", received_s)
-                if slot.history is not None:
-                    slot.history.note(record, True, "rest")
                 if not is_news:
                     continue
                 if slot.waiting and isinstance(record, Trade):  # the stream is back: its turn comes with the others
@@ -300,6 +313,8 @@ class LatestRows:
                     continue
                 if isinstance(record, Trade):
                     slot.resume = max(slot.resume, _place(record))
+                    if slot.stream_s == NEVER:
+                        slot.tape.clear()  # between polls there may be a hole
                 slot.deliver_locked(record)
         for ticker in changed:
             self.on_condition(ticker)
@@ -347,18 +362,20 @@ class LatestRows:
             for slot in slots:
                 if not slot.wants:
                     slot.stream_s = NEVER
-                    slot.history = history_of(slot.kind)
+                    slot.track = CandleTrack() if slot.kind.startswith("candle.") else None
+                    slot.tape.clear()
                 slot.wants += 1
                 slot.is_short = slot.is_short or depth < ORDERBOOK_DEPTH
 
     def unwant(self, slots: Sequence[Slot]) -> None:
-        """One subscription less; a history without subscriptions is dropped."""
+        """One subscription less; what is remembered without subscriptions is dropped."""
         with self.lock:
             for slot in slots:
                 slot.wants -= 1
                 if not slot.wants:
                     slot.stream_s = NEVER
-                    slot.history = slot.waiting = None
+                    slot.track = slot.waiting = None
+                    slot.tape.clear()
                     slot.is_joining = False
 
     def disconnected(self) -> None:
@@ -367,8 +384,8 @@ class LatestRows:
             for slots in self._slots.values():
                 for slot in slots.values():
                     slot.stream_s = NEVER
-                    if slot.history is not None:
-                        slot.history.lost()
+                    if slot.track is not None:
+                        slot.track.lost()
             for slot in self._slots["trade"].values():
                 slot.epoch += 1
                 slot.is_joining = False  # the return of the stream has its trades fetched
@@ -415,8 +432,12 @@ class LatestRows:
             trades = {trade.sequential_id: trade for trade in (*fetched, *slot.waiting)}
             slot.waiting = None
             slot.lost += not is_whole
+            if not fetched or not is_whole:
+                slot.tape.clear()
             for trade in sorted(trades.values(), key=_place):
-                if _place(trade) > slot.resume:
+                if _place(trade) <= slot.resume:
+                    slot.remember_locked(trade)
+                else:
                     slot.deliver_locked(trade)
                     if slot.held is None or _is_newer(trade, slot.held.row):
                         slot.held = Held(trade, "rest", self.clock.monotonic())

@@ -1,85 +1,27 @@
-"""What is remembered of a stream beyond the newest row: trades without a hole, and the states of unconfirmed candles.
+"""What is remembered of streamed candles beyond the newest row: the states of those that are not confirmed yet.
 
-A stream has no sequence numbers, so what it sent is whole only from one connection's first frame on: a snapshot
-restarts a history unless it repeats what is known, and `lost` interrupts it. Pure; the lock of `LatestRows` guards
-each one.
+A stream has no sequence numbers, so what it sent is whole only from one connection's first frame on, and `lost`
+interrupts it. Pure; the lock of `LatestRows` guards each one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
 
 import pyarrow as pa
 
-from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, LiveCandle, Span, Trade
+from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, LiveCandle, Span
 from backbone.timeframe import Timeframe
 
 __all__ = [
     "CANDLES",
-    "TAPE",
     "CandleTrack",
-    "History",
-    "TradeTape",
     "candle_rows",
-    "history_of",
     "live_candles",
 ]
 
-TAPE = 500
-"""Trades kept of a market that is followed: as many as one REST reply has."""
 CANDLES = 600
 """Candle states kept of a series: those that wait for their confirmation, and ten minutes of 1-second ones."""
-
-
-class History(Protocol):
-    """What a slot remembers. `source` is ``"stream"`` or ``"rest"``; only the streamed row has an order."""
-
-    def note(self, record: Any, is_snapshot: bool, source: str) -> None: ...
-
-    def lost(self) -> None:
-        """From here on records may be missing, until the stream speaks again."""
-        ...
-
-
-def history_of(kind: str) -> History | None:
-    """A new history for a kind of live data; None where the newest row is all there is to know."""
-    if kind == "trade":
-        return TradeTape()
-    return CandleTrack() if kind.startswith("candle.") else None
-
-
-class TradeTape:
-    """The newest trades of one market, without a hole between them."""
-
-    def __init__(self, size: int = TAPE) -> None:
-        self._size = size
-        self._trades: dict[int, Trade] = {}  # by number, in the order of arrival
-        self._is_broken = True
-
-    def note(self, record: Trade, is_snapshot: bool, source: str) -> None:
-        if source != "stream":
-            return
-        if is_snapshot or self._is_broken:  # a snapshot is the venue's last trade
-            if self._trades and next(reversed(self._trades)) == record.sequential_id:
-                self._is_broken = False  # nothing was missed
-                return
-            self._trades.clear()
-        elif record.sequential_id in self._trades:
-            return  # happened while the snapshot was made, so that both bring it
-        self._is_broken = False
-        self._trades[record.sequential_id] = record
-        if len(self._trades) > self._size:
-            del self._trades[next(iter(self._trades))]
-
-    def lost(self) -> None:
-        self._is_broken = True
-
-    def newest(self, count: int) -> list[Trade] | None:
-        """The newest `count` trades, oldest first; None where fewer are known without a hole."""
-        if self._is_broken or len(self._trades) < count:
-            return None
-        return sorted(self._trades.values(), key=lambda trade: (trade.time_us, trade.sequential_id))[-count:]
 
 
 class CandleTrack:
@@ -95,9 +37,8 @@ class CandleTrack:
         self._since_us: int | None = None
         self._cut_us: set[int] = set()
 
-    def note(self, record: LiveCandle, is_snapshot: bool, source: str) -> None:
-        if source != "stream":
-            return
+    def note(self, record: LiveCandle) -> None:
+        """The stream sent a state."""
         opens = record.time_us
         if self._since_us is None:
             self._since_us = opens
@@ -108,6 +49,7 @@ class CandleTrack:
             self._forget(next(iter(self._states)))
 
     def lost(self) -> None:
+        """From here on states may be missing, until the stream speaks again."""
         self._since_us = None
         if self.newest_us in self._states:
             self._cut_us.add(self.newest_us)

@@ -24,7 +24,7 @@ from backbone.clock import Clock, VenueClock
 from backbone.coordinator.candles.fetcher import CandleFetcher
 from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.live.latest import LatestRows, Slot
-from backbone.coordinator.live.recent import CandleTrack, live_candles
+from backbone.coordinator.live.recent import live_candles
 from backbone.errors import BackboneError, ClosedError
 from backbone.model import LiveCandle, Priority, Span
 from backbone.routing.wire import parse_kind, timeframe_of
@@ -330,8 +330,8 @@ class Confirmer:
         over_us = self._received_until_us() - _LAST_FRAME_US
         is_over = {opens for opens in rows if series.timeframe.next(opens) <= over_us}
         with self._latest.lock:
-            track = slot.history
-            if not isinstance(track, CandleTrack):
+            track = slot.track
+            if track is None:
                 return []
             streamed = {
                 opens: state

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backbone.clock import SystemClock
-from backbone.coordinator.live.latest import NEVER, ConflatedChanges, LatestRows, RecordQueue
-from backbone.coordinator.live.recent import TradeTape
+from backbone.coordinator.live.latest import NEVER, TAPE, ConflatedChanges, LatestRows, RecordQueue, Slot
+from backbone.model import Trade
 from backbone.routing.wire import grouped
 from backbone.testing import ManualClock
 from tests.coordinator.live_doubles import book, candle, ticker, trade
@@ -68,9 +70,89 @@ def test_latest_trade_that_came_twice_is_delivered_once(latest: LatestRows) -> N
     latest.offer("trade", [trade(3), trade(4)], 5.0)
     assert [records.get(0) for _ in range(5)] == [trade(1), trade(3), trade(2), trade(4), None]
     assert slot.count == 4
-    for number in range(5, 300):
-        latest.take(trade(number), float(number))
-    assert len(slot.delivered) == 100
+
+
+def test_latest_tape_is_bounded_and_in_the_order_of_time(latest: LatestRows) -> None:
+    """The newest trades come oldest first, also where the stream had two in another order; no more are kept."""
+    slot = tape(latest)
+    for number in (1, 3, 2, 4):
+        latest.take(trade(number), 1.0, number == 1)
+    assert newest(latest, slot, 3) == [trade(2), trade(3), trade(4)]
+    assert newest(latest, slot, 5) is None
+    for number in range(5, TAPE + 20):
+        latest.take(trade(number), 1.0)
+    assert newest(latest, slot, TAPE) == [trade(number) for number in range(20, TAPE + 20)]
+    assert len(slot.tape) == TAPE
+
+
+def test_latest_tape_after_a_loss_goes_on_where_nothing_was_missed(latest: LatestRows) -> None:
+    """A snapshot of the last known trade, or the trades of the outage, keep the tape whole; else it starts anew."""
+    slot = tape(latest)
+    for number in (1, 2):
+        latest.take(trade(number), 1.0, number == 1)
+    for fetched, is_whole, whole in (([2], True, [1, 2]), ([2, 3, 4, 5], True, [1, 2, 5]), ([], False, [7])):
+        latest.disconnected()
+        assert newest(latest, slot, 1) is None
+        latest.take(trade(whole[-1]), 2.0, True)
+        assert newest(latest, slot, 1) is None
+        latest.resume(slot, slot.epoch, [trade(number) for number in fetched], is_whole=is_whole)
+        assert newest(latest, slot, 1) == [trade(whole[-1])]
+    assert newest(latest, slot, 2) is None
+
+
+def test_latest_polled_trades_do_not_make_a_tape(latest: LatestRows) -> None:
+    """Between two polls there may be a hole, so they prove nothing."""
+    slot = tape(latest)
+    latest.offer("trade", [trade(1), trade(2)], 1.0)
+    assert newest(latest, slot, 1) is None
+    latest.take(trade(9), 2.0, True)
+    assert newest(latest, slot, 1) == [trade(9)]
+    assert newest(latest, slot, 2) is None
+
+
+@given(st.lists(st.sampled_from(["say", "poll", "miss", "cut", "return", "refill", "fail"]), max_size=60))
+def test_latest_tape_never_has_a_hole(steps: list[str]) -> None:
+    """Whatever is missed, polled and fetched, the trades of the tape are the venue's last ones without a hole, and
+    each is delivered once."""
+    latest = LatestRows(ManualClock())
+    slot = tape(latest)
+    records = RecordQueue(latest, [slot], 1000)
+    number, is_connected = 0, False
+    for step in steps:
+        number += step in ("say", "miss")
+        if step == "say" and is_connected:
+            latest.take(trade(number), 1.0)
+        elif step == "poll" and number and not is_connected:
+            latest.offer("trade", [trade(number)], 1.0)
+        elif step in ("miss", "cut"):
+            latest.disconnected()
+            is_connected = False
+        elif step == "return" and number and not is_connected:
+            latest.disconnected()
+            latest.take(trade(number), 1.0, True)
+            is_connected = True
+        elif step in ("refill", "fail") and is_connected:
+            start_us = slot.resume[0]
+            found = [one for one in map(trade, range(1, number + 1)) if one.time_us >= start_us]
+            latest.resume(slot, slot.epoch, found if step == "refill" else [], is_whole=step == "refill")
+        for count in range(1, 10):
+            found = newest(latest, slot, count)
+            if found is not None and is_connected:
+                assert found == [trade(each) for each in range(number - count + 1, number + 1)]
+    delivered = [records.get(0) for _ in range(len(records))]
+    assert len({record.sequential_id for record in delivered if isinstance(record, Trade)}) == len(delivered)
+
+
+def tape(latest: LatestRows) -> Slot:
+    """The slot of trades that somebody wants."""
+    slot = latest.slot("trade", "KRW-BTC")
+    latest.want([slot])
+    return slot
+
+
+def newest(latest: LatestRows, slot: Slot, count: int) -> list[Trade] | None:
+    with latest.lock:
+        return slot.newest_locked(count)
 
 
 def test_latest_candle_told_late_is_not_shown_but_remembered(latest: LatestRows) -> None:
@@ -108,12 +190,11 @@ def test_latest_wanted_anew_counts_what_was_told_before_no_more(latest: LatestRo
     latest.take(trade(1), 1.0)
     assert slot.stream_s == 1.0
     latest.unwant([slot])
-    assert slot.history is None
+    assert not slot.tape
     latest.take(trade(2), 2.0)  # a stray one
     latest.want([slot])
     assert slot.stream_s == NEVER
-    assert isinstance(slot.history, TradeTape)
-    assert slot.history.newest(1) is None
+    assert not slot.tape
 
 
 def test_latest_torn_distrusts_every_cell(latest: LatestRows) -> None:
