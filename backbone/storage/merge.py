@@ -7,7 +7,7 @@ time, so a failed write can be repeated. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,10 +17,10 @@ import pyarrow as pa
 
 from backbone.candle_table import bounds_of, compare, is_same, times_of
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
-from backbone.storage.coverage import EVER, SpanSet, change_each, union_each
+from backbone.storage.coverage import EVER, Coverage, SpanSet, change_each, union_each
 from backbone.storage.partition import REVISION_SCHEMA, Partition
 
-__all__ = ["Page", "merge_pages"]
+__all__ = ["Page", "merge_pages", "with_pages"]
 
 _MOST_CHUNKS = 8  # of a column; copying a month for every page put on top would be a twentieth of its commit
 
@@ -51,6 +51,13 @@ class Page(msgspec.Struct, frozen=True, dict=True):
         low, high = bounds_of(self.table, span)
         provisional = change_each(self.provisional, lambda spans: spans.clip(span))
         return Page(self.id, self.table.slice(low, high - low), proof, provisional, self.source, self.seen_us)
+
+
+def with_pages(coverage: Coverage, pages: Iterable[Page]) -> Coverage:
+    """The coverage after `pages`, oldest first."""
+    for page in pages:
+        coverage = coverage.proved(page.proof, page.provisional, source=page.source)
+    return coverage
 
 
 def merge_pages(partition: Partition, pages: Sequence[Page], period: Span) -> Partition:
@@ -90,7 +97,7 @@ def _sorted(table: pa.Table) -> pa.Table:
 
 
 def _merge(partition: Partition, page: Page) -> Partition:
-    coverage = partition.coverage.proved(page.proof, page.provisional, source=page.source)
+    coverage = with_pages(partition.coverage, [page])
     whole, new = partition.table, page.table
     low, high = bounds_of(whole, page.proof.bounds or EVER)
     if len(page.proof) == 1:  # slices, which copy nothing

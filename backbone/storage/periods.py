@@ -31,7 +31,7 @@ from backbone.storage.layout import (
     parse_sidecar_key,
 )
 from backbone.storage.listed import note, quarantine_period
-from backbone.storage.merge import Page, merge_pages
+from backbone.storage.merge import Page, merge_pages, with_pages
 from backbone.storage.partition import (
     TAIL_BYTES,
     Partition,
@@ -86,14 +86,10 @@ class Periods:
 
     def with_file(self, series: Series, span: Span) -> list[Span]:
         """The periods of `span` that have a file, oldest first; none while files are being moved away."""
-        return [] if self._generations.of(series.market).leaving else self.left(series, span)
-
-    def left(self, series: Series, span: Span) -> list[Span]:
-        """The periods of `span` that have a file, also while files are being moved away."""
         return list(self._versions(series, span))
 
     def _versions(self, series: Series, span: Span) -> dict[Span, Version]:
-        """The same with the version of each file; oldest first."""
+        """The same with the version of each file."""
         found = ((period, self._version(series.key(period))) for period in self.named(series, span))
         return {period: version for period, version in found if version is not None}
 
@@ -101,7 +97,9 @@ class Periods:
         return self._ahead[key][0].version if key in self._ahead else self._files.stat(key)
 
     def named(self, series: Series, span: Span) -> list[Span]:
-        """The periods of `span` that may have a file, oldest first, going by names alone."""
+        """The periods of `span` that may have a file, going by names alone: `with_file` and perhaps others."""
+        if self._generations.of(series.market).leaving:
+            return []
         timeframe = series.timeframe
         span = Span(max(span.start, EVER.start), min(span.end, EVER.end))
         if (few := _few_periods(timeframe, span)) is not None:
@@ -112,12 +110,9 @@ class Periods:
 
     def quiet(self, series: Series) -> Coverage:
         """The sidecar's coverage: of periods without any candle; none while files are being moved away."""
-        return Coverage() if self._generations.of(series.market).leaving else self._sidecar(series)
-
-    def _sidecar(self, series: Series) -> Coverage:
         key = series.quiet_key
         version = self._files.stat(key)
-        if version is None:
+        if version is None or self._generations.of(series.market).leaving:
             return Coverage()
         known = self._coverages.get(key)
         if known is not None and known[0] == version:
@@ -140,9 +135,7 @@ class Periods:
 
     def _coverage(self, series: Series, span: Span, read: Callable[[Span, Coverage], Coverage]) -> Coverage:
         """What the sidecar and the files say of `span`; `read` has it of a file of which it is not known."""
-        if self._generations.of(series.market).leaving:
-            return Coverage()
-        quiet = self._sidecar(series)  # first: of a period whose first file is written meanwhile either of them knows
+        quiet = self.quiet(series)  # first: of a period whose first file is written meanwhile either of them knows
         files = self._versions(series, span)
         found = [quiet.without(SpanSet(files))]
         for period, version in files.items():
@@ -251,16 +244,13 @@ class Periods:
             periods.update(
                 [period for period in others if proof.touches(period) and self._version(series.key(period)) is not None]
             )
-        quiet = self._sidecar(series)
+        quiet = self.quiet(series)
         written = [period for period in sorted(periods) if self._write_period(series, period, pages, quiet, revised)]
         if written and series.timeframe.period != "all":
             names = [name_of_period(series.timeframe, period) for period in written]
             self._listed[series] = note(self._files, series, names, self._listed.get(series, frozenset()))
-        after, filed = quiet, SpanSet(periods)
-        for page in pages:
-            if page.proof - filed:
-                after = after.proved(page.proof, page.provisional, source=page.source)
-        after = after.without(filed)
+        filed = SpanSet(periods)
+        after = with_pages(quiet, [page for page in pages if page.proof - filed]).without(filed)
         if after != quiet:
             self._files.replace(series.quiet_key, encode_coverage(after, series))
         return len(written)

@@ -36,7 +36,7 @@ from backbone.storage.files import Files, LocalFiles
 from backbone.storage.generations import Generations
 from backbone.storage.incidents import Incident, Incidents
 from backbone.storage.layout import CANDLES, Series, parse_period, series_of
-from backbone.storage.merge import Page
+from backbone.storage.merge import Page, with_pages
 from backbone.storage.partition import REVISION_SCHEMA, Partition
 from backbone.storage.pending import PendingPages
 from backbone.storage.periods import Periods, row_periods, series_in
@@ -253,7 +253,7 @@ class CandleStore:
         quiet = self._periods.quiet(series)
         tables: list[pa.Table] = []
         tiers = {"memory": 0, "disk": 0}
-        periods = sorted({*self._periods.left(series, span), *row_periods(series, pages, span)})
+        periods = sorted({*self._periods.with_file(series, span), *row_periods(series, pages, span)})
         parts = [quiet.without(SpanSet(periods))]
         for period in periods:
             held, tier = self._periods.current(series, period, waiting, quiet)
@@ -262,18 +262,13 @@ class CandleStore:
             if low < high:
                 tables.append(held.partition.table.slice(low, high - low))
                 tiers[tier] += high - low
-        coverage = Coverage.joined(parts)
-        covered = _covered(coverage, pages, series.timeframe, span)
-        for page in pages:
-            coverage = coverage.proved(page.proof, page.provisional)
+        coverage = with_pages(Coverage.joined(parts), pages)
         table = pa.concat_tables(tables) if tables else empty_candles()
-        return Stored(table, covered, tiers, coverage.provisional)
+        return Stored(table, _covered(coverage, series.timeframe, span), tiers, coverage.provisional)
 
     def coverage(self, market: str, timeframe: Timeframe, span: Span) -> SpanSet:
         """The part of `span` that is covered, rows or quiet. The rest was never requested, or got lost."""
-        series = self._series(market, timeframe)
-        pages = self._pages(series, span)
-        return _covered(self._periods.coverage(series, span), pages, timeframe, span)
+        return _covered(self._pending_coverage(market, timeframe, span), timeframe, span)
 
     def footer_coverage(self, market: str, timeframe: Timeframe, span: Span) -> SpanSet:
         """The part of `span` that the files say they cover, read from their last bytes and not proven.
@@ -281,7 +276,7 @@ class CandleStore:
         For spans of very many files that another engine is about to read. What is not flushed is in none.
         """
         series = self._series(market, timeframe)
-        return _covered(self._periods.footer_coverage(series, span), [], timeframe, span)
+        return _covered(self._periods.footer_coverage(series, span), timeframe, span)
 
     def weigh(self, market: str, timeframe: Timeframe, most: int) -> tuple[int, int, int]:
         """Rows, bytes and covered candle slots of the newest `most` files of a series, going by their footers."""
@@ -305,10 +300,7 @@ class CandleStore:
         """What the files say of `span`, with what waits to be written on top."""
         series = self._series(market, timeframe)
         pages = self._pages(series, span)
-        coverage = self._periods.coverage(series, span)
-        for page in pages:
-            coverage = coverage.proved(page.proof, page.provisional, source=page.source)
-        return coverage
+        return with_pages(self._periods.coverage(series, span), pages)
 
     def is_settled(self, market: str, timeframe: Timeframe, span: Span) -> bool:
         """Whether what is held of `span` is on disk and none of it is provisional."""
@@ -353,9 +345,7 @@ class CandleStore:
 
     def _partitions(self, series: Series, span: Span = EVER, *, newest_first: bool = False) -> Iterable[Partition]:
         pages = self._pages(series, EVER)
-        is_leaving = bool(self._generations.of(series.market).leaving)
-        named = [] if is_leaving else self._periods.named(series, span)  # one without a file has no rows
-        periods = sorted({*named, *row_periods(series, pages, span)})
+        periods = sorted({*self._periods.named(series, span), *row_periods(series, pages, span)})
         quiet = self._periods.quiet(series)
         for period in reversed(periods) if newest_first else periods:
             yield self._periods.current(series, period, pages, quiet)[0].partition
@@ -500,13 +490,12 @@ class CandleStore:
         return f"CandleStore({self._files.address(CANDLES)!r}, {self._exchange}, {waiting} rows pending)"
 
 
-def _covered(coverage: Coverage, pages: Iterable[Page], timeframe: Timeframe, span: Span) -> SpanSet:
+def _covered(coverage: Coverage, timeframe: Timeframe, span: Span) -> SpanSet:
     """The covered part of `span`; its ragged ends, in which no candle opens, go with their neighbour."""
     first, last = timeframe.ceil(max(0, span.start)), timeframe.ceil(max(0, span.end))
     if first >= last:
         return SpanSet((span,))
-    proofs = SpanSet(part for page in pages for part in page.proof)
-    spans = list((coverage.covered | proofs).clip(Span(first, last)))
+    spans = list(coverage.covered.clip(Span(first, last)))
     if spans and spans[0].start == first:
         spans[0] = Span(span.start, spans[0].end)
     return SpanSet(spans).clip(span)

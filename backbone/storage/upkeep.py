@@ -226,8 +226,7 @@ class Upkeep:
 
     def _move(self, series: Series, name: str) -> None:
         self._pending.discard([series])  # what came since the flush is of the old state too
-        keys = series.sidecar_keys + [series.key(period) for period in self._periods.left(series, EVER)]
-        for key in keys:
+        for key in [*series.sidecar_keys, *self._files.walk(series.folder)]:
             if self._files.stat(key) is not None:
                 self._files.move(key, f"{QUARANTINE}/{name}/{key}")
         self._files.prune(series.folder)
