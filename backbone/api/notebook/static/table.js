@@ -1,7 +1,5 @@
 // The live table's browser half: builds the table from `state`, then applies deltas; only cells that differ are touched.
 // Text only goes in through textContent. Deltas: {t: "d", r: [[row, texts, numbers]], a: [[row, age]], s: [state, level, note]}.
-const AGE_COLUMN = "age";
-
 function ageText(seconds) {
   if (seconds === null || !isFinite(seconds)) return "–";
   if (seconds < 1.5) return "now";
@@ -94,7 +92,7 @@ function render({ model, el }) {
 
   function showAge(row, now) {
     const seconds = row.seen === null ? null : (now - row.seen) / 1000;
-    if (ageAt >= 0) put(row.cells[ageAt], ageText(seconds));
+    put(row.cells[ageAt], ageText(seconds));
     mark(row.tr, "stale", seconds !== null && seconds > stale ? "yes" : "");
   }
 
@@ -131,11 +129,9 @@ function render({ model, el }) {
   }
 
   function buildHead() {
-    const group = element("colgroup", "", table);
     const headRow = element("tr", "", element("thead", "", table));
     heads = columns.map(([key, label, kind], i) => {
-      element("col", `bb-col-${key}`, group);
-      const head = element("th", kind, headRow);
+      const head = element("th", `${kind} bb-col-${key}`, headRow);
       head.scope = "col";
       head.setAttribute("aria-sort", "none");
       const button = element("button", "", head);
@@ -171,7 +167,7 @@ function render({ model, el }) {
     const state = model.get("state");
     columns = state.columns || [];
     stale = state.stale ?? 30;
-    [priceAt, changeAt, ageAt] = ["price", "change", AGE_COLUMN].map((key) => columns.findIndex((c) => c[0] === key));
+    [priceAt, changeAt, ageAt] = ["price", "change", "age"].map((key) => columns.findIndex((c) => c[0] === key));
     root.dataset.colours = state.colours || "korean";
     scroll.style.maxHeight = state.height || "";
     sight.disconnect();
