@@ -98,7 +98,6 @@ class CandleChart(View):
         self._rows = rows[-MAX_ROWS:]
         self._changed: dict[int, CandleRow] = {}
         self._needs_whole = False
-        self._is_stale_data = False  # whether updates went out since the synced data was set
         self._pulled = ChartView()
 
     def __repr__(self) -> str:
@@ -223,11 +222,9 @@ class CandleChart(View):
     def _show(self, *, whole: bool = False) -> None:
         self._widget.state = self._state()
         changed = [_sent(row, self._shift_us()) for row in sorted(self._changed.values())]
-        if self._needs_whole or (whole and self._is_stale_data):
-            self._is_stale_data = False
-            self._widget.data = self._packed()
+        if self._needs_whole or whole:
+            self._widget.data = self._packed()  # which sends nothing where it is the same
         elif changed:
-            self._is_stale_data = True
             self._widget.send({"t": "u", "rows": changed})
         self._changed = {}
 
