@@ -23,6 +23,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -339,8 +340,8 @@ class Scheduler:
             "quota": {} if is_closed else {g: vars(s) for g, s in self._limiter.snapshot(now).items()},
         }
 
-    def close(self, *, wait: bool = True) -> None:
-        """End everything: whoever waits gets a `ClosedError`, what is in flight ends first (unless `wait` is False).
+    def close(self) -> None:
+        """End everything: whoever waits gets a `ClosedError`, what is in flight ends first.
 
         Calling it twice is fine.
         """
@@ -353,8 +354,7 @@ class Scheduler:
                 shared.complete.notify_all()
             self._requests = {}
             self._wake.notify_all()
-        if wait:
-            self._workers.join()
+        self._workers.join()
         self._limiter.close()
 
     # ---------------------------------------------------------------------------------------------- the queue
@@ -374,7 +374,7 @@ class Scheduler:
         """End tickets that wait (others are left alone)."""
         for ticket in tickets:
             if self._queue.drop(ticket):
-                self._workers.add_locked(ticket, _finishing(ticket, error))
+                self._workers.add_locked(ticket, partial(_finish, ticket, error))
 
     def _fail_urgent(self, error: BackboneError) -> None:
         """A ban: low work waits for its end, all that is more urgent ends at once."""
@@ -404,7 +404,7 @@ class Scheduler:
                 is_unbound = ticket is self._binding
                 ticket.is_broken = not is_unbound  # `done` was not called yet where `bind` raised
                 error = exc if is_unbound and isinstance(exc, BackboneError) else _internal(exc)
-                self._workers.add_locked(ticket, _finishing(ticket, error))
+                self._workers.add_locked(ticket, partial(_finish, ticket, error))
 
     def _dispatch_one(self) -> bool:
         """Wait until some queue may try for a permit, and try. False once closed."""
@@ -461,27 +461,24 @@ class Scheduler:
             ticket.state = TicketState.ENDED
         with self._lock:
             self.used_s = granted
-            self._in_flight[ticket.priority.rank] += 1
-            self._workers.add_locked(ticket, self._sending(ticket, granted))
+            rank = ticket.priority.rank
+            self._in_flight[rank] += 1
+            self._workers.add_locked(ticket, partial(self._serve, ticket, rank, granted))
 
     # --------------------------------------------------------------------------------- sending, and its outcome
 
-    def _sending(self, ticket: Ticket, granted: float) -> Callable[[], None]:
-        rank = ticket.priority.rank
-
-        def job() -> None:
-            try:
-                outcome = self._attempt(ticket, granted)
-            finally:
-                with self._lock:
-                    was_full = not self._has_room_locked(Priority.LOW)  # else nobody waits for room
-                    self._in_flight[rank] -= 1
-                    if was_full:
-                        self._wake.notify()
-            if outcome is not None:
-                _finishing(ticket, outcome)()
-
-        return job
+    def _serve(self, ticket: Ticket, rank: int, granted: float) -> None:
+        """Send a ticket that was counted in flight at `rank`, on a worker."""
+        try:
+            outcome = self._attempt(ticket, granted)
+        finally:
+            with self._lock:
+                was_full = not self._has_room_locked(Priority.LOW)  # else nobody waits for room
+                self._in_flight[rank] -= 1
+                if was_full:
+                    self._wake.notify()
+        if outcome is not None:
+            _finish(ticket, outcome)
 
     def _attempt(self, ticket: Ticket, granted: float) -> Reply | BackboneError | None:
         """Send a ticket's question; its outcome, or None when it was queued again."""
@@ -592,12 +589,9 @@ class Scheduler:
         return granted
 
 
-def _finishing(ticket: Ticket, outcome: Reply | BackboneError) -> Callable[[], None]:
-    def job() -> None:
-        ticket.state = TicketState.ENDED
-        ticket.done(ticket.ask, outcome)
-
-    return job
+def _finish(ticket: Ticket, outcome: Reply | BackboneError) -> None:
+    ticket.state = TicketState.ENDED
+    ticket.done(ticket.ask, outcome)
 
 
 def _closed() -> ClosedError:
