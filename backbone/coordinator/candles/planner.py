@@ -44,8 +44,9 @@ class SeriesPlan:
         self.has_learned = False
         self.waiting: list[Pending] = []
         self._claims: list[tuple[Page, Pending | None]] = []  # and for whom it is asked; None: of another source
-        self._doubts: dict[int, int | None] = {}  # edges of short replies that wait for their second one → anchor
-        self._sought: set[int] = set()  # those since which the newest candle was found
+        self._edge_us = EARLIEST_US  # the highest edge of a short reply that waits for its second one; none at this
+        self._anchor_us: int | None = None  # its anchor
+        self._is_sought = False  # whether the newest candle was found since
         self._readers = 0
         self._meanwhile = SpanSet()  # proven since the first of those who read began
 
@@ -105,22 +106,27 @@ class SeriesPlan:
         return page
 
     def _confirmation(self, pending: Pending) -> Page | None:
-        edge = max(self._doubts, default=EARLIEST_US)
+        edge = self._edge_us
         if not pending.missing or next(iter(pending.missing)).start >= edge:
             return None
-        anchor = self._doubts[edge] if self.page_size > 1 else None
-        page = second_request(self.timeframe, edge, anchor, is_sought=edge in self._sought, count=self.page_size)
+        anchor = self._anchor_us if self.page_size > 1 else None
+        page = second_request(self.timeframe, edge, anchor, is_sought=self._is_sought, count=self.page_size)
         if page.seeks:
             return None if any(claimed.seeks for claimed, _ in self._claims) else page
-        self._doubts.clear()  # a lower edge follows from the highest, or is asked about again
-        self._sought.clear()
+        self._edge_us, self._is_sought = EARLIEST_US, False
         return page
+
+    def _doubt(self, edge_us: int, anchor_us: int | None) -> None:
+        """Silence before an edge is to be confirmed. A lower edge follows from the highest, or is asked about again."""
+        if edge_us >= self._edge_us:
+            self._is_sought = self._is_sought and edge_us == self._edge_us
+            self._edge_us, self._anchor_us = edge_us, anchor_us
 
     def _next_span(self, pending: Pending, others: SpanSet) -> Page | None:
         spans = list(self.claimable(pending, others))
         if not spans:
             return None
-        tf, slots = self.timeframe, self._stride()
+        tf, slots = self.timeframe, _stride(self.page_size, self.density)
         if spans[-1].end >= FOREVER_US:  # the newest candles, wherever they are
             return Page(FOREVER_US, self.page_size, spans[-1])
         below, above = pending.joins.below, pending.joins.above
@@ -148,9 +154,6 @@ class SeriesPlan:
             return claim.start
         return min(self.timeframe.next(claim.start, over), self.timeframe.next(self.timeframe.ceil(claim.end), -1))
 
-    def _stride(self) -> int:
-        return _stride(self.page_size, self.density)
-
     # -- what was answered ---------------------------------------------------------------------------------------
 
     def settle(self, page: Page, verdict: Verdict, rows: int, *, anchor_us: int | None = None) -> None:
@@ -162,13 +165,13 @@ class SeriesPlan:
         if self._readers:
             self._meanwhile = self._meanwhile | verdict.proof
         if page.seeks:
-            self._sought.update(self._doubts)
+            self._is_sought = True
         for one in self.waiting:
             if one is not caller and (one.missing & SpanSet([page.claim]) or one.missing & verdict.proof):
                 one.pages += 1
             one.missing = one.missing - verdict.proof
-        if verdict.edge_us is not None and verdict.edge_us > EARLIEST_US:
-            self._doubts[verdict.edge_us] = anchor_us
+        if verdict.edge_us is not None:
+            self._doubt(verdict.edge_us, anchor_us)
         self._learn(page, verdict, rows)
 
     def _learn(self, page: Page, verdict: Verdict, rows: int) -> None:
@@ -189,7 +192,7 @@ class SeriesPlan:
         """The page was not answered and may be asked again."""
         self._release(page)
         if page.confirms:
-            self._doubts.setdefault(page.claim.end, page.anchor_us)
+            self._doubt(page.claim.end, page.anchor_us)
 
     def withdraw(self, page: Page) -> None:
         """The page was never asked: others were faster."""
