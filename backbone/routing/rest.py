@@ -48,7 +48,7 @@ class ReplyFacts(NamedTuple):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """A parsed answer with its `ReplyFacts`; ``size`` is the body's in bytes, decompressed."""
+    """A parsed answer with its `ReplyFacts`; ``body`` is what was parsed, decompressed."""
 
     value: Any
     group: str | None
@@ -56,7 +56,7 @@ class Reply(msgspec.Struct, frozen=True):
     date_us: int | None
     sent_s: float
     received_s: float
-    size: int
+    body: bytes
 
 
 class RestClient:
@@ -125,7 +125,7 @@ class RestClient:
             error.url, error.market = url, error.market or ask.market
             error.reply_facts = facts or ReplyFacts(None, None, None, sent_s, self._clock.monotonic())
             raise
-        return Reply(value, *facts, size=len(body))
+        return Reply(value, *facts, body)
 
     @property
     def is_warm(self) -> bool:

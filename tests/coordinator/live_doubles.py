@@ -51,7 +51,7 @@ def candle(minute: int, close: float = 100.0, market: str = "KRW-BTC", stamp_s: 
 
 
 def reply(value: Any, clock: ManualClock) -> Reply:
-    return Reply(value, None, None, None, clock.monotonic(), clock.monotonic(), 0)
+    return Reply(value, None, None, None, clock.monotonic(), clock.monotonic(), b"")
 
 
 class SaidStream:

@@ -18,7 +18,7 @@ def question(number: int) -> Ask:
 
 
 def reply(value: Any) -> Reply:
-    return Reply(value, None, None, None, 0.0, 0.0, 0)
+    return Reply(value, None, None, None, 0.0, 0.0, b"")
 
 
 def counting(last: int) -> Steps[list[int]]:

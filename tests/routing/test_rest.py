@@ -70,7 +70,7 @@ def test_reply_carries_value_and_facts(venue: Venue, client: RestClient) -> None
     before = time.monotonic()
     answer = client.send(ASK)
     assert (answer.value, answer.group, answer.remaining) == ([1], "candles", 9)
-    assert (answer.date_us, answer.size) == (1_582_197_540_000_000, 3)
+    assert (answer.date_us, len(answer.body)) == (1_582_197_540_000_000, 3)
     assert before <= answer.sent_s < answer.received_s <= time.monotonic()
 
 
@@ -81,11 +81,11 @@ def test_reply_without_those_headers_says_so(venue: Venue, client: RestClient) -
 
 
 def test_reply_compressed_is_read(venue: Venue, client: RestClient) -> None:
-    """gzip is asked for and undone; the size is the plain one."""
+    """gzip is asked for and undone; the body is the plain one."""
     plain = json.dumps(list(range(5000))).encode()
     venue.script = lambda head: reply(body=gzip.compress(plain), Content_Encoding="gzip")
     answer = client.send(ASK)
-    assert (len(answer.value), answer.size) == (5000, len(plain))
+    assert (len(answer.value), answer.body) == (5000, plain)
 
 
 def test_many_threads_share_connections(venue: Venue, client: RestClient) -> None:

@@ -72,7 +72,7 @@ def _send_all(folder: str, process: int, threads: int, seconds: float, priority:
         os.write(journal, struct.pack("d", sent_s))
         with network:
             clock.wait(network, 0.02 + 0.02 * chance.random())
-        return Reply(None, None, None, None, sent_s, clock.monotonic(), 0)
+        return Reply(None, None, None, None, sent_s, clock.monotonic(), b"")
 
     limiter = MachineLimiter(URL, clock, folder=Path(folder))
     scheduler = Scheduler(limiter, send, clock=clock, metrics=Metrics())

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -75,18 +74,9 @@ class VerbatimRows(msgspec.Struct, frozen=True):
     remaining: int | None
 
 
-@dataclass(frozen=True)
-class _Verbatim(Ask):
-    """A question whose answer is wanted in the venue's own spelling; in flight it is not shared with the parsed one."""
-
-
-def _verbatim(ask: Ask) -> _Verbatim:
-    """`ask` with its answer as the venue's rows, and as it is parsed."""
-
-    def parse(body: bytes) -> tuple[list[dict[str, Any]], Any]:
-        return msgspec.json.decode(body), ask.parse(body)
-
-    return _Verbatim(ask.group, ask.path, ask.query, parse, ask.market)
+def _verbatim(reply: Reply, before: Sequence[dict[str, Any]] = ()) -> VerbatimRows:
+    """The rows of a reply, after those of the ones before it."""
+    return VerbatimRows([*before, *msgspec.json.decode(reply.body)], reply.group, reply.remaining)
 
 
 class Realtime:
@@ -245,18 +235,18 @@ class Realtime:
         replies: list[Reply] = []
 
         def ask() -> Any:
-            replies.append(self._request(_verbatim(markets_ask()), priority))
-            return replies[-1].value[1]
+            replies.append(self._request(markets_ask(), priority))
+            return replies[-1].value
 
         confirm(ask)
-        return VerbatimRows(replies[-1].value[0], replies[-1].group, replies[-1].remaining)
+        return _verbatim(replies[-1])
 
     def _verbatim_rows(
         self, ask: Callable[[Sequence[str]], Ask], markets: list[str], priority: Priority
     ) -> VerbatimRows:
         answer = VerbatimRows([], None, None)
-        for reply in self._replies(markets, priority, lambda part: _verbatim(ask(part)), Answer()):
-            answer = VerbatimRows(answer.rows + reply.value[0], reply.group, reply.remaining)
+        for reply in self._replies(markets, priority, ask, Answer()):
+            answer = _verbatim(reply, answer.rows)
         return answer
 
     # -- what both share -----------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ class Venue:
         body = json.dumps(rows).encode()
         mono = self.clock.mono_s
         try:
-            return Reply(ask.parse(body), "candles", 9, date_us, mono, mono, len(body))
+            return Reply(ask.parse(body), "candles", 9, date_us, mono, mono, body)
         except PayloadError as exc:
             return exc
 
