@@ -12,7 +12,6 @@ A series' condition guards its plan and the counters beside it; storage, schedul
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -56,8 +55,6 @@ if TYPE_CHECKING:
     from backbone.routing.archive import ArchiveFile
 
 __all__ = ["CandleFetcher", "CandlePlan"]
-
-_log = logging.getLogger("backbone.candles")
 
 GROUP = "candles"
 _WINDOW = {Priority.LOW: 3}  # places of one fetch in the queue; low work is paced one by one anyway
@@ -567,10 +564,7 @@ class CandleFetcher:
             if series.commit_due_s <= due_s:
                 return
             series.commit_due_s = due_s
-        try:
-            self._scheduler.call_later(delay_s, lambda: self._commit(series, due_s))
-        except ClosedError:  # whoever closes flushes
-            _log.debug("commit.left_to_close market=%s timeframe=%s", series.market, series.timeframe)
+        self._sharing.later(series, delay_s, lambda: self._commit(series, due_s))
 
     def _commit(self, series: Series, due_s: float) -> None:
         with series.changed:

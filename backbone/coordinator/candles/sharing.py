@@ -119,7 +119,7 @@ class Sharing:
                 if is_stored:
                     series.plan.withdraw(page)
             if found:
-                self._later(series, 0.0, series.end_done)
+                self.later(series, 0.0, series.end_done)
             if not is_stored:
                 break
             series.claims.release([page.claim])
@@ -134,11 +134,12 @@ class Sharing:
             return _NOTHING
         return held - self._store.due(market, timeframe, whole, self._venue.now_us())
 
-    def _later(self, series: Series, delay_s: float, job: Callable[[], None]) -> None:
+    def later(self, series: Series, delay_s: float, job: Callable[[], None]) -> None:
+        """Run `job` in a while; never once the client is closed: every wait was ended, and whoever closes flushes."""
         try:
             self._scheduler.call_later(delay_s, job)
-        except ClosedError:  # every wait was ended
-            _log.debug("claims.left_to_close market=%s timeframe=%s", series.market, series.timeframe)
+        except ClosedError:
+            _log.debug("candles.left_to_close market=%s timeframe=%s", series.market, series.timeframe)
 
     def look_later(self, series: Series) -> None:
         """Have what others have stored read again, where somebody waits for it."""
@@ -147,7 +148,7 @@ class Sharing:
             if series.is_refreshing or not (waits or series.ended):
                 return
             series.is_refreshing = True
-        self._later(series, _REFRESH_S, lambda: self._refresh(series))
+        self.later(series, _REFRESH_S, lambda: self._refresh(series))
 
     def _refresh(self, series: Series) -> None:
         """Take what others have stored since, and ask for what they gave up."""
