@@ -195,7 +195,8 @@ class Stream:
                 kinds.pop(each, None)
             if not kinds:
                 self._wanted.pop(key, None)
-        self._end_unwanted()
+            ending = self._change_locked()
+        self._end(*ending)
 
     @property
     def state(self) -> StreamState:
@@ -213,15 +214,17 @@ class Stream:
         with self._condition:
             self._is_closed = True
             self._wanted.clear()
-        self._end_unwanted()
+            ending = self._change_locked()
+        self._end(*ending)
 
-    def _end_unwanted(self) -> None:
-        """Let the thread see what is wanted now; where that is nothing, wait for its end."""
-        with self._condition:
-            self._version += 1
-            thread = None if self._wanted else self._thread
-            connection = self._connection
-            self._condition.notify_all()
+    def _change_locked(self) -> tuple[threading.Thread | None, Connection | None]:
+        """Let the thread see what is wanted now; the thread, if that is nothing, and its connection."""
+        self._version += 1
+        self._condition.notify_all()
+        return None if self._wanted else self._thread, self._connection
+
+    def _end(self, thread: threading.Thread | None, connection: Connection | None) -> None:
+        """Wake the thread, and wait for its end where there is one to wait for."""
         if thread is not None and connection is not None and not connection.opened_s:
             connection.abort()  # it may be stuck in the handshake; once open, it is woken and says goodbye
         self._wake()

@@ -271,6 +271,45 @@ def test_sink_may_close_the_stream(venue: SocketVenue) -> None:
     eventually(lambda: "backbone-stream" not in [thread.name for thread in threading.enumerate()])
 
 
+@pytest.mark.parametrize("end", ["close", "unsubscribe"])
+def test_end_waits_for_a_thread_that_is_quick_to_see_it(venue: SocketVenue, listener: Listener, end: str) -> None:
+    """The thread may go before it is woken: its last report is out, and it is gone, when the call returns."""
+    stream, may_end = listener.stream, threading.Event()
+    stream.subscribe("k", "ticker", ["KRW-BTC"])
+    eventually(lambda: listener.records)
+    condition, mine = stream._condition, threading.get_ident()
+
+    class Yielding:
+        """Gives the thread its turn after each locked step of this one."""
+
+        def __enter__(self) -> Any:
+            return condition.__enter__()
+
+        def __exit__(self, *error: object) -> None:
+            condition.__exit__(*error)
+            if threading.get_ident() == mine and not stream._wanted and not may_end.is_set():
+                if stream._waker is not None:
+                    stream._waker.send(b"!")
+                eventually(lambda: stream._thread is None)
+                threading.Timer(0.2, may_end.set).start()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(condition, name)
+
+    def report(state: StreamState) -> None:
+        assert state.phase != "stopped" or may_end.wait(5)
+        listener.states.append(state)
+
+    stream._on_state = report
+    stream._condition = Yielding()  # type: ignore[assignment]
+    if end == "close":
+        stream.close()
+    else:
+        stream.unsubscribe("k")
+    assert "backbone-stream" not in [thread.name for thread in threading.enumerate()]
+    assert listener.phases()[-1] == "stopped"
+
+
 def test_close_during_a_mute_handshake_does_not_wait_for_it(venue: SocketVenue, listener: Listener) -> None:
     """A venue that accepts and says nothing does not hold up the end."""
     venue.is_mute = True
