@@ -147,7 +147,7 @@ class Connection:
                 words = f"answered with a web page: {SIGN_IN}"
                 raise UnreachableError(f"cannot open {self._url}: {words}", url=self._url) from exc
             raise refusal(exc.status_code, body, "websocket", now_us, retry_after=retry_after) from exc
-        except (websocket.WebSocketException, OSError, ValueError) as exc:
+        except (websocket.WebSocketException, http.client.HTTPException, OSError, ValueError) as exc:
             self._refuse_redirect(exc)
             raise UnreachableError(f"cannot open {self._url}: {exc}", url=self._url) from exc
         self._refuse_redirect(None)

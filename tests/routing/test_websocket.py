@@ -122,6 +122,15 @@ def test_socket_to_the_venue_goes_through_the_proxy_of_the_environment(monkeypat
     assert websocket.proxy_of("wss://venue.invalid/websocket/v1") is None
 
 
+@pytest.mark.parametrize("url", ["ws://a host/x", "wss://a host/x"])
+def test_socket_to_what_is_no_host_is_an_error_of_the_tree(url: str) -> None:
+    """An address that cannot be dialled is one that is not reached."""
+    with socket.socket() as waker:
+        connection = Connection(url, SystemClock(), "test", waker)
+        with pytest.raises(UnreachableError, match="cannot open"):
+            connection.open()
+
+
 @pytest.mark.parametrize("end", ["abort", "hang_up"])
 def test_connection_that_is_ended_elsewhere_stays_within_tls(end: str, tmp_path: Path) -> None:
     """Whoever still reads gets what was sent, or the end; never ciphertext taken for frames, and nothing in clear."""
