@@ -10,7 +10,8 @@ scheduler's queue, at the priority of whoever wants the candles, and waits for n
 checksum of each file that was used is noted in the store, so that `recheck` finds the files that were issued again
 since; what those change goes through revisions like any other correction.
 
-`_lock` guards what is known of folders and files; tickets are submitted and callbacks called outside it.
+`_lock` guards what is in flight and why files were refused; tickets are submitted and callbacks called outside it. What
+a folder lists and which files are absent is replaced whole, by whoever asked.
 """
 
 from __future__ import annotations
@@ -165,16 +166,19 @@ class Archive:
 
     def _share(self, priority: Priority, ask: Ask, then: Then) -> None:
         """Put one question through the queue; one that is in flight is shared."""
+        with self._lock:
+            waiting = self._asked.setdefault(ask, [])
+            waiting.append(then)
+            is_first = len(waiting) == 1
 
         def arrived(outcome: Reply | BackboneError) -> None:
             with self._lock:
-                waiting = self._asked.pop(ask, [])
-            for each in waiting:
-                each(outcome)
+                if self._asked.get(ask) is waiting:
+                    del self._asked[ask]
+            while waiting:  # where one raises, the queue calls again with that error, for it and for the others
+                waiting[0](outcome)
+                del waiting[0]
 
-        with self._lock:
-            is_first = ask not in self._asked
-            self._asked.setdefault(ask, []).append(then)
         if is_first:
             submit(self._scheduler, priority, ask, arrived)
 

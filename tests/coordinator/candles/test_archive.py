@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from backbone.clock import SystemClock
 from backbone.coordinator.candles.archive import Archive
-from backbone.errors import UnreachableError
-from backbone.model import Span
+from backbone.errors import BackboneError, UnreachableError
+from backbone.model import Priority, Span
+from backbone.routing.archive import files_of
+from backbone.routing.rest import Reply
 from backbone.storage.coverage import SpanSet
 from backbone.timeframe import parse_timeframe
 from backbone.venues import VENUES
@@ -89,3 +92,30 @@ def test_section_ends_with_its_file(start: int, end: int) -> None:
 def test_section_without_a_file_is_left_as_it_was() -> None:
     """Where the archive has nothing, the job cuts as it always does."""
     assert archive().section_end("KRW-BTC", parse_timeframe("1d"), Span(MAY, JULY), JUNE) == JUNE
+
+
+def test_fault_in_what_takes_an_answer_gives_every_file_back_to_rest() -> None:
+    """Files share the answer that they wait for. Where taking it breaks down, the queue calls again with that error."""
+    landed: list[Callable[[Any, Any], None]] = []
+
+    class Queue:
+        def submit(self, _group: str, _priority: Priority, _bind: Any, done: Any) -> None:
+            landed.append(done)
+
+    queue, nothing = Queue(), None
+    venue: Any = Venue(JULY + 10 * DAY_US)
+    parts: Any = queue, nothing
+    found = Archive(*parts, venue, SystemClock(), sync_clock=lambda: None, retention=VENUES["upbit"].retention)
+    outcomes: list[Any] = []
+    for file in files_of("KRW-BTC", MINUTE, Span(MAY, JULY), months=True):
+        found.fetch(file, Priority.LOW, outcomes.append)
+    (done,) = landed
+
+    class Broken:
+        def __contains__(self, _: object) -> bool:
+            raise MemoryError("no room")
+
+    with pytest.raises(MemoryError):
+        done(None, Reply(Broken(), None, None, None, 0.0, 0.0, 0))
+    done(None, BackboneError("an error inside backbone"))
+    assert [type(outcome) for outcome in outcomes] == [BackboneError, BackboneError]
