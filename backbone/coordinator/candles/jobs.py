@@ -117,6 +117,11 @@ class CandleJob:
                 has_begun = self._begin_next()
             except BackboneError as exc:
                 self._fail(exc)
+            except BaseException as exc:  # the plan has ended with it: what it did not come to is not done
+                error = BackboneError(f"the job was broken off: {exc!r}")
+                error.__cause__ = exc
+                self._fail(error)
+                raise
             finally:
                 with self.changed:
                     self._advancing = False

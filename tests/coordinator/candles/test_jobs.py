@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from backbone.coordinator.candles.jobs import CandleJob, Jobs
-from backbone.errors import (
-    StoreError,
-)
+from backbone.errors import BackboneError, StoreError
 from backbone.model import Priority, Span
 from tests.coordinator.candles.world import (
     HOUR_US,
@@ -228,3 +226,24 @@ def test_section_is_of_the_unit_under_which_it_was_read(tmp_path: Path, monkeypa
     world.desk.run()
     first = next(job.sections(1))
     assert (first.table.num_rows, first.unit, world.store.generation(MARKET)) == (60, 0, 1)
+
+
+def test_job_broken_off_by_an_error_of_the_machine_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends the cutting of sections fails the job, with its cause; it is never done with the rest not asked."""
+    world = World(tmp_path)
+    world.desk.at_once = 2
+    job = job_of(world)
+    job.advance()
+    cut = world.fetcher.slots_for
+
+    def slots_for(*_: Any) -> int:
+        monkeypatch.setattr(world.fetcher, "slots_for", cut)
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(world.fetcher, "slots_for", slots_for)
+    with pytest.raises(MemoryError):
+        world.desk.run()
+    world.desk.run()
+    assert job.state == "failed"
+    with pytest.raises(BackboneError, match="no room"):
+        job.wait(timeout_s=1)
