@@ -132,10 +132,10 @@ class Markets:
         """Take the list of one reply. Returns the list as it now counts, and whether that is confirmed."""
         recorded = tuple(self._recorded()) if self._list is _NONE else ()
         with self._lock:
-            self._at_s = self._clock.monotonic()
             if listed is not self._newest:  # a reply that two asked for counts once
                 self._newest = listed
                 self._list = self._list.followed_by(listed, recorded)
+            self._at_s = self._clock.monotonic()  # after it: readers take no lock, and an old list is never young
             known = self._list
         if known.is_confirmed and self._record is not None:
             self._record(known.markets)

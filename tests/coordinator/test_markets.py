@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from backbone.coordinator.markets import Markets, unknown_market
 from backbone.errors import InputError, PayloadError
-from backbone.model import MarketInfo
+from backbone.model import MarketInfo, Priority
 from backbone.testing import ManualClock
 
 
@@ -153,3 +154,23 @@ def test_unknown_market_names_the_same_coin_and_the_nearest() -> None:
     """The other quote currencies of the coin come first."""
     error = unknown_market("EUR-BTC", ["KRW-BTC", "USDT-BTC", "KRW-BTT"])
     assert "KRW-BTC, USDT-BTC" in str(error)
+
+
+def test_old_list_is_not_young_while_a_reply_is_taken() -> None:
+    """Readers take no lock: who asks in that moment gets no list of before for one of now."""
+    venue = Listing("KRW-BTC")
+    venue.markets.listed()
+    venue.clock.advance(61)
+    venue.codes.append("KRW-NEW")
+    seen: list[frozenset[str]] = []
+
+    class Slow(tuple[MarketInfo, ...]):
+        def __iter__(self) -> Any:
+            if not seen:
+                seen.append(frozenset())
+                venue.markets._lock = threading.Lock()  # the other thread's reply is taken first
+                seen.append(venue.markets.recent_codes(Priority.HIGH))
+            return super().__iter__()
+
+    venue.markets.note(Slow(infos(["KRW-BTC", "KRW-NEW"])))
+    assert seen[1] == {"KRW-BTC", "KRW-NEW"}
