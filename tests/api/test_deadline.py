@@ -53,6 +53,23 @@ def test_call_to_a_silent_venue_ends_within_its_timeout(pair: Pair, name: str, p
     assert min(took) < within_s
 
 
+def test_timeout_holds_for_the_list_and_the_clock_that_a_call_asks_first(tmp_path: Path) -> None:
+    """A new client that wants all markets, or a time that counts back from now, waits no longer for that."""
+    calls: list[Callable[[Backbone], Any]] = [
+        lambda client: client.candles("KRW", "1d", count=2, timeout=0.5),
+        lambda client: client.candles("KRW-BTC", "1m", "3h", timeout=0.5),
+    ]
+    with SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True) as venue:
+        for number, call in enumerate(calls):
+            with Backbone(data_dir=tmp_path / str(number), rest_url=venue.rest_url) as client:
+                venue.faults.add("stall", match="/v1/", times=None, seconds=3)
+                begun = time.perf_counter()
+                with pytest.raises(UnreachableError, match="timeout of 0"):
+                    call(client)
+                assert time.perf_counter() - begun < 2.5
+                venue.faults.clear()
+
+
 def test_long_range_keeps_what_came_in_time(pair: Pair) -> None:
     """Some pages arrive: they are stored and in the error's frame, and the next call asks for the rest only."""
     client, venue = pair

@@ -20,6 +20,7 @@ from backbone.api.calls.memo import CandleWords, Remembered
 from backbone.api.frames import TEXT, TIME, WHOLE
 from backbone.api.notebook.bar import Bar
 from backbone.candle_table import rows_inside, times_of
+from backbone.clock import current_deadline
 from backbone.coordinator.candles.derived import base_range, folded
 from backbone.coordinator.candles.fetcher import CandlePlan
 from backbone.coordinator.candles.pending import Progress
@@ -59,29 +60,30 @@ def candles(
     timeout: float | None = None,
 ) -> Any:
     """See `Backbone.candles`."""
-    limit = session.within(timeout)
-    if not (progress is None or isinstance(progress, bool) or callable(progress)):
-        raise InputError("progress", progress, "None, True, False or a function")
-    if refresh and offline:
-        raise InputError("refresh", refresh, "False where offline=True: the store cannot be compared with the venue")
-    is_whole = parse_quote(market, session.home) is not None
-    call = CandleCall(
-        session=session,
-        markets=session.markets_of(market, may_ask=not offline),
-        timeframe=parse_timeframe(timeframe, derived=True),
-        asked=session.range(start, end, count, may_ask=not offline),
-        priority=parse_priority(priority),
-        include_forming=bool(include_forming),
-        fill=parse_fill(fill),
-        wide=parse_wide(wide),
-        refresh=bool(refresh),
-        frames=session.frames(frames),
-        progress=progress,
-        offline=bool(offline),
-        many=not isinstance(market, str) or is_whole,
-        is_whole=is_whole,
-    )
-    with limit:
+    with session.within(timeout):
+        if not (progress is None or isinstance(progress, bool) or callable(progress)):
+            raise InputError("progress", progress, "None, True, False or a function")
+        if refresh and offline:
+            raise InputError(
+                "refresh", refresh, "False where offline=True: the store cannot be compared with the venue"
+            )
+        is_whole = parse_quote(market, session.home) is not None
+        call = CandleCall(
+            session=session,
+            markets=session.markets_of(market, may_ask=not offline),
+            timeframe=parse_timeframe(timeframe, derived=True),
+            asked=session.range(start, end, count, may_ask=not offline),
+            priority=parse_priority(priority),
+            include_forming=bool(include_forming),
+            fill=parse_fill(fill),
+            wide=parse_wide(wide),
+            refresh=bool(refresh),
+            frames=session.frames(frames),
+            progress=progress,
+            offline=bool(offline),
+            many=not isinstance(market, str) or is_whole,
+            is_whole=is_whole,
+        )
         call.check_listed()
         return call.run()
 
@@ -273,7 +275,9 @@ class CandleCall(CandleWords, frozen=True):
         return {"missing": [[in_zone(time, zone).isoformat() for time in span] for span in behind]} if behind else {}
 
     def _error(self, answers: Sequence[CandleAnswer]) -> BackboneError | None:
-        core, lane = self.session.coordinator(), None if self.offline else self.priority
+        core, deadline = self.session.coordinator(), current_deadline()
+        is_late = deadline is not None and deadline.left_s() <= 0  # then nothing can be asked for the error's words
+        lane = None if self.offline or is_late else self.priority
         error = incomplete_error(core, answers, self.timeframe, lane)
         if error is None:
             return None
