@@ -65,7 +65,7 @@ BLOCK_S = 60.0
 """How long a block is taken to last when the venue does not say."""
 _LONGEST_BLOCK_S = 86_400.0
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:\.\d+)?\s?(Z|UTC|KST|[+-]\d\d:?\d\d)?")
-_ANEPOCH = re.compile(r"(?<![\d.])(1\d{9})(\d{3})?(?![\d.])")
+_AN_EPOCH = re.compile(r"(?<![\d.])(1\d{9})(\d{3})?(?![\d.])")
 _UNITS = r"milli\w*|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|h|밀리초|초|분|시간"
 _LENGTH = re.compile(rf"(?<![\d.])(\d+(?:\.\d+)?)\s?({_UNITS})(?![A-Za-z])", re.IGNORECASE)
 _KEYED = re.compile(
@@ -109,7 +109,7 @@ def parse_block_s(body: bytes, retry_after: str | None, now_us: int) -> float:
         found.append((until_us - now_us) / 1e6)
     text = body[:4096].decode("utf-8", "replace")
     found += [_until_s(moment, now_us) for moment in _MOMENT.finditer(text)]
-    found += [int(epoch[1]) - now_us / 1e6 for epoch in _ANEPOCH.finditer(text)]
+    found += [int(epoch[1]) - now_us / 1e6 for epoch in _AN_EPOCH.finditer(text)]
     found += [float(length[1]) * _unit_s(length[2]) for length in _LENGTH.finditer(text)]
     found += [float(pair[2]) * _unit_s(pair[1]) for pair in _KEYED.finditer(text) if len(pair[2]) < 10]
     stated = [seconds for seconds in found if seconds > 0]
