@@ -293,7 +293,7 @@ class _File:
         self._fd = -1
         self._map: mmap.mmap | None = None
         self._table: memoryview[float] | None = None
-        self._views: dict[str, tuple[float, memoryview[float]]] = {}
+        self._views: dict[str, memoryview[float]] = {}
         self._check_at = 0.0
         self._busy_since: float | None = None
         self._is_closed = False
@@ -357,7 +357,7 @@ class _File:
             _unlock(self._fd)
 
     def _unmap(self) -> None:
-        for _, view in self._views.values():
+        for view in self._views.values():
             view.release()
         self._views = {}
         if self._table is not None:
@@ -397,39 +397,29 @@ class _File:
 
     def state(self, group: str, now: float) -> State:
         """A group's state. The caller holds the locks."""
-        known = self._views.get(group)
-        if known is not None and known[1][0] == known[0]:
-            return known[1]
-        return self._locate(group, now)
-
-    def _locate(self, group: str, now: float) -> State:
-        """Find a group's state by name, or give it a place; a state without the group's mark is another's: cleared."""
-        assert self._table is not None
-        place = self._place(_name(group))
-        owner = hashlib.blake2b(self._names()[place], digest_size=6).digest()
-        mark = float(int.from_bytes(owner, "big") + 1)
-        found = self._table[place * self._rules.size : (place + 1) * self._rules.size]
-        rates.repair(found, self._rules, now)
-        if found[0] != mark:
-            for index in range(self._rules.size):
-                found[index] = 0.0
-            found[0] = mark
-            if group != _HOST:
-                rates.inherit(found, self.state(_HOST, now), self._rules, now)
-        self._views[group] = (mark, found)
+        found = self._views.get(group)
+        if found is None:
+            found = self._views[group] = self._locate(group, now)
         return found
 
-    def _place(self, name: bytes) -> int:
+    def _locate(self, group: str, now: float) -> memoryview[float]:
+        """Find a group's state by its name, or give it a place; more groups than any venue has share places, which is
+        safe."""
         assert self._map is not None
-        names = self._names()
-        if name in names:
-            return names.index(name)
-        if b"" not in names:
-            return 1 + sum(name) % (_GROUPS - 1)  # more groups than any venue has: two share one quota, which is safe
-        place = names.index(b"")
-        at = _NAMES_AT + place * _NAME_BYTES
-        self._map[at : at + _NAME_BYTES] = name.ljust(_NAME_BYTES, b"\0")
-        return place
+        assert self._table is not None
+        name, names = _name(group), self._names()
+        is_new = name not in names and b"" in names
+        if is_new:
+            place = names.index(b"")
+            at = _NAMES_AT + place * _NAME_BYTES
+            self._map[at : at + _NAME_BYTES] = name.ljust(_NAME_BYTES, b"\0")
+        else:
+            place = names.index(name) if name in names else 1 + sum(name) % (_GROUPS - 1)
+        found = self._table[place * self._rules.size : (place + 1) * self._rules.size]
+        rates.repair(found, self._rules, now)
+        if is_new and group != _HOST:
+            rates.inherit(found, self.state(_HOST, now), self._rules, now)
+        return found
 
     def _names(self) -> list[bytes]:
         assert self._map is not None

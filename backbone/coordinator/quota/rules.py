@@ -62,24 +62,24 @@ __all__ = [
     "waiting_key",
 ]
 
-# The scalars at the start of the state. Value 0 is the caller's own mark, never touched here. While the times of the
-# first six are past, nothing but the log itself holds anybody back, and `take` has a short way.
-_STOPPED_UNTIL: Final = 1  # nothing is granted before this time: a 429
-_BANNED_UNTIL: Final = 2  # nor before this one: a 418
-_EASED_UNTIL: Final = 3  # until when the pace is lowered
-_SPREAD_UNTIL: Final = 4  # until when interactive work is paced too
-_CRITICAL_UNTIL: Final = 5  # until when a share is kept for critical
-_FOREIGN_UNTIL: Final = 6  # until when a share is left to other software on this address
-_NEXT_PACED: Final = 7  # when the next paced grant is due
-_WAITING: Final = 8  # used places of the waiting table
-_LEVEL: Final = 9  # how far the pace is lowered, in steps of a fifth of the limit
-_CRITICAL_PEAK: Final = 10  # most critical requests lately seen in one window
-_CRITICAL_PEAK_AT: Final = 11
-_FOREIGN: Final = 12  # most requests of other software lately seen in one window
-_REFUSED: Final = 13  # for the record: 429s
-_GRANTED: Final = 14  # for the record: grants by rank, four values
-_CRITICAL_LATE: Final = 18  # how long the last critical request waited for its permit
-_FIRST_STAMP: Final = 19  # the stamps of all but critical grants, then those of critical ones, then the waiting table
+# The scalars at the start of the state. While the times of the first six are past, nothing but the log itself holds
+# anybody back, and `take` has a short way.
+_STOPPED_UNTIL: Final = 0  # nothing is granted before this time: a 429
+_BANNED_UNTIL: Final = 1  # nor before this one: a 418
+_EASED_UNTIL: Final = 2  # until when the pace is lowered
+_SPREAD_UNTIL: Final = 3  # until when interactive work is paced too
+_CRITICAL_UNTIL: Final = 4  # until when a share is kept for critical
+_FOREIGN_UNTIL: Final = 5  # until when a share is left to other software on this address
+_NEXT_PACED: Final = 6  # when the next paced grant is due
+_WAITING: Final = 7  # used places of the waiting table
+_LEVEL: Final = 8  # how far the pace is lowered, in steps of a fifth of the limit
+_CRITICAL_PEAK: Final = 9  # most critical requests lately seen in one window
+_CRITICAL_PEAK_AT: Final = 10
+_FOREIGN: Final = 11  # most requests of other software lately seen in one window
+_REFUSED: Final = 12  # for the record: 429s
+_GRANTED: Final = 13  # for the record: grants by rank, four values
+_CRITICAL_LATE: Final = 17  # how long the last critical request waited for its permit
+_FIRST_STAMP: Final = 18  # the stamps of all but critical grants, then those of critical ones, then the waiting table
 
 _CRITICAL: Final = Priority.CRITICAL.rank
 _LOW: Final = Priority.LOW.rank
@@ -518,7 +518,7 @@ def repair(state: State, rules: Rules, now: float) -> None:
 
 
 def _clear(state: State, rules: Rules) -> None:
-    for index in range(1, rules.size):
+    for index in range(rules.size):
         state[index] = 0.0
 
 
