@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from msgspec.structs import replace
 
-from backbone.candle_table import bounds_of, count_inside, times_of
+from backbone.candle_table import count_inside, rows_inside, times_of
 from backbone.clock import VenueClock
 from backbone.coordinator.units import leaps_between
 from backbone.errors import IncompleteError
@@ -189,9 +189,8 @@ class CandleReader:
         return CandleAnswer(market, span, table, quiet, unknown, found, tuple(lost), causes, fetched)
 
     def _rows(self, market: str, timeframe: Timeframe, span: Span, held: Held) -> pa.Table:
-        """The rows of `span`, a part of what was read as `held`: stored ones, and those that are folded."""
-        first, end = bounds_of(held.stored.table, span)
-        table = held.stored.table.slice(first, end - first)
+        """All stored rows of what was read as `held`, with the folded ones of `span`."""
+        table = held.stored.table
         if spans := held.derived.clip(span) - held.stored.covered:
             table = pa.concat_tables([table, self._folded(market, timeframe, spans)]).sort_by("time")
         return table
@@ -214,7 +213,7 @@ class CandleReader:
             run = next((one for one in known if (one.end >= edge_us if is_below else one.start <= edge_us)), None)
             if run is None:
                 return empty_candles()
-            table = self._rows(market, timeframe, run, held)
+            table = rows_inside(self._rows(market, timeframe, run, held), [run])
             if table.num_rows or run.length_us < span.length_us:
                 return table
             slots *= 16
@@ -281,6 +280,7 @@ class CandleReader:
             spans = list(held.have | held.derived)
             known = spans[-1] if spans and spans[-1].end >= end_us else Span(end_us, end_us)
             times = times_of(self._rows(market, timeframe, known, held))
+            times = times[np.searchsorted(times, known.start) :]
             if len(times) >= count:
                 return Reach(Span(int(times[len(times) - count]), end_us), 0)
             if known.start > start:
