@@ -102,20 +102,17 @@ class StateLimiter:
     def _decide(self, group: str, decide: Callable[[State, Rules], T], default: T, now: float, tries: int = 1) -> T:
         """`decide` on the state of `group`, with all others shut out; `default` where that cannot be had at once."""
         with self._lock:
-            try:
-                return self._decide_locked(group, decide, default, now, tries)
-            except OSError as exc:
-                self._fall_back(exc)
-                return self._decide_locked(group, decide, default, now, tries)
-
-    def _decide_locked(self, group: str, decide: Callable[[State, Rules], T], default: T, now: float, tries: int) -> T:
-        place = self._place
-        if not any(place.seize(now) for _ in range(tries)):
-            return default
-        try:
-            return decide(place.state(group, now), self.rules)
-        finally:
-            place.release()
+            while True:
+                place = self._place
+                try:
+                    if not any(place.seize(now) for _ in range(tries)):
+                        return default
+                    try:
+                        return decide(place.state(group, now), self.rules)
+                    finally:
+                        place.release()
+                except OSError as exc:
+                    self._fall_back(exc)
 
     def take(self, group: str, priority: Priority, since: float, now: float, depth: int = 1) -> float:
         rank = priority.rank
