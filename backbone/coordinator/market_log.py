@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -440,18 +440,12 @@ def _new_name(event: Event) -> str | None:
 
 
 def _merged(said: Condition, before: Condition) -> Condition:
-    state, day, is_suspended, warning = said
-    return (
-        before[0] if state is None else state,
-        before[1] if day is None else day,
-        before[2] if is_suspended is None else is_suspended,
-        before[3] if warning is None else warning,
-    )
+    """What was said, and what was said before of the rest."""
+    return cast(Condition, tuple(old if new is None else new for new, old in zip(said, before, strict=True)))
 
 
 def _said(event: Event) -> Condition:
-    state, day, is_suspended, warning = (event.detail[name] for name in _CONDITION)
-    return state, day, is_suspended, warning
+    return cast(Condition, tuple(event.detail[name] for name in _CONDITION))
 
 
 def _is_ordinary(said: Condition) -> bool:
