@@ -78,18 +78,9 @@ def decimal_sums(values: Any, first: Any) -> Any:
     found = _digits(values)
     if found is None:
         return _sums_by_text(values, first)
-    whole, units, rest = found
-    wholes, sums = np.add.reduceat(whole, first), np.add.reduceat(units, first)
-    if rest is not None:
-        finer = np.add.reduceat(rest, first)
-        return np.array(
-            [
-                (int(w) * _UNIT * _UNIT + int(u) * _UNIT + int(r)) / _UNIT**2
-                for w, u, r in zip(wholes, sums, finer, strict=True)
-            ]
-        )
-    totals = [int(w) * _UNIT + int(u) for w, u in zip(wholes, sums, strict=True)]
-    return np.array([total / _UNIT for total in totals])
+    summed = [np.add.reduceat(digits, first).tolist() for digits in found]
+    totals = [(w * _UNIT + u) * _UNIT + r for w, u, r in zip(*summed, strict=True)]
+    return np.array([total / _UNIT**2 for total in totals])
 
 
 def _at_one_scale(values: Any) -> tuple[Any, int] | None:
@@ -109,7 +100,7 @@ def _sums_by_text(values: Any, first: Any) -> Any:
 
 
 def _digits(values: Any) -> tuple[Any, Any, Any] | None:
-    """The decimals of `values` as integers: the whole part, its next eight places, and the eight behind (or None).
+    """The decimals of `values` as integers: the whole part, its next eight places, and the eight behind.
 
     None where a small addend has more than sixteen places, as turnovers of markets that are priced in bitcoin do.
     """
@@ -117,8 +108,6 @@ def _digits(values: Any) -> tuple[Any, Any, Any] | None:
     scaled = np.rint(values * float(_UNIT))
     is_known = (scaled < _SURE) & (scaled / _UNIT == values)
     units = np.where(is_known, scaled - whole * _UNIT, 0.0)
-    if is_known.all():
-        return whole.astype(np.int64), units.astype(np.int64), None
     whole, units = whole.astype(np.int64), units.astype(np.int64)
     rest = np.zeros(len(values), np.int64)
     left = np.flatnonzero(~is_known)
@@ -145,4 +134,4 @@ def _digits(values: Any) -> tuple[Any, Any, Any] | None:
         step = 10 ** (_PLACES - finest) if len(known) else 1
         fraction = values[left] - np.floor(values[left])
         units[left] = np.rint(fraction * (_UNIT // step)).astype(np.int64) * step
-    return whole, units, rest if rest.any() else None
+    return whole, units, rest
