@@ -52,21 +52,7 @@ _HOMES = {
     "to_ohlc": "backbone.api.convert",
 }
 
-__all__ = [
-    "Backbone",
-    "BackboneMetadata",
-    "BackboneRequest",
-    "BackboneResponse",
-    "DataType",
-    "Priority",
-    "errors",
-    "export",
-    "naive",
-    "resample_trading_day",
-    "round_price",
-    "to_display",
-    "to_ohlc",
-]
+__all__ = ["errors", *_HOMES]
 
 # What is logged from threads must not land in whatever notebook cell runs: it goes where the application sends it.
 logging.getLogger("backbone").addHandler(logging.NullHandler())
