@@ -102,8 +102,6 @@ class LocalCache:
         self._folder = folder
         self._limit = limit_bytes
         self._added = limit_bytes // 8  # what earlier processes left is counted at the first put
-        self.hits = 0
-        self.misses = 0
 
     def get(self, key: str, etag: str) -> bytes | None:
         """The object's bytes; None where they are not here, or not what was put."""
@@ -115,9 +113,7 @@ class LocalCache:
                 raise FileNotFoundError
             os.utime(path)
         except OSError:
-            self.misses += 1
             return None
-        self.hits += 1
         return data[4:]
 
     def put(self, key: str, etag: str, data: bytes | memoryview) -> None:
@@ -149,9 +145,6 @@ class LocalCache:
                 return
             path.unlink(missing_ok=True)
             total -= size
-
-    def __repr__(self) -> str:
-        return f"LocalCache({self.hits} hits, {self.misses} misses)"
 
 
 class _Look:
@@ -249,13 +242,10 @@ class ObjectFiles(Files):
             return False
         known = self._blanks.get(state[0])
         if known is None:
-            blank = _blank(key)
-            known = blank is not None and len(blank) == state[1][2]
-            if known:
-                data = self._cache.get(key, state[0])
-                blob = None if data is not None else self._fetch(key)
-                known = blank == (data if blob is None else blob.data)
-            self._blanks[state[0]] = known
+            blank, blob = _blank(key), None
+            if blank is not None and len(blank) == state[1][2]:
+                blob = self._bytes(key, state)
+            known = self._blanks[state[0]] = blob is not None and blob.data == blank
         return known
 
     def _state(self, key: str) -> _State | None:
@@ -293,16 +283,15 @@ class ObjectFiles(Files):
 
     def read(self, key: str) -> Blob | None:
         state = self._state(key)
-        if state is None:
-            return None
+        return None if state is None else self._bytes(key, state)
+
+    def _bytes(self, key: str, state: _State) -> Blob | None:
+        """An object's bytes, from the local cache or the service; None where there is none any more."""
+        import obstore
+
         cached = self._cache.get(key, state[0])
         if cached is not None:
             return Blob(cached, state[1])
-        return self._fetch(key)
-
-    def _fetch(self, key: str) -> Blob | None:
-        import obstore
-
         store = self._open()
         try:
             with self._translated("read", key):
