@@ -36,6 +36,7 @@ from backbone.timeframe import Timeframe, period_name
 __all__ = ["Problem", "repair", "verify"]
 
 _DESKTOP_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
+_FOREIGN = {CANDLES: "not a partition: other engines may take its rows for candles", QUIET: "not a sidecar"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +88,13 @@ def _problems(files: Files, exchange: str, market: str | None, timeframe: Timefr
 
     is_whole = market is None and timeframe is None
     folder = f"exchange={exchange}" + (f"/market={market}" if market else "")
-    for key in files.walk(f"{CANDLES}/{folder}"):
-        place = parse_partition_key(key)
-        if place is not None:
-            if is_wanted(place[0]):
-                yield from _file_problems(files, key, place[0], place[1])
-        elif is_whole and key.rsplit("/", 1)[-1] not in _DESKTOP_LITTER:
-            yield _Found(key, None, None, "foreign", "not a partition: other engines may take its rows for candles")
-    for key in files.walk(f"{QUIET}/{folder}"):
-        series = parse_sidecar_key(key)
-        if series is not None and is_wanted(series):
-            yield from _file_problems(files, key, series, None)
-        elif series is None and is_whole and key.rsplit("/", 1)[-1] not in _DESKTOP_LITTER:
-            yield _Found(key, None, None, "foreign", "not a sidecar")
+    for top, foreign in _FOREIGN.items():
+        for key in files.walk(f"{top}/{folder}"):
+            series, period = parse_partition_key(key) or (parse_sidecar_key(key), None)
+            if series is not None and is_wanted(series):
+                yield from _file_problems(files, key, series, period)
+            elif series is None and is_whole and key.rsplit("/", 1)[-1] not in _DESKTOP_LITTER:
+                yield _Found(key, None, None, "foreign", foreign)
     for key in files.walk(f"{LISTED}/{folder}"):
         series = parse_sidecar_key(key)
         if series is not None and is_wanted(series):
