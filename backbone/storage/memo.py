@@ -48,7 +48,7 @@ class FrameMemo:
 
     def find(self, key: tuple[str | int, ...]) -> Any:
         """The result kept for `key`, or None. A folder that is not there is not made, and nothing heavy loaded."""
-        if not self._folder.exists() or (self._memory is None and not self._open()):
+        if not self._folder.exists() or not self._open():
             return None
 
         def gone() -> Any:
@@ -84,7 +84,7 @@ class FrameMemo:
 
     def keep(self, key: tuple[str | int, ...], result: object) -> None:
         """Keep the result for `key`, which says everything that it was made from."""
-        if self._memory is None and not self._open():
+        if not self._open():
             return
         from joblib.memory import CacheWarning
 
@@ -96,7 +96,9 @@ class FrameMemo:
             self.trim()
 
     def _open(self) -> bool:
-        """Ready the folder; False where it cannot be trusted or made."""
+        """Ready the folder, once; False where it cannot be trusted or made."""
+        if self._memory is not None:
+            return True
         import joblib
 
         try:
@@ -112,7 +114,7 @@ class FrameMemo:
     def trim(self) -> None:
         """Forget the results that were not used for longest, as many as are over the limit."""
         room = self._room()
-        if self.size() <= room or (self._memory is None and not self._open()):
+        if self.size() <= room or not self._open():
             return
         try:
             self._memory.reduce_size(bytes_limit=max(0, room - _OVERHEAD_BYTES))
@@ -125,7 +127,7 @@ class FrameMemo:
 
     def clear(self) -> None:
         """Forget every result."""
-        if self._memory is not None or self._open():
+        if self._open():
             self._memory.clear(warn=False)
 
     def __repr__(self) -> str:
