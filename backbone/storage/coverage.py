@@ -47,10 +47,6 @@ class SpanSet:
         """From the first instant to the last; None for the empty set."""
         return Span(self._spans[0].start, self._spans[-1].end) if self._spans else None
 
-    @property
-    def length_us(self) -> int:
-        return sum(span.end - span.start for span in self._spans)
-
     def holds(self, time_us: int) -> bool:
         """Whether the instant is in the set."""
         at = bisect_right(self._spans, (time_us, _FAR)) - 1
