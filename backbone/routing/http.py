@@ -85,8 +85,10 @@ class Transport:
         if self._pool is None:
             prepared = requests.Request("GET", url).prepare()
             proxies = {"http": self._proxy, "https": self._proxy} if self._proxy else {}
-            manager = self._adapter.proxy_manager_for(self._proxy) if self._proxy else self._adapter.poolmanager
-            if not (self._proxy or "").lower().startswith("socks"):  # whose manager has connections of its own
+            spelled: Any = requests.utils.prepend_scheme_if_needed  # as the adapter does it
+            proxy = spelled(self._proxy, "http") if self._proxy else ""
+            manager = self._adapter.proxy_manager_for(proxy) if proxy else self._adapter.poolmanager
+            if not proxy.startswith("socks"):  # whose manager has connections of its own
                 manager.pool_classes_by_scheme = self._timed_pools
             pool = self._adapter.get_connection_with_tls_context(prepared, self._verify, proxies=proxies)
             self._adapter.cert_verify(pool, url, self._verify, None)

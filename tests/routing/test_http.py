@@ -181,6 +181,17 @@ def test_proxy_of_the_environment_is_asked_once(venue: Venue, monkeypatch: pytes
     client.close()
 
 
+@pytest.mark.parametrize("proxy", ["", "http://Proxy.Corp:3128", "HTTP://kim:s@proxy:3128/", "proxy:3128"])
+def test_deadlines_hold_through_every_proxy(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However its address is spelled, connections are those that keep a total time and an age."""
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    monkeypatch.setenv("https_proxy", proxy)
+    transport = http.Transport("https://venue.invalid", SystemClock(), 7.0, 4)
+    pool = transport._open_pool("https://venue.invalid/v1/x")
+    assert pool.ConnectionCls.total_s == 7.0
+    transport.close()
+
+
 def test_proxy_is_not_used_for_hosts_that_the_environment_excludes(
     venue: Venue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
