@@ -51,8 +51,8 @@ class Slot(msgspec.Struct, eq=False):
     Trades are delivered without a hole: from the loss of the connection on, ``waiting`` holds back what comes until the
     trades after ``resume`` are fetched; ``epoch`` counts the losses, ``lost`` those whose trades could not be had. Each
     is delivered once: a subscription that changes brings a snapshot of the last trade, which may come by itself too.
-    ``tape`` has the newest delivered ones by their ids, those without a hole between them. A market that was listed
-    just now ``is_joining`` until the stream sends its first trade. ``track`` is of candles alone.
+    ``tape`` has the newest delivered ones by their ids; from ``whole_from`` on none is missing between them. A market
+    that was listed just now ``is_joining`` until the stream sends its first trade. ``track`` is of candles alone.
     """
 
     kind: str
@@ -68,6 +68,7 @@ class Slot(msgspec.Struct, eq=False):
     waiting: list[Trade] | None = None
     is_joining: bool = False
     tape: dict[int, Trade] = {}
+    whole_from: tuple[int, int] = (0, 0)
     resume: tuple[int, int] = (0, 0)
     epoch: int = 0
     lost: int = 0
@@ -92,7 +93,8 @@ class Slot(msgspec.Struct, eq=False):
         """The newest `count` trades, oldest first; None where the stream sent fewer without a hole."""
         if self.stream_s == NEVER or self.waiting is not None or len(self.tape) < count:
             return None
-        return sorted(self.tape.values(), key=_place)[-count:]
+        whole = sorted((trade for trade in self.tape.values() if _place(trade) >= self.whole_from), key=_place)
+        return whole[-count:] if len(whole) >= count else None
 
     def __repr__(self) -> str:
         return f"<Slot {self.kind} {self.market} {self.count} records>"
@@ -270,8 +272,8 @@ class LatestRows:
             is_new_condition = type(record) is Ticker and _is_new_condition(record, held)
             if is_snapshot:
                 slot.snapshot = record
-                if type(record) is Trade and record.sequential_id not in slot.tape:
-                    slot.tape.clear()  # some may have been missed before it
+                if type(record) is Trade and record.sequential_id not in slot.tape:  # some may be missing before it
+                    slot.whole_from = max(_place(record), slot.resume if held is None else _place(held.row))
             is_repeated = is_snapshot and held is not None and _is_same(held.row, record)
             if held is None or _replaces(record, held):
                 slot.held = Held(record, "stream", received_s)
@@ -313,8 +315,8 @@ class LatestRows:
                     continue
                 if isinstance(record, Trade):
                     slot.resume = max(slot.resume, _place(record))
-                    if slot.stream_s == NEVER:
-                        slot.tape.clear()  # between polls there may be a hole
+                    if record.sequential_id not in slot.tape:  # what the stream and the polls brought may not join
+                        slot.whole_from = _place(record)
                 slot.deliver_locked(record)
         for ticker in changed:
             self.on_condition(ticker)
@@ -364,6 +366,7 @@ class LatestRows:
                     slot.stream_s = NEVER
                     slot.track = CandleTrack() if slot.kind.startswith("candle.") else None
                     slot.tape.clear()
+                    slot.whole_from = (0, 0)
                 slot.wants += 1
                 slot.is_short = slot.is_short or depth < ORDERBOOK_DEPTH
 
@@ -432,8 +435,10 @@ class LatestRows:
             trades = {trade.sequential_id: trade for trade in (*fetched, *slot.waiting)}
             slot.waiting = None
             slot.lost += not is_whole
-            if not fetched or not is_whole:
-                slot.tape.clear()
+            if fetched and is_whole:
+                slot.whole_from = min(slot.whole_from, *map(_place, fetched))
+            else:
+                slot.whole_from = max((slot.resume[0], slot.resume[1] + 1), *map(_place, trades.values()))
             for trade in sorted(trades.values(), key=_place):
                 if _place(trade) <= slot.resume:
                     slot.remember_locked(trade)
