@@ -122,7 +122,6 @@ class Stream:
         sink: Sink,
         on_state: Callable[[StreamState], None] | None = None,
         fmt: str = "DEFAULT",
-        user_agent: str = "backbone (Python)",
         jitter: Callable[[], float] = random.random,
     ) -> None:
         if fmt not in FORMATS:
@@ -132,7 +131,6 @@ class Stream:
         self._sink = sink
         self._on_state = on_state
         self._format = fmt
-        self._user_agent = user_agent
         self._jitter = jitter
         self._wanted: dict[object, dict[str, dict[str, int]]] = {}
         self._version = 0
@@ -266,7 +264,7 @@ class Stream:
         failures = 0
         with woken, waker:
             while self._is_wanted():
-                connection = Connection(self._url, self._clock, self._user_agent, woken)
+                connection = Connection(self._url, self._clock, woken)
                 error = self._run_connection(connection)
                 if error is None:
                     continue

@@ -103,12 +103,11 @@ class Connection:
     Used by the stream's thread only; `abort` alone may be called from elsewhere.
     """
 
-    def __init__(self, url: str, clock: Clock, user_agent: str, waker: socket.socket) -> None:
+    def __init__(self, url: str, clock: Clock, waker: socket.socket) -> None:
         import websocket
 
         self._url = url
         self._clock = clock
-        self._user_agent = user_agent
         self._waker = waker
         self._tls = _tls_options(url)
         self._socket: Any = websocket.WebSocket(skip_utf8_validation=True, sslopt=self._tls)
@@ -136,7 +135,7 @@ class Connection:
                 timeout=CONNECT_TIMEOUT_S,
                 suppress_origin=True,  # with it the venue allows one connect in ten seconds
                 redirect_limit=0,
-                header={"User-Agent": self._user_agent},
+                header={"User-Agent": "backbone (Python)"},
                 **(_socks_options(self._url) or {"socket": self._dial()}),
             )
         except websocket.WebSocketBadStatusException as exc:

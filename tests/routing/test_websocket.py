@@ -111,7 +111,7 @@ def test_socket_to_the_venue_goes_through_the_proxy_of_the_environment(monkeypat
     monkeypatch.delenv("no_proxy", raising=False)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        connection = Connection("wss://venue.invalid/websocket/v1", SystemClock(), "test", theirs)
+        connection = Connection("wss://venue.invalid/websocket/v1", SystemClock(), theirs)
         with pytest.raises(UnreachableError) as caught:
             connection.open()
     thread.join(5)
@@ -126,7 +126,7 @@ def test_socket_to_the_venue_goes_through_the_proxy_of_the_environment(monkeypat
 def test_socket_to_what_is_no_host_is_an_error_of_the_tree(url: str) -> None:
     """An address that cannot be dialled is one that is not reached."""
     with socket.socket() as waker:
-        connection = Connection(url, SystemClock(), "test", waker)
+        connection = Connection(url, SystemClock(), waker)
         with pytest.raises(UnreachableError, match="cannot open"):
             connection.open()
 
@@ -150,7 +150,7 @@ def test_connection_that_is_ended_elsewhere_stays_within_tls(end: str, tmp_path:
         sender, reader = (theirs, mine) if end == "abort" else (mine, theirs)
         sender.sendall(sent)
         if end == "abort":
-            connection = Connection("wss://localhost/websocket/v1", SystemClock(), "test", waker)
+            connection = Connection("wss://localhost/websocket/v1", SystemClock(), waker)
             connection._socket = SimpleNamespace(sock=mine)
             connection.abort()
         else:
