@@ -396,9 +396,7 @@ class _Index:
     def first_info(self, market: str) -> MarketInfo:
         """What was said of a market when it was first listed."""
         number = self.table.markets[market]
-        until = np.searchsorted(self._times, self.table.at_us[self._first[number]], "right")
-        rows = self._order[:until]
-        return self._info(market, self.table.newest(_FIELDS, rows[self.table.market[rows] == number])[number])
+        return self._info(market, self._newest(int(self.table.at_us[self._first[number]]))[number])
 
     def _listed_us(self, market: str) -> int:
         """When it was last listed; 0 where it never was."""
