@@ -140,6 +140,7 @@ class SeriesLocks:
                 return self._kernel_locked(path, timeout_s)
             import filelock
 
+            os.close(self._create(path, os.O_RDWR))  # filelock would make any folder above it, a vanished root as well
             lock = filelock.FileLock(path, timeout_s, thread_local=False)
             lock.acquire(poll_interval=_POLL_S)
             return lock.release

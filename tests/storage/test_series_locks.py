@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from backbone.errors import StoreBusyError, StoreError
+from backbone.storage import series_locks
 from backbone.storage.files import LocalFiles
 from backbone.storage.series_locks import OvertakenError
 from backbone.testing import ManualClock
@@ -115,3 +117,15 @@ def test_forked_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
             pass
     with LocalFiles(tmp_path, ManualClock()).exclusive(LOCK, timeout_s=0):
         assert is_open()
+
+
+def test_vanished_root_is_not_made_anew_for_a_lock_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`filelock` makes the folders above its file; those of an unplugged disk are not made underneath it."""
+    monkeypatch.setattr(series_locks, "_IS_WINDOWS", True)
+    files = local(tmp_path / "data")
+    with files.exclusive(LOCK):
+        files.replace(KEY, b"rows")
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(StoreError, match="vanished"), files.exclusive(LOCK):
+        pytest.fail("a lock was taken on a disk that is not there")
+    assert not (tmp_path / "data").exists()
