@@ -56,8 +56,8 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Version = tuple[int, int, int]
-"""(inode, modification time in ns, size). The time is set to rise with every replacement."""
+Version = tuple[int | str, int, int]
+"""(inode, modification time in ns, size), whose time rises with every replacement; of an object (etag, 0, size)."""
 
 _IS_WINDOWS = os.name == "nt"
 _SHARING_S = 2.0  # how long a replacement waits for a reader on systems that lock open files

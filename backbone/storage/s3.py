@@ -49,7 +49,6 @@ _FRESH_S = 1.0  # how old a listing may be that answers a reader
 _TIMEOUT_S = 30.0
 _RETRIES = 3
 _BLANK_BYTES = 8192  # a blank is smaller than this
-_State = tuple[str, Version]
 
 
 def is_remote(data_dir: str) -> bool:
@@ -103,9 +102,9 @@ class LocalCache:
         self._limit = limit_bytes
         self._added = limit_bytes // 8  # what earlier processes left is counted at the first put
 
-    def get(self, key: str, etag: str) -> bytes | None:
+    def get(self, key: str, version: Version) -> bytes | None:
         """The object's bytes; None where they are not here, or not what was put."""
-        path = self._path(key, etag)
+        path = self._path(key, version)
         try:
             data = path.read_bytes()
             if len(data) < 4 or zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
@@ -116,9 +115,9 @@ class LocalCache:
             return None
         return data[4:]
 
-    def put(self, key: str, etag: str, data: bytes | memoryview) -> None:
+    def put(self, key: str, version: Version, data: bytes | memoryview) -> None:
         """Keep an object."""
-        path = self._path(key, etag)
+        path = self._path(key, version)
         tmp = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -126,8 +125,8 @@ class LocalCache:
             tmp.replace(path)
             self._trim(len(data))
 
-    def _path(self, key: str, etag: str) -> Path:
-        return self._folder / hashlib.blake2b(f"{key} {etag}".encode(), digest_size=16).hexdigest()
+    def _path(self, key: str, version: Version) -> Path:
+        return self._folder / hashlib.blake2b(f"{key} {version[0]}".encode(), digest_size=16).hexdigest()
 
     def _trim(self, added: int) -> None:
         self._added += added
@@ -152,13 +151,13 @@ class _Look:
 
     def __init__(self) -> None:
         self.folders: set[str] = set()
-        self.pinned: dict[str, _State | None] = {}
+        self.pinned: dict[str, Version | None] = {}
 
 
 class _Listing(NamedTuple):
     """The objects of one folder at one time."""
 
-    states: dict[str, _State]
+    versions: dict[str, Version]
     at_s: float
 
 
@@ -182,7 +181,7 @@ class ObjectFiles(Files):
         self._listings: dict[str, _Listing] = {}
         self._series_locks: dict[str, Any] = {}
         self._looks = threading.local()
-        self._blanks: dict[str, bool] = {}  # by etag; objects that are small enough to be one
+        self._blanks: dict[Version, bool] = {}  # objects that are small enough to be one
 
     def _open(self) -> Any:
         if self._store is not None and self._pid != os.getpid():
@@ -233,30 +232,30 @@ class ObjectFiles(Files):
 
     def stat(self, key: str) -> Version | None:
         """The version of an object; None where there is none, or a blank. Inside `exclusive` it is pinned."""
-        state = self._state(key)
-        return None if state is None or self._is_blank(key, state) else state[1]
+        version = self._version(key)
+        return None if version is None or self._is_blank(key, version) else version
 
-    def _is_blank(self, key: str, state: _State) -> bool:
+    def _is_blank(self, key: str, version: Version) -> bool:
         """Whether an object is what `move` leaves behind: it holds nothing, and only writers need to know of it."""
-        if state[1][2] > _BLANK_BYTES:
+        if version[2] > _BLANK_BYTES:
             return False
-        known = self._blanks.get(state[0])
+        known = self._blanks.get(version)
         if known is None:
             blank, blob = _blank(key), None
-            if blank is not None and len(blank) == state[1][2]:
-                blob = self._bytes(key, state)
-            known = self._blanks[state[0]] = blob is not None and blob.data == blank
+            if blank is not None and len(blank) == version[2]:
+                blob = self._bytes(key, version)
+            known = self._blanks[version] = blob is not None and blob.data == blank
         return known
 
-    def _state(self, key: str) -> _State | None:
+    def _version(self, key: str) -> Version | None:
         look = self._look()
         if look is None:
-            return self._listing(_folder_of(key)).states.get(key)
+            return self._listing(_folder_of(key)).versions.get(key)
         if key not in look.pinned:
             folder = _folder_of(key)
             if folder not in look.folders:
-                for listed, state in self._listing(folder, max_age_s=-1.0).states.items():
-                    look.pinned.setdefault(listed, state)
+                for listed, version in self._listing(folder, max_age_s=-1.0).versions.items():
+                    look.pinned.setdefault(listed, version)
                 look.folders.add(folder)
             look.pinned.setdefault(key, None)
         return look.pinned[key]
@@ -269,60 +268,59 @@ class ObjectFiles(Files):
             return known
         import obstore
 
-        states: dict[str, _State] = {}
+        versions: dict[str, Version] = {}
         store = self._open()
         with self._translated("list", folder):
             for batch in obstore.list(store, prefix=folder):
                 for found in batch:
-                    etag = str(found["e_tag"])
-                    states[str(found["path"])] = (etag, _version(etag, int(found["size"])))
-        fresh = _Listing(states, now)
+                    versions[str(found["path"])] = str(found["e_tag"]), 0, int(found["size"])
+        fresh = _Listing(versions, now)
         with self._lock:
             self._listings[folder] = fresh
         return fresh
 
     def read(self, key: str) -> Blob | None:
-        state = self._state(key)
-        return None if state is None else self._bytes(key, state)
+        version = self._version(key)
+        return None if version is None else self._bytes(key, version)
 
-    def _bytes(self, key: str, state: _State) -> Blob | None:
+    def _bytes(self, key: str, version: Version) -> Blob | None:
         """An object's bytes, from the local cache or the service; None where there is none any more."""
         import obstore
 
-        cached = self._cache.get(key, state[0])
+        cached = self._cache.get(key, version)
         if cached is not None:
-            return Blob(cached, state[1])
+            return Blob(cached, version)
         store = self._open()
         try:
             with self._translated("read", key):
                 answer = obstore.get(store, key)
-                etag, data = str(answer.meta["e_tag"]), answer.bytes().to_bytes()
+                data = answer.bytes().to_bytes()
         except StoreError as exc:
             if not isinstance(exc.__cause__, FileNotFoundError):
                 raise
             self._remember(key, None)
             return None
-        version = _version(etag, len(data))
-        self._cache.put(key, etag, data)
-        self._remember(key, (etag, version))
+        version = str(answer.meta["e_tag"]), 0, len(data)
+        self._cache.put(key, version, data)
+        self._remember(key, version)
         return Blob(data, version)
 
     def part(self, key: str, offset: int, most: int) -> Blob | None:
         import obstore
 
-        state = self._state(key)
-        if state is None:
+        version = self._version(key)
+        if version is None:
             return None
-        size = state[1][2]
+        size = version[2]
         start = min(offset, size) if offset >= 0 else max(0, size + offset)
         end = min(start + most, size)
-        cached = self._cache.get(key, state[0])
+        cached = self._cache.get(key, version)
         if cached is not None or start == end:
-            return Blob((cached or b"")[start:end], state[1])
+            return Blob((cached or b"")[start:end], version)
         store = self._open()
         with self._translated("read", key), suppress(FileNotFoundError):
             answer = obstore.get(store, key, options={"range": (start, end)})
-            return Blob(answer.bytes().to_bytes(), _version(str(answer.meta["e_tag"]), answer.meta["size"]))
+            return Blob(answer.bytes().to_bytes(), (str(answer.meta["e_tag"]), 0, answer.meta["size"]))
         return None
 
     def list(self, folder: str) -> list[str]:
@@ -330,7 +328,7 @@ class ObjectFiles(Files):
 
         if folder.startswith(f"{CANDLES}/") and _folder_of(f"{folder}/x") == folder:
             depth = len(folder) + 1
-            return sorted({key[depth:].split("/")[0] for key in self._listing(folder).states})
+            return sorted({key[depth:].split("/")[0] for key in self._listing(folder).versions})
         store = self._open()
         with self._translated("list", folder):
             found: Any = obstore.list_with_delimiter(store, prefix=folder)
@@ -339,8 +337,8 @@ class ObjectFiles(Files):
 
     def walk(self, folder: str) -> Iterator[str]:
         """Keys of all objects below a folder, blanks left out, sorted."""
-        for key, state in sorted(self._listing(folder, max_age_s=-1.0).states.items()):
-            if not self._is_blank(key, state):
+        for key, version in sorted(self._listing(folder, max_age_s=-1.0).versions.items()):
+            if not self._is_blank(key, version):
                 yield key
 
     def series_folders(self, folder: str) -> Iterator[str]:
@@ -362,8 +360,8 @@ class ObjectFiles(Files):
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         self._refuse_snapshot("write", key)
-        state = self._state(key)
-        mode: Any = "create" if state is None else {"e_tag": state[0]}
+        looked_at = self._version(key)
+        mode: Any = "create" if looked_at is None else {"e_tag": looked_at[0]}
         content = bytes(data)
         store = self._open()
         with self._translated("write", key):
@@ -376,25 +374,24 @@ class ObjectFiles(Files):
                     path=self.address(key),
                     holder="another host or process",
                 ) from exc
-        etag = str(done["e_tag"])
-        version = _version(etag, len(content))
-        self._cache.put(key, etag, content)
-        self._remember(key, (etag, version))
+        version = str(done["e_tag"]), 0, len(content)
+        self._cache.put(key, version, content)
+        self._remember(key, version)
         if on_version is not None:
             on_version(version)
         return version
 
-    def _remember(self, key: str, state: _State | None) -> None:
+    def _remember(self, key: str, version: Version | None) -> None:
         """What is now known of a key, for readers of this process and for the look that is open."""
         look = self._look()
         if look is not None:
-            look.pinned[key] = state
+            look.pinned[key] = version
         with self._lock:
             listing = self._listings.get(_folder_of(key))
-            if listing is not None and state is not None:
-                listing.states[key] = state
+            if listing is not None and version is not None:
+                listing.versions[key] = version
             elif listing is not None:
-                listing.states.pop(key, None)
+                listing.versions.pop(key, None)
 
     def _forget(self, key: str) -> None:
         with self._lock:
@@ -466,10 +463,6 @@ def _obstore() -> Any:
     except ImportError as exc:
         raise InputError("data_dir", "s3://…", "available only with the extra: pip install 'backbone[s3]'") from exc
     return obstore.store
-
-
-def _version(etag: str, size: int) -> Version:
-    return int.from_bytes(hashlib.blake2b(etag.encode(), digest_size=7).digest(), "big"), 0, size
 
 
 def _folder_of(key: str) -> str:

@@ -172,13 +172,13 @@ def test_cache_answers_reads_and_is_bounded(place: str, tmp_path: Path, monkeypa
 def test_cache_that_was_damaged_is_not_believed(tmp_path: Path) -> None:
     """A flipped bit on the local disk is a miss, so that no good object is quarantined for it."""
     cache = LocalCache(tmp_path, 1 << 20)
-    cache.put("k", "e", b"hello")
+    cache.put("k", ("e", 0, 5), b"hello")
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes().replace(b"hello", b"hellO"))
-    assert cache.get("k", "e") is None
-    assert cache.get("k", "other") is None
-    cache.put("k", "e", b"hello")
-    assert cache.get("k", "e") == b"hello"
+    assert cache.get("k", ("e", 0, 5)) is None
+    assert cache.get("k", ("other", 0, 5)) is None
+    cache.put("k", ("e", 0, 5), b"hello")
+    assert cache.get("k", ("e", 0, 5)) == b"hello"
 
 
 _WRITER = """
