@@ -134,12 +134,17 @@ def memo_folder(data_dir: str) -> Path | None:
     """Where frames of `data_dir` are remembered: a cache folder of the user; None with ``$BACKBONE_MEMO=off``."""
     if (from_environment("BACKBONE_MEMO") or "on").lower() in ("off", "0", "no", "false"):
         return None
+    return cache_folder("memo", data_dir)
+
+
+def cache_folder(kind: str, place: str) -> Path:
+    """Where a cache of `place` lies: a folder of its own below the user's cache folder."""
     root = from_environment("BACKBONE_CACHE_DIR")
     if not root:
         import platformdirs
 
         root = platformdirs.user_cache_dir("backbone", appauthor=False)
-    return Path(root) / "memo" / hashlib.blake2b(data_dir.encode(), digest_size=10).hexdigest()
+    return Path(root) / kind / hashlib.blake2b(place.encode(), digest_size=10).hexdigest()
 
 
 def ledger_folder() -> Path:

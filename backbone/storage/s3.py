@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from backbone.clock import Clock
 from backbone.errors import InputError, StoreBusyError, StoreError
 from backbone.locks import renew_after_fork
-from backbone.settings import from_environment, parse_place
+from backbone.settings import cache_folder, from_environment, parse_place
 from backbone.storage.coverage import Coverage
 from backbone.storage.files import Blob, Files, LocalFiles, Version
 from backbone.storage.layout import (
@@ -63,7 +63,8 @@ def open_files(data_dir: str, clock: Clock, *, cache_bytes: int = 4 << 30) -> Fi
     """
     if not is_remote(data_dir):
         return LocalFiles(Path(data_dir), clock)
-    files = ObjectFiles(data_dir, clock, LocalCache(_cache_folder(data_dir), cache_bytes))
+    folder = cache_folder("objects", f"{_endpoint() or ''} {data_dir.rstrip('/')}")
+    files = ObjectFiles(data_dir, clock, LocalCache(folder, cache_bytes))
     files.check()
     return files
 
@@ -80,14 +81,6 @@ def scan_options(data_dir: str) -> dict[str, str] | None:
 
 def _endpoint() -> str | None:
     return from_environment("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-
-
-def _cache_folder(data_dir: str) -> Path:
-    import platformdirs
-
-    root = from_environment("BACKBONE_CACHE_DIR") or platformdirs.user_cache_dir("backbone", appauthor=False)
-    place = f"{_endpoint() or ''} {data_dir.rstrip('/')}"
-    return Path(root) / "objects" / hashlib.blake2b(place.encode(), digest_size=10).hexdigest()
 
 
 class LocalCache:
