@@ -403,6 +403,7 @@ class CandleJob:
     def end(self, error: BackboneError) -> None:
         """Start nothing more; whoever waits gets `error`."""
         self._fail(error)
+        self.advance()  # where nothing is under way, nothing else would end it
 
     def cancel(self) -> None:
         """Ask nothing more; pages in flight and rows already here are kept. Nothing happens to a job that is over."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backbone.coordinator.candles.jobs import CandleJob, Jobs
-from backbone.errors import BackboneError, StoreError
+from backbone.errors import BackboneError, ClosedError, StoreError
 from backbone.model import Priority, Span
 from tests.coordinator.candles.world import (
     HOUR_US,
@@ -246,4 +246,21 @@ def test_job_broken_off_by_an_error_of_the_machine_is_not_done(tmp_path: Path, m
     world.desk.run()
     assert job.state == "failed"
     with pytest.raises(BackboneError, match="no room"):
+        job.wait(timeout_s=1)
+
+
+def test_job_that_its_reader_holds_back_ends_with_the_client(tmp_path: Path) -> None:
+    """Between two sections nothing is under way; whoever waits for the job hears of the end all the same."""
+    world = World(tmp_path)
+    jobs = Jobs(world.fetcher, world.clock)
+    job = job_of(world)
+    jobs._jobs["it",] = job
+    reader = job.sections(1)
+    job._ahead = 1  # as the reader sets it before it begins
+    job.advance()
+    next(reader)
+    assert job.state == "running"
+    jobs.close()
+    assert job.state == "failed"
+    with pytest.raises(ClosedError):
         job.wait(timeout_s=1)
