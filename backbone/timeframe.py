@@ -228,6 +228,7 @@ def _period_of(name: str, day: int) -> Span:
     return Span(start, end)
 
 
+@lru_cache(maxsize=4096)  # the same few hundred periods are named over and over
 def period_name(timeframe: Timeframe, period: Span) -> str:
     """A period's directory value: ``day-2024-05-01``, ``month-2024-05``, ``year-2024`` or ``all``.
 
@@ -239,13 +240,9 @@ def period_name(timeframe: Timeframe, period: Span) -> str:
     return f"{timeframe.period}-{stamp}"
 
 
-def periods_in(timeframe: Timeframe, span: Span) -> list[Span]:
-    """The storage periods that `span` touches, in time order (none for an empty span)."""
-    return [*_periods_in(timeframe, span)]
-
-
 @lru_cache(maxsize=256)  # all markets of a call are asked for the same span
-def _periods_in(timeframe: Timeframe, span: Span) -> tuple[Span, ...]:
+def periods_in(timeframe: Timeframe, span: Span) -> tuple[Span, ...]:
+    """The storage periods that `span` touches, in time order (none for an empty span)."""
     found: list[Span] = []
     at = span.start
     while at < span.end:

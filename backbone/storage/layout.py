@@ -65,10 +65,6 @@ def is_exchange_name(text: str) -> bool:
     return _EXCHANGE.fullmatch(text) is not None and not text.endswith(".")
 
 
-name_of_period = lru_cache(maxsize=4096)(period_name)
-"""`period_name`, remembered: the same few hundred periods are named over and over."""
-
-
 class Series(msgspec.Struct, frozen=True, dict=True):
     """One market's candles of one timeframe on one exchange: the unit of locking."""
 
@@ -122,7 +118,7 @@ class Series(msgspec.Struct, frozen=True, dict=True):
 
     def key(self, period: Span) -> str:
         """The partition file of one period."""
-        return f"{CANDLES}/{self.name}/period={name_of_period(self.timeframe, period)}/{FILE_NAME}"
+        return f"{CANDLES}/{self.name}/period={period_name(self.timeframe, period)}/{FILE_NAME}"
 
     def __str__(self) -> str:
         return f"{self.market} {self.timeframe.name}"

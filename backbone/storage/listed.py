@@ -16,8 +16,9 @@ from backbone.errors import CorruptPartitionError
 from backbone.model import Span
 from backbone.storage.coverage import SpanSet
 from backbone.storage.files import Files
-from backbone.storage.layout import Series, name_of_period, parse_period
+from backbone.storage.layout import Series, parse_period
 from backbone.storage.partition import decode_coverage, encode_coverage
+from backbone.timeframe import period_name
 
 __all__ = ["forget", "listed", "note", "quarantine_period"]
 
@@ -70,7 +71,7 @@ def quarantine_period(files: Files, series: Series, period: Span, now_us: int) -
             rest = coverage.without(SpanSet((period,)))
             if rest != coverage:
                 files.replace(series.quiet_key, encode_coverage(rest, series))
-    forget(files, series, name_of_period(series.timeframe, period))
+    forget(files, series, period_name(series.timeframe, period))
     return files.quarantine(series.key(period), now_us)
 
 

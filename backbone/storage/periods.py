@@ -25,7 +25,6 @@ from backbone.storage.layout import (
     CANDLES,
     QUIET,
     Series,
-    name_of_period,
     parse_period,
     parse_series,
     parse_sidecar_key,
@@ -43,7 +42,7 @@ from backbone.storage.partition import (
     peek_footer,
     read_partition,
 )
-from backbone.timeframe import DAY_US, Timeframe, period_of, periods_in
+from backbone.timeframe import DAY_US, Timeframe, period_name, period_of, periods_in
 
 __all__ = ["Held", "Periods", "row_periods", "series_in"]
 
@@ -96,7 +95,7 @@ class Periods:
     def _version(self, key: str) -> Version | None:
         return self._ahead[key][0].version if key in self._ahead else self._files.stat(key)
 
-    def named(self, series: Series, span: Span) -> list[Span]:
+    def named(self, series: Series, span: Span) -> Sequence[Span]:
         """The periods of `span` that may have a file, going by names alone: `with_file` and perhaps others."""
         if self._generations.of(series.market).leaving:
             return []
@@ -181,7 +180,7 @@ class Periods:
     def _load(self, series: Series, period: Span, quiet: Coverage) -> tuple[Held, str]:
         """A period as the files have it, and the tier. Where there is no file, what the sidecar says of it."""
         key = series.key(period)
-        name, path = name_of_period(series.timeframe, period), self._files.address(key)
+        name, path = period_name(series.timeframe, period), self._files.address(key)
         blob, read = self._ahead.pop(key, (None, None))
         if blob is not None and blob.version != self._files.stat(key):
             blob = read = None
@@ -247,7 +246,7 @@ class Periods:
         quiet = self.quiet(series)
         written = [period for period in sorted(periods) if self._write_period(series, period, pages, quiet, revised)]
         if written and series.timeframe.period != "all":
-            names = [name_of_period(series.timeframe, period) for period in written]
+            names = [period_name(series.timeframe, period) for period in written]
             self._listed[series] = note(self._files, series, names, self._listed.get(series, frozenset()))
         filed = SpanSet(periods)
         after = with_pages(quiet, [page for page in pages if page.proof - filed]).without(filed)
@@ -266,7 +265,7 @@ class Periods:
         if held.version is None and self._files.stat(key) is not None:  # writing would be deleting
             path = self._files.address(key)
             raise StoreError(f"{path} is damaged and cannot be moved to quarantine", path=path)
-        data, head = encode_partition(held.partition, series, name_of_period(series.timeframe, period))
+        data, head = encode_partition(held.partition, series, period_name(series.timeframe, period))
         partition = msgspec.structs.replace(held.partition, head=head)
 
         # kept just before anybody can see the file, so that nobody has to read it
@@ -300,7 +299,7 @@ class Periods:
         return False
 
 
-def _few_periods(timeframe: Timeframe, span: Span) -> list[Span] | None:
+def _few_periods(timeframe: Timeframe, span: Span) -> tuple[Span, ...] | None:
     """The periods of a `span` that has few of them; None for a longer one."""
     is_short = span.length_us <= _MANY_PERIODS * _PERIOD_US[timeframe.period]
     return periods_in(timeframe, span) if is_short else None
