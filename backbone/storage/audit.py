@@ -117,8 +117,7 @@ def _file_problems(files: Files, key: str, series: Series, period: Span | None) 
         if period is None:
             decode_coverage(blob.data, series, path)
         else:
-            name = period_name(series.timeframe, period)
-            problems += _row_problems(decode_partition(blob.data, series, period, name, path), series.timeframe)
+            problems += _row_problems(decode_partition(blob.data, series, period, path), series.timeframe)
     except CorruptPartitionError as exc:
         problems.append(("damaged", exc.reason))
     except StoreError as exc:

@@ -23,6 +23,7 @@ from backbone.candle_table import times_of
 from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span, empty_candles
 from backbone.storage.coverage import Coverage, SpanSet, union_each
+from backbone.timeframe import period_name
 
 if TYPE_CHECKING:
     from backbone.storage.layout import Series
@@ -146,13 +147,15 @@ class Encoded(NamedTuple):
     head: Head | None
 
 
-def encode_partition(partition: Partition, series: Series, period: str) -> Encoded:
+def encode_partition(partition: Partition, series: Series, period: Span) -> Encoded:
     """The file of one partition, sealed."""
     table, head = partition.table, partition.head
     if head is not None and (table.num_rows - head.rows) * _BEHIND > head.rows:
         head = None
     about = _about(series, partition.coverage)
-    footer = _Footer(period=period, rows=table.num_rows, revisions=_pack(partition.revisions), **about)
+    footer = _Footer(
+        period=period_name(series.timeframe, period), rows=table.num_rows, revisions=_pack(partition.revisions), **about
+    )
     data, metadata = _write_parquet(table, head, {"backbone": msgspec.json.encode(footer)})
     start = _footer_start(data)
     if head is None:
@@ -228,9 +231,7 @@ def read_partition(data: bytes, path: str) -> Unchecked:
         raise _corrupt(path, f"unreadable although its seal is right ({exc})") from exc
 
 
-def decode_partition(
-    data: bytes, series: Series, period: Span, period_text: str, path: str, read: Unchecked | None = None
-) -> Partition:
+def decode_partition(data: bytes, series: Series, period: Span, path: str, read: Unchecked | None = None) -> Partition:
     """The state that a partition file holds; `read` is what `read_partition` made of it, if that was done before.
 
     Raises `CorruptPartitionError` for bytes that are not exactly what was written for this series and period,
@@ -242,7 +243,7 @@ def decode_partition(
         partition = Partition(table, footer.coverage, _unpack(footer.revisions))
     except _BROKEN as exc:
         raise _corrupt(path, f"unreadable although its seal is right ({exc})") from exc
-    if footer.period != period_text:
+    if footer.period != period_name(series.timeframe, period):
         raise _corrupt(path, f"it belongs elsewhere: {footer.period}")
     if reason := _disorder(partition, footer.rows, period):
         raise _corrupt(path, reason)

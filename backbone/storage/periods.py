@@ -180,13 +180,13 @@ class Periods:
     def _load(self, series: Series, period: Span, quiet: Coverage) -> tuple[Held, str]:
         """A period as the files have it, and the tier. Where there is no file, what the sidecar says of it."""
         key = series.key(period)
-        name, path = period_name(series.timeframe, period), self._files.address(key)
+        path = self._files.address(key)
         blob, read = self._ahead.pop(key, (None, None))
         if blob is not None and blob.version != self._files.stat(key):
             blob = read = None
         while (blob := blob or self._files.read(key)) is not None:
             try:
-                partition = decode_partition(blob.data, series, period, name, path, read)
+                partition = decode_partition(blob.data, series, period, path, read)
                 return self._keep(key, blob.version, partition), "disk"
             except CorruptPartitionError as exc:
                 if not self._has_replacement(series, key, period, blob.version, exc):
@@ -265,7 +265,7 @@ class Periods:
         if held.version is None and self._files.stat(key) is not None:  # writing would be deleting
             path = self._files.address(key)
             raise StoreError(f"{path} is damaged and cannot be moved to quarantine", path=path)
-        data, head = encode_partition(held.partition, series, period_name(series.timeframe, period))
+        data, head = encode_partition(held.partition, series, period)
         partition = msgspec.structs.replace(held.partition, head=head)
 
         # kept just before anybody can see the file, so that nobody has to read it

@@ -41,7 +41,6 @@ from backbone.storage.layout import (
 )
 from backbone.storage.partition import Partition, encode_coverage, encode_partition
 from backbone.storage.series_locks import OvertakenError
-from backbone.timeframe import period_name
 
 __all__ = ["LocalCache", "ObjectFiles", "is_remote", "open_files", "scan_options"]
 
@@ -469,8 +468,7 @@ def _blank(key: str) -> bytes | None:
     """An object that takes a key's place and covers nothing; None for a key that is not ours."""
     place = parse_partition_key(key)
     if place is not None:
-        series, period = place
-        return bytes(encode_partition(Partition.empty(), series, period_name(series.timeframe, period)).data)
+        return bytes(encode_partition(Partition.empty(), *place).data)
     quiet = parse_sidecar_key(key) if key.startswith(f"{QUIET}/") else None
     return None if quiet is None else encode_coverage(Coverage(), quiet)
 

@@ -30,7 +30,7 @@ from backbone.storage.layout import CANDLES, DAMAGED, EVENTS, QUARANTINE, QUIET,
 from backbone.storage.partition import decode_partition
 from backbone.storage.pending import PendingPages
 from backbone.storage.periods import Periods, series_in
-from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, period_name
+from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe
 
 if TYPE_CHECKING:
     from backbone.storage.audit import Problem
@@ -327,8 +327,7 @@ class Upkeep:
             if place is None or blob is None:
                 continue
             series, period = place
-            name, path = period_name(series.timeframe, period), self._files.address(key)
-            table = decode_partition(blob.data, series, period, name, path).table
+            table = decode_partition(blob.data, series, period, self._files.address(key)).table
             hashes = columns.setdefault(series.name, [hashlib.blake2b(digest_size=16) for _ in table.columns])
             hashes[0].update(times_of(table))
             for one, column in zip(hashes[1:], table.columns[1:], strict=True):

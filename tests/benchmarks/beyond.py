@@ -30,7 +30,7 @@ from backbone.storage.coverage import Coverage, SpanSet
 from backbone.storage.files import LocalFiles
 from backbone.storage.layout import Series
 from backbone.storage.partition import REVISION_SCHEMA, Partition, encode_partition
-from backbone.timeframe import parse_timeframe, period_name, periods_in
+from backbone.timeframe import parse_timeframe, periods_in
 
 MINUTE = parse_timeframe("1m")
 YEARS = ("2017-01-01", "2025-01-01")
@@ -53,7 +53,7 @@ def build(folder: Path, rows: int) -> list[str]:
             low, high = (period.start - first) // MINUTE_US, (period.end - first) // MINUTE_US
             table = _candles(period, path[low:high], seed=written)
             partition = Partition(table, Coverage(SpanSet([period])), REVISION_SCHEMA.empty_table())
-            files.replace(series.key(period), encode_partition(partition, series, period_name(MINUTE, period)).data)
+            files.replace(series.key(period), encode_partition(partition, series, period).data)
             written += table.num_rows
             if written >= rows:
                 break

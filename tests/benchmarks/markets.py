@@ -34,7 +34,7 @@ from backbone.storage.coverage import Coverage, SpanSet
 from backbone.storage.files import LocalFiles
 from backbone.storage.layout import Series
 from backbone.storage.partition import REVISION_SCHEMA, Partition, encode_partition
-from backbone.timeframe import Timeframe, parse_timeframe, period_name, periods_in
+from backbone.timeframe import Timeframe, parse_timeframe, periods_in
 
 YEAR = "2024-01-01T00:00Z", "2025-01-01T00:00Z"
 ROUNDS = 7
@@ -54,7 +54,7 @@ def build(folder: Path, markets: int, timeframe: str, start: str, end: str) -> l
             part = table.slice(int(low), int(high - low))
             covered = SpanSet([Span(max(period.start, span.start), min(period.end, span.end))])
             whole = Partition(part.combine_chunks(), Coverage(covered), REVISION_SCHEMA.empty_table())
-            files.replace(series.key(period), encode_partition(whole, series, period_name(tf, period)).data)
+            files.replace(series.key(period), encode_partition(whole, series, period).data)
     return names
 
 

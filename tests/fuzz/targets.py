@@ -30,7 +30,7 @@ from backbone.storage.partition import (
     encode_partition,
     peek_footer,
 )
-from backbone.timeframe import TIMEFRAMES, period_name, period_of
+from backbone.timeframe import TIMEFRAMES, period_of
 from tests.storage.helpers import MAY, MINUTE, minutes, open_store, opens, rows_of, span
 
 __all__ = ["SEEDS", "TARGETS"]
@@ -200,7 +200,7 @@ def fuzz_planner(data: bytes) -> None:
 def _sealed() -> tuple[bytes, bytes, Series, Span]:
     series, period = Series("upbit", "KRW-BTC", MINUTE), period_of(MINUTE, MAY)
     partition = Partition(minutes(0, 300, every=2), Coverage(SpanSet([span(0, 300)])), Partition.empty().revisions)
-    data = bytes(encode_partition(partition, series, period_name(MINUTE, period)).data)
+    data = bytes(encode_partition(partition, series, period).data)
     quiet = bytes(encode_coverage(Coverage(SpanSet([span(-9000, -5000)])), series))
     return data, quiet, series, period
 
@@ -226,7 +226,7 @@ def fuzz_partition(data: bytes) -> None:
     original, quiet, series, period = _sealed()
     edited = _edited(original, Bytes(data))
     try:
-        found = decode_partition(edited, series, period, period_name(MINUTE, period), "p")
+        found = decode_partition(edited, series, period, "p")
     except StoreError:
         assert edited != original
     else:

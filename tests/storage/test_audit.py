@@ -14,7 +14,7 @@ from backbone.storage.coverage import Coverage, SpanSet
 from backbone.storage.layout import Series, tmp_key
 from backbone.storage.partition import REVISION_SCHEMA, Partition, encode_coverage, encode_partition
 from backbone.testing import ManualClock
-from backbone.timeframe import period_name, period_of
+from backbone.timeframe import period_of
 from tests.storage.helpers import DAY, MAY, MINUTE, candles, minutes, open_store, span
 from tests.storage.test_partition import reseal
 from tests.storage.test_store import BTC, ETH, EVER, corrupt, partitions_in
@@ -37,7 +37,7 @@ def forge(root: Path, table: pa.Table, covered: SpanSet | None = None) -> Path:
     held = Partition(table, Coverage(covered or SpanSet([PERIOD])), REVISION_SCHEMA.empty_table())
     path = root / SERIES.key(PERIOD)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_partition(held, SERIES, period_name(MINUTE, PERIOD)).data)
+    path.write_bytes(encode_partition(held, SERIES, PERIOD).data)
     return path
 
 

@@ -29,16 +29,15 @@ from backbone.storage.partition import (
     encode_coverage,
     encode_partition,
 )
-from backbone.timeframe import period_name, period_of
+from backbone.timeframe import period_of
 from tests.storage.helpers import MAY, MINUTE, MINUTE_US, candles, minutes, span
 
 SERIES = Series("upbit", "KRW-BTC", MINUTE)
 PERIOD = period_of(MINUTE, MAY)
-NAME = period_name(MINUTE, PERIOD)
 
 
-def decode(data: bytes, series: Series = SERIES, name: str = NAME) -> Partition:
-    return decode_partition(data, series, PERIOD, name, "somewhere/candles.parquet")
+def decode(data: bytes, series: Series = SERIES, period: Span = PERIOD) -> Partition:
+    return decode_partition(data, series, period, "somewhere/candles.parquet")
 
 
 def partition_with_everything() -> Partition:
@@ -49,7 +48,7 @@ def partition_with_everything() -> Partition:
     return merge_pages(held, [page], PERIOD)
 
 
-WHOLE = bytes(encode_partition(partition_with_everything(), SERIES, NAME).data)
+WHOLE = bytes(encode_partition(partition_with_everything(), SERIES, PERIOD).data)
 
 
 def reseal(data: bytes) -> bytes:
@@ -82,7 +81,7 @@ def test_file_that_begins_as_an_earlier_one_holds_the_same_rows(steps: list[tupl
             Partition.empty(), [Page(0, minutes(0, 40), SpanSet([span(0, 40)]), {}, "rest", MAY)], PERIOD
         )
         for number, (first, last, salt, is_two) in enumerate(steps, 1):
-            data, head = encode_partition(held, SERIES, NAME)
+            data, head = encode_partition(held, SERIES, PERIOD)
             found = decode(bytes(data))
             assert found.table.equals(held.table)
             assert (found.coverage, found.revisions) == (held.coverage, held.revisions)
@@ -97,10 +96,10 @@ def grown(rows: int, more: int) -> tuple[memoryview, Partition]:
     """A file that takes over the first `rows` of an earlier one, and the partition that it holds."""
     proof = SpanSet([span(0, rows)])
     held = merge_pages(Partition.empty(), [Page(1, minutes(0, rows), proof, {}, "rest", MAY)], PERIOD)
-    held = msgspec.structs.replace(held, head=encode_partition(held, SERIES, NAME).head)
+    held = msgspec.structs.replace(held, head=encode_partition(held, SERIES, PERIOD).head)
     page = Page(2, minutes(rows, rows + more), SpanSet([span(rows, rows + more)]), {}, "rest", MAY)
     held = merge_pages(held, [page], PERIOD)
-    data, head = encode_partition(held, SERIES, NAME)
+    data, head = encode_partition(held, SERIES, PERIOD)
     assert head is held.head is not None
     return data, held
 
@@ -133,7 +132,7 @@ def test_flipped_bit_in_rows_that_were_taken_over_is_found() -> None:
 def test_partition_without_rows_keeps_its_coverage() -> None:
     """A file of a quiet span covers it."""
     empty = Partition.empty(Coverage(SpanSet([span(0, 9)])))
-    found = decode(bytes(encode_partition(empty, SERIES, NAME).data))
+    found = decode(bytes(encode_partition(empty, SERIES, PERIOD).data))
     assert found.table.num_rows == 0
     assert found.table.schema == CANDLE_SCHEMA
     assert found.coverage == empty.coverage
@@ -145,7 +144,7 @@ def test_partition_keeps_every_float_to_the_bit(values: list[float]) -> None:
     arrays = [pa.array([MAY]).view(CANDLE_SCHEMA.field("time").type), *(pa.array([v]) for v in values)]
     table = pa.Table.from_arrays(arrays, schema=CANDLE_SCHEMA)
     held = Partition(table, Coverage(SpanSet([span(0, 1)])), codec.REVISION_SCHEMA.empty_table())
-    found = decode(bytes(encode_partition(held, SERIES, NAME).data)).table
+    found = decode(bytes(encode_partition(held, SERIES, PERIOD).data)).table
     for name, value in zip(CANDLE_SCHEMA.names[1:], values, strict=True):
         assert found.column(name).to_numpy().tobytes() == np.float64(value).tobytes()
 
@@ -236,22 +235,22 @@ def test_foreign_parquet_is_damaged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("series", "name"),
+    ("series", "period"),
     [
-        (Series("upbit", "KRW-ETH", MINUTE), NAME),
-        (Series("upbit-sg", "KRW-BTC", MINUTE), NAME),
-        (SERIES, "month-2024-06"),
+        (Series("upbit", "KRW-ETH", MINUTE), PERIOD),
+        (Series("upbit-sg", "KRW-BTC", MINUTE), PERIOD),
+        (SERIES, period_of(MINUTE, PERIOD.end)),
     ],
 )
-def test_partition_copied_to_another_place_is_damaged(series: Series, name: str) -> None:
+def test_partition_copied_to_another_place_is_damaged(series: Series, period: Span) -> None:
     """A file that belongs to another market, exchange or period does not pass for this one."""
     with pytest.raises(CorruptPartitionError, match="belongs elsewhere"):
-        decode(WHOLE, series, name)
+        decode(WHOLE, series, period)
 
 
 def sealed(table: pa.Table) -> bytes:
     coverage = Coverage(SpanSet([PERIOD]))
-    return bytes(encode_partition(Partition(table, coverage, codec.REVISION_SCHEMA.empty_table()), SERIES, NAME).data)
+    return bytes(encode_partition(Partition(table, coverage, codec.REVISION_SCHEMA.empty_table()), SERIES, PERIOD).data)
 
 
 @pytest.mark.parametrize(
