@@ -166,7 +166,7 @@ def test_socket_tries_each_address_of_a_proxy(
     monkeypatch.setattr(socket.socket, "connect", refuse)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        connection = Connection(f"ws://{NAME}:80/websocket/v1", SystemClock(), "test", theirs)
+        connection = Connection(f"ws://{NAME}:80/websocket/v1", SystemClock(), theirs)
         connection.open()
         assert tried[:2] == [socket.AF_INET6, socket.AF_INET]
         connection.send(b'[{"ticket":"t"},{"type":"ticker","codes":["KRW-BTC"]}]')
