@@ -152,10 +152,25 @@ def _raw_table(source: Any, name: str) -> pa.Table:
     if hasattr(source, "to_arrow"):  # Polars
         return pa.table(source.to_arrow())
     if hasattr(source, "reset_index"):  # pandas
-        frame = source if type(source.index).__name__ == "RangeIndex" else source.reset_index()
-        frame = frame.rename(columns={frame.columns[0]: "time"}) if frame is not source else frame
-        return pa.Table.from_pandas(frame, preserve_index=False)
+        return _of_pandas(source, name)
     raise InputError("source", name, "a CSV, Parquet or Feather file, or a pandas, Polars or Arrow frame")
+
+
+def _of_pandas(source: Any, name: str) -> pa.Table:
+    """A pandas frame as a table: its index has the times, unless it numbers the rows beside a column of times."""
+    index = source.index
+    try:
+        if index.dtype.kind == "M" or not (_has_times(source) or type(index).__name__ == "RangeIndex"):
+            source = source.drop(columns=["time", *index.names], errors="ignore").reset_index()
+            if not _has_times(source):
+                source = source.rename(columns={source.columns[0]: "time"})
+        return pa.Table.from_pandas(source, preserve_index=False)
+    except (ValueError, pa.ArrowException) as exc:
+        raise InputError("source", name, f"a frame with one index, and a name and a type a column ({exc})") from exc
+
+
+def _has_times(frame: Any) -> bool:
+    return any(_ours(str(column)) == "time" for column in frame.columns)
 
 
 def _file(path: Path, name: str) -> pa.Table:
@@ -245,12 +260,20 @@ def _is_market(value: str, market: str, home: str) -> bool:
         return False
 
 
+def _plain(column: str) -> str:
+    return column.strip().lstrip("\ufeff").lower().replace(" ", "_")
+
+
+def _ours(column: str) -> str | None:
+    """Our name of a source's column; None where it is none of ours."""
+    return _NAMES.get(_plain(column))
+
+
 def _columns(raw: pa.Table, name: str) -> dict[str, str]:
     """Which column of the source is which of ours."""
     found: dict[str, str] = {}
     for at, column in enumerate(raw.column_names):
-        plain = column.strip().lstrip("\ufeff").lower().replace(" ", "_")
-        ours = _NAMES.get(plain)
+        plain, ours = _plain(column), _ours(column)
         if ours is None and at == 0 and plain in ("", "index", "unnamed:_0", "level_0", "__index_level_0__"):
             ours = "time"  # an index that was saved without its name
         if ours is not None and (ours not in found or plain == "candle_date_time_utc"):

@@ -93,6 +93,35 @@ def test_adopt_takes_frames(client: Backbone, mine: pd.DataFrame, frame: str) ->
     assert client.store.adopt(source, "KRW-BTC", "1h").kept == 72
 
 
+@pytest.mark.parametrize("title", ["time", "date"])
+def test_adopt_takes_a_frame_whose_index_numbers_its_rows(client: Backbone, mine: pd.DataFrame, title: str) -> None:
+    """Rows that were chosen or sorted keep their numbers as an index, beside the column of times."""
+    numbered = mine.reset_index().rename(columns={"time": title})
+    chosen = numbered[numbered["close"] > numbered["close"].median()]
+    assert client.store.adopt(chosen.sort_values("close"), "KRW-BTC", "1h").kept == len(chosen)
+
+
+def test_adopt_of_a_frame_with_its_times_twice_takes_the_index(client: Backbone, mine: pd.DataFrame) -> None:
+    """As `df.set_index("time", drop=False)` makes it."""
+    assert client.store.adopt(mine.assign(time="?"), "KRW-BTC", "1h").kept == 72
+    dated = mine.rename_axis("date").assign(date="?")
+    assert client.store.adopt(dated, "KRW-BTC", "1h").compared == 72
+
+
+def test_adopt_takes_a_frame_with_market_and_time_in_its_index(client: Backbone, mine: pd.DataFrame) -> None:
+    """In either order."""
+    frame = mine.assign(market="KRW-BTC").set_index("market", append=True)
+    for source in (frame, frame.swaplevel()):
+        assert client.store.adopt(source, "KRW-BTC", "1h").compared == 72
+
+
+def test_adopt_of_a_frame_that_is_no_table_says_why(client: Backbone, mine: pd.DataFrame) -> None:
+    """A column twice, or one of texts and numbers, is a wrong argument."""
+    for frame in (pd.concat([mine, mine], axis=1), mine.assign(volume=["x", 1.0] * 36)):
+        with pytest.raises(InputError, match="a name and a type a column"):
+            client.store.adopt(frame, "KRW-BTC", "1h")
+
+
 @pytest.mark.parametrize(("unit", "scale"), [("s", 10**6), ("ms", 10**3), ("us", 1), ("ns", None)])
 def test_epochs_are_read_in_any_unit(mine: pd.DataFrame, unit: str, scale: int | None) -> None:
     """Seconds to nanoseconds since 1970 mean the same."""
