@@ -97,8 +97,13 @@ class Periods:
 
     def named(self, series: Series, span: Span) -> Sequence[Span]:
         """The periods of `span` that may have a file, going by names alone: `with_file` and perhaps others."""
-        if self._generations.of(series.market).leaving:
-            return []
+        return [] if self._generations.of(series.market).leaving else self._named(series, span)
+
+    def left(self, series: Series, span: Span) -> list[Span]:
+        """`with_file` for whoever has seen that no files are being moved away."""
+        return [period for period in self._named(series, span) if self._version(series.key(period)) is not None]
+
+    def _named(self, series: Series, span: Span) -> Sequence[Span]:
         timeframe = series.timeframe
         span = Span(max(span.start, EVER.start), min(span.end, EVER.end))
         if (few := _few_periods(timeframe, span)) is not None:

@@ -253,7 +253,7 @@ class CandleStore:
         quiet = self._periods.quiet(series)
         tables: list[pa.Table] = []
         tiers = {"memory": 0, "disk": 0}
-        periods = sorted({*self._periods.with_file(series, span), *row_periods(series, pages, span)})
+        periods = sorted({*self._periods.left(series, span), *row_periods(series, pages, span)})
         parts = [quiet.without(SpanSet(periods))]
         for period in periods:
             held, tier = self._periods.current(series, period, waiting, quiet)
