@@ -11,7 +11,10 @@ import base64
 import bisect
 import datetime as dt
 import math
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from html import escape
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -98,6 +101,7 @@ class CandleChart(View):
         self._rows = rows[-MAX_ROWS:]
         self._changed: dict[int, CandleRow] = {}
         self._needs_whole = False
+        self._given: deque[Callable[[], None]] = deque()  # changes by any thread that are not taken yet
         self._pulled = ChartView()
 
     def __repr__(self) -> str:
@@ -108,6 +112,27 @@ class CandleChart(View):
     def rows(self) -> tuple[CandleRow, ...]:
         """The candles held, oldest first."""
         return tuple(self._rows)
+
+    def set(self, frame: pd.DataFrame) -> None:
+        """Show these candles instead; given by another thread than the main one, at the next refresh."""
+        self._give(partial(self._replace, *rows_of(frame)))
+
+    def update(self, candle: Candle) -> None:
+        """Take the newest state of one candle: the live one, the next one, or an older one that was missing."""
+        self._give(partial(self._merge, [candle]))
+
+    def _give(self, change: Callable[[], None]) -> None:
+        self._given.append(change)
+        if threading.current_thread() is threading.main_thread():
+            self._take_given()
+            self.show_problem()
+
+    def _take_given(self) -> None:
+        while self._given:
+            self._given.popleft()()
+
+    def _replace(self, rows: list[CandleRow], zone: dt.tzinfo) -> None:
+        self._rows, self._zone, self._changed, self._needs_whole = rows[-MAX_ROWS:], zone, {}, True
 
     def text(self) -> str:
         """The last closes as a line, and the numbers that matter."""
@@ -215,6 +240,7 @@ class CandleChart(View):
             self._needs_whole = True
 
     def _pull(self) -> None:
+        self._take_given()
         if self._source is not None:
             self._pulled = self._source()
             self._merge(self._pulled.rows)

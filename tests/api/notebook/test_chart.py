@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import struct
+import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -243,3 +244,27 @@ def test_bundled_script_is_self_contained_and_names_its_licence() -> None:
     assert "TradingView" in (static / "NOTICE").read_text(encoding="utf-8")
     assert (static / "LICENSE-lightweight-charts.txt").stat().st_size > 5_000
     assert len(script) < 200_000
+
+
+def test_chart_takes_candles_that_it_is_given(shown: tuple[FedChart, list[Any]]) -> None:
+    """One that changed costs a row, an equal one nothing; a frame, or one inserted between, is sent whole."""
+    chart, messages = shown
+    chart.update(candle(4, 107.0))
+    chart.update(candle(4, 107.0))
+    assert [message["rows"][0][4] for message in messages] == [107.0]
+    chart.set(frame().drop(frame().index[2]))
+    assert len(unpacked(chart.widget.data)) == 4
+    chart.update(candle(2))
+    assert len(messages) == 1
+    assert [row.time_us for row in chart.rows] == [START + i * MINUTE for i in range(5)]
+
+
+def test_chart_shows_what_another_thread_gave_at_the_next_refresh(shown: tuple[FedChart, list[Any]]) -> None:
+    """A widget is changed on the kernel's thread alone."""
+    chart, messages = shown
+    thread = threading.Thread(target=chart.update, args=(candle(5),))
+    thread.start()
+    thread.join()
+    assert (len(chart.rows), messages) == (5, [])
+    assert chart.refresh(force=True)
+    assert (len(chart.rows), len(messages)) == (6, 1)
