@@ -1,8 +1,8 @@
 """How the venue spells a row, and the builders that make a record of it, for REST and for the socket.
 
-One table a kind says how a REST row, a DEFAULT frame and a SIMPLE frame spell each field; all three become the same
-record of `backbone.model`. Only ``Ticker.stamp_us``, the time at which the row was made, differs between the channels;
-what one of them does not send is None there.
+One table a kind says how a REST row and a frame (of the DEFAULT format, the only one that is asked for) spell each
+field; both become the same record of `backbone.model`. Only ``Ticker.stamp_us``, the time at which the row was made,
+differs between the channels; what one of them does not send is None there.
 The other half of the dialect, questions and frames, is `wire`: together they were one file of more than 700 lines.
 
 Numbers become the float64 nearest to the decimal on the wire, whatever its spelling; ids and times are read as
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -24,11 +23,10 @@ from backbone.timeframe import TIMEFRAMES, Timeframe
 from backbone.venues import Venue
 
 __all__ = [
-    "DEFAULT_FRAMES",
     "EPOCH",
+    "FRAMES",
     "KINDS",
     "MICROSECOND",
-    "SIMPLE_FRAMES",
     "Amount",
     "BookRow",
     "InvalidRow",
@@ -66,8 +64,8 @@ class InvalidRow(ValueError):
     """A row that cannot be true; becomes a `PayloadError` where the body is known."""
 
 
-_REST, _DEFAULT, _SIMPLE = 0, 1, 2
-"""Columns of the tables below: how a REST row, a DEFAULT frame and a SIMPLE frame spell a field."""
+_REST, _FRAME = 0, 1
+"""In the tables below: how a REST row and how a frame spell a field, where they spell it differently."""
 
 
 class _Day(msgspec.Struct, gc=False):
@@ -78,103 +76,89 @@ class _Day(msgspec.Struct, gc=False):
     day: int
 
 
-_FLAG = ("stream", str, ("stream_type", "stream_type", "st"), "REALTIME")
+_FLAG = ("stream", str, "stream_type", "REALTIME")
 
 _TICKER: tuple[tuple[Any, ...], ...] = (
-    ("market", str, ("market", "code", "cd")),
-    ("time", Millis, ("trade_timestamp", "trade_timestamp", "ttms")),
-    ("price", Price, ("trade_price", "trade_price", "tp")),
-    ("open", Price, ("opening_price", "opening_price", "op")),
-    ("high", Price, ("high_price", "high_price", "hp")),
-    ("low", Price, ("low_price", "low_price", "lp")),
-    ("prev_close", Price, ("prev_closing_price", "prev_closing_price", "pcp")),
-    ("change", float, ("signed_change_price", "signed_change_price", "scp")),
-    ("change_rate", float, ("signed_change_rate", "signed_change_rate", "scr")),
-    ("volume", Amount, ("acc_trade_volume", "acc_trade_volume", "atv")),
-    ("value", Amount, ("acc_trade_price", "acc_trade_price", "atp")),
-    ("volume_24h", Amount, ("acc_trade_volume_24h", "acc_trade_volume_24h", "atv24h")),
-    ("value_24h", Amount, ("acc_trade_price_24h", "acc_trade_price_24h", "atp24h")),
-    ("stamp", Millis, ("timestamp", "timestamp", "tms")),
-    ("ask_volume", Amount | None, ("acc_ask_volume", "acc_ask_volume", "aav"), None),
-    ("bid_volume", Amount | None, ("acc_bid_volume", "acc_bid_volume", "abv"), None),
-    ("high_52w", Amount | None, ("highest_52_week_price", "highest_52_week_price", "h52wp"), None),
-    ("low_52w", Amount | None, ("lowest_52_week_price", "lowest_52_week_price", "l52wp"), None),
-    ("state", str | None, ("market_state", "market_state", "ms"), None),
-    ("side", _Side | None, ("ask_bid", "ask_bid", "ab"), None),
-    ("last_volume", Amount | None, ("trade_volume", "trade_volume", "tv"), None),
-    ("high_52w_day", str | None, ("highest_52_week_date", "highest_52_week_date", "h52wdt"), None),
-    ("low_52w_day", str | None, ("lowest_52_week_date", "lowest_52_week_date", "l52wdt"), None),
-    ("delisting", str | _Day | None, ("delisting_date", "delisting_date", "dd"), None),
-    ("is_suspended", bool | None, ("is_trading_suspended", "is_trading_suspended", "its"), None),
-    ("warning", str | None, ("market_warning", "market_warning", "mw"), None),
+    ("market", str, ("market", "code")),
+    ("time", Millis, "trade_timestamp"),
+    ("price", Price, "trade_price"),
+    ("open", Price, "opening_price"),
+    ("high", Price, "high_price"),
+    ("low", Price, "low_price"),
+    ("prev_close", Price, "prev_closing_price"),
+    ("change", float, "signed_change_price"),
+    ("change_rate", float, "signed_change_rate"),
+    ("volume", Amount, "acc_trade_volume"),
+    ("value", Amount, "acc_trade_price"),
+    ("volume_24h", Amount, "acc_trade_volume_24h"),
+    ("value_24h", Amount, "acc_trade_price_24h"),
+    ("stamp", Millis, "timestamp"),
+    ("ask_volume", Amount | None, "acc_ask_volume", None),
+    ("bid_volume", Amount | None, "acc_bid_volume", None),
+    ("high_52w", Amount | None, "highest_52_week_price", None),
+    ("low_52w", Amount | None, "lowest_52_week_price", None),
+    ("state", str | None, "market_state", None),
+    ("side", _Side | None, "ask_bid", None),
+    ("last_volume", Amount | None, "trade_volume", None),
+    ("high_52w_day", str | None, "highest_52_week_date", None),
+    ("low_52w_day", str | None, "lowest_52_week_date", None),
+    ("delisting", str | _Day | None, "delisting_date", None),
+    ("is_suspended", bool | None, "is_trading_suspended", None),
+    ("warning", str | None, "market_warning", None),
     _FLAG,
 )
 
 _TRADE: tuple[tuple[Any, ...], ...] = (
-    ("market", str, ("market", "code", "cd")),
-    ("time", Millis, ("timestamp", "trade_timestamp", "ttms")),  # a frame's timestamp is when it was sent
-    ("price", Price, ("trade_price", "trade_price", "tp")),
-    ("volume", Price, ("trade_volume", "trade_volume", "tv")),
-    ("side", _Side, ("ask_bid", "ask_bid", "ab")),
-    ("id", Id, ("sequential_id", "sequential_id", "sid")),
-    ("bid_price", Amount | None, ("best_bid_price", "best_bid_price", "bbp"), None),
-    ("bid_size", Amount | None, ("best_bid_size", "best_bid_size", "bbs"), None),
-    ("ask_price", Amount | None, ("best_ask_price", "best_ask_price", "bap"), None),
-    ("ask_size", Amount | None, ("best_ask_size", "best_ask_size", "bas"), None),
-    ("prev_close", Amount | None, ("prev_closing_price", "prev_closing_price", "pcp"), None),
-    ("sent", Millis | None, ("sent_timestamp", "timestamp", "tms"), None),  # REST has no such field
+    ("market", str, ("market", "code")),
+    ("time", Millis, ("timestamp", "trade_timestamp")),  # a frame's timestamp is when it was sent
+    ("price", Price, "trade_price"),
+    ("volume", Price, "trade_volume"),
+    ("side", _Side, "ask_bid"),
+    ("id", Id, "sequential_id"),
+    ("bid_price", Amount | None, "best_bid_price", None),
+    ("bid_size", Amount | None, "best_bid_size", None),
+    ("ask_price", Amount | None, "best_ask_price", None),
+    ("ask_size", Amount | None, "best_ask_size", None),
+    ("prev_close", Amount | None, "prev_closing_price", None),
+    ("sent", Millis | None, ("sent_timestamp", "timestamp"), None),  # REST has no such field
     _FLAG,
 )
 
-_LEVEL: tuple[tuple[Any, ...], ...] = (
-    ("ask_price", Amount, ("ask_price", "ask_price", "ap")),
-    ("ask_size", Amount, ("ask_size", "ask_size", "as")),
-    ("bid_price", Amount, ("bid_price", "bid_price", "bp")),
-    ("bid_size", Amount, ("bid_size", "bid_size", "bs")),
+_BOOK: tuple[tuple[Any, ...], ...] = (
+    ("market", str, ("market", "code")),
+    ("time", Millis, "timestamp"),
+    ("levels", tuple[Level, ...], "orderbook_units"),
+    ("level", float, "level", 0.0),  # absent on regional venues and in older frames
+    ("total_ask", Amount | None, "total_ask_size", None),
+    ("total_bid", Amount | None, "total_bid_size", None),
+    _FLAG,
 )
-_level_values = attrgetter(*Level.__struct_fields__)
 
 _LIVE_CANDLE: tuple[tuple[Any, ...], ...] = (
-    ("market", str, ("market", "code", "cd")),
-    ("time", str, ("candle_date_time_utc", "candle_date_time_utc", "cdttmu")),
-    ("open", Price, ("opening_price", "opening_price", "op")),
-    ("high", Price, ("high_price", "high_price", "hp")),
-    ("low", Price, ("low_price", "low_price", "lp")),
-    ("close", Price, ("trade_price", "trade_price", "tp")),
-    ("volume", Amount, ("candle_acc_trade_volume", "candle_acc_trade_volume", "catv")),
-    ("value", Amount, ("candle_acc_trade_price", "candle_acc_trade_price", "catp")),
-    ("stamp", Millis, ("timestamp", "timestamp", "tms")),
+    ("market", str, ("market", "code")),
+    ("time", str, "candle_date_time_utc"),
+    ("open", Price, "opening_price"),
+    ("high", Price, "high_price"),
+    ("low", Price, "low_price"),
+    ("close", Price, "trade_price"),
+    ("volume", Amount, "candle_acc_trade_volume"),
+    ("value", Amount, "candle_acc_trade_price"),
+    ("stamp", Millis, "timestamp"),
     _FLAG,
 )
-
-_TAGS = (None, "type", "ty")
 
 
 def _struct(name: str, table: Iterable[tuple[Any, ...]], column: int, tag: str | None = None) -> Any:
-    """The msgspec type of one dialect of a table; with `tag`, a member of that dialect's union of frames."""
+    """The msgspec type of a table's rows or frames; with `tag`, a member of the union of frames."""
     fields: list[Any] = []
-    for attribute, kind, spellings, *default in table:
-        spec = msgspec.field(name=spellings[column], **({"default": default[0]} if default else {}))
-        fields.append((attribute, kind, spec))
-    tagged = {"tag_field": _TAGS[column], "tag": tag} if tag else {}
-    return msgspec.defstruct(name, fields, gc=False, **tagged)  # type: ignore[arg-type]
+    for attribute, kind, spelling, *default in table:
+        spelled = spelling if isinstance(spelling, str) else spelling[column]
+        fields.append((attribute, kind, msgspec.field(name=spelled, **({"default": default[0]} if default else {}))))
+    return msgspec.defstruct(name, fields, gc=False, tag_field=tag and "type", tag=tag)
 
 
 def list_of(kind: Any) -> Any:
     return list[kind]
-
-
-def _book_table(column: int) -> tuple[tuple[Any, ...], ...]:
-    level: Any = _struct("SimpleLevel", _LEVEL, column) if column == _SIMPLE else Level
-    return (
-        ("market", str, ("market", "code", "cd")),
-        ("time", Millis, ("timestamp", "timestamp", "tms")),
-        ("levels", tuple[level, ...], ("orderbook_units", "orderbook_units", "obu")),
-        ("level", float, ("level", "level", "lv"), 0.0),  # absent on regional venues and in older frames
-        ("total_ask", Amount | None, ("total_ask_size", "total_ask_size", "tas"), None),
-        ("total_bid", Amount | None, ("total_bid_size", "total_bid_size", "tbs"), None),
-        _FLAG,
-    )
 
 
 _STREAM_FRAMES = {"1h": "60m", "4h": "240m"}
@@ -265,12 +249,6 @@ def _padded_levels(row: Any) -> tuple[Level, ...]:
     return tuple(level for level in row.levels if level.ask_price or level.bid_price)
 
 
-def _simple_orderbook(row: Any) -> OrderBook:
-    """The other dialects spell a level as the record does."""
-    row.levels = tuple(Level(*_level_values(level)) for level in row.levels)
-    return build_orderbook(row)
-
-
 def _open_us(text: str) -> int:
     """A candle's open; the wire gives ``YYYY-MM-DDTHH:MM:SS`` in UTC without a zone."""
     moment = datetime.fromisoformat(text)
@@ -334,22 +312,20 @@ def kind_of(record: LiveRecord) -> str:
     return _KINDS_BY_TYPE[type(record)]
 
 
-def _frame_types(column: int) -> dict[Any, Callable[[Any], LiveRecord]]:
-    """Each frame type of one dialect with its builder."""
+def _frame_types() -> dict[Any, Callable[[Any], LiveRecord]]:
+    """Each type of frame with its builder."""
     types: dict[Any, Callable[[Any], LiveRecord]] = {
-        _struct("TickerFrame", _TICKER, column, "ticker"): build_ticker,
-        _struct("TradeFrame", _TRADE, column, "trade"): build_trade,
+        _struct("TickerFrame", _TICKER, _FRAME, "ticker"): build_ticker,
+        _struct("TradeFrame", _TRADE, _FRAME, "trade"): build_trade,
+        _struct("BookFrame", _BOOK, _FRAME, "orderbook"): build_orderbook,
     }
-    book = _struct("BookFrame", _book_table(column), column, "orderbook")
-    types[book] = _simple_orderbook if column == _SIMPLE else build_orderbook
     for kind, timeframe in _TIMEFRAMES_BY_KIND.items():
-        frame = _struct(f"Frame_{kind.replace('.', '_')}", _LIVE_CANDLE, column, kind)
+        frame = _struct(f"Frame_{kind.replace('.', '_')}", _LIVE_CANDLE, _FRAME, kind)
         types[frame] = lambda row, timeframe=timeframe: _live_candle(row, timeframe)  # type: ignore[misc]
     return types
 
 
 TickerRow = _struct("TickerRow", _TICKER, _REST)
-BookRow = _struct("BookRow", _book_table(_REST), _REST)
+BookRow = _struct("BookRow", _BOOK, _REST)
 TradeRow = _struct("TradeRow", _TRADE, _REST)
-DEFAULT_FRAMES = _frame_types(_DEFAULT)
-SIMPLE_FRAMES = _frame_types(_SIMPLE)
+FRAMES = _frame_types()

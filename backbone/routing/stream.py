@@ -39,7 +39,6 @@ from backbone.model import Span
 from backbone.routing.websocket import BINARY, MESSAGE_S, NAP_S, PING, PING_S, PONG, Connection, Message
 from backbone.routing.wire import (
     BOOK_DEPTHS,
-    FORMATS,
     ORDERBOOK_DEPTH,
     LiveRecord,
     Status,
@@ -111,7 +110,6 @@ class Stream:
     url : e.g. ``"wss://api.upbit.com/websocket/v1"``.
     sink : gets each record, the monotonic instant at which it arrived, and whether it is a snapshot.
     on_state : gets a `StreamState` whenever the phase or the set of silent codes changes.
-    fmt : ``"DEFAULT"`` or ``"SIMPLE"`` (half the bytes), or their LIST forms.
     """
 
     def __init__(
@@ -121,16 +119,12 @@ class Stream:
         clock: Clock,
         sink: Sink,
         on_state: Callable[[StreamState], None] | None = None,
-        fmt: str = "DEFAULT",
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        if fmt not in FORMATS:
-            raise InputError("fmt", fmt, "one of " + " ".join(FORMATS))
         self._url = url
         self._clock = clock
         self._sink = sink
         self._on_state = on_state
-        self._format = fmt
         self._jitter = jitter
         self._wanted: dict[object, dict[str, dict[str, int]]] = {}
         self._version = 0
@@ -340,7 +334,7 @@ class Stream:
         if now < connection.asked_s + MESSAGE_S:
             return True
         spelled = {kind: [_suffixed(code, depth) for code, depth in codes.items()] for kind, codes in union.items()}
-        connection.send(subscribe_frame(uuid.uuid4().hex, spelled, self._format))
+        connection.send(subscribe_frame(uuid.uuid4().hex, spelled))
         pairs = {(kind, market) for kind, codes in union.items() for market in codes}
         connection.missing = pairs - (connection.asked - connection.missing)
         connection.version, connection.asked_s, connection.asked, connection.is_reported = version, now, pairs, False
@@ -385,21 +379,20 @@ class Stream:
                 continue
             self._frames += 1
             try:
-                events = parse_frame(payload)
+                record, is_snapshot = parse_frame(payload)
             except PayloadError as error:
                 self._note_garbage(error)
                 continue
-            for record, is_snapshot in events:
-                if isinstance(record, _NOTICES):
-                    _raise_on_error(record)
-                    continue
-                if missing:
-                    missing.discard((kind_of(record), record.market))
-                if not connection.has_data:
-                    connection.has_data = connection.is_answered = True
-                    if self._state.phase != "streaming":
-                        self._enter("streaming")
-                sink(record, now, is_snapshot)
+            if isinstance(record, _NOTICES):
+                _raise_on_error(record)
+                continue
+            if missing:
+                missing.discard((kind_of(record), record.market))
+            if not connection.has_data:
+                connection.has_data = connection.is_answered = True
+                if self._state.phase != "streaming":
+                    self._enter("streaming")
+            sink(record, now, is_snapshot)
         if self._state.phase == "stalled":
             self._enter("streaming")
         if connection.is_reported and len(missing) < len(self._state.silent):

@@ -25,11 +25,10 @@ import pyarrow as pa
 from backbone.errors import InputError, PayloadError
 from backbone.model import CANDLE_SCHEMA, MarketInfo, Trade, empty_candles
 from backbone.routing.records import (
-    DEFAULT_FRAMES,
     EPOCH,
+    FRAMES,
     KINDS,
     MICROSECOND,
-    SIMPLE_FRAMES,
     Amount,
     BookRow,
     InvalidRow,
@@ -54,7 +53,6 @@ from backbone.venues import Venue
 
 __all__ = [
     "BOOK_DEPTHS",
-    "FORMATS",
     "GROUPS",
     "KINDS",
     "ORDERBOOK_DEPTH",
@@ -94,7 +92,6 @@ BOOK_DEPTHS = Venue.book_depths
 """How deep a book can be had over the socket."""
 GROUPS = Venue.groups
 """Rate groups as the wire names them (the venue's documentation has other names)."""
-FORMATS = ("DEFAULT", "SIMPLE", "JSON_LIST", "SIMPLE_LIST")
 
 _LAST_SECOND_US = 253_402_300_799_000_000  # 9999-12-31T23:59:59Z, the last instant a four-digit year can name
 
@@ -492,7 +489,7 @@ def trades_ask(
 # ----------------------------------------------------------------------------------------------- the socket
 
 
-def subscribe_frame(ticket: str, subscriptions: Mapping[str, Iterable[str]], fmt: str = "DEFAULT") -> bytes:
+def subscribe_frame(ticket: str, subscriptions: Mapping[str, Iterable[str]]) -> bytes:
     """The one frame that replaces whatever the socket was subscribed to: kind to market codes.
 
     A code's suffix is the depth of its book (``"KRW-BTC.5"``), a kind's the price grouping (``"orderbook@1000"``). The
@@ -507,7 +504,7 @@ def subscribe_frame(ticket: str, subscriptions: Mapping[str, Iterable[str]], fmt
         frame.append(part)
     if len(frame) == 1:
         raise InputError("subscriptions", dict(subscriptions), "at least one kind with its markets")
-    frame.append({"format": fmt})
+    frame.append({"format": "DEFAULT"})
     return json.dumps(frame, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -518,38 +515,26 @@ class Event(NamedTuple):
     is_snapshot: bool = False
 
 
-_builders = DEFAULT_FRAMES | SIMPLE_FRAMES
-_default_union: Any = reduce(or_, DEFAULT_FRAMES)
-_simple_union: Any = reduce(or_, SIMPLE_FRAMES)
-_default_frame, _simple_frame = msgspec.json.Decoder(_default_union), msgspec.json.Decoder(_simple_union)
-_default_list = msgspec.json.Decoder(list_of(_default_union))
-_simple_list = msgspec.json.Decoder(list_of(_simple_union))
+_any_frame: Any = reduce(or_, FRAMES)
+_frames = msgspec.json.Decoder(_any_frame)
 
 
-def parse_frame(data: bytes) -> tuple[Event, ...]:
-    """What one frame says, whichever of the four formats it has; LIST formats may hold several events.
-
-    Raises `PayloadError` for anything that is no frame of the venue.
-    """
+def parse_frame(data: bytes) -> Event:
+    """What one frame says. Raises `PayloadError` for anything that is no frame of the venue."""
     try:
-        if data[:1] == b"[":
-            rows = (_simple_list if b'"ty"' in data[:8] else _default_list).decode(data)
-            return tuple(map(_event, rows))
-        row = (_simple_frame if data[:5] == b'{"ty"' else _default_frame).decode(data)
-        return (Event(_builders[type(row)](row), row.stream == "SNAPSHOT"),)
+        return _event(_frames.decode(data))
     except _BROKEN as exc:
         return _parse_odd_frame(data, exc)
 
 
 def _event(row: Any) -> Event:
-    return Event(_builders[type(row)](row), row.stream == "SNAPSHOT")
+    return Event(FRAMES[type(row)](row), row.stream == "SNAPSHOT")
 
 
-def _parse_odd_frame(data: bytes, why: Exception) -> tuple[Event, ...]:
+def _parse_odd_frame(data: bytes, why: Exception) -> Event:
     """The rare frames: errors, status, answers to a method, and data whose keys come in another order."""
     try:
-        content = msgspec.json.decode(data)
-        return tuple(_odd_event(part) for part in (content if isinstance(content, list) else [content]))
+        return _odd_event(msgspec.json.decode(data))
     except _BROKEN as exc:
         why = exc if isinstance(exc, InvalidRow) else why
         raise PayloadError(f"a frame that is none of the venue's: {why}", sample=sample_of(data)) from exc
@@ -561,7 +546,7 @@ def _odd_event(part: Any) -> Event:
     error = part.get("error")
     if isinstance(error, dict):
         return Event(StreamError(str(error.get("name", "")), str(error.get("message", ""))))
-    for key in ("status", "method", "mthd"):
+    for key in ("status", "method"):
         if isinstance(part.get(key), str):
             return Event(Status(part[key]))
-    return _event(msgspec.convert(part, _simple_union if "ty" in part else _default_union))
+    return _event(msgspec.convert(part, _any_frame))

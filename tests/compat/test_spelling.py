@@ -37,12 +37,12 @@ def test_frame_of_a_record_has_the_venues_words(frames: list[dict[str, Any]], ki
     of_kind = [frame for frame in frames if frame["type"] == kind]
     assert [frame["code"] for frame in of_kind] == CODES
     for theirs in of_kind:
-        (event,) = parse_frame(json.dumps(theirs).encode())
+        event = parse_frame(json.dumps(theirs).encode())
         ours = frame_of(event.record, event.is_snapshot)  # type: ignore[arg-type]
         assert list(ours) == list(theirs)
         assert ours == theirs
         assert frame_of(event.record) == theirs | {"stream_type": "REALTIME"}  # type: ignore[arg-type]
-        (again,) = parse_frame(json.dumps({**theirs, **ours}).encode())
+        again = parse_frame(json.dumps({**theirs, **ours}).encode())
         assert again.record == event.record
 
 

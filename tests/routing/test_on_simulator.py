@@ -88,42 +88,39 @@ def test_socket_and_rest_tell_the_same_rows(exchange: SimulatorServer, client: R
     found: dict[tuple[str, str], Any] = {}
     codes = ["KRW-BTC", "KRW-ETH"]
     kinds = ("ticker", "trade", "orderbook", "candle.1m")
-    for fmt in wire.FORMATS:
-        found.clear()
-        stream = Stream(
-            exchange.ws_url,
-            clock=SystemClock(),
-            sink=lambda record, at, snap: found.__setitem__((wire.kind_of(record), record.market), record),
-            fmt=fmt,
+    stream = Stream(
+        exchange.ws_url,
+        clock=SystemClock(),
+        sink=lambda record, at, snap: found.__setitem__((wire.kind_of(record), record.market), record),
+    )
+    for kind in kinds:
+        stream.subscribe("test", kind, codes)
+    eventually(lambda: len(found) == len(codes) * len(kinds), 10)
+    stream.close()
+    for code in codes:
+        (ticker,) = client.send(wire.tickers_ask([code])).value
+        (book,) = client.send(wire.orderbooks_ask([code])).value
+        (trade,) = client.send(wire.trades_ask(code, 1)).value
+        page = client.send(wire.candles_ask(code, TIMEFRAMES["1m"], None, 1)).value
+        live_ticker, live_trade = found["ticker", code], found["trade", code]
+        live_book, candle = found["orderbook", code], found["candle.1m", code]
+        assert isinstance(live_ticker, Ticker)
+        _assert_equal_where_rest_knows(live_ticker, ticker)
+        assert isinstance(live_trade, Trade)
+        _assert_equal_where_rest_knows(live_trade, trade)
+        assert isinstance(live_book, OrderBook)
+        assert live_book == book
+        assert isinstance(candle, LiveCandle)
+        (row,) = page.table.to_pylist()
+        assert (candle.open, candle.high, candle.low, candle.close, candle.volume, candle.value) == (
+            row["open"],
+            row["high"],
+            row["low"],
+            row["close"],
+            row["volume"],
+            row["value"],
         )
-        for kind in kinds:
-            stream.subscribe("test", kind, codes)
-        eventually(lambda: len(found) == len(codes) * len(kinds), 10)
-        stream.close()
-        for code in codes:
-            (ticker,) = client.send(wire.tickers_ask([code])).value
-            (book,) = client.send(wire.orderbooks_ask([code])).value
-            (trade,) = client.send(wire.trades_ask(code, 1)).value
-            page = client.send(wire.candles_ask(code, TIMEFRAMES["1m"], None, 1)).value
-            live_ticker, live_trade = found["ticker", code], found["trade", code]
-            live_book, candle = found["orderbook", code], found["candle.1m", code]
-            assert isinstance(live_ticker, Ticker)
-            _assert_equal_where_rest_knows(live_ticker, ticker)
-            assert isinstance(live_trade, Trade)
-            _assert_equal_where_rest_knows(live_trade, trade)
-            assert isinstance(live_book, OrderBook)
-            assert live_book == book
-            assert isinstance(candle, LiveCandle)
-            (row,) = page.table.to_pylist()
-            assert (candle.open, candle.high, candle.low, candle.close, candle.volume, candle.value) == (
-                row["open"],
-                row["high"],
-                row["low"],
-                row["close"],
-                row["volume"],
-                row["value"],
-            )
-            assert candle.time_us == page.oldest_us
+        assert candle.time_us == page.oldest_us
 
 
 def _assert_equal_where_rest_knows(live: Ticker | Trade, row: Ticker | Trade) -> None:

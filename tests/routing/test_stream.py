@@ -32,7 +32,7 @@ from backbone.routing import stream as stream_module
 from backbone.routing.stream import Stream, StreamState, backoff_s
 from backbone.routing.wire import LiveRecord
 from tests.routing.socket_venue import Peer, SocketVenue, eventually, frame
-from tests.routing.test_wire import BOOK_ROW, CANDLE_FRAME, TICKER_ROW, TRADE_ROW, frame_of, simple
+from tests.routing.test_wire import BOOK_ROW, CANDLE_FRAME, TICKER_ROW, TRADE_ROW, frame_of
 
 
 def ticker(market: str = "KRW-BTC", stream: str = "REALTIME", **changes: Any) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def test_stream_hands_records_to_the_sink(venue: SocketVenue, listener: Listener
     (peer,) = venue.peers
     trade = frame_of("trade", TRADE_ROW, trade_timestamp=1785397260652)
     peer.send_bytes(frame(json.dumps(trade).encode(), 1))
-    peer.send([simple(ticker()), simple(ticker("KRW-ETH"))], CANDLE_FRAME, {"status": "UP"})
+    peer.send(ticker(), ticker("KRW-ETH"), CANDLE_FRAME, {"status": "UP"})
     eventually(lambda: len(listener.records) == 5)
     kinds = [type(record) for record, _, _ in listener.records]
     assert kinds == [Ticker, Trade, Ticker, Ticker, LiveCandle]
@@ -180,7 +180,7 @@ def test_stream_hands_records_to_the_sink(venue: SocketVenue, listener: Listener
     assert all(before <= received_s <= time.monotonic() for _, received_s, _ in listener.records)
     state = listener.until("streaming")
     assert (state.reconnects, state.garbage, state.last_error, state.gap) == (0, 0, None, None)
-    assert eventually(lambda: listener.stream.state.frames == 5)
+    assert eventually(lambda: listener.stream.state.frames == 6)
 
 
 def test_subscriptions_of_all_keys_are_one_union(venue: SocketVenue, listener: Listener) -> None:
@@ -241,8 +241,6 @@ def test_subscription_to_the_unknown_is_an_input_error(listener: Listener, wrong
     with pytest.raises(InputError):
         listener.stream.subscribe("k", *wrong)
     assert listener.stream.state.phase == "stopped"
-    with pytest.raises(InputError, match="fmt"):
-        Listener("ws://localhost", fmt="CSV")
 
 
 def test_closed_stream_stays_closed(venue: SocketVenue, listener: Listener) -> None:
@@ -600,17 +598,6 @@ def test_frames_cut_into_single_bytes_arrive(venue: SocketVenue, listener: Liste
     for byte in frame(json.dumps(ticker("KRW-XRP")).encode()):
         venue.peers[0].send_bytes(bytes([byte]))
     eventually(lambda: "KRW-XRP" in listener.markets())
-
-
-def test_simple_format_is_asked_for_when_chosen(venue: SocketVenue) -> None:
-    """SIMPLE is half the bytes; the records are the same."""
-    listener = Listener(venue.url, fmt="SIMPLE")
-    venue.on_ask = lambda peer, asked: peer.send(simple(ticker("KRW-BTC", "SNAPSHOT")))
-    listener.stream.subscribe("k", "ticker", ["KRW-BTC"])
-    eventually(lambda: listener.records)
-    listener.stream.close()
-    assert venue.peers[0].asked[0][-1] == {"format": "SIMPLE"}
-    assert listener.records[0][2]
 
 
 # ---------------------------------------------------------------------------------------------- the machine
