@@ -78,7 +78,7 @@ class Settings:
     @property
     def is_remote(self) -> bool:
         """Whether the candles are kept on object storage and not in a folder."""
-        return "://" in self.data_dir
+        return is_address(self.data_dir)
 
     @property
     def is_overridden(self) -> bool:
@@ -93,6 +93,11 @@ class Settings:
         parts = urlsplit(self.rest_url)
         place = "-".join(str(part) for part in (parts.hostname, parts.port) if part)
         return f"{self.exchange}-at-" + "".join(c if c.isalnum() or c in ".-" else "-" for c in place)
+
+
+def is_address(place: str) -> bool:
+    """Whether candles at `place` are kept on object storage and not in a folder."""
+    return "://" in place
 
 
 def from_environment(*names: str) -> str | None:

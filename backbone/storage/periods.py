@@ -284,7 +284,7 @@ class Periods:
     def _has_replacement(
         self, series: Series, key: str, period: Span | None, version: Version, exc: CorruptPartitionError
     ) -> bool:
-        """Quarantine a damaged file and report it; True where another process has replaced it meanwhile: look again."""
+        """Quarantine a damaged file and report it; True where another process has replaced it meanwhile: read again."""
         if self._bad.get(key) == version:
             return False
         try:

@@ -1,13 +1,13 @@
 """The store on object storage (``s3://bucket/prefix``): the same keys and bytes, safe for writers on many hosts.
 
 There is no lock that dies with its holder, so there is none: every write says what it was made from. `exclusive` opens
-a *look*: the first stat or read of a key pins the state that the caller works from, and `replace` puts only if the
-object is still in that state (create-if-absent, or compare-and-swap on the etag). Whoever was overtaken gets
-`OvertakenError`, with nothing changed, and does it again from a new look. A put is atomic, so a killed writer leaves
-nothing behind, and rows and their coverage are still one object.
+a transaction: the first stat or read of a key pins the version that the caller works from, and `replace` puts only if
+the object still has that version (create-if-absent, or compare-and-swap on the etag). Whoever was overtaken gets
+`OvertakenError`, with nothing changed, and does it again in a new transaction. A put is atomic, so a killed writer
+leaves nothing behind, and rows and their coverage are still one object.
 
-Outside a look, a listing of the series' folder answers `stat` for a second, and objects read lately come from a bounded
-local cache, by etag, each proven by a checksum before it is believed. Reads may thus be a second old; writes never are.
+Outside a transaction, a listing of the series' folder answers `stat` for a second, and objects read lately come from a
+bounded local cache, by etag, each checked before it is used. Reads may thus be a second old; writes never are.
 
 The address comes from the settings, endpoint and credentials from the standard environment (``AWS_…``, or the role of
 the host); they are neither kept nor shown here. `_lock` guards the listings and the series locks of this process's
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from backbone.clock import Clock
 from backbone.errors import InputError, StoreBusyError, StoreError
 from backbone.locks import renew_after_fork
-from backbone.settings import cache_folder, from_environment, parse_place
+from backbone.settings import cache_folder, from_environment, is_address, parse_place
 from backbone.storage.coverage import Coverage
 from backbone.storage.files import Blob, Files, LocalFiles, Version
 from backbone.storage.layout import (
@@ -42,7 +42,7 @@ from backbone.storage.layout import (
 from backbone.storage.partition import Partition, encode_coverage, encode_partition
 from backbone.storage.series_locks import OvertakenError
 
-__all__ = ["LocalCache", "ObjectFiles", "is_remote", "open_files", "scan_options"]
+__all__ = ["LocalCache", "ObjectFiles", "open_files", "scan_options"]
 
 _FRESH_S = 1.0  # how old a listing may be that answers a reader
 _TIMEOUT_S = 30.0
@@ -50,17 +50,12 @@ _RETRIES = 3
 _BLANK_BYTES = 8192  # a blank is smaller than this
 
 
-def is_remote(data_dir: str) -> bool:
-    """Whether `data_dir` is an address and not a folder."""
-    return "://" in data_dir
-
-
 def open_files(data_dir: str, clock: Clock, *, cache_bytes: int = 4 << 30) -> Files:
     """The files at `data_dir`, a folder or ``s3://bucket/prefix``.
 
     Raises `InputError` without the extra, and `StoreError` for a bucket that is not there or refuses.
     """
-    if not is_remote(data_dir):
+    if not is_address(data_dir):
         return LocalFiles(Path(data_dir), clock)
     folder = cache_folder("objects", f"{_endpoint() or ''} {data_dir.rstrip('/')}")
     files = ObjectFiles(data_dir, clock, LocalCache(folder, cache_bytes))
@@ -70,7 +65,7 @@ def open_files(data_dir: str, clock: Clock, *, cache_bytes: int = 4 << 30) -> Fi
 
 def scan_options(data_dir: str) -> dict[str, str] | None:
     """What another engine needs to read `data_dir` as we do (never credentials); None for a folder."""
-    if not is_remote(data_dir):
+    if not is_address(data_dir):
         return None
     endpoint = _endpoint()
     if endpoint is None:
@@ -138,8 +133,8 @@ class LocalCache:
             total -= size
 
 
-class _Look:
-    """What one holder of a series works from: the state of each key it looked at, pinned."""
+class _Transaction:
+    """What one holder of a series works from: the version of each key that it asked for, pinned."""
 
     def __init__(self) -> None:
         self.folders: set[str] = set()
@@ -156,7 +151,7 @@ class _Listing(NamedTuple):
 class ObjectFiles(Files):
     """Files under one address. Constructing connects to nothing; `check` says whether it can be used.
 
-    One class because every method shares the connection, the listings and the looks.
+    One class because every method shares the connection, the listings and the transactions.
     """
 
     def __init__(self, url: str, clock: Clock, cache: LocalCache, *, lock_timeout_s: float = 30.0) -> None:
@@ -172,10 +167,21 @@ class ObjectFiles(Files):
         self._lock = threading.Lock()
         self._listings: dict[str, _Listing] = {}
         self._series_locks: dict[str, Any] = {}
-        self._looks = threading.local()
+        self._open = threading.local()  # the transaction of each thread
         self._blanks: dict[Version, bool] = {}  # objects that are small enough to be one
 
-    def _open(self) -> Any:
+    @contextmanager
+    def _service(self, verb: str, key: str = "") -> Iterator[Any]:
+        """The store of `obstore`, connected on first use, whose errors inside are a `StoreError`: cannot `verb` it."""
+        store = self._connected()
+        from obstore.exceptions import BaseError
+
+        try:
+            yield store
+        except (BaseError, OSError, ValueError) as exc:
+            raise StoreError(f"cannot {verb} {self.address(key)}: {_reason(exc)}", path=self.address(key)) from exc
+
+    def _connected(self) -> Any:
         if self._store is not None and self._pid != os.getpid():
             raise StoreError(
                 f"{self._url} was opened before this process was forked, and its connections do not cross a fork: "
@@ -202,22 +208,10 @@ class ObjectFiles(Files):
 
     def check(self) -> None:
         """See that the bucket is there and lets us list; raises one `StoreError` that says which is wrong."""
-        import obstore
+        with self._service("use") as store:
+            store.list_with_delimiter(prefix=CANDLES)
 
-        store = self._open()
-        with self._translated("use", ""):
-            obstore.list_with_delimiter(store, prefix=CANDLES)
-
-    @contextmanager
-    def _translated(self, verb: str, key: str) -> Iterator[None]:
-        from obstore.exceptions import BaseError
-
-        try:
-            yield
-        except (BaseError, OSError, ValueError) as exc:
-            raise StoreError(f"cannot {verb} {self.address(key)}: {_reason(exc)}", path=self.address(key)) from exc
-
-    # -- looking -------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------
 
     def address(self, key: str) -> str:
         return f"{self._url}/{key}" if key else self._url
@@ -240,17 +234,16 @@ class ObjectFiles(Files):
         return known
 
     def _version(self, key: str) -> Version | None:
-        look = self._look()
-        if look is None:
+        mine = self._transaction()
+        if mine is None:
             return self._listing(_folder_of(key)).versions.get(key)
-        if key not in look.pinned:
+        if key not in mine.pinned:
             folder = _folder_of(key)
-            if folder not in look.folders:
-                for listed, version in self._listing(folder, max_age_s=-1.0).versions.items():
-                    look.pinned.setdefault(listed, version)
-                look.folders.add(folder)
-            look.pinned.setdefault(key, None)
-        return look.pinned[key]
+            if folder not in mine.folders:
+                mine.pinned = {**self._listing(folder, max_age_s=-1.0).versions, **mine.pinned}
+                mine.folders.add(folder)
+            mine.pinned.setdefault(key, None)
+        return mine.pinned[key]
 
     def _listing(self, folder: str, max_age_s: float = _FRESH_S) -> _Listing:
         now = self.clock.monotonic()
@@ -258,18 +251,14 @@ class ObjectFiles(Files):
             known = self._listings.get(folder)
         if known is not None and now - known.at_s <= max_age_s:
             return known
-        import obstore
-
         versions: dict[str, Version] = {}
-        store = self._open()
-        with self._translated("list", folder):
-            for batch in obstore.list(store, prefix=folder):
-                for found in batch:
-                    versions[str(found["path"])] = str(found["e_tag"]), 0, int(found["size"])
-        fresh = _Listing(versions, now)
+        with self._service("list", folder) as store:
+            for batch in store.list(prefix=folder):
+                versions |= {found["path"]: (str(found["e_tag"]), 0, int(found["size"])) for found in batch}
+        listing = _Listing(versions, now)
         with self._lock:
-            self._listings[folder] = fresh
-        return fresh
+            self._listings[folder] = listing
+        return listing
 
     def read(self, key: str) -> Blob | None:
         version = self._version(key)
@@ -277,29 +266,20 @@ class ObjectFiles(Files):
 
     def _bytes(self, key: str, version: Version) -> Blob | None:
         """An object's bytes, from the local cache or the service; None where there is none any more."""
-        import obstore
-
         cached = self._cache.get(key, version)
         if cached is not None:
             return Blob(cached, version)
-        store = self._open()
-        try:
-            with self._translated("read", key):
-                answer = obstore.get(store, key)
-                data = answer.bytes().to_bytes()
-        except StoreError as exc:
-            if not isinstance(exc.__cause__, FileNotFoundError):
-                raise
-            self._remember(key, None)
-            return None
-        version = str(answer.meta["e_tag"]), 0, len(data)
-        self._cache.put(key, version, data)
-        self._remember(key, version)
-        return Blob(data, version)
+        with self._service("read", key) as store, suppress(FileNotFoundError):
+            answer = store.get(key)
+            data = answer.bytes().to_bytes()
+            version = str(answer.meta["e_tag"]), 0, len(data)
+            self._cache.put(key, version, data)
+            self._remember(key, version)
+            return Blob(data, version)
+        self._remember(key, None)
+        return None
 
     def part(self, key: str, offset: int, most: int) -> Blob | None:
-        import obstore
-
         version = self._version(key)
         if version is None:
             return None
@@ -309,22 +289,18 @@ class ObjectFiles(Files):
         cached = self._cache.get(key, version)
         if cached is not None or start == end:
             return Blob((cached or b"")[start:end], version)
-        store = self._open()
-        with self._translated("read", key), suppress(FileNotFoundError):
-            answer = obstore.get(store, key, options={"range": (start, end)})
+        with self._service("read", key) as store, suppress(FileNotFoundError):
+            answer = store.get(key, options={"range": (start, end)})
             return Blob(answer.bytes().to_bytes(), (str(answer.meta["e_tag"]), 0, answer.meta["size"]))
         return None
 
     def list(self, folder: str) -> list[str]:
-        import obstore
-
         if folder.startswith(f"{CANDLES}/") and _folder_of(f"{folder}/x") == folder:
             depth = len(folder) + 1
             return sorted({key[depth:].split("/")[0] for key in self._listing(folder).versions})
-        store = self._open()
-        with self._translated("list", folder):
-            found: Any = obstore.list_with_delimiter(store, prefix=folder)
-        names = [str(path) for path in found["common_prefixes"]] + [str(item["path"]) for item in found["objects"]]
+        with self._service("list", folder) as store:
+            found = store.list_with_delimiter(prefix=folder)
+        names = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
         return sorted(name.rsplit("/", 1)[-1] for name in names)
 
     def walk(self, folder: str) -> Iterator[str]:
@@ -342,23 +318,21 @@ class ObjectFiles(Files):
     def replace(
         self, key: str, data: bytes | memoryview, on_version: Callable[[Version], object] | None = None
     ) -> Version:
-        """Make `data` the object's content, if it is still as it was looked at. Call it inside `exclusive`.
+        """Make `data` the object's content, if it still has the version that is pinned. Call it inside `exclusive`.
 
         `on_version` is called with the new version, which the service makes up.
 
         Raises `OvertakenError` where another writer was faster, and `StoreError`; nothing is changed then.
         """
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
         self._refuse_snapshot("write", key)
-        looked_at = self._version(key)
-        mode: Any = "create" if looked_at is None else {"e_tag": looked_at[0]}
+        pinned = self._version(key)
+        mode = "create" if pinned is None else {"e_tag": pinned[0]}
         content = bytes(data)
-        store = self._open()
-        with self._translated("write", key):
+        with self._service("write", key) as store:
+            from obstore.exceptions import AlreadyExistsError, PreconditionError
+
             try:
-                done = obstore.put(store, key, content, mode=mode, use_multipart=False)
+                done = store.put(key, content, mode=mode, use_multipart=False)
             except (AlreadyExistsError, PreconditionError, FileNotFoundError) as exc:
                 self._forget(key)
                 raise OvertakenError(
@@ -374,10 +348,10 @@ class ObjectFiles(Files):
         return version
 
     def _remember(self, key: str, version: Version | None) -> None:
-        """What is now known of a key, for readers of this process and for the look that is open."""
-        look = self._look()
-        if look is not None:
-            look.pinned[key] = version
+        """What is now known of a key, for readers of this process and for the transaction that is open."""
+        mine = self._transaction()
+        if mine is not None:
+            mine.pinned[key] = version
         with self._lock:
             listing = self._listings.get(_folder_of(key))
             if listing is not None and version is not None:
@@ -391,7 +365,7 @@ class ObjectFiles(Files):
 
     @contextmanager
     def exclusive(self, lock_key: str, timeout_s: float | None = None) -> Iterator[None]:
-        """A look at a series: one thread of this process at a time; other processes are noticed when writing."""
+        """A transaction: one thread of this process at a time; other processes are noticed when writing."""
         self._refuse_snapshot("lock", lock_key)
         timeout_s = self._lock_timeout_s if timeout_s is None else timeout_s
         with self._lock:
@@ -399,17 +373,17 @@ class ObjectFiles(Files):
         if not mine.acquire(timeout=timeout_s):
             path = self.address(lock_key)
             raise StoreBusyError(f"{path} is held by another thread", path=path, holder=f"process {os.getpid()}")
-        outer = self._look()
-        self._looks.now = outer or _Look()
+        outer = self._transaction()
+        self._open.transaction = outer or _Transaction()
         try:
             yield
         finally:
-            self._looks.now = outer
+            self._open.transaction = outer
             mine.release()
 
-    def _look(self) -> _Look | None:
-        look: _Look | None = getattr(self._looks, "now", None)
-        return look
+    def _transaction(self) -> _Transaction | None:
+        open_one: _Transaction | None = getattr(self._open, "transaction", None)
+        return open_one
 
     def append(self, key: str, data: bytes) -> None:
         """Add `data` to the end of an object, by writing it anew. Call it inside `exclusive`."""
@@ -417,11 +391,8 @@ class ObjectFiles(Files):
         self.replace(key, (b"" if blob is None else blob.data) + data)
 
     def link(self, key: str, target: str) -> None:
-        import obstore
-
-        store = self._open()
-        with self._translated("link", key):
-            obstore.copy(store, key, target)
+        with self._service("link", key) as store:
+            store.copy(key, target)
         self._forget(target)
 
     def move(self, key: str, target: str) -> None:
@@ -437,12 +408,9 @@ class ObjectFiles(Files):
             self.replace(key, blank)
 
     def remove(self, key: str) -> None:
-        import obstore
-
         self._refuse_snapshot("remove", key)
-        store = self._open()
-        with self._translated("remove", key), suppress(FileNotFoundError):
-            obstore.delete(store, key)
+        with self._service("remove", key) as store, suppress(FileNotFoundError):
+            store.delete(key)
         self._remember(key, None)
 
     def __repr__(self) -> str:

@@ -39,7 +39,7 @@ _NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.
 
 
 class OvertakenError(StoreBusyError):
-    """Another writer changed the file between this one's look and its write; nothing was changed: look again.
+    """Another writer changed the file between this one's read and its write; nothing was changed: read again.
 
     Only where nothing can be locked; it stays inside the store.
     """

@@ -52,8 +52,8 @@ def test_replace_creates_only_what_is_absent(place: str, tmp_path: Path) -> None
     assert second.read(KEY).data == b"one"  # type: ignore[union-attr]
 
 
-def test_replace_puts_only_over_what_was_looked_at(place: str, tmp_path: Path) -> None:
-    """A writer whose look is older than another's write is overtaken; from a new look it succeeds."""
+def test_replace_puts_only_over_the_pinned_version(place: str, tmp_path: Path) -> None:
+    """A writer whose transaction began before another's write is overtaken; a new one succeeds."""
     first, second = objects(place, tmp_path / "a"), objects(place, tmp_path / "b")
     with first.exclusive(LOCK):
         first.replace(KEY, b"one")
@@ -69,8 +69,8 @@ def test_replace_puts_only_over_what_was_looked_at(place: str, tmp_path: Path) -
         assert first.read(KEY).data == b"two+three"  # type: ignore[union-attr]
 
 
-def test_look_is_pinned(place: str, tmp_path: Path) -> None:
-    """Within a look a version stays what it was first seen as, so that no write is based on two states."""
+def test_transaction_is_pinned(place: str, tmp_path: Path) -> None:
+    """Within a transaction a version stays what it was first seen as, so that no write is based on two states."""
     first, second = objects(place, tmp_path / "a"), objects(place, tmp_path / "b")
     with first.exclusive(LOCK):
         before = first.replace(KEY, b"one")
@@ -108,7 +108,7 @@ def test_store_quiet_spans_cross_too(place: str, tmp_path: Path) -> None:
     assert two.paths("KRW-BTC", MINUTE, span(0, 5000)) == []
 
 
-def test_writers_with_old_looks_merge(place: str, tmp_path: Path) -> None:
+def test_writers_with_old_versions_merge(place: str, tmp_path: Path) -> None:
     """Two stores that write the same period in turns lose nothing of each other's."""
     one, two = open_store(place, tmp_path, "a"), open_store(place, tmp_path, "b")
     for turn in range(6):
@@ -164,7 +164,7 @@ def test_cache_answers_reads_and_is_bounded(place: str, tmp_path: Path, monkeypa
             files.replace(key, bytes(1000))
     assert sum(path.stat().st_size for path in (tmp_path / "a").iterdir()) <= 4000 + 1004
     with monkeypatch.context() as patched:
-        patched.setattr("obstore.get", lambda *_: pytest.fail("a request for bytes that are here"))
+        patched.setattr("obstore.store.S3Store.get", lambda *_: pytest.fail("a request for bytes that are here"))
         assert files.read(keys[-1]).data == bytes(1000)  # type: ignore[union-attr]
     assert files.read(keys[0]).data == bytes(1000)  # type: ignore[union-attr]
 
