@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 if TYPE_CHECKING:
     from backbone.model import Span
@@ -78,6 +78,14 @@ class InputError(BackboneError, ValueError):
         self.allowed = allowed
 
 
+class _Where(TypedDict, total=False):
+    """What every `SourceError` may know."""
+
+    market: str | None
+    url: str | None
+    attempts: int
+
+
 class SourceError(BackboneError):
     """The venue's side failed.
 
@@ -110,11 +118,9 @@ class RateLimitedError(SourceError):
         group: str | None = None,
         retry_after_s: float = 1.0,
         banned: bool = False,
-        market: str | None = None,
-        url: str | None = None,
-        attempts: int = 1,
+        **where: Unpack[_Where],
     ) -> None:
-        super().__init__(message, market=market, url=url, attempts=attempts)
+        super().__init__(message, **where)
         self.group = group
         self.retry_after_s = retry_after_s
         self.banned = banned
@@ -126,18 +132,8 @@ class RejectedError(SourceError):
     Attributes: ``status`` (HTTP), ``code`` (the venue's ``error.name`` as text), ``reason`` (the venue's words).
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int,
-        code: str = "",
-        reason: str = "",
-        market: str | None = None,
-        url: str | None = None,
-        attempts: int = 1,
-    ) -> None:
-        super().__init__(message, market=market, url=url, attempts=attempts)
+    def __init__(self, message: str, *, status: int, code: str = "", reason: str = "", **where: Unpack[_Where]) -> None:
+        super().__init__(message, **where)
         self.status = status
         self.code = code
         self.reason = reason
@@ -149,16 +145,8 @@ class PayloadError(SourceError):
     Attributes: ``sample`` (the start of the offending body).
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        sample: str = "",
-        market: str | None = None,
-        url: str | None = None,
-        attempts: int = 1,
-    ) -> None:
-        super().__init__(message, market=market, url=url, attempts=attempts)
+    def __init__(self, message: str, *, sample: str = "", **where: Unpack[_Where]) -> None:
+        super().__init__(message, **where)
         self.sample = sample
 
 
