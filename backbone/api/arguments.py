@@ -33,6 +33,7 @@ __all__ = [
     "parse_quote",
     "parse_time",
     "parse_timeout",
+    "parse_whole",
 ]
 
 DEFAULT_COUNT = 200
@@ -226,10 +227,13 @@ def _long_ago(
 
 def parse_count(value: object) -> int | None:
     """A positive whole number, or None."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InputError("count", value, "a whole number, 1 or more")
+    return None if value is None else parse_whole("count", value)
+
+
+def parse_whole(argument: str, value: object, most: int | None = None) -> int:
+    """A whole number from 1 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= (most or value):
+        raise InputError(argument, value, "a whole number" + (", 1 or more" if most is None else f" from 1 to {most}"))
     return int(value)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from msgspec.structs import replace
 
 from backbone.api import frames as shaping
-from backbone.api.arguments import TimeLike, parse_priority
+from backbone.api.arguments import TimeLike, parse_priority, parse_whole
 from backbone.api.calls.candles import candle_facts, incomplete_error
 from backbone.api.notebook.bar import Bar
 from backbone.api.notebook.progress import JobProgress, JobView, job_view
@@ -74,9 +74,7 @@ class Job:
         `IncompleteError` at a section that could not be had (the venue's own error where nothing arrived before), and
         where the venue moved its unit after sections were delivered: no job shows two.
         """
-        if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1:
-            raise InputError("ahead", ahead, "a whole number, 1 or more")
-        return self._sections(ahead)
+        return self._sections(parse_whole("ahead", ahead))
 
     def _sections(self, ahead: int) -> Iterator[Any]:
         rows = 0

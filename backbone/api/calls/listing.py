@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from backbone.api import frames as shaping
-from backbone.api.arguments import TimeLike, in_zone, parse_time
+from backbone.api.arguments import TimeLike, in_zone, parse_time, parse_whole
 from backbone.api.calls.candles import candles
 from backbone.api.frames import REAL, TEXT, WHOLE
 from backbone.coordinator.market_log import Recorded
@@ -128,8 +128,7 @@ def universe(
     """See `Backbone.universe`."""
     if by not in _RANKS:
         raise InputError("by", by, " or ".join(_RANKS))
-    if not isinstance(top, int) or isinstance(top, bool) or top < 1:
-        raise InputError("top", top, "a whole number from 1")
+    top = parse_whole("top", top)
     length_us = _window_us(window)
     wanted = session.frames(frames)
     core = session.coordinator()

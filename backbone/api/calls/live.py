@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from backbone.api import frames as shaping
-from backbone.api.arguments import in_zone, parse_markets, parse_quote
+from backbone.api.arguments import in_zone, parse_markets, parse_quote, parse_whole
 from backbone.api.calls.realtime import DEPTH, parse_depth, parse_level
 from backbone.api.format import tick_size
 from backbone.api.frames import FLAG, REAL, TEXT, TIME
@@ -296,8 +296,7 @@ class LiveTable:
 
         Raises `StreamClosedError` on a stopped table.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise InputError("n", n, "a whole number, 1 or more")
+        n = parse_whole("n", n)
         self._check_open()
         changes = self._subscription.follow()
         try:
@@ -326,8 +325,7 @@ class LiveTable:
 
     def records(self, size: int = 10_000) -> RecordQueue:
         """Every record from now on in a bounded queue: ``get(timeout_s)``, ``dropped``, ``end()``."""
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InputError("size", size, "a whole number, 1 or more")
+        size = parse_whole("size", size)
         self._check_open()
         return self._subscription.queue(size)
 

@@ -18,6 +18,7 @@ from backbone.api.arguments import (
     parse_markets,
     parse_priority,
     parse_quote,
+    parse_whole,
 )
 from backbone.api.calls.listing import of_quote, prices_of, tick_sizes
 from backbone.api.rounding import is_learned, learn_ticks
@@ -100,9 +101,7 @@ def orderbooks(
 
 def parse_depth(depth: object) -> int:
     """How many levels of a book are wanted."""
-    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or not 1 <= depth <= DEPTH:
-        raise InputError("depth", depth, f"a whole number from 1 to {DEPTH}")
-    return int(depth)
+    return parse_whole("depth", depth, DEPTH)
 
 
 def parse_level(core: Coordinator, codes: Sequence[str], level: object, priority: Priority) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from backbone.api.arguments import TimeLike, in_zone
+from backbone.api.arguments import TimeLike, in_zone, parse_whole
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import InputError
 from backbone.model import Priority, Span
@@ -140,10 +140,10 @@ def size(
 
 
 def _addresses(value: Sequence[int]) -> list[int]:
-    found = list(value) if isinstance(value, Iterable) else []
-    if not found or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in found):
+    found = {parse_whole("addresses", number) for number in value} if isinstance(value, Iterable) else ()
+    if not found:
         raise InputError("addresses", value, "whole numbers, 1 or more")
-    return sorted(set(found))
+    return sorted(found)
 
 
 def _measured(core: Coordinator, codes: Sequence[str], tf: Timeframe, assumed: list[str]) -> tuple[float, float]:
