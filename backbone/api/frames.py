@@ -57,8 +57,8 @@ TICKER_NUMBERS = (
 """The float columns of a ticker frame, in order."""
 _OPTIONAL_NUMBERS = ("ask_volume", "bid_volume", "high_52w", "low_52w")
 _BEST = ("best_bid_price", "best_bid_size", "best_ask_price", "best_ask_size")
-_ticker_numbers = attrgetter(*TICKER_NUMBERS)
-_level_numbers = attrgetter(*Level.__struct_fields__)
+_numbers_of_ticker = attrgetter(*TICKER_NUMBERS)
+_numbers_of_level = attrgetter(*Level.__struct_fields__)
 TEXT, WHOLE, REAL, FLAG, TIME = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us", tz="UTC")
 """What a column holds; times are given in microseconds."""
 _MANY = 50_000  # rows from which waking Arrow's threads costs less than it saves
@@ -196,7 +196,7 @@ def _to_pandas(table: pa.Table, index: str | None, zone: str, attrs: dict[str, A
                 for chunk in column.chunks:
                     row[at : at + len(chunk)] = chunk
                     at += len(chunk)
-            names = _names(tuple(floats.column_names)).view()  # a name that is given to it is this frame's own
+            names = _texts(tuple(floats.column_names)).view()  # a name that is given to it is this frame's own
             frame = pd.DataFrame(block.T, index=shown, columns=names, copy=False)
             if forming is not None:
                 frame["forming"] = forming
@@ -217,11 +217,11 @@ def _index(column: pa.ChunkedArray, name: str, zone: str) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _names(columns: tuple[str, ...]) -> Any:
-    """The frames of a call have the same columns each time."""
+def _texts(values: tuple[str | None, ...]) -> Any:
+    """A pandas index of texts; the frames of a call have the same columns, markets and sources each time."""
     import pandas as pd
 
-    return pd.Index(pa.array(columns, pa.string()).to_pandas())
+    return pd.Index(pa.array(values, TEXT).to_pandas())
 
 
 def candles_table(parts: Sequence[tuple[str, pa.Table]], *, many: bool) -> pa.Table:
@@ -253,13 +253,9 @@ def wide_table(parts: Sequence[tuple[str, pa.Table]], column: str) -> pa.Table:
     return pa.table(columns, names=["time", *(market for market, _ in parts)])
 
 
-def _floats(values: Iterable[float]) -> pa.Array:
-    return pa.array(values, type=pa.float64())
-
-
-def _optional(rows: Sequence[Any], name: str) -> np.ndarray:
-    """A column of what the venue does not send everywhere: NaN where it did not."""
-    return np.array([getattr(row, name) for row in rows], np.float64)
+def _optional(rows: Sequence[Any], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of what the venue does not send everywhere: NaN where it did not."""
+    return {name: np.array([getattr(row, name) for row in rows], np.float64) for name in names}
 
 
 def tickers_table(rows: Sequence[Ticker], sources: Sequence[str], ages_s: Sequence[float] | np.ndarray) -> pa.Table:
@@ -267,16 +263,17 @@ def tickers_table(rows: Sequence[Ticker], sources: Sequence[str], ages_s: Sequen
 
     What the venue did not send of a row is NaN, its ``state`` None.
     """
-    columns: dict[str, Any] = {
-        "market": pa.array([r.market for r in rows], pa.string()),
-        "time": pa.array([r.time_us for r in rows], pa.int64()).cast(TIME),
-        **dict(zip(TICKER_NUMBERS, map(_floats, _ticker_columns(rows)), strict=True)),
-        "source": pa.array(list(sources), pa.string()),
-        "age": _floats(ages_s),
-        **{name: _floats(_optional(rows, name)) for name in _OPTIONAL_NUMBERS},
-        "state": pa.array([row.state for row in rows], pa.string()),
-    }
-    return pa.table(columns)
+    return pa.table(
+        {
+            "market": pa.array([row.market for row in rows], TEXT),
+            "time": pa.array([row.time_us for row in rows], TIME),
+            **_ticker_numbers(rows),
+            "source": pa.array(list(sources), TEXT),
+            "age": np.array(ages_s, np.float64),
+            **_optional(rows, _OPTIONAL_NUMBERS),
+            "state": pa.array([row.state for row in rows], TEXT),
+        }
+    )
 
 
 def shape_tickers(
@@ -288,34 +285,23 @@ def shape_tickers(
     import pandas as pd
 
     times = np.array([row.time_us for row in rows], np.int64).view("datetime64[us]")
-    columns: dict[str, Any] = {"time": pd.DatetimeIndex(times).tz_localize("UTC").tz_convert(zone)}
-    columns.update(zip(TICKER_NUMBERS, _ticker_columns(rows), strict=True))
-    columns["source"] = _text_column(tuple(sources)).copy()
-    columns["age"] = np.array(ages_s, np.float64)
-    columns.update((name, _optional(rows, name)) for name in _OPTIONAL_NUMBERS)
-    columns["state"] = _text_column(tuple([row.state for row in rows])).copy()
-    index = _market_index(tuple([row.market for row in rows])).view()  # its name is the frame's own
+    columns: dict[str, Any] = {
+        "time": pd.DatetimeIndex(times).tz_localize("UTC").tz_convert(zone),
+        **_ticker_numbers(rows),
+        "source": _texts(tuple(sources)).array.copy(),
+        "age": np.array(ages_s, np.float64),
+        **_optional(rows, _OPTIONAL_NUMBERS),
+        "state": _texts(tuple([row.state for row in rows])).array.copy(),
+    }
+    index = _texts(tuple([row.market for row in rows])).rename("market")  # of its own: others may rename theirs
     return pd.DataFrame(columns, index=index, copy=False)
 
 
-def _ticker_columns(rows: Sequence[Ticker]) -> np.ndarray:
+def _ticker_numbers(rows: Sequence[Ticker]) -> dict[str, np.ndarray]:
     """The float columns, each one contiguous."""
-    flat = chain.from_iterable(map(_ticker_numbers, rows))
-    numbers = np.fromiter(flat, np.float64, len(rows) * len(TICKER_NUMBERS))
-    return np.ascontiguousarray(numbers.reshape(-1, len(TICKER_NUMBERS)).T)
-
-
-@lru_cache(maxsize=16)
-def _market_index(markets: tuple[str, ...]) -> Any:
-    """Frames of the same markets are asked for again and again."""
-    import pandas as pd
-
-    return pd.Index(pa.array(markets, pa.string()).to_pandas(), name="market")
-
-
-@lru_cache(maxsize=16)
-def _text_column(values: tuple[str | None, ...]) -> Any:
-    return pa.array(values, pa.string()).to_pandas().array
+    flat = chain.from_iterable(map(_numbers_of_ticker, rows))
+    numbers = np.fromiter(flat, np.float64, len(rows) * len(TICKER_NUMBERS)).reshape(-1, len(TICKER_NUMBERS))
+    return dict(zip(TICKER_NUMBERS, np.ascontiguousarray(numbers.T), strict=True))
 
 
 def orderbooks_table(books: Sequence[OrderBook], depth: int) -> pa.Table:
@@ -323,20 +309,20 @@ def orderbooks_table(books: Sequence[OrderBook], depth: int) -> pa.Table:
     levels = [book.levels[:depth] for book in books]
     counts = np.array([len(rows) for rows in levels], np.int64)
     of_book = np.repeat(np.arange(len(books)), counts)
-    flat = chain.from_iterable(map(_level_numbers, chain.from_iterable(levels)))
+    flat = chain.from_iterable(map(_numbers_of_level, chain.from_iterable(levels)))
     sides = np.fromiter(flat, np.float64, 4 * len(of_book)).reshape(-1, 2)
     sides[sides[:, 0] == 0] = np.nan  # the venue's padding
     ask_price, ask_size, bid_price, bid_size = sides.reshape(-1, 4).T.copy()
     first = np.cumsum(counts) - counts
     return pa.table(
         {
-            "market": pa.array([book.market for book in books], pa.string()).take(of_book),
-            "time": pa.array(np.array([book.time_us for book in books], np.int64)[of_book]).cast(TIME),
-            "level": pa.array(np.arange(1, len(of_book) + 1) - first[of_book], pa.int64()),
-            "ask_price": _floats(ask_price),
-            "ask_size": _floats(ask_size),
-            "bid_price": _floats(bid_price),
-            "bid_size": _floats(bid_size),
+            "market": pa.array([book.market for book in books], TEXT).take(of_book),
+            "time": pa.array([book.time_us for book in books], TIME).take(of_book),
+            "level": np.arange(1, len(of_book) + 1) - first[of_book],
+            "ask_price": ask_price,
+            "ask_size": ask_size,
+            "bid_price": bid_price,
+            "bid_size": bid_size,
         }
     )
 
@@ -348,13 +334,13 @@ def trades_table(rows: Sequence[Trade]) -> pa.Table:
     """
     return pa.table(
         {
-            "time": pa.array([r.time_us for r in rows], pa.int64()).cast(TIME),
-            "market": pa.array([r.market for r in rows], pa.string()),
-            "price": _floats([r.price for r in rows]),
-            "volume": _floats([r.volume for r in rows]),
-            "side": pa.array([r.side for r in rows], pa.string()),
-            "sequential_id": pa.array([r.sequential_id for r in rows], pa.int64()),
-            **{name: _floats(_optional(rows, name)) for name in _BEST},
+            "time": pa.array([row.time_us for row in rows], TIME),
+            "market": pa.array([row.market for row in rows], TEXT),
+            "price": pa.array([row.price for row in rows], REAL),
+            "volume": pa.array([row.volume for row in rows], REAL),
+            "side": pa.array([row.side for row in rows], TEXT),
+            "sequential_id": pa.array([row.sequential_id for row in rows], WHOLE),
+            **_optional(rows, _BEST),
         }
     )
 
@@ -362,7 +348,7 @@ def trades_table(rows: Sequence[Trade]) -> pa.Table:
 def with_best(trades: pa.Table) -> pa.Table:
     """Trades of the archive with the columns that it does not have."""
     for name in _BEST:
-        trades = trades.append_column(name, _floats(np.full(trades.num_rows, np.nan)))
+        trades = trades.append_column(name, pa.array(np.full(trades.num_rows, np.nan)))
     return trades
 
 
