@@ -57,19 +57,12 @@ class Health:
 def status_facts(session: Session, counters: dict[str, int] | None = None) -> dict[str, Any]:
     """Everything `status` shows and more, as one plain dict. `counters`: those of a snapshot that is at hand."""
     core = session.coordinator()
-    now = core.scheduler.status()
     if counters is None:
         counters = core.metrics.snapshot()["counters"]
     return {
         "exchange": session.settings.exchange,
         "rest_url": session.settings.rest_url,
-        "queued": now["queued"],
-        "in_flight": now["in_flight"],
-        "quota": now["quota"],
-        "banned_s": now["banned_s"],
-        "last_error": now["last_error"],
-        "failures": now["failures"],
-        "threads": now["threads"],
+        **core.scheduler.status(),
         "counters": counters,
         "memory": msgspec.structs.asdict(core.store.memory_stats()),
         "pending_rows": core.store.pending_rows(),
