@@ -122,11 +122,14 @@ def proxy_of(url: str) -> str | None:
     None for this machine's own addresses, whatever the variables say, and for the hosts of ``NO_PROXY``. The answer may
     hold a user and a password: never show it.
     """
-    parts = urlsplit(url)
-    if is_loopback(url) or urllib.request.proxy_bypass(parts.hostname or ""):
-        return None
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get({"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)) or proxies.get("all")
+    is_direct = is_loopback(url) or urllib.request.proxy_bypass(urlsplit(url).hostname or "")
+    return None if is_direct else named_proxy(url)
+
+
+def named_proxy(url: str) -> str | None:
+    """The proxy that the environment names for addresses such as this one, whether or not it is used for this one."""
+    scheme, proxies = urlsplit(url).scheme, urllib.request.getproxies()
+    proxy = proxies.get({"ws": "http", "wss": "https"}.get(scheme, scheme)) or proxies.get("all")
     return proxy if not proxy or "://" in proxy else f"http://{proxy}"
 
 

@@ -49,6 +49,7 @@ __all__ = [
     "rename_over",
     "retried",
     "snapshot_error",
+    "why_no_folder_sync",
     "why_no_sync",
 ]
 
@@ -204,6 +205,22 @@ def why_no_sync(fd: int, tolerated: Collection[int] = _NOT_SUPPORTED) -> str | N
     return None
 
 
+def why_no_folder_sync(folder: str) -> str | None:
+    """The same of a folder, for a rename in it to last; None on systems that sync no folders."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return None
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as exc:
+        if exc.errno not in _NO_FOLDER_SYNC:
+            raise
+        return exc.strerror or str(exc)
+    try:
+        return why_no_sync(fd, _NO_FOLDER_SYNC)
+    finally:
+        os.close(fd)
+
+
 def rename_over(source: str, target: str, clock: Clock) -> None:
     """`os.replace`, patient with systems where an open reader (a virus scanner, a spreadsheet) is in the way."""
     deadline = clock.monotonic() + _SHARING_S
@@ -340,7 +357,7 @@ class LocalFiles(Files):
                 while view:
                     view = view[file.write(view) :]
                 os.utime(file.fileno() if os.utime in os.supports_fd else tmp, ns=(stamp_ns, stamp_ns))
-                self._sync(file.fileno(), _NOT_SUPPORTED)
+                self._warn_of_no_sync(why_no_sync(file.fileno()))
                 found = os.fstat(file.fileno())
         except BaseException:
             _remove(tmp)
@@ -499,21 +516,9 @@ class LocalFiles(Files):
 
     def _sync_folder(self, folder: str) -> None:
         """Make a rename durable, where folders can be synced."""
-        if not hasattr(os, "O_DIRECTORY"):
-            return
-        try:
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as exc:
-            if exc.errno not in _NO_FOLDER_SYNC:
-                raise
-            return
-        try:
-            self._sync(fd, _NO_FOLDER_SYNC)
-        finally:
-            os.close(fd)
+        self._warn_of_no_sync(why_no_folder_sync(folder))
 
-    def _sync(self, fd: int, tolerated: set[int]) -> None:
-        why = why_no_sync(fd, tolerated)
+    def _warn_of_no_sync(self, why: str | None) -> None:
         if why is not None and not self._has_warned:
             self._has_warned = True
             _log.warning(

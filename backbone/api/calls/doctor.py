@@ -15,7 +15,6 @@ import secrets
 import shutil
 import statistics
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,8 @@ from backbone.coordinator.quota.ledger import MachineLimiter
 from backbone.errors import BackboneError, RateLimitedError, UnreachableError
 from backbone.model import Priority
 from backbone.routing.wire import tickers_ask
-from backbone.storage.files import why_no_sync
+from backbone.settings import named_proxy, proxy_of
+from backbone.storage.files import why_no_folder_sync, why_no_sync
 from backbone.storage.layout import CANDLES
 from backbone.storage.series_locks import why_no_locks
 
@@ -111,9 +111,7 @@ def _private(text: str) -> str:
 
 def _python(_: Session) -> Iterator[Check]:
     where = f"{platform.system()} {platform.release()} {platform.machine()}"
-    yield Check(
-        "python", "ok", f"Python {platform.python_version()} on {where}"
-    )  # an older one cannot import this package
+    yield Check("python", "ok", f"Python {platform.python_version()} on {where}")  # an older one cannot import this
 
 
 def _installed(check: str, names: tuple[str, ...], state: str, why: str) -> Check:
@@ -141,21 +139,13 @@ def _shadow(_: Session) -> Iterator[Check]:
     for there in (Path("backbone.py"), Path("backbone/__init__.py")):
         if not there.is_file() or there.resolve().parent == own:
             continue
+        place = f"{there if there.name == 'backbone.py' else there.parent} in the working folder is"
         if (there.parent / Path(__file__).relative_to(own)).is_file():
-            yield Check(
-                "shadow",
-                "note",
-                f"{there.parent} in the working folder is a checkout, which programs that start here import",
-                "pip install -e . makes both the same",
-            )
+            found = f"{place} a checkout, which programs that start here import"
+            yield Check("shadow", "note", found, "pip install -e . makes both the same")
         else:
-            where = there if there.suffix == ".py" and there.parent == Path() else there.parent
-            yield Check(
-                "shadow",
-                "wrong",
-                f"{where} in the working folder is imported instead of the package",
-                "rename it, or start programs in another folder",
-            )
+            advice = "rename it, or start programs in another folder"
+            yield Check("shadow", "wrong", f"{place} imported instead of the package", advice)
         return
     yield Check("shadow", "ok", "nothing in the working folder takes the package's name")
 
@@ -243,15 +233,8 @@ def _lock_check(path: Path) -> Check:
 def _sync_check(folder: Path) -> Check:
     if not hasattr(os, "O_DIRECTORY"):
         return Check("sync", "ok", "files are synced; this system has no folder sync")
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as exc:
-        return _no_sync("folders", exc.strerror or str(exc))
-    return Check("sync", "ok", "files and folders")
+    why = why_no_folder_sync(str(folder))
+    return Check("sync", "ok", "files and folders") if why is None else _no_sync("folders", why)
 
 
 def _no_sync(what: str, why: str) -> Check:
@@ -263,21 +246,18 @@ def _no_sync(what: str, why: str) -> Check:
 
 
 def _proxy(session: Session) -> Iterator[Check]:
-    parts = urlsplit(session.settings.rest_url)
-    host = parts.hostname or ""
-    proxies = urllib.request.getproxies()
-    named = proxies.get(parts.scheme) or proxies.get("all")
-    if not named:
+    url = session.settings.rest_url
+    named = named_proxy(url)
+    if named is None:
         yield Check("proxy", "ok", "none")
     else:
-        is_local = host in ("localhost", "::1") or host.startswith("127.")
-        is_used = not is_local and not urllib.request.proxy_bypass(host)
-        yield Check("proxy", "ok", f"{_place(named)}, {'used' if is_used else 'not used'} for {host}")
+        is_used = "not used" if proxy_of(url) is None else "used"
+        yield Check("proxy", "ok", f"{_place(named)}, {is_used} for {urlsplit(url).hostname}")
 
 
 def _place(url: str) -> str:
     """Scheme, host and port of an address: no user, no password, no path."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
+    parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or '?'}" + (f":{parts.port}" if parts.port else "")
 
 
