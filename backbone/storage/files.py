@@ -273,18 +273,15 @@ class LocalFiles(Files):
         self._making = threading.Lock()
 
     def path(self, key: str) -> Path:
-        return Path(self._full(key))
+        return Path(self.address(key))
 
     def address(self, key: str) -> str:
-        return self._full(key)
-
-    def _full(self, key: str) -> str:
         is_kept = self._ending or key.startswith((f"{SNAPSHOTS}/", f"{QUARANTINE}/"))
         return f"{self._root}/{key}{_KEPT}" if is_kept and key.endswith(".parquet") else f"{self._root}/{key}"
 
     def stat(self, key: str) -> Version | None:
         try:
-            found = os.stat(self._full(key))
+            found = os.stat(self.address(key))
         except OSError as exc:
             if exc.errno in _NOT_THERE:
                 return None
@@ -294,7 +291,7 @@ class LocalFiles(Files):
 
     def read(self, key: str) -> Blob | None:
         try:
-            with open(self._full(key), "rb", buffering=0) as file:
+            with open(self.address(key), "rb", buffering=0) as file:
                 found = os.fstat(file.fileno())
                 data = file.readall()
         except OSError as exc:
@@ -306,7 +303,7 @@ class LocalFiles(Files):
 
     def part(self, key: str, offset: int, most: int) -> Blob | None:
         try:
-            with open(self._full(key), "rb") as file:
+            with open(self.address(key), "rb") as file:
                 found = os.fstat(file.fileno())
                 file.seek(offset if offset >= 0 else max(0, found.st_size + offset))
                 data = file.read(most)
@@ -321,10 +318,10 @@ class LocalFiles(Files):
     ) -> Version:
         """As `Files.replace`; `on_version` is called just before anybody can see the file."""
         self._refuse_snapshot("write", key)
-        target = self._full(key)
+        target = self.address(key)
         folder = os.path.dirname(target)
         tmp = f"{self._root}/{tmp_key(key)}.{os.getpid()}-{next(self._counter)}"
-        try:
+        with self._translated("write", key):
             if folder not in self._known_folders:
                 self._make_folder(folder)
             before = self.stat(key)
@@ -342,8 +339,6 @@ class LocalFiles(Files):
                 _remove(tmp)
                 raise
             self._sync_folder(folder)
-        except OSError as exc:
-            raise self._failed("write", key, exc) from exc
         return version
 
     def _write(self, tmp: str, data: bytes | memoryview, before: Version | None) -> Version:
@@ -397,17 +392,15 @@ class LocalFiles(Files):
         """Make the folder of `key` ahead of its first write; if that fails, the write says why."""
         if not self._is_snapshot:
             with suppress(OSError):
-                self._make_folder(os.path.dirname(self._full(key)))
+                self._make_folder(os.path.dirname(self.address(key)))
 
     @contextmanager
     def exclusive(self, lock_key: str, timeout_s: float | None = None) -> Iterator[None]:
         """As `Files.exclusive`, among threads and processes."""
         self._refuse_snapshot("lock", lock_key)
         timeout_s = self._lock_timeout_s if timeout_s is None else timeout_s
-        try:
-            release = self._locks.acquire(self._full(lock_key), timeout_s)
-        except OSError as exc:
-            raise self._failed("lock", lock_key, exc) from exc
+        with self._translated("lock", lock_key):
+            release = self._locks.acquire(self.address(lock_key), timeout_s)
         try:
             yield
         finally:
@@ -415,7 +408,7 @@ class LocalFiles(Files):
 
     def list(self, folder: str) -> list[str]:
         try:
-            return sorted(name.removesuffix(_KEPT) for name in os.listdir(self._full(folder)))
+            return sorted(name.removesuffix(_KEPT) for name in os.listdir(self.address(folder)))
         except OSError as exc:
             if exc.errno in _NOT_THERE:
                 return []
@@ -426,7 +419,7 @@ class LocalFiles(Files):
             if exc.errno not in _NOT_THERE:  # gone meanwhile, or never there
                 raise self._failed("list", folder, exc) from exc
 
-        for parent, folders, names in os.walk(self._full(folder), onerror=refused):
+        for parent, folders, names in os.walk(self.address(folder), onerror=refused):
             folders.sort()
             for name in sorted(names):
                 key = os.path.relpath(os.path.join(parent, name), self._root).replace(os.sep, "/")
@@ -440,22 +433,18 @@ class LocalFiles(Files):
     def append(self, key: str, data: bytes) -> None:
         """Add `data` to the end of a file in one write, after whatever a crash left unfinished there; not synced."""
         self._refuse_snapshot("write", key)
-        path = self._full(key)
-        try:
-            fd = self._create(path, os.O_RDWR | os.O_APPEND)
-            with open(fd, "r+b", buffering=0) as file:
-                size = os.fstat(fd).st_size
-                if size:
-                    file.seek(size - 1)
-                    data = data if file.read(1) == b"\n" else b"\n" + data
-                file.write(data)
-        except OSError as exc:
-            raise self._failed("write", key, exc) from exc
+        path = self.address(key)
+        with self._translated("write", key), open(self._create(path, os.O_RDWR | os.O_APPEND), "r+b", 0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size:
+                file.seek(size - 1)
+                data = data if file.read(1) == b"\n" else b"\n" + data
+            file.write(data)
 
     def amend(self, key: str, change: Callable[[bytes], bytes]) -> bool:
         if self._is_snapshot:
             return False
-        path = self._full(key)
+        path = self.address(key)
         fd = None
         try:
             fd = self._locks.seize(path)
@@ -475,21 +464,20 @@ class LocalFiles(Files):
 
     def move(self, key: str, target: str) -> None:
         self._refuse_snapshot("move", key)
-        try:
-            self._make_folder(os.path.dirname(self._full(target)))
-            self._locks.check(self._full(key))
-            if os.path.exists(self._full(target)):
-                raise FileExistsError(errno.EEXIST, "the target exists", self._full(target))
-            rename_over(self._full(key), self._full(target), self.clock)
-            self._sync_folder(os.path.dirname(self._full(target)))
-            self._sync_folder(os.path.dirname(self._full(key)))
-        except OSError as exc:
-            raise self._failed("move", key, exc) from exc
+        source, path = self.address(key), self.address(target)
+        with self._translated("move", key):
+            self._make_folder(os.path.dirname(path))
+            self._locks.check(source)
+            if os.path.exists(path):
+                raise FileExistsError(errno.EEXIST, "the target exists", path)
+            rename_over(source, path, self.clock)
+            self._sync_folder(os.path.dirname(path))
+            self._sync_folder(os.path.dirname(source))
 
     def link(self, key: str, target: str) -> None:
         """Let `target` be the same bytes as `key`, which stays: a hard link where the disk has them, else a copy."""
-        source, path = self._full(key), self._full(target)
-        try:
+        source, path = self.address(key), self.address(target)
+        with self._translated("link", key):
             self._make_folder(os.path.dirname(path), is_durable=False)
             try:
                 os.link(source, path)
@@ -497,19 +485,13 @@ class LocalFiles(Files):
                 if exc.errno in (errno.ENOENT, errno.EEXIST, errno.ENOSPC, errno.EROFS):
                     raise
                 shutil.copy2(source, path)
-        except OSError as exc:
-            raise self._failed("link", key, exc) from exc
 
     def remove(self, key: str) -> None:
-        try:
-            os.unlink(self._full(key))
-        except FileNotFoundError:
-            return
-        except OSError as exc:
-            raise self._failed("remove", key, exc) from exc
+        with self._translated("remove", key), suppress(FileNotFoundError):
+            os.unlink(self.address(key))
 
     def prune(self, folder: str) -> None:
-        for parent, _, _ in os.walk(self._full(folder), topdown=False):
+        for parent, _, _ in os.walk(self.address(folder), topdown=False):
             with suppress(OSError):  # not empty
                 os.rmdir(parent)
         self._known_folders.clear()
@@ -525,8 +507,16 @@ class LocalFiles(Files):
                 "store.no_sync folder=%s (%s): what was written last may be lost in a power cut", self._root, why
             )
 
+    @contextmanager
+    def _translated(self, verb: str, key: str) -> Iterator[None]:
+        """A block whose failures are a `StoreError`: cannot `verb` it."""
+        try:
+            yield
+        except OSError as exc:
+            raise self._failed(verb, key, exc) from exc
+
     def _failed(self, verb: str, key: str, exc: OSError) -> StoreError:
-        path = self._full(key)
+        path = self.address(key)
         reason = exc.strerror or str(exc)
         if exc.errno == errno.ENOSPC:
             reason = "the disk is full"
