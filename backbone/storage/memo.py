@@ -16,12 +16,12 @@ import logging
 import os
 import pickle
 import stat
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from backbone.storage.cache import MemoryCache
 
 __all__ = ["FrameMemo"]
 
@@ -42,8 +42,7 @@ class FrameMemo:
         self._source_bytes = source_bytes  # of the files that results are made from
         self._memory: Any = None
         self._remember: Any = None
-        self._lock = threading.Lock()  # guards what was asked lately
-        self._asked: OrderedDict[tuple[str | int, ...], None] = OrderedDict()
+        self._asked: MemoryCache[bool] = MemoryCache(_LATELY)
         self.hits = 0
 
     def find(self, key: tuple[str | int, ...]) -> Any:
@@ -74,12 +73,8 @@ class FrameMemo:
 
     def is_wanted(self, key: tuple[str | int, ...]) -> bool:
         """Whether `key` was asked before in this process: what is asked once only is not worth keeping."""
-        with self._lock:
-            is_known = key in self._asked
-            self._asked[key] = None
-            self._asked.move_to_end(key)
-            if len(self._asked) > _LATELY:
-                self._asked.popitem(last=False)
+        is_known = key in self._asked
+        self._asked.put(key, True, 1)
         return is_known
 
     def keep(self, key: tuple[str | int, ...], result: object) -> None:
