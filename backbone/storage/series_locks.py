@@ -83,6 +83,13 @@ class _Series:
         self.release: Callable[[], object] | None = None
 
 
+class _Held(threading.local):
+    """The owner locks that a thread holds."""
+
+    def __init__(self) -> None:
+        self.owners: list[OwnerLock] = []
+
+
 class SeriesLocks:
     """The locks below one folder. `create` opens their files, and makes the folders that those need."""
 
@@ -103,7 +110,7 @@ class SeriesLocks:
         self._locked = set()
         self._lock = threading.Lock()
         self._series: dict[str, _Series] = {}
-        self._held = threading.local()
+        self._held = _Held()
 
     def acquire(self, path: str, timeout_s: float) -> Callable[[], None]:
         """Become the one writer of what the file at `path` stands for; returns what ends that.
@@ -222,7 +229,7 @@ class SeriesLocks:
                 holder = lock.holder()
                 raise StoreBusyError(f"{path} has been held by {holder} for {timeout_s:g} s", path=path, holder=holder)
             pause(self._clock, min(0.02, max(_POLL_S, timeout_s)))
-        owners = self._owners()
+        owners = self._held.owners
         owners.append(lock)
 
         def release() -> None:
@@ -231,16 +238,9 @@ class SeriesLocks:
 
         return release
 
-    def _owners(self) -> list[OwnerLock]:
-        """The owner locks that the calling thread holds."""
-        owners: list[OwnerLock] | None = getattr(self._held, "owners", None)
-        if owners is None:
-            owners = self._held.owners = []
-        return owners
-
     def check(self, path: str) -> None:
         """Raise `OvertakenError` where a lock of the calling thread was taken over; `path` is what it would write."""
-        for owner in self._owners():
+        for owner in self._held.owners:
             if not owner.refresh():
                 holder = owner.holder()
                 raise OvertakenError(f"the lock of {path} was taken over by {holder}", path=path, holder=holder)
