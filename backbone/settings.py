@@ -86,6 +86,11 @@ class Settings:
         return self.rest_url != self.venue.rest_url
 
     @property
+    def title(self) -> str:
+        """The exchange, and the host that answers in its place."""
+        return f"{self.exchange} at {self.rest_url}" if self.is_overridden else self.exchange
+
+    @property
     def store_exchange(self) -> str:
         """The store's exchange partition; candles of an overridden host never mix with the venue's own."""
         if not self.is_overridden:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from html import escape
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backbone.api.arguments import TimeLike
@@ -781,33 +780,22 @@ class Backbone:
     def __enter__(self) -> Backbone:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        at = f" at {self._session.settings.rest_url}" if self._session.settings.is_overridden else ""
         state = "closed" if self._session.is_closed else "open"
-        return f"<Backbone {self.exchange}{at}, data in {self.data_dir}, {self.tz}, {state}>"
+        return f"<Backbone {self._session.settings.title}, data in {self.data_dir}, {self.tz}, {state}>"
 
     def _repr_html_(self) -> str:
-        at = f" at {self._session.settings.rest_url}" if self._session.settings.is_overridden else ""
         state = "closed" if self._session.is_closed else "open"
         return (
-            f"<div><b>Backbone</b> {escape(self.exchange + at)} · {state}<br>"
+            f"<div><b>Backbone</b> {escape(self._session.settings.title)} · {state}<br>"
             f"<small>data in {escape(str(self.data_dir))} · {escape(self.tz)}</small></div>"
         )
 
     def __dir__(self) -> list[str]:
         return sorted(name for name in object.__dir__(self) if not name.startswith("_") and name != "session")
-
-    @classmethod
-    def _from_settings(cls, settings: Settings) -> Backbone:
-        """A client of exactly these settings, as unpickling makes it."""
-        made = cls.__new__(cls)
-        made.__setstate__(settings)
-        return made
 
     def __getstate__(self) -> Settings:
         return self._session.settings

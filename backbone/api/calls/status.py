@@ -155,8 +155,6 @@ class _Panel:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        settings = session.settings
-        self._title = session.settings.exchange + (f" at {settings.rest_url}" if settings.is_overridden else "")
         self._store: dict[str, Any] = {}
         self._store_at_s = float("-inf")
 
@@ -167,7 +165,7 @@ class _Panel:
         verdict = health(self._session, found)
         stream = found["stream"]
         return {
-            "title": self._title,
+            "title": self._session.settings.title,
             "state": {
                 "level": {"ok": "ok", "degraded": "warn", "down": "bad"}[verdict.verdict],
                 "text": "; ".join([verdict.verdict, *verdict.reasons]),
