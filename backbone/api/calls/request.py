@@ -150,12 +150,9 @@ class BackboneResponse:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The response of `to_dict`; further names are ignored. Raises `InputError` where one is missing."""
         try:
-            own = {each.name: data[each.name] for each in fields(cls)}
-            known = own["metadata"]
-            own["metadata"] = BackboneMetadata(**{each.name: known[each.name] for each in fields(BackboneMetadata)})
-        except (KeyError, TypeError) as exc:
+            return msgspec.convert(data, cls)
+        except msgspec.ValidationError as exc:
             raise InputError("response", data, f"an object made by BackboneResponse.to_dict ({exc})") from exc
-        return cls(**own)
 
     def to_json(self) -> str:
         """`to_dict` as JSON text."""
