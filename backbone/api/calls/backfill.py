@@ -20,7 +20,6 @@ from backbone.api.notebook.progress import JobProgress, JobView, job_view
 from backbone.candle_table import rows_inside
 from backbone.coordinator.candles.derived import base_range, folded
 from backbone.coordinator.candles.jobs import CandleJob
-from backbone.coordinator.candles.pending import Progress
 from backbone.coordinator.candles.ranges import Range
 from backbone.coordinator.candles.reader import CandleAnswer
 from backbone.errors import IncompleteError, InputError
@@ -61,10 +60,7 @@ class Job:
     @property
     def progress(self) -> JobView:
         """Where it stands now."""
-        return job_view(self._progress(), self._session.tz)
-
-    def _progress(self) -> Progress:
-        return self._job.progress
+        return job_view(self._job.progress, self._session.tz)
 
     def sections(self, *, ahead: int = SECTIONS_AHEAD) -> Iterator[Any]:
         """Finished sections as frames, oldest first, market by market, while later ones still download.
@@ -131,9 +127,9 @@ class Job:
         """
         if on_interrupt not in ("keep", "cancel"):
             raise InputError("on_interrupt", on_interrupt, '"keep" or "cancel"')
-        view = self._view
+        view, session = self._view, self._session
         show = False if progress is None and view is not None else progress
-        bar = Bar(show, label=self._label, zone=self._session.tz, clock=self._session.clock, read=self._progress)
+        bar = Bar(show, label=self._label, zone=session.tz, clock=session.clock, read=lambda: self._job.progress)
 
         def watch() -> None:
             bar.update()

@@ -179,10 +179,10 @@ def _stop_with(follower: _Follower, table: LiveTable) -> None:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return
-    weakref.finalize(follower, _let_go, loop, table).atexit = False
 
+    def stop() -> None:
+        """On the loop, since a collection may happen in any thread, at any lock."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed: its process is ending
+            loop.call_soon_threadsafe(table.stop)
 
-def _let_go(loop: asyncio.AbstractEventLoop, table: LiveTable) -> None:
-    """Stop a table whose chart was collected; on the loop, since a collection may happen in any thread, at any lock."""
-    with contextlib.suppress(RuntimeError):  # the loop was closed: its process is ending
-        loop.call_soon_threadsafe(table.stop)
+    weakref.finalize(follower, stop).atexit = False

@@ -12,7 +12,7 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -60,7 +60,17 @@ def map_markets(
         raise InputError("fn", fn, "a function of one candle frame")
     if n_jobs is not None and (isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs == 0):
         raise InputError("n_jobs", n_jobs, "a number of workers, -1 for one a core, or None")
-    tasks = _tasks(session, markets, timeframe, start, end, priority)
+    # all words are checked here, so that a wrong one is an error before any work starts; the end is the same for all
+    codes, shown, start_us, end_us, lane = parse_long(
+        session, markets, timeframe, start, end, priority, "many markets are"
+    )
+    core, part = session.coordinator(), shown.base or shown
+    core.markets.check_listed([code for code in codes if core.store.oldest(code, part) is None])
+    end_us = core.reader.closed_before(part) if end_us is None else end_us
+    core.store.flush()
+    home = f"{os.getpid()}-{id(session)}"
+    _homes[home] = session
+    tasks = [_Task(session.settings, home, code, shown.name, start_us, end_us, lane.value) for code in codes]
     if n_jobs is None and joblib.parallel.get_active_backend()[1] in (None, 1):
         n_jobs = min(joblib.cpu_count(), len(tasks))  # nothing is configured: a process a core
     parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)
@@ -84,27 +94,6 @@ def _values(outcomes: Iterator[tuple[str, Any, BaseException | None]]) -> Iterat
         if len(failed) > 1:
             error.add_note(f"{len(failed) - 1} more markets failed: {', '.join(name for name, _ in failed[1:11])}")
         raise error
-
-
-def _tasks(
-    session: Session,
-    markets: str | Iterable[str],
-    timeframe: str,
-    start: TimeLike,
-    end: TimeLike | None,
-    priority: str | Priority,
-) -> Sequence[_Task]:
-    """Checked here, so that a wrong word is an error before any work starts; the end is the same for all."""
-    codes, shown, start_us, end_us, lane = parse_long(
-        session, markets, timeframe, start, end, priority, "many markets are"
-    )
-    core, part = session.coordinator(), shown.base or shown
-    core.markets.check_listed([code for code in codes if core.store.oldest(code, part) is None])
-    end_us = core.reader.closed_before(part) if end_us is None else end_us
-    core.store.flush()
-    home = f"{os.getpid()}-{id(session)}"
-    _homes[home] = session
-    return [_Task(session.settings, home, code, shown.name, start_us, end_us, lane.value) for code in codes]
 
 
 # -- in the workers --------------------------------------------------------------------------------------------------
