@@ -94,9 +94,8 @@ class StoreView:
 
     def incidents(self, *, frames: str | None = None) -> Any:
         """Damaged files in quarantine and writes that failed, since this client was opened: ``at kind path detail``."""
-        found = self._session.coordinator().store.incidents()
-        rows = [(one.at_us, one.kind, str(one.path), one.detail) for one in found]
-        return self._rows({"at": TIME, "kind": TEXT, "path": TEXT, "detail": TEXT}, rows, frames)
+        columns = {"at_us": TIME, "kind": TEXT, "path": TEXT, "detail": TEXT}
+        return self._records(columns, self._session.coordinator().store.incidents(), frames)
 
     def outages(
         self,
@@ -127,8 +126,12 @@ class StoreView:
         begin = 0 if start is None else session.time("start", start, may_ask=False)
         last = core.reader.closed_before(tf) if end is None else session.time("end", end, may_ask=False)
         found = core.reader.outages(names, tf, Span(begin, max(begin, last)))
-        rows = [(one.start, one.end, one.slots, one.markets) for one in found]
-        return self._rows({"start": TIME, "end": TIME, "slots": WHOLE, "markets": WHOLE}, rows, frames)
+        return self._records({"start": TIME, "end": TIME, "slots": WHOLE, "markets": WHOLE}, found, frames)
+
+    def _records(self, columns: dict[str, pa.DataType], found: Sequence[Any], frames: str | None) -> Any:
+        """A row a record, of its attributes of these names; a column of times is named without its unit."""
+        named = {name.removesuffix("_us"): kind for name, kind in columns.items()}
+        return self._rows(named, [[getattr(one, name) for name in columns] for one in found], frames)
 
     def _rows(self, columns: dict[str, pa.DataType], rows: Sequence[Sequence[Any]], frames: str | None) -> Any:
         return self._deliver(shaping.table_of(columns, rows), frames)
@@ -251,8 +254,8 @@ class StoreView:
         computed at the first look, by reading the snapshot.
         """
         found = self._session.coordinator().store.upkeep.snapshots()
-        rows = [(one.name, one.at_us, one.path, one.rows, one.content) for one in found]
-        return self._rows({"name": TEXT, "at": TIME, "path": TEXT, "rows": WHOLE, "content": TEXT}, rows, frames)
+        columns = {"name": TEXT, "at_us": TIME, "path": TEXT, "rows": WHOLE, "content": TEXT}
+        return self._records(columns, found, frames)
 
     def condition(self, market: str, timeframe: str = "1m", *, frames: str | None = None) -> Any:
         """What is held of a series, a row a day of UTC (a month for days and longer); makes no request.
@@ -274,9 +277,7 @@ class StoreView:
         derived = times_of(rows_inside(folded, spans)), spans
         found = core.store.upkeep.condition(name, tf, derived)
         numbers = ("rows", "quiet", "unknown", "provisional", "revisions")
-        columns = {"start": TIME, **dict.fromkeys(numbers, WHOLE), "source": TEXT}
-        rows = [(one.start_us, *(getattr(one, name) for name in numbers), one.source) for one in found]
-        return self._rows(columns, rows, frames)
+        return self._records({"start_us": TIME, **dict.fromkeys(numbers, WHOLE), "source": TEXT}, found, frames)
 
     def size(self) -> dict[str, int]:
         """``files bytes markets pending_rows memo_bytes``, of this exchange and of the remembered frames."""
@@ -284,9 +285,8 @@ class StoreView:
         return core.store.size() | {"memo_bytes": memo_bytes(core)}
 
     def _frame(self, problems: Sequence[Problem], frames: str | None) -> Any:
-        rows = [(one.market, one.timeframe, str(one.path), one.kind, one.detail) for one in problems]
         columns = ("market", "timeframe", "path", "kind", "detail")
-        return self._rows(dict.fromkeys(columns, TEXT), rows, frames)
+        return self._records(dict.fromkeys(columns, TEXT), problems, frames)
 
     def _comparable(self, market: str | None, timeframe: Timeframe | None) -> list[tuple[str, Timeframe]]:
         """What to compare with the venue: what was named, or what is stored, and an hour folded from stored minutes."""
@@ -347,8 +347,7 @@ class StoreView:
             )
         ]
         columns = ("file", "market", "timeframe", "state", "detail")
-        rows = [tuple(getattr(one, name) for name in columns) for one in found]
-        return self._rows(dict.fromkeys(columns, TEXT), rows, frames)
+        return self._records(dict.fromkeys(columns, TEXT), found, frames)
 
     def update(
         self,
