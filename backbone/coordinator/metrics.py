@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 from backbone.locks import renew_after_fork
 from backbone.model import Priority
@@ -30,7 +31,7 @@ class Histogram:
     __slots__ = ("_buckets", "count", "max_s", "total_s")
 
     def __init__(self) -> None:
-        self._buckets: dict[int, int] = {}
+        self._buckets: Counter[int] = Counter()
         self.count = 0
         self.total_s = 0.0
         self.max_s = 0.0
@@ -39,18 +40,19 @@ class Histogram:
         index = 0
         if seconds > _SMALLEST_S:
             index = min(_BUCKETS - 1, 1 + int(math.log2(seconds / _SMALLEST_S) * _PER_OCTAVE))
-        self._buckets[index] = self._buckets.get(index, 0) + 1
+        self._buckets[index] += 1
         self.count += 1
         self.total_s += seconds
         if seconds > self.max_s:
             self.max_s = seconds
 
-    def merge(self, other: Histogram) -> None:
-        for index, count in other._buckets.items():
-            self._buckets[index] = self._buckets.get(index, 0) + count
+    def merge(self, other: Histogram) -> Self:
+        """Add what `other` has; returns itself."""
+        self._buckets.update(other._buckets)
         self.count += other.count
         self.total_s += other.total_s
         self.max_s = max(self.max_s, other.max_s)
+        return self
 
     def quantile(self, q: float) -> float:
         """The duration that a share `q` of all stayed at or below, to within 5 %; NaN while empty."""
@@ -84,7 +86,7 @@ class Metrics:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._counts: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
         self._times: dict[tuple[str, str, str], Histogram] = {}
 
     def __repr__(self) -> str:
@@ -95,7 +97,7 @@ class Metrics:
         with self._lock:
             if name not in self._counts and len(self._counts) >= _MOST_NAMES:
                 name = _REST
-            self._counts[name] = self._counts.get(name, 0) + n
+            self._counts[name] += n
 
     def time(self, kind: str, seconds: float, *, group: str = "", priority: Priority | None = None) -> None:
         """Add a duration to the distribution of `kind` (``"waited"``, ``"answered"``, …)."""
@@ -111,27 +113,21 @@ class Metrics:
     def counter(self, name: str) -> int:
         """The value of one counter; 0 where nothing was counted."""
         with self._lock:
-            return self._counts.get(name, 0)
+            return self._counts[name]
 
     def snapshot(self) -> dict[str, Any]:
         """Plain values: ``counters`` by name, ``times`` as one record for each kind and group, each kind and priority,
         and each kind with both."""
         with self._lock:
             counters = dict(sorted(self._counts.items()))
-            times = [(key, _copy(histogram)) for key, histogram in self._times.items()]
+            times = [(key, Histogram().merge(histogram)) for key, histogram in self._times.items()]
         return {"counters": counters, "times": list(_records(times))}
 
 
-def _copy(histogram: Histogram) -> Histogram:
-    twin = Histogram()
-    twin.merge(histogram)
-    return twin
-
-
 def _records(times: list[tuple[tuple[str, str, str], Histogram]]) -> Iterable[dict[str, Any]]:
-    merged: dict[tuple[str, str, str], Histogram] = {}
+    merged: defaultdict[tuple[str, str, str], Histogram] = defaultdict(Histogram)
     for (kind, group, priority), histogram in times:
         for key in {(kind, group, priority), (kind, group, ""), (kind, "", priority)}:
-            merged.setdefault(key, Histogram()).merge(histogram)
+            merged[key].merge(histogram)
     for kind, group, priority in sorted(merged):
         yield {"kind": kind, "group": group, "priority": priority, **merged[kind, group, priority].summary()}

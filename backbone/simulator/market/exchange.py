@@ -267,7 +267,7 @@ class Exchange(Venue):
         turnover = day[VALUE] * 10**8 + day[VALUE_LOW]
         earlier = before[VALUE] * 10**8 + before[VALUE_LOW]
         unit, factor = 10 ** (market.price_decimals + market.volume_decimals), float(market.factor)
-        previous = close if before[VOLUME] else self.previous_close(market, now_us // DAY_US * DAY_US)
+        previous = close if before[VOLUME] else self.last_price(market, now_us // DAY_US * DAY_US)
         return Summary(
             market=market,
             last_ms=time_ms,

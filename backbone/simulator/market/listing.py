@@ -74,10 +74,7 @@ class MarketList:
     def delist(self, code: str, at_us: int | None = None) -> None:
         """The market vanishes, with its history: at once, or at `at_us`, which the stream announces until then."""
         market = self.market(code)
-        if at_us is not None:
-            self._put(market.code, replace(market, delisted_us=at_us))
-            return
-        self._put(market.code, None)
+        self._put(market.code, None if at_us is None else replace(market, delisted_us=at_us))
 
     def _put(self, code: str, market: Market | None) -> None:
         """Put a market in the place of the one with this code; None takes that away."""

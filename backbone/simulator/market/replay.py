@@ -218,7 +218,7 @@ class Replay(Venue):
         open_, high, low = price, price, price
         if len(today):
             open_, high, low = float(today.open[0]), float(today.high.max()), float(today.low.min())
-        previous = self.previous_close(market, day_us)
+        previous = self.last_price(market, day_us)
         volume = float(today.volume.sum())
         return Summary(
             market=market,

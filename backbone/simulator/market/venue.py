@@ -321,7 +321,8 @@ class Venue(MarketList):
         day = now_us // DAY_US * DAY_US - days_ago * DAY_US
         end = min(now_us + 1, day + DAY_US) if to is None else min(now_us + 1, day + to * 1_000_000)
         if cursor is not None:
-            end = min(end, (self._cursor_ms(cursor) + 1) * 1000)
+            traded_ms = cursor // 10_000 if cursor >= 10**16 else cursor // 1000  # ids gained a digit
+            end = min(end, (traded_ms + 1) * 1000)
         parts: list[Executions] = []
         have, window = 0, 60_000_000
         while have < count and end > day:
@@ -336,7 +337,7 @@ class Venue(MarketList):
             return []
         found = Executions.join(parts[::-1]).newest(count)
         stamps, prices = iso_seconds(found.time_ms * 1000), found.price.tolist()
-        before = self.previous_close(spec, day)
+        before = self.last_price(spec, day)
         previous = [before or price for price in prices]
         columns: dict[str, Iterable[Any]] = {
             "market": [spec.code] * len(found),
@@ -352,13 +353,9 @@ class Venue(MarketList):
         }
         return _newest_first(columns)
 
-    @staticmethod
-    def _cursor_ms(cursor: int) -> int:
-        return cursor // 10_000 if cursor >= 10**16 else cursor // 1000
-
-    def previous_close(self, market: Market, day_us: int) -> float | None:
-        """The last price before the UTC day that starts at `day_us`; None where there never was any."""
-        last = self.last_execution(market, day_us)
+    def last_price(self, market: Market, before_us: int) -> float | None:
+        """The last price before a time (a day's start: the close of the one before); None where there never was any."""
+        last = self.last_execution(market, before_us)
         return float(last.price[0]) if len(last) else None
 
     # -- tickers ---------------------------------------------------------------------------------------------
@@ -398,8 +395,7 @@ class Venue(MarketList):
         rows: list[Row] = []
         for code in markets:
             market = self.market(code, now_us)
-            last = self.last_execution(market, now_us + 1)
-            price = float(last.price[0]) if len(last) else market.price
+            price = self.last_price(market, now_us + 1) or market.price
             rows.append(
                 {
                     "market": market.code,

@@ -219,7 +219,7 @@ class Feed:
 
     def _trade(self, market: Market, trades: Executions, i: int) -> Row:
         ms, price = int(trades.time_ms[i]), float(trades.price[i])
-        previous = self._venue.previous_close(market, ms * 1000 // DAY_US * DAY_US) or price
+        previous = self._venue.last_price(market, ms * 1000 // DAY_US * DAY_US) or price
         stamp = iso_seconds(np.array([ms * 1000]))[0]
         book = self._venue.orderbook(market.code, ms * 1000, depth=1)
         best = book["orderbook_units"][0] if book is not None else {}

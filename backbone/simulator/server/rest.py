@@ -109,10 +109,6 @@ def _flag(query: Query, *names: str) -> bool:
     return False
 
 
-def _market_all(venue: Venue, query: Query, now_us: int) -> list[Row]:
-    return venue.markets(_flag(query, "is_details", "isDetails"), now_us)
-
-
 def _candles(venue: Venue, query: Query, now_us: int, timeframe: str) -> list[Row]:
     market = _required(query, "market")
     count = _integer(query, "count", 1, high=_PAGE)
@@ -156,10 +152,6 @@ def _trades(venue: Venue, query: Query, now_us: int) -> list[Row]:
     return venue.trades(market, now_us, count, days_ago=days_ago, to=to, cursor=cursor)
 
 
-def _ticker(venue: Venue, query: Query, now_us: int) -> list[Row]:
-    return venue.tickers(_markets(query), now_us)
-
-
 def _ticker_all(venue: Venue, query: Query, now_us: int) -> list[Row]:
     name = "quote_currencies" if "quote_currencies" in query else "quoteCurrencies"
     quotes = {quote.strip().upper() for quote in _required(query, name).split(",")}
@@ -181,33 +173,29 @@ def _orderbook(venue: Venue, query: Query, now_us: int) -> list[Row]:
     return [book for book in books if book is not None]
 
 
-def _instruments(venue: Venue, query: Query, now_us: int) -> list[Row]:
-    return venue.instruments(_markets(query), now_us)
-
-
 def _supported_levels(venue: Venue, query: Query, now_us: int) -> list[Row]:
-    rows = venue.instruments(_markets(query), now_us)
+    """The levels of the instruments, as numbers."""
     return [
-        {"market": row["market"], "supported_levels": [_number(text) for text in row["supported_levels"]]}
-        for row in rows
+        {"market": row["market"], "supported_levels": [json.loads(text) for text in row["supported_levels"]]}
+        for row in venue.instruments(_markets(query), now_us)
     ]
 
 
-def _number(text: str) -> int | float:
-    return float(text) if "." in text else int(text)
-
-
 _ROUTES: dict[str, Route] = {
-    "/v1/market/all": Route("market", _market_all),
+    "/v1/market/all": Route(
+        "market", lambda venue, query, now_us: venue.markets(_flag(query, "is_details", "isDetails"), now_us)
+    ),
     **{
         f"/v1/candles/{name}": Route("candles", partial(_candles, timeframe=timeframe), timeframe != "1s")
         for name, timeframe in _PERIODS.items()
     },
     "/v1/trades/ticks": Route("crix-trades", _trades),
-    "/v1/ticker": Route("ticker", _ticker, True),
+    "/v1/ticker": Route("ticker", lambda venue, query, now_us: venue.tickers(_markets(query), now_us), True),
     "/v1/ticker/all": Route("ticker", _ticker_all, True),
     "/v1/orderbook": Route("orderbook", _orderbook),
-    "/v1/orderbook/instruments": Route("orderbook", _instruments),
+    "/v1/orderbook/instruments": Route(
+        "orderbook", lambda venue, query, now_us: venue.instruments(_markets(query), now_us)
+    ),
     "/v1/orderbook/supported_levels": Route("orderbook", _supported_levels),
 }
 
