@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from backbone.candle_table import bounds_of, compare, is_same, times_of
+from backbone.candle_table import bounds_of, compare, is_same, rows_inside, times_of
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
 from backbone.storage.coverage import EVER, Coverage, SpanSet, change_each, union_each
 from backbone.storage.partition import REVISION_SCHEMA, Partition
@@ -108,16 +108,15 @@ def _merge(partition: Partition, page: Page) -> Partition:
         if table.column(0).num_chunks > _MOST_CHUNKS:
             table = _with_fewer_chunks(table)
     else:
-        inside = _inside(partition.times, page.proof)
-        old = whole.filter(pa.array(inside))
-        table = _sorted(pa.concat_tables([whole.filter(pa.array(~inside)), new]).combine_chunks())
+        old, rest = rows_inside(whole, page.proof), rows_inside(whole, SpanSet((EVER,)) - page.proof)
+        table = _sorted(pa.concat_tables([rest, new]).combine_chunks())
     if is_same(old, new):
         if coverage == partition.coverage:
             return partition
         return Partition(whole, coverage, partition.revisions, partition.head)
     revisions = partition.revisions
     if known := partition.coverage.covered & page.proof:
-        found = _difference(old, new, known, page)
+        found = _difference(rows_inside(old, known), rows_inside(new, known), page)
         revisions = pa.concat_tables([revisions, found]).combine_chunks() if found.num_rows else revisions
     head = partition.head
     return Partition(table, coverage, revisions, head if head is not None and head.rows <= low else None)
@@ -131,21 +130,10 @@ def _with_fewer_chunks(table: pa.Table) -> pa.Table:
     return pa.concat_tables([table.slice(0, first), table.slice(first).combine_chunks()])
 
 
-def _inside(times: Any, spans: SpanSet) -> Any:
-    """Which of sorted `times` lie in `spans`."""
-    inside = np.zeros(len(times) + 1, np.int64)
-    edges = np.searchsorted(times, np.array([*spans], np.int64).reshape(-1, 2))
-    np.add.at(inside, edges[:, 0], 1)
-    np.add.at(inside, edges[:, 1], -1)
-    return np.cumsum(inside[:-1]) > 0
-
-
-def _difference(old: pa.Table, new: pa.Table, known: SpanSet, page: Page) -> pa.Table:
-    """One record for each candle of `known` that changed, appeared or vanished."""
+def _difference(old: pa.Table, new: pa.Table, page: Page) -> pa.Table:
+    """One record for each candle that changed, appeared or vanished."""
     before, after = times_of(old), times_of(new)
-    differs = compare(old, new)
-    came = differs.only_second
-    times = np.setdiff1d(differs.times, came[~_inside(came, known)], assume_unique=True)
+    times = compare(old, new).times
     columns = [pa.array(times).view(CANDLE_SCHEMA.field("time").type)]
     for table, held in ((old, before), (new, after)):
         where = np.searchsorted(held, times)
