@@ -209,24 +209,20 @@ def _on_disk(folder: Path, now: Callable[[], float]) -> Iterator[Check]:
 
 
 def _lock_check(path: Path) -> Check:
-    first, second = filelock.FileLock(path, timeout=0), filelock.FileLock(path, timeout=0)
-    why = None
-    try:
-        why = why_no_locks(str(path.with_suffix(".probe")))
-        if why is None:
-            first.acquire()
-    except filelock.Timeout:
-        why = "a free lock was refused"
-    if why is not None:
-        found = f"this disk has no locks ({why}): files with their owner's name serve instead"
-        return Check("locks", "note", found, "a local disk is faster and surer")
-    try:
-        second.acquire()
-        second.release()
-    except filelock.Timeout:
-        return Check("locks", "ok", "one writer at a time")
-    finally:
-        first.release()
+    why = why_no_locks(str(path.with_suffix(".probe")))
+    with contextlib.ExitStack() as held:
+        try:
+            if why is None:
+                held.enter_context(filelock.FileLock(path, timeout=0))
+        except filelock.Timeout:
+            why = "a free lock was refused"
+        if why is not None:
+            found = f"this disk has no locks ({why}): files with their owner's name serve instead"
+            return Check("locks", "note", found, "a local disk is faster and surer")
+        try:
+            held.enter_context(filelock.FileLock(path, timeout=0))
+        except filelock.Timeout:
+            return Check("locks", "ok", "one writer at a time")
     return Check("locks", "wrong", "two holders of one lock at once", "keep the data folder on a local disk")
 
 
