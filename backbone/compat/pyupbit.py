@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from backbone.api.calls.live import LiveTable
     from backbone.coordinator.live.latest import RecordQueue
+    from backbone.coordinator.live.subscription import Subscription
 
 __all__ = [
     "DifferenceWarning",
@@ -323,12 +324,14 @@ class WebSocketManager:
         """Subscribe, unless that was done. Raises `InputError` for an unknown type or code."""
         with self._lock:
             if self._table is None:
-                from backbone.api.calls.live import start_records
+                from backbone.api.calls.live import start_live
 
                 codes, depth = _without_depth(self.codes) if self.type == "orderbook" else (self.codes, 30)
-                session = get_client().session
-                self._table, self._records = start_records(session, codes, self.type, self._qsize, depth)
+                self._table = start_live(get_client().session, codes, self.type, depth=depth, opened=self._collect)
                 self.alive = True
+
+    def _collect(self, subscription: Subscription) -> None:
+        self._records = subscription.queue(self._qsize)
 
     def get(self) -> dict[str, Any]:
         """The next message, waiting for it; the first call subscribes. Raises `StreamClosedError` after the end."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from backbone.api.session import Session
     from backbone.coordinator.coordinator import Coordinator
 
-__all__ = ["LiveTable", "LiveUpdate", "TableEvent", "start_live", "start_records"]
+__all__ = ["LiveTable", "LiveUpdate", "TableEvent", "start_live"]
 
 _FIRST_S = 3.0  # that a new table waits for its first rows
 _SETTLED_S = 0.3  # without a new row, after which the markets that have none count as quiet
@@ -489,26 +489,15 @@ def parse_kinds(value: object) -> list[str]:
 
 
 def start_live(
-    session: Session, asked: str | Iterable[str], kinds: object, *, depth: object = DEPTH, level: object = 0
+    session: Session,
+    asked: str | Iterable[str],
+    kinds: object,
+    *,
+    depth: object = DEPTH,
+    level: object = 0,
+    opened: Callable[[Subscription], None] | None = None,
 ) -> LiveTable:
-    """See `Backbone.live`."""
-    table, _ = _start(session, asked, kinds, depth, level, None)
-    return table
-
-
-def start_records(
-    session: Session, asked: str | Iterable[str], kinds: object, size: int, depth: int = DEPTH
-) -> tuple[LiveTable, RecordQueue]:
-    """A table whose first rows are not waited for, and its records from the first one on, the newest `size`."""
-    table, records = _start(session, asked, kinds, depth, 0, size)
-    assert records is not None
-    return table, records
-
-
-def _start(
-    session: Session, asked: str | Iterable[str], kinds: object, depth: object, level: object, size: int | None
-) -> tuple[LiveTable, RecordQueue | None]:
-    """A table: with its first rows, or, where a queue of `size` records is wanted, at once."""
+    """See `Backbone.live`. If `opened` takes the subscription, before its first record, no rows are waited for."""
     names = parse_kinds(kinds)
     deep = parse_depth(depth)
     for name, value, default in (("depth", depth, DEPTH), ("level", level, 0)):
@@ -520,18 +509,19 @@ def _start(
     books = grouped(parse_level(core, markets, level, Priority.HIGH))
     kept = [books if name == "orderbook" else name for name in names]
     subscription = core.feed.open(kept, markets, quote, deep)
-    records = None if size is None else subscription.queue(size)
+    if opened is not None:
+        opened(subscription)
     table = LiveTable(session, core, subscription)
     session.remember_table(table)
     try:
         if quote is None:
             core.markets.check_listed(markets)  # while the socket connects
-        if records is None:
+        if opened is None:
             _await_first(core, subscription)
     except BaseException:
         table.stop()
         raise
-    return table, records
+    return table
 
 
 def _await_first(core: Coordinator, subscription: Subscription) -> None:
