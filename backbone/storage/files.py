@@ -290,28 +290,25 @@ class LocalFiles(Files):
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def read(self, key: str) -> Blob | None:
+        return self._read(key, 0, -1)
+
+    def part(self, key: str, offset: int, most: int) -> Blob | None:
+        return self._read(key, offset, most)
+
+    def _read(self, key: str, offset: int, most: int) -> Blob | None:
+        """A part of a file; all of it from `offset` on where `most` is negative."""
         try:
-            with open(self.address(key), "rb", buffering=0) as file:
+            with open(self.address(key), "rb", buffering=0 if most < 0 else -1) as file:
                 found = os.fstat(file.fileno())
-                data = file.readall()
+                if offset:
+                    file.seek(offset if offset > 0 else max(0, found.st_size + offset))
+                data = file.read(most)
         except OSError as exc:
             if exc.errno in _NOT_THERE:
                 return None
             raise self._failed("read", key, exc) from exc
         self._seen_root = True
         return Blob(data or b"", (found.st_ino, found.st_mtime_ns, found.st_size))
-
-    def part(self, key: str, offset: int, most: int) -> Blob | None:
-        try:
-            with open(self.address(key), "rb") as file:
-                found = os.fstat(file.fileno())
-                file.seek(offset if offset >= 0 else max(0, found.st_size + offset))
-                data = file.read(most)
-        except OSError as exc:
-            if exc.errno in _NOT_THERE:
-                return None
-            raise self._failed("read", key, exc) from exc
-        return Blob(data, (found.st_ino, found.st_mtime_ns, found.st_size))
 
     def replace(
         self, key: str, data: bytes | memoryview, on_version: Callable[[Version], object] | None = None
