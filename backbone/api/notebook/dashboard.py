@@ -30,10 +30,10 @@ from backbone.model import Priority
 __all__ = ["Dashboard", "dashboard_cards"]
 
 _PRIORITIES: Final = tuple(priority.value for priority in Priority)
-Cell = tuple[str, str]
-"""A text and how it is set: ``""``, ``"number"``, ``"bb-warn"``, ``"number bb-bad"``, or ``"bar"`` (a share)."""
+Cell = str | tuple[str, str]
+"""A text; with a class where it is not its column's: ``"bb-warn"``, ``"number bb-bad"``, or ``"bar"`` (a share)."""
 Card = tuple[str, list[list[Cell]]]
-"""A title and rows of cells; the first row is the head."""
+"""A title and rows of cells; the first row is the head. The first column has texts, the others have numbers."""
 
 
 def bytes_text(count: float) -> str:
@@ -75,55 +75,51 @@ def dashboard_cards(snapshot: Mapping[str, Any]) -> list[Card]:
     return [(title, rows) for title, rows in cards if len(rows) > 1]
 
 
-def _n(value: float) -> Cell:
-    return f"{value:,.0f}", "number"
+def _n(value: float) -> str:
+    return f"{value:,.0f}"
 
 
 def _quota(groups: Mapping[str, Mapping[str, Any]]) -> list[list[Cell]]:
-    rows: list[list[Cell]] = [[("group", ""), ("", ""), ("used", "number"), ("free", "number"), ("refused", "number")]]
+    rows: list[list[Cell]] = [["group", ("", ""), "used", "free", "refused"]]
     for name, group in groups.items():
         limit, used = group.get("limit", 0), group.get("used", 0)
-        refused = group.get("refused", 0)
-        share: Cell = f"{min(1.0, used / limit) if limit else 0:.0%}", "bar"
+        share = f"{min(1.0, used / limit) if limit else 0:.0%}", "bar"
         if group.get("stopped_s", 0) > 0:
             share = f"stopped {duration_text(group['stopped_s'])}", "bb-warn"
-        used_of = f"{used:.0f}/{limit:.0f}", "number"
-        refusals = f"{refused:,.0f}", "number bb-bad" if refused else "number"
-        rows.append([(name, ""), share, used_of, _n(group.get("free", 0)), refusals])
+        refused = group.get("refused", 0)
+        refusals: Cell = (_n(refused), "number bb-bad") if refused else _n(refused)
+        rows.append([name, share, f"{used:.0f}/{limit:.0f}", _n(group.get("free", 0)), refusals])
     return rows
 
 
 def _queue(queued: Mapping[str, Mapping[str, int]], in_flight: Mapping[str, int]) -> list[list[Cell]]:
     if not queued and not in_flight:
         return []
-    rows: list[list[Cell]] = [[("", ""), *((priority, "number") for priority in _PRIORITIES)]]
-    for group, depths in queued.items():
-        rows.append([(group, ""), *(_n(depths.get(priority, 0)) for priority in _PRIORITIES)])
-    rows.append([("in flight", ""), *(_n(in_flight.get(priority, 0)) for priority in _PRIORITIES)])
+    rows: list[list[Cell]] = [["", *_PRIORITIES]]
+    for name, depths in [*queued.items(), ("in flight", in_flight)]:
+        rows.append([name, *(_n(depths.get(priority, 0)) for priority in _PRIORITIES)])
     return rows
 
 
 def _latency(times: Iterable[Mapping[str, Any]]) -> list[list[Cell]]:
-    rows: list[list[Cell]] = [[("", ""), ("p50", "number"), ("p95", "number"), ("p99", "number"), ("count", "number")]]
+    rows: list[list[Cell]] = [["", "p50", "p95", "p99", "count"]]
     for record in times:
         if record.get("group") or not record.get("priority") or not record.get("count"):
             continue  # one line for each kind and priority is what fits; the rest is in metrics()
-        spent: list[Cell] = [(time_text(record.get(f"p{q}_s", math.nan)), "number") for q in (50, 95, 99)]
-        rows.append([(f"{record['kind']}, {record['priority']}", ""), *spent, _n(record["count"])])
+        spent = (time_text(record.get(f"p{q}_s", math.nan)) for q in (50, 95, 99))
+        rows.append([f"{record['kind']}, {record['priority']}", *spent, _n(record["count"])])
     return rows
 
 
 def _caches(tiers: Mapping[str, Mapping[str, Any]]) -> list[list[Cell]]:
-    rows: list[list[Cell]] = [
-        [("tier", ""), ("hit rate", "number"), ("hits", "number"), ("misses", "number"), ("size", "number")]
-    ]
+    rows: list[list[Cell]] = [["tier", "hit rate", "hits", "misses", "size"]]
     for name, tier in tiers.items():
         hits, misses = tier.get("hits", 0), tier.get("misses", 0)
         rate = f"{hits / (hits + misses):.0%}" if hits + misses else "–"
         size = bytes_text(tier["bytes"]) if "bytes" in tier else "–"
         if tier.get("limit_bytes"):
             size += f" of {bytes_text(tier['limit_bytes'])}"
-        rows.append([(name, ""), (rate, "number"), _n(hits), _n(misses), (size, "number")])
+        rows.append([name, rate, _n(hits), _n(misses), size])
     return rows
 
 
@@ -139,7 +135,7 @@ def _facts(facts: Mapping[str, Any]) -> list[list[Cell]]:
             label, text = name, f"{value:,}"
         else:
             label, text = name, str(value)
-        rows.append([(label.replace("_", " "), ""), (text, "number")])
+        rows.append([label.replace("_", " "), text])
     return rows
 
 
@@ -175,7 +171,7 @@ class Dashboard(View):
         _, says, note = _line(self._data, self.problem)
         lines = aligned([[" · ".join(filter(None, (says, note)))]], [False])
         for title, rows in dashboard_cards(self._data):
-            cells = [[text for text, _ in row] for row in rows if row]
+            cells = [[cell if isinstance(cell, str) else cell[0] for cell in row] for row in rows if row]
             table = aligned(cells, [False, *[True] * (len(cells[0]) - 1)])
             lines += ["", title, *(f"  {line}" for line in table)]
         return "\n".join(lines)
@@ -208,12 +204,16 @@ _STATIC: Final = "display:flex;flex-wrap:wrap;gap:12px 20px;font-variant-numeric
 
 
 def _card_html(title: str, rows: list[list[Cell]]) -> str:
-    lines = ["".join(_cell_html("td" if i else "th", cell) for cell in row) for i, row in enumerate(rows)]
+    lines = [
+        "".join(_cell_html("td" if i else "th", cell, "number" if at else "") for at, cell in enumerate(row))
+        for i, row in enumerate(rows)
+    ]
     body = "".join(f"<tr>{line}</tr>" for line in lines if line)
     return f'<div class="bb-card"><b>{escape(title)}</b><table cellpadding="4" style="margin:0">{body}</table></div>'
 
 
-def _cell_html(tag: str, cell: Cell) -> str:
-    text, kind = escape(cell[0]), cell[1]
+def _cell_html(tag: str, cell: Cell, kind: str) -> str:
+    text, kind = (cell, kind) if isinstance(cell, str) else cell
+    text = escape(text)
     is_bar = kind == "bar"
     return cell_html(tag, f'<div class="bb-bar"><div style="width:{text}">{text}</div></div>' if is_bar else text, kind)
