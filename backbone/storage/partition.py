@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -23,10 +23,8 @@ from backbone.candle_table import times_of
 from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span, empty_candles
 from backbone.storage.coverage import Coverage, SpanSet, union_each
+from backbone.storage.layout import Series
 from backbone.timeframe import period_name
-
-if TYPE_CHECKING:
-    from backbone.storage.layout import Series
 
 __all__ = [
     "FORMAT",

@@ -12,24 +12,22 @@ import codecs
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from backbone.api.arguments import in_zone, parse_market
+from backbone.api.session import Session
 from backbone.candle_table import compare, rows_inside, times_of
+from backbone.coordinator.coordinator import Coordinator
 from backbone.errors import InputError, StoreError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Priority, Span
 from backbone.settings import parse_zone
 from backbone.storage.continuity import runs
 from backbone.storage.coverage import SpanSet
 from backbone.timeframe import HOUR_US, TIMEFRAMES, Timeframe, parse_timeframe, periods_in
-
-if TYPE_CHECKING:
-    from backbone.api.session import Session
-    from backbone.coordinator.coordinator import Coordinator
 
 __all__ = ["ADOPTED", "Adopted", "adopt", "promote", "read_candles"]
 

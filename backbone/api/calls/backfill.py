@@ -7,7 +7,7 @@ so `Job.wait` refreshes that bar between its waits, and shows no other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 from msgspec.structs import replace
@@ -17,6 +17,7 @@ from backbone.api.arguments import TimeLike, parse_priority, parse_whole
 from backbone.api.calls.candles import candle_facts, incomplete_error
 from backbone.api.notebook.bar import Bar
 from backbone.api.notebook.progress import JobProgress, JobView, job_view
+from backbone.api.session import Session
 from backbone.candle_table import rows_inside
 from backbone.coordinator.candles.derived import base_range, folded
 from backbone.coordinator.candles.jobs import CandleJob
@@ -26,9 +27,6 @@ from backbone.errors import IncompleteError, InputError
 from backbone.model import Priority, Span
 from backbone.storage.coverage import SpanSet
 from backbone.timeframe import Timeframe, parse_timeframe
-
-if TYPE_CHECKING:
-    from backbone.api.session import Session
 
 __all__ = ["Job", "backfill", "parse_long"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +19,7 @@ from backbone.api.calls.fill import fill_quiet, parse_fill
 from backbone.api.calls.memo import CandleWords, Remembered
 from backbone.api.frames import TEXT, TIME, WHOLE
 from backbone.api.notebook.bar import Bar
+from backbone.api.session import Session
 from backbone.candle_table import rows_inside, times_of
 from backbone.clock import current_deadline
 from backbone.coordinator.candles.derived import base_range, folded
@@ -26,15 +27,12 @@ from backbone.coordinator.candles.fetcher import CandlePlan
 from backbone.coordinator.candles.pending import Progress
 from backbone.coordinator.candles.ranges import Range, Watch
 from backbone.coordinator.candles.reader import CandleAnswer, incomplete, with_cost
+from backbone.coordinator.coordinator import Coordinator
 from backbone.errors import BackboneError, IncompleteError, InputError, RejectedError, SourceError
 from backbone.model import CANDLE_COLUMNS, Priority, Span
 from backbone.storage.coverage import EVER
 from backbone.storage.fold import fold
 from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
-
-if TYPE_CHECKING:
-    from backbone.api.session import Session
-    from backbone.coordinator.coordinator import Coordinator
 
 __all__ = ["CandleCall", "Plan", "candles", "coverage", "explain", "incomplete_error"]
 

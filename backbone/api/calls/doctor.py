@@ -18,12 +18,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import filelock
 
 import backbone
+from backbone.api.session import Session
 from backbone.coordinator.quota.ledger import MachineLimiter
 from backbone.errors import BackboneError, RateLimitedError, UnreachableError
 from backbone.model import Priority
@@ -32,9 +32,6 @@ from backbone.settings import named_proxy, proxy_of
 from backbone.storage.files import why_no_folder_sync, why_no_sync
 from backbone.storage.layout import CANDLES
 from backbone.storage.series_locks import why_no_locks
-
-if TYPE_CHECKING:
-    from backbone.api.session import Session
 
 __all__ = ["Check", "examine"]
 

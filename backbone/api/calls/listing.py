@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,15 +18,13 @@ from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, in_zone, parse_time, parse_whole
 from backbone.api.calls.candles import candles
 from backbone.api.frames import REAL, TEXT, WHOLE
+from backbone.api.session import Session
+from backbone.coordinator.coordinator import Coordinator
 from backbone.coordinator.market_log import Recorded
 from backbone.errors import InputError, PayloadError, SourceError, UnreachableError
 from backbone.model import MarketInfo, Priority, Span
 from backbone.routing.wire import markets_ask
 from backbone.timeframe import DAY_US, TIMEFRAMES
-
-if TYPE_CHECKING:
-    from backbone.api.session import Session
-    from backbone.coordinator.coordinator import Coordinator
 
 __all__ = ["adopt_lists", "listed_at", "markets_at", "of_quote", "prices_of", "tick_sizes", "universe"]
 

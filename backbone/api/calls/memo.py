@@ -9,16 +9,14 @@ for the first time: most are asked for once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
+from backbone.api.session import Session
+from backbone.coordinator.candles.ranges import Range
 from backbone.model import Priority, Span
 from backbone.timeframe import TIMEFRAMES, Timeframe
-
-if TYPE_CHECKING:
-    from backbone.api.session import Session
-    from backbone.coordinator.candles.ranges import Range
 
 __all__ = ["CandleWords", "Remembered"]
 

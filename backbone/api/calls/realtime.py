@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from backbone.api.arguments import (
 )
 from backbone.api.calls.listing import of_quote, prices_of, tick_sizes
 from backbone.api.rounding import is_learned, learn_ticks
+from backbone.api.session import Session
 from backbone.candle_table import times_of
 from backbone.coordinator.coordinator import Coordinator
 from backbone.coordinator.live.old_trades import OldTradesAnswer
@@ -32,9 +33,6 @@ from backbone.model import MarketInfo, Priority, Span
 from backbone.routing.archive import TRADE_SCHEMA, TRADES_SINCE_US
 from backbone.routing.wire import ORDERBOOK_DEPTH as DEPTH
 from backbone.timeframe import DAY_US, parse_timeframe
-
-if TYPE_CHECKING:
-    from backbone.api.session import Session
 
 __all__ = ["DEPTH", "markets", "orderbooks", "parse_depth", "parse_level", "tickers", "trade_sections", "trades"]
 

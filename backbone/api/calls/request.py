@@ -12,7 +12,7 @@ import datetime as dt
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import msgspec
 import pyarrow as pa
@@ -21,11 +21,9 @@ from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, in_zone, parse_integer, parse_markets, parse_priority
 from backbone.api.calls.candles import candles
 from backbone.api.calls.realtime import orderbooks, tickers, trades
+from backbone.api.session import Session
 from backbone.errors import BackboneError, IncompleteError, InputError
 from backbone.model import DataType, Priority, Span
-
-if TYPE_CHECKING:
-    from backbone.api.session import Session
 
 __all__ = ["BackboneMetadata", "BackboneRequest", "BackboneResponse", "error_facts", "run"]
 

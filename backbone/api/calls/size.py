@@ -11,18 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backbone.api.arguments import TimeLike, in_zone, parse_whole
+from backbone.api.session import Session
 from backbone.coordinator.candles.ranges import Range
+from backbone.coordinator.coordinator import Coordinator
 from backbone.errors import InputError
 from backbone.model import Priority, Span
 from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, parse_timeframe
 from backbone.venues import Venue
-
-if TYPE_CHECKING:
-    from backbone.api.session import Session
-    from backbone.coordinator.coordinator import Coordinator
 
 __all__ = ["Sizing", "size"]
 

@@ -11,17 +11,15 @@ import math
 import shutil
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import Final, TextIO
 
 from backbone.api.arguments import in_zone
+from backbone.api.calls.live import LiveTable, LiveUpdate
 from backbone.api.cli.output import writing
 from backbone.api.format import format_price
 from backbone.api.notebook.table import TableRow, TableView, table_text
 from backbone.clock import Clock
 from backbone.model import Ticker
-
-if TYPE_CHECKING:
-    from backbone.api.calls.live import LiveTable, LiveUpdate
 
 __all__ = ["Screen", "update_lines", "watch"]
 
