@@ -43,6 +43,7 @@ def clean(server: SimulatorServer) -> Iterator[SimulatorServer]:
     yield server
     server.faults.clear()
     server.clock.set(NOW)
+    server.resume()  # a test that failed while the plug was pulled fails alone
 
 
 @pytest.fixture

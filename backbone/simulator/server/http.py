@@ -32,6 +32,8 @@ __all__ = ["Logged", "SimulatorServer"]
 _logger = logging.getLogger("backbone.simulator")
 _LOG_SIZE = 50_000
 _START_TIMEOUT_S = 20.0
+_BACKLOG = 1024
+"""How many connections wait to be accepted: one that finds no place tries again after a second, as at no venue."""
 
 
 class Logged(NamedTuple):
@@ -291,7 +293,7 @@ class SimulatorServer:
     async def _plug(self) -> None:
         if self._listener is None:
             listener = await asyncio.get_running_loop().create_server(
-                self._web, self._host, self._port, reuse_address=True
+                self._web, self._host, self._port, reuse_address=True, backlog=_BACKLOG
             )
             self._listener, self._port = listener, listener.sockets[0].getsockname()[1]
 

@@ -91,12 +91,18 @@ def test_pulled_plug_refuses_and_comes_back_on_the_same_port(clean: SimulatorSer
 
 
 def test_pulled_plug_ends_what_was_accepted_meanwhile(clean: SimulatorServer) -> None:
-    """A connection made in the very moment is closed like the others, and none is left to the collector."""
+    """A connection made in the very moment is closed like the others, and none is left to the collector.
+
+    The knocking waits where many were not accepted yet: beyond a full queue the system lets a client believe that it is
+    connected, and nobody ever tells it the end.
+    """
     ended = threading.Event()
     held: list[socket.socket] = []
 
     def knock() -> None:
         while not ended.is_set():
+            if len(held) - len(clean._web.connections) > 50:
+                continue
             with contextlib.suppress(OSError):
                 made = socket.create_connection(("127.0.0.1", clean.port), timeout=5)
                 if made.getsockname() == made.getpeername():  # to itself, by a port of its own that nobody listens on
@@ -120,6 +126,17 @@ def test_pulled_plug_ends_what_was_accepted_meanwhile(clean: SimulatorServer) ->
                 assert connection.recv(1) == b""
         gc.collect()
         clean.resume()
+
+
+def test_many_connections_at_once_wait_for_a_busy_exchange(clean: SimulatorServer) -> None:
+    """While it computes, hundreds are connected at once: none is turned away to try again a second later."""
+    loop, busy = clean._loop, threading.Event()
+    assert loop is not None
+    with contextlib.ExitStack() as held:
+        held.callback(busy.set)
+        loop.call_soon_threadsafe(busy.wait)
+        for _ in range(300):
+            held.enter_context(socket.create_connection(("127.0.0.1", clean.port), timeout=0.5))
 
 
 def test_log_can_be_reset_and_is_safe_while_requests_run(clean: SimulatorServer) -> None:
