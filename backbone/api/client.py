@@ -561,7 +561,9 @@ class Backbone:
     ) -> pl.LazyFrame:
         """The stored candles as one Polars LazyFrame, for what does not fit into memory. Fetches nothing.
 
-        Opens only the files of these markets and this span; collect it with ``engine="streaming"``.
+        Opens only the files of these markets and this span; collect it with ``engine="streaming"``. A frame that is
+        kept shows the files as they are when it is collected, and each market in one state: where one was quarantined
+        since (a redenomination), as it is stored then.
 
         Parameters
         ----------
@@ -578,6 +580,7 @@ class Backbone:
         ------
         InputError       for a wrong argument.
         IncompleteError  before any row is read, where the files do not cover all of it: ``.gaps``, ``.frame``.
+        StoreError       by the collect, where a market was quarantined in the middle of it: collect it again.
 
         Examples
         --------

@@ -133,6 +133,9 @@ class Files(ABC):
     def list(self, folder: str) -> Sequence[str]:
         """Names in a folder, sorted; empty where there is none. For audits and for spans of very many periods."""
 
+    def refresh(self, folder: str = "") -> None:  # noqa: B027
+        """See that what is said of the files below a folder from now on is no older than this call."""
+
     @abstractmethod
     def walk(self, folder: str) -> Iterator[str]:
         """Keys of all files below a folder, sorted."""

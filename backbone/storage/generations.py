@@ -64,6 +64,10 @@ class Generations:
             self._known[key] = known
         return known[1]
 
+    def refresh(self) -> None:
+        """See that `of` says nothing that is older than this call."""
+        self._files.refresh(f"{GENERATIONS}/{self._folder}")
+
     def begin(self, market: str, name: str, notes: tuple[Note, ...], after: int | None) -> bool:
         """Begin the next generation: files are to be moved to quarantine `name`.
 

@@ -303,6 +303,11 @@ class ObjectFiles(Files):
         names = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
         return sorted(name.rsplit("/", 1)[-1] for name in names)
 
+    def refresh(self, folder: str = "") -> None:
+        with self._lock:
+            for name in [name for name in self._listings if name.startswith(folder)]:
+                del self._listings[name]
+
     def walk(self, folder: str) -> Iterator[str]:
         """Keys of all objects below a folder, blanks left out, sorted."""
         for key, version in sorted(self._listing(folder, max_age_s=-1.0).versions.items()):

@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from backbone.storage.commit import Committer
 from backbone.storage.coverage import EVER, VENUE, Coverage, SpanSet, on_grid, spans_due
 from backbone.storage.events import Events
 from backbone.storage.files import Files, LocalFiles
-from backbone.storage.generations import Generations
+from backbone.storage.generations import Generation, Generations
 from backbone.storage.incidents import Incident, Incidents
 from backbone.storage.layout import CANDLES, Series, parse_period, series_of
 from backbone.storage.merge import Page, with_pages
@@ -44,8 +44,11 @@ from backbone.storage.upkeep import Upkeep
 from backbone.timeframe import TIMEFRAMES, Timeframe, period_of
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from backbone.storage.audit import Problem
     from backbone.storage.copy import Copied
+    from backbone.storage.lazy import Selected
 
 __all__ = ["CandleStore", "Stored"]
 
@@ -130,6 +133,10 @@ class CandleStore:
     def generation(self, market: str) -> int:
         """A number that rises when all that is stored of a market is quarantined, by any process."""
         return self._generations.of(market).number
+
+    def state(self, market: str) -> Generation:
+        """The same, and whether files are being moved away: what is read between two equal ones is of one state."""
+        return self._generations.of(market)
 
     def _pages(self, series: Series, span: Span, number: int | None = None) -> list[Page]:
         """The pages in memory that say something about `span` and are of the generation that counts, `number`."""
@@ -379,6 +386,15 @@ class CandleStore:
         """The partition files that hold `span`, oldest first. What is not flushed is in none."""
         series = self._series(market, timeframe)
         return [self._files.path(series.key(period)) for period in self._periods.with_file(series, span)]
+
+    def lazy_frame(self, selected: Selected, again: Callable[[], Selected]) -> pl.LazyFrame:
+        """The rows of partition files, as Polars reads them when the frame is collected; see `backbone.storage.lazy`.
+
+        Where they are gone by then, those of what `again` selects.
+        """
+        from backbone.storage.lazy import FileScan
+
+        return FileScan(selected, self._files, self._exchange, again).frame()
 
     def version(self, market: str, timeframe: Timeframe, span: Span) -> str:
         """A digest of everything an answer for `span` is made from: another one means another answer is possible."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 
 from backbone import Backbone
@@ -21,6 +22,7 @@ from backbone.coordinator.quota.ledger import MachineLimiter, MemoryLimiter
 from backbone.coordinator.quota.rules import Rules
 from backbone.errors import DataChangedWarning, IncompleteError
 from backbone.simulator import SimulatorServer
+from backbone.storage.lazy import FileScan
 from tests.api.calls.test_candles import same, truth
 from tests.api.calls.test_live import eventually
 from tests.processes import CONTEXT, process
@@ -150,12 +152,19 @@ def by_scan(client: Backbone, venue: SimulatorServer) -> Any:
     return client.scan(MARKET, "1m", partial=True).collect().to_pandas()
 
 
+def by_kept_scan(client: Backbone, venue: SimulatorServer) -> Any:
+    """A lazy frame of before the change, collected after it."""
+    lazy = client.scan(MARKET, "1m", partial=True)
+    client.candles(MARKET, "1m", "2025-08-21T10:00:00Z", LATER)
+    return lazy.collect().to_pandas()
+
+
 def by_chunk_before(client: Backbone, venue: SimulatorServer) -> Any:
     return client.candles(MARKET, "1m", "2025-08-20T06:00:00Z", "2025-08-21T00:00:00Z")
 
 
 WAYS = [by_range, by_count, by_first, by_critical, by_forming, by_refresh, by_fold, by_derived, by_wide, by_backfill,
-        by_sections, by_update, by_scan, by_chunk_before]  # fmt: skip
+        by_sections, by_update, by_scan, by_kept_scan, by_chunk_before]  # fmt: skip
 
 
 @pytest.mark.parametrize("ask", WAYS, ids=lambda ask: ask.__name__)
@@ -234,6 +243,8 @@ def answers(folder: str, rest_url: str, calls: Any) -> None:
             "backfill": client.backfill(MARKET, "1m", *whole, priority="high").result(),
             "scan": client.scan(MARKET, "1m", partial=True).collect().to_pandas(),
         }
+        if lazy.empty:  # the old unit has left, and of the new one nothing is held yet
+            del frames["scan of what is there"]
         last.update({name: float(frame["close"].iloc[-1]) for name, frame in frames.items()})
         return [name for name, frame in frames.items() if not one_unit(frame)]
 
@@ -283,6 +294,61 @@ def test_two_processes_on_one_folder_show_one_unit(
         ours.send("stop")
         child.join(30)
     assert child.exitcode == 0
+
+
+KEPT: dict[str, Callable[[Backbone], pl.LazyFrame]] = {
+    "one": lambda client: client.scan(MARKET, "1m", *STORED),
+    "several": lambda client: client.scan(["KRW-BTC", MARKET], "1m", *STORED),
+    "quote": lambda client: client.scan("KRW", "1m", partial=True),
+    "derived": lambda client: client.scan(MARKET, "2h", *STORED),
+    "folded": lambda client: client.scan(MARKET, "1h", *STORED),
+    "grouped": lambda client: (
+        client.scan("KRW", "1m", *STORED).group_by("market").agg(pl.col("open", "close").last()).sort("market")
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ["in-memory", "streaming"])
+@pytest.mark.parametrize("during", [False, True])
+@pytest.mark.parametrize("make", KEPT.values(), ids=KEPT)
+def test_kept_scan_is_of_one_state(
+    venue: SimulatorServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Backbone], pl.LazyFrame],
+    during: bool,
+    engine: Any,
+) -> None:
+    """The market leaves and comes again in another unit before a lazy frame is collected, or just when Polars opens its
+    files: it shows the new state. Where the market only left, a scan of a whole span says what is missing."""
+    read = FileScan._batches
+    with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataChangedWarning)
+        client.candles(["KRW-BTC", MARKET], "1m", *STORED)
+        lazy, before = make(client), make(client).collect(engine=engine)
+
+        def change() -> None:
+            changed(venue, client)
+            client.candles(MARKET, "1m", *STORED, refresh=True)
+
+        def late(self: FileScan, *words: Any) -> Any:
+            monkeypatch.setattr(FileScan, "_batches", read)
+            change()
+            return read(self, *words)
+
+        if during:
+            monkeypatch.setattr(FileScan, "_batches", late)
+        else:
+            change()
+        after = lazy.collect(engine=engine)
+        assert after.equals(make(client).collect(engine=engine))
+        assert after["close"].last() == pytest.approx(10 * before["close"].last(), rel=0.01)
+        client.store.remove(MARKET)
+        if make in (KEPT["quote"], KEPT["grouped"]):
+            assert lazy.collect(engine=engine)["market"].unique().to_list() == ["KRW-BTC"]
+        else:
+            with pytest.raises(IncompleteError, match="KRW-XRP were never asked for"):
+                lazy.collect(engine=engine)
 
 
 def receive(calls: Any) -> Any:

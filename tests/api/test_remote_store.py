@@ -49,6 +49,19 @@ def test_scan_of_a_bucket_reads_it_in_place(venue: SimulatorServer, place: str) 
         assert all(path.startswith(f"{place}/candles/exchange=") for path in client.files(MARKETS, "1m", START, END))
 
 
+def test_kept_scan_of_a_bucket_says_what_left(venue: SimulatorServer, place: str) -> None:
+    """Another host takes a market out of the bucket; a scan of before has what is left, or says what is missing."""
+    with client_of(venue, place) as client, client_of(venue, place) as elsewhere:
+        client.candles(MARKETS, "1m", START, END)
+        whole = client.scan(MARKETS, "1m", START, END)
+        held = client.scan("KRW", "1m", partial=True).select("market").unique()
+        assert held.collect().height == 2
+        elsewhere.store.remove("KRW-ETH")
+        assert held.collect()["market"].to_list() == ["KRW-BTC"]
+        with pytest.raises(IncompleteError, match="KRW-ETH were never asked for"):
+            whole.collect()
+
+
 def test_store_moves_between_a_folder_and_a_bucket(venue: SimulatorServer, place: str, tmp_path: Path) -> None:
     """A store copied to the bucket and back answers the same, with no request."""
     with client_of(venue, tmp_path / "here") as client:

@@ -24,27 +24,30 @@ between two pages of one call, or between parts of a series that never met, is n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from backbone.api.arguments import TimeLike, parse_markets, parse_quote
 from backbone.candle_table import rows_inside
 from backbone.errors import IncompleteError, InputError
-from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
+from backbone.model import CANDLE_SCHEMA, Span
 from backbone.storage.coverage import EVER, SpanSet
 from backbone.storage.fold import fold
+from backbone.storage.generations import Generation
+from backbone.storage.lazy import Selected
 from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, parse_timeframe
 
 if TYPE_CHECKING:
     import polars as pl
 
     from backbone.api.session import Session
+    from backbone.storage.store import CandleStore
 
 __all__ = ["files", "scan"]
 
 _MINUTE = TIMEFRAMES["1m"]
-COLUMNS = ("market", "time", *CANDLE_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,18 @@ class _Selection:
 
     timeframe: Timeframe
     span: Span
-    paths: list[str]
-    gaps: list[tuple[str, Span]]
-    known: dict[str, SpanSet]
+    paths: list[str] = field(default_factory=list)
+    gaps: list[tuple[str, Span]] = field(default_factory=list)
+    known: dict[str, SpanSet] = field(default_factory=dict)
     """By market whose rows are to be folded, where every short candle is known."""
-    absent: list[str]
+    absent: list[str] = field(default_factory=list)
     """Markets of which nothing is stored, where a side of the span is open: how much they lack is not known."""
+    generations: dict[str, Generation] = field(default_factory=dict)
+    """By market, of which state the files are."""
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.gaps and not self.absent
 
 
 def scan(
@@ -71,25 +80,29 @@ def scan(
     partial: bool,
 ) -> pl.LazyFrame:
     """See `Backbone.scan`."""
-    import polars as pl
-
-    found = _select(session, markets, timeframe, start, end, partial=partial)
-    lazy = _lazy(found.paths, session.settings.data_dir)
-    if found.span.start > EVER.start:
-        lazy = lazy.filter(pl.col("time") >= _instant(found.span.start))
-    if found.span.end < EVER.end:
-        lazy = lazy.filter(pl.col("time") < _instant(found.span.end))
-    if found.known:
-        lazy = lazy.map_batches(
-            _folding(found),
-            predicate_pushdown=False,
-            projection_pushdown=False,
-            slice_pushdown=False,
-            schema=lazy.collect_schema(),
-        )
-    lazy = lazy.with_columns(pl.col("time").dt.convert_time_zone(session.tz))
+    shown = parse_timeframe(timeframe, derived=True)
+    span = _span(session, shown, start, end)
+    names = markets if isinstance(markets, str) else list(markets)
+    select = functools.partial(_select, session, names, shown, span)
+    found = select(partial=partial)
+    lazy = _lazy(session, found, select, partial=partial)
     _check(session, found, lazy)
     return lazy
+
+
+def _lazy(session: Session, found: _Selection, select: Callable[..., _Selection], *, partial: bool) -> pl.LazyFrame:
+    """The rows of `found`; where those are gone when it is collected, of what `select` finds then."""
+    import polars as pl
+
+    is_whole = not partial and found.is_whole
+
+    def again() -> Selected:
+        now = select(partial=not is_whole)
+        _check(session, now, _lazy(session, now, select, partial=True))
+        return _selected(now)
+
+    lazy = session.coordinator().store.lazy_frame(_selected(found), again)
+    return lazy.with_columns(pl.col("time").dt.convert_time_zone(session.tz))
 
 
 def files(
@@ -102,9 +115,14 @@ def files(
     partial: bool,
 ) -> list[str]:
     """See `Backbone.files`."""
-    found = _select(session, markets, parse_timeframe(timeframe).name, start, end, partial=partial, may_fold=False)
+    shown = parse_timeframe(parse_timeframe(timeframe).name, derived=True)
+    found = _select(session, markets, shown, _span(session, shown, start, end), partial=partial, may_fold=False)
     _check(session, found, list(found.paths))
     return found.paths
+
+
+def _selected(found: _Selection) -> Selected:
+    return Selected(found.paths, found.span, found.generations, _folding(found) if found.known else None)
 
 
 def _folding(found: _Selection) -> Callable[[pl.DataFrame], pl.DataFrame]:
@@ -126,70 +144,56 @@ def _folding(found: _Selection) -> Callable[[pl.DataFrame], pl.DataFrame]:
     return fold_all
 
 
-def _instant(time_us: int) -> Any:
-    import polars as pl
-
-    return pl.lit(time_us).cast(pl.Datetime("us", "UTC"))
-
-
-def _lazy(paths: Sequence[str], data_dir: str) -> pl.LazyFrame:
-    import polars as pl
-
-    from backbone.storage.s3 import scan_options
-
-    if not paths:
-        schema: dict[str, Any] = {"market": pl.String, "time": pl.Datetime("us", "UTC")}
-        return pl.LazyFrame(schema=schema | dict.fromkeys(CANDLE_COLUMNS, pl.Float64))
-    lazy = pl.scan_parquet(
-        list(paths),
-        schema={"time": pl.Datetime("us", "UTC"), **dict.fromkeys(CANDLE_COLUMNS, pl.Float64)},
-        hive_partitioning=True,
-        try_parse_hive_dates=False,
-        glob=False,
-        storage_options=scan_options(data_dir),
-    )  # with a schema, no file is looked at before the scan is collected: it may be another one by then
-    return lazy.select(COLUMNS)
-
-
 def _select(
     session: Session,
     markets: str | Iterable[str],
-    timeframe: str,
-    start: TimeLike | None,
-    end: TimeLike | None,
+    shown: Timeframe,
+    span: Span,
     *,
     partial: bool,
     may_fold: bool = True,
 ) -> _Selection:
-    shown = parse_timeframe(timeframe, derived=True)
     tf = shown.base or shown
-    span = _span(session, shown, start, end)
     store = session.coordinator().store
-    paths: list[str] = []
-    gaps: list[tuple[str, Span]] = []
-    absent: list[str] = []
-    known: dict[str, SpanSet] = {}
     foldable = Span(max(span.start, session.settings.venue.sums_since_us), span.end)
     may_fold = may_fold and _MINUTE.step_us < tf.step_us <= DAY_US and foldable.start < foldable.end
+    minutes_of = foldable if may_fold else None
     names = _markets(session, markets, tf, may_fold)
     session.coordinator().markets.check_known(names)
+    found = _Selection(shown, span)
     for market in names:
         store.flush(market)
-        own, held = store.paths(market, tf, span), None
-        if not partial or shown.base is not None:  # a read of each file's end, slow in a bucket of very many files
-            held = store.footer_coverage(market, tf, span)
-            if shown.base is not None:
-                known[market] = _whole(held, shown)
-        if may_fold and (not own or (held is not None and _wanted(span, held) - held)):
-            minutes = _whole(store.footer_coverage(market, _MINUTE, foldable), shown)
-            if minutes and (not own or not _wanted(span, minutes) - minutes):
-                own, held, known[market] = store.paths(market, _MINUTE, foldable), minutes, minutes
+        while True:
+            state = store.state(market)
+            own, held, known = _of_one(store, market, shown, span, minutes_of, is_proven=not partial)
+            if store.state(market) == state:
+                break
+        found.generations[market] = state
+        found.paths.extend(own)
+        if known is not None:
+            found.known[market] = known
         if not partial and held is not None:
-            gaps += [(market, gap) for gap in _wanted(span, held) - held]
+            found.gaps.extend((market, gap) for gap in _wanted(span, held) - held)
             if not held and (span.start == EVER.start or span.end == EVER.end):
-                absent.append(market)
-        paths += [str(path) for path in own]
-    return _Selection(shown, span, paths, gaps, known, absent)
+                found.absent.append(market)
+    return found
+
+
+def _of_one(
+    store: CandleStore, market: str, shown: Timeframe, span: Span, minutes_of: Span | None, *, is_proven: bool
+) -> tuple[list[str], SpanSet | None, SpanSet | None]:
+    """The files of a market, what they cover (None: not looked at), and what of their rows is to be folded."""
+    tf = shown.base or shown
+    own, held, known = store.paths(market, tf, span), None, None
+    if is_proven or shown.base is not None:  # a read of each file's end, slow in a bucket of very many files
+        held = store.footer_coverage(market, tf, span)
+        if shown.base is not None:
+            known = _whole(held, shown)
+    if minutes_of is not None and (not own or (held is not None and _wanted(span, held) - held)):
+        minutes = _whole(store.footer_coverage(market, _MINUTE, minutes_of), shown)
+        if minutes and (not own or not _wanted(span, minutes) - minutes):
+            own, held, known = store.paths(market, _MINUTE, minutes_of), minutes, minutes
+    return [str(path) for path in own], held, known
 
 
 def _whole(held: SpanSet, timeframe: Timeframe) -> SpanSet:
@@ -229,7 +233,7 @@ def _wanted(span: Span, held: SpanSet) -> SpanSet:
 
 
 def _check(session: Session, found: _Selection, held: Any) -> None:
-    if not found.gaps and not found.absent:
+    if found.is_whole:
         return
     markets = list(dict.fromkeys([*found.absent, *(market for market, _ in found.gaps)]))
     shown = ", ".join(markets[:5]) + ("…" if len(markets) > 5 else "")
