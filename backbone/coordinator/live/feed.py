@@ -29,7 +29,7 @@ from backbone.coordinator.live.latest import NEVER, LatestRows, Slot
 from backbone.coordinator.live.members import ListFollower
 from backbone.coordinator.live.reconcile import MANY, Confirmer, LiveEvent
 from backbone.coordinator.live.subscription import Subscription
-from backbone.coordinator.live.trades import TradesAnswer, TradeWalk
+from backbone.coordinator.live.trades import TradesAnswer, walk_trades
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.scheduler import Scheduler
 from backbone.coordinator.steps import queue_steps, submit
@@ -253,9 +253,8 @@ class Feed:
         lane = Priority.LOW if len(interrupted) > MANY else Priority.HIGH
         now_us = self._venue.now_us()
         for slot, epoch, start_us in interrupted:
-            walk = TradeWalk(slot.market, None, start_us, None, now_us // DAY_US)
-            put = partial(submit, self._scheduler, lane)
-            queue_steps(walk.steps(), put, partial(self._refilled, slot, epoch))
+            steps = walk_trades(slot.market, None, start_us, None, now_us // DAY_US)
+            queue_steps(steps, partial(submit, self._scheduler, lane), partial(self._refilled, slot, epoch))
 
     def _refilled(self, slot: Slot, epoch: int, found: TradesAnswer | BackboneError) -> None:
         trades, causes = ((), (found,)) if isinstance(found, BackboneError) else (found.rows, found.causes)

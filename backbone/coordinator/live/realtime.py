@@ -18,7 +18,7 @@ import msgspec
 from backbone.clock import Clock
 from backbone.coordinator.live.feed import Feed
 from backbone.coordinator.live.latest import Held, LatestRows, Slot
-from backbone.coordinator.live.trades import TradesAnswer, TradeWalk
+from backbone.coordinator.live.trades import TradesAnswer, walk_trades
 from backbone.coordinator.metrics import Metrics
 from backbone.coordinator.steps import answered
 from backbone.errors import BackboneError, IncompleteError, RejectedError, SourceError
@@ -391,8 +391,8 @@ class Realtime:
             self.feed.asked("trade", [market])
             if tape is not None:
                 return TradesAnswer(tuple(tape), 0)
-        walk = TradeWalk(market, count, start_us, end_us, today_us // DAY_US)
-        answer = answered(walk.steps(), lambda ask: self._request(ask, priority))
+        steps = walk_trades(market, count, start_us, end_us, today_us // DAY_US)
+        answer = answered(steps, lambda ask: self._request(ask, priority))
         for cause in answer.causes:
             if not answer.rows or not isinstance(cause, SourceError):
                 raise cause

@@ -7,24 +7,24 @@ than was thought starts the walk over.
 A page that is shorter than asked, or empty, reports that its day has nothing older. A second reply has to agree, and it
 has to contain something known: it is a page that must begin with the oldest trade known of that day. Where no trade is
 known, it is the newest 1-second candle before that time, which also shows how many days without trades lie before. Full
-pages need no second reply. Pure: the walk takes what arrived and says what to ask next.
+pages need no pages need no second reply. Pure: the walk is written as steps, which are sent what arrived.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 from backbone.coordinator.steps import Steps
 from backbone.errors import BackboneError, PayloadError
 from backbone.model import Span, Trade
-from backbone.routing.wire import TRADES_PAGE, Ask, CandlePage, candles_ask, trades_ask
+from backbone.routing.rest import Reply
+from backbone.routing.wire import TRADES_PAGE, Ask, candles_ask, trades_ask
 from backbone.timeframe import DAY_US, TIMEFRAMES
 from backbone.venues import Venue
 
-__all__ = ["DAYS_KEPT", "TradeWalk", "TradesAnswer"]
+__all__ = ["DAYS_KEPT", "TradesAnswer", "walk_trades"]
 
 DAYS_KEPT = Venue.trades_kept_days
 """Whole UTC days before today that the venue answers."""
@@ -40,164 +40,153 @@ class TradesAnswer:
     causes: tuple[BackboneError, ...] = ()
 
 
-class TradeWalk:
+class _DayTurned(Exception):
+    """A reply shows a later day than was thought: the walk starts over. Never leaves the module."""
+
+
+def walk_trades(
+    market: str, count: int | None, start_us: int | None, end_us: int | None, today: int
+) -> Steps[TradesAnswer]:
     """The newest `count` trades before `end_us`, or all from `start_us`; from the newest page to the oldest.
 
-    `today` is the venue's day (days since the epoch) as far as it is known. Not thread-safe; used by one call.
+    `today` is the venue's day (days since the epoch) as far as it is known. An error ends the walk: what it did not
+    reach is in the answer's gaps.
     """
+    walk = _Walk(market, count, start_us, end_us, today)
+    while True:
+        try:
+            yield from walk.days()
+        except _DayTurned:
+            continue
+        except BackboneError as exc:
+            return TradesAnswer(walk.rows(), walk.requests, (walk.missing(),), (exc,))
+        return TradesAnswer(walk.rows(), walk.requests)
 
-    def __init__(self, market: str, count: int | None, start_us: int | None, end_us: int | None, today: int) -> None:
-        self._market = market
-        self._count = count
-        self._start_us = start_us
-        self._end_us = end_us
-        self.requests = 0
-        self._begin(today)
 
-    def _begin(self, today: int) -> None:
-        self._today = today
-        self._day = today if self._end_us is None else min(today, (self._end_us - 1) // DAY_US)
-        self._cursor: int | None = None
-        self._asked = 0
-        self._mode: Literal["page", "confirm", "candle"] = "page"
-        self._oldest: Trade | None = None  # known of this day
-        self._newer_id: int | None = None  # the trade after it
-        self._is_doubted = False  # a candle spoke against an empty page
-        self._found: dict[int, Trade] = {}
-        self.is_done = self._today - self._day > DAYS_KEPT
+@dataclass
+class _Walk:
+    """What is wanted, and what was found of it."""
 
-    def next_ask(self) -> Ask:
-        """The next request: a page, or what confirms that a day has nothing older."""
-        if self._mode == "candle":
-            return candles_ask(self._market, TIMEFRAMES["1s"], self._bound_us(), 1)
-        asked, cursor = TRADES_PAGE, self._cursor
-        if self._mode == "confirm" and self._oldest is not None:
-            cursor = self._newer_id or self._oldest.sequential_id + 1
-        elif self._count is not None and self._end_us is None:
-            asked = min(TRADES_PAGE, self._count - len(self._found))
-        self._asked, seconds = asked, self._first_second()
-        return trades_ask(
-            self._market,
-            asked,
-            cursor=cursor,
-            days_ago=self._today - self._day or None,
-            to=None if seconds is None or cursor is not None else time.strftime("%H%M%S", time.gmtime(seconds)),
-        )
+    market: str
+    count: int | None
+    start_us: int | None
+    end_us: int | None
+    today: int
+    requests: int = 0
+    found: dict[int, Trade] = field(default_factory=dict)
 
-    def _first_second(self) -> int | None:
-        """Where in the day to begin, in seconds; None: at its end. The venue leaves that second out."""
-        if self._end_us is None or self._end_us // DAY_US != self._day:
-            return None
-        seconds = -(-(self._end_us % DAY_US) // 1_000_000) + 1
-        return seconds if seconds < 86_400 else None
+    def days(self) -> Steps[None]:
+        """One day after the other, into the past, until all is found that is wanted and kept."""
+        day = self.today if self.end_us is None else min(self.today, (self.end_us - 1) // DAY_US)
+        first = self.today - DAYS_KEPT
+        if self.start_us is not None:
+            first = max(first, min(day, self.start_us // DAY_US))  # a reply says whether today is later than thought
+        while day >= first:
+            day = yield from self._day(day)
 
-    def _bound_us(self) -> int | None:
-        """The time before which this day's trades are asked for; None: now."""
-        seconds = self._first_second()
-        if seconds is not None:
-            return self._day * DAY_US + seconds * 1_000_000
-        return None if self._day == self._today else (self._day + 1) * DAY_US
-
-    def take(self, reply: Sequence[Trade] | CandlePage, date_us: int | None) -> None:
-        """What the request brought, and the reply's ``Date``.
+    def _day(self, day: int) -> Steps[int]:
+        """The trades of a day, newest first; returns the day to go on with: one before all days when it is enough.
 
         Raises `PayloadError` where paging does not advance, and where a reply lacks what it had to contain.
         """
+        cursor: int | None = None
+        oldest: Trade | None = None  # known of this day
+        newer: Trade | None = None  # the one after it
+        is_doubted = False  # a candle spoke against an empty page
+        confirms: Trade | None = None  # what the next page must begin with, where it confirms that nothing is older
+        while True:
+            asked, at = TRADES_PAGE, cursor
+            if confirms is not None:
+                at = confirms.sequential_id + 1 if newer is None else newer.sequential_id
+            elif self.count is not None and self.end_us is None:
+                asked = min(TRADES_PAGE, self.count - len(self.found))
+            reply: Sequence[Trade] = yield from self._page(day, asked, at)
+            page = reply
+            if confirms is not None:
+                if not page or page[0].sequential_id != confirms.sequential_id:
+                    raise self._error("the reply lacks a trade that is known to be there")
+                page = page[1:]
+            self.found |= {trade.sequential_id: trade for trade in page if self._is_wanted(trade)}
+            if page:
+                newer = page[-2] if len(page) > 1 else oldest
+                oldest = page[-1]
+            has_all = self.count is not None and len(self.found) >= self.count
+            if has_all or (oldest is not None and self.start_us is not None and oldest.time_us < self.start_us):
+                return -1
+            if confirms is not None and not page:
+                return day - 1
+            if len(reply) >= asked:
+                if reply[-1].sequential_id == cursor:
+                    raise self._error(f"the page before {cursor} ends with that trade itself")
+                cursor, confirms = reply[-1].sequential_id, None
+            elif oldest is not None:
+                confirms = oldest
+            else:
+                before = yield from self._day_before(day)
+                if before is not None:
+                    return before
+                if is_doubted:
+                    raise self._error("a page is empty though its day has a candle")
+                is_doubted = True  # a trade may have happened since, or the page was wrong: asked once more
+
+    def _page(self, day: int, count: int, cursor: int | None) -> Steps[Sequence[Trade]]:
+        seconds = None if cursor is not None else self._first_second(day)
+        to = None if seconds is None else time.strftime("%H%M%S", time.gmtime(seconds))
+        ask = trades_ask(self.market, count, cursor=cursor, days_ago=self.today - day or None, to=to)
+        reply = yield from self._reply(ask)
+        page: Sequence[Trade] = reply.value
+        if page:
+            self._check_day(self.today + page[0].time_us // DAY_US - day)
+        return page
+
+    def _day_before(self, day: int) -> Steps[int | None]:
+        """The day to go on with after a page that was empty, by the newest candle before it: as many days earlier as
+        had no trades. None where the candle is of that day."""
+        seconds = self._first_second(day)
+        bound_us = None if day == self.today else (day + 1) * DAY_US
+        if seconds is not None:
+            bound_us = day * DAY_US + seconds * 1_000_000
+        reply = yield from self._reply(candles_ask(self.market, TIMEFRAMES["1s"], bound_us, 1))
+        newest_us: int | None = reply.value.oldest_us
+        if newest_us is None or day * DAY_US <= newest_us < (self.start_us or 0):
+            return day - 1
+        return newest_us // DAY_US if newest_us < day * DAY_US else None
+
+    def _reply(self, ask: Ask) -> Steps[Reply]:
+        reply = yield ask
         self.requests += 1
-        today = self._today if date_us is None else date_us // DAY_US
-        page = () if isinstance(reply, CandlePage) else reply
-        if page:
-            today = max(today, page[0].time_us // DAY_US + self._today - self._day)
-        if today > self._today:
-            self._begin(today)
-            return
-        if isinstance(reply, CandlePage):
-            self._take_candle(reply.oldest_us)
-            return
-        if self._mode == "confirm":
-            page = self._confirmed(page)
-        for trade in page:
-            if self._is_wanted(trade):
-                self._found[trade.sequential_id] = trade
-        if page:
-            before = self._oldest.sequential_id if self._oldest is not None else None
-            self._newer_id = page[-2].sequential_id if len(page) > 1 else before
-            self._oldest = page[-1]
-        is_agreed, self._mode = self._mode == "confirm" and not page, "page"
-        has_all = self._count is not None and len(self._found) >= self._count
-        is_past = self._start_us is not None and self._oldest is not None and self._oldest.time_us < self._start_us
-        if has_all or is_past:
-            self.is_done = True
-        elif is_agreed:
-            self._go_back(self._day - 1)
-        elif len(reply) >= self._asked:
-            self._go_on(reply[-1])
-        else:
-            self._mode = "candle" if self._oldest is None else "confirm"
+        if reply.date_us is not None:
+            self._check_day(reply.date_us // DAY_US)
+        return reply
 
-    def _confirmed(self, page: Sequence[Trade]) -> Sequence[Trade]:
-        """What a confirming page has beyond the trade that it had to begin with."""
-        if not page or self._oldest is None or page[0].sequential_id != self._oldest.sequential_id:
-            raise PayloadError(
-                f"trades of {self._market}: the reply lacks a trade that is known to be there",
-                market=self._market,
-            )
-        return page[1:]
+    def _check_day(self, today: int) -> None:
+        if today > self.today:
+            self.today = today
+            self.found.clear()
+            raise _DayTurned
 
-    def _take_candle(self, newest_us: int | None) -> None:
-        """The newest candle before a page that was empty: in that day, or as many days earlier as had no trades."""
-        self._mode = "page"
-        if newest_us is None:
-            self._go_back(self._day - 1)
-        elif newest_us < self._day * DAY_US or (self._start_us is not None and newest_us < self._start_us):
-            self._go_back(newest_us // DAY_US if newest_us < self._day * DAY_US else self._day - 1)
-        elif self._is_doubted:
-            raise PayloadError(
-                f"trades of {self._market}: a page is empty though its day has a candle",
-                market=self._market,
-            )
-        else:
-            self._is_doubted = True  # a trade may have happened since, or the page was wrong: asked once more
+    def _first_second(self, day: int) -> int | None:
+        """Where in the day to begin, in seconds; None: at its end. The venue leaves that second out."""
+        if self.end_us is None or self.end_us // DAY_US != day:
+            return None
+        seconds = -(-(self.end_us % DAY_US) // 1_000_000) + 1
+        return seconds if seconds < 86_400 else None
 
     def _is_wanted(self, trade: Trade) -> bool:
-        return (self._end_us is None or trade.time_us < self._end_us) and (
-            self._start_us is None or trade.time_us >= self._start_us
+        return (self.end_us is None or trade.time_us < self.end_us) and (
+            self.start_us is None or trade.time_us >= self.start_us
         )
 
-    def _go_on(self, oldest: Trade) -> None:
-        if oldest.sequential_id == self._cursor:
-            raise PayloadError(
-                f"trades of {self._market}: the page before {self._cursor} ends with that trade itself",
-                market=self._market,
-            )
-        self._cursor = oldest.sequential_id
+    def _error(self, what: str) -> PayloadError:
+        return PayloadError(f"trades of {self.market}: {what}", market=self.market)
 
-    def _go_back(self, day: int) -> None:
-        is_first_day = self._start_us is not None and (day + 1) * DAY_US <= self._start_us
-        self._day = day
-        self._cursor = self._oldest = self._newer_id = None
-        self._is_doubted = False
-        self.is_done = is_first_day or self._today - self._day > DAYS_KEPT
-
-    def steps(self) -> Steps[TradesAnswer]:
-        """The whole walk. An error ends it: what it did not reach is in the answer's gaps."""
-        while not self.is_done:
-            try:
-                reply = yield self.next_ask()
-                self.take(reply.value, reply.date_us)
-            except BackboneError as exc:
-                return TradesAnswer(self.rows, self.requests, (self.missing,), (exc,))
-        return TradesAnswer(self.rows, self.requests)
-
-    @property
     def rows(self) -> tuple[Trade, ...]:
         """What was found and is wanted, oldest first."""
-        rows = sorted(self._found.values(), key=lambda trade: (trade.time_us, trade.sequential_id))
-        return tuple(rows if self._count is None else rows[-self._count :])
+        rows = sorted(self.found.values(), key=lambda trade: (trade.time_us, trade.sequential_id))
+        return tuple(rows if self.count is None else rows[-self.count :])
 
-    @property
     def missing(self) -> Span:
         """What a walk that was broken off did not reach."""
-        start = (self._today - DAYS_KEPT) * DAY_US if self._start_us is None else self._start_us
-        end = self.rows[0].time_us if self._found else (self._end_us or (self._today + 1) * DAY_US)
+        start = (self.today - DAYS_KEPT) * DAY_US if self.start_us is None else self.start_us
+        end = self.rows()[0].time_us if self.found else (self.end_us or (self.today + 1) * DAY_US)
         return Span(min(start, end), end)

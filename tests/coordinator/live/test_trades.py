@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.coordinator.live import trades as paging
-from backbone.coordinator.live.trades import DAYS_KEPT, TradeWalk
-from backbone.errors import PayloadError
+from backbone.coordinator.live.trades import DAYS_KEPT, TradesAnswer, walk_trades
+from backbone.errors import PayloadError, UnreachableError
 from backbone.model import CANDLE_SCHEMA, Span, Trade
 from backbone.routing.wire import Ask, CandlePage
 from backbone.timeframe import DAY_US
@@ -59,6 +61,48 @@ class Venue:
             and (end_us is None or t.time_us < end_us)
         ]
         return tuple(rows[:count][::-1])
+
+
+class TradeWalk:
+    """A walk, one request after the other; what ends it is raised."""
+
+    def __init__(self, *wanted: Any) -> None:
+        self._steps = walk_trades(*wanted)
+        self._answer: TradesAnswer | None = None
+        self.requests = 0
+        self._advance(lambda: next(self._steps))
+
+    def _advance(self, step: Callable[[], Ask]) -> None:
+        try:
+            self._ask = step()
+        except StopIteration as end:
+            self._answer = end.value
+
+    @property
+    def is_done(self) -> bool:
+        return self._answer is not None
+
+    @property
+    def rows(self) -> tuple[Trade, ...]:
+        assert self._answer is not None
+        return self._answer.rows
+
+    def next_ask(self) -> Ask:
+        return self._ask
+
+    def take(self, reply: Any, date_us: int | None) -> None:
+        self.requests += 1
+        self._advance(lambda: self._steps.send(SimpleNamespace(value=reply, date_us=date_us)))  # type: ignore[arg-type]
+        if self._answer is not None:
+            assert self._answer.requests == self.requests
+            for cause in self._answer.causes:
+                raise cause
+
+    def missing(self) -> tuple[Span, ...]:
+        """What it did not reach, broken off here."""
+        self._advance(lambda: self._steps.throw(UnreachableError("no answer")))
+        assert self._answer is not None
+        return self._answer.gaps
 
 
 def walked(walk: TradeWalk, venue: Venue, turn: tuple[int, int] | None = None) -> tuple[Trade, ...]:
@@ -133,8 +177,8 @@ def test_walk_that_thought_of_yesterday_begins_anew(pages_of_three: None) -> Non
     assert len(walked(walk, Venue(trades, now_us))) == 7
 
 
-def test_walk_without_a_date_believes_the_trades(pages_of_three: None) -> None:
-    """Where no reply carries a date, a trade of tomorrow tells the day."""
+def test_walk_without_a_date_goes_by_the_trades(pages_of_three: None) -> None:
+    """Where no reply carries a date, a trade of tomorrow shows the day."""
     trades = [trade(now_us - i * SECOND_US, i) for i in range(7)]
     venue = Venue(trades, now_us)
     walk = TradeWalk("KRW-BTC", None, now_us - 3600 * SECOND_US, None, TODAY - 1)
@@ -228,7 +272,7 @@ def test_missing_of_a_broken_walk_is_what_lies_before(
     walk.next_ask()
     walk.take([trade(now_us - i * SECOND_US, i) for i in range(3)], now_us)
     assert not walk.is_done
-    assert walk.missing == expected
+    assert walk.missing() == (expected,)
 
 
 def test_walk_before_the_days_kept_asks_nothing() -> None:
