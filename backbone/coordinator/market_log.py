@@ -132,26 +132,23 @@ class MarketLog:
     def flush(self) -> None:
         """Write what waits; what another thread is writing is written when this returns."""
         with self._writing:
-            self._flush()
-
-    def _flush(self) -> None:
-        with self._lock:
-            waiting, self._waiting = self._waiting, []
-            states, self._state_events = self._state_events, []
-        for at_us, listed in waiting:
-            index = self._read()
-            at_us = max([at_us, *index.lists[-1:]])  # another process may be ahead by its clock
-            changes = _changes(index.state(at_us), listed, at_us, "market list", {})
-            if changes or not index.lists:
-                self._log.add_all([_list_event(at_us, len(listed), "market list", {}), *changes])
-        if states:
-            known = self._read().with_state()
-            new: list[Event] = []
-            for event in states:
-                if event.market in known or not _is_ordinary(_said(event)):
-                    known.add(event.market)
-                    new.append(event)
-            self._log.add_all(new)
+            with self._lock:
+                waiting, self._waiting = self._waiting, []
+                states, self._state_events = self._state_events, []
+            for at_us, listed in waiting:
+                index = self._read()
+                at_us = max([at_us, *index.lists[-1:]])  # another process may be ahead by its clock
+                changes = _changes(index.state(at_us), listed, at_us, "market list", {})
+                if changes or not index.lists:
+                    self._log.add_all([_list_event(at_us, len(listed), "market list", {}), *changes])
+            if states:
+                known = self._read().with_state()
+                new: list[Event] = []
+                for event in states:
+                    if event.market in known or not _is_ordinary(_said(event)):
+                        known.add(event.market)
+                        new.append(event)
+                self._log.add_all(new)
 
     def take(self, lists: Iterable[tuple[int, str, Sequence[MarketInfo]]]) -> int:
         """Put in lists of the past, each with its time and where it is from. Returns how many changes they brought.

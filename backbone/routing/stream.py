@@ -68,7 +68,6 @@ STABLE_S = 10.0
 """A connection that lived for so long was good: the next back-off starts small."""
 NEAR_S, FAR_S = 4.0, 30.0
 """Longest back-off: while the venue is unreachable (its return must be noticed within 5 s), and after a refusal."""
-_NOTICES = (Status, StreamError)
 
 log = logging.getLogger(__name__)
 
@@ -383,8 +382,10 @@ class Stream:
             except PayloadError as error:
                 self._note_garbage(error)
                 continue
-            if isinstance(record, _NOTICES):
-                _raise_on_error(record)
+            if isinstance(record, StreamError):
+                reason = f"{record.name}: {record.message}"
+                raise StreamClosedError(f"the venue ended the stream: {reason}", reason=reason)
+            if isinstance(record, Status):
                 continue
             if missing:
                 missing.discard((kind_of(record), record.market))
@@ -460,9 +461,3 @@ def _suffixed(code: str, depth: int) -> str:
     """The code with the depth of its book, where that is not the whole of it."""
     sent = min(step for step in BOOK_DEPTHS if step >= depth)
     return code if sent == ORDERBOOK_DEPTH else f"{code}.{sent}"
-
-
-def _raise_on_error(record: Status | StreamError) -> None:
-    if isinstance(record, StreamError):
-        reason = f"{record.name}: {record.message}"
-        raise StreamClosedError(f"the venue ended the stream: {reason}", reason=reason)

@@ -31,7 +31,7 @@ R = TypeVar("R", bound=LiveRecord)
 NEVER = float("-inf")
 TAPE = 500
 """Trades kept of a market that is followed: as many as one REST reply has."""
-_UNTOLD = (None, None, None, None)
+_NOT_SAID = (None, None, None, None)
 
 
 class Held(msgspec.Struct, Generic[R], frozen=True, gc=False):
@@ -108,7 +108,7 @@ class _Follower:
         self._slots = slots
         self._depth = depth
         self._condition = threading.Condition(latest.lock)
-        self._is_ended = False
+        self.is_ended = False  # no record will come any more
         latest.refollow(self, slots, ())
 
     def note_locked(self, slot: Slot, record: LiveRecord) -> None:
@@ -119,23 +119,18 @@ class _Follower:
         """Wait until that which is waited for has come; False when the time ran out, or the end came first."""
         clock = self._latest.clock
         deadline = None if timeout_s is None else clock.monotonic() + timeout_s
-        while not has_come() and not self._is_ended:
+        while not has_come() and not self.is_ended:
             left_s = None if deadline is None else deadline - clock.monotonic()
             if left_s is not None and left_s <= 0:
                 return False
             clock.wait(self._condition, left_s)
         return has_come()
 
-    @property
-    def is_ended(self) -> bool:
-        """Whether no record will come any more."""
-        return self._is_ended
-
     def end(self) -> None:
         """Nothing more is noted; whoever waits goes on. What has come can still be taken."""
         self._latest.refollow(self, (), self._slots)
         with self._latest.lock:
-            self._is_ended = True
+            self.is_ended = True
             self._condition.notify_all()
 
 
@@ -165,7 +160,7 @@ class ConflatedChanges(_Follower):
         """Wait for a change; the newest row of each changed slot, none when the time ran out, None at the end."""
         with self._latest.lock:
             if not self._sleep_locked(lambda: bool(self._changed), self.arrived + 1, timeout_s):
-                return None if self._is_ended else []
+                return None if self.is_ended else []
             slots, self._changed = self._changed, {}
             found = [slot.held for slot in slots if slot.held is not None]
         return cut(found, self._depth)
@@ -466,7 +461,7 @@ def _place(trade: Trade) -> tuple[int, int]:
 def _is_new_condition(ticker: Ticker, held: Held[Any] | None) -> bool:
     """Whether it says how its market is, and not what the row before it said."""
     said = ticker.condition
-    return said != _UNTOLD and (held is None or held.row.condition != said)
+    return said != _NOT_SAID and (held is None or held.row.condition != said)
 
 
 def _is_same(known: Any, record: Any) -> bool:

@@ -122,7 +122,10 @@ class Realtime:
         member, or the first one, is compared with the market list; what it lacks is asked for by name.
         """
         key = tuple(quotes)
-        members = self._members_of(key) or tuple(markets)
+        with self._lock:
+            at_s, members = self._members.get(key, (float("-inf"), ()))
+        if not members or self._clock.monotonic() - at_s >= _MEMBERS_S:
+            members = tuple(markets)
         known: dict[str, Held[Ticker]] = self._young("ticker", members, priority, max_age_s)
         if members and len(known) == len(members):
             self._metrics.count("cache.realtime.hits", len(known))
@@ -142,11 +145,6 @@ class Realtime:
         with self._lock:
             self._members[key] = received_s, tuple(held.row.market for held in found.held)
         return found
-
-    def _members_of(self, quotes: tuple[str, ...]) -> tuple[str, ...]:
-        with self._lock:
-            at_s, members = self._members.get(quotes, (0.0, ()))
-        return members if self._clock.monotonic() - at_s < _MEMBERS_S else ()
 
     # -- books ---------------------------------------------------------------------------------------------------
 
@@ -260,7 +258,9 @@ class Realtime:
 
         If so, half as many are asked for at once from now on.
         """
-        is_so = len(codes) > 1 and _is_too_long(error, ",".join(codes))
+        if len(codes) < 2 or not isinstance(error, RejectedError):
+            return False
+        is_so = error.status in (414, 431) or (error.status == 400 and len(",".join(codes)) > _LONG_LIST)
         if is_so:
             self._chunk = min(self._chunk, len(codes) // 2)
         return is_so
@@ -416,12 +416,6 @@ def _is_cut(slot: Slot, depth: int) -> bool:
     those that a book is cut to is whole."""
     levels = len(slot.held.row.levels) if slot.held is not None else 0
     return slot.is_short and levels < depth and levels in BOOK_DEPTHS
-
-
-def _is_too_long(error: BackboneError, text: str) -> bool:
-    if not isinstance(error, RejectedError):
-        return False
-    return error.status in (414, 431) or (error.status == 400 and len(text) > _LONG_LIST)
 
 
 def missing_error(answer: Answer[Any], kind: str) -> IncompleteError:

@@ -109,12 +109,9 @@ class Subscription:
 
     def events(self) -> list[LiveEvent]:
         """What happened to it since it was opened, oldest first."""
-        markets = set(self.markets)
+        markets = {"", *self.markets}  # no market: of all
         events = self._confirmer.events(self._first_event)
-        return [event for event in events if not event.market or event.market in markets or self._is_member(event)]
-
-    def _is_member(self, event: LiveEvent) -> bool:
-        return self.quote is not None and event.market.startswith(f"{self.quote}-")
+        return [one for one in events if one.market in markets or one.market.partition("-")[0] == self.quote]
 
     def change(self, markets: Sequence[str]) -> tuple[list[Slot], list[Slot]]:
         """Other markets from now on; the slots that came, and those that went. Its followers follow."""

@@ -77,13 +77,13 @@ class Replay(Venue):
 
     def _describe(self, code: str) -> Market:
         """A market of the catalogue, or one made up from its candles."""
-        finest = self._finest_bars(code)
+        step = TIMEFRAMES[self._finest(code)]
+        finest = self._recorded[code, step.name]
         first = min(int(b.time_us[0]) for (market, _), b in self._recorded.items() if market == code)
         close = float(finest.close[-1])
         quote, _, base = code.partition("-")
         known = catalogue().get(code)
-        step = TIMEFRAMES[self._finest(code)].step_us
-        span_us = int(finest.time_us[-1] - finest.time_us[0]) + step
+        span_us = int(finest.time_us[-1] - finest.time_us[0]) + step.step_us
         tick = tick_of(quote if quote in ("KRW", "BTC", "USDT") else "KRW", float(np.min(finest.close)))
         return Market(
             code=code,
@@ -111,9 +111,6 @@ class Replay(Venue):
 
     def _finest(self, code: str) -> str:
         return self.recorded(code)[0]
-
-    def _finest_bars(self, code: str) -> Bars:
-        return self._recorded[code, self._finest(code)]
 
     def _source_of(self, code: str, timeframe: Timeframe) -> str | None:
         """The recorded timeframe that `timeframe` is answered from."""

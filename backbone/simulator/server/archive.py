@@ -16,7 +16,7 @@ import hashlib
 import io
 import re
 import zipfile
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -134,7 +134,7 @@ class ArchiveBranch:
         end = (_MONTH if kind == "monthly" else _DAY).next(start)
         if what == "trade":
             return _zip(key, self._trades_csv(code, start, end, corruptions))
-        return _zip(key, self._csv(code, what, start, end, corruptions))
+        return _zip(key, self._candles_csv(code, what, start, end, corruptions))
 
     def _trades_csv(self, code: str, start_us: int, end_us: int, corruptions: Set[str]) -> bytes:
         """Trades, oldest first; a corrupted file has the other source's names in another order."""
@@ -145,10 +145,9 @@ class ArchiveBranch:
         if "archive-columns" in corruptions:
             header = "trade_id,timestamp,price,volume,ask_bid"
             columns[2], columns[3] = columns[3], columns[2]
-        lines = map(",".join, zip(*(map(repr, column) for column in columns), sides, strict=True))
-        return ("\n".join([header, *lines]) + "\n").encode()
+        return _csv(header, *(map(repr, column) for column in columns), sides)
 
-    def _csv(self, code: str, interval: str, start_us: int, end_us: int, corruptions: Set[str]) -> bytes:
+    def _candles_csv(self, code: str, interval: str, start_us: int, end_us: int, corruptions: Set[str]) -> bytes:
         table = self._venue.candle_table(code, parse_timeframe(interval).name, start_us, end_us)
         columns = {name: table.column(name).to_numpy() for name in table.column_names[1:]}
         if "archive-values" in corruptions:
@@ -158,14 +157,17 @@ class ArchiveBranch:
         header = "date_time_utc,open,high,low,close,acc_trade_price,acc_trade_volume"
         if "archive-columns" in corruptions:
             header = "time,o,h,l,c,amount,volume"
-        lines = map(",".join, zip(times, *(map(repr, columns[name].tolist()) for name in names), strict=True))
-        return ("\n".join([header, *lines]) + "\n").encode()
+        return _csv(header, times, *(map(repr, columns[name].tolist()) for name in names))
 
 
 def _series(parts: list[str]) -> tuple[str, str, str]:
     """The market, ``daily`` or ``monthly``, and the interval (or ``trade``) that a path's parts name; "" where none."""
     tree, code, kind, what = (*parts, "", "", "", "")[:4]
     return code, kind, "trade" if tree == "trade" else what
+
+
+def _csv(header: str, *columns: Iterable[str]) -> bytes:
+    return "\n".join([header, *map(",".join, zip(*columns, strict=True)), ""]).encode()
 
 
 def _zip(key: str, text: bytes) -> bytes:

@@ -27,7 +27,7 @@ KINDS: Mapping[str, str] = {
     "portal": "a page of the network that asks to sign in, as an answer",
     "reset": "connection reset before any answer",
     "cut": "body cut in the middle, Content-Length says more: at=0.5",
-    "stall": "silence: seconds=30, then the connection closes",
+    "stall": "no answer: seconds=30, then the connection closes",
     "slow": "a late answer: seconds=1",
     "gate": "addresses longer than limit=2000 are refused with status=414",
     "odd": "a row with a field that is not there: field=opening_price, value=null|0|missing, market=|row=half",
@@ -197,11 +197,6 @@ def corrupt(rows: list[Row], fault: Fault) -> list[Row]:
     return ROW_FAULTS[fault.kind](rows, fault)
 
 
-def _short(rows: list[Row], fault: Fault) -> list[Row]:
-    keep = int(fault.number("rows", len(rows) // 2))
-    return rows[:keep]
-
-
 def _duplicate(rows: list[Row], _: Fault) -> list[Row]:
     at = len(rows) // 2
     return [*rows[: at + 1], *rows[at:]] if rows else rows
@@ -229,14 +224,6 @@ def _changed(rows: list[Row], at: int, change: Callable[[Row], Row]) -> list[Row
     return [change(row) if i == at else row for i, row in enumerate(rows)]
 
 
-def _off_grid(rows: list[Row], _: Fault) -> list[Row]:
-    return _changed(rows, len(rows) // 2, lambda row: _shifted(row, -7))
-
-
-def _beyond(rows: list[Row], fault: Fault) -> list[Row]:
-    return _changed(rows, 0, lambda row: _shifted(row, fault.number("seconds", 86_400.0)))
-
-
 def _bad_ohlc(rows: list[Row], _: Fault) -> list[Row]:
     return _changed(
         rows, len(rows) // 2, lambda row: row | {"high_price": row["low_price"] * 0.99} if "low_price" in row else row
@@ -262,12 +249,12 @@ def _odd(rows: list[Row], fault: Fault) -> list[Row]:
 
 ROW_FAULTS: dict[str, Callable[[list[Row], Fault], list[Row]]] = {
     "empty": lambda _rows, _fault: [],
-    "short": _short,
+    "short": lambda rows, fault: rows[: int(fault.number("rows", len(rows) // 2))],
     "duplicate": _duplicate,
     "disorder": _disorder,
     "wrong-market": _wrong_market,
-    "off-grid": _off_grid,
-    "beyond": _beyond,
+    "off-grid": lambda rows, _: _changed(rows, len(rows) // 2, lambda row: _shifted(row, -7)),
+    "beyond": lambda rows, fault: _changed(rows, 0, lambda row: _shifted(row, fault.number("seconds", 86_400.0))),
     "bad-ohlc": _bad_ohlc,
     "odd": _odd,
 }
