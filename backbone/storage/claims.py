@@ -1,9 +1,10 @@
 """Which spans of a series are being fetched at this moment, so that clients on one folder split the work.
 
 A claim is a passing note in a small file beside the locks: a span, who fetches it at which priority, and until when
-that counts. It lasts until what arrived is on disk, is ended by whoever made it, and counts for nothing once its
-process is gone or its time is over; then the span is fetched by whoever wants it. Nothing depends on claims but how
-often the venue is asked: where the file cannot be had, everybody fetches for himself.
+that counts. It may be of several pages, which are then asked without another look at the file. It lasts until what
+arrived is on disk, is ended by whoever made it, and counts for nothing once its process is gone or its time is over;
+then the span is fetched by whoever wants it. Nothing depends on claims but how often the venue is asked: where the file
+cannot be had, everybody fetches for himself.
 
 A claim is respected at its own priority and at lower ones: nobody waits for work that is less urgent than his own.
 """
@@ -20,13 +21,14 @@ import msgspec
 from backbone.clock import Clock
 from backbone.model import Span
 from backbone.storage.coverage import SpanSet
-from backbone.storage.files import Files
+from backbone.storage.files import Files, Version
 from backbone.storage.owner_lock import Owner, is_gone, owner_here
 
-__all__ = ["CLAIM_S", "Claim", "Claims", "Others", "claimed_by_others"]
+__all__ = ["CLAIM_S", "Claim", "Claims", "Others", "spans_claimed"]
 
 CLAIM_S = 3.0
 """How long a claim counts: a page in flight and its commit take a second at most, a retry may take longer."""
+_LEAST_S = 2.0  # of a claim that is relied on without a look at the file: a page's second, and a retry
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True):
@@ -53,8 +55,8 @@ class _ClaimFile(msgspec.Struct, array_like=True):
     claims: list[Claim] = []
 
 
-def claimed_by_others(claims: Iterable[Claim], rank: int) -> SpanSet:
-    """The spans that somebody else fetches no less urgently than at `rank`."""
+def spans_claimed(claims: Iterable[Claim], rank: int) -> SpanSet:
+    """The spans that are claimed at `rank` or a more urgent one."""
     return SpanSet((claim.start, claim.end) for claim in claims if claim.rank <= rank)
 
 
@@ -66,8 +68,10 @@ class Claims:
         self._key = key
         self._clock = clock
         self._me = owner_here(uuid.uuid4().hex)
-        self._lock = threading.Lock()  # guards _ended
+        self._lock = threading.Lock()  # guards what follows
         self._ended = 0  # how often this client ended claims
+        self._mine: list[Claim] = []
+        self._version: Version | None = None  # the file's, as this client left it
 
     def take(self, rank: int, choose: Callable[[Others], Span | None]) -> None:
         """Claim the span that `choose` picks, seeing what others do; nothing if it picks none.
@@ -82,27 +86,44 @@ class Claims:
             span = choose(self._others(file))
             if span is None:
                 return False
-            until_us = self._clock.now_us() + int(CLAIM_S * 1e6)
-            file.claims.append(Claim(self._me, rank, span.start, span.end, until_us))
+            claim = Claim(self._me, rank, span.start, span.end, self._clock.now_us() + int(CLAIM_S * 1e6))
+            file.claims.append(claim)
+            with self._lock:
+                self._mine = [*self._counting(self._mine), claim]
             return True
 
         self._amend(change)
         if not asked:
             choose(Others())
 
+    def has(self, span: Span, rank: int) -> bool:
+        """Whether this client has claimed all of `span`, for long enough and at `rank` or a more urgent one, and nobody
+        else has changed the file since."""
+        with self._lock:
+            mine, version = spans_claimed(self._counting(self._mine, _LEAST_S), rank), self._version
+        return mine.contains(span) and version is not None and self._files.stat(self._key) == version
+
     def release(self, spans: Iterable[Span]) -> None:
         """End this client's claims on `spans`."""
-        ended = {tuple(span) for span in spans}
+        ended = SpanSet(spans)
 
         def change(file: _ClaimFile) -> bool:
-            kept = [one for one in file.claims if one.owner != self._me or (one.start, one.end) not in ended]
+            kept = [rest for one in file.claims for rest in (_without(one, ended) if one.owner == self._me else [one])]
             file.claims, file.ended = kept, file.ended + 1
             with self._lock:
                 self._ended += 1
             return True
 
         if ended:
+            with self._lock:
+                self._mine = [rest for one in self._mine for rest in _without(one, ended)]
             self._amend(change)
+
+    def keep(self, needed: SpanSet) -> None:
+        """End this client's claims outside `needed`."""
+        with self._lock:
+            mine = self._counting(self._mine)
+        self.release(SpanSet((one.start, one.end) for one in mine) - needed)
 
     def look(self) -> Others:
         """What others do now. Claims of processes that are gone are removed."""
@@ -131,17 +152,32 @@ class Claims:
             file = self._read(data)
             return msgspec.json.encode(file) if change(file) else data
 
-        self._files.amend(self._key, amend)
+        version = self._files.amend(self._key, amend)
+        with self._lock:
+            self._version = version
 
     def _read(self, data: bytes) -> _ClaimFile:
         """The claims that still count; none of a file that was cut."""
-        now = self._clock.now_us()
         try:
             file = _claim_files.decode(data) if data else _ClaimFile()
         except msgspec.MsgspecError:
             return _ClaimFile()
-        file.claims = [claim for claim in file.claims if now < claim.until_us <= now + 2 * int(CLAIM_S * 1e6)]
+        file.claims = self._counting(file.claims)
         return file
+
+    def _counting(self, claims: list[Claim], least_s: float = 0.0) -> list[Claim]:
+        """Those that count, for `least_s` seconds more."""
+        now = self._clock.now_us()
+        first, last = now + int(least_s * 1e6), now + 2 * int(CLAIM_S * 1e6)
+        return [claim for claim in claims if first < claim.until_us <= last]
+
+
+def _without(claim: Claim, spans: SpanSet) -> list[Claim]:
+    """What is left of a claim whose `spans` are done."""
+    if not spans.touches((claim.start, claim.end)):
+        return [claim]
+    left = SpanSet([(claim.start, claim.end)]) - spans
+    return [msgspec.structs.replace(claim, start=span.start, end=span.end) for span in left]
 
 
 _claim_files = msgspec.json.Decoder(_ClaimFile)

@@ -160,13 +160,13 @@ class Files(ABC):
     def remove(self, key: str) -> None:
         """Delete a file that is not part of the data."""
 
-    def amend(self, key: str, change: Callable[[bytes], bytes]) -> bool:
+    def amend(self, key: str, change: Callable[[bytes], bytes]) -> Version | None:
         """Change a small file of passing notes, with all others shut out for microseconds; neither synced nor needed.
 
-        False, and `change` was not called, where that cannot be had at once: no kernel locks, a folder for reading
-        only, a holder that is stopped, an object store.
+        Returns its version then. None, and `change` was not called, where it cannot be had at once: no kernel locks, a
+        folder for reading only, a holder that is stopped, an object store.
         """
-        return False
+        return None
 
     def make_room(self, key: str) -> None:  # noqa: B027
         """Make the folder of `key` ahead of its first write, where there are folders."""
@@ -290,7 +290,7 @@ class LocalFiles(Files):
                 return None
             raise self._failed("look at", key, exc) from exc
         self._seen_root = True
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        return _version_of(found)
 
     def read(self, key: str) -> Blob | None:
         return self._read(key, 0, -1)
@@ -311,7 +311,7 @@ class LocalFiles(Files):
                 return None
             raise self._failed("read", key, exc) from exc
         self._seen_root = True
-        return Blob(data or b"", (found.st_ino, found.st_mtime_ns, found.st_size))
+        return Blob(data or b"", _version_of(found))
 
     def replace(
         self, key: str, data: bytes | memoryview, on_version: Callable[[Version], object] | None = None
@@ -357,7 +357,7 @@ class LocalFiles(Files):
         except BaseException:
             _remove(tmp)
             raise
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        return _version_of(found)
 
     def _create(self, path: str, flags: int) -> int:
         """Open a file, which is made where there is none, and its folder as well."""
@@ -441,11 +441,11 @@ class LocalFiles(Files):
                 data = data if file.read(1) == b"\n" else b"\n" + data
             file.write(data)
 
-    def amend(self, key: str, change: Callable[[bytes], bytes]) -> bool:
+    def amend(self, key: str, change: Callable[[bytes], bytes]) -> Version | None:
         if self._is_snapshot:
-            return False
+            return None
         path = self.address(key)
-        fd = None
+        fd = version = None
         try:
             fd = self._locks.seize(path)
             if fd is not None:
@@ -455,12 +455,13 @@ class LocalFiles(Files):
                     os.pwrite(fd, after, 0)
                     if len(after) < len(before):
                         os.ftruncate(fd, len(after))
+                version = _version_of(os.fstat(fd))
         except OSError as exc:  # a full disk: notes of this kind are not needed
             _log.debug("store.no_notes path=%s (%s)", path, exc.strerror)
         finally:
             if fd is not None:
                 self._locks.unlock(fd)
-        return fd is not None
+        return version
 
     def move(self, key: str, target: str) -> None:
         self._refuse_snapshot("move", key)
@@ -528,6 +529,10 @@ class LocalFiles(Files):
 
     def __repr__(self) -> str:
         return f"LocalFiles({self._root!r})"
+
+
+def _version_of(found: os.stat_result) -> Version:
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _remove(path: str) -> None:

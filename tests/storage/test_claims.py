@@ -13,7 +13,8 @@ from backbone.clock import SystemClock
 from backbone.model import Span
 from backbone.storage import claims as claims_module
 from backbone.storage import series_locks as disk
-from backbone.storage.claims import CLAIM_S, Claims, Others, claimed_by_others
+from backbone.storage.claims import CLAIM_S, Claims, Others, spans_claimed
+from backbone.storage.coverage import SpanSet
 from backbone.storage.files import LocalFiles
 from backbone.storage.series_locks import SeriesLocks
 from backbone.testing import ManualClock
@@ -41,7 +42,7 @@ def take(claims: Claims, start: int, end: int, rank: int = NORMAL) -> Others:
 
 
 def spans(others: Others, rank: int = LOW) -> list[tuple[int, int]]:
-    return [tuple(span) for span in claimed_by_others(others.claims, rank)]
+    return [tuple(span) for span in spans_claimed(others.claims, rank)]
 
 
 def test_claim_is_seen_by_others_and_not_by_its_owner(tmp_path: Path) -> None:
@@ -70,6 +71,42 @@ def test_end_of_a_claim_is_seen_also_by_who_never_saw_the_claim(tmp_path: Path) 
     assert second.look().ended == before
     first.release([Span(10, 20)])
     assert second.look() == Others((), before + 1)
+
+
+def test_claim_of_several_pages_ends_page_by_page(tmp_path: Path) -> None:
+    """Others see what is left of it; what is needed no more ends at once."""
+    clock = ManualClock()
+    first, second = claims_of(tmp_path, clock), claims_of(tmp_path, clock)
+    take(first, 0, 50)
+    first.release([Span(20, 30), Span(40, 60)])
+    assert spans(second.look()) == [(0, 20), (30, 40)]
+    first.keep(SpanSet([Span(0, 10), Span(35, 90)]))
+    assert spans(second.look()) == [(0, 10), (35, 40)]
+    ended = second.look().ended
+    first.keep(SpanSet([Span(0, 40)]))
+    assert second.look().ended == ended, "nothing ended, so the file stays as it is"
+
+
+def test_own_claim_is_relied_on_without_the_file_until_others_change_it(tmp_path: Path) -> None:
+    """It has to be of that span, urgent enough, and to last; a stat of the file says whether others came."""
+    clock = ManualClock()
+    first, second = claims_of(tmp_path, clock), claims_of(tmp_path, clock)
+    take(first, 0, 50)
+    take(first, 50, 60, LOW)
+    assert first.has(Span(10, 50), NORMAL)
+    assert first.has(Span(10, 60), LOW)
+    assert not first.has(Span(10, 60), NORMAL)
+    assert not first.has(Span(10, 61), LOW)
+    assert not second.has(Span(10, 20), LOW)
+    first.release([Span(30, 40)])
+    assert first.has(Span(0, 30), NORMAL)
+    assert not first.has(Span(30, 31), NORMAL)
+    take(second, 60, 70)
+    assert not first.has(Span(0, 30), NORMAL), "somebody else was there"
+    take(first, 0, 30)
+    assert first.has(Span(0, 30), NORMAL)
+    clock.advance(1.0)
+    assert not first.has(Span(0, 30), NORMAL), "it ends too soon"
 
 
 def test_nobody_waits_for_less_urgent_work(tmp_path: Path) -> None:
@@ -140,6 +177,7 @@ def test_without_locks_everybody_fetches_for_himself(tmp_path: Path, monkeypatch
     assert spans(take(first, 0, 10)) == []
     assert spans(take(second, 0, 10)) == []
     assert spans(second.look()) == []
+    assert not first.has(Span(0, 10), LOW)
     second.release([Span(0, 10)])
     assert not (tmp_path / KEY).exists()
 

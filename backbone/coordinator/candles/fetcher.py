@@ -210,6 +210,7 @@ class CandleFetcher:
         series = self._series[pending.market, pending.timeframe.name]
         with series.changed:
             series.plan.drop(pending)
+        self._sharing.end_claims(series)
 
     def abandon(self, pending: Pending, cause: BaseException) -> None:
         """Stop asking for `pending`: what it still misses is failed with `cause`."""
@@ -217,6 +218,7 @@ class CandleFetcher:
         with series.changed:
             series.plan.give_up(pending, cause)
             series.changed.notify_all()
+        self._sharing.end_claims(series)
         pending.finish()
 
     def flush(self, markets: Sequence[str], timeframe: Timeframe) -> None:
@@ -540,8 +542,6 @@ class CandleFetcher:
                 generation=generation,
             )
         except StoreError as exc:
-            if claim is not None:
-                series.claims.release([claim])
             return exc
         if not is_kept:
             with series.changed:
@@ -582,11 +582,11 @@ class CandleFetcher:
     def _write(self, series: Series) -> None:
         """Bring what arrived to disk; the claims on it end, also where that fails: others must not wait for it."""
         with series.changed:
-            written, series.unwritten = series.unwritten, []
+            series.unwritten = []
         try:
             self._store.flush(series.market, series.timeframe)
         finally:
-            series.claims.release(written)
+            self._sharing.end_claims(series)
 
     def _provable(self, timeframe: Timeframe, proof: SpanSet, oldest_us: int | None) -> tuple[SpanSet, SpanSet]:
         """What a reply's silence proves, and what it does not: there the venue may have forgotten its candles."""

@@ -89,13 +89,41 @@ class SeriesPlan:
 
         What `others` are asking for is left to them.
         """
+        page = self.upcoming(pending, others)
+        if page is not None:
+            self.ask(page, pending)
+        return page
+
+    def upcoming(self, pending: Pending, others: SpanSet = _NOTHING) -> Page | None:
+        """The page that `next_page` would give; nothing is claimed."""
         if pending not in self.waiting:
             return None
-        page = self._confirmation(pending) or self._next_span(pending, others)
-        if page is not None:
-            self._claims.append((page, pending))
-            pending.pages += 1
-        return page
+        return self._confirmation(pending) or self._next_span(pending, others)
+
+    def ask(self, page: Page, pending: Pending) -> None:
+        """Claim an upcoming page and count it as `pending`'s."""
+        if page.confirms:
+            self._edge_us, self._is_sought = EARLIEST_US, False
+        self._claims.append((page, pending))
+        pending.pages += 1
+
+    def ahead(self, page: Page, pending: Pending, others: SpanSet, pages: int) -> Span:
+        """The span of a `page` that was asked, and beside it what the next `pages` of `pending` are likely to ask."""
+        start, end = page.claim
+        slots = pages * _stride(self.page_size, self.density)
+        for free in self.claimable(pending, others):
+            if pending.ascending and free.start == end:
+                end = min(free.end, self.timeframe.next(self.timeframe.floor(end), slots))
+            elif not pending.ascending and free.end == start:
+                start = max(free.start, self.timeframe.next(self.timeframe.ceil(start), -slots))
+        return Span(start, end)
+
+    @property
+    def needed(self) -> SpanSet:
+        """What somebody waits for, or is being asked."""
+        return SpanSet(
+            [*(page.claim for page, _ in self._claims), *(span for one in self.waiting for span in one.missing)]
+        )
 
     def claim(self, span: Span) -> Page | None:
         """A claim on `span` for another source than pages; None where somebody is at it."""
@@ -111,10 +139,8 @@ class SeriesPlan:
             return None
         anchor = self._anchor_us if self.page_size > 1 else None
         page = second_request(self.timeframe, edge, anchor, is_sought=self._is_sought, count=self.page_size)
-        if page.seeks:
-            return None if any(claimed.seeks for claimed, _ in self._claims) else page
-        self._edge_us, self._is_sought = EARLIEST_US, False
-        return page
+        is_asked = page.seeks and any(claimed.seeks for claimed, _ in self._claims)
+        return None if is_asked else page
 
     def _doubt(self, edge_us: int, anchor_us: int | None) -> None:
         """Silence before an edge is to be confirmed. A lower edge follows from the highest, or is asked about again."""

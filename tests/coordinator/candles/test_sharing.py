@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from backbone.coordinator.candles import sharing
 from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan
 from backbone.coordinator.candles.sharing import Series
 from backbone.model import Priority, Span
 from backbone.storage.claims import CLAIM_S, Others
+from backbone.storage.files import LocalFiles, Version
 from tests.coordinator.candles.world import MARKET, MINUTE, MINUTE_US, NOW, World
 from tests.storage.helpers import candles
 
 END = MINUTE.floor(NOW) - 300 * MINUTE_US
-PAGES = 6
+PAGES = 8
+BLOCK = 1 + sharing._AHEAD  # pages that are claimed at once
 SPAN = Span(END - PAGES * 200 * MINUTE_US, END)
 
 
@@ -50,10 +54,10 @@ def pair(tmp_path: Path) -> Pair:
 
 
 def test_each_page_is_asked_by_one_of_two(pair: Pair) -> None:
-    """The second asks what the first has not; then each finds the other's on disk."""
+    """The second asks what the first has not claimed; then each finds the other's on disk."""
     mine = pair.begin(pair.first)
     theirs = pair.begin(pair.second)
-    assert (pair.first.asked(), pair.second.asked()) == (2, PAGES - 2)
+    assert (pair.first.asked(), pair.second.asked()) == (2, PAGES - BLOCK)
     assert not theirs.is_done
     pair.first.desk.most = None
     pair.first.desk.run()
@@ -66,9 +70,31 @@ def test_each_page_is_asked_by_one_of_two(pair: Pair) -> None:
     pair.due(pair.first)
     assert mine.is_done
     assert pair.first.fetcher.answer(mine).table.equals(pair.second.fetcher.answer(theirs).table)
-    assert (pair.first.asked(), pair.second.asked()) == (0, 0)
-    assert (mine.pages, theirs.pages) == (2, PAGES - 2)
-    assert pair.second.fetcher.answer(theirs).sources == {"rest": 800, "memory": 400}
+    assert (pair.first.asked(), pair.second.asked()) == (BLOCK - 2, 0)
+    assert (mine.pages, theirs.pages) == (BLOCK, PAGES - BLOCK)
+    assert pair.second.fetcher.answer(theirs).sources == {"rest": 200 * (PAGES - BLOCK), "memory": 200 * BLOCK}
+
+
+def test_pages_are_claimed_several_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is changed once for five pages while nobody else comes, and once when they are on disk."""
+    world = World(tmp_path)
+    amended: list[str] = []
+    amend = LocalFiles.amend
+
+    def counted(self: LocalFiles, key: str, change: Callable[[bytes], bytes]) -> Version | None:
+        amended.append(key)
+        return amend(self, key, change)
+
+    world.candles(NOW - 60 * MINUTE_US, MINUTE.floor(NOW))
+    monkeypatch.setattr(LocalFiles, "amend", counted)
+    world.asked()
+    pending = world.fetcher.begin(Pending(MARKET, MINUTE, Span(END - 3 * BLOCK * 200 * MINUTE_US, END), Priority.LOW))
+    world.desk.run()
+    pages = world.asked()
+    assert pending.is_done
+    assert pages == 3 * BLOCK
+    world.fetcher.flush([MARKET], MINUTE)
+    assert len(amended) == 3 + 1
 
 
 def test_pages_that_others_wait_for_are_written_sooner(pair: Pair) -> None:
@@ -89,7 +115,7 @@ def test_pages_that_others_wait_for_are_written_sooner(pair: Pair) -> None:
 
 
 def test_pages_that_fail_elsewhere_are_asked_here(pair: Pair) -> None:
-    """A client that gives a page up gives its claim up."""
+    """A client that gives a page up gives its claim up, and what it had claimed ahead."""
     mine = pair.begin(pair.first)
     theirs = pair.begin(pair.second)
     pair.second.asked()
@@ -103,7 +129,7 @@ def test_pages_that_fail_elsewhere_are_asked_here(pair: Pair) -> None:
     pair.first.desk.run()
     pair.due(pair.second)
     assert theirs.is_done
-    assert pair.second.asked() == 2
+    assert pair.second.asked() == BLOCK
 
 
 def test_pages_of_a_client_that_stands_still_are_asked_in_the_end(pair: Pair) -> None:
@@ -115,7 +141,7 @@ def test_pages_of_a_client_that_stands_still_are_asked_in_the_end(pair: Pair) ->
     assert pair.second.asked() == 0
     pair.first.clock.advance(CLAIM_S)
     pair.due(pair.second)
-    assert pair.second.asked() == 2
+    assert pair.second.asked() == BLOCK
     assert theirs.is_done
 
 
@@ -146,7 +172,7 @@ def test_claims_that_ended_are_remembered_until_somebody_looked(pair: Pair) -> N
 @pytest.mark.parametrize(
     ("priority", "options", "asked"),
     [
-        (Priority.LOW, {}, PAGES - 2),
+        (Priority.LOW, {}, PAGES - BLOCK),
         (Priority.HIGH, {}, PAGES),
         (Priority.CRITICAL, {}, PAGES),
         (Priority.LOW, {"refresh": True}, PAGES),
