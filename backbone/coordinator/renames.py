@@ -32,7 +32,8 @@ from backbone.model import MarketInfo, Priority, Span, empty_candles
 from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
 from backbone.storage.coverage import SpanSet
-from backbone.storage.store import CandleStore, Stored
+from backbone.storage.store import CandleStore
+from backbone.storage.view import Stored
 from backbone.timeframe import DAY_US, Timeframe
 
 __all__ = ["Renames", "unit_of"]

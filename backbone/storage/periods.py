@@ -85,11 +85,11 @@ class Periods:
 
     def with_file(self, series: Series, span: Span) -> list[Span]:
         """The periods of `span` that have a file, oldest first; none while files are being moved away."""
-        return list(self._versions(series, span))
+        return list(self._versions(series, self.named(series, span)))
 
-    def _versions(self, series: Series, span: Span) -> dict[Span, Version]:
-        """The same with the version of each file."""
-        found = ((period, self._version(series.key(period))) for period in self.named(series, span))
+    def _versions(self, series: Series, periods: Iterable[Span]) -> dict[Span, Version]:
+        """The version of the file of each of `periods` that has one."""
+        found = ((period, self._version(series.key(period))) for period in periods)
         return {period: version for period, version in found if version is not None}
 
     def _version(self, key: str) -> Version | None:
@@ -101,7 +101,7 @@ class Periods:
 
     def left(self, series: Series, span: Span) -> list[Span]:
         """`with_file` for whoever has seen that no files are being moved away."""
-        return [period for period in self._named(series, span) if self._version(series.key(period)) is not None]
+        return list(self._versions(series, self._named(series, span)))
 
     def _named(self, series: Series, span: Span) -> Sequence[Span]:
         timeframe = series.timeframe
@@ -131,16 +131,23 @@ class Periods:
                     break
         return Coverage()
 
-    def coverage(self, series: Series, span: Span) -> Coverage:
-        """What the files say of `span`; rows are not read again for it."""
+    def coverage(self, series: Series, span: Span, *, is_left: bool = False) -> Coverage:
+        """What the files say of `span`; rows are not read again for it. ``is_left``: as in `left`."""
+        named = self._named if is_left else self.named
         return self._coverage(
-            series, span, lambda period, quiet: self._load(series, period, quiet)[0].partition.coverage
+            series, span, named, lambda period, quiet: self._load(series, period, quiet)[0].partition.coverage
         )
 
-    def _coverage(self, series: Series, span: Span, read: Callable[[Span, Coverage], Coverage]) -> Coverage:
-        """What the sidecar and the files say of `span`; `read` has it of a file of which it is not known."""
+    def _coverage(
+        self,
+        series: Series,
+        span: Span,
+        named: Callable[[Series, Span], Sequence[Span]],
+        read: Callable[[Span, Coverage], Coverage],
+    ) -> Coverage:
+        """What the sidecar and the files of `span` say; `read` has it of a file of which it is not known."""
         quiet = self.quiet(series)  # first: of a period whose first file is written meanwhile either of them knows
-        files = self._versions(series, span)
+        files = self._versions(series, named(series, span))
         found = [quiet.without(SpanSet(files))]
         for period, version in files.items():
             known = self._coverages.get(series.key(period))
@@ -149,7 +156,7 @@ class Periods:
 
     def footer_coverage(self, series: Series, span: Span) -> Coverage:
         """What the files say of `span`, read from their last bytes and not proven."""
-        return self._coverage(series, span, lambda period, _: self.footer(series, period)[1])
+        return self._coverage(series, span, self.named, lambda period, _: self.footer(series, period)[1])
 
     def footer(self, series: Series, period: Span) -> tuple[int, Coverage]:
         """The rows and the coverage of a file, read from its last bytes and not proven, where those are enough."""

@@ -15,32 +15,32 @@ import hashlib
 import itertools
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pyarrow as pa
 
-from backbone.candle_table import bounds_of, count_inside
+from backbone.candle_table import count_inside
 from backbone.clock import Clock
 from backbone.errors import CorruptPartitionError, StoreError
 from backbone.model import CANDLE_SCHEMA, Span, empty_candles
 from backbone.storage.cache import MemoryStats
 from backbone.storage.claims import Claims
 from backbone.storage.commit import Committer
-from backbone.storage.coverage import EVER, VENUE, Coverage, SpanSet, on_grid, spans_due
+from backbone.storage.coverage import EVER, VENUE, Coverage, SpanSet, on_grid
 from backbone.storage.events import Events
 from backbone.storage.files import Files, LocalFiles
 from backbone.storage.generations import Generation, Generations
 from backbone.storage.incidents import Incident, Incidents
 from backbone.storage.layout import CANDLES, Series, parse_period, series_of
-from backbone.storage.merge import Page, with_pages
+from backbone.storage.merge import Page
 from backbone.storage.partition import REVISION_SCHEMA, Partition
 from backbone.storage.pending import PendingPages
 from backbone.storage.periods import Periods, row_periods, series_in
 from backbone.storage.upkeep import Upkeep
+from backbone.storage.view import Stored, View, covered_part
 from backbone.timeframe import TIMEFRAMES, Timeframe, period_of
 
 if TYPE_CHECKING:
@@ -50,25 +50,12 @@ if TYPE_CHECKING:
     from backbone.storage.copy import Copied
     from backbone.storage.lazy import Selected
 
-__all__ = ["CandleStore", "Stored"]
+__all__ = ["CandleStore"]
 
 
 REVISIONS_OF_MARKETS = pa.schema(
     [pa.field("market", pa.string()), pa.field("timeframe", pa.string()), *REVISION_SCHEMA]
 )
-
-
-class Stored(msgspec.Struct, frozen=True):
-    """What a read found: the rows, the spans covered at that moment, row counts by tier, and what is provisional."""
-
-    table: pa.Table
-    covered: SpanSet
-    tiers: dict[str, int]
-    provisional: Mapping[int, SpanSet] = msgspec.field(default_factory=dict)
-
-    def due(self, now_us: int) -> SpanSet:
-        """The covered part that is to be requested again at `now_us`."""
-        return spans_due(self.provisional, now_us) & self.covered
 
 
 class CandleStore:
@@ -138,12 +125,17 @@ class CandleStore:
         """The same, and whether files are being moved away: what is read between two equal ones is of one state."""
         return self._generations.of(market)
 
-    def _pages(self, series: Series, span: Span, number: int | None = None) -> list[Page]:
-        """The pages in memory that say something about `span` and are of the generation that counts, `number`."""
-        pages = self._pending.of(series, span)
-        if pages and number is None:
-            number = self.generation(series.market)
-        return [page for page in pages if page.generation == number]
+    def view(self, market: str, timeframe: Timeframe) -> View:
+        """What is held of a series, by one look at its market's generation: for questions that belong together."""
+        series = self._series(market, timeframe)
+        return self._view(series, EVER)
+
+    def _view(self, series: Series, span: Span) -> View:
+        return View(self._periods, series, self._pending.of(series, span), self._generations)
+
+    def _pages(self, series: Series, span: Span) -> Sequence[Page]:
+        """The pages in memory that say something about `span` and are of the generation that counts."""
+        return self._view(series, span).pages
 
     # -- writing
 
@@ -239,43 +231,18 @@ class CandleStore:
         """
         series = self._series(market, timeframe)
         while True:
-            now = self._generations.of(market)
-            pages = [] if now.leaving else self._pages(series, EVER, now.number)
-            whole = next((page for page in reversed(pages) if page.proof.touches(span)), None)
-            if whole is not None and whole.proof.contains(span):  # the newest page covers all of it: no file is read
-                page = whole.clip(span)
-                tiers = {"memory": page.table.num_rows, "disk": 0}
-                return Stored(page.table, SpanSet([span]), tiers, page.provisional)
-            found = Stored(empty_candles(), SpanSet(), {}) if now.leaving else self._read(series, span, pages)
-            if self._generations.of(market) == now:
+            view = self._view(series, EVER)
+            found = view.read(span)
+            if self._generations.of(market) == view.generation:
                 return found
 
     def reading_ahead(self, timeframe: Timeframe, wanted: Iterable[tuple[str, Span]]) -> AbstractContextManager[None]:
         """Inside, `read` of these markets and spans finds small files read and decoded, all at once."""
         return self._periods.reading_ahead((self._series(market, timeframe), span) for market, span in wanted)
 
-    def _read(self, series: Series, span: Span, waiting: Sequence[Page]) -> Stored:
-        """The files with the pages in memory on top."""
-        pages = [page for page in waiting if page.proof.touches(span)]
-        quiet = self._periods.quiet(series)
-        tables: list[pa.Table] = []
-        tiers = {"memory": 0, "disk": 0}
-        periods = sorted({*self._periods.left(series, span), *row_periods(series, pages, span)})
-        parts = [quiet.without(SpanSet(periods))]
-        for period in periods:
-            held, tier = self._periods.current(series, period, waiting, quiet)
-            parts.append(held.partition.coverage)
-            low, high = bounds_of(held.partition.table, span)
-            if low < high:
-                tables.append(held.partition.table.slice(low, high - low))
-                tiers[tier] += high - low
-        coverage = with_pages(Coverage.joined(parts), pages)
-        table = pa.concat_tables(tables) if tables else empty_candles()
-        return Stored(table, _covered(coverage, series.timeframe, span), tiers, coverage.provisional)
-
     def coverage(self, market: str, timeframe: Timeframe, span: Span) -> SpanSet:
         """The part of `span` that is covered, rows or quiet. The rest was never requested, or got lost."""
-        return _covered(self._pending_coverage(market, timeframe, span), timeframe, span)
+        return self._view(self._series(market, timeframe), span).covered(span)
 
     def footer_coverage(self, market: str, timeframe: Timeframe, span: Span) -> SpanSet:
         """The part of `span` that the files say they cover, read from their last bytes and not proven.
@@ -283,7 +250,7 @@ class CandleStore:
         For spans of very many files that another engine is about to read. What is not flushed is in none.
         """
         series = self._series(market, timeframe)
-        return _covered(self._periods.footer_coverage(series, span), timeframe, span)
+        return covered_part(self._periods.footer_coverage(series, span), timeframe, span)
 
     def weigh(self, market: str, timeframe: Timeframe, most: int) -> tuple[int, int, int]:
         """Rows, bytes and covered candle slots of the newest `most` files of a series, going by their footers."""
@@ -297,23 +264,16 @@ class CandleStore:
 
     def due(self, market: str, timeframe: Timeframe, span: Span, now_us: int) -> SpanSet:
         """The part of `span` that is held provisionally and is to be requested again at `now_us`."""
-        return self._pending_coverage(market, timeframe, span).due(now_us).clip(span)
+        return self._view(self._series(market, timeframe), span).coverage(span).due(now_us).clip(span)
 
     def from_source(self, market: str, timeframe: Timeframe, span: Span, source: str) -> SpanSet:
         """The part of `span` whose rows or quiet came from `source`, such as ``adopted``."""
-        return self._pending_coverage(market, timeframe, span).of_source(source).clip(span)
-
-    def _pending_coverage(self, market: str, timeframe: Timeframe, span: Span) -> Coverage:
-        """What the files say of `span`, with what waits to be written on top."""
-        series = self._series(market, timeframe)
-        pages = self._pages(series, span)
-        return with_pages(self._periods.coverage(series, span), pages)
+        return self._view(self._series(market, timeframe), span).coverage(span).of_source(source).clip(span)
 
     def is_settled(self, market: str, timeframe: Timeframe, span: Span) -> bool:
         """Whether what is held of `span` is on disk and none of it is provisional."""
-        series = self._series(market, timeframe)
-        is_written = not self._pages(series, span)
-        return is_written and not self._periods.coverage(series, span).due(EVER.end).touches(span)
+        view = self._view(self._series(market, timeframe), span)
+        return not view.pages and not view.coverage(span).due(EVER.end).touches(span)
 
     def oldest(self, market: str, timeframe: Timeframe) -> int | None:
         """Open of the oldest candle held; None where none is."""
@@ -504,14 +464,3 @@ class CandleStore:
     def __repr__(self) -> str:
         waiting = self.pending_rows()
         return f"CandleStore({self._files.address(CANDLES)!r}, {self._exchange}, {waiting} rows pending)"
-
-
-def _covered(coverage: Coverage, timeframe: Timeframe, span: Span) -> SpanSet:
-    """The covered part of `span`; its ragged ends, in which no candle opens, go with their neighbour."""
-    first, last = timeframe.ceil(max(0, span.start)), timeframe.ceil(max(0, span.end))
-    if first >= last:
-        return SpanSet((span,))
-    spans = list(coverage.covered.clip(Span(first, last)))
-    if spans and spans[0].start == first:
-        spans[0] = Span(span.start, spans[0].end)
-    return SpanSet(spans).clip(span)

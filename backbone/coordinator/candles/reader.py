@@ -23,7 +23,8 @@ from backbone.settings import Settings
 from backbone.storage.continuity import Interval, Outage, intervals, outages
 from backbone.storage.coverage import EVER, SpanSet
 from backbone.storage.fold import fold
-from backbone.storage.store import CandleStore, Stored
+from backbone.storage.store import CandleStore
+from backbone.storage.view import Stored
 from backbone.timeframe import TIMEFRAMES, Timeframe, periods_in
 
 __all__ = ["CandleAnswer", "CandleReader", "Fetched", "Held", "Reach", "incomplete", "with_cost"]

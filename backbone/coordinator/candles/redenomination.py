@@ -31,6 +31,7 @@ from backbone.settings import Settings
 from backbone.storage.coverage import SpanSet
 from backbone.storage.generations import Note
 from backbone.storage.store import CandleStore
+from backbone.storage.view import View
 from backbone.timeframe import TIMEFRAMES, Timeframe
 
 __all__ = ["OtherUnitError", "OutdatedError", "Redenominations"]
@@ -38,6 +39,7 @@ __all__ = ["OtherUnitError", "OutdatedError", "Redenominations"]
 HOW = "overlap of pages"
 _MOST_BESIDE = 100  # rows of a page that overlap what is held, at most
 _FEW = 4  # covered parts that are read one by one
+_NOTHING = SpanSet()
 
 
 class OutdatedError(BackboneError):
@@ -109,32 +111,22 @@ class Redenominations:
 
     # -- what a page has in common with the store ----------------------------------------------------------------
 
-    def around(self, market: str, timeframe: Timeframe, table: pa.Table, proof: SpanSet) -> SpanSet:
-        """What is covered of a page and of as many slots on both sides: asked once for `compare` and `leaps`."""
-        bounds, times = proof.bounds, times_of(table)
-        if bounds is None or not len(times):
-            return SpanSet()
-        start = timeframe.ceil(min(bounds.start, int(times[0])))
-        end = timeframe.ceil(max(bounds.end, int(times[-1]) + 1))
-        return self._store.coverage(market, timeframe, Span(timeframe.next(start, -PAGE), timeframe.next(end, PAGE)))
-
-    def compare(
-        self, market: str, timeframe: Timeframe, table: pa.Table, beside: pa.Table, covered: SpanSet | None = None
+    def _compare(
+        self, view: View, timeframe: Timeframe, table: pa.Table, beside: pa.Table, covered: SpanSet
     ) -> Comparison:
         """The candles of a page against those that are held of them, `beside` included; settled ones, if there are.
 
-        `covered` is what of them is, where that is known.
+        `covered` is what is covered around them.
         """
         times = times_of(table)
         if not len(times):
             return Comparison(0, 0)
         span = Span(int(times[0]), int(times[-1]) + 1)
-        covered = self._store.coverage(market, timeframe, span) if covered is None else covered.clip(span)
-        if not covered and not beside.num_rows:
-            return Comparison(0, 0)
-        held = self._held(market, timeframe, span, covered)
+        held = _held(view, span, covered.clip(span))
         if beside.num_rows:
             held = _joined(held, rows_inside(beside, [span]))
+        if not held.num_rows:
+            return Comparison(0, 0)
         settled = held.slice(0, int(np.searchsorted(times_of(held), self.settled_us(timeframe))))
         found = compare_units(settled, table)
         return found if found.common else compare_units(held, table)
@@ -151,15 +143,16 @@ class Redenominations:
     ) -> None:
         """Raise `OtherUnitError` for a page that may be of another unit than what is held.
 
-        That is a page which differs by one factor from the held candles that it shows (`compare`), or whose price is
+        That is a page which differs by one factor from the held candles that it shows, or whose price is
         far off a held neighbour's that it does not show, or which is the first of a fetch, shows no held candle and
         does not fit the nearest ones. `proof` is what is to be stored of it.
         """
-        covered = self.around(market, timeframe, table, proof)
-        overlap = self.compare(market, timeframe, table, beside, covered)
+        view = self._store.view(market, timeframe)
+        covered = _around(view, timeframe, table, proof)
+        overlap = self._compare(view, timeframe, table, beside, covered)
         if overlap.factor is not None:
             raise OtherUnitError(overlap, table)
-        nearest = self._leaps(market, timeframe, table, proof, covered)
+        nearest = _leaps(view, timeframe, table, proof, covered)
         if is_first and not overlap.common and not nearest and table.num_rows:
             nearest = self._strange_beside(market, timeframe, table, beside)
         if nearest:
@@ -193,41 +186,6 @@ class Redenominations:
             if above.num_rows:
                 found.append((int(times[until]) - span.end, leaps_between(table, above), Sample(each, above)))
         return [sample for _, is_strange, sample in sorted(found, key=lambda one: one[0])[:1] if is_strange]
-
-    def _leaps(
-        self, market: str, timeframe: Timeframe, table: pa.Table, proof: SpanSet, covered: SpanSet
-    ) -> list[Sample]:
-        """Held neighbours of a page's candles that the page itself does not show, and whose price is far off.
-
-        Each sample is to be asked in one page that also has the page's own candle beside it. `covered` is what of the
-        time around the page is held (`around`).
-        """
-        found = list[Sample]()
-        for span in proof:
-            rows = rows_inside(table, [span])
-            if not rows.num_rows:
-                continue
-            near = Span(timeframe.next(timeframe.ceil(span.start), -PAGE), span.start)
-            before = self._held(market, timeframe, near, _part_with(covered.clip(near), span.start - 1))
-            if leaps_between(before, rows):
-                held = before.slice(max(0, before.num_rows - PAGE + 1))
-                found.append(Sample(timeframe, held, int(times_of(rows)[0])))
-            near = Span(span.end, timeframe.next(timeframe.ceil(span.end), PAGE))
-            after = self._held(market, timeframe, near, _part_with(covered.clip(near), span.end))
-            if leaps_between(rows, after):
-                found.append(Sample(timeframe, after.slice(0, PAGE // 2)))
-        return found
-
-    def _held(self, market: str, timeframe: Timeframe, span: Span, covered: SpanSet) -> pa.Table:
-        """The held candles of what is `covered` of `span`.
-
-        Only that is read: what is held around a page is mostly pages in memory, and of one of those no file is merged.
-        """
-        if not covered:
-            return empty_candles()
-        parts = list(covered) if len(covered) <= _FEW else [span]
-        tables = [self._store.read(market, timeframe, part).table for part in parts]
-        return tables[0] if len(tables) == 1 else pa.concat_tables(tables)  # which lets other threads in
 
     def note_kept(self, market: str, at_s: float) -> None:
         """Candles of the market were stored, at a monotonic time."""
@@ -320,7 +278,9 @@ class Redenominations:
     def is_other_unit(self, market: str, timeframe: Timeframe, table: pa.Table) -> bool:
         """Whether candles that were just received differ from those held by one factor. A fetch of their span that has
         `refresh` finds out what that means."""
-        return self.compare(market, timeframe, table, empty_candles()).factor is not None
+        view = self._store.view(market, timeframe)
+        covered = _around(view, timeframe, table)
+        return self._compare(view, timeframe, table, empty_candles(), covered).factor is not None
 
     def warn(self, markets: Iterable[str]) -> list[int]:
         """Warn of redenominations of `markets`, once each; what is known when a market is first named is no news.
@@ -346,6 +306,52 @@ def _changed(market: str, detail: dict[str, Any]) -> str:
         f"divided its volumes. What was stored is kept as it was in {detail['where']}, which Backbone(data_dir=...) "
         f"opens; candles are fetched again in the new unit. store.events({market!r}) has the record"
     )
+
+
+def _around(view: View, timeframe: Timeframe, table: pa.Table, proof: SpanSet = _NOTHING) -> SpanSet:
+    """What is covered of a page and of as many slots on both sides: asked once for `_compare` and `_leaps`."""
+    times = times_of(table)
+    if not len(times):
+        return _NOTHING
+    bounds = proof.bounds or Span(int(times[0]), int(times[-1]) + 1)
+    start = timeframe.ceil(min(bounds.start, int(times[0])))
+    end = timeframe.ceil(max(bounds.end, int(times[-1]) + 1))
+    return view.covered(Span(timeframe.next(start, -PAGE), timeframe.next(end, PAGE)))
+
+
+def _leaps(view: View, timeframe: Timeframe, table: pa.Table, proof: SpanSet, covered: SpanSet) -> list[Sample]:
+    """Held neighbours of a page's candles that the page itself does not show, and whose price is far off.
+
+    Each sample is to be asked in one page that also has the page's own candle beside it. `covered` is what of the
+    time around the page is held (`_around`).
+    """
+    found = list[Sample]()
+    for span in proof:
+        rows = rows_inside(table, [span])
+        if not rows.num_rows:
+            continue
+        near = Span(timeframe.next(timeframe.ceil(span.start), -PAGE), span.start)
+        before = _held(view, near, _part_with(covered.clip(near), span.start - 1))
+        if leaps_between(before, rows):
+            held = before.slice(max(0, before.num_rows - PAGE + 1))
+            found.append(Sample(timeframe, held, int(times_of(rows)[0])))
+        near = Span(span.end, timeframe.next(timeframe.ceil(span.end), PAGE))
+        after = _held(view, near, _part_with(covered.clip(near), span.end))
+        if leaps_between(rows, after):
+            found.append(Sample(timeframe, after.slice(0, PAGE // 2)))
+    return found
+
+
+def _held(view: View, span: Span, covered: SpanSet) -> pa.Table:
+    """The held candles of what is `covered` of `span`.
+
+    Only that is read: what is held around a page is mostly pages in memory, and of one of those no file is merged.
+    """
+    if not covered:
+        return empty_candles()
+    parts = list(covered) if len(covered) <= _FEW else [span]
+    tables = [view.read(part).table for part in parts]
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)  # which lets other threads in
 
 
 def _joined(first: pa.Table, second: pa.Table) -> pa.Table:
