@@ -26,6 +26,7 @@ BODY_BYTES = 64 << 20
 IDLE_S = 50.0
 """A connection unused for so long is not used again: servers commonly hang up after 60 s."""
 _CHUNK = 1 << 18
+_BUFFER = 1 << 16  # a page of candles in one read, where it is all there
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "backbone (Python)"}
 
 
@@ -195,7 +196,7 @@ class _Timed:
         """What http.client calls to read an answer, head and body: here each read minds the deadline."""
         response = http.client.HTTPResponse(sock, *args, **kwargs)
         raw = response.fp.detach()
-        response.fp = io.BufferedReader(_DeadlineReader(raw, sock, self))
+        response.fp = io.BufferedReader(_DeadlineReader(raw, sock, self), _BUFFER)
         return response
 
     @property
