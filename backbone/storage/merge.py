@@ -118,8 +118,7 @@ def _merge(partition: Partition, page: Page) -> Partition:
     if known := partition.coverage.covered & page.proof:
         found = _difference(rows_inside(old, known), rows_inside(new, known), page)
         revisions = pa.concat_tables([revisions, found]).combine_chunks() if found.num_rows else revisions
-    head = partition.head
-    return Partition(table, coverage, revisions, head if head is not None and head.rows <= low else None)
+    return Partition(table, coverage, revisions, partition.head.before(low))
 
 
 def _with_fewer_chunks(table: pa.Table) -> pa.Table:

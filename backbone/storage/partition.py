@@ -31,6 +31,7 @@ __all__ = [
     "REVISION_SCHEMA",
     "TAIL_BYTES",
     "Encoded",
+    "Group",
     "Head",
     "Partition",
     "Unchecked",
@@ -60,16 +61,44 @@ def _no_revisions() -> pa.Table:
     return pa.Table.from_batches([], REVISION_SCHEMA)
 
 
+class Group(NamedTuple):
+    """A row group of a file: rows, bytes and CRC of the file up to its end, and pyarrow's metadata of it."""
+
+    rows: int
+    size: int
+    crc: int
+    metadata: Any
+
+
 class Head(msgspec.Struct, frozen=True):
-    """The first rows of a partition as they were encoded: the start of its file, which is the first row group.
+    """The first rows of a partition as they were encoded: the start of its file, in row groups.
 
     A later file that begins with the same rows begins with the same bytes, and only what follows is encoded.
     """
 
-    rows: int
-    data: bytes
-    crc: int
-    metadata: Any  # of pyarrow
+    data: bytes | memoryview = b""
+    groups: tuple[Group, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return self.groups[-1].rows if self.groups else 0
+
+    def before(self, row: int) -> Head:
+        """The groups that end at `row` or before it."""
+        return Head(self.data, tuple(group for group in self.groups if group.rows <= row))
+
+    def to_grow_to(self, rows: int) -> Head:
+        """The groups to begin a file of so many rows with: the others are encoded anew with the new rows.
+
+        Each group has far more rows than the next one, so there are few, and a row is rarely encoded again.
+        """
+        groups = self.groups
+        while groups and rows > groups[-1].rows:
+            last = groups[-1].rows - (groups[-2].rows if len(groups) > 1 else 0)
+            if last > _SHRINK * (rows - groups[-1].rows) and len(groups) < _MOST_GROUPS:
+                break
+            groups = groups[:-1]
+        return Head(self.data, groups)
 
 
 class Partition(msgspec.Struct, frozen=True):
@@ -78,7 +107,7 @@ class Partition(msgspec.Struct, frozen=True):
     table: pa.Table
     coverage: Coverage
     revisions: pa.Table
-    head: Head | None = None
+    head: Head = Head()
 
     @classmethod
     def empty(cls, coverage: Coverage | None = None) -> Partition:
@@ -91,8 +120,7 @@ class Partition(msgspec.Struct, frozen=True):
 
     @property
     def nbytes(self) -> int:
-        head = 0 if self.head is None else len(self.head.data)
-        return int(56 * self.table.num_rows + 160 * self.revisions.num_rows) + head + 2048
+        return int(56 * self.table.num_rows + 160 * self.revisions.num_rows) + len(self.head.data) + 2048
 
 
 class _Sealed(msgspec.Struct, kw_only=True):
@@ -130,7 +158,8 @@ _Text = TypeVar("_Text", bound=_Sealed)
 
 _ENCODING = {"time": "DELTA_BINARY_PACKED"} | dict.fromkeys(CANDLE_COLUMNS, "BYTE_STREAM_SPLIT")
 _HEAD_ROWS = 4096  # a shorter file is encoded whole
-_BEHIND = 16  # a head counts while the rows behind it are at most this part of its own; one encoded anew has all rows
+_MOST_GROUPS = 3  # of a file that grows; a period that is complete is encoded whole
+_SHRINK = 3  # a group has more than so many times the rows of the next one
 _MARK = b'{"seal":"'
 _MAGIC = b"PAR1"
 _ZEROS = b"00000000"
@@ -142,52 +171,56 @@ class Encoded(NamedTuple):
     """A partition's file, and the head that a later one may begin with."""
 
     data: memoryview
-    head: Head | None
+    head: Head
 
 
 def encode_partition(partition: Partition, series: Series, period: Span) -> Encoded:
     """The file of one partition, sealed."""
-    table, head = partition.table, partition.head
-    if head is not None and (table.num_rows - head.rows) * _BEHIND > head.rows:
-        head = None
+    table = partition.table
+    head = Head() if partition.coverage.covered.contains(period) else partition.head.to_grow_to(table.num_rows)
     about = _about(series, partition.coverage)
     footer = _Footer(
         period=period_name(series.timeframe, period), rows=table.num_rows, revisions=_pack(partition.revisions), **about
     )
     data, metadata = _write_parquet(table, head, {"backbone": msgspec.json.encode(footer)})
     start = _footer_start(data)
-    if head is None:
-        head = Head(table.num_rows, bytes(data[:start]), zlib.crc32(data[:start]), metadata)
+    size, crc = (head.groups[-1].size, head.groups[-1].crc) if head.groups else (0, 0)
+    crc = zlib.crc32(data[size:start], crc)
+    if start > size:
+        group = Group(table.num_rows, start, crc, metadata)
+        kept = data[:start] if head.groups else bytes(data[:start])  # of a whole file most of the room is empty
+        head = Head(kept, (*head.groups, group))
     at = start + bytes(data[start:]).rfind(_MARK) + len(_MARK)
-    data[at : at + 8] = b"%08x" % zlib.crc32(data[len(head.data) :], head.crc)
-    return Encoded(data, head if head.rows >= _HEAD_ROWS else None)
+    data[at : at + 8] = b"%08x" % zlib.crc32(data[start:], crc)
+    return Encoded(data, head if head.rows >= _HEAD_ROWS else Head())
 
 
-def _write_parquet(table: pa.Table, head: Head | None, text: dict[str, bytes]) -> tuple[memoryview, Any]:
-    """An unsealed file of `table`, whose first rows are those of `head`, and its metadata."""
-    before = b"" if head is None else head.data
-    rows = table if head is None else table.slice(head.rows)
+def _write_parquet(table: pa.Table, head: Head, text: dict[str, bytes]) -> tuple[memoryview, Any]:
+    """An unsealed file of `table` that begins with the groups of `head`, and the metadata of the group behind them."""
+    before = memoryview(head.data)[: head.groups[-1].size if head.groups else 0]
+    rows = table.slice(head.rows)
     room = pa.allocate_buffer(len(before) + 2 * rows.nbytes + len(text["backbone"]) + _MOST_FOOTER_BYTES)
     sink = pa.FixedSizeBufferWriter(room)
     with _writer(sink) as (writer, metadata):
-        sink.write(before[len(_MAGIC) :])  # with which the writer has begun
+        if head.groups:
+            sink.write(before[len(_MAGIC) :])  # with which the writer has begun
         if rows.num_rows:
             writer.write_table(rows, row_group_size=rows.num_rows)
-        if head is None:
+        if not head.groups:
             writer.add_key_value_metadata(text)
     data, end = memoryview(room).cast("B"), sink.tell()
-    if head is None:
+    if not head.groups:
         return data[:end], metadata[0]
     footer = pa.BufferOutputStream()
     with _writer(pa.BufferOutputStream()) as (writer, joined):
         writer.add_key_value_metadata(text)
-    joined[0].append_row_groups(head.metadata)
-    joined[0].append_row_groups(metadata[0])
+    for each in (*(group.metadata for group in head.groups), metadata[0]):
+        joined[0].append_row_groups(each)
     joined[0].write_metadata_file(footer)
     found = memoryview(footer.getvalue()).cast("B")[len(_MAGIC) :]
     start = _footer_start(data[:end])
     data[start : start + len(found)] = found
-    return data[: start + len(found)], joined[0]
+    return data[: start + len(found)], metadata[0]
 
 
 @contextmanager

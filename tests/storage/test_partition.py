@@ -85,7 +85,8 @@ def test_file_that_begins_as_an_earlier_one_holds_the_same_rows(steps: list[tupl
             found = decode(bytes(data))
             assert found.table.equals(held.table)
             assert (found.coverage, found.revisions) == (held.coverage, held.revisions)
-            assert bytes(data[: len(head.data)]) == head.data if head is not None else held.table.num_rows < 8
+            assert bytes(data[: len(head.data)]) == head.data
+            assert head.rows == (held.table.num_rows if held.table.num_rows >= 8 else 0)
             held = msgspec.structs.replace(held, head=head)
             proof = SpanSet([span(first, last), *([span(last + 3, last + 5)] if is_two else [])])
             page = Page(number, minutes(first, last, salt), proof, {}, "rest", MAY)
@@ -100,8 +101,43 @@ def grown(rows: int, more: int) -> tuple[memoryview, Partition]:
     page = Page(2, minutes(rows, rows + more), SpanSet([span(rows, rows + more)]), {}, "rest", MAY)
     held = merge_pages(held, [page], PERIOD)
     data, head = encode_partition(held, SERIES, PERIOD)
-    assert head is held.head is not None
+    assert head.groups[:-1] == held.head.groups
+    assert head.groups
     return data, held
+
+
+def test_file_that_grows_is_encoded_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few groups, few rows encoded again; a changed candle costs its group and later ones; a complete month is one."""
+    encoded: list[int] = []
+    write = codec._write_parquet
+
+    def counted(table: pa.Table, head: codec.Head, text: dict[str, bytes]) -> tuple[memoryview, object]:
+        encoded.append(table.num_rows - head.rows)
+        return write(table, head, text)
+
+    monkeypatch.setattr(codec, "_write_parquet", counted)
+    held = Partition.empty()
+
+    def commit(first: int, last: int, salt: int = 0) -> None:
+        nonlocal held
+        page = Page(first, minutes(first, last, salt), SpanSet([span(first, last)]), {}, "rest", MAY)
+        held = merge_pages(held, [page], PERIOD)
+        data, head = encode_partition(held, SERIES, PERIOD)
+        assert decode(bytes(data)).table.equals(held.table)
+        held = msgspec.structs.replace(held, head=head)
+        assert len(head.groups) <= 3
+
+    for first in range(0, 40_000, 1000):
+        commit(first, first + 1000)
+    assert sum(encoded) < 6 * 40_000
+    for minute in range(40_000, 40_200):
+        commit(minute, minute + 1)
+    assert sum(encoded[40:]) < 500 * 200
+    ends = [group.rows for group in held.head.groups]
+    commit(ends[-2], ends[-2] + 1, salt=1)
+    assert encoded[-1] == 40_200 - ends[-2]
+    commit(40_200, 44_640)
+    assert (encoded[-1], len(held.head.groups)) == (44_640, 1)
 
 
 def test_other_engines_read_a_file_that_begins_as_an_earlier_one(tmp_path: Path) -> None:
