@@ -2,15 +2,19 @@
 
 What is decided here: which column names, index and time zone each tool expects, and what a trading day is. Nothing here
 reads a store, a clock or the network. The frame that came in is never changed, and its ``attrs`` go out with the
-result. `pandas` is imported on first use only.
+result. This module alone imports pandas at once: it is loaded with the first of its functions, which take its frames.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 
 from backbone.clock import SystemClock
 from backbone.errors import InputError, StoreError
@@ -18,9 +22,6 @@ from backbone.model import CANDLE_COLUMNS
 from backbone.storage.files import rename_over
 from backbone.storage.fold import decimal_sums
 from backbone.timeframe import DAY_US, HOUR_US, TIMEFRAMES
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["OHLC_STYLES", "export", "naive", "resample_trading_day", "to_ohlc"]
 
@@ -107,8 +108,6 @@ def export(df: pd.DataFrame, style: str = "freqtrade", path: str | os.PathLike[s
     InputError  an unknown style, a frame that is no candle frame, or one that does not say what it is.
     StoreError  the folder cannot be written.
     """
-    import pandas as pd
-    import pyarrow as pa
     import pyarrow.feather as feather
 
     if style not in EXPORT_STYLES:
@@ -155,8 +154,6 @@ def naive(df: pd.DataFrame) -> pd.DataFrame:
     >>> naive(pd.DataFrame({"close": [1.0]}, index)).index[0]
     Timestamp('2024-01-01 09:00:00')
     """
-    import pandas as pd
-
     out = df.copy()
     if isinstance(out.index, pd.DatetimeIndex):
         out.index = out.index.tz_localize(None)
@@ -207,9 +204,6 @@ def resample_trading_day(
     InputError  an unknown rule or hour, candles that are longer than a day, or candles that lie across the day's
         boundary (4h candles and midnight).
     """
-    import numpy as np
-    import pandas as pd
-
     if rule not in ("1D", "1W"):
         raise InputError("rule", rule, "'1D' or '1W'")
     if not isinstance(open_hour, int) or not 0 <= open_hour <= 23:
@@ -264,9 +258,6 @@ def resample_trading_day(
 def _day_opens(index: pd.DatetimeIndex, rule: str, open_hour: int, tz: str) -> pd.DatetimeIndex:
     """The instants at which the trading days (or weeks) around `index` open, from the one before its first row to the
     one behind its last."""
-    import numpy as np
-    import pandas as pd
-
     local = index[[0, -1]].tz_convert(ZoneInfo(tz)).tz_localize(None).floor("D")
     dates = pd.date_range(local[0] - pd.Timedelta(8, "D"), local[-1] + pd.Timedelta(8, "D"), freq="D")
     if rule == "1W":
@@ -279,8 +270,6 @@ def _day_opens(index: pd.DatetimeIndex, rule: str, open_hour: int, tz: str) -> p
 
 def _candle_index(df: pd.DataFrame) -> pd.DatetimeIndex:
     """The frame's index, once it is certain that the frame is one of candles."""
-    import pandas as pd
-
     if not isinstance(df, pd.DataFrame):
         raise InputError("df", type(df).__name__, "a pandas DataFrame of candles")
     missing = [name for name in CANDLE_COLUMNS if name not in df.columns]
@@ -290,8 +279,6 @@ def _candle_index(df: pd.DataFrame) -> pd.DatetimeIndex:
 
 
 def _time_index(df: pd.DataFrame) -> pd.DatetimeIndex:
-    import pandas as pd
-
     if not isinstance(df.index, pd.DatetimeIndex) or df.index.tz is None:
         raise InputError("df", df.index.dtype, "a candle frame, indexed by tz-aware time")
     return df.index
@@ -313,8 +300,6 @@ def _wall_clock(index: pd.DatetimeIndex, style: str) -> pd.DatetimeIndex:
 
 def _with_freq(index: pd.DatetimeIndex) -> pd.DatetimeIndex:
     """`index` with its ``freq``, where its rows follow each other without a hole."""
-    import pandas as pd
-
     step = _even_step(index)
     if step is None:
         return index
@@ -337,9 +322,6 @@ def _step(df: pd.DataFrame, index: pd.DatetimeIndex) -> pd.Timedelta:
 
     The grid is a guess from above, good from a few rows on; nothing is guessed of one row.
     """
-    import numpy as np
-    import pandas as pd
-
     said = df.attrs.get("backbone", {}).get("timeframe")
     if said in TIMEFRAMES:
         return pd.Timedelta(TIMEFRAMES[said].step_us, "us")
@@ -353,8 +335,6 @@ def _step(df: pd.DataFrame, index: pd.DatetimeIndex) -> pd.Timedelta:
 
 
 def _instant(value: Any, tz: Any) -> pd.Timestamp:
-    import pandas as pd
-
     stamp = pd.Timestamp(value)
     return stamp.tz_localize(tz) if stamp.tzinfo is None else stamp.tz_convert(tz)
 
