@@ -23,6 +23,7 @@ from backbone.model import Priority
 __all__ = [
     "DEFAULT_COUNT",
     "TimeLike",
+    "as_python",
     "in_zone",
     "parse_age",
     "parse_count",
@@ -152,20 +153,22 @@ def _moment(argument: str, value: Any, zone: str, now_us: Callable[[], int]) -> 
         raise InputError(argument, value, f"{_TIMES}; {_hint(value)}")
     if isinstance(value, np.timedelta64 | dt.timedelta):
         return _ago(argument, value, now_us)
-    if hasattr(value, "to_pydatetime"):  # pandas.Timestamp, which is a datetime that knows nanoseconds
-        if value != value:  # NaT
-            raise InputError(argument, value, _TIMES)
-        moment: dt.datetime = value.to_pydatetime(warn=False)
+    moment = as_python(value)
+    if moment is None:
+        raise InputError(argument, value, _TIMES)
+    if isinstance(moment, dt.datetime):
         return moment
-    if isinstance(value, dt.datetime):
-        return value
-    if isinstance(value, dt.date):
-        return dt.datetime(value.year, value.month, value.day)  # noqa: DTZ001 - the zone is added by the caller
-    if type(value).__module__ == "numpy" and type(value).__name__ == "datetime64":
-        stamp = value.astype("datetime64[us]").item()
-        if isinstance(stamp, dt.datetime):
-            return stamp
-    raise InputError(argument, value, _TIMES)
+    return dt.datetime(moment.year, moment.month, moment.day)  # noqa: DTZ001 - the zone is added by the caller
+
+
+def as_python(value: Any) -> dt.date | None:
+    """A date or time of Python's, for one of Python, pandas or numpy (nanoseconds dropped); None for anything else."""
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]").item()
+    if not isinstance(value, dt.date) or value != value:  # NaT differs from itself
+        return None
+    moment: dt.date = value.to_pydatetime(warn=False) if hasattr(value, "to_pydatetime") else value
+    return moment
 
 
 def _hint(number: Any) -> str:

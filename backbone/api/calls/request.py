@@ -8,7 +8,6 @@ in ``data``. Only what is no request at all raises (`InputError`).
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -18,7 +17,7 @@ import msgspec
 import pyarrow as pa
 
 from backbone.api import frames as shaping
-from backbone.api.arguments import TimeLike, in_zone, parse_integer, parse_markets, parse_priority
+from backbone.api.arguments import TimeLike, as_python, in_zone, parse_integer, parse_markets, parse_priority
 from backbone.api.calls.candles import candles
 from backbone.api.calls.realtime import orderbooks, tickers, trades
 from backbone.api.session import Session
@@ -191,12 +190,8 @@ def _parse_text(argument: str, value: object) -> str | None:
 def _parse_moment(argument: str, value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    if type(value).__module__ == "numpy" and hasattr(value, "astype"):
-        value = value.astype("datetime64[us]").item()
-    if isinstance(value, dt.date) and value == value:  # not NaT
-        value = value.to_pydatetime(warn=False) if hasattr(value, "to_pydatetime") else value  # drops nanoseconds
-        text: str = value.isoformat()
-        return text
+    if (moment := as_python(value)) is not None:
+        return moment.isoformat()
     raise InputError(argument, value, "a date or time such as 2024-03-01T09:00:00Z, a datetime, or 3d (that long ago)")
 
 
