@@ -337,13 +337,6 @@ def _coverage_bytes(coverage: Coverage) -> int:
 
 def series_in(files: Files, exchange: str) -> set[Series]:
     """The series that have a partition or a sidecar."""
-    found: set[Series] = set()
-    for folder in files.series_folders(f"{CANDLES}/exchange={exchange}"):
-        series = parse_series(folder.split("/")[1:])
-        if series is not None:
-            found.add(series)
-    for key in files.walk(f"{QUIET}/exchange={exchange}"):
-        series = parse_sidecar_key(key)
-        if series is not None:
-            found.add(series)
-    return found
+    folders, keys = files.series_folders(f"{CANDLES}/exchange={exchange}"), files.walk(f"{QUIET}/exchange={exchange}")
+    found = {parse_series(folder.split("/")[1:]) for folder in folders} | {parse_sidecar_key(key) for key in keys}
+    return {series for series in found if series is not None}
