@@ -29,7 +29,7 @@ from backbone.coordinator.candles.ranges import Range, Watch
 from backbone.coordinator.candles.reader import CandleAnswer, incomplete, with_cost
 from backbone.coordinator.coordinator import Coordinator
 from backbone.errors import BackboneError, IncompleteError, InputError, RejectedError, SourceError
-from backbone.model import CANDLE_COLUMNS, Priority, Span
+from backbone.model import CANDLE_COLUMNS, Priority, Span, empty_candles
 from backbone.storage.coverage import EVER
 from backbone.storage.fold import fold
 from backbone.timeframe import TIMEFRAMES, Timeframe, parse_timeframe
@@ -233,14 +233,13 @@ class CandleCall(CandleWords, frozen=True):
         Where a count was asked for, it takes the place of the oldest one.
         """
         core = self.session.coordinator()
-        rows, source = None, ""
+        rows, source = empty_candles(), ""
         is_recent = answer.span.end >= core.reader.closed_before(self.timeframe) - self.timeframe.step_us
-        if is_recent and not self.offline and not answer.causes:  # where the rest failed, that is what is reported
-            wants_now = self.asked.end_us is None or self.asked.end_us > answer.span.end
-            if wants_now:
-                rows, source = self._forming(answer)
+        is_wanted = self.asked.end_us is None or self.asked.end_us > answer.span.end
+        if is_recent and is_wanted and not self.offline and not answer.causes:  # else what failed is reported
+            rows, source = self._forming(answer)
         table = table.append_column("forming", pa.array(np.zeros(table.num_rows, bool)))
-        if rows is None or rows.num_rows == 0:
+        if not rows.num_rows:
             return table
         answer.sources[source] = answer.sources.get(source, 0) + rows.num_rows
         if self.fill is not None:

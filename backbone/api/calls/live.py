@@ -453,18 +453,11 @@ def _notes(events: Sequence[LiveEvent], now_us: int) -> list[str]:
 
 
 def _event(event: LiveEvent, zone: str) -> TableEvent:
-    return TableEvent(
-        event.kind,
-        in_zone(event.at_us, zone),
-        event.market,
-        event.timeframe,
-        None if event.span is None else in_zone(event.span.start, zone),
-        None if event.span is None else in_zone(event.span.end, zone),
-        event.filled,
-        event.detail,
-        event.streamed,
-        event.confirmed,
-    )
+    at, span = in_zone(event.at_us, zone), event.span
+    start = None if span is None else in_zone(span.start, zone)
+    end = None if span is None else in_zone(span.end, zone)
+    what = event.filled, event.detail, event.streamed, event.confirmed
+    return TableEvent(event.kind, at, event.market, event.timeframe, start, end, *what)
 
 
 def _call_back(table: weakref.ref[LiveTable], changes: ConflatedChanges) -> None:
