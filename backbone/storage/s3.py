@@ -189,20 +189,18 @@ class ObjectFiles(Files):
                 path=self._url,
             )
         if self._store is None:
-            store = _obstore()
-            endpoint = _endpoint()
-            limit = timedelta(seconds=_TIMEOUT_S)
-            options: dict[str, Any] = {"timeout": limit, "connect_timeout": timedelta(seconds=5)}
-            where: dict[str, Any] = {}
-            if endpoint is not None:
+            try:
+                from obstore.store import S3Store
+            except ImportError as exc:
+                allowed = "available only with the extra: pip install 'backbone[s3]'"
+                raise InputError("data_dir", "s3://…", allowed) from exc
+            limit, where = timedelta(seconds=_TIMEOUT_S), dict[str, Any]()
+            options: Any = {"timeout": limit, "connect_timeout": timedelta(seconds=5)}
+            if (endpoint := _endpoint()) is not None:
                 where["endpoint"] = endpoint
                 options["allow_http"] = endpoint.startswith("http://")
-            self._store = store.from_url(
-                self._url,
-                client_options=options,
-                retry_config={"max_retries": _RETRIES, "retry_timeout": limit},
-                **where,
-            )
+            retries: Any = {"max_retries": _RETRIES, "retry_timeout": limit}
+            self._store = S3Store.from_url(self._url, client_options=options, retry_config=retries, **where)
             self._pid = os.getpid()
         return self._store
 
@@ -420,14 +418,6 @@ class ObjectFiles(Files):
 
     def __repr__(self) -> str:
         return f"ObjectFiles({self._url!r})"
-
-
-def _obstore() -> Any:
-    try:
-        import obstore.store
-    except ImportError as exc:
-        raise InputError("data_dir", "s3://…", "available only with the extra: pip install 'backbone[s3]'") from exc
-    return obstore.store
 
 
 def _folder_of(key: str) -> str:
