@@ -22,6 +22,7 @@ __all__ = [
     "differing_columns",
     "is_same",
     "rows_inside",
+    "show_time",
     "times_of",
 ]
 
@@ -101,12 +102,12 @@ class Differences(msgspec.Struct, frozen=True):
     def describe(self, first: str, second: str) -> list[str]:
         """A line for each kind of difference; `first` and `second` name the owners, such as ``"ours"``."""
         found = [
-            f"{len(only)} candles are {name} only, the first at {_shown(only[0])}"
+            f"{len(only)} candles are {name} only, the first at {show_time(only[0])}"
             for name, only in ((first, self.only_first), (second, self.only_second))
             if len(only)
         ]
         for column, (opens, mine, theirs) in self.changed.items():
-            where = f"{column} of {len(opens)} candles, the first at {_shown(opens[0])}"
+            where = f"{column} of {len(opens)} candles, the first at {show_time(opens[0])}"
             found.append(f"{where}: {mine[0]} and {theirs[0]}")
         return found
 
@@ -146,5 +147,6 @@ def _values(table: pa.Table, column: str) -> Any:
     return table.column(column).combine_chunks().to_numpy(zero_copy_only=False)
 
 
-def _shown(time_us: Any) -> str:
+def show_time(time_us: Any) -> str:
+    """A time to the second, such as ``2025-03-01T09:00:00Z``."""
     return f"{np.datetime64(int(time_us), 'us').astype('datetime64[s]')}Z"

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from backbone.api.arguments import in_zone, parse_market
 from backbone.api.session import Session
-from backbone.candle_table import compare, rows_inside, times_of
+from backbone.candle_table import compare, rows_inside, show_time, times_of
 from backbone.coordinator.coordinator import Coordinator
 from backbone.errors import InputError, StoreError
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Priority, Span
@@ -98,7 +98,7 @@ def adopt(session: Session, source: Any, market: str, timeframe: str, *, tz: str
     times = times_of(table)
     closed = core.reader.closed_before(tf)
     if times[-1] >= closed:
-        why = f"closed candles only: its last row, {_shown(times[-1])}, is still forming or yet to come"
+        why = f"closed candles only: its last row, {show_time(times[-1])}, is still forming or yet to come"
         raise InputError("source", name, why)
     compared, differing = _compare(session, code, tf, table, name)
     kept = _keep(session, code, tf, table)
@@ -366,7 +366,7 @@ def _once(table: pa.Table, name: str) -> pa.Table:
         differs = ~((before == after) | (np.isnan(before) & np.isnan(after)))
         if differs.any():
             at = times[doubled[int(np.flatnonzero(differs)[0])]]
-            raise InputError("source", name, f"one row an open: {_shown(at)} is there twice with another {column}")
+            raise InputError("source", name, f"one row an open: {show_time(at)} is there twice with another {column}")
     return table.take(pa.array(np.setdiff1d(np.arange(len(times)), doubled + 1)))
 
 
@@ -378,7 +378,7 @@ def _check_grid(table: pa.Table, timeframe: Timeframe, name: str) -> None:
     times = times_of(table)
     off = np.flatnonzero(timeframe.floor_array(times) != times)
     if len(off):
-        why = f"opens on the grid of {timeframe}: {_shown(times[off[0]])} is none{_step(times)}"
+        why = f"opens on the grid of {timeframe}: {show_time(times[off[0]])} is none{_step(times)}"
         for hours in (9, -9):
             moved = times + hours * HOUR_US
             if (timeframe.floor_array(moved) == moved).all():
@@ -390,7 +390,7 @@ def _check_grid(table: pa.Table, timeframe: Timeframe, name: str) -> None:
     wrong = (low > np.minimum(o, c)) | (h < np.maximum(o, c)) | (low <= 0) | (v < 0)
     if wrong.any():
         at = times[int(np.flatnonzero(wrong)[0])]
-        raise InputError("source", name, f"low ≤ open, close ≤ high, and volume ≥ 0: not so at {_shown(at)}")
+        raise InputError("source", name, f"low ≤ open, close ≤ high, and volume ≥ 0: not so at {show_time(at)}")
 
 
 def _step(times: Any) -> str:
@@ -412,7 +412,7 @@ def _compare(session: Session, market: str, timeframe: Timeframe, table: pa.Tabl
         if len(wrong) > max(1, _MOST_DIFFERING * mine.num_rows):
             raise InputError("source", name, _diagnosis(session, market, timeframe, mine, theirs, span))
         if wrong.tolist() == [times[-1]] and times[-1] in times_of(theirs):
-            why = f"closed candles only: its last row, {_shown(times[-1])}, was forming when it was saved"
+            why = f"closed candles only: its last row, {show_time(times[-1])}, was forming when it was saved"
             raise InputError("source", name, why)
     return compared, differing
 
@@ -475,7 +475,7 @@ def _diagnosis(
         if np.ptp(ratio) <= 1e-3 * ratio.mean():
             return f"prices in the unit of {market}: they are {ratio.mean():.6g} times the venue's"
     if not len(both):
-        return f"candles that {market} had: the venue has none at {_shown(times_of(mine)[0])} and after it"
+        return f"candles that {market} had: the venue has none at {show_time(times_of(mine)[0])} and after it"
     return f"candles of {market} {timeframe}: {len(both)} times agree and the prices do not; another market?"
 
 
@@ -543,7 +543,3 @@ def promote(core: Coordinator, market: str, timeframe: Timeframe, span: Span, th
         return
     core.store.put(market, timeframe, proven, adopted, now_us=core.venue.now_us())
     core.store.flush(market, timeframe)
-
-
-def _shown(time_us: Any) -> str:
-    return f"{np.datetime64(int(time_us), 'us').astype('datetime64[s]')}Z"
