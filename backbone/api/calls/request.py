@@ -27,6 +27,11 @@ from backbone.model import DataType, Priority, Span
 __all__ = ["BackboneMetadata", "BackboneRequest", "BackboneResponse", "error_facts", "run"]
 
 
+def _to_json(self: BackboneRequest | BackboneResponse) -> str:
+    """`to_dict` as JSON text."""
+    return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+
+
 @dataclass(frozen=True, init=False)
 class BackboneRequest:
     """One question. Equal requests ask the same; the form is fixed at once, the meaning is judged by the call.
@@ -98,9 +103,7 @@ class BackboneRequest:
         given = {name: value for name, value in data.items() if value is not None}
         return cls(**given)
 
-    def to_json(self) -> str:
-        """`to_dict` as JSON text."""
-        return _dump(self.to_dict())
+    to_json = _to_json
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -151,9 +154,7 @@ class BackboneResponse:
         except msgspec.ValidationError as exc:
             raise InputError("response", data, f"an object made by BackboneResponse.to_dict ({exc})") from exc
 
-    def to_json(self) -> str:
-        """`to_dict` as JSON text."""
-        return _dump(self.to_dict())
+    to_json = _to_json
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -193,10 +194,6 @@ def _parse_moment(argument: str, value: Any) -> str | None:
     if (moment := as_python(value)) is not None:
         return moment.isoformat()
     raise InputError(argument, value, "a date or time such as 2024-03-01T09:00:00Z, a datetime, or 3d (that long ago)")
-
-
-def _dump(plain: Mapping[str, Any]) -> str:
-    return json.dumps(plain, ensure_ascii=False, allow_nan=False)
 
 
 def _load(argument: str, text: str | bytes) -> dict[str, Any]:
