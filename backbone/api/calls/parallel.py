@@ -8,7 +8,6 @@ comes back as a value and is raised here, after the others are done.
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 import weakref
@@ -109,20 +108,10 @@ def _session_of(task: _Task) -> Session:
     if home is not None and task.home.startswith(f"{os.getpid()}-"):
         return home
     with _lock:
-        if not _sessions:
-            atexit.register(_close_sessions)
         session = _sessions.get(task.settings)
         if session is None:
-            session = _sessions[task.settings] = Session(task.settings)
+            session = _sessions[task.settings] = Session(task.settings)  # which ends with its process
         return session
-
-
-def _close_sessions() -> None:
-    with _lock:
-        sessions = list(_sessions.values())
-        _sessions.clear()
-    for session in sessions:
-        session.close()
 
 
 def _run(task: _Task, fn: Callable[[Any], T]) -> tuple[str, T | None, BaseException | None]:
