@@ -6,7 +6,6 @@ handed in stays open. The lock guards the client and the warnings given; clients
 
 from __future__ import annotations
 
-import atexit
 import threading
 import warnings
 from typing import Any
@@ -61,7 +60,6 @@ def initialize(client: Backbone | None = None, **settings: Any) -> Backbone:
     return chosen
 
 
-@atexit.register
 def cleanup() -> None:
     """End the client behind these modules; the next call makes a new one. May be called twice."""
     _replace(None, is_own=False)
