@@ -78,8 +78,9 @@ def verify(files: Files, exchange: str, market: str | None = None, timeframe: Ti
 
 
 def repair(files: Files, exchange: str, now_us: int) -> list[Problem]:
-    """Repair every problem that can be repaired, and report what was done about each."""
-    return [_repair(files, found, now_us) for found in list(_problems(files, exchange, None, None))]
+    """Repair every problem that can be repaired, and report what was done about each; none of what is well by then."""
+    done = (_repair(files, found, now_us) for found in list(_problems(files, exchange, None, None)))
+    return [problem for problem in done if problem is not None]
 
 
 def _problems(files: Files, exchange: str, market: str | None, timeframe: Timeframe | None) -> Iterator[_Found]:
@@ -126,12 +127,18 @@ def _file_problems(files: Files, key: str, series: Series, period: Span | None) 
         yield _Found(key, series, period, kind, detail)
 
 
-def _missing(files: Files, series: Series) -> Iterator[_Found]:
-    for name in sorted(listed(files, series)):
-        period = parse_period(series.timeframe, name)
-        if period is not None and files.stat(series.key(period)) is None:
-            detail = f"the candles of {name} were stored, and their file is gone"
-            yield _Found(series.key(period), series, period, "missing", detail)
+def _missing(files: Files, series: Series) -> list[_Found]:
+    """The periods that are noted and have no file. Whoever moves a series away takes the note first, so that what is
+    found counts while the note is the same; else it is looked for again."""
+    while True:
+        version, found = files.stat(series.listed_key), []
+        for name in sorted(listed(files, series)):
+            period = parse_period(series.timeframe, name)
+            if period is not None and files.stat(series.key(period)) is None:
+                detail = f"the candles of {name} were stored, and their file is gone"
+                found.append(_Found(series.key(period), series, period, "missing", detail))
+        if not found or files.stat(series.listed_key) == version:
+            return found
 
 
 def _row_problems(partition: Partition, timeframe: Timeframe) -> Iterator[tuple[str, str]]:
@@ -189,16 +196,17 @@ def _is_at_work(files: Files, series: Series, key: str) -> bool:
         return False
 
 
-def _repair(files: Files, found: _Found, now_us: int) -> Problem:
+def _repair(files: Files, found: _Found, now_us: int) -> Problem | None:
+    """Repair a problem; None where it is none any more, since a file may be written or moved until we hold the lock."""
     if found.kind in ("newer", "unreadable"):
         return found.problem(files, "; left where it is")
     lock_key = found.series.lock_key if found.series is not None else f"{TMP}.lock"
     with files.exclusive(lock_key):
+        if not _is_so_still(files, found):
+            return None
         if found.kind == "missing" and found.series is not None and found.period is not None:
             forget(files, found.series, period_name(found.series.timeframe, found.period))
             return found.problem(files, "; their span is unknown and is requested again")
-        if files.stat(found.key) is None:
-            return found.problem(files, "; already gone")
         if found.kind == "leftover":
             files.remove(found.key)
             return found.problem(files, "; removed")
@@ -207,3 +215,11 @@ def _repair(files: Files, found: _Found, now_us: int) -> Problem:
         else:
             moved = files.quarantine(found.key, now_us)
     return found.problem(files, f"; moved to {moved}")
+
+
+def _is_so_still(files: Files, found: _Found) -> bool:
+    if found.kind == "missing" and found.series is not None:
+        return found in _missing(files, found.series)
+    if found.kind in ("leftover", "foreign") or found.series is None:
+        return files.stat(found.key) is not None
+    return any(again.kind == found.kind for again in _file_problems(files, found.key, found.series, found.period))

@@ -10,7 +10,9 @@ import pytest
 
 from backbone.errors import StoreError
 from backbone.model import CANDLE_SCHEMA, Span
+from backbone.storage import audit
 from backbone.storage.coverage import Coverage, SpanSet
+from backbone.storage.files import Files
 from backbone.storage.layout import Series, tmp_key
 from backbone.storage.partition import REVISION_SCHEMA, Partition, encode_coverage, encode_partition
 from backbone.testing import ManualClock
@@ -204,6 +206,53 @@ def test_file_that_the_disk_refuses_to_give_is_told(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(store._files, "read", refuse)
     assert [problem.kind for problem in store.verify()] == ["unreadable"]
+
+
+def test_verify_of_a_market_that_is_just_moved_away_finds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its note of what was written is read before the move, its files are looked for afterwards."""
+    store = open_store(tmp_path)
+    around = 31 * 1440 - 9, 31 * 1440 + 9  # two files
+    store.put(BTC, MINUTE, minutes(*around), span(*around), now_us=MAY)
+    store.flush()
+    listed = audit.listed
+
+    def read_late(files: Files, series: Series) -> frozenset[str]:
+        monkeypatch.setattr(audit, "listed", listed)
+        names = listed(files, series)
+        store.upkeep.quarantine(BTC)
+        return names
+
+    monkeypatch.setattr(audit, "listed", read_late)
+    assert open_store(tmp_path).verify() == []
+
+
+@pytest.mark.parametrize("kind", ["damaged", "missing"])
+def test_repair_leaves_a_file_that_was_stored_anew_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Another process writes it between the finding and the repair: the good file stays, and stays noted."""
+    store = open_store(tmp_path)
+    around = 31 * 1440 - 9, 31 * 1440 + 9
+    store.put(BTC, MINUTE, minutes(*around), span(*around), now_us=MAY)
+    store.flush()
+    path = tmp_path / SERIES.key(PERIOD)
+    good = path.read_bytes()
+    path.unlink()
+    if kind == "damaged":
+        path.write_bytes(good[:-200])
+    repair = audit._repair
+
+    def late(files: Files, found: audit._Found, now_us: int) -> audit.Problem:
+        path.write_bytes(good)
+        return repair(files, found, now_us)
+
+    monkeypatch.setattr(audit, "_repair", late)
+    assert open_store(tmp_path).repair() == []
+    assert path.read_bytes() == good
+    path.unlink()
+    assert [each.kind for each in open_store(tmp_path).verify()] == ["missing"]
 
 
 def test_verified_year_of_minutes_is_quick_enough_to_be_done_often(tmp_path: Path) -> None:
