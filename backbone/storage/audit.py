@@ -21,6 +21,7 @@ from backbone.model import Span
 from backbone.storage.files import Files
 from backbone.storage.layout import (
     CANDLES,
+    GENERATIONS,
     LISTED,
     QUIET,
     TMP,
@@ -169,8 +170,8 @@ def _leftovers(files: Files, exchange: str) -> Iterator[_Found]:
     """Unfinished writes of series that are not being written."""
     for key in files.walk(TMP):
         series = _series_of_tmp(key)
-        if series is None and key.startswith(f"{TMP}/other/"):
-            continue  # no series': they have no reader, and another exchange's writer may be at it
+        if series is None and (key.startswith(f"{TMP}/other/") or f"/{GENERATIONS}+" in key):
+            continue  # no series': they have no reader, and a writer may be at it
         if series is None:
             yield _Found(key, None, None, "foreign", "not an unfinished write of ours")
         elif series.exchange == exchange and not _is_at_work(files, series, key):

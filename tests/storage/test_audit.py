@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from backbone.clock import Clock
 from backbone.errors import StoreError
 from backbone.model import CANDLE_SCHEMA, Span
 from backbone.storage import audit
+from backbone.storage import files as files_module
 from backbone.storage.coverage import Coverage, SpanSet
 from backbone.storage.files import Files
 from backbone.storage.layout import Series, tmp_key
@@ -206,6 +208,23 @@ def test_file_that_the_disk_refuses_to_give_is_told(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(store._files, "read", refuse)
     assert [problem.kind for problem in store.verify()] == ["unreadable"]
+
+
+def test_generation_that_is_just_being_written_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a process that quarantines a market, which would fail if its unfinished write were moved away."""
+    fill(tmp_path)
+    store, other, seen = open_store(tmp_path), open_store(tmp_path), list[audit.Problem]()
+    rename = files_module.rename_over
+
+    def watched(source: str, target: str, clock: Clock) -> None:
+        if "_generations" in source:
+            seen.extend(other.verify() + other.repair())
+        rename(source, target, clock)
+
+    monkeypatch.setattr(files_module, "rename_over", watched)
+    assert store.upkeep.quarantine(BTC)
+    assert seen == []
+    assert store.generation(BTC) == 1
 
 
 def test_verify_of_a_market_that_is_just_moved_away_finds_nothing(
