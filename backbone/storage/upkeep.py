@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -236,7 +236,8 @@ class Upkeep:
     def snapshot(self, name: str) -> Path | str:
         """Link every file of every exchange, under its series' lock, into ``_snapshots/<name>/``; returns where.
 
-        Its last file is its mark: a snapshot that a crash cut short has none and does not count.
+        Each market is of one generation there, in all its timeframes. The last file is the snapshot's mark: one that a
+        crash cut short has none and does not count.
         """
         self._flush()
         self.end_moves()
@@ -245,9 +246,12 @@ class Upkeep:
             self._files.remove(key)
         rows = 0
         for exchange in self.exchanges():
+            generations = Generations(self._files, exchange)
+            by_market: dict[str, list[Series]] = {}
             for series in sorted(series_in(self._files, exchange), key=lambda s: s.name):
-                with self._files.exclusive(series.lock_key):
-                    rows += self._link(series, folder)
+                by_market.setdefault(series.market, []).append(series)
+            for market, chosen in by_market.items():
+                rows += self._link_market(generations, market, chosen, folder)
             for key in (f"{EVENTS}/exchange={exchange}.jsonl", f"{EVENTS}/exchange={exchange}.columns"):
                 events = self._files.read(key)
                 if events is not None:  # is appended to in place, so it is copied
@@ -256,15 +260,30 @@ class Upkeep:
         self._files.replace(f"{folder}/{_MARK}", msgspec.json.encode(mark))
         return self._files.path(folder)
 
-    def _link(self, series: Series, folder: str) -> int:
+    def _link_market(self, generations: Generations, market: str, chosen: Sequence[Series], folder: str) -> int:
+        """Link all of a market; from the start where it was quarantined meanwhile, and nothing while it is."""
+        while True:
+            before, linked = generations.of(market), list[str]()
+            if before.leaving:
+                return 0
+            rows = 0
+            for series in chosen:
+                with self._files.exclusive(series.lock_key):
+                    rows += self._link(series, folder, linked)
+            if generations.of(market) == before:
+                return rows
+            for key in linked:
+                self._files.remove(key)
+
+    def _link(self, series: Series, folder: str, linked: list[str]) -> int:
         rows = 0
-        for key in series.sidecar_keys:
-            if self._files.stat(key) is not None:
-                self._files.link(key, f"{folder}/{key}")
-        for period in self._periods.with_file(series, EVER):
-            key = series.key(period)
+        keys = [key for key in series.sidecar_keys if self._files.stat(key) is not None]
+        for period in self._periods.left(series, EVER):
+            keys.append(series.key(period))
             rows += self._periods.footer(series, period)[0]
-            self._files.link(key, f"{folder}/{key}")
+        for key in keys:
+            linked.append(f"{folder}/{key}")
+            self._files.link(key, linked[-1])
         return rows
 
     def snapshots(self) -> list[Snapshot]:

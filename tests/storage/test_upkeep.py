@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backbone.errors import InputError
 from backbone.model import Span
 from backbone.storage.coverage import EVER, SpanSet
+from backbone.storage.layout import Series
 from backbone.storage.store import CandleStore
 from backbone.storage.upkeep import Holding
 from tests.storage.helpers import DAY, MAY, MINUTE, MINUTE_US, candles, minutes, open_store, opens, span
@@ -154,6 +156,34 @@ def test_snapshot_never_changes(store: CandleStore, tmp_path: Path) -> None:
     assert (snapshot.name, snapshot.path, snapshot.rows, snapshot.at_us) == ("paper-1", str(where), 23, MAY)
     with pytest.raises(InputError, match="a new name; there are paper-1"):
         store.upkeep.snapshot("paper-1")
+
+
+@pytest.mark.parametrize("is_stored_anew", [False, True])
+def test_snapshot_has_one_generation_of_a_market(
+    store: CandleStore, monkeypatch: pytest.MonkeyPatch, is_stored_anew: bool
+) -> None:
+    """A market is quarantined, and stored in another unit, between the links of two of its timeframes."""
+    store.flush()
+    link = store.upkeep._link
+
+    def late(series: Series, *words: Any) -> int:
+        rows = link(series, *words)
+        if series == Series("upbit", BTC, DAY):
+            monkeypatch.setattr(store.upkeep, "_link", link)
+            store.upkeep.quarantine(BTC)
+            if is_stored_anew:
+                store.put(BTC, MINUTE, minutes(JUNE - 5, JUNE + 5, 1), span(JUNE - 5, JUNE + 5), now_us=MAY)
+                store.put(BTC, DAY, candles([MAY], 1), Span(0, MAY + 1440 * MINUTE_US), now_us=MAY)
+                store.flush()
+        return rows
+
+    monkeypatch.setattr(store.upkeep, "_link", late)
+    kept = open_store(Path(store.upkeep.snapshot("one")))
+    assert kept.verify() == []
+    days, found = kept.read(BTC, DAY, EVER).table, kept.read(BTC, MINUTE, EVER).table
+    assert days.equals(candles([MAY] * is_stored_anew, 1))
+    assert found.equals(minutes(JUNE - 5, JUNE + 5, 1) if is_stored_anew else minutes(0, 0))
+    assert store.upkeep.snapshots()[0].rows == len(days) + len(found) + 11  # with the other market's
 
 
 def test_snapshots_of_the_same_rows_have_the_same_content(store: CandleStore, tmp_path: Path) -> None:
