@@ -3,7 +3,8 @@
 Nothing is overwritten: a file that is already at the target must be the same to the byte, and if one is not, nothing at
 all is copied. Files are copied as they are, so every promise of the store goes with them. The proof reads the target
 back: each file equal to its source, and each sound by its own seal. Files that change at the source meanwhile are
-copied again, until a pass finds none. Of the log of events the target gets the lines that it lacks.
+copied again, and those that leave it are taken back, until a pass finds none, in which no market was quarantined: so
+each market is of one generation. Of the log of events the target gets the lines that it lacks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from backbone.errors import StoreError
 from backbone.storage import audit
 from backbone.storage.audit import Problem
 from backbone.storage.files import Files
-from backbone.storage.layout import CANDLES, EVENTS, LOCKS, SIDECARS, Series, parse_partition_key, parse_sidecar_key
+from backbone.storage.generations import Generations
+from backbone.storage.layout import (
+    CANDLES,
+    EVENTS,
+    GENERATIONS,
+    LOCKS,
+    SIDECARS,
+    Series,
+    parse_partition_key,
+    parse_sidecar_key,
+)
 
 __all__ = ["Copied", "copy_store"]
 
@@ -46,26 +57,41 @@ def copy_store(source: Files, target: Files) -> Copied:
             "empty place, or fetch there and let the store merge",
             path=target.address(differing[0]),
         )
-    files = size = same = 0
-    ours: set[str] = set()
+    written: dict[str, int] = {}  # bytes
+    same: set[str] = set()
     for _ in range(_PASSES):
-        wrote = 0
+        before, is_equal = _generations(source), True
         for key in _keys(source):
-            written = _copy(source, target, key, is_ours=key in ours)
-            if written is None:
-                same += key not in ours
+            size = _copy(source, target, key, is_ours=key in written or key in same)
+            if size is None:
+                same.update([key] if key not in written else [])
             else:
-                wrote, files, size = wrote + 1, files + (key not in ours), size + written
-            ours.add(key)
+                same.discard(key)
+                written[key], is_equal = written.get(key, 0) + size, False
         for key in source.walk(EVENTS):
-            if key.endswith(".jsonl") and (written := _copy_events(source, target, key)):
-                wrote, files, size = wrote + 1, files + (key not in ours), size + written
-                ours.add(key)
-        if not wrote:
+            if key.endswith(".jsonl") and (size := _copy_events(source, target, key)):
+                written[key], is_equal = written.get(key, 0) + size, False
+        for key in [key for key in written if source.stat(key) is None]:  # it left the source meanwhile
+            target.remove(key)
+            del written[key]
+            is_equal = False
+        if is_equal and before is not None and before == _generations(source):
             # every file equals its source, as this pass found; the seals show damage that both sides share
             names = [folder.removeprefix("exchange=") for folder in target.list(CANDLES)]
-            return Copied(files, size, same, tuple(problem for name in names for problem in audit.verify(target, name)))
+            problems = tuple(problem for name in names for problem in audit.verify(target, name))
+            return Copied(len(written), sum(written.values()), len(same), problems)
     raise StoreError(f"{source!r} is being written to faster than it can be copied; copy it when it rests")
+
+
+def _generations(files: Files) -> dict[str, int] | None:
+    """The generation of each market that ever had a second one; None while files of any are being moved away."""
+    found: dict[str, int] = {}
+    for exchange in files.list(GENERATIONS):
+        generations = Generations(files, exchange.removeprefix("exchange="))
+        if generations.leaving():
+            return None
+        found |= {f"{exchange}/{market}": generations.of(market).number for market in generations.markets()}
+    return found
 
 
 def _keys(files: Files) -> Iterator[str]:

@@ -97,11 +97,14 @@ class Generations:
 
         return retried(self._files, f"{LOCKS}/{self._folder}/market={market}.lock", write)
 
+    def markets(self) -> list[str]:
+        """The markets that are no longer, or not only, at their first generation."""
+        names = self._files.list(f"{GENERATIONS}/{self._folder}")
+        return [name.removeprefix("market=").removesuffix(".json") for name in names if name.endswith(".json")]
+
     def leaving(self) -> list[str]:
         """The markets whose move has not ended."""
-        names = self._files.list(f"{GENERATIONS}/{self._folder}")
-        markets = [name.removeprefix("market=").removesuffix(".json") for name in names if name.endswith(".json")]
-        return [market for market in markets if self.of(market).leaving]
+        return [market for market in self.markets() if self.of(market).leaving]
 
     def _key(self, market: str) -> str:
         return f"{GENERATIONS}/{self._folder}/market={market}.json"

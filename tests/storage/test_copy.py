@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backbone.errors import StoreError
+from backbone.storage import copy as module
+from backbone.storage.coverage import EVER
 from backbone.storage.s3 import open_files
 from backbone.testing import ManualClock
 from tests.storage.helpers import MAY, MINUTE, minutes, open_store, span
@@ -58,3 +61,33 @@ def test_copy_takes_the_events_along(tmp_path: Path) -> None:
     assert here.copy_to(target).files == 0
     assert [event.market for event in there.events.read()] == ["KRW-A", "KRW-B", "KRW-A"]
     assert len(here.events.read()) == 2
+
+
+@pytest.mark.parametrize("is_stored_anew", [False, True])
+def test_copy_has_one_generation_of_a_market(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_stored_anew: bool
+) -> None:
+    """A market is quarantined, and part of it is stored in another unit, when one of its two files was copied."""
+    store, month = open_store(tmp_path / "here"), 31 * 1440
+    store.put("KRW-BTC", MINUTE, minutes(month - 9, month + 9), span(month - 9, month + 9), now_us=MAY)
+    store.flush()
+    copy = module._copy
+
+    def late(*words: Any, **more: Any) -> int | None:
+        size = copy(*words, **more)
+        monkeypatch.setattr(module, "_copy", copy)
+        store.upkeep.quarantine("KRW-BTC")
+        if is_stored_anew:
+            store.put("KRW-BTC", MINUTE, minutes(month, month + 9, 1), span(month, month + 9), now_us=MAY)
+            store.flush()
+        return size
+
+    monkeypatch.setattr(module, "_copy", late)
+    done = store.copy_to(open_files(str(tmp_path / "there"), ManualClock(MAY)))
+    assert done.problems == ()
+    there = open_store(tmp_path / "there")
+    expected = minutes(month, month + 9, 1) if is_stored_anew else minutes(0, 0)
+    assert there.read("KRW-BTC", MINUTE, EVER).table.equals(expected)
+    assert there.verify() == []
+    here = {name: data for name, data in partitions(tmp_path / "here").items() if name.startswith("candles/")}
+    assert partitions(tmp_path / "there") == here
