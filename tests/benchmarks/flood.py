@@ -76,7 +76,7 @@ def _frames(hub: Hub, session: Session, kinds: Sequence[str] | None) -> list[tup
         for want in session.wants:
             if kinds is None or want.type in kinds:
                 depths = {code: depth for code, depth in want.codes if code in listed}
-                rows = hub._feed.snapshots((want.type, want.level), depths, now_us)
+                rows = hub.feed.snapshots((want.type, want.level), depths, now_us)
                 frames += [_frame(row, session.form, depths[code], turn) for code, row in rows.items()]
     return frames
 

@@ -14,7 +14,18 @@ from datetime import UTC, datetime
 from backbone.clock import Clock, SystemClock
 from backbone.errors import InputError
 
-__all__ = ["ExchangeClock", "parse_instant"]
+__all__ = ["ExchangeClock", "machine_s", "parse_instant", "window_s"]
+
+_MACHINE = SystemClock()
+_AHEAD_S = _MACHINE.now_us() / 1e6 - _MACHINE.monotonic()
+
+machine_s = _MACHINE.monotonic
+"""The real time, in seconds since some instant: what time-outs and delays go by."""
+
+
+def window_s() -> float:
+    """The real time that rate windows go by: their seconds are those of the machine's wall clock, and never step."""
+    return machine_s() + _AHEAD_S
 
 
 def parse_instant(value: object, argument: str = "now") -> int | None:
@@ -46,7 +57,7 @@ class ExchangeClock:
     ) -> None:
         if not speed > 0:
             raise InputError("speed", speed, "a number above 0")
-        self._machine = machine or SystemClock()
+        self._machine = machine or _MACHINE
         self._lock = threading.Lock()
         self._frozen = frozen
         self._speed = speed

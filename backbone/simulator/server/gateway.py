@@ -22,10 +22,9 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
-from backbone.clock import SystemClock
 from backbone.simulator.market.venue import Row, Venue
 from backbone.simulator.server.archive import ArchiveBranch, is_archive_path
-from backbone.simulator.server.clock import ExchangeClock
+from backbone.simulator.server.clock import ExchangeClock, machine_s, window_s
 from backbone.simulator.server.faults import Fault, Faults
 from backbone.simulator.server.limits import Limits, Verdict
 from backbone.simulator.server.rest import NOT_FOUND, Refusal, Route, answer, body_of, error_body, find_route
@@ -34,14 +33,11 @@ from backbone.simulator.server.sockets import Hub
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["WALL_S", "Gateway"]
+__all__ = ["Gateway"]
 
 _SERVER = "backbone-simulator"
 _JSON = "application/json;charset=UTF-8"
 _SOCKETS = ("/websocket/v1", "/websocket/v1/private", "/websocket/v1/info")
-_MACHINE = SystemClock()
-WALL_S = _MACHINE.now_us() / 1e6 - _MACHINE.monotonic()
-"""Rate windows follow the machine's whole seconds, and never step."""
 
 _PAGES = {
     "gate": (414, b"<html><body><h1>Request-URI Too Long</h1></body></html>"),
@@ -85,7 +81,7 @@ class Gateway:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer to one request."""
         due = await self._travel(request)
-        arrived = _MACHINE.monotonic()
+        arrived = machine_s()
         if request.path.startswith("/websocket/"):
             return await self._handle_socket(request, arrived)
         query = {name: ",".join(request.query.getall(name)) for name in request.query}  # pyupbit repeats a name
@@ -104,7 +100,7 @@ class Gateway:
             self.note(arrived, group, request.path, query, 0)
             return await cut.carry_out(request)
         self.note(arrived, group, request.path, query, reply.status)
-        await self._pause_for(due + self._half_trip() - _MACHINE.monotonic())
+        await self._pause_for(due + self._half_trip() - machine_s())
         return reply
 
     async def _reply_of_archive(self, request: web.BaseRequest, prefix: str, faults: Sequence[Fault]) -> web.Response:
@@ -128,7 +124,7 @@ class Gateway:
         if request.transport is not None and request.transport not in self._met:  # connecting costs a round trip more
             self._met.add(request.transport)
             trip_s += self.latency_s
-        due = _MACHINE.monotonic() + trip_s
+        due = machine_s() + trip_s
         await self._pause_for(trip_s)
         return due
 
@@ -142,7 +138,7 @@ class Gateway:
     ) -> web.Response:
         if route is None:
             return self._respond(request, 404, NOT_FOUND, None)
-        verdict = self.limits.ask(route.group, _MACHINE.monotonic() + WALL_S, origin="Origin" in request.headers)
+        verdict = self.limits.ask(route.group, window_s(), origin="Origin" in request.headers)
         refused = self._refused(request, verdict, faults)
         if refused is not None:
             return refused
@@ -177,7 +173,7 @@ class Gateway:
             if fault.kind == "429":
                 return self._too_many(request, verdict, fault.text("body", self.refusal))
             if fault.kind == "418":
-                verdict = self.limits.block(_MACHINE.monotonic() + WALL_S, fault.number("seconds", 5.0))
+                verdict = self.limits.block(window_s(), fault.number("seconds", 5.0))
             if fault.kind == "500":
                 return self._respond(request, 500, error_body(500, "server error"), verdict)
             if fault.kind in _PAGES:
@@ -235,7 +231,7 @@ class Gateway:
         if request.path not in _SOCKETS or request.headers.get("Upgrade", "").lower() != "websocket":
             self.note(arrived, "", request.path, {}, 404)
             return self._respond(request, 404, NOT_FOUND, None)
-        verdict = self.limits.ask("websocket", arrived + WALL_S, origin="Origin" in request.headers)
+        verdict = self.limits.ask("websocket", window_s(), origin="Origin" in request.headers)
         status = verdict.status
         for fault in self.faults.take(request.path_qs, websocket=True, only={"ws-refuse"}):
             status = int(fault.number("status", 429))

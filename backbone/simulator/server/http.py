@@ -23,7 +23,7 @@ from backbone.simulator.market.exchange import Exchange
 from backbone.simulator.market.venue import Venue
 from backbone.simulator.server.clock import ExchangeClock, parse_instant
 from backbone.simulator.server.faults import Fault, Faults
-from backbone.simulator.server.gateway import WALL_S, Gateway
+from backbone.simulator.server.gateway import Gateway
 from backbone.simulator.server.limits import Limits
 from backbone.simulator.server.sockets import Hub
 
@@ -123,7 +123,6 @@ class SimulatorServer:
             faults=self.faults,
             idle_s=idle_s,
             one_way_s=latency_s / 2,
-            wall_s=WALL_S,
         )
         self._gateway = Gateway(
             venue=self.exchange,
@@ -330,7 +329,7 @@ class SimulatorServer:
             venue.rename(_required(fault, "market"), _required(fault, "to"))
         else:
             venue.restate(_required(fault, "market"), span, fault.number("shift", 0.0005))
-        self._do_soon(self._hub.forget)
+        self._do_soon(self._hub.feed.forget)
 
 
 async def _turns(number: int) -> None:

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from backbone.clock import SystemClock
 from backbone.simulator.market.venue import Row, Venue
-from backbone.simulator.server.clock import ExchangeClock
+from backbone.simulator.server.clock import ExchangeClock, machine_s, window_s
 from backbone.simulator.server.events import Channel, Event, Feed
 from backbone.simulator.server.faults import Fault, Faults, odd_row
 from backbone.simulator.server.frames import (
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Hub", "Session"]
 
-_now_s = SystemClock().monotonic
 _TICK_S = 0.02
 _UP_S = 10.0
 _CLOSE_AFTER_S = 0.15
@@ -54,7 +52,7 @@ class Session:
     form: str = "DEFAULT"
     wants: tuple[Want, ...] = ()
     since_us: int = 0
-    active_s: float = field(default_factory=_now_s)
+    active_s: float = field(default_factory=machine_s)
     stalled_until_s: float = 0.0
     _queue: asyncio.Queue[tuple[float, bytes]] = field(default_factory=asyncio.Queue)
     _up: asyncio.Task[None] | None = None
@@ -67,22 +65,23 @@ class Session:
 
     def send(self, payload: bytes, delay_s: float = 0.0) -> None:
         """Queue one frame."""
-        self._queue.put_nowait((_now_s() + self.hub.one_way_s + delay_s, payload))
+        self._queue.put_nowait((machine_s() + self.hub.one_way_s + delay_s, payload))
 
-    def publish(self, payload: bytes) -> None:
-        """Queue one data frame, unless a scripted fault has other plans."""
-        delay_s = 0.0
-        for fault in self.hub.faults.take(self.target, websocket=True, only=_LIVE_FAULTS):
-            delay_s += self._apply(fault)
-        if _now_s() >= self.stalled_until_s and not self._is_dropped:
-            self.send(payload, delay_s)
+    def publish(self, rows: list[str]) -> None:
+        """Queue data frames (of a LIST format one with all the rows), unless scripted faults have other plans."""
+        for text in ["[" + ",".join(rows) + "]"] if rows and self.form.endswith("LIST") else rows:
+            delay_s = 0.0
+            for fault in self.hub.faults.take(self.target, websocket=True, only=_LIVE_FAULTS):
+                delay_s += self._apply(fault)
+            if machine_s() >= self.stalled_until_s and not self._is_dropped:
+                self.send(text.encode(), delay_s)
 
     def _apply(self, fault: Fault) -> float:
         if fault.kind == "ws-drop":
             self.send(_DROP, fault.number("seconds", 0.0))
             self._is_dropped = True
         elif fault.kind == "ws-stall":
-            self.stalled_until_s = _now_s() + fault.number("seconds", 60.0)
+            self.stalled_until_s = machine_s() + fault.number("seconds", 60.0)
         elif fault.kind == "ws-garbage":
             self.send(b'{"type":"ticker","code":')
         else:
@@ -93,7 +92,7 @@ class Session:
         """Send what is queued, each frame when it is due, until the socket is gone."""
         while True:
             due_s, payload = await self._queue.get()
-            wait_s = due_s - _now_s()
+            wait_s = due_s - machine_s()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
             if payload is _DROP:
@@ -103,7 +102,7 @@ class Session:
                 await self.socket.send_bytes(payload)
             except (ConnectionError, RuntimeError):  # the socket is gone
                 return
-            self.active_s = _now_s()
+            self.active_s = machine_s()
 
     # -- receiving -------------------------------------------------------------------------------------------
 
@@ -115,9 +114,9 @@ class Session:
             message = await self.socket.receive()
             if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
                 return
-            if _now_s() < self.stalled_until_s:
+            if machine_s() < self.stalled_until_s:
                 continue
-            self.active_s = _now_s()
+            self.active_s = machine_s()
             if message.type == WSMsgType.PING:
                 await self.socket.pong(message.data)
             elif message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
@@ -136,7 +135,7 @@ class Session:
 
     def _handle(self, data: str | bytes) -> None:
         text = data if isinstance(data, str) else data.decode("utf-8", "replace")
-        now_s = _now_s() + self.hub.wall_s
+        now_s = window_s()
         if not (self._second.take(now_s) and self._minute.take(now_s)):
             raise StreamError("Too Many Requests", "요청 수 제한을 초과했습니다.")
         if text.strip() == "PING":
@@ -170,7 +169,6 @@ class Hub:
     ----------
     idle_s : seconds without a frame after which a socket is cut off.
     one_way_s : how long a frame is on its way.
-    wall_s : what is added to monotonic seconds to get those of the rate windows.
     """
 
     venue: Venue
@@ -178,10 +176,9 @@ class Hub:
     faults: Faults
     idle_s: float
     one_way_s: float
-    wall_s: float
 
     def __post_init__(self) -> None:
-        self._feed = Feed(self.venue)
+        self.feed = Feed(self.venue)
         self._sessions: set[Session] = set()
         self._routes: dict[tuple[Channel, str], list[tuple[Session, int]]] = {}
         self._wanted: dict[str, frozenset[Channel]] = {}
@@ -191,10 +188,6 @@ class Hub:
     def wake(self) -> None:
         """The clock was moved."""
         self._jumped.set()
-
-    def forget(self) -> None:
-        """The market was changed by a script."""
-        self._feed.forget()
 
     # -- sessions --------------------------------------------------------------------------------------------
 
@@ -236,16 +229,14 @@ class Hub:
                 self._send_snapshots(session, want, [c for c in want.codes if c[0] in listed], now_us)
 
     def _send_snapshots(self, session: Session, want: Want, codes: Sequence[tuple[str, int]], now_us: int) -> None:
-        rows = self._feed.snapshots((want.type, want.level), [code for code, _ in codes], now_us)
-        texts = [
-            render({**self._row(rows[code]), "stream_type": "SNAPSHOT"}, session.form, depth)
-            for code, depth in codes
-            if code in rows
-        ]
-        if session.form.endswith("LIST"):
-            texts = ["[" + ",".join(texts) + "]"] if texts else []
-        for text in texts:
-            session.publish(text.encode())
+        rows = self.feed.snapshots((want.type, want.level), [code for code, _ in codes], now_us)
+        session.publish(
+            [
+                render({**self._row(rows[code]), "stream_type": "SNAPSHOT"}, session.form, depth)
+                for code, depth in codes
+                if code in rows
+            ]
+        )
 
     def _row(self, row: Row) -> Row:
         """The row that goes out, unless a fault has another."""
@@ -268,7 +259,7 @@ class Hub:
                     wanted.setdefault(code, set()).add(channel)
         self._routes = routes
         self._wanted = {code: frozenset(channels) for code, channels in wanted.items()}
-        self._feed.touch(self._wanted)
+        self.feed.touch(self._wanted)
 
     # -- publishing ------------------------------------------------------------------------------------------
 
@@ -288,34 +279,33 @@ class Hub:
         now_us = self.clock.now_us()
         after_us = max(self._at_us, now_us - _JUMP_US)
         if now_us < self._at_us:  # the clock was set back: start over from there
-            self._feed.forget()
+            self.feed.forget()
             for session in self._sessions:
                 session.since_us = 0
         self._at_us = now_us
         if not self._wanted or now_us <= after_us:
             return
-        lists: dict[tuple[Session, str], list[str]] = {}
-        for event in self._feed.events(self._wanted, after_us, now_us):
-            self._hand_out(event, lists)
-        for (session, _), texts in lists.items():
-            session.publish(("[" + ",".join(texts) + "]").encode())
+        rows: dict[tuple[Session, str], list[str]] = {}
+        for event in self.feed.events(self._wanted, after_us, now_us):
+            self._hand_out(event, rows)
+        for (session, _), texts in rows.items():
+            session.publish(texts)
 
-    def _hand_out(self, event: Event, lists: dict[tuple[Session, str], list[str]]) -> None:
+    def _hand_out(self, event: Event, rows: dict[tuple[Session, str], list[str]]) -> None:
+        """Add an event to the `rows` of each session that wants it; those of a LIST format are kept apart by type."""
         rendered: dict[tuple[str, int], str] = {}
-        row = self._row(event.row)
+        row = {**self._row(event.row), "stream_type": "REALTIME"}
         for session, depth in self._routes.get((event.channel, event.code), ()):
             if event.time_us <= session.since_us:
                 continue
             key = (session.form.removesuffix("_LIST"), depth)
             if key not in rendered:
-                rendered[key] = render({**row, "stream_type": "REALTIME"}, *key)
-            if session.form.endswith("LIST"):
-                lists.setdefault((session, event.channel[0]), []).append(rendered[key])
-            else:
-                session.publish(rendered[key].encode())
+                rendered[key] = render(row, *key)
+            kind = event.channel[0] if session.form.endswith("LIST") else ""
+            rows.setdefault((session, kind), []).append(rendered[key])
 
     def _cut_idle(self) -> None:
-        now_s = _now_s()
+        now_s = machine_s()
         for session in list(self._sessions):
             is_idle = now_s - session.active_s > self.idle_s and now_s >= session.stalled_until_s
             if is_idle or session.transport.get_write_buffer_size() > _MAX_BUFFER:
