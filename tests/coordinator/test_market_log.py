@@ -162,7 +162,7 @@ def test_market_first_seen_later_was_listed_when_it_already_traded() -> None:
     assert [one.market for one in world.memory.at(DAY_0 + 1, lambda market: DAY_0 + 5).markets] == ["KRW-A"]
 
 
-def told(
+def reported(
     world: World, *said: tuple[str | None, str | None, bool | None, str | None], market: str = "KRW-A"
 ) -> list[bool]:
     """Take tickers of a market with these conditions; which of them were news."""
@@ -176,7 +176,7 @@ def test_conditions_of_tickers_are_events_when_they_are_new() -> None:
     world = World()
     usual, leaving = ("ACTIVE", None, False, "NONE"), ("ACTIVE", "2025-09-01", False, "NONE")
     halted = ("ACTIVE", "2025-09-01", True, "CAUTION")
-    assert told(world, usual, usual, leaving, leaving, halted, usual) == [False, False, True, False, True, True]
+    assert reported(world, usual, usual, leaving, leaving, halted, usual) == [False, False, True, False, True, True]
     details = [event.detail for event in world.memory.events("KRW-A") if event.kind == "state"]
     assert [one["delisting_date"] for one in details] == ["2025-09-01", "2025-09-01", None]
     assert [one["is_trading_suspended"] for one in details] == [False, True, False]
@@ -188,22 +188,22 @@ def test_conditions_are_written_in_the_background_in_one_go() -> None:
     """The first tickers of a market each queue nothing but one job, and the disk sees nothing of the ordinary."""
     world = World()
     for code in ("KRW-A", "KRW-B", "KRW-C"):
-        told(world, ("ACTIVE", None, None, None), market=code)
+        reported(world, ("ACTIVE", None, None, None), market=code)
     assert (len(world.jobs), world.log.reads) == (1, 0)
     world.jobs.pop()()
     assert world.log.events == []
-    told(world, ("ACTIVE", "2025-09-01", None, None), ("ACTIVE", "2025-09-02", None, None))
+    reported(world, ("ACTIVE", "2025-09-01", None, None), ("ACTIVE", "2025-09-02", None, None))
     assert len(world.jobs) == 1
 
 
 def test_condition_that_ended_while_nobody_looked_is_an_event() -> None:
     """Another process, or the next start, knows what was recorded last."""
     world = World()
-    told(world, ("ACTIVE", None, True, "NONE"))
+    reported(world, ("ACTIVE", None, True, "NONE"))
     world.memory.flush()
     later = MarketLog(world.log, world.clock.now_us, world.jobs.append)
     world.memory = later
-    assert told(world, ("ACTIVE", None, False, "NONE")) == [False]
+    assert reported(world, ("ACTIVE", None, False, "NONE")) == [False]
     assert [event.detail["is_trading_suspended"] for event in later.events("KRW-A")] == [True, False]
 
 
@@ -211,8 +211,8 @@ def test_condition_of_a_rest_ticker_that_says_less_takes_nothing_back() -> None:
     """Where REST has a warning alone, the state that the stream said stays."""
     world = World()
     leaving = ("ACTIVE", "2025-09-01", False, "NONE")
-    assert told(world, leaving, (None, None, None, "NONE"), leaving) == [True, False, False]
-    assert told(world, (None, None, None, "CAUTION")) == [True]
+    assert reported(world, leaving, (None, None, None, "NONE"), leaving) == [True, False, False]
+    assert reported(world, (None, None, None, "CAUTION")) == [True]
     last = [event for event in world.memory.events("KRW-A") if event.kind == "state"][-1]
     assert (last.detail["delisting_date"], last.detail["market_warning"]) == ("2025-09-01", "CAUTION")
 

@@ -185,7 +185,7 @@ def test_what_was_told_apart_is_not_asked_again(world: World) -> None:
 
 @pytest.mark.parametrize("answer", [days(0), None], ids=["empty", "down"])
 def test_silence_tells_nothing_apart(world: World, answer: pa.Table | None) -> None:
-    """An empty reply is not believed, nor asked again at once; a venue that is down is no error here."""
+    """An empty reply is not accepted, nor asked again at once; a venue that is down is no error here."""
     world.venue["KRW-C"] = answer
     world.list("KRW-B", "KRW-C")
     world.clock.advance(-3600)
@@ -209,7 +209,7 @@ def test_stored_candles_are_compared_though_a_reply_told_too_little(world: World
 
 
 def test_many_that_came_at_once_are_asked_a_few_at_a_time(world: World) -> None:
-    """What told too little makes room for the others."""
+    """What showed too little makes room for the others."""
     codes = [f"KRW-{letter}" for letter in "CDEFGHI"]
     world.venue = dict.fromkeys(codes, days(0))
     world.list("KRW-B", *codes)

@@ -35,7 +35,7 @@ candle_rows = st.lists(st.tuples(prices, prices, prices, prices, st.integers(10*
 
 @given(candle_rows, st.integers(0, 4), st.sampled_from(FACTORS))
 def test_one_factor_in_all_is_found(rows: Any, places: int, factor: str) -> None:
-    """Whatever the decimals, the factor that was applied is the one that is told, to the last digit."""
+    """Whatever the decimals, the factor that was applied is the one that is reported, to the last digit."""
     share = Fraction(factor)
     found = compare_units(table(rows, places, 8), table(rows, places, 8, share))
     assert (found.common, found.differing) == (len(rows), len(rows))

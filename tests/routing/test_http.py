@@ -120,7 +120,7 @@ def test_body_beyond_the_bound_is_a_payload_error(
 
 
 def test_body_with_a_false_encoding_is_a_payload_error(venue: Venue, client: RestClient) -> None:
-    """What says gzip and is not cannot be believed."""
+    """What says gzip and is not is rejected."""
     venue.script = lambda head: reply(body=b"[1,2,3,4,5,6,7,8]", Content_Encoding="gzip")
     assert isinstance(failure(client), PayloadError)
 

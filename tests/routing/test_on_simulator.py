@@ -83,7 +83,7 @@ def test_refusals_of_the_exchange_are_errors_of_the_tree(exchange: SimulatorServ
     assert caught.value.group == "candles"
 
 
-def test_socket_and_rest_tell_the_same_rows(exchange: SimulatorServer, client: RestClient) -> None:
+def test_socket_and_rest_send_the_same_rows(exchange: SimulatorServer, client: RestClient) -> None:
     """On a frozen exchange each snapshot equals its REST row, field by field."""
     found: dict[tuple[str, str], Any] = {}
     codes = ["KRW-BTC", "KRW-ETH"]
@@ -131,7 +131,7 @@ def _assert_equal_where_rest_knows(live: Ticker | Trade, row: Ticker | Trade) ->
 
 
 def test_stream_outlives_a_pause_of_the_exchange() -> None:
-    """The plug is pulled and put back: the feed is there again, with the same subscription and a told gap."""
+    """The plug is pulled and put back: the feed is there again, with the same subscription and a reported gap."""
     states: list[Any] = []
     received = threading.Event()
     with SimulatorServer(seed=7, now="2025-08-22T09:00:00Z") as server:

@@ -18,8 +18,8 @@ T0 = 1_582_197_540_000_000  # 2020-02-20T11:19:00Z
 
 def test_error_bodies_recorded_give_name_and_message(recordings: Path) -> None:
     """An integer name and a text name are both text; the message is the venue's."""
-    told = json.loads((recordings / "raw/rest/nemanull_errors_2026-09-23.json").read_bytes())
-    refused = [refusals.parse_error(each["body"].encode()) for each in told if each["status"] != 200]
+    recorded = json.loads((recordings / "raw/rest/nemanull_errors_2026-09-23.json").read_bytes())
+    refused = [refusals.parse_error(each["body"].encode()) for each in recorded if each["status"] != 200]
     assert ("404", "Code not found") in refused
     assert ("not_found", "no Route matched with those values") in refused
 
@@ -93,7 +93,7 @@ def test_date_header_is_an_instant_or_nothing() -> None:
     ],
 )
 def test_block_time_is_found_however_it_is_said(data: bytes, retry_after: str | None, expected: float) -> None:
-    """The form of a block's length is not documented; likely forms are read, silence means a minute."""
+    """The form of a block's length is not documented; likely forms are read, none of them means a minute."""
     assert refusals.parse_block_s(data, retry_after, T0) == expected
 
 

@@ -1,4 +1,4 @@
-"""The stream: one thread, one socket, and no silence that goes unnoticed."""
+"""The stream: one thread, one socket, and no outage that goes unnoticed."""
 
 from __future__ import annotations
 
@@ -322,7 +322,7 @@ def test_close_during_a_mute_handshake_does_not_wait_for_it(venue: SocketVenue, 
 
 
 def test_pulled_plug_is_survived_with_the_same_subscription_and_a_gap(venue: SocketVenue, listener: Listener) -> None:
-    """After an outage the whole list is asked for again, and the time without a feed is told."""
+    """After an outage the whole list is asked for again, and the time without a feed is reported."""
     listener.stream.subscribe("a", "ticker", ["KRW-BTC", "KRW-ETH"])
     listener.stream.subscribe("b", "trade", ["KRW-XRP"])
     eventually(lambda: len(listener.records) >= 2)
@@ -339,12 +339,12 @@ def test_pulled_plug_is_survived_with_the_same_subscription_and_a_gap(venue: Soc
         {"type": "ticker", "codes": ["KRW-BTC", "KRW-ETH"]},
         {"type": "trade", "codes": ["KRW-XRP"]},
     ]
-    (told,) = eventually(lambda: [state for state in listener.states if state.gap])
-    assert told.phase == "streaming"
-    assert told.gap is not None
-    assert abs(told.gap.start - lost_us) < 2_000_000
-    assert told.gap.end - told.gap.start > 500_000
-    assert abs(told.gap.end - listener.clock.now_us()) < 20_000_000
+    (reported,) = eventually(lambda: [state for state in listener.states if state.gap])
+    assert reported.phase == "streaming"
+    assert reported.gap is not None
+    assert abs(reported.gap.start - lost_us) < 2_000_000
+    assert reported.gap.end - reported.gap.start > 500_000
+    assert abs(reported.gap.end - listener.clock.now_us()) < 20_000_000
     assert listener.stream.state.reconnects == 1
     assert listener.phases()[:3] == ["connecting", "streaming", "backing-off"]
 
@@ -372,8 +372,8 @@ def test_socket_without_frame_or_pong_is_dead_after_thirty_seconds(venue: Socket
     error = listener.stream.state.last_error
     assert isinstance(error, UnreachableError)
     assert "no frame and no pong for 30 s" in str(error)
-    told = eventually(lambda: [state.gap for state in listener.states if state.gap])
-    assert told[0].end - told[0].start >= 30_000_000
+    reported = eventually(lambda: [state.gap for state in listener.states if state.gap])
+    assert reported[0].end - reported[0].start >= 30_000_000
 
 
 def test_quiet_market_is_not_a_dead_socket(venue: SocketVenue, listener: Listener) -> None:

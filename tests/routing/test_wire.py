@@ -1,4 +1,4 @@
-"""The venue's dialect: what is asked, what is believed, and that both channels tell one story."""
+"""The venue's dialect: what is asked, what is accepted, and that both channels give the same records."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_candle_page_unknown_fields_are_ignored() -> None:
     ],
 )
 def test_candle_page_that_lies_is_a_payload_error(why: str, rows: list[Any]) -> None:
-    """One wrong row, and nothing of the page is believed."""
+    """One wrong row, and nothing of the page is accepted."""
     with pytest.raises(PayloadError) as caught:
         candle_page(body(*rows))
     assert caught.value.market == "KRW-BTC"
@@ -291,12 +291,12 @@ def test_recorded_candles_come_out_as_the_nearest_floats(name: str, recordings: 
     path = recordings / "raw/rest" / name
     page = candle_page(path.read_bytes(), None, timeframe=TIMEFRAMES[timeframe])
     assert page.rows == rows
-    told = rows_of(path)[::-1]
+    recorded = rows_of(path)[::-1]
     times = [f"{t:%Y-%m-%dT%H:%M:%S}" for t in page.table.column("time").to_pylist()]
-    assert times == [each["candle_date_time_utc"] for each in told]
+    assert times == [each["candle_date_time_utc"] for each in recorded]
     for column, spelling in zip(CANDLE_COLUMNS, WIRE_COLUMNS, strict=True):
-        assert page.table.column(column).to_pylist() == [float(Decimal(each[spelling])) for each in told]
-    assert page.stamps_us.tolist() == [int(each["timestamp"]) * 1000 for each in told]
+        assert page.table.column(column).to_pylist() == [float(Decimal(each[spelling])) for each in recorded]
+    assert page.stamps_us.tolist() == [int(each["timestamp"]) * 1000 for each in recorded]
 
 
 def test_recorded_page_asked_as_if_of_another_bound_is_refused(recordings: Path) -> None:
@@ -349,7 +349,7 @@ def test_markets_recorded_in_all_shapes_parse(recordings: Path) -> None:
     ],
 )
 def test_markets_that_are_none_are_a_payload_error(data: bytes) -> None:
-    """An empty or malformed list is not believed: it would make every market unknown."""
+    """An empty or malformed list is rejected: it would make every market unknown."""
     with pytest.raises(PayloadError):
         wire.markets_ask().parse(data)
 
@@ -416,8 +416,8 @@ def test_tickers_come_in_the_order_asked_without_double_questions() -> None:
     """Each market is asked for once and answered where it was asked."""
     ask = wire.tickers_ask(["KRW-ETH", "KRW-BTC", "KRW-ETH"])
     assert (ask.group, ask.path, ask.query) == ("ticker", "/ticker", (("markets", "KRW-ETH,KRW-BTC"),))
-    told = ask.parse(body(TICKER_ROW, TICKER_ROW | {"market": "KRW-ETH"}))
-    assert [ticker.market for ticker in told] == ["KRW-ETH", "KRW-BTC"]
+    recorded = ask.parse(body(TICKER_ROW, TICKER_ROW | {"market": "KRW-ETH"}))
+    assert [ticker.market for ticker in recorded] == ["KRW-ETH", "KRW-BTC"]
 
 
 def test_tickers_recorded_parse(recordings: Path) -> None:
@@ -425,11 +425,11 @@ def test_tickers_recorded_parse(recordings: Path) -> None:
     for name in ("maxt_ticker_KRW-BTC_2026-07-30.json", "ericsj1998_ticker_KRW-BTC_2026-08-03.json"):
         path = recordings / "raw/rest" / name
         (ticker,) = wire.tickers_ask(["KRW-BTC"]).parse(path.read_bytes())
-        (told,) = rows_of(path)
-        assert ticker.price == float(Decimal(told["trade_price"]))
-        assert ticker.value_24h == float(Decimal(told["acc_trade_price_24h"]))
-        assert ticker.change == float(Decimal(told["signed_change_price"])) < 0
-        assert ticker.time_us == int(told["trade_timestamp"]) * 1000
+        (recorded,) = rows_of(path)
+        assert ticker.price == float(Decimal(recorded["trade_price"]))
+        assert ticker.value_24h == float(Decimal(recorded["acc_trade_price_24h"]))
+        assert ticker.change == float(Decimal(recorded["signed_change_price"])) < 0
+        assert ticker.time_us == int(recorded["trade_timestamp"]) * 1000
 
 
 @pytest.mark.parametrize(
@@ -456,8 +456,8 @@ def test_tickers_of_a_quote_are_all_its_markets_and_no_other() -> None:
     """``ticker/all`` may tell any market of the quotes asked for, each once."""
     ask = wire.tickers_all_ask(["KRW", "USDT"])
     assert (ask.path, ask.query) == ("/ticker/all", (("quote_currencies", "KRW,USDT"),))
-    told = ask.parse(body(TICKER_ROW, TICKER_ROW | {"market": "USDT-BTC"}))
-    assert [ticker.market for ticker in told] == ["KRW-BTC", "USDT-BTC"]
+    recorded = ask.parse(body(TICKER_ROW, TICKER_ROW | {"market": "USDT-BTC"}))
+    assert [ticker.market for ticker in recorded] == ["KRW-BTC", "USDT-BTC"]
     assert ask.parse(b"[]") == ()
     for rows in ([TICKER_ROW | {"market": "BTC-ETH"}], [TICKER_ROW, TICKER_ROW]):
         with pytest.raises(PayloadError):
@@ -542,7 +542,7 @@ def test_orderbook_level_is_sent_without_exponent(level: float, spelling: str) -
     ],
 )
 def test_orderbook_that_lies_is_a_payload_error(changes: dict[str, Any]) -> None:
-    """Wrong level, order, sign, depth or market: the book is not believed."""
+    """Wrong level, order, sign, depth or market: the book is rejected."""
     with pytest.raises(PayloadError):
         wire.orderbooks_ask(["BTC-ETH"]).parse(body(BOOK_ROW | changes))
 
@@ -551,17 +551,17 @@ def test_orderbook_recorded_has_thirty_levels_that_add_up(recordings: Path) -> N
     """The recorded book's sizes add up to its own totals."""
     path = recordings / "raw/rest/ericsj1998_orderbook_KRW-BTC_2026-08-06.json"
     (book,) = wire.orderbooks_ask(["KRW-BTC"]).parse(path.read_bytes())
-    (told,) = rows_of(path)
+    (recorded,) = rows_of(path)
     assert (len(book.asks), len(book.bids)) == (30, 30)
-    assert sum(size for _, size in book.asks) == pytest.approx(float(told["total_ask_size"]))
-    assert sum(size for _, size in book.bids) == pytest.approx(float(told["total_bid_size"]))
+    assert sum(size for _, size in book.asks) == pytest.approx(float(recorded["total_ask_size"]))
+    assert sum(size for _, size in book.bids) == pytest.approx(float(recorded["total_bid_size"]))
 
 
 def test_instruments_numbers_arrive_as_text() -> None:
     """Steps and levels are strings on the wire and numbers in the record; without levels there is only 0."""
     ask = wire.instruments_ask(["KRW-BTC", "BTC-ETH"])
     assert (ask.group, ask.path) == ("orderbook", "/orderbook/instruments")
-    told = ask.parse(
+    recorded = ask.parse(
         body(
             {
                 "market": "KRW-BTC",
@@ -572,7 +572,7 @@ def test_instruments_numbers_arrive_as_text() -> None:
             {"market": "BTC-ETH", "quote_currency": "BTC", "tick_size": "0.00000001"},
         )
     )
-    assert told == {
+    assert recorded == {
         "KRW-BTC": wire.Instrument(1000.0, (0.0, 10000.0)),
         "BTC-ETH": wire.Instrument(1e-8, (0.0,)),
     }
@@ -582,7 +582,7 @@ def test_instruments_numbers_arrive_as_text() -> None:
     "changes", [{"tick_size": "0"}, {"tick_size": "nan"}, {"tick_size": "x"}, {"supported_levels": ["inf"]}]
 )
 def test_instruments_that_lie_are_a_payload_error(changes: dict[str, Any]) -> None:
-    """A step that is no positive number is not believed."""
+    """A step that is no positive number is rejected."""
     good = {"market": "KRW-BTC", "tick_size": "1000", "supported_levels": ["0"]}
     with pytest.raises(PayloadError):
         wire.instruments_ask(["KRW-BTC"]).parse(body(good | changes))
@@ -642,7 +642,7 @@ def test_trades_keep_their_whole_id() -> None:
     ],
 )
 def test_trades_that_lie_are_a_payload_error(changes: dict[str, Any]) -> None:
-    """A trade without side, price, volume or an integer id is not believed."""
+    """A trade without side, price, volume or an integer id is rejected."""
     with pytest.raises(PayloadError):
         wire.trades_ask("KRW-BTC", 500).parse(body(TRADE_ROW | changes))
 
@@ -658,9 +658,9 @@ def test_trades_recorded_twins_stay_two(recordings: Path) -> None:
     rest = recordings / "raw/rest"
     for path in sorted(rest.glob("maxt_trades_ticks_*.json")):
         trades = wire.trades_ask("KRW-BTC", 500).parse(path.read_bytes())
-        told = rows_of(path)
-        assert [trade.sequential_id for trade in trades] == [int(each["sequential_id"]) for each in told]
-        assert len(set(trades)) == len(told)
+        recorded = rows_of(path)
+        assert [trade.sequential_id for trade in trades] == [int(each["sequential_id"]) for each in recorded]
+        assert len(set(trades)) == len(recorded)
 
 
 # --------------------------------------------------------------------------------------- frames: recordings
@@ -694,19 +694,19 @@ def test_frames_recorded_in_simple_all_parse_to_the_last_digit(recordings: Path)
     """All 449 frames of 2021 come out as the nearest floats, ids whole, market by market."""
     kinds = {"trade": 0, "orderbook": 0}
     for frame in frames_of(recordings / "raw/ws/cryptofeed_SIMPLE_2021-04-17.jsonl"):
-        told = json.loads(frame, parse_float=Decimal)
+        recorded = json.loads(frame, parse_float=Decimal)
         record, is_snapshot = wire.parse_frame(in_default(frame))
-        kinds[told["ty"]] += 1
+        kinds[recorded["ty"]] += 1
         assert not is_snapshot
         if isinstance(record, Trade):
-            assert (record.market, record.sequential_id) == (told["cd"], told["sid"])
-            assert (record.price, record.volume) == (float(told["tp"]), float(told["tv"]))
-            assert record.side == {"BID": "buy", "ASK": "sell"}[told["ab"]]
-            assert record.time_us == told["ttms"] * 1000
+            assert (record.market, record.sequential_id) == (recorded["cd"], recorded["sid"])
+            assert (record.price, record.volume) == (float(recorded["tp"]), float(recorded["tv"]))
+            assert record.side == {"BID": "buy", "ASK": "sell"}[recorded["ab"]]
+            assert record.time_us == recorded["ttms"] * 1000
         else:
             assert isinstance(record, OrderBook)
-            assert record.asks == tuple((float(u["ap"]), float(u["as"])) for u in told["obu"] if u["ap"])
-            assert record.bids == tuple((float(u["bp"]), float(u["bs"])) for u in told["obu"] if u["bp"])
+            assert record.asks == tuple((float(u["ap"]), float(u["as"])) for u in recorded["obu"] if u["ap"])
+            assert record.bids == tuple((float(u["bp"]), float(u["bs"])) for u in recorded["obu"] if u["bp"])
     assert kinds == {"trade": 304, "orderbook": 145}
 
 
@@ -714,12 +714,12 @@ def test_frames_recorded_in_default_all_parse(recordings: Path) -> None:
     """All 456 ticker frames of 2025 parse, signed and to the last digit."""
     markets = set()
     for frame in frames_of(recordings / "raw/ws/sml1323_ticker_DEFAULT_2025-07-14.jsonl"):
-        told = json.loads(frame, parse_float=Decimal)
+        recorded = json.loads(frame, parse_float=Decimal)
         record, _ = wire.parse_frame(frame)
         assert isinstance(record, Ticker)
-        assert record.price == float(told["trade_price"])
-        assert record.change == float(told["signed_change_price"])
-        assert record.value_24h == float(told["acc_trade_price_24h"])
+        assert record.price == float(recorded["trade_price"])
+        assert record.change == float(recorded["signed_change_price"])
+        assert record.value_24h == float(recorded["acc_trade_price_24h"])
         markets.add(record.market)
     assert len(markets) == 124
 
@@ -756,7 +756,7 @@ def test_frames_recorded_of_tickers_in_simple_parse(recordings: Path) -> None:
 
 
 def frame_of(kind: str, rest_row: dict[str, Any], stream: str = "REALTIME", **changes: Any) -> dict[str, Any]:
-    """The socket's DEFAULT frame of the instant that a REST row tells."""
+    """The socket's DEFAULT frame of the instant that a REST row has."""
     rest = {key: value for key, value in rest_row.items() if key != "market"}
     return {"type": kind, "code": rest_row["market"], **rest, "stream_type": stream, **changes}
 
@@ -846,7 +846,7 @@ CANDLE_FRAME: dict[str, Any] = {
         (b'{"error":{}}', wire.StreamError("", "")),
     ],
 )
-def test_frames_about_the_connection_are_told_apart(data: bytes, record: Any) -> None:
+def test_frames_about_the_connection_are_distinguished(data: bytes, record: Any) -> None:
     """Status, answers and errors are records of their own."""
     assert wire.parse_frame(data) == (record, False)
 
@@ -900,7 +900,7 @@ SEEDS = [
 
 @st.composite
 def mangled(draw: st.DrawFn) -> bytes:
-    """A true body with a stretch replaced by something else."""
+    """A true body with a part replaced by something else."""
     seed = draw(st.sampled_from(SEEDS))
     start = draw(st.integers(0, len(seed)))
     end = draw(st.integers(start, min(len(seed), start + 40)))

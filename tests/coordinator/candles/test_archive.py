@@ -96,11 +96,11 @@ def test_section_without_a_file_is_left_as_it_was() -> None:
 
 def test_fault_in_what_takes_an_answer_gives_every_file_back_to_rest() -> None:
     """Files share the answer that they wait for. Where taking it breaks down, the queue calls again with that error."""
-    landed: list[Callable[[Any, Any], None]] = []
+    arrived: list[Callable[[Any, Any], None]] = []
 
     class Queue:
         def submit(self, _group: str, _priority: Priority, _bind: Any, done: Any) -> None:
-            landed.append(done)
+            arrived.append(done)
 
     queue, nothing = Queue(), None
     venue: Any = Venue(JULY + 10 * DAY_US)
@@ -109,7 +109,7 @@ def test_fault_in_what_takes_an_answer_gives_every_file_back_to_rest() -> None:
     outcomes: list[Any] = []
     for file in files_of("KRW-BTC", MINUTE, Span(MAY, JULY), months=True):
         found.fetch(file, Priority.LOW, outcomes.append)
-    (done,) = landed
+    (done,) = arrived
 
     class Broken:
         def __contains__(self, _: object) -> bool:

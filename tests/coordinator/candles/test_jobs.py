@@ -52,7 +52,7 @@ def test_job_of_garbage_alone_got_nowhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("answered", [0, 1, 7, 30])
 def test_job_cancelled_says_what_it_had(tmp_path: Path, answered: int) -> None:
-    """After a cancel, slots and reached time are what is stored, also when pages in flight have landed."""
+    """After a cancel, slots and reached time are what is stored, also when pages in flight have arrived."""
     world = World(tmp_path)
     world.desk.at_once, world.desk.most = 3, answered
     job = job_of(world)
@@ -211,7 +211,7 @@ def test_section_is_a_large_one_once_the_reader_is_behind(tmp_path: Path) -> Non
 
 
 def test_section_is_of_the_unit_under_which_it_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever joins sections can tell, also where all is set aside between the reading of one and its delivery."""
+    """Whoever joins sections can see it, also where all is quarantined between the reading of one and its delivery."""
     world = World(tmp_path)
     job = job_of(world, Span(MAY - HOUR_US, MAY))
     read = world.fetcher.answer
@@ -250,7 +250,7 @@ def test_job_broken_off_by_an_error_of_the_machine_is_not_done(tmp_path: Path, m
 
 
 def test_job_that_its_reader_holds_back_ends_with_the_client(tmp_path: Path) -> None:
-    """Between two sections nothing is under way; whoever waits for the job hears of the end all the same."""
+    """Between two sections nothing is under way; whoever waits for the job learns of the end all the same."""
     world = World(tmp_path)
     jobs = Jobs(world.fetcher, world.clock)
     job = job_of(world)

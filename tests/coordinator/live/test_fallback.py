@@ -35,7 +35,7 @@ def test_ladder_goes_down_step_by_step_and_climbs_back_by_itself() -> None:
 
 
 def test_ladder_polls_only_while_the_socket_is_away() -> None:
-    """Polling begins a moment after the loss, whatever is told of the loss later, and ends with the return."""
+    """Polling begins a moment after the loss, whatever is reported of the loss later, and ends with the return."""
     fallback = FallbackState()
     assert fallback.poll_from_s() is None
     fallback.begin(10)
@@ -70,7 +70,7 @@ def test_round_robin_asks_for_every_market_once(markets: int, most: int) -> None
     assert turns.take([], most) == []
 
 
-def test_asked_often_earns_a_subscription_and_silence_ends_it() -> None:
+def test_asked_often_earns_a_subscription_that_ends_without_asks() -> None:
     """Five asks in ten seconds earn one; a minute without an ask loses it."""
     asked = Asked()
     for second in range(4):

@@ -96,7 +96,7 @@ def test_timeframe_of_kinds() -> None:
 
 
 def test_feed_quiet_market_on_a_live_socket_is_current(rig: Rig) -> None:
-    """A row that the stream told stays the latest for as long as the socket is received, whichever market spoke."""
+    """A row that the stream sent stays the latest for as long as the socket is received, whichever market spoke."""
     streaming(rig)
     rig.clock.advance(20)
     rig.stream.say(ticker(ETH, 55.0))
@@ -109,15 +109,15 @@ def test_feed_quiet_market_on_a_live_socket_is_current(rig: Rig) -> None:
 
 
 def test_feed_vouches_for_nothing_while_the_socket_is_away(rig: Rig) -> None:
-    """Off the stream, a row is as old as its arrival; back on it, only markets told anew are vouched for."""
+    """Off the stream, a row is as old as its arrival; back on it, only markets sent anew are covered."""
     streaming(rig)
-    told = rig.clock.mono_s
+    sent_s = rig.clock.mono_s
     rig.clock.advance(5)
     rig.stream.enter("backing-off")
     btc, eth = rig.latest.slot("ticker", BTC), rig.latest.slot("ticker", ETH)
-    assert rig.feed.known_at(btc, rig.feed.last_received_s()) == (told, False)
+    assert rig.feed.known_at(btc, rig.feed.last_received_s()) == (sent_s, False)
     rig.stream.connect(ticker(ETH))
-    assert rig.feed.known_at(btc, rig.feed.last_received_s()) == (told, False)
+    assert rig.feed.known_at(btc, rig.feed.last_received_s()) == (sent_s, False)
     assert rig.feed.known_at(eth, rig.feed.last_received_s()) == (rig.clock.mono_s, True)
 
 
@@ -125,15 +125,15 @@ def test_feed_vouches_for_nothing_that_nobody_wants_told(rig: Rig) -> None:
     """The last row of a closed table ages, though another table keeps the socket busy."""
     table = rig.feed.open(["ticker"], [BTC])
     streaming(rig, "trade", ticker(), trade(1))
-    told = rig.clock.mono_s
+    sent_s = rig.clock.mono_s
     table.close()
     rig.clock.advance(9)
     rig.stream.say(trade(2))
-    assert rig.feed.known_at(rig.latest.slot("ticker", BTC), rig.feed.last_received_s()) == (told, False)
+    assert rig.feed.known_at(rig.latest.slot("ticker", BTC), rig.feed.last_received_s()) == (sent_s, False)
 
 
 def test_feed_answers_trades_it_has_without_a_hole(rig: Rig) -> None:
-    """The newest trades are answered where the stream told them all and was just received."""
+    """The newest trades are answered where the stream sent them all and was just received."""
     streaming(rig, "trade", trade(1), trade(1, ETH))
     rig.stream.say(trade(2), trade(3))
     assert rig.feed.trades(BTC, 3, rig.clock.mono_s - 1) == [trade(1), trade(2), trade(3)]
@@ -262,7 +262,7 @@ def test_feed_polls_books_for_the_deepest_table(rig: Rig) -> None:
 
 
 def test_feed_polled_trades_are_each_told_once(rig: Rig) -> None:
-    """Polls of trades overlap; a follower hears each trade once, oldest first."""
+    """Polls of trades overlap; a follower gets each trade once, oldest first."""
     table = streaming(rig, "trade", trade(1), trade(1, ETH))
     records = table.queue(100)
     rig.stream.enter("backing-off")
@@ -374,7 +374,7 @@ def test_feed_market_asked_for_often_is_subscribed_and_dropped_again(rig: Rig) -
 
 
 def test_feed_market_of_a_table_needs_no_subscription_of_its_own(rig: Rig) -> None:
-    """What a table has told already is not subscribed to again."""
+    """What a table has live already is not subscribed to again."""
     streaming(rig)
     for _ in range(9):
         rig.feed.asked("ticker", [BTC, ETH])

@@ -26,7 +26,7 @@ def held(latest: LatestRows, kind: str, market: str = "KRW-BTC"):  # type: ignor
 
 
 def test_latest_rest_never_replaces_a_newer_row(latest: LatestRows) -> None:
-    """A slow REST answer does not turn back what the stream has told since."""
+    """A slow REST answer does not turn back what the stream has sent since."""
     latest.take(ticker(price=101.0, stamp_s=5), 1.0)
     latest.offer("ticker", [ticker(price=100.0, stamp_s=4)], 2.0)
     assert held(latest, "ticker").row.price == 101.0
@@ -42,7 +42,7 @@ def test_latest_stream_is_believed_in_the_order_of_arrival(latest: LatestRows) -
 
 
 def test_latest_stream_does_not_replace_a_newer_row_of_rest(latest: LatestRows) -> None:
-    """A frame older than what REST told is counted, and proves that the stream speaks, but is not shown."""
+    """A frame older than what REST sent is counted, and proves that the stream is received, but is not shown."""
     latest.offer("ticker", [ticker(price=102.0, stamp_s=6)], 1.0)
     latest.take(ticker(price=101.0, stamp_s=5), 2.0)
     slot = latest.slot("ticker", "KRW-BTC")
@@ -220,7 +220,7 @@ def test_latest_wanted_anew_counts_what_was_told_before_no_more(latest: LatestRo
 
 
 def test_latest_torn_distrusts_every_cell(latest: LatestRows) -> None:
-    """After a loss every market must be told again before the stream vouches for it."""
+    """After a loss every market must be sent again before the stream covers it."""
     slot = latest.slot("ticker", "KRW-BTC")
     latest.want([slot])
     latest.take(ticker(), 1.0)

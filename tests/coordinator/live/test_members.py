@@ -86,18 +86,18 @@ def test_named_markets_do_not_follow_the_list(rig: Rig) -> None:
 def test_ticker_in_another_condition_has_the_list_requested_soon(rig: Rig) -> None:
     """It is no proof, only a sign: the list is requested within seconds, and an event says what the ticker said."""
     subscription = rig.feed.open(["ticker"], ["KRW-BTC"], "KRW")
-    told = replace(ticker(), state="ACTIVE", delisting_day="2025-09-01")
+    leaving = replace(ticker(), state="ACTIVE", delisting_day="2025-09-01")
     rig.stream.connect(ticker())
     rig.scheduler.advance(1)
     rig.news = True
-    rig.stream.say(told)
+    rig.stream.say(leaving)
     rig.scheduler.advance(0.2)
     assert listing(rig, "KRW-BTC") == 1
     (event,) = subscription.events()
     assert (event.kind, event.market, event.detail) == (
         "state", "KRW-BTC", "KRW-BTC is ACTIVE, it is delisted on 2025-09-01",
     )  # fmt: skip
-    rig.stream.say(told, replace(told, is_suspended=True), replace(told, state="DELISTED", warning="CAUTION"))
+    rig.stream.say(leaving, replace(leaving, is_suspended=True), replace(leaving, state="DELISTED", warning="CAUTION"))
     rig.scheduler.advance(AGAIN_S + 0.2)
     assert listing(rig, "KRW-BTC") == 1
     assert [event.detail.partition(", ")[0] for event in subscription.events()][1:] == [
@@ -107,7 +107,7 @@ def test_ticker_in_another_condition_has_the_list_requested_soon(rig: Rig) -> No
 
 
 def test_ticker_that_is_no_news_has_nothing_requested(rig: Rig) -> None:
-    """The condition that a market is in anyway, or that was told before."""
+    """The condition that a market is in anyway, or that was reported before."""
     subscription = rig.feed.open(["ticker"], ["KRW-BTC"], "KRW")
     rig.stream.connect(replace(ticker(), state="ACTIVE"))
     rig.scheduler.advance(5)

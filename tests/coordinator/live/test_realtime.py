@@ -183,7 +183,7 @@ def test_rows_are_held_once_and_the_newest_stays() -> None:
 
 
 def test_quote_currency_is_answered_from_memory_once_it_was_told_whole() -> None:
-    """Its members are those of its last whole answer, for ten minutes; one that is no longer told is not missed."""
+    """Its members are those of its last whole answer, for ten minutes; one that is no longer reported is not missed."""
     venue = Venue("KRW-A", "KRW-B", "BTC-A")
     first = venue.realtime.tickers_of_quote(["KRW"], [], Priority.HIGH, 0)
     assert [held.row.market for held in first.held] == ["KRW-A", "KRW-B"]
@@ -222,7 +222,7 @@ def test_instruments_are_remembered_for_those_who_ask_nothing() -> None:
 
 
 def test_venues_own_words_are_checked() -> None:
-    """The rows come as they were sent, after the same check at the door."""
+    """The rows come as they were sent, after the same validation."""
     body = json.dumps([{"market": "KRW-A"}]).encode()
 
     def request(ask: Ask, priority: Priority) -> Reply:
@@ -236,9 +236,9 @@ def test_venues_own_words_are_checked() -> None:
     with pytest.raises(PayloadError):
         realtime.book_rows(["KRW-A"], Priority.HIGH)
     body = b'[{"market":"KRW-A","korean_name":"A","english_name":"A","colour":"red"}]'
-    told = realtime.market_rows(Priority.HIGH, lambda ask: ask())
-    assert told.rows == json.loads(body)
-    assert (told.group, told.remaining) == ("ticker", 7)
+    stated = realtime.market_rows(Priority.HIGH, lambda ask: ask())
+    assert stated.rows == json.loads(body)
+    assert (stated.group, stated.remaining) == ("ticker", 7)
 
 
 def test_trades_that_break_off_keep_what_arrived() -> None:

@@ -33,7 +33,7 @@ def test_track_says_nothing_of_a_candle_cut_by_a_loss_until_it_is_told_again() -
 
 
 def test_track_since_is_none_where_a_candle_may_have_been_missed() -> None:
-    """Forming candles are answered only from where the stream has told all."""
+    """Forming candles are answered only from where the stream has sent all."""
     track = CandleTrack()
     assert track.since(START_US) is None
     track.note(candle(1))
@@ -61,8 +61,8 @@ def test_track_is_bounded() -> None:
 
 def test_candle_rows_and_live_candles_are_inverse() -> None:
     """Live candles survive the way into a candle table and back."""
-    told = [candle(minute, 100.0 + minute) for minute in range(3)]
-    table = candle_rows(told)
+    streamed = [candle(minute, 100.0 + minute) for minute in range(3)]
+    table = candle_rows(streamed)
     assert table.schema == CANDLE_SCHEMA
-    assert live_candles("KRW-BTC", TIMEFRAMES["1m"], table, [c.stamp_us for c in told]) == told
+    assert live_candles("KRW-BTC", TIMEFRAMES["1m"], table, [c.stamp_us for c in streamed]) == streamed
     assert candle_rows([]).num_rows == 0

@@ -49,7 +49,7 @@ def test_confirm_asks_once_the_candle_is_closed_on_the_venues_clock(rig: Rig) ->
 
 
 def test_confirm_same_on_both_channels_is_no_event(rig: Rig) -> None:
-    """A candle that REST has as the stream told it is shown as confirmed, and nothing is reported."""
+    """A candle that REST has as the stream sent it is shown as confirmed, and nothing is reported."""
     table = live(rig)
     rig.stream.say(candle(0, 105.0, stamp_s=59))
     rig.fetcher.has(candle(0, 105.0))
@@ -195,7 +195,7 @@ def test_confirm_events_are_bounded(rig: Rig) -> None:
 
 
 def test_confirm_waits_for_a_sign_of_life_before_it_compares(rig: Rig) -> None:
-    """On a silent socket the last frame may be on its way: REST is asked, but not set against what was told."""
+    """Where nothing is received the last frame may be on its way: REST is asked, but not set against what was sent."""
     table = live(rig)
     rig.fetcher.has(candle(0, 106.0))
     rig.scheduler.advance(70.0)

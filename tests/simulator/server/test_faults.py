@@ -106,7 +106,7 @@ def test_every_row_fault_is_listed_and_leaves_the_rows_it_was_given_alone() -> N
 
 
 def test_row_faults_do_what_they_say() -> None:
-    """Each spoils one thing."""
+    """Each corrupts one thing."""
     assert _times("empty") == []
     assert _times("short") == TIMES[:2]
     assert _times("short", rows=3) == TIMES[:3]

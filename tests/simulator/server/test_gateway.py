@@ -163,7 +163,7 @@ def test_computing_an_answer_is_a_part_of_the_way_back(monkeypatch: pytest.Monke
 
 
 def test_faults_of_the_transport(get: Get, clean: SimulatorServer) -> None:
-    """Reset, cut and silence are what they are called, and the next request is answered."""
+    """Reset, cut and stall are what they are called, and the next request is answered."""
     query = {"market": "KRW-BTC", "count": 200}
     clean.faults.add("reset")
     with pytest.raises(requests.ConnectionError, match="reset"):
