@@ -10,7 +10,7 @@ import pytest
 
 from backbone import Backbone
 from backbone.compat import cleanup, get_client, initialize
-from backbone.compat import pyupbit as pyupbit_door
+from backbone.compat import pyupbit as pyupbit
 from backbone.errors import ClosedError, InputError
 from backbone.simulator import SimulatorServer
 
@@ -30,7 +30,7 @@ def test_client_is_made_from_the_environment_on_first_use(
     from_environment: None, exchange: SimulatorServer, tmp_path: Path
 ) -> None:
     """The environment says where the venue and the store are; there is one client, whoever asks first."""
-    assert pyupbit_door.get_current_price("KRW-BTC") > 0
+    assert pyupbit.get_current_price("KRW-BTC") > 0
     client = get_client()
     assert client.data_dir == tmp_path / "elsewhere"
     assert exchange.rest_url in repr(client)
