@@ -25,6 +25,7 @@ survives pickling, so that it can cross a process boundary.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -51,18 +52,12 @@ __all__ = [
 ]
 
 
-def _revive(cls: type[BackboneError], args: tuple[Any, ...], state: dict[str, Any]) -> BackboneError:
-    error = cls.__new__(cls)
-    error.args = args
-    error.__dict__.update(state)
-    return error
-
-
 class BackboneError(Exception):
     """Base of every error that backbone raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _revive, (type(self), self.args, dict(self.__dict__))
+        # without `__init__`, which takes other arguments than these
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class InputError(BackboneError, ValueError):
