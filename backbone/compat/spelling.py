@@ -5,7 +5,6 @@ Every field of the venue's is there; what REST does not send is None while it st
 
 from __future__ import annotations
 
-import datetime as dt
 from decimal import Decimal
 from itertools import zip_longest
 from typing import Any
@@ -102,7 +101,7 @@ def _ticker(row: Ticker) -> dict[str, Any]:
 
 
 def _trade(row: Trade) -> dict[str, Any]:
-    at: dt.datetime = in_zone(row.time_us, "UTC")
+    at = in_zone(row.time_us, "UTC")
     change = 0.0 if row.prev_close is None else _difference(row.price, row.prev_close)
     return {
         "type": "trade",

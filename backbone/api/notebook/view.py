@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import weakref
 from collections import deque
@@ -302,8 +303,6 @@ def check_colours(colours: str) -> None:
 
 def in_kernel() -> bool:
     """Whether a notebook front end may be listening: only then is a widget made."""
-    import sys
-
     if "IPython" not in sys.modules:
         return False
     get_ipython: Callable[[], Any] = sys.modules["IPython"].get_ipython
