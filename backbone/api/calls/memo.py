@@ -51,14 +51,12 @@ class Remembered:
     def __init__(self, call: CandleWords) -> None:
         self._call = call
         self._core = call.session.coordinator()
-        self._span = self._closed_span()
+        self._span = None if self._core.memo is None else self._closed_span()
         self._key = None if self._span is None else self._make_key(self._span)
 
     def find(self) -> Any:
         """The frame as it was made, or None."""
-        if self._core.memo is None or self._key is None:
-            return None
-        frame = self._core.memo.find(self._key)
+        frame = None if self._core.memo is None or self._key is None else self._core.memo.find(self._key)
         if frame is not None:
             self._core.metrics.count("memo_hits")
         return frame
@@ -97,12 +95,5 @@ class Remembered:
     def _make_key(self, span: Span) -> tuple[str | int, ...]:
         call, store = self._call, self._core.store
         versions = [store.version(*one, span) for one in self._sources()]
-        words = (
-            *call.markets,
-            call.timeframe.name,
-            call.fill or "",
-            call.session.tz,
-            "many" if call.many else "one",
-            call.wide or "long",
-        )
-        return (self._core.settings.store_exchange, *words, *span, *versions)
+        words = [call.timeframe.name, call.fill or "", call.wide or "long", call.session.tz, str(call.many)]
+        return (self._core.settings.store_exchange, *call.markets, *words, *span, *versions)
