@@ -40,8 +40,10 @@ _FIELDS = {
     _LISTED: _LISTING, _DELISTED: _LISTING, _NAMED: _NAMES, _WARNED: _WARNING, _CAUTIONED: _CAUTIONS, _STATE: _STATED,
 }  # fmt: skip
 """What a kind is a condition of."""
-_CONDITION = ("market_state", "delisting_date", "is_trading_suspended", "market_warning")
-_ORDINARY: Condition = ("ACTIVE", None, False, "NONE")
+_ORDINARY = {
+    "market_state": "ACTIVE", "delisting_date": None, "is_trading_suspended": False, "market_warning": "NONE",
+}  # fmt: skip
+"""What a `Condition` is called in an event, in its order, and what it usually is."""
 
 
 @dataclass(frozen=True)
@@ -118,16 +120,17 @@ class MarketLog:
             before = self._conditions.get(ticker.market)
             said = ticker.condition
             if ticker.state is None and before is not None:  # REST may leave out what the stream says
-                said = _merged(said, before)
+                merged = tuple(old if new is None else new for new, old in zip(said, before, strict=True))
+                said = cast(Condition, merged)
             if said == before:
                 return False
             self._conditions[ticker.market] = said
             is_due = not self._state_events
-            detail = dict(zip(_CONDITION, said, strict=True))
+            detail = dict(zip(_ORDINARY, said, strict=True))
             self._state_events.append(Event(self._now_us(), ticker.market, _STATE, detail, "ticker"))
         if is_due:
             self._later(self.flush)
-        return before is not None or not _is_ordinary(said)
+        return before is not None or not _is_ordinary(detail)
 
     def flush(self) -> None:
         """Write what waits; what another thread is writing is written when this returns."""
@@ -145,7 +148,7 @@ class MarketLog:
                 known = self._read().with_state()
                 new: list[Event] = []
                 for event in states:
-                    if event.market in known or not _is_ordinary(_said(event)):
+                    if event.market in known or not _is_ordinary(event.detail):
                         known.add(event.market)
                         new.append(event)
                 self._log.add_all(new)
@@ -434,18 +437,9 @@ def _new_name(event: Event) -> str | None:
     return str(event.detail["to"]) if event.kind == _RENAMED else None
 
 
-def _merged(said: Condition, before: Condition) -> Condition:
-    """What was said, and what was said before of the rest."""
-    return cast(Condition, tuple(old if new is None else new for new, old in zip(said, before, strict=True)))
-
-
-def _said(event: Event) -> Condition:
-    return cast(Condition, tuple(event.detail[name] for name in _CONDITION))
-
-
-def _is_ordinary(said: Condition) -> bool:
+def _is_ordinary(detail: dict[str, Any]) -> bool:
     """Whether a first condition is worth no event."""
-    return all(value is None or value == usual for value, usual in zip(said, _ORDINARY, strict=True))
+    return all(detail[name] in (None, usual) for name, usual in _ORDINARY.items())
 
 
 def _list_event(at_us: int, count: int, how: str, origin: dict[str, Any]) -> Event:

@@ -206,7 +206,7 @@ class Archive:
         if difference is not None:
             raise self._refuse(file, "a file differs from REST", PayloadError(difference, market=file.market))
         try:
-            self._note(file, download)
+            self._store.upkeep.note_files(file.market, file.timeframe, {file.key: stated})
         except BackboneError as exc:  # the disk's refusal: the rows themselves will be refused too, with an error
             log.warning("archive.not_noted file=%s %s", file, exc)
         return download.table
@@ -281,10 +281,6 @@ class Archive:
         self._absent_until_s[file.key] = self._clock.monotonic() + _LISTED_S
         return True
 
-    def _note(self, file: ArchiveFile, download: Download) -> None:
-        """Note the checksum of what is being stored."""
-        self._store.upkeep.note_files(file.market, file.timeframe, {file.key: download.sha256})
-
     # -- later ---------------------------------------------------------------------------------------------------
 
     def recheck(self, market: str, timeframe: Timeframe, span: Span, ask: Callable[[Ask], Reply]) -> Iterator[Recheck]:
@@ -322,5 +318,5 @@ class Archive:
         if not self._store.put(*series, table, held, source="archive", now_us=now, generation=generation):
             raise PayloadError(f"{file}: what is stored of {file.market} was quarantined meanwhile", market=file.market)
         self._store.flush(file.market, file.timeframe)
-        self._note(file, download)
+        self._store.upkeep.note_files(*series, {file.key: stated})
         return f"{self._store.revisions(file.market, file.timeframe, file.span).num_rows - before} candles revised"

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-from msgspec.structs import replace
 
 from backbone.candle_table import rows_inside, times_of
 from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan
-from backbone.coordinator.candles.ranges import CandleRanges, Range, Request
+from backbone.coordinator.candles.ranges import CandleRanges, Range, Request, with_page
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched
-from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, check, judge, shows_since
+from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, check, judge
 from backbone.coordinator.units import compare_units, is_leap, leaps_between
 from backbone.errors import PayloadError
 from backbone.model import Priority, Span, empty_candles
@@ -100,9 +99,7 @@ class DirectCandles:
         if not self._ranges.check_unit(lane.market, lane.timeframe, page, Priority.HIGH):
             return None
         held = self._ranges.recall([lane.market], lane.timeframe, asked)[0]
-        is_shown = shows_since(held.span.end, page.oldest_us)
-        forming = rows_inside(page.table, [Span(held.span.end, EVER.end)]) if is_shown else None
-        return None if held.gaps else replace(held, forming=forming, fetched=Fetched(pages=1))
+        return None if held.gaps else with_page(held, page)
 
     def _first(self, lane: _Lane, start: int, end: int, count: int) -> _Walk:
         """The first `count` candles from `start` on."""

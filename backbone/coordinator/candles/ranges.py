@@ -29,7 +29,7 @@ from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
 from backbone.storage.coverage import EVER, SpanSet
 from backbone.timeframe import Timeframe
 
-__all__ = ["CandleRanges", "Range", "Request", "Watch"]
+__all__ = ["CandleRanges", "Range", "Request", "Watch", "with_page"]
 
 _CHANGES = 5  # times a range is collected anew because what was stored was quarantined meanwhile
 _FRESH_S = 2.0  # an answer that ends now rests on a venue clock that was received within so many seconds
@@ -134,10 +134,7 @@ class CandleRanges:
                 again = self._collect(markets, asked, call)
                 answers = [second.after(first) for first, second in zip(answers, again, strict=True)]
             if page is not None:
-                first = answers[0]
-                is_shown = shows_since(first.span.end, page.oldest_us)
-                shown = rows_inside(page.table, [Span(first.span.end, EVER.end)]) if is_shown else first.forming
-                answers[0] = replace(first, forming=shown, fetched=first.fetched + Fetched(pages=1))
+                answers[0] = with_page(answers[0], page)
         return self._refreshed(answers, call) if refresh else answers
 
     def check_unit(self, market: str, timeframe: Timeframe, page: CandlePage, priority: Priority) -> bool:
@@ -318,6 +315,13 @@ class CandleRanges:
             return answer
         span = Span(answer.span.start, timeframe.next(int(times_of(answer.table)[count - 1])))
         return self._reader.recall(answer.market, timeframe, span, answer.fetched)
+
+
+def with_page(answer: CandleAnswer, page: CandlePage) -> CandleAnswer:
+    """An answer at the cost of one page more, and with the candles behind it that the page shows."""
+    is_shown = shows_since(answer.span.end, page.oldest_us)
+    forming = rows_inside(page.table, [Span(answer.span.end, EVER.end)]) if is_shown else answer.forming
+    return replace(answer, forming=forming, fetched=answer.fetched + Fetched(pages=1))
 
 
 def _together(pendings: Sequence[Pending]) -> Progress:

@@ -71,7 +71,8 @@ class OldTrades:
                 causes.append(outcome)
                 # a count is of neighbours: behind a gap there is none; an archive that is away stays away
                 ends = enough is not None or isinstance(outcome, UnreachableError)
-                gaps += [_clipped(day, span) for day in (days if ends else days[:1])]
+                failed = days if ends else days[:1]
+                gaps += [Span(max(day, span.start), min(day + DAY_US, span.end)) for day in failed]
                 if ends:
                     break
                 continue
@@ -103,7 +104,8 @@ class OldTrades:
                 outcome: pa.Table | BackboneError
                 try:
                     if day_us not in at:
-                        raise _no_candle(market, candles)
+                        causes = (cause for cause in candles.causes if isinstance(cause, BackboneError))
+                        raise next(causes, PayloadError(f"the day candles of {market} could not be had", market=market))
                     file = TradeFile(market, Span(day_us, day_us + DAY_US))
                     outcome = self._day(file, candles.table.slice(at[day_us], 1))
                 except BackboneError as exc:
@@ -147,14 +149,3 @@ def _windows(span: Span, is_counted: bool, is_backwards: bool) -> list[Span]:
     if is_backwards:
         return [Span(max(start, until - step), until) for until in range(end, start, -step)]
     return [Span(at, min(end, at + step)) for at in range(start, end, step)]
-
-
-def _clipped(day_us: int, span: Span) -> Span:
-    return Span(max(day_us, span.start), min(day_us + DAY_US, span.end))
-
-
-def _no_candle(market: str, candles: CandleAnswer) -> BackboneError:
-    for cause in candles.causes:
-        if isinstance(cause, BackboneError):
-            return cause
-    return PayloadError(f"the day candles of {market} could not be had", market=market)

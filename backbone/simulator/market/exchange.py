@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
@@ -132,8 +132,10 @@ class Exchange(Venue):
         self, seed: int = 7, *, markets: Sequence[str] | None = None, outages: Sequence[Span] = _OUTAGES
     ) -> None:
         known = catalogue()
-        listed = known if markets is None else {code: _known(known, code) for code in markets}
-        super().__init__(listed)
+        for code in markets or ():
+            if code not in known:
+                raise InputError("markets", code, "codes of the embedded exchange's catalogue, such as KRW-BTC")
+        super().__init__(known if markets is None else {code: known[code] for code in markets})
         self.seed = seed
         self._taped: dict[str, dict[str, Market]] = {}  # quote -> history -> market
         for market in known.values():
@@ -285,12 +287,6 @@ class Exchange(Venue):
             value_24h=(turnover + earlier) / unit,
             year=(year[0] * factor, year[1], year[2] * factor, year[3]),
         )
-
-
-def _known(markets: Mapping[str, Market], code: str) -> Market:
-    if code not in markets:
-        raise InputError("markets", code, "codes of the embedded exchange's catalogue, such as KRW-BTC")
-    return markets[code]
 
 
 def _as_one(rows: I64) -> I64:

@@ -157,12 +157,8 @@ def _rate(value: float) -> str:
     return "0" if value == 0 else format(Decimal(repr(value)), "f")
 
 
-def _turnover(value: float) -> str:
-    return padded(value, 16)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+_turnover = partial(padded, places=16)
+_json = partial(json.dumps, ensure_ascii=False)
 
 
 def _object(row: Row, kind: str, simple: bool) -> str:
