@@ -105,7 +105,7 @@ def test_pulled_plug_ends_what_was_accepted_meanwhile(clean: SimulatorServer) ->
                 continue
             with contextlib.suppress(OSError):
                 made = socket.create_connection(("127.0.0.1", clean.port), timeout=5)
-                if made.getsockname()[1] == clean.port:  # to itself: nobody listens on the port, so it was free to be had
+                if made.getsockname()[1] == clean.port:  # to itself, by the port that it knocks at
                     made.close()
                 else:
                     held.append(made)
