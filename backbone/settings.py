@@ -49,8 +49,8 @@ class Settings:
     settle_after_s: float = 600.0
     """How long after the first ask that second ask is due."""
 
-    group_commit_s: float = 0.5
-    """Finished pages reach the disk at the latest this much later: at 10 pages a second, five a write."""
+    group_commit_s: float = 0.8
+    """Finished pages reach the disk at the latest this much later: at 10 pages a second, eight a write."""
 
     memory_bytes: int = 256 << 20
     """Bound of the decoded partitions held in memory: some five years of 1-minute candles."""

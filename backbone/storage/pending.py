@@ -1,6 +1,6 @@
 """Pages that are not on disk yet, and when they are due to be written. `_lock` guards all of it; no I/O here.
 
-A series is written half a second after its first waiting page, or sooner when many rows wait. One thread at a time
+A series is written 0.8 s after its first waiting page, or sooner when many rows wait. One thread at a time
 writes a series for a `put`: a page that comes meanwhile waits for the next write instead of holding its thread.
 """
 

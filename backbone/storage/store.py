@@ -2,7 +2,7 @@
 
 Invariants. Rows, coverage and revisions of a period are one file, replaced in one step, so no coverage exists without
 its rows. A period that has a file is described by that file alone; the *quiet* sidecar of a series covers only periods
-that have none. New pages are visible to this process at once and are on disk half a second later, or at the next
+that have none. New pages are visible to this process at once and are on disk 0.8 s later, or at the next
 `flush`: a crash loses them whole, coverage and rows together.
 
 Writers of a series are serialised by `Files.exclusive`. Readers take no file lock.
@@ -75,7 +75,7 @@ class CandleStore:
         *,
         clock: Clock,
         memory_bytes: int = 256 << 20,
-        group_commit_s: float = 0.5,
+        group_commit_s: float = 0.8,
     ) -> None:
         self._exchange = exchange
         self._clock = clock

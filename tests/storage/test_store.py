@@ -336,12 +336,12 @@ def test_put_does_not_wait_for_a_commit_that_somebody_else_is_making(
 
 
 def test_put_after_the_group_commit_time_brings_all_to_disk(tmp_path: Path) -> None:
-    """Pages of one half second are one file rewrite, and are not left in memory for longer."""
+    """Pages of 0.8 s are one file rewrite, and are not left in memory for longer."""
     clock = ManualClock(MAY)
     store = open_store(tmp_path, clock)
     for n in range(5):
         store.put(BTC, MINUTE, minutes(n * 200, n * 200 + 200), span(n * 200, n * 200 + 200), now_us=MAY)
-        clock.advance(0.099)
+        clock.advance(0.159)
     assert (store.commits, store.pending_rows()) == (0, 1000)
     clock.advance(0.01)
     store.put(ETH, MINUTE, minutes(0, 1), span(0, 1), now_us=MAY)

@@ -63,7 +63,8 @@ class Series(msgspec.Struct, eq=False):
 
     def others_of(self, pending: Pending) -> SpanSet:
         """What `pending` leaves to other clients."""
-        return _NOTHING if not pending.is_shared else spans_claimed(self.others.claims, pending.priority.rank)
+        claims = self.others.claims
+        return spans_claimed(claims, pending.priority.rank) if claims and pending.is_shared else _NOTHING
 
     def see_locked(self, others: Others) -> None:
         """Take note of what other clients do now."""
@@ -159,8 +160,9 @@ class Sharing:
     def look_later(self, series: Series) -> None:
         """Have what others have stored read again, where somebody waits for it."""
         with series.changed:
-            waits = any(one.missing & series.others_of(one) for one in series.plan.waiting)
-            if series.is_refreshing or not (waits or series.ended):
+            if not (series.others.claims or series.ended) or series.is_refreshing:
+                return
+            if not series.ended and not any(one.missing & series.others_of(one) for one in series.plan.waiting):
                 return
             series.is_refreshing = True
         self.later(series, _REFRESH_S, lambda: self._refresh(series))

@@ -202,13 +202,13 @@ def test_seconds_that_the_venue_forgot_are_unknown_not_quiet(tmp_path: Path) -> 
 
 
 def test_candles_page_reaches_the_disk_though_none_follows(tmp_path: Path) -> None:
-    """A page is written half a second after it came, also while the venue says nothing more."""
+    """A page is written 0.8 s after it came, also while the venue says nothing more."""
     world = World(tmp_path)
     pending = world.fetcher.begin(Pending(MARKET, MINUTE, Span(NOW - HOUR_US, MINUTE.floor(NOW)), Priority.LOW))
     assert pending.is_done
     assert world.store.pending_rows() == 200
     ((delay_s, job),) = world.desk.later
-    assert delay_s == 0.5, "nobody else waits for it"
+    assert delay_s == 0.8, "nobody else waits for it"
     job()
     assert world.store.pending_rows() == 0
     assert world.store.commits == 1

@@ -98,7 +98,7 @@ def test_pages_are_claimed_several_at_once(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_pages_that_others_wait_for_are_written_sooner(pair: Pair) -> None:
-    """A page waits half a second for the next ones, a tenth from when somebody else fetches the same candles; what was
+    """A page waits 0.8 s for the next ones, a tenth from when somebody else fetches the same candles; what was
     written then is not written again."""
     pair.first.desk.most = 1
     pair.begin(pair.first)
@@ -106,7 +106,7 @@ def test_pages_that_others_wait_for_are_written_sooner(pair: Pair) -> None:
     pair.first.desk.most = 2
     pair.first.desk.run()
     first, second = ((delay_s, job) for delay_s, job in pair.first.desk.later if delay_s >= 0.1)
-    assert (first[0], second[0]) == (0.5, 0.1)
+    assert (first[0], second[0]) == (0.8, 0.1)
     second[1]()
     assert pair.first.store.pending_rows() == 0
     pair.first.store.put(MARKET, MINUTE, candles([END]), Span(END, END + MINUTE_US), now_us=NOW)
