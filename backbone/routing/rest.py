@@ -109,12 +109,12 @@ class RestClient:
         facts: ReplyFacts | None = None
         try:
             status, headers, body = transport.fetch(url, self._timeout_s)
-            group, remaining = parse_remaining(headers.get("Remaining-Req"))
-            date_us = parse_date(headers.get("Date"))
+            group, remaining = parse_remaining(headers.get("remaining-req"))
+            date_us = parse_date(headers.get("date"))
             facts = ReplyFacts(group, remaining, date_us, sent_s, self._clock.monotonic())
             if status != 200:
                 now_us = self._clock.now_us() if date_us is None else date_us
-                wait, target = headers.get("Retry-After"), headers.get("Location", "")
+                wait, target = headers.get("retry-after"), headers.get("location", "")
                 raise refusal(status, body, group or ask.group, now_us, retry_after=wait, location=target)
             if is_web_page(body):
                 what = f"{url.partition('?')[0]} answered with a web page: {SIGN_IN}"

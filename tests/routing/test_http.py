@@ -125,6 +125,67 @@ def test_body_with_a_false_encoding_is_a_payload_error(venue: Venue, client: Res
     assert isinstance(failure(client), PayloadError)
 
 
+def test_body_whose_encoding_is_cut_is_a_payload_error(venue: Venue, client: RestClient) -> None:
+    """Half a compressed body says nothing, nor does one with something behind it."""
+    whole = gzip.compress(b"[1]")
+    for body in (whole[:-9], whole + b"more"):
+        venue.script = lambda head, body=body: reply(body=body, Content_Encoding="gzip")
+        assert isinstance(failure(client), PayloadError)
+
+
+def sends(data: bytes, *, hang_up: bool = False) -> Callable[[socket.socket], None]:
+    def answer(sock: socket.socket) -> None:
+        sock.sendall(data)
+        if hang_up:
+            sock.shutdown(socket.SHUT_RDWR)
+
+    return answer
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "connections"),
+    [
+        (sends(OK + b"Content-Length: 3\r\n\r\n[1]"), 1),
+        (sends(OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\n[1\r\n1\r\n]\r\n0\r\n\r\n"), 1),
+        (sends(b"HTTP/1.1 103 Early Hints\r\nContent-Encoding: br\r\n\r\n" + OK + b"Content-Length: 3\r\n\r\n[1]"), 1),
+        (sends(OK + b"\r\n[1]", hang_up=True), 2),
+        (sends(OK + b"Content-Length: 3\r\nConnection: close\r\n\r\n[1]"), 2),
+        (sends(b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\n[1]"), 2),
+        (sends(OK + b"Content-Length: 3\r\n\r\n[1]and more"), 2),
+        (sends(OK + b"Content-Length: 3\r\n\r\n[1]" + OK + b"Content-Length: 3\r\n\r\n[2]"), 2),
+    ],
+    ids=["length", "chunked", "announced", "until closed", "close", "old", "garbage behind", "an answer behind"],
+)
+def test_every_form_of_an_answer_is_read(
+    venue: Venue, client: RestClient, answer: Callable[[socket.socket], None], connections: int
+) -> None:
+    """The connection is used again where the answer's end is sure and nothing lies behind it."""
+    venue.script = lambda head: answer
+    assert [client.send(ASK).value for _ in range(2)] == [[1], [1]]
+    assert venue.connections == connections
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nabc",
+        OK + b"X: " + b"y" * (80 << 10),
+        OK + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\n[1]",
+        b"HTTP/1.1 103 Early Hints\r\n\r\n",
+    ],
+    ids=["upgrade", "endless headers", "two lengths", "announced only"],
+)
+def test_what_is_no_answer_is_unreachable(venue: Venue, client: RestClient, data: bytes) -> None:
+    """An error of ours names the address, whatever came."""
+    venue.script = lambda head: sends(data, hang_up=True)
+    error = failure(client)
+    assert isinstance(error, UnreachableError)
+    assert venue.url in str(error)
+
+
 # ----------------------------------------------------------------------------------------- warm connections
 
 
