@@ -14,7 +14,7 @@ from backbone.errors import InputError
 from backbone.simulator.market.exchange import Exchange
 from backbone.simulator.server.clock import parse_instant
 from backbone.simulator.server.faults import Faults
-from backbone.simulator.server.rest import NOT_FOUND, Refusal, answer, body_of, error_body, find_route
+from backbone.simulator.server.rest import NOT_FOUND, answer, error_body, find_route
 
 __all__ = ["Faults", "ManualClock", "MemoryVenue"]
 
@@ -114,8 +114,4 @@ class MemoryVenue:
         route = find_route(path)
         if route is None:
             return 404, NOT_FOUND
-        try:
-            rows = answer(route, self.exchange, words, self.clock.now_us())
-        except Refusal as exc:
-            return exc.status, error_body(exc.status, exc.message)
-        return 200, body_of(rows, faults)
+        return answer(route, self.exchange, words, self.clock.now_us(), faults)

@@ -22,12 +22,12 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
-from backbone.simulator.market.venue import Row, Venue
+from backbone.simulator.market.venue import Venue
 from backbone.simulator.server.archive import ArchiveBranch, is_archive_path
 from backbone.simulator.server.clock import ExchangeClock, machine_s, window_s
 from backbone.simulator.server.faults import Fault, Faults
 from backbone.simulator.server.limits import Limits, Verdict
-from backbone.simulator.server.rest import NOT_FOUND, Refusal, Route, answer, body_of, error_body, find_route
+from backbone.simulator.server.rest import NOT_FOUND, Route, answer, error_body, find_route
 from backbone.simulator.server.sockets import Hub
 
 if TYPE_CHECKING:
@@ -142,21 +142,15 @@ class Gateway:
         refused = self._refused(request, verdict, faults)
         if refused is not None:
             return refused
-        try:
-            rows = await self._rows(route, query, faults)
-        except Refusal as exc:
-            return self._respond(request, exc.status, error_body(exc.status, exc.message), verdict)
+        words = route, self.venue, query, self.clock.now_us(), faults
+        if route.heavy:
+            status, body = await asyncio.get_running_loop().run_in_executor(self.worker, answer, *words)
+        else:
+            status, body = answer(*words)
+        if status != 200:
+            return self._respond(request, status, body, verdict)
         is_zipped = all(fault.kind != "gzip-off" for fault in faults)
-        return self._respond(request, 200, body_of(rows, faults), verdict, zipped=is_zipped, faults=faults)
-
-    async def _rows(self, route: Route, query: dict[str, str], faults: Sequence[Fault]) -> list[Row]:
-        now_us = self.clock.now_us()
-        for fault in faults:
-            if fault.kind == "late":
-                now_us -= int(fault.number("seconds", 2.0) * 1e6)
-        if not route.heavy:
-            return answer(route, self.venue, query, now_us)
-        return await asyncio.get_running_loop().run_in_executor(self.worker, answer, route, self.venue, query, now_us)
+        return self._respond(request, status, body, verdict, zipped=is_zipped, faults=faults)
 
     async def _delay(self, fault: Fault) -> None:
         if fault.kind == "slow":

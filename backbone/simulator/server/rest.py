@@ -1,6 +1,6 @@
 """The venue's REST dialect: which path belongs to which group, what a query means, how a bad one is refused.
 
-Pure: a path, a decoded query, a `Venue` and the exchange's time in, a status and rows out. Messages and statuses are
+Pure: a path, a decoded query, a `Venue` and the exchange's time in, a status and a body out. Messages and statuses are
 the venue's, byte for byte. Shares no parsing with the package's client side.
 """
 
@@ -22,7 +22,7 @@ from backbone.simulator.market.venue import MINUTE_UNITS, Row, Venue
 from backbone.simulator.server.clock import parse_to
 from backbone.simulator.server.faults import ROW_FAULTS, Fault, corrupt
 
-__all__ = ["NOT_FOUND", "Refusal", "Route", "body_of", "error_body", "find_route", "spell"]
+__all__ = ["NOT_FOUND", "Refusal", "Route", "answer", "error_body", "find_route", "spell"]
 
 Query = Mapping[str, str]
 
@@ -42,7 +42,7 @@ _TRADES = 500
 
 
 class Refusal(Exception):
-    """The venue says no: a status and its message. Never leaves the simulator."""
+    """The venue says no: a status and its message. Never leaves the module."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -200,22 +200,23 @@ _ROUTES: dict[str, Route] = {
 }
 
 
-def answer(route: Route, venue: Venue, query: Query, now_us: int) -> list[Row]:
-    """The rows of a request, or a `Refusal`."""
+def answer(route: Route, venue: Venue, query: Query, now_us: int, faults: Sequence[Fault] = ()) -> tuple[int, bytes]:
+    """The status and the body of a reply, with the faults that change its instant, rows, spelling or body."""
+    for fault in faults:
+        if fault.kind == "late":
+            now_us -= int(fault.number("seconds", 2.0) * 1e6)
     try:
-        return route.answer(venue, query, now_us)
-    except UnknownMarketError as exc:
-        raise Refusal(404, UNKNOWN) from exc
-
-
-def body_of(rows: list[Row], faults: Sequence[Fault]) -> bytes:
-    """The rows as the body of a reply, with the faults that change rows, their spelling or the body."""
+        rows = route.answer(venue, query, now_us)
+    except UnknownMarketError:
+        return 404, error_body(404, UNKNOWN)
+    except Refusal as exc:
+        return exc.status, error_body(exc.status, exc.message)
     for fault in faults:
         if fault.kind in ROW_FAULTS:
             rows = corrupt(rows, fault)
     kinds = {fault.kind for fault in faults}
     body = spell(rows).encode() if "numbers" in kinds else msgspec.json.encode(rows)
-    return b"<<" + body[: len(body) // 2] if "garbage" in kinds else body
+    return 200, b"<<" + body[: len(body) // 2] if "garbage" in kinds else body
 
 
 def spell(value: Any, turn: int = 0) -> str:
