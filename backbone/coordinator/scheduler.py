@@ -429,6 +429,9 @@ class Scheduler:
             again = self._limiter.take(*turn[:3], now, turn.depth)
             if not again:
                 self._use_permit(turn, now)
+                if turn.priority is Priority.LOW:  # paced: to ask before that would be in vain
+                    with self._lock:
+                        self._queue.wait_until(turn.group, turn.priority, self._limiter.next_low(turn.group))
                 return True
             with self._lock:
                 self._queue.wait_until(turn.group, turn.priority, again)

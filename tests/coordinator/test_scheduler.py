@@ -87,6 +87,9 @@ class ScriptedLimiter:
         self.told.append(("take", group, priority))
         return 0.0
 
+    def next_low(self, group: str) -> float:
+        return 0.0
+
     def leave(self, group: str, priority: Priority | None = None) -> None:
         self.told.append(("leave", group, priority))
 

@@ -26,6 +26,10 @@ class Limiter(Protocol):
         """
         ...
 
+    def next_low(self, group: str) -> float:
+        """When low work, which was granted a permit here, can have the next one at the earliest; 0.0 where unknown."""
+        ...
+
     def leave(self, group: str, priority: Priority | None = None) -> None:
         """This process waits no longer in the group (at this priority)."""
         ...

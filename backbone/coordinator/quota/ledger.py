@@ -85,6 +85,7 @@ class StateLimiter:
         self._owner = float(secrets.randbits(52) + 1)  # a name that no other limiter has, and that a float holds
         self._lock = threading.Lock()
         self._waiting: set[tuple[str, int]] = set()
+        self._next_paced: dict[str, float] = {}  # as of this limiter's last grant
         self._place.renew()
 
     def __repr__(self) -> str:
@@ -117,14 +118,22 @@ class StateLimiter:
     def take(self, group: str, priority: Priority, since: float, now: float, depth: int = 1) -> float:
         rank = priority.rank
         key = rates.waiting_key(rank, since)
-        again = self._decide(
-            group, lambda state, rules: rates.take(state, rules, self._owner, rank, key, now, depth), now + _BUSY_S, now
-        )
+
+        def decide(state: State, rules: Rules) -> float:
+            again = rates.take(state, rules, self._owner, rank, key, now, depth)
+            if not again:
+                self._next_paced[group] = rates.next_paced(state)
+            return again
+
+        again = self._decide(group, decide, now + _BUSY_S, now)
         if again:
             self._waiting.add((group, rank))
         else:
             self._waiting.discard((group, rank))
         return again
+
+    def next_low(self, group: str) -> float:
+        return self._next_paced.get(group, 0.0)
 
     def leave(self, group: str, priority: Priority | None = None) -> None:
         ranks = [each.rank for each in Priority if priority in (None, each) and (group, each.rank) in self._waiting]

@@ -259,6 +259,9 @@ class RedisLimiter:
             return lost + self.rules.window_s
         return share.take(group, priority, since, now, depth)
 
+    def next_low(self, group: str) -> float:
+        return 0.0  # its times are the server's
+
     def leave(self, group: str, priority: Priority | None = None) -> None:
         with self._lock:
             share = self._share

@@ -54,6 +54,7 @@ __all__ = [
     "is_held",
     "leave",
     "move",
+    "next_paced",
     "refuse",
     "repair",
     "settle",
@@ -237,6 +238,11 @@ def take(state: State, rules: Rules, owner: float, rank: int, key: float, now: f
                     state[_NEXT_PACED] = _next_due(values[_NEXT_PACED], rules.step_s, now)
                 return 0.0
     return _take_among(state, rules, owner, rank, key, now, depth)
+
+
+def next_paced(state: State) -> float:
+    """When the next paced grant is due."""
+    return state[_NEXT_PACED]
 
 
 def _take_among(state: State, rules: Rules, owner: float, rank: int, key: float, now: float, depth: int) -> float:
