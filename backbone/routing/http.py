@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import http.client
 import ssl
+import threading
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -47,6 +48,7 @@ class Transport:
         self._adapter: Any = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=pool, max_retries=0)
         netloc = urlsplit(base_url).netloc.rpartition("@")[2]
         self._timing = {"clock": clock, "total_s": total_s, "netloc": netloc}
+        self._opening = threading.Lock()  # held while the pool is made
         self._pool: Any = None  # the venue's, with what every request carries
         self._is_absolute = False  # whether the request line names the host: to a proxy that reads it
         self._never: Any = None  # no retries
@@ -79,24 +81,27 @@ class Transport:
         return pool.urlopen("GET", path, None, _HEADERS, self._never, False, False, timeout, release_conn=True)
 
     def _open_pool(self, url: str) -> Any:
+        if self._pool is None:
+            with self._opening:
+                self._pool = self._pool or self._make_pool(url)
+        return self._pool
+
+    def _make_pool(self, url: str) -> Any:
         import requests
         import urllib3
 
-        if self._pool is None:
-            prepared = requests.Request("GET", url).prepare()
-            proxies = {"http": self._proxy, "https": self._proxy} if self._proxy else {}
-            spelled: Any = requests.utils.prepend_scheme_if_needed  # as the adapter does it
-            proxy = spelled(self._proxy, "http") if self._proxy else ""
-            manager = self._adapter.proxy_manager_for(proxy) if proxy else self._adapter.poolmanager
-            manager.pool_classes_by_scheme = {
-                scheme: _timed(pool, self._timing) for scheme, pool in manager.pool_classes_by_scheme.items()
-            }
-            pool = self._adapter.get_connection_with_tls_context(prepared, self._verify, proxies=proxies)
-            self._adapter.cert_verify(pool, url, self._verify, None)
-            self._is_absolute = self._adapter.request_url(prepared, proxies) == prepared.url
-            self._never = urllib3.Retry(0, read=False)
-            self._pool = pool
-        return self._pool
+        prepared = requests.Request("GET", url).prepare()
+        proxies = {"http": self._proxy, "https": self._proxy} if self._proxy else {}
+        spelled: Any = requests.utils.prepend_scheme_if_needed  # as the adapter does it
+        proxy = spelled(self._proxy, "http") if self._proxy else ""
+        manager = self._adapter.proxy_manager_for(proxy) if proxy else self._adapter.poolmanager
+        classes = manager.pool_classes_by_scheme
+        manager.pool_classes_by_scheme = {scheme: _timed(pool, self._timing) for scheme, pool in classes.items()}
+        pool = self._adapter.get_connection_with_tls_context(prepared, self._verify, proxies=proxies)
+        self._adapter.cert_verify(pool, url, self._verify, None)
+        self._is_absolute = self._adapter.request_url(prepared, proxies) == prepared.url
+        self._never = urllib3.Retry(0, read=False)
+        return pool
 
     @property
     def is_warm(self) -> bool:

@@ -186,6 +186,27 @@ def test_what_is_no_answer_is_unreachable(venue: Venue, client: RestClient, data
     assert venue.url in str(error)
 
 
+def test_threads_that_send_first_share_one_pool(venue: Venue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool is made once, however many come before it is there."""
+    made: list[str] = []
+    make = http.Transport._make_pool
+
+    def slow(self: http.Transport, url: str) -> Any:
+        made.append(url)
+        time.sleep(0.05)
+        return make(self, url)
+
+    monkeypatch.setattr(http.Transport, "_make_pool", slow)
+    client = RestClient(venue.url, clock=SystemClock())
+    threads = [threading.Thread(target=client.send, args=(ASK,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(made), len(venue.requests)) == (1, 4)
+    client.close()
+
+
 # ----------------------------------------------------------------------------------------- warm connections
 
 
