@@ -121,9 +121,9 @@ class Renames:
         with self._lock:
             is_new, self._codes = codes != self._codes, codes
         if is_new:
-            self._later(self._look)
+            self._later(self._refresh)
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         codes = self._now()
         for market in sorted({market for market, _ in self._store.series()} - codes):
             was_seen = self._log.delisted_us(market) is not None  # else any market may be it: too many to ask for

@@ -159,8 +159,8 @@ class Confirmer:
             for slot in slots:
                 timeframe = timeframe_of(slot.kind)
                 if timeframe is not None:
-                    fresh = _Series(slot.market, timeframe, timeframe.floor(now_us))
-                    self._series.setdefault(fresh.key, fresh).wants += 1
+                    series = _Series(slot.market, timeframe, timeframe.floor(now_us))
+                    self._series.setdefault(series.key, series).wants += 1
 
     def untrack(self, slots: Iterable[Slot]) -> None:
         """One reader less; what a gap still needs is fetched nevertheless."""
@@ -213,9 +213,9 @@ class Confirmer:
     def _open_gaps(self) -> None:
         """Turn gaps into spans to fetch: of live series, and of live markets whose minutes are kept."""
         with self._lock:
-            fresh, self._new_gaps = self._new_gaps, []
+            new, self._new_gaps = self._new_gaps, []
         minute = TIMEFRAMES["1m"]
-        for gap in fresh:
+        for gap in new:
             kept = [market for market in gap.markets if self._holds(market, minute)]
             with self._lock:
                 for market in kept:
