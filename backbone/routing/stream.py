@@ -117,7 +117,7 @@ class Stream:
         *,
         clock: Clock,
         sink: Sink,
-        on_state: Callable[[StreamState], None] | None = None,
+        on_state: Callable[[StreamState], object] = lambda _: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._url = url
@@ -274,7 +274,7 @@ class Stream:
             self._thread = self._waker = self._lost_us = None
             self._state = replace(self._state, phase="stopped", since_us=self._clock.now_us(), silent=())
             state = self._state_locked()
-        self._report(state)
+        self._on_state(state)
         return False
 
     def _run_connection(self, connection: Connection) -> BackboneError | None:
@@ -434,11 +434,7 @@ class Stream:
         with self._condition:
             self._state = replace(self._state, **changes)
             state = replace(self._state_locked(), gap=gap)
-        self._report(state)
-
-    def _report(self, state: StreamState) -> None:
-        if self._on_state is not None:
-            self._on_state(state)
+        self._on_state(state)
 
     def _pause(self, seconds: float) -> None:
         """Wait, unless the end comes first."""

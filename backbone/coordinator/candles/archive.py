@@ -34,14 +34,7 @@ from backbone.coordinator.scheduler import Scheduler
 from backbone.coordinator.steps import Steps, Then, answered, queue_steps, submit
 from backbone.errors import BackboneError, ClosedError, PayloadError, RejectedError, UnreachableError
 from backbone.model import Priority, Span
-from backbone.routing.archive import (
-    ArchiveFile,
-    Download,
-    checksum_ask,
-    file_ask,
-    files_of,
-    listing_ask,
-)
+from backbone.routing.archive import ArchiveFile, Download, checksum_ask, file_ask, files_of, listing_ask
 from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
 from backbone.storage.coverage import SpanSet

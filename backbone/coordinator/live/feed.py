@@ -16,6 +16,7 @@ the subscriptions that the asks have earned.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -37,14 +38,7 @@ from backbone.errors import BackboneError, ClosedError
 from backbone.model import LiveCandle, MarketInfo, Priority, Span, Ticker, Trade
 from backbone.routing.rest import Reply
 from backbone.routing.stream import Stream, StreamState
-from backbone.routing.wire import (
-    KINDS,
-    ORDERBOOK_DEPTH,
-    Ask,
-    channel_of,
-    parse_kind,
-    timeframe_of,
-)
+from backbone.routing.wire import KINDS, ORDERBOOK_DEPTH, Ask, channel_of, parse_kind, timeframe_of
 from backbone.timeframe import DAY_US, Timeframe
 from backbone.venues import Venue
 
@@ -399,10 +393,8 @@ class Feed:
             if self._is_closed or due_s >= self._timer_s:
                 return
             self._timer_s = due_s
-        try:
+        with contextlib.suppress(ClosedError):
             self._scheduler.call_later(max(0.0, due_s - self.clock.monotonic()), partial(self._run, due_s))
-        except ClosedError:
-            return
 
     def _run(self, planned_s: float) -> None:
         with self._lock:
@@ -466,10 +458,8 @@ class Feed:
         def done(_: Ask | None, outcome: Reply | BackboneError) -> None:
             self._polled(group, asked, outcome)
 
-        try:
+        with contextlib.suppress(ClosedError):
             self._scheduler.submit(group, Priority.NORMAL, bind, done)
-        except ClosedError:
-            return
 
     def _polled(self, group: str, asked: list[Pair], outcome: Reply | BackboneError) -> None:
         """A poll's outcome, on a worker."""

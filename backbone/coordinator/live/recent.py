@@ -13,12 +13,7 @@ import pyarrow as pa
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, LiveCandle, Span
 from backbone.timeframe import Timeframe
 
-__all__ = [
-    "CANDLES",
-    "CandleTrack",
-    "candle_rows",
-    "live_candles",
-]
+__all__ = ["CANDLES", "CandleTrack", "candle_rows", "live_candles"]
 
 CANDLES = 600
 """Candle states kept of a series: those that wait for their confirmation, and ten minutes of 1-second ones."""

@@ -328,7 +328,6 @@ class Confirmer:
         ends = (series.timeframe.next(opens) for opens in table.column("time").cast(pa.int64()).to_pylist())
         rows = {candle.time_us: candle for candle in live_candles(series.market, series.timeframe, table, ends)}
         over_us = self._received_until_us() - _LAST_FRAME_US
-        is_over = {opens for opens in rows if series.timeframe.next(opens) <= over_us}
         with self._latest.lock:
             track = slot.track
             if track is None:
@@ -338,7 +337,7 @@ class Confirmer:
                 for opens, state in track.finals(span).items()
                 if series.timeframe.next(opens) <= over_us or opens < track.newest_us
             }
-            expected = {opens for opens in is_over if track.was_whole(opens)}
+            expected = {t for t in rows if series.timeframe.next(t) <= over_us and track.was_whole(t)}
             track.forget_before(span.end)
         if slot.held is not None and slot.held.row.time_us in rows:
             self._latest.confirm(slot, rows[slot.held.row.time_us])

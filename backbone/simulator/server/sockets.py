@@ -17,13 +17,7 @@ from backbone.simulator.market.venue import Row, Venue
 from backbone.simulator.server.clock import ExchangeClock, machine_s, window_s
 from backbone.simulator.server.events import Channel, Event, Feed
 from backbone.simulator.server.faults import Fault, Faults, odd_row
-from backbone.simulator.server.frames import (
-    StreamError,
-    Want,
-    parse_request,
-    render,
-    subscriptions,
-)
+from backbone.simulator.server.frames import StreamError, Want, parse_request, render, subscriptions
 from backbone.simulator.server.limits import Window
 
 if TYPE_CHECKING:
