@@ -38,10 +38,11 @@ _HEADERS = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent
 
 
 class Transport:
-    """An adapter and what the environment said when it was made."""
+    """An adapter and what the environment said when it was made; `timeout_s` to connect, and between two reads."""
 
-    def __init__(self, base_url: str, clock: Clock, total_s: float, pool: int) -> None:
+    def __init__(self, base_url: str, clock: Clock, timeout_s: tuple[float, float], total_s: float, pool: int) -> None:
         import requests.adapters
+        import urllib3
 
         self._proxy = proxy_of(base_url)
         self._verify = ca_bundle() or True
@@ -51,34 +52,34 @@ class Transport:
         self._opening = threading.Lock()  # held while the pool is made
         self._pool: Any = None  # the venue's, with what every request carries
         self._is_absolute = False  # whether the request line names the host: to a proxy that reads it
-        self._never: Any = None  # no retries
+        self._timeout = urllib3.Timeout(connect=timeout_s[0], read=timeout_s[1])
+        self._connect_s = timeout_s[0]
+        self._never = urllib3.Retry(0, read=False)
 
-    def fetch(self, url: str, timeout_s: tuple[float, float]) -> tuple[int, dict[str, str], bytes]:
+    def fetch(self, url: str) -> tuple[int, dict[str, str], bytes]:
         """Status, headers (names in lower case) and body of one GET; `UnreachableError` when they could not be had."""
         import requests
         import urllib3
 
         try:
-            answer = self._send(url, timeout_s)
+            answer = self._send(url)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
             raise UnreachableError(f"no answer from {url.partition('?')[0]}: {self._cause(exc)}") from exc
         return answer.status, answer.headers, answer.body()
 
-    def _send(self, url: str, timeout_s: tuple[float, float]) -> Any:
+    def _send(self, url: str) -> Any:
         """The answer, read to its end.
 
         What a session does anew for each request (the pool, its TLS settings, the headers, cookies that nobody sets) is
         done once: it took as long as the request itself.
         """
         import requests
-        import urllib3
 
         pool = self._open_pool(url)
-        timeout = urllib3.Timeout(connect=timeout_s[0], read=timeout_s[1])
         path = url[url.index("/", url.index("//") + 2) :]
         if self._is_absolute:
             path = str(requests.Request("GET", url).prepare().url)
-        return pool.urlopen("GET", path, None, _HEADERS, self._never, False, False, timeout, release_conn=True)
+        return pool.urlopen("GET", path, None, _HEADERS, self._never, False, False, self._timeout, release_conn=True)
 
     def _open_pool(self, url: str) -> Any:
         if self._pool is None:
@@ -88,7 +89,6 @@ class Transport:
 
     def _make_pool(self, url: str) -> Any:
         import requests
-        import urllib3
 
         prepared = requests.Request("GET", url).prepare()
         proxies = {"http": self._proxy, "https": self._proxy} if self._proxy else {}
@@ -100,7 +100,6 @@ class Transport:
         pool = self._adapter.get_connection_with_tls_context(prepared, self._verify, proxies=proxies)
         self._adapter.cert_verify(pool, url, self._verify, None)
         self._is_absolute = self._adapter.request_url(prepared, proxies) == prepared.url
-        self._never = urllib3.Retry(0, read=False)
         return pool
 
     @property
@@ -111,7 +110,7 @@ class Transport:
         connections: list[Any] = list(self._pool.pool.queue)
         return any(connection is not None and connection.is_connected for connection in connections)
 
-    def warm(self, url: str, timeout_s: float) -> None:
+    def warm(self, url: str) -> None:
         import requests
         import urllib3
 
@@ -122,7 +121,7 @@ class Transport:
             connection: Any = pool._get_conn()  # noqa: SLF001 - no public way; drops one that is stale or idle for too long
             try:
                 if connection.is_closed:
-                    connection.timeout = timeout_s
+                    connection.timeout = self._connect_s
                     connection.connect()
             finally:
                 pool._put_conn(connection)  # noqa: SLF001

@@ -108,7 +108,7 @@ class RestClient:
         sent_s = self._clock.monotonic()
         facts: ReplyFacts | None = None
         try:
-            status, headers, body = transport.fetch(url, self._timeout_s)
+            status, headers, body = transport.fetch(url)
             group, remaining = parse_remaining(headers.get("remaining-req"))
             date_us = parse_date(headers.get("date"))
             facts = ReplyFacts(group, remaining, date_us, sent_s, self._clock.monotonic())
@@ -139,7 +139,7 @@ class RestClient:
         Cheap when it is; call it more often than every `IDLE_S`. Raises `UnreachableError`. Through a proxy
         it does nothing: there the first request opens the connection.
         """
-        self._open_transport().warm(self._base_url, self._timeout_s[0])
+        self._open_transport().warm(self._base_url)
 
     def close(self) -> None:
         """Close all connections; requests under way end first. Calling it twice is fine."""
@@ -158,7 +158,7 @@ class RestClient:
             if self._is_closed:
                 raise ClosedError("this client is closed; make a new one")
             if self._transport is None:
-                self._transport = Transport(self._base_url, self._clock, self._total_s, self._pool)
+                self._transport = Transport(self._base_url, self._clock, self._timeout_s, self._total_s, self._pool)
             return self._transport
 
     def _forget_session(self) -> None:

@@ -113,6 +113,8 @@ class SpanSet:
     def __sub__(self, other: SpanSet) -> SpanSet:
         if not self._spans or not other._spans:
             return self
+        if other._spans[-1].end <= self._spans[0].start or self._spans[-1].end <= other._spans[0].start:
+            return self
         theirs, kept, j = other._spans, list[Span](), 0
         for start, end in self._spans:
             while j < len(theirs) and theirs[j].end <= start:
@@ -152,8 +154,8 @@ _FAR = 1 << 100  # later than any end, for bisecting on a start
 def _normal(spans: Iterable[tuple[int, int]]) -> tuple[Span, ...]:
     ordered = sorted(spans)
     if len(ordered) == 1:
-        start, end = ordered[0]
-        return (Span(start, end),) if start < end else ()
+        one = ordered[0]
+        return () if one[0] >= one[1] else (one if isinstance(one, Span) else Span(*one),)
     kept: list[Span] = []
     for start, end in ordered:
         if start >= end:

@@ -268,7 +268,7 @@ def test_deadlines_hold_through_every_proxy(proxy: str, monkeypatch: pytest.Monk
     """However its address is spelled, connections are those that keep a total time and an age."""
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     monkeypatch.setenv("https_proxy", proxy)
-    transport = http.Transport("https://venue.invalid", SystemClock(), 7.0, 4)
+    transport = http.Transport("https://venue.invalid", SystemClock(), (1.0, 2.0), 7.0, 4)
     pool = transport._open_pool("https://venue.invalid/v1/x")
     assert pool.ConnectionCls.total_s == 7.0
     transport.close()
