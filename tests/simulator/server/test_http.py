@@ -96,12 +96,15 @@ def test_pulled_plug_ends_what_was_accepted_meanwhile(clean: SimulatorServer) ->
     The knocking waits where many were not accepted yet: beyond a full queue the system lets a client believe that it is
     connected, and nobody ever tells it the end.
     """
-    ended = threading.Event()
+    ended, begun = threading.Event(), threading.Event()
     held: list[socket.socket] = []
 
     def knock() -> None:
         while not ended.is_set():
+            if len(held) >= 10:
+                begun.set()
             if len(held) - len(clean._web.connections) > 50:
+                ended.wait(0.001)
                 continue
             with contextlib.suppress(OSError):
                 made = socket.create_connection(("127.0.0.1", clean.port), timeout=5)
@@ -112,11 +115,11 @@ def test_pulled_plug_ends_what_was_accepted_meanwhile(clean: SimulatorServer) ->
 
     for _ in range(4):
         ended.clear()
+        begun.clear()
         threads = [threading.Thread(target=knock) for _ in range(3)]
         for thread in threads:
             thread.start()
-        while len(held) < 10:
-            pass
+        assert begun.wait(30)
         clean.pause()
         ended.set()
         for thread in threads:
