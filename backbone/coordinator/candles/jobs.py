@@ -292,6 +292,13 @@ class CandleJob:
         return "incomplete" if lost else "done"
 
     @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do; `state` says so a moment later, when the thread that did the last has noted
+        it."""
+        with self.changed:
+            return self._ended_s is not None or self._is_over_locked()
+
+    @property
     def is_cancelled(self) -> bool:
         """Whether `cancel` was called, though pages may still be on their way."""
         return self._cancelled
@@ -459,4 +466,4 @@ class Jobs:
     def running(self) -> list[CandleJob]:
         """The jobs that have not ended."""
         with self._lock:
-            return [job for job in self._jobs.values() if job.state == "running"]
+            return [job for job in self._jobs.values() if not job.is_over]

@@ -249,6 +249,30 @@ def test_job_broken_off_by_an_error_of_the_machine_is_not_done(tmp_path: Path, m
         job.wait(timeout_s=1)
 
 
+def test_job_whose_last_section_is_in_runs_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waited for that section may close the client before the thread that brought it has noted the end."""
+    world = World(tmp_path)
+    world.desk.at_once, world.desk.most = 3, 0
+    jobs = Jobs(world.fetcher, world.clock)
+    job = job_of(world, Span(NOW - 5 * HOUR_US, NOW - 3 * HOUR_US))
+    jobs._jobs["it",] = job
+    job.advance()
+    assert jobs.running() == [job]
+    advance, seen = job.advance, []
+
+    def late() -> None:
+        if not seen and all(section.is_done for section in job._sections):
+            seen.append(jobs.running())
+            jobs.close()
+        advance()
+
+    monkeypatch.setattr(job, "advance", late)
+    world.desk.most = None
+    world.desk.run()
+    assert seen == [[]]
+    assert job.state == "done"
+
+
 def test_job_that_its_reader_holds_back_ends_with_the_client(tmp_path: Path) -> None:
     """Between two sections nothing is under way; whoever waits for the job learns of the end all the same."""
     world = World(tmp_path)
