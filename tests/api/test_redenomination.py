@@ -452,7 +452,11 @@ def test_market_is_stored_in_one_timeframe_and_asked_in_another(
             if way == "critical":  # it stores nothing
                 client.candles(market, asked, count=LENGTHS[asked])
             assert len(client.store.events(market).query("kind == 'redenominated'")) == before + 1, (stored, asked)
-            assert client.coverage(market, stored).empty, (stored, asked)
+            left = client.scan(market, stored, partial=True).select("close").collect()["close"]
+            if stored != "1s":  # a page that the count did not need may arrive as late as this: it is of the new unit
+                assert left.is_empty(), (stored, asked)
+            elif not left.is_empty():
+                assert 0.5 < left.mean() / frame["close"].iloc[-1] < 2, (stored, asked)
 
 
 @pytest.mark.parametrize("stored", [("2025-05-31T00:00:00Z", "2025-06-01T00:00:00Z"), ("2025-06-10T00:00:00Z",) * 2])
