@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from backbone.candle_table import bounds_of, compare, is_same, rows_inside, times_of
 from backbone.model import CANDLE_COLUMNS, CANDLE_SCHEMA, Span
-from backbone.storage.coverage import EVER, Coverage, SpanSet, change_each, union_each
+from backbone.storage.coverage import EVER, VENUE, Coverage, SpanSet, change_each, union_each
 from backbone.storage.partition import REVISION_SCHEMA, Partition
 
 __all__ = ["Page", "merge_pages", "with_pages"]
@@ -43,6 +43,11 @@ class Page(msgspec.Struct, frozen=True, dict=True):
     def times(self) -> Any:
         return times_of(self.table)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it says nothing but what it proves."""
+        return not self.provisional and self.source == VENUE
+
     def clip(self, span: Span) -> Page:
         """The part inside `span`."""
         proof = self.proof.clip(span)
@@ -55,6 +60,9 @@ class Page(msgspec.Struct, frozen=True, dict=True):
 
 def with_pages(coverage: Coverage, pages: Iterable[Page]) -> Coverage:
     """The coverage after `pages`, oldest first."""
+    pages = list(pages)
+    if not (coverage.provisional or coverage.origins) and all(page.is_plain for page in pages):  # mostly
+        return Coverage(SpanSet([*coverage.covered, *(span for page in pages for span in page.proof)]))
     for page in pages:
         coverage = coverage.proved(page.proof, page.provisional, source=page.source)
     return coverage

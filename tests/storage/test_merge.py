@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backbone.model import CANDLE_COLUMNS, Span
-from backbone.storage.coverage import SpanSet
-from backbone.storage.merge import Page, merge_pages
+from backbone.storage.coverage import VENUE, Coverage, SpanSet
+from backbone.storage.merge import Page, merge_pages, with_pages
 from backbone.storage.partition import Partition
 from tests.storage.helpers import MAY, MINUTE_US, candles, rows_of, span
 
@@ -106,3 +106,14 @@ def test_candle_that_differs_only_in_a_nan_or_a_last_bit_is_compared_by_bits() -
     held = merge_pages(Partition.empty(), [page(blank)], PERIOD)
     assert merge_pages(held, [page(blank)], PERIOD) is held
     assert merge_pages(held, [page(nudged)], PERIOD).revisions.num_rows == 1
+
+
+@given(st.lists(pages(), max_size=6), st.booleans())
+def test_coverage_after_pages_is_that_after_each_of_them(many: list[Page], are_plain: bool) -> None:
+    """Pages that only prove something are put on top at once; others go the way of each."""
+    if are_plain:
+        many = [Page(n, page.table, page.proof, {}, VENUE, MAY) for n, page in enumerate(many)]
+    coverage = one_by_one = Coverage(SpanSet([span(5, 15)]))
+    for page in many:
+        one_by_one = one_by_one.proved(page.proof, page.provisional, source=page.source)
+    assert with_pages(coverage, many) == one_by_one
