@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import msgspec
 
@@ -150,7 +150,7 @@ class RestClient:
             transport.close()
 
     def _url(self, ask: Ask) -> str:
-        query = urlencode(ask.query, safe=",", quote_via=quote)  # commas stay: 855 codes make a long line
+        query = "&".join(f"{name}={quote(value, safe=',')}" for name, value in ask.query)  # 855 codes make a long line
         return f"{self._base_url}/v1{ask.path}" + (f"?{query}" if query else "")
 
     def _open_transport(self) -> Transport:
