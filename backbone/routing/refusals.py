@@ -10,6 +10,7 @@ import http.client
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -52,6 +53,7 @@ def parse_remaining(header: str | None) -> tuple[str | None, int | None]:
     return stated.get("group") or None, int(left) if left.isascii() and left.isdigit() else None
 
 
+@lru_cache(maxsize=16)  # the replies of a second have the same
 def parse_date(header: str | None) -> int | None:
     """The instant of an HTTP date, or None."""
     try:
