@@ -12,6 +12,7 @@ http.client takes for the headers alone.
 from __future__ import annotations
 
 import http.client
+import queue
 import ssl
 import threading
 import zlib
@@ -47,8 +48,7 @@ class Transport:
         self._proxy = proxy_of(base_url)
         self._verify = ca_bundle() or True
         self._adapter: Any = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=pool, max_retries=0)
-        netloc = urlsplit(base_url).netloc.rpartition("@")[2]
-        self._timing = {"clock": clock, "total_s": total_s, "netloc": netloc}
+        self._timing = {"clock": clock, "total_s": total_s}
         self._opening = threading.Lock()  # held while the pool is made
         self._pool: Any = None  # the venue's, with what every request carries
         self._is_absolute = False  # whether the request line names the host: to a proxy that reads it
@@ -95,8 +95,9 @@ class Transport:
         spelled: Any = requests.utils.prepend_scheme_if_needed  # as the adapter does it
         proxy = spelled(self._proxy, "http") if self._proxy else ""
         manager = self._adapter.proxy_manager_for(proxy) if proxy else self._adapter.poolmanager
+        timing = self._timing | {"netloc": _host_of(str(prepared.url))}
         classes = manager.pool_classes_by_scheme
-        manager.pool_classes_by_scheme = {scheme: _timed(pool, self._timing) for scheme, pool in classes.items()}
+        manager.pool_classes_by_scheme = {scheme: _timed(pool, timing) for scheme, pool in classes.items()}
         pool = self._adapter.get_connection_with_tls_context(prepared, self._verify, proxies=proxies)
         self._adapter.cert_verify(pool, url, self._verify, None)
         self._is_absolute = self._adapter.request_url(prepared, proxies) == prepared.url
@@ -105,10 +106,17 @@ class Transport:
     @property
     def is_warm(self) -> bool:
         """Whether a connection is open and free, so that a request waits for nothing but its answer."""
-        if self._pool is None or self._proxy:
+        idle = None if self._pool is None or self._proxy else self._pool.pool  # None where the pool was closed
+        if idle is None:
             return False
-        connections: list[Any] = list(self._pool.pool.queue)
-        return any(connection is not None and connection.is_connected for connection in connections)
+        try:
+            connection: Any = idle.get_nowait()  # the one that the next request takes
+        except queue.Empty:
+            return False
+        try:
+            return connection is not None and connection.is_connected
+        finally:
+            self._pool._put_conn(connection)  # noqa: SLF001 - to look may be to read: nobody else had it meanwhile
 
     def warm(self, url: str) -> None:
         import requests
@@ -152,8 +160,16 @@ def _cause(exc: BaseException) -> str:
     return str(exc) or type(exc).__name__
 
 
+def _host_of(url: str) -> str:
+    """What a request's ``Host`` header says: the name as it is sent, and no port that goes without saying."""
+    parts = urlsplit(url)
+    return parts.netloc.rpartition("@")[2].removesuffix({"http": ":80", "https": ":443"}.get(parts.scheme, ""))
+
+
 def _timed(pool: Any, timing: dict[str, Any]) -> Any:
-    """A class of pools whose connections keep the deadlines of `_Timed`."""
+    """A class of pools whose connections keep the deadlines of `_Timed`; one that is such a class as it is."""
+    if issubclass(pool.ConnectionCls, _Timed):  # an attempt before this one failed
+        return pool
     connection = type("Timed", (_Timed, pool.ConnectionCls), timing)
     return type("TimedPool", (pool,), {"ConnectionCls": connection})
 

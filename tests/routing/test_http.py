@@ -220,6 +220,26 @@ def test_warm_opens_one_connection_without_a_request(venue: Venue, client: RestC
     assert (venue.connections, len(venue.requests)) == (1, 1)
 
 
+def test_connection_that_is_looked_at_is_lent_to_nobody(
+    venue: Venue, client: RestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look at a secure connection may be to read from it: a request that had it then would miss a byte."""
+    client.send(ASK)
+    pool = client._open_transport()._pool
+    looked: list[bool] = []
+
+    def look(connection: Any) -> bool:
+        looked.append(connection in pool.pool.queue)
+        return True
+
+    monkeypatch.setattr(http._Timed, "is_connected", property(look))
+    assert client.is_warm
+    assert looked == [False]
+    assert any(each is not None for each in pool.pool.queue), "it is back"
+    client.close()
+    assert not client.is_warm
+
+
 def test_connection_idle_for_long_is_not_used_again(venue: Venue) -> None:
     """Beyond the age at which servers hang up, a fresh connection is opened up front; warming renews it as well."""
     clock = Shifted()
@@ -272,6 +292,27 @@ def test_deadlines_hold_through_every_proxy(proxy: str, monkeypatch: pytest.Monk
     pool = transport._open_pool("https://venue.invalid/v1/x")
     assert pool.ConnectionCls.total_s == 7.0
     transport.close()
+
+
+@pytest.mark.parametrize(
+    ("base_url", "host"),
+    [
+        ("http://kim:s3cret@Venue.invalid:8080", "venue.invalid:8080"),
+        ("http://venue.invalid:80", "venue.invalid"),
+        ("http://venue.invalid:443", "venue.invalid:443"),
+        ("http://[2001:db8::80]", "[2001:db8::80]"),
+        ("http://거래소.invalid", "xn--v69ap5so3h.invalid"),
+    ],
+)
+def test_host_is_named_as_the_request_names_it(
+    venue: Venue, monkeypatch: pytest.MonkeyPatch, base_url: str, host: str
+) -> None:
+    """Without credentials and the scheme's own port, a name beyond ASCII as it is resolved."""
+    monkeypatch.setenv("HTTP_PROXY", venue.url)
+    client = RestClient(base_url, clock=SystemClock())
+    client.send(ASK)
+    client.close()
+    assert f"\r\nHost: {host}\r\n" in venue.requests[0][1]
 
 
 def test_proxy_is_not_used_for_hosts_that_the_environment_excludes(
@@ -369,4 +410,20 @@ def test_certificate_that_nobody_vouches_for_is_unreachable(
     for act in (lambda: client.send(ASK), client.warm):
         with pytest.raises(UnreachableError, match="certificate verify failed"):
             act()
+    client.close()
+
+
+def test_certificates_that_appear_later_are_used(
+    secure_venue: Venue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle that is not there yet is said each time, and the next attempt after it came succeeds."""
+    bundle = tmp_path / "later.pem"
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.setenv(name, str(bundle))
+    client = RestClient(secure_venue.url, clock=SystemClock())
+    for _ in range(2):
+        with pytest.raises(UnreachableError, match="invalid path"):
+            client.send(ASK)
+    bundle.write_bytes((tmp_path / "ca.pem").read_bytes())
+    assert client.send(ASK).value == [1]
     client.close()
