@@ -18,7 +18,7 @@ import pytest
 from backbone import Backbone, BackboneRequest, DataType
 from backbone.api.cli.main import main
 from backbone.compat import DifferenceWarning, initialize, legacy
-from backbone.compat import pyupbit as door
+from backbone.compat import pyupbit as compat
 from backbone.errors import IncompleteError, InputError
 from backbone.simulator import SimulatorServer
 
@@ -76,12 +76,12 @@ def _mapped(client: Backbone, market: str, length: str) -> Any:
     return frame
 
 
-def _door(client: Backbone, market: str, length: str) -> Any:
+def _compat_pyupbit(client: Backbone, market: str, length: str) -> Any:
     initialize(client)
     spelling = f"minute{pd.Timedelta(length.replace('m', 'min')) // pd.Timedelta('1min')}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DifferenceWarning)
-        return door.get_ohlcv_from(market, spelling, *KOREAN)
+        return compat.get_ohlcv_from(market, spelling, *KOREAN)
 
 
 def _legacy(client: Backbone, market: str, length: str) -> Any:
@@ -111,7 +111,7 @@ CALLS: dict[str, Callable[[Backbone, str, str], Any]] = {
     "scan": _scan,
     "map": _mapped,
     "request": _request,
-    "pyupbit": _door,
+    "pyupbit": _compat_pyupbit,
     "older adapter": _legacy,
     "chart": _chart,
 }

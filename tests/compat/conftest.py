@@ -1,4 +1,4 @@
-"""The doors, opened on an embedded exchange that does not mind how often it is asked."""
+"""The compat modules on an embedded exchange whose rate limits are out of the way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from backbone import Backbone
-from backbone.compat import default_client as door
+from backbone.compat import default_client
 from backbone.simulator import SimulatorServer
 
 NOW = "2025-08-22T09:00:30Z"  # candles of every length are forming
@@ -26,27 +26,27 @@ def exchange() -> Iterator[SimulatorServer]:
 
 @pytest.fixture
 def opened(exchange: SimulatorServer, tmp_path: Path) -> Iterator[Backbone]:
-    """One client behind the doors."""
+    """The one client that the compat modules use."""
     exchange.faults.clear()
     exchange.reset_log()
     with Backbone(data_dir=tmp_path, rest_url=exchange.rest_url, ws_url=exchange.ws_url) as client:
-        door.initialize(client)
+        default_client.initialize(client)
         yield client
-        door.cleanup()
+        default_client.cleanup()
     exchange.faults.clear()
 
 
 @pytest.fixture
 def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing was said yet."""
-    monkeypatch.setattr(door._default, "warned", set())
+    """No difference was warned of yet in this process."""
+    monkeypatch.setattr(default_client._default, "warned", set())
 
 
 @pytest.fixture
-def silent() -> Iterator[None]:
-    """What the doors say is not what is tested."""
+def ignore_differences() -> Iterator[None]:
+    """Difference warnings are not what these tests check."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", door.DifferenceWarning)
+        warnings.simplefilter("ignore", default_client.DifferenceWarning)
         yield
 
 

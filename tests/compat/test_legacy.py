@@ -1,4 +1,4 @@
-"""The older adapter's door: its answers, awaited or not, and its failures."""
+"""`compat.legacy`, the older adapter: its answers, awaited or not, and its failures."""
 
 from __future__ import annotations
 

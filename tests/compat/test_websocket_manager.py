@@ -1,4 +1,4 @@
-"""pyupbit's live queue, on the table of the client behind the door."""
+"""pyupbit's live queue, on the live table of the compat modules' client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backbone import Backbone
-from backbone.compat import default_client as door
+from backbone.compat import default_client
 from backbone.compat.pyupbit import WebSocketManager
 from backbone.errors import InputError, StreamClosedError
 from backbone.simulator import SimulatorServer
@@ -28,9 +28,9 @@ def running() -> Iterator[SimulatorServer]:
 @pytest.fixture
 def live(running: SimulatorServer, tmp_path: Path) -> Iterator[Backbone]:
     with Backbone(data_dir=tmp_path, rest_url=running.rest_url, ws_url=running.ws_url) as client:
-        door.initialize(client)
+        default_client.initialize(client)
         yield client
-        door.cleanup()
+        default_client.cleanup()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_terminate_wakes_whoever_waits(live: Backbone) -> None:
 
 
 def test_end_of_the_client_wakes_whoever_waits(live: Backbone) -> None:
-    """Closing the client behind the door ends the queue as well."""
+    """Closing the compat modules' client ends the queue as well."""
     manager = WebSocketManager("trade", ["KRW-BTC"])
     manager.start()
     ended: list[Exception] = []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backbone import Backbone
-from backbone.compat import default_client as door
+from backbone.compat import default_client
 from backbone.compat.pyupbit import WebSocketManager as OurManager
 from backbone.simulator import Exchange, SimulatorServer
 
@@ -123,7 +123,7 @@ def test_websocket_messages_are_ours_field_by_field(
 ) -> None:
     """The same messages from both, with the same fields and values: a program sees no difference."""
     with Backbone(data_dir=tmp_path, rest_url=live.rest_url, ws_url=live.ws_url) as client:
-        door.initialize(client)
+        default_client.initialize(client)
         ours, theirs = OurManager(kind, codes, 10_000), peer.WebSocketManager(kind, codes)
         try:
             ours.start()
@@ -137,7 +137,7 @@ def test_websocket_messages_are_ours_field_by_field(
             theirs.terminate()
             theirs.join(5)
             ours.terminate()
-            door.cleanup()
+            default_client.cleanup()
     for frame in frames:
         assert messages[key_of(frame)] == frame
         assert list(messages[key_of(frame)]) == list(frame)

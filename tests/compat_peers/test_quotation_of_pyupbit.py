@@ -1,4 +1,4 @@
-"""What pyupbit's own quotation tests ask of it (0.2.33, Apache 2.0), asked of the real one and of the door.
+"""What pyupbit's own quotation tests ask of it (0.2.33, Apache 2.0), asked of it and of the compat module.
 
 Written anew from what they check: the same calls with the same arguments. One of them holds pyupbit to its wrong hours;
 it is named below, with what is right.
@@ -17,7 +17,7 @@ import pytest
 
 from backbone import Backbone
 from backbone.compat import default_client
-from backbone.compat import pyupbit as door
+from backbone.compat import pyupbit as compat
 from backbone.compat.default_client import DifferenceWarning
 from backbone.simulator import SimulatorServer
 
@@ -41,15 +41,15 @@ def real_module(server: SimulatorServer, monkeypatch: pytest.MonkeyPatch) -> Mod
 
 
 @pytest.fixture
-def door_module(server: SimulatorServer, tmp_path: Path) -> Iterator[ModuleType]:
+def compat_module(server: SimulatorServer, tmp_path: Path) -> Iterator[ModuleType]:
     """Ours, on the embedded exchange."""
     with Backbone.demo(server=server, data_dir=tmp_path) as client:
         default_client.initialize(client)
-        yield door
+        yield compat
         default_client.cleanup()
 
 
-@pytest.fixture(params=["real", "door"])
+@pytest.fixture(params=["real", "compat"])
 def pyupbit(request: pytest.FixtureRequest) -> ModuleType:
     """Either of them."""
     return request.getfixturevalue(f"{request.param}_module")  # type: ignore[no-any-return]
@@ -78,18 +78,18 @@ def test_tickers_with_the_limit(pyupbit: ModuleType) -> None:
     assert {"group", "min", "sec"} <= limit.keys()
 
 
-def test_tickers_with_details_have_a_warning(door_module: ModuleType) -> None:
+def test_tickers_with_details_have_a_warning(compat_module: ModuleType) -> None:
     """One of the two words that the venue once sent; the real one passes on what it sends today, where none is."""
-    rows = door_module.get_tickers(is_details=True)
+    rows = compat_module.get_tickers(is_details=True)
     assert rows
     assert {row["market_warning"] for row in rows} <= {"NONE", "CAUTION"}
 
 
-def test_candles_of_five_minutes_are_five(door_module: ModuleType) -> None:
+def test_candles_of_five_minutes_are_five(compat_module: ModuleType) -> None:
     """From 14:00 to 14:05, the end left out."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DifferenceWarning)  # told once a process, here or in another test
-        frame = door_module.get_ohlcv_from(*FIVE_MINUTES)
+        warnings.simplefilter("ignore", DifferenceWarning)  # given once a process, here or in another test
+        frame = compat_module.get_ohlcv_from(*FIVE_MINUTES)
     assert frame.index.tolist() == pd.date_range("2022-01-26 14:00", periods=5, freq="min").tolist()
 
 
@@ -122,7 +122,7 @@ def test_prices_of_several_tickers_are_a_dict(pyupbit: ModuleType) -> None:
     assert set(prices) == {"KRW-BTC", "KRW-XRP"}
 
 
-def test_both_give_the_same(real_module: ModuleType, door_module: ModuleType) -> None:
+def test_both_give_the_same(real_module: ModuleType, compat_module: ModuleType) -> None:
     """Value by value, wherever both answer."""
     calls: list[Callable[[ModuleType], Any]] = [
         lambda module: module.get_tickers(),
@@ -131,9 +131,9 @@ def test_both_give_the_same(real_module: ModuleType, door_module: ModuleType) ->
         lambda module: module.get_current_price(["KRW-BTC", "KRW-XRP"]),
     ]
     for call in calls:
-        assert call(door_module) == call(real_module)
+        assert call(compat_module) == call(real_module)
     pd.testing.assert_frame_equal(
-        door_module.get_ohlcv(),
+        compat_module.get_ohlcv(),
         real_module.get_ohlcv(),
         check_index_type=False,
         check_freq=False,
