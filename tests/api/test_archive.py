@@ -1,4 +1,4 @@
-"""The bulk archive as a source: what is taken, what has to be true before it is believed, and how REST steps in."""
+"""The bulk archive as a source: what is taken, what is checked before it is accepted, and how REST steps in."""
 
 from __future__ import annotations
 
@@ -185,10 +185,10 @@ def test_archive_that_is_not_as_known_falls_back_to_rest(
     frame = client.candles("KRW-BTC", "1m", start, end, frames="polars")
     assert frame.attrs["backbone"]["sources"] == {"rest": frame.height}
     assert frame.height == rest_only(venue, "KRW-BTC", "1m", start, end).height
-    told = warnings_of(caplog)
-    assert len(told) == 1
-    assert said in told[0]
-    assert "asked of REST instead" in told[0]
+    warned = warnings_of(caplog)
+    assert len(warned) == 1
+    assert said in warned[0]
+    assert "asked of REST instead" in warned[0]
 
 
 @pytest.mark.parametrize(("fault", "options"), [("short", {"rows": 3}), ("empty", {})])
@@ -243,7 +243,7 @@ def test_archive_file_issued_again_goes_through_revisions(client: Backbone, venu
     )
 
 
-def test_archive_recheck_believes_no_wrong_file(client: Backbone, venue: SimulatorServer) -> None:
+def test_archive_recheck_accepts_no_wrong_file(client: Backbone, venue: SimulatorServer) -> None:
     """A file that was issued again with prices that REST does not confirm changes nothing."""
     span = ("2025-06-01T00:00Z", "2025-07-01T00:00Z")
     before = client.candles("KRW-DOGE", "1m", *span)

@@ -135,7 +135,7 @@ def test_to_ohlc_of_days_over_a_clock_change_has_days_of_one_length() -> None:
 
 @pytest.mark.parametrize("style", ["backtesting", "mplfinance"])
 def test_to_ohlc_in_a_zone_that_set_its_clocks_back_is_refused(style: str) -> None:
-    """An hour that comes twice cannot be told apart without its zone: the error names zones that can; UTC is taken."""
+    """An hour that comes twice needs its zone: the error names zones that have no such hour; UTC is accepted."""
     frame = candles("2024-11-03 04:00", count=5, freq="1h", tz="UTC").tz_convert("America/New_York")
     with pytest.raises(InputError, match="UTC"):
         to_ohlc(frame, style)
@@ -257,7 +257,7 @@ def test_trading_day_the_frame_does_not_know_wholly_is_left_out() -> None:
 
 
 def test_trading_day_of_a_quiet_market_counts_when_the_asked_range_is_said() -> None:
-    """Silence at the edges counts as known once the asked range is given."""
+    """Edges without candles count as known once the asked range is given."""
     frame = candles("2024-01-01 10:00", 3, "4h")
     assert len(resample_trading_day(frame)) == 0
     out = resample_trading_day(frame, start="2024-01-01 09:00", end="2024-01-02 09:00")
@@ -275,7 +275,7 @@ def test_trading_day_with_a_forming_candle_is_partial() -> None:
 
 
 def test_trading_day_in_which_nobody_traded_has_no_row() -> None:
-    """A wholly silent day between two others is no row, as everywhere in the package."""
+    """A day without trades between two others is no row, as everywhere in the package."""
     frame = pd.concat([candles("2024-01-01 09:00", 24, "1h"), candles("2024-01-03 09:00", 24, "1h")])
     assert [stamp.day for stamp in resample_trading_day(frame).index] == [1, 3]
 

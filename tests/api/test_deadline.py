@@ -37,7 +37,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("priority", ["critical", "normal"])
 @pytest.mark.parametrize("name", CALLS)
-def test_call_to_a_silent_venue_ends_within_its_timeout(pair: Pair, name: str, priority: str) -> None:
+def test_call_to_a_stalled_venue_ends_within_its_timeout(pair: Pair, name: str, priority: str) -> None:
     """Half a second is half a second, at least once in five tries; the error says what was waited for."""
     client, venue = pair
     venue.faults.add("stall", match="/v1/", times=None, seconds=2)

@@ -272,11 +272,11 @@ SLOW = 'job = client.backfill("KRW-BTC", "1m", "2025-06-01")\nwhile not job.prog
 def test_script_that_ends_while_its_backfill_runs_says_so(exchange: SimulatorServer, tmp_path: Path) -> None:
     """How much is stored, how much is left, and that wait() is missing; what was stored is there afterwards."""
     head = "client = Backbone(data_dir=sys.argv[2], rest_url=sys.argv[1])\n"
-    told = run(head + SLOW, exchange.rest_url, tmp_path).stderr
-    assert "UnfinishedWarning" in told
-    assert "KRW-BTC 1m" in told
-    assert "is left" in told
-    assert "wait()" in told
+    printed = run(head + SLOW, exchange.rest_url, tmp_path).stderr
+    assert "UnfinishedWarning" in printed
+    assert "KRW-BTC 1m" in printed
+    assert "is left" in printed
+    assert "wait()" in printed
     with Backbone(data_dir=tmp_path, rest_url=exchange.rest_url) as client:
         assert client.coverage("KRW-BTC", "1m").rows.sum() >= 200
     assert run(head + SLOW + "job.cancel()\n", exchange.rest_url, tmp_path).stderr == ""

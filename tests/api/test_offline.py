@@ -1,4 +1,4 @@
-"""What promises to ask nobody asks nobody, also with times like "3d", also when the venue is gone."""
+"""Calls that promise no request make none, also with times like "3d", also when the venue is gone."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def left(tmp_path: Path) -> Any:
         yield alone
 
 
-def test_relative_times_ask_nobody_where_nobody_may_be_asked(left: Backbone) -> None:
-    """They count back on this machine's clock while the venue was not heard."""
+def test_relative_times_make_no_request_where_none_is_allowed(left: Backbone) -> None:
+    """They count back from this machine's clock while the venue's clock is unknown."""
     assert len(left.candles("KRW-BTC", "1h", "1d", "2h", offline=True)) in (21, 22, 23)
     assert left.explain("KRW-BTC", "1h", "1d", "2h").pages == 0
     assert left.scan("KRW-BTC", "1h", "1d", "2h").collect().height in (21, 22, 23)
@@ -32,7 +32,7 @@ def test_relative_times_ask_nobody_where_nobody_may_be_asked(left: Backbone) -> 
 
 
 def test_unknown_market_is_an_input_error_where_the_list_is_at_hand(client: Backbone) -> None:
-    """Whoever asks nobody still knows what the list said."""
+    """Calls that make no request still know the markets of the last list."""
     client.markets()
     for call in (
         lambda: client.explain("KRW-NOPE", "1m", "2025-08-01"),
@@ -95,7 +95,7 @@ def test_every_frame_carries_its_facts(client: Backbone) -> None:
         assert frame.attrs["backbone"]["data_count"] == len(frame)
 
 
-def test_silent_venue_is_down_and_a_wrong_question_is_not_its_fault(client: Backbone, venue: SimulatorServer) -> None:
+def test_failing_venue_is_down_and_a_wrong_question_is_not_its_fault(client: Backbone, venue: SimulatorServer) -> None:
     """The verdict goes by what was given up, not by how often it was tried."""
     with pytest.raises(InputError):
         client.candles("KRW-NOPE", "1m", count=3)

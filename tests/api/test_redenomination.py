@@ -58,15 +58,15 @@ def changed(venue: SimulatorServer, client: Backbone, factor: float = 10) -> Non
     venue.faults.add("rescale", market=MARKET, factor=factor)
 
 
-def test_redenomination_is_told_and_nothing_is_lost(venue: SimulatorServer, tmp_path: Path) -> None:
+def test_redenomination_is_reported_and_nothing_is_lost(venue: SimulatorServer, tmp_path: Path) -> None:
     """F4: 120 days are stored, the venue multiplies its history by ten, further days are asked."""
     with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client:
         old = client.candles(MARKET, "1d", "2025-04-01T00:00:00Z", "2025-07-30T00:00:00Z")
         client.candles(MARKET, "1m", *STORED)
         changed(venue, client)
-        with pytest.warns(DataChangedWarning, match="KRW-XRP is in another unit .* by 10 ") as told:
+        with pytest.warns(DataChangedWarning, match="KRW-XRP is in another unit .* by 10 ") as warned:
             frame = client.candles(MARKET, "1d", "2025-04-01T00:00:00Z", "2025-08-20T00:00:00Z")
-        assert len([one for one in told if one.category is DataChangedWarning]) == 1
+        assert len([one for one in warned if one.category is DataChangedWarning]) == 1
         assert one_unit(frame)
         same(frame, truth(venue, MARKET, "1d", "2025-04-01T00:00:00Z", "2025-08-20T00:00:00Z"))
         assert client.store.revisions().empty
@@ -214,10 +214,10 @@ def test_second_client_on_the_folder_shows_one_unit(
         changed(venue, one)
         with pytest.warns(DataChangedWarning):
             one.candles(MARKET, "1m", STORED[0], LATER)
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             frame = ask(two, venue)
-        assert [one.category for one in told].count(DataChangedWarning) == 1
+        assert [one.category for one in warned].count(DataChangedWarning) == 1
         assert one_unit(frame)
         for client in (one, two):
             hours = client.candles(MARKET, "1h", "2025-08-15T00:00:00Z", "2025-08-22T08:00:00Z")

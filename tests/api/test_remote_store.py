@@ -100,7 +100,7 @@ def test_bucket_that_is_not_there_is_one_error_before_any_request(
 
 
 def test_address_of_another_kind_is_an_input_error(venue: SimulatorServer) -> None:
-    """Only a folder or an s3 address is taken; a Path of an address is told apart from a folder."""
+    """Only a folder or an s3 address is taken; a Path of an address is not taken for a folder."""
     for wrong in ("ftp://x/y", Path("s3://bucket/x"), f"s3://user:word@{BUCKET}"):
         with pytest.raises(InputError, match="data_dir"):
             client_of(venue, wrong)

@@ -173,7 +173,7 @@ def test_scan_counts_once_where_nobody_ever_asked_for_the_list(world: tuple[Simu
         client.candles(OLD, "1h", START, BEFORE)
 
 
-def test_outage_is_told_by_markets_that_are_counted_once(world: tuple[SimulatorServer, Backbone]) -> None:
+def test_outage_is_shown_by_markets_that_are_counted_once(world: tuple[SimulatorServer, Backbone]) -> None:
     """Two names of a market are no two witnesses of a pause."""
     server, client = world
     client.candles([OLD, "KRW-BTC", "KRW-ETH"], "1m", "2025-06-30T12:00Z", "2025-07-01T00:00Z")
@@ -184,7 +184,7 @@ def test_outage_is_told_by_markets_that_are_counted_once(world: tuple[SimulatorS
 
 @pytest.mark.parametrize("factor", [10, 0.001])
 @pytest.mark.parametrize("is_listed", [True, False], ids=["seen going", "no list before"])
-def test_redenomination_with_a_rename_is_told_as_both(
+def test_redenomination_with_a_rename_is_reported_as_both(
     world: tuple[SimulatorServer, Backbone], factor: float, is_listed: bool
 ) -> None:
     """Errors name the new code and the factor, each is an event, and the market counts once, in the new unit."""

@@ -36,17 +36,17 @@ def test_step_of_a_market_is_the_venues_at_any_price(client: Backbone) -> None:
     assert is_learned(frame.index)
     for market, tick in frame.tick_size.items():
         assert round_price(prices[market] + tick * 0.4, market, "buy") == pytest.approx(prices[market], abs=tick * 1e-6)
-    told, tried = 0, np.geomspace(prices.min(), prices.max() * 20, 1000)
+    answered, tried = 0, np.geomspace(prices.min(), prices.max() * 20, 1000)
     for price in tried.tolist():
         tick = tick_of("KRW", price)
         try:
             found = round_price(price, "KRW-BTC", "sell")
         except InputError:
             continue
-        told += 1
+        answered += 1
         assert 0 <= found - price < tick * (1 + 1e-9)
         assert found / tick == pytest.approx(round(found / tick), abs=1e-6)
-    assert told > 0.7 * len(tried)
+    assert answered > 0.7 * len(tried)
 
 
 def test_bands_are_read_from_all_markets_of_the_quote_currency() -> None:

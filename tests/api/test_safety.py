@@ -178,7 +178,7 @@ def tls_venue(authority: Any, name: str) -> Venue:
 
 
 def test_tls_of_an_unknown_authority_is_refused(authority: Any, tmp_path: Path) -> None:
-    """A client says nothing to a venue whose certificate nobody vouches for."""
+    """A client sends nothing to a venue whose certificate no known authority signed."""
     server = tls_venue(authority, "localhost")
     try:
         with Backbone(data_dir=tmp_path, rest_url=server.url) as client, pytest.raises(UnreachableError) as caught:
@@ -226,9 +226,9 @@ def test_nothing_secret_is_needed_sent_or_kept(tmp_path: Path, monkeypatch: pyte
             client.markets()
             with pytest.raises((BackboneError, IncompleteError)):
                 client.tickers("KRW-BTC", max_age=0)
-            told = repr(client) + client._repr_html_() + repr(client.session.settings) + repr(client.status().attrs)
+            shown = repr(client) + client._repr_html_() + repr(client.session.settings) + repr(client.status().attrs)
             assert b"sesame" not in pickle.dumps(client)
-            assert "sesame" not in told
+            assert "sesame" not in shown
     finally:
         server.close()
     heads = "\n".join(head for _, head in server.requests).lower()

@@ -1,6 +1,6 @@
-"""Truth over time, the whole path over loopback: clocks, corrections, silence, folding, markets that went away.
+"""Truth over time, the whole path over loopback: clocks, corrections, times without trades, folding, delistings.
 
-Faults that people met in the field, and the test that fails without the mending of each (each was taken out and tried):
+Faults that people met in the field, and the test that fails without the repair of each (each was taken out and tried):
 
 =================================  ======================================================================
 short and empty pages              coordinator/candles/test_witness.py, api/test_matrix.py
@@ -146,9 +146,9 @@ def test_truth_of_a_venue_that_says_nothing_by_mistake(
             client.candles("KRW-BTC", "1m", START, END)
         if isinstance(caught.value, IncompleteError):  # else nothing at all arrived
             assert all(isinstance(cause, PayloadError) for cause in caught.value.causes)
-            told = facts(caught.value.frame)
-            assert told["unknown"] + len(caught.value.frame) == 360
-            assert told["quiet"] == 0
+            reported = facts(caught.value.frame)
+            assert reported["unknown"] + len(caught.value.frame) == 360
+            assert reported["quiet"] == 0
     own_venue.faults.clear()
     with Backbone(data_dir=tmp_path, rest_url=own_venue.rest_url) as client:  # nothing of the first is on its way
         same(client.candles("KRW-BTC", "1m", START, END), truth(own_venue, "KRW-BTC", "1m", START, END))
@@ -237,7 +237,7 @@ def test_truth_recorded_outage_of_the_exchange_is_recognised(recordings: Path, t
 
 
 def test_truth_recorded_thin_markets_have_no_outage(recordings: Path, tmp_path: Path) -> None:
-    """Fifty small markets with hours of silence are not an exchange that stood still."""
+    """Fifty small markets with hours without trades are not an exchange that stood still."""
     path = recordings / "candles" / "1m_thin-51-markets_2026-04.parquet"
     recorded = pq.read_table(path, columns=["market", "timestamp"]).to_pandas()
     bounds = recorded.groupby("market")["timestamp"].agg(["min", "max"])

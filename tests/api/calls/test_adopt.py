@@ -324,7 +324,7 @@ def test_adopted_rows_stay_marked_until_the_venue_confirms_them(
     assert client.store.revisions().empty
 
 
-def test_adopted_rows_that_differ_are_told_and_become_revisions(client: Backbone, mine: pd.DataFrame) -> None:
+def test_adopted_rows_that_differ_are_reported_and_become_revisions(client: Backbone, mine: pd.DataFrame) -> None:
     """One row of another volume is a problem once, a revision afterwards, and the venue's from then on."""
     wrong = mine.copy()
     wrong.iloc[30, wrong.columns.get_loc("volume")] += 1.0

@@ -156,18 +156,18 @@ def test_candles_thin_market_costs_requests_by_its_rows(client: Backbone, venue:
     assert facts(frame)["requests"] <= 2.5 * len(frame) / 200 + 1
 
 
-def test_candles_tell_every_request_that_was_sent(client: Backbone, venue: SimulatorServer) -> None:
+def test_candles_report_every_request_that_was_sent(client: Backbone, venue: SimulatorServer) -> None:
     """Pages that were under way when the first reply proved all count too, in the frame and in the envelope."""
     market = thin_market(venue)
     reply = client.request(BackboneRequest("candles", market, "1m", "2025-08-15T00:00Z", "2025-08-22T00:00Z"))
-    told = reply.metadata.split_info["requests"]
+    reported = reply.metadata.split_info["requests"]
     deadline = threading.Event()
     for _ in range(300):
-        if sum(venue.counts()["candles"].values()) >= told:
+        if sum(venue.counts()["candles"].values()) >= reported:
             break
         deadline.wait(0.1)  # what is under way still arrives there
     client.close()
-    assert sum(venue.counts()["candles"].values()) == told > 1
+    assert sum(venue.counts()["candles"].values()) == reported > 1
 
 
 def test_candles_start_and_count_are_the_first_ones(client: Backbone, venue: SimulatorServer) -> None:
@@ -387,7 +387,7 @@ def test_candles_unreachable_venue_is_one_error_at_every_priority(tmp_path: Path
 
 
 def test_candles_offline_answers_from_the_store_alone(client: Backbone, venue: SimulatorServer) -> None:
-    """`offline` asks nobody: what is held comes back, what is unknown is an error with the part."""
+    """`offline` makes no request: stored candles come back, an unknown part is an error that holds the rest."""
     held = client.candles("KRW-BTC", "1m", START, END)
     venue.reset_log()
     pd.testing.assert_frame_equal(client.candles("KRW-BTC", "1m", START, END, offline=True), held, check_exact=True)
@@ -451,7 +451,7 @@ def test_candles_critical_goes_past_the_store(client: Backbone, venue: Simulator
 
 
 def test_candles_progress_function_gets_every_step(client: Backbone) -> None:
-    """A function given as `progress` is told how far it is, up to the end."""
+    """A function given as `progress` is called with how far the call is, up to the end."""
     seen: list[Any] = []
     client.candles("KRW-BTC", "1m", START, END, progress=seen.append)
     assert seen

@@ -105,7 +105,7 @@ def test_chart_follows_its_candle(moving: tuple[Backbone, SimulatorServer], show
 
 
 def test_chart_has_the_candles_of_an_outage(moving: tuple[Backbone, SimulatorServer], shown: None) -> None:
-    """What nobody told while the line was down is in the picture once it was fetched."""
+    """Candles that were missed while the connection was down are drawn once they were fetched."""
     client, server = moving
     chart = client.chart("KRW-BTC", "1m", count=5)
     chart.refresh(force=True)

@@ -100,7 +100,7 @@ def test_live_rows_are_those_of_rest(client: Backbone) -> None:
         pd.testing.assert_frame_equal(trades.drop(columns=["source", "age"]), asked, check_exact=True)
 
 
-def test_tickers_carry_what_the_channel_told(client: Backbone, venue: SimulatorServer) -> None:
+def test_tickers_carry_what_the_channel_sent(client: Backbone, venue: SimulatorServer) -> None:
     """From the socket: volumes by side, extremes of 52 weeks, the state. REST has the extremes alone; so says the
     frame, with the same types."""
     with client.live(MARKETS) as table:
@@ -129,8 +129,8 @@ def test_live_trades_carry_the_best_prices_after_them(client: Backbone, venue: S
     assert (frame[["best_bid_size", "best_ask_size"]] > 0).all(axis=None)
 
 
-def test_live_trade_of_rest_is_not_told_again_for_what_it_lacks(client: Backbone, venue: SimulatorServer) -> None:
-    """A trade that came with its best prices stays as it is when REST tells it without; nobody hears of it twice."""
+def test_live_trade_of_rest_is_no_update_for_what_it_lacks(client: Backbone, venue: SimulatorServer) -> None:
+    """A trade that came with its best prices stays as it is when REST sends it without them: no second update."""
     with client.live("KRW-BTC", "trade") as table:
         records = table.records()
         before = table.latest("KRW-BTC")
@@ -284,7 +284,7 @@ def test_live_books_are_no_deeper_on_the_wire_than_wanted(
 
 
 def test_depth_is_that_of_the_books_alone(client: Backbone, venue: SimulatorServer) -> None:
-    """Tickers and trades of the same table arrive as well: the venue is silent of a ticker with a book's suffix."""
+    """Tickers and trades of the same table arrive too; for a code with a book's suffix the venue would send none."""
     with client.live(["KRW-BTC", "KRW-ETH"], ("ticker", "orderbook", "trade"), depth=5) as table:
         venue.clock.advance(5)
         eventually(lambda: all(len(table.frame(kind)) for kind in ("ticker", "orderbook", "trade")), 5)
@@ -356,7 +356,7 @@ def test_live_grouped_books_are_polled_with_their_depth_and_level(trader: Backbo
 def test_live_level_or_depth_that_is_not_had_is_refused(
     client: Backbone, venue: SimulatorServer, words: dict[str, Any], allowed: str
 ) -> None:
-    """What the venue would silently send nothing for is an `InputError` with what is allowed; no socket is opened."""
+    """A depth or level for which the venue would send nothing and no error is an `InputError`; no socket is opened."""
     with pytest.raises(InputError, match=allowed):
         client.live("KRW-BTC", "orderbook", **words)
     assert "websocket" not in venue.counts()
@@ -377,7 +377,7 @@ def test_grouped_books_asked_for_again_and_again_are_subscribed(trader: Backbone
     eventually(lambda: attrs_of(trader.orderbooks("KRW-BTC", level=10_000))["sources"] == {"stream": 30})
 
 
-# -- being told --------------------------------------------------------------------------------------------------
+# -- updates and callbacks ---------------------------------------------------------------------------------------
 
 
 def test_live_callbacks_run_on_their_own_thread(client: Backbone, venue: SimulatorServer) -> None:
@@ -427,7 +427,7 @@ def test_live_slow_callback_sees_the_latest_and_misses_are_counted(client: Backb
 
 
 def test_live_callback_that_raises_ends_nothing(client: Backbone, venue: SimulatorServer) -> None:
-    """What a callback raises is recorded, logged and told as an event; the table and other callbacks go on."""
+    """What a callback raises is recorded, logged and an event; the table and other callbacks go on."""
     good: list[LiveUpdate] = []
 
     def bad(update: LiveUpdate) -> None:
@@ -581,7 +581,7 @@ def test_tickers_of_a_quote_come_from_a_table_of_all(client: Backbone, venue: Si
         assert [asked.path for asked in venue.requests if asked.group != "market"] == []
 
 
-def test_critical_takes_the_stream_while_it_was_just_heard(trader: Backbone, moving: SimulatorServer) -> None:
+def test_critical_takes_the_stream_while_a_frame_just_arrived(trader: Backbone, moving: SimulatorServer) -> None:
     """On a busy socket a critical call needs no request; without one it asks the venue."""
     assert set(trader.tickers(MARKETS, priority=Priority.CRITICAL)["source"]) == {"rest"}
     with trader.live(MARKETS) as table:
@@ -598,19 +598,19 @@ def test_orderbooks_and_trades_come_from_the_table(client: Backbone, venue: Simu
     books, trades = client.orderbooks(MARKETS), client.trades("KRW-BTC", 1)
     with client.live(MARKETS, ("orderbook", "trade")):
         venue.reset_log()
-        told = client.orderbooks(MARKETS, max_age=15.0)
-        assert attrs_of(told)["sources"] == {"stream": 90}
+        streamed = client.orderbooks(MARKETS, max_age=15.0)
+        assert attrs_of(streamed)["sources"] == {"stream": 90}
         newest = client.trades("KRW-BTC", 1)
         assert attrs_of(newest)["sources"] == {"stream": 1}
         assert rest_requests(venue) == 0
-    pd.testing.assert_frame_equal(told, books, check_exact=True)
+    pd.testing.assert_frame_equal(streamed, books, check_exact=True)
     pd.testing.assert_frame_equal(newest.drop(columns=BEST), trades.drop(columns=BEST), check_exact=True)
     assert newest[BEST].notna().all(axis=None)
     assert trades[BEST].isna().all(axis=None)
 
 
-def test_trades_beyond_what_the_stream_told_are_asked(client: Backbone, venue: SimulatorServer) -> None:
-    """The stream answers only trades that it told without a hole."""
+def test_trades_beyond_what_the_stream_sent_are_requested(client: Backbone, venue: SimulatorServer) -> None:
+    """Only trades that the stream sent without a hole are answered from it."""
     with client.live("KRW-BTC", "trade"):
         frame = client.trades("KRW-BTC", 100)
         assert attrs_of(frame)["sources"] == {"rest": 100}

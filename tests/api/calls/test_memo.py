@@ -146,7 +146,7 @@ def test_remember_small_ranges_skip_it(client: Backbone) -> None:
     assert not (kept_in(client)).exists()
 
 
-def test_remember_words_are_told_apart(client: Backbone) -> None:
+def test_remember_keeps_other_arguments_apart(client: Backbone) -> None:
     """Another zone, another fill or several markets are other frames."""
     for _ in range(3):
         plain, _ = ask(client)
@@ -179,7 +179,7 @@ def test_remembering_is_turned_off_by_a_variable(tmp_path: Path, monkeypatch: py
 
 
 def test_remembered_frames_never_take_more_than_the_candles(client: Backbone, capsys: Any) -> None:
-    """Twelve overlapping ranges, each asked twice; what they take is told by size, status and the command line."""
+    """Twelve overlapping ranges, each asked twice; size, status and the command line report what they take."""
     for hours in range(12):
         for _ in range(2):
             client.candles("KRW-BTC", "1m", START + pd.Timedelta(hours=hours), END, offline=True)

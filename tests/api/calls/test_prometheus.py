@@ -133,7 +133,7 @@ def test_a_taken_port_is_an_input_error() -> None:
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever lacks prometheus-client is told what to install."""
+    """Without prometheus-client the error says what to install."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(ImportError, match=r"backbone\[metrics\]"):
         serve_metrics(0, dict)

@@ -168,7 +168,7 @@ def test_tickers_partly_in_memory_ask_for_the_rest(client: Backbone, venue: Simu
 
 
 def test_tickers_asked_by_critical_are_never_from_memory(client: Backbone, venue: SimulatorServer) -> None:
-    """A live bot that does not say otherwise hears the venue."""
+    """At critical, a call without `max_age` is answered by the venue."""
     client.tickers("KRW-BTC", max_age=0)
     venue.reset_log()
     assert facts(client.tickers("KRW-BTC", priority="critical"))["priority"] == "critical"
@@ -334,7 +334,7 @@ def test_orderbooks_in_memory_are_kept_by_level(client: Backbone, venue: Simulat
 def test_orderbooks_level_that_is_not_offered_is_refused(
     client: Backbone, venue: SimulatorServer, market: str, level: float, offered: str
 ) -> None:
-    """The venue answers such a level with silence; here it is an `InputError` with what the market offers."""
+    """The venue answers such a level with an empty list; here it is an `InputError` with what the market offers."""
     with pytest.raises(InputError, match=offered.replace("100000000", "1e\\+08")):
         client.orderbooks(market, level=level)
     assert [r.path for r in venue.requests if r.path.endswith("/orderbook")] == []
@@ -428,7 +428,7 @@ def test_trades_of_a_quiet_range_are_an_empty_frame(client: Backbone) -> None:
 
 
 def test_trades_of_a_venue_that_fails_midway_keep_what_arrived(client: Backbone, venue: SimulatorServer) -> None:
-    """The newest pages are in the error's frame; the gap and its cause are told."""
+    """The newest pages are in the error's frame; the error holds the gap and its cause."""
     whole = client.trades("KRW-BTC", 1400)
     venue.faults.add("garbage", match="/v1/trades", after=2, times=None)
     with pytest.raises(IncompleteError, match="only the newest 1000") as caught:

@@ -30,7 +30,7 @@ def test_dashboard_shows_what_the_client_did(client: Backbone) -> None:
     assert "Live socket" not in text
 
 
-def test_dashboard_tells_of_the_live_socket(client: Backbone) -> None:
+def test_dashboard_shows_the_live_socket(client: Backbone) -> None:
     """While something is live its card says how the socket stands."""
     board = client.dashboard()
     with client.live("KRW-BTC"):

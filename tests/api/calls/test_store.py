@@ -168,8 +168,8 @@ def test_store_words_are_checked(client: Backbone) -> None:
     assert store.size() == {"files": 0, "bytes": 0, "markets": 0, "pending_rows": 0, "memo_bytes": 0}
 
 
-def test_store_tells_an_outage_of_the_exchange(stocked: tuple[Backbone, SimulatorServer]) -> None:
-    """Minutes in which nobody could trade are told from minutes in which one market did not."""
+def test_store_reports_an_outage_of_the_exchange(stocked: tuple[Backbone, SimulatorServer]) -> None:
+    """Minutes in which nobody could trade are kept apart from minutes in which one market did not."""
     client, venue = stocked
     venue.faults.add("outage", start="2025-08-21T10:00:00Z", end="2025-08-21T10:20:00Z")
     busy = ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL"]
@@ -180,7 +180,7 @@ def test_store_tells_an_outage_of_the_exchange(stocked: tuple[Backbone, Simulato
     assert (outage["slots"], outage["markets"]) == (20, 4)
     assert outage["start"] == pd.Timestamp("2025-08-21T10:00:00Z")
     assert str(frame["start"].dt.tz) == "Asia/Seoul"
-    assert client.store.outages(markets=["BTC"]).empty, "one market alone never tells"
+    assert client.store.outages(markets=["BTC"]).empty, "one market alone is no evidence"
     assert client.store.outages("1m", "2025-08-21T11:00:00Z").empty
 
 

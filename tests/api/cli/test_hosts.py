@@ -1,4 +1,4 @@
-"""The demo and the doctor on the machines that people have: both run, and what is wrong is told with what to do."""
+"""The demo and the doctor on the machines that people have: both run, and each problem comes with what to do."""
 
 from __future__ import annotations
 
@@ -170,9 +170,9 @@ def test_programs_run_with_all_of_it_at_once(venue: SimulatorServer, tmp_path: P
         "ok",
         "ok",
     ]
-    told = [lines[name]["found"] for name in ("locks", "sync", "proxy", "console")]
+    notes = [lines[name]["found"] for name in ("locks", "sync", "proxy", "console")]
     for found, word in zip(
-        told, ("No locks available", "files cannot be synced", "not used for 127.0.0.1", "cp949"), strict=True
+        notes, ("No locks available", "files cannot be synced", "not used for 127.0.0.1", "cp949"), strict=True
     ):
         assert word in found
     whole = run("fetch", "KRW-BTC", "1h", "--count", "30", "--out", "-", *at)

@@ -1,4 +1,4 @@
-"""The chart: which candles the browser hears of, in which zone, and the picture for pages without scripts."""
+"""The chart: which candles the browser gets, in which zone, and the picture for pages without scripts."""
 
 from __future__ import annotations
 
@@ -136,13 +136,13 @@ def test_chart_that_runs_on_lets_old_candles_go(monkeypatch: pytest.MonkeyPatch)
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 3)), max_size=40))
-def test_chart_deltas_and_wholes_add_up_to_the_last_state_of_every_candle(told: list[tuple[int, int]]) -> None:
+def test_chart_deltas_and_wholes_add_up_to_the_last_state_of_every_candle(fed: list[tuple[int, int]]) -> None:
     """Whatever order candles arrive in, the browser ends with the last state of each, in order of time."""
     chart = FedChart(frame(0))
     shown: dict[float, Any] = {}
     chart._widget = Browser(shown)
     last: dict[int, CandleRow] = {}
-    for i, volume in told:
+    for i, volume in fed:
         last[i] = candle(i, volume=float(volume))
         chart.feed(last[i])
     assert [row[5] for _, row in sorted(shown.items())] == [last[i].volume for i in sorted(last)]

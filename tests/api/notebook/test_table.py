@@ -102,7 +102,7 @@ def test_a_row_that_was_received_again_sends_its_age() -> None:
 
 
 def test_a_change_of_state_sends_the_line_only() -> None:
-    """A step down the ladder is seen at once, without a cell being sent."""
+    """A step down to polling is seen at once, without a cell being sent."""
     delta = TableDelta()
     delta.whole(TableView([row()], "streaming"), 0.0)
     assert delta.changes(TableView([row()], "polling", "socket down"), 0.0) == {

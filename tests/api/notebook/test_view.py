@@ -100,7 +100,7 @@ def test_refresh_more_often_than_its_period_does_nothing(clock: ManualClock) -> 
 
 
 def test_refresh_by_hand_raises_the_source_s_error(clock: ManualClock) -> None:
-    """Whoever refreshes in the foreground hears of the failure."""
+    """Whoever refreshes in the foreground gets the failure."""
     view = Counter(clock)
     view.error = UnreachableError("down")
     with pytest.raises(UnreachableError):
@@ -252,7 +252,7 @@ def test_view_that_nobody_sees_is_not_refreshed(clock: ManualClock) -> None:
     assert view.pulls == pulls + 1
 
 
-def test_view_whose_browser_fell_silent_counts_as_unseen(clock: ManualClock) -> None:
+def test_view_whose_browser_sends_nothing_counts_as_unseen(clock: ManualClock) -> None:
     """A browser that was closed without a farewell is forgotten after some minutes of ticks."""
     view = Counter(clock)
     view.widget.sync_clock("seen")
