@@ -1,4 +1,4 @@
-"""Doubles for the feed: a stream that says what a test says, a queue that runs when told."""
+"""Doubles for the feed: a stream that sends what a test gives it, and a scheduler that runs when the test says so."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class SaidStream:
         self.on_state(replace(self.state, gap=gap))
 
     def connect(self, *records: Any, gap: Span | None = None) -> None:
-        """Connect and tell a snapshot of each record."""
+        """Connect and deliver a snapshot of each record."""
         self.enter("connecting")
         self.enter("streaming", gap=gap)
         for record in records:

@@ -173,8 +173,8 @@ def test_code_that_came_within_the_second_of_the_first_list_is_new_too(tmp_path:
     assert found.new == "KRW-C"
 
 
-def test_what_was_told_apart_is_not_asked_again(world: World) -> None:
-    """A difference is remembered beside the candles, and shown to nobody; no name is found."""
+def test_candles_that_differed_are_not_asked_for_again(world: World) -> None:
+    """A difference is remembered beside the candles, as no event; no name is found."""
     world.list("KRW-B", "KRW-D")
     assert world.renames.find("KRW-A", Priority.NORMAL) is None
     world.open()
@@ -184,7 +184,7 @@ def test_what_was_told_apart_is_not_asked_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("answer", [days(0), None], ids=["empty", "down"])
-def test_silence_tells_nothing_apart(world: World, answer: pa.Table | None) -> None:
+def test_empty_reply_is_no_difference(world: World, answer: pa.Table | None) -> None:
     """An empty reply is not accepted, nor asked again at once; a venue that is down is no error here."""
     world.venue["KRW-C"] = answer
     world.list("KRW-B", "KRW-C")
@@ -197,7 +197,7 @@ def test_silence_tells_nothing_apart(world: World, answer: pa.Table | None) -> N
     assert world.renames.find("KRW-A", Priority.HIGH) is not None
 
 
-def test_stored_candles_are_compared_though_a_reply_told_too_little(world: World) -> None:
+def test_stored_candles_are_compared_though_a_reply_was_empty(world: World) -> None:
     """An empty reply keeps the venue from being asked for an hour, and hides nothing of what is stored by then."""
     world.venue["KRW-C"] = days(0)
     world.list("KRW-B", "KRW-C")

@@ -1,4 +1,4 @@
-"""The queue: order, late binding, one flight for one question, retries, refusals, bans, the critical lane, the end."""
+"""The queue: order, late binding, one request for equal questions, retries, refusals, bans, the critical lane, the end."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ class Reply:
 
 
 class ScriptedLimiter:
-    """Permits are given when the test says so; everything told to it is kept."""
+    """Permits are given when the test says so; every call is recorded."""
 
     rules = Rules(limit=1000)
 
     def __init__(self, clock: FastClock, permits: int = 0) -> None:
         self.clock = clock
         self.permits = permits
-        self.told: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
         self.ban_until = 0.0
         self.may_move = True
         self.is_closed = False
@@ -81,34 +81,34 @@ class ScriptedLimiter:
         if self.ban_until > now:
             return self.ban_until
         if not self.permits:
-            self.told.append(("wait", group, priority))
+            self.calls.append(("wait", group, priority))
             return now + 0.05
         self.permits -= 1
-        self.told.append(("take", group, priority))
+        self.calls.append(("take", group, priority))
         return 0.0
 
     def next_low(self, group: str) -> float:
         return 0.0
 
     def leave(self, group: str, priority: Priority | None = None) -> None:
-        self.told.append(("leave", group, priority))
+        self.calls.append(("leave", group, priority))
 
     def undo(self, group: str, granted: float) -> None:
         self.permits += 1
-        self.told.append(("undo", group))
+        self.calls.append(("undo", group))
 
     def move(self, group: str, granted: float, now: float) -> bool:
         return self.may_move
 
     def observe(self, group: str, remaining: int | None, granted: float, counted: float, now: float) -> None:
-        self.told.append(("observe", group, remaining))
+        self.calls.append(("observe", group, remaining))
 
     def refused(self, group: str, now: float, retry_after_s: float | None) -> None:
-        self.told.append(("refused", group))
+        self.calls.append(("refused", group))
 
     def banned(self, until_wall_us: int, now: float) -> None:
         self.ban_until = now + (until_wall_us - self.clock.now_us()) / 1e6
-        self.told.append(("banned",))
+        self.calls.append(("banned",))
 
     def ban_left(self, now: float) -> float:
         return max(0.0, self.ban_until - now)
@@ -120,7 +120,7 @@ class ScriptedLimiter:
         self.is_closed = True
 
     def count(self, what: str) -> int:
-        return sum(1 for each in self.told if each[0] == what)
+        return sum(1 for each in self.calls if each[0] == what)
 
 
 @dataclass
@@ -289,7 +289,7 @@ def test_question_that_nobody_waits_for_any_more_is_never_sent(bench):
     bench.submit("kept", NORMAL)
     with pytest.raises(UnreachableError, match="timeout"):
         bench.scheduler.request(Ask("gone"), LOW, Deadline(bench.clock, 0.2))
-    wait_for(lambda: ("leave", "candles", LOW) in bench.limiter.told)
+    wait_for(lambda: ("leave", "candles", LOW) in bench.limiter.calls)
     bench.permit()
     assert bench.outcome("kept").value == "kept"
     assert bench.venue.sent == ["kept"]
@@ -442,12 +442,12 @@ def test_venue_that_recovers_gives_the_answer(bench):
     assert bench.scheduler.request(Ask("flaky"), NORMAL).value == "fine"
 
 
-def test_lying_payload_is_asked_for_once_more(bench):
-    """A reply that cannot be believed is asked for a second time, then it is final."""
-    bench.venue.script["lie"] = [PayloadError("odd") for _ in range(5)]
+def test_invalid_payload_is_asked_for_once_more(bench):
+    """An invalid reply is asked for a second time; then the error is final."""
+    bench.venue.script["odd"] = [PayloadError("odd") for _ in range(5)]
     bench.limiter.permits = 100
     with pytest.raises(PayloadError) as caught:
-        bench.scheduler.request(Ask("lie"), NORMAL)
+        bench.scheduler.request(Ask("odd"), NORMAL)
     assert caught.value.attempts == len(bench.venue.sent) == 2
 
 
@@ -470,7 +470,7 @@ def test_waiting_retry_holds_nobody_else_up(bench):
     assert bench.outcome("slow").value == "slow"
 
 
-def test_refusal_is_told_to_the_limiter_and_costs_no_attempt(bench):
+def test_refusal_is_reported_to_the_limiter_and_costs_no_attempt(bench):
     """429s stop the group through the limiter; the ticket is sent again, up to a bound."""
     bench.venue.script["busy"] = [RateLimitedError("429") for _ in range(6)]
     bench.limiter.permits = 100
@@ -601,7 +601,7 @@ def test_direct_raises_other_failures_at_once(bench):
 
 
 def test_direct_waits_out_a_refusal(bench):
-    """A 429 is told to the limiter, and the question is put again once."""
+    """A 429 is reported to the limiter, and the request is sent once more."""
     bench.limiter.permits = 10
     bench.venue.script["x"] = [RateLimitedError("429")]
     assert bench.scheduler.direct(Ask("x"), bench.venue.send).value == "x"
@@ -611,8 +611,8 @@ def test_direct_waits_out_a_refusal(bench):
 # ------------------------------------------------------------------------------------------------ feedback
 
 
-def test_answer_tells_the_limiter_what_is_left(bench):
-    """`remaining` of the right group reaches the limiter; another group's word does not; errors tell as well."""
+def test_answer_reports_to_the_limiter_what_is_left(bench):
+    """`remaining` of the right group reaches the limiter, that of an error too; another group's does not."""
     bench.limiter.permits = 10
     bench.venue.remaining = 4
     bench.scheduler.request(Ask("a"), NORMAL)
@@ -624,8 +624,8 @@ def test_answer_tells_the_limiter_what_is_left(bench):
     bench.venue.script["c"] = [error]
     with pytest.raises(RejectedError):
         bench.scheduler.request(Ask("c"), NORMAL)
-    told = [each[2] for each in bench.limiter.told if each[0] == "observe"]
-    assert told[:2] == [4, None]
+    observed = [each[2] for each in bench.limiter.calls if each[0] == "observe"]
+    assert observed[:2] == [4, None]
 
 
 def test_permit_that_lapsed_before_sending_is_taken_anew(bench):
@@ -688,13 +688,13 @@ def test_mistake_in_a_callback_is_recorded_and_ends_only_its_ticket(bench, caplo
         bench.scheduler.submit("candles", HIGH, broken, lambda _, o: bench.ended.append(("bind", o)))
         assert isinstance(bench.outcome("bind").__cause__, ZeroDivisionError)
         bench.scheduler.submit("candles", HIGH, lambda: Ask("a"), broken)
-        told: list[Any] = []
-        is_told_twice = threading.Event()
+        outcomes: list[Any] = []
+        is_called_twice = threading.Event()
 
         def falls(_: Any, outcome: Any) -> None:
-            told.append(outcome)
-            if len(told) == 2:
-                is_told_twice.set()
+            outcomes.append(outcome)
+            if len(outcomes) == 2:
+                is_called_twice.set()
             raise ZeroDivisionError("while an answer is taken in")
 
         bench.scheduler.submit("candles", HIGH, lambda: Ask("d"), falls)
@@ -702,10 +702,10 @@ def test_mistake_in_a_callback_is_recorded_and_ends_only_its_ticket(bench, caplo
         with pytest.raises(BackboneError, match="inside backbone"):
             bench.scheduler.request(Ask("b"), HIGH)
         assert bench.scheduler.request(Ask("c"), HIGH).value == "c"
-        assert is_told_twice.wait(10)
-    assert told[0].value == "d"
-    assert isinstance(told[1], BackboneError), "whoever waits for the answer must not wait for ever"
-    assert len(told) == 2
+        assert is_called_twice.wait(10)
+    assert outcomes[0].value == "d"
+    assert isinstance(outcomes[1], BackboneError), "whoever waits for the answer must not wait for ever"
+    assert len(outcomes) == 2
     assert "ZeroDivisionError" in bench.scheduler.status()["last_error"]
     bench.scheduler.close()  # the last of them may still be at it
     assert bench.scheduler.status()["in_flight"] == dict.fromkeys(("critical", "high", "normal", "low"), 0)

@@ -51,7 +51,7 @@ def test_the_same_candles_do_not_differ(rows: Any, places: int) -> None:
 
 
 @given(candle_rows.filter(lambda rows: len(rows) > 2), st.sampled_from(FACTORS), st.data())
-def test_one_candle_that_moved_otherwise_spoils_it(rows: Any, factor: str, data: Any) -> None:
+def test_one_candle_that_moved_otherwise_is_no_constant_factor(rows: Any, factor: str, data: Any) -> None:
     """A corrected candle among the redenominated, or a turnover that changed, is no constant factor."""
     share = Fraction(factor)
     at = data.draw(st.integers(0, len(rows) - 1))

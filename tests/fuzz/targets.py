@@ -142,7 +142,7 @@ def fuzz_planner(data: bytes) -> None:
     plan = SeriesPlan(MINUTE, page_size=2 + hostile.number(8))
     traded = {base + hostile.number(90) * step for _ in range(hostile.number(40) + 1)}
     held: set[int] = set()
-    told_truth: SpanSet = SpanSet()
+    proven: SpanSet = SpanSet()
     wants = []
     for _ in range(1 + hostile.number(3)):
         start = hostile.number(90)
@@ -166,7 +166,7 @@ def fuzz_planner(data: bytes) -> None:
         page = flying.pop(hostile.number(len(flying) - 1))
         reply = sorted(t for t in traded if t < page.to_us)[-page.count :]
         deed = hostile.number(7) if hostile.is_left else 7
-        is_lie = deed < 3
+        is_corrupted = deed < 3
         if deed == 0:
             reply = []
         elif deed == 1:
@@ -186,14 +186,14 @@ def fuzz_planner(data: bytes) -> None:
             plan.fail(page, exc)
             continue
         held.update(reply)
-        if not is_lie and not verdict.proof.holds(EARLIEST_US):
-            told_truth = told_truth | verdict.proof
+        if not is_corrupted and not verdict.proof.holds(EARLIEST_US):
+            proven = proven | verdict.proof
         assert all(verdict.proof.holds(t) for t in reply if t < page.to_us)
         behind = None if verdict.edge_us is None else verdict.edge_us
         anchor = None if behind is None else min((t for t in held if behind <= t < behind + 9 * step), default=None)
         plan.settle(page, verdict, len(reply), anchor_us=anchor)
     assert all(want.is_done for want in wants), "the plan never ended"
-    assert all(t in held for t in traded if told_truth.holds(t))
+    assert all(t in held for t in traded if proven.holds(t))
 
 
 @cache

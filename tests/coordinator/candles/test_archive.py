@@ -71,12 +71,12 @@ def test_files_that_cost_more_than_pages_are_left() -> None:
 def test_files_need_the_venues_clock() -> None:
     """Where the venue cannot be reached, nothing is taken; a plan makes no request and goes by the clock it has."""
 
-    def silent() -> None:
+    def unreachable() -> None:
         raise UnreachableError("unreachable")
 
-    assert names(archive(sync_clock=silent), (MAY, JULY)) == []
+    assert names(archive(sync_clock=unreachable), (MAY, JULY)) == []
     gaps = SpanSet([Span(MAY, JULY)])
-    assert len(archive(sync_clock=silent).files("KRW-BTC", MINUTE, gaps, may_ask=False)) == 2
+    assert len(archive(sync_clock=unreachable).files("KRW-BTC", MINUTE, gaps, may_ask=False)) == 2
 
 
 @pytest.mark.parametrize(

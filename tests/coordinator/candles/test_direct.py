@@ -53,7 +53,7 @@ def test_candles_are_the_venues_and_not_stored(lane: Lane, asked: Any, rows: int
 @pytest.mark.parametrize(
     "asked", [(LAST - 5 * HOUR_US, LAST, None), (None, None, 300), (LAST - 5 * HOUR_US, None, 250)]
 )
-def test_short_reply_is_never_silence(lane: Lane, edit: Any, after: int, times: int, asked: Any) -> None:
+def test_short_reply_never_counts_as_no_trades(lane: Lane, edit: Any, after: int, times: int, asked: Any) -> None:
     """Short or empty replies by mistake: all candles, or an error; and all again afterwards."""
     whole = lane.candles(*asked).table
     lane.world.venue.edits.extend([lambda rows: rows] * after + [edit] * times)
@@ -109,7 +109,7 @@ def one(rows: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("edit", [empty, one])
-def test_forming_takes_no_short_reply_for_silence(lane: Lane, edit: Any) -> None:
+def test_forming_takes_no_short_reply_for_no_trades(lane: Lane, edit: Any) -> None:
     """In the seconds of grace two candles are not closed: a reply that lacks one of them, or both, is asked again."""
     after = LAST - MINUTE_US
     whole = lane.direct.forming(MARKET, MINUTE, after, None, Priority.HIGH)[0]

@@ -1,4 +1,4 @@
-"""Candles on their way, without sockets: what is asked twice, and what silence counts."""
+"""Candles on their way, without sockets: what is asked twice, and when a span without candles is quiet."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_candles_second_ask_outlives_the_client(tmp_path: Path) -> None:
 
 
 def test_candles_late_correction_is_a_revision_and_the_newest_is_given(tmp_path: Path) -> None:
-    """A difference at the second request is a revision, not a silent overwrite."""
+    """A difference at the second request is kept as a revision; nothing is overwritten without a trace."""
     world = World(tmp_path)
     last = MINUTE.floor(NOW) - MINUTE_US
     old = world.candles(NOW - HOUR_US, MINUTE.floor(NOW)).table.column("open")[-1].as_py()
@@ -114,7 +114,7 @@ def test_candles_second_ask_that_fails_takes_nothing_away(tmp_path: Path, asked:
 @pytest.mark.parametrize("edit", [empty, half])
 @pytest.mark.parametrize("times", [1, 2, 3, 5])
 @pytest.mark.parametrize("held", [False, True])
-def test_candles_silence_by_mistake_never_becomes_history(
+def test_candles_left_out_by_mistake_never_become_quiet(
     tmp_path: Path, edit: Callable[[Any], Any], times: int, held: bool
 ) -> None:
     """Replies cut short by mistake, several in a row, cost an error at most: no candle is taken for quiet."""
@@ -161,7 +161,7 @@ def test_candles_beginning_of_history_is_learned_once(tmp_path: Path) -> None:
 
 
 def test_candles_before_listing_on_an_empty_store_are_nothing(tmp_path: Path) -> None:
-    """With no row held, a candle is sought before silence is believed."""
+    """With no row held, a candle of the market is sought before an empty reply is accepted."""
     world = World(tmp_path)
     answer = world.candles(MAY - 3000 * 24 * HOUR_US, MAY - 2990 * 24 * HOUR_US)
     assert (answer.table.num_rows, answer.unknown) == (0, 0)
@@ -171,7 +171,7 @@ def test_candles_before_listing_on_an_empty_store_are_nothing(tmp_path: Path) ->
 
 
 def test_candles_of_a_market_listed_today_has_no_day_yet(tmp_path: Path) -> None:
-    """A candle that is still forming shows that the venue answers: silence before it is true."""
+    """A candle that is still forming shows that the venue answers: nothing was traded before it."""
     world = World(tmp_path, listed_us=NOW - HOUR_US)
     answer = world.candles(count=5, timeframe=DAY)
     assert (answer.table.num_rows, answer.unknown, answer.gaps) == (0, 0, ())
@@ -179,7 +179,7 @@ def test_candles_of_a_market_listed_today_has_no_day_yet(tmp_path: Path) -> None
 
 
 def test_candles_of_a_market_without_any_candle_are_an_error(tmp_path: Path) -> None:
-    """A venue that says there never was a candle of a market that it lists is not believed for good."""
+    """An empty history of a market that the venue lists is not stored."""
     world = World(tmp_path, listed_us=NOW + HOUR_US)
     answer = world.candles(count=5)
     assert answer.gaps
@@ -188,7 +188,7 @@ def test_candles_of_a_market_without_any_candle_are_an_error(tmp_path: Path) -> 
 
 
 def test_seconds_that_the_venue_forgot_are_unknown_not_quiet(tmp_path: Path) -> None:
-    """1-second candles end after about three months because the venue forgets them: that is no silence."""
+    """1-second candles end after about three months because the venue forgets them, not because nothing was traded."""
     day = 24 * HOUR_US
     world = World(tmp_path, listed_us=MAY - 1000 * day)
     world.venue.kept_us = 90 * day

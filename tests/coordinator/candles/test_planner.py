@@ -106,7 +106,7 @@ def test_plan_any_wants_any_order_ends_with_everything_proven(data: st.DataObjec
 @settings(max_examples=12, deadline=None)
 @given(st.integers(0, 1 << 30), st.floats(0.03, 1.0))
 def test_plan_thin_market_asks_at_most_two_and_a_half_times_the_rows(seed: int, density: float) -> None:
-    """A market that seldom trades costs requests by its rows, not by the minutes of silence."""
+    """A market that seldom trades costs requests by its rows, not by the minutes without trades."""
     rng = random.Random(seed)
     slots = {s for s in range(-60_000, 44_640) if rng.random() < density}
     rows = sum(s >= 0 for s in slots)
@@ -165,8 +165,8 @@ def short_of_history(plan: SeriesPlan, want: Pending) -> Page:
     return again
 
 
-def test_plan_short_reply_is_not_believed_before_its_second_ask() -> None:
-    """Silence before a short reply becomes the beginning of history only when a second ask says the same."""
+def test_plan_short_reply_is_not_accepted_before_its_second_ask() -> None:
+    """A short reply becomes the beginning of history only when a second request confirms it."""
     plan = SeriesPlan(MINUTE, page_size=200)
     want = want_of(plan, SpanSet([Span(at(0), at(200))]))
     again = short_of_history(plan, want)
@@ -192,7 +192,7 @@ def test_plan_second_ask_that_lacks_the_known_candle_is_contradicted() -> None:
 
 
 def test_plan_short_reply_that_was_a_fault_is_healed_by_the_second_ask() -> None:
-    """Rows that a faulty reply left out are found, not taken for silence."""
+    """Rows that a faulty reply left out are found, not taken for minutes without trades."""
     plan, held = SeriesPlan(MINUTE, page_size=200), set[int]()
     venue = Venue(set(range(250)))
     want = want_of(plan, SpanSet([Span(at(0), at(200))]))
@@ -221,7 +221,7 @@ def test_plan_before_listing_is_proven_to_the_beginning() -> None:
     assert proofs[-1] == SpanSet([Span(EARLIEST_US, at(100_000))])
 
 
-def test_plan_series_without_any_candle_is_never_believed() -> None:
+def test_plan_series_without_any_candle_is_never_accepted() -> None:
     """A venue that has nothing at all of a market may be at fault: nothing is proven, the want fails."""
     plan, venue = SeriesPlan(MINUTE, page_size=200), Venue(set())
     want = want_of(plan, SpanSet([Span(at(0), at(100_000))]))

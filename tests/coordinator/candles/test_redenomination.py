@@ -62,7 +62,7 @@ def test_overlap_costs_a_request_only_where_the_plan_was_full(
 @pytest.mark.parametrize("gap", [1, 150, 199, 200, 1000])
 @pytest.mark.parametrize("side", ["below", "above", "both"])
 def test_redenomination_is_found_at_the_seam(tmp_path: Path, gap: int, side: str) -> None:
-    """Wherever the gap joins held candles and however long it is: set aside, told, fetched anew."""
+    """Wherever the gap joins held candles and however long it is: quarantined, warned of, fetched anew."""
     world = World(tmp_path)
     if side != "above":
         ask(world, 0, 300)
@@ -70,9 +70,9 @@ def test_redenomination_is_found_at_the_seam(tmp_path: Path, gap: int, side: str
         ask(world, 300 + gap, 700 + gap)
     held = world.stored().table
     world.venue.factor = 0.001
-    with pytest.warns(DataChangedWarning, match=r"by 0\.001 ") as told:
+    with pytest.warns(DataChangedWarning, match=r"by 0\.001 ") as warned:
         ask(world, 300, 300 + gap)
-    assert len(told) == 1
+    assert len(warned) == 1
     assert kinds(world) == ["redenominated", "quarantined"]
     detail = world.store.events.read(MARKET)[0].detail
     assert detail["factor"] == 0.001
@@ -144,7 +144,7 @@ def test_few_that_differ_are_revisions(tmp_path: Path) -> None:
 
 
 def test_factor_on_the_overlap_alone_is_a_revision(tmp_path: Path) -> None:
-    """A stretch that the venue moved by one factor, while the rest stays: the wider sample says so."""
+    """The venue changed one interval by one factor, and the rest stayed: the wider sample shows it."""
     world = World(tmp_path)
     ask(world, 0, 3000)
     world.venue.scaled = Span(minute(2900), minute(3000))
@@ -250,7 +250,7 @@ def of_before(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("late", [1, 2])
 def test_page_that_was_overtaken_while_the_unit_changed_is_asked_again(tmp_path: Path, late: int) -> None:
-    """Pages of the new unit came before one of the old: a page that shows both says which, and nothing is set aside."""
+    """Pages of the new unit came before one of the old: a page with both shows which, and nothing is quarantined."""
     world = World(tmp_path)
     world.venue.factor = 10.0
     world.desk.at_once = 3
@@ -316,7 +316,7 @@ def test_other_timeframes_leave_as_well_and_serve_as_sample(tmp_path: Path) -> N
 
 
 def test_page_of_before_is_asked_again(tmp_path: Path) -> None:
-    """A reply that was on its way when all was set aside, by another process, is not stored: it is asked again."""
+    """A reply in flight while another process quarantined the series is not stored: the page is asked again."""
     world = World(tmp_path)
     ask(world, 0, 300)
     other = CandleStore(tmp_path, "upbit", clock=world.clock)

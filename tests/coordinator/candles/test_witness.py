@@ -1,4 +1,4 @@
-"""The one rule about silence."""
+"""The one rule about replies with fewer candles than were asked for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_full_page_proves_what_it_holds_and_needs_no_second() -> None:
 @pytest.mark.parametrize(
     ("oldest", "rows", "edge"), [(MAY + 60 * MINUTE_US, 140, MAY + 60 * MINUTE_US), (None, 0, END)]
 )
-def test_short_page_leaves_its_silence_in_doubt(oldest: int | None, rows: int, edge: int) -> None:
+def test_short_page_leaves_what_is_older_in_doubt(oldest: int | None, rows: int, edge: int) -> None:
     """Its rows count, what lies before them does not; the second request must show the oldest known one."""
     verdict = judge(PAGE, oldest, rows)
     assert verdict.edge_us == edge
@@ -42,8 +42,8 @@ def test_short_page_leaves_its_silence_in_doubt(oldest: int | None, rows: int, e
     assert agreed.proof.holds(EARLIEST_US)
 
 
-def test_silence_before_a_known_candle_is_not_valid() -> None:
-    """A candle is known from before: then a reply that says that nothing lies before is a mistake."""
+def test_page_without_a_known_older_candle_is_not_valid() -> None:
+    """An older candle is known: then a reply that has nothing before its oldest row is a mistake."""
     with pytest.raises(PayloadError, match="from before which candles are known"):
         check(PAGE, judge(PAGE, MAY + MINUTE_US, 3), MAY + 5 * MINUTE_US, MAY, "KRW-BTC 1m")
     check(PAGE, judge(PAGE, MAY, 200), END - MINUTE_US, MAY - MINUTE_US, "KRW-BTC 1m")

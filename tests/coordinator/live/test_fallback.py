@@ -10,7 +10,7 @@ from backbone.coordinator.live.fallback import FAILING_S, GRACE_S, POLL_S, Asked
 from backbone.errors import RejectedError
 
 
-def test_ladder_goes_down_step_by_step_and_climbs_back_by_itself() -> None:
+def test_fallback_goes_down_step_by_step_and_climbs_back_by_itself() -> None:
     """Every mode is passed in order, and the socket's return leads straight to the top."""
     fallback = FallbackState()
     assert fallback.mode(0) == "idle"
@@ -34,7 +34,7 @@ def test_ladder_goes_down_step_by_step_and_climbs_back_by_itself() -> None:
     assert fallback.mode(301) == "idle"
 
 
-def test_ladder_polls_only_while_the_socket_is_away() -> None:
+def test_fallback_polls_only_while_the_socket_is_away() -> None:
     """Polling begins a moment after the loss, whatever is reported of the loss later, and ends with the return."""
     fallback = FallbackState()
     assert fallback.poll_from_s() is None
@@ -48,7 +48,7 @@ def test_ladder_polls_only_while_the_socket_is_away() -> None:
     assert fallback.lost_for(16) == 0
 
 
-def test_ladder_polls_at_most_a_tenth_of_the_quota() -> None:
+def test_fallback_polls_at_most_a_tenth_of_the_quota() -> None:
     """One request a second of ten a second and group, and fewer while they fail."""
     fallback = FallbackState()
     assert fallback.pace_s == POLL_S >= 1.0

@@ -108,7 +108,7 @@ def test_feed_quiet_market_on_a_live_socket_is_current(rig: Rig) -> None:
     assert rig.feed.known_at(slot, rig.feed.last_received_s()) == (rig.clock.mono_s, True)
 
 
-def test_feed_vouches_for_nothing_while_the_socket_is_away(rig: Rig) -> None:
+def test_feed_covers_no_row_while_the_socket_is_away(rig: Rig) -> None:
     """Off the stream, a row is as old as its arrival; back on it, only markets sent anew are covered."""
     streaming(rig)
     sent_s = rig.clock.mono_s
@@ -121,7 +121,7 @@ def test_feed_vouches_for_nothing_while_the_socket_is_away(rig: Rig) -> None:
     assert rig.feed.known_at(eth, rig.feed.last_received_s()) == (rig.clock.mono_s, True)
 
 
-def test_feed_vouches_for_nothing_that_nobody_wants_told(rig: Rig) -> None:
+def test_feed_covers_no_row_that_nobody_subscribes_to(rig: Rig) -> None:
     """The last row of a closed table ages, though another table keeps the socket busy."""
     table = rig.feed.open(["ticker"], [BTC])
     streaming(rig, "trade", ticker(), trade(1))
@@ -142,7 +142,7 @@ def test_feed_answers_trades_it_has_without_a_hole(rig: Rig) -> None:
     assert rig.feed.trades(BTC, 3, rig.clock.mono_s - 1) is None
 
 
-def test_feed_answers_the_forming_candle_it_was_told(rig: Rig) -> None:
+def test_feed_answers_the_forming_candle_it_received(rig: Rig) -> None:
     """The forming candle comes from the stream while it was just received, otherwise not at all."""
     streaming(rig, "candle.1m", candle(0), candle(0, market=ETH))
     assert rig.feed.forming(BTC, TIMEFRAMES["1m"], START_US, Priority.NORMAL) == [candle(0)]
@@ -218,7 +218,7 @@ def test_feed_failing_polls_lead_to_rest_only_and_back(rig: Rig) -> None:
     assert len(rig.scheduler.asks()) == 1
 
 
-def test_feed_delisted_market_does_not_spoil_the_poll(rig: Rig) -> None:
+def test_feed_delisted_market_does_not_end_the_poll(rig: Rig) -> None:
     """When the venue refuses a list of names, whole quote currencies are polled."""
     streaming(rig)
     rig.stream.enter("backing-off")
@@ -261,7 +261,7 @@ def test_feed_polls_books_for_the_deepest_table(rig: Rig) -> None:
     assert [table.depth for table in tables] == [5, 15]
 
 
-def test_feed_polled_trades_are_each_told_once(rig: Rig) -> None:
+def test_feed_polled_trades_are_each_delivered_once(rig: Rig) -> None:
     """Polls of trades overlap; a follower gets each trade once, oldest first."""
     table = streaming(rig, "trade", trade(1), trade(1, ETH))
     records = table.queue(100)
@@ -320,7 +320,7 @@ def test_feed_outage_ends_with_an_event_and_its_candles(rig: Rig) -> None:
     assert sum(e.kind == "failed" for e in table.events()) == 2  # once an outage and series, not once a try
 
 
-def test_feed_outage_mends_the_minutes_of_live_markets_that_are_kept() -> None:
+def test_feed_outage_refetches_the_stored_minutes_of_live_markets() -> None:
     """A market that is live without candles has its minutes fetched if the store keeps any of them."""
     rig = Rig(held=[BTC])
     table = streaming(rig)
@@ -344,8 +344,8 @@ def test_feed_gap_without_candles_is_over_at_once(rig: Rig) -> None:
     assert [e.filled for e in table.events() if e.kind == "gap"] == [True]
 
 
-def test_feed_silent_market_is_an_event_of_its_table_only(rig: Rig) -> None:
-    """The venue ignores what it does not know without a word; the table that wanted it says so."""
+def test_feed_market_without_data_is_an_event_of_its_table_only(rig: Rig) -> None:
+    """The venue ignores an unknown code without an error; the table that wanted it has an event."""
     table = streaming(rig)
     other = rig.feed.open(["ticker"], ["KRW-XRP"])
     rig.stream.enter("streaming", silent=(("ticker", ETH),))

@@ -34,7 +34,7 @@ def test_latest_rest_never_replaces_a_newer_row(latest: LatestRows) -> None:
     assert (held(latest, "ticker").row.price, held(latest, "ticker").source) == (102.0, "rest")
 
 
-def test_latest_stream_is_believed_in_the_order_of_arrival(latest: LatestRows) -> None:
+def test_latest_stream_is_taken_in_the_order_of_arrival(latest: LatestRows) -> None:
     """On one connection the last frame is the truth, whatever its stamp says."""
     latest.take(ticker(price=101.0, stamp_s=5), 1.0)
     latest.take(ticker(price=102.0, stamp_s=4), 2.0)
@@ -177,7 +177,7 @@ def newest(latest: LatestRows, slot: Slot, count: int) -> list[Trade] | None:
         return slot.newest_locked(count)
 
 
-def test_latest_candle_told_late_is_not_shown_but_remembered(latest: LatestRows) -> None:
+def test_latest_candle_received_late_is_not_shown_but_remembered(latest: LatestRows) -> None:
     """A state of the former candle after its successor's goes to the history, not to the table."""
     slot = latest.slot("candle.1m", "KRW-BTC")
     latest.want([slot])
@@ -205,7 +205,7 @@ def test_latest_holds_one_copy_of_a_row(latest: LatestRows) -> None:
     assert second is row
 
 
-def test_latest_wanted_anew_counts_what_was_told_before_no_more(latest: LatestRows) -> None:
+def test_latest_wanted_anew_does_not_count_what_came_before(latest: LatestRows) -> None:
     """What the stream said of a market before it was wanted again says nothing about now."""
     slot = latest.slot("trade", "KRW-BTC")
     latest.want([slot])

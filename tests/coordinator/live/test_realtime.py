@@ -182,7 +182,7 @@ def test_rows_are_held_once_and_the_newest_stays() -> None:
     assert held.row is newer
 
 
-def test_quote_currency_is_answered_from_memory_once_it_was_told_whole() -> None:
+def test_quote_currency_is_answered_from_memory_after_a_whole_answer() -> None:
     """Its members are those of its last whole answer, for ten minutes; one that is no longer reported is not missed."""
     venue = Venue("KRW-A", "KRW-B", "BTC-A")
     first = venue.realtime.tickers_of_quote(["KRW"], [], Priority.HIGH, 0)

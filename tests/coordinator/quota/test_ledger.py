@@ -78,9 +78,9 @@ def test_priority_counts_across_processes(pair):
     low, high = pair
     for index in range(10):
         assert low.take("candles", NORMAL, 0.0, 1000.0 + index / 20) == 0.0
-    told_low = low.take("candles", LOW, 1000.5, 1000.5)
-    told_high = high.take("candles", HIGH, 1000.6, 1000.6)
-    assert told_high < told_low + RULES.grace_s
+    low_at = low.take("candles", LOW, 1000.5, 1000.5)
+    high_at = high.take("candles", HIGH, 1000.6, 1000.6)
+    assert high_at < low_at + RULES.grace_s
     assert low.take("candles", LOW, 1000.5, 1000.0 + RULES.window_s) > 0.0
     assert high.take("candles", HIGH, 1000.6, 1000.001 + RULES.window_s) == 0.0
 
@@ -95,7 +95,7 @@ def test_leaving_lets_others_go_first(pair, clock):
 
 
 def test_ban_stops_all_groups_of_all_processes(pair, clock):
-    """A 418 told to one process holds the other, in groups it never used too, until the stated time."""
+    """A 418 that one process received holds the other, in groups it never used too, until the stated time."""
     first, second = pair
     first.take("candles", NORMAL, 0.0, 1000.0)
     first.banned(WALL_US + 90_000_000, 1000.0)
@@ -107,7 +107,7 @@ def test_ban_stops_all_groups_of_all_processes(pair, clock):
     assert second.ban_left(1090.001) == 0.0
 
 
-def test_refusal_told_to_one_stops_the_group_for_all(pair):
+def test_refusal_of_one_stops_the_group_for_all(pair):
     """A 429 of one process stops that group, and only it, for the other."""
     first, second = pair
     first.refused("candles", 1000.0, None)
@@ -229,8 +229,8 @@ def test_file_removed_or_replaced_is_noticed(clock, path):
     second.close()
 
 
-def test_damage_while_open_is_mended_within_seconds(clock, path):
-    """Garbage written into an open ledger blocks nobody for longer than the next look."""
+def test_damage_while_open_is_repaired_within_seconds(clock, path):
+    """Garbage written into an open ledger blocks nobody for longer than up to the next check."""
     limiter = FileLimiter(path, clock, RULES)
     limiter.take("candles", NORMAL, 0.0, 1000.0)
     with path.open("r+b") as file:
@@ -253,7 +253,7 @@ def test_more_groups_than_places_share_a_quota(clock, path):
 
 
 def test_stopped_holder_of_the_lock_does_not_hang_others(clock, path):
-    """While somebody holds the file lock, an asker is told to come back soon, and no permit is given."""
+    """While somebody holds the file lock, `take` answers a time soon after now, and no permit is given."""
     limiter = FileLimiter(path, clock, RULES)
     limiter.take("candles", NORMAL, 0.0, 1000.0)
     with path.open("r+b") as other:

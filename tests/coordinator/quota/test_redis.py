@@ -143,15 +143,15 @@ def test_quota_is_one_for_all_hosts(fresh: RedisServer) -> None:
 
 
 def test_priorities_count_across_hosts(fresh: RedisServer) -> None:
-    """A low waiter of one host is told a later time than a high one that comes after it on another."""
+    """A low waiter of one host gets a later time than a high one that comes after it on another."""
     now = SystemClock().monotonic()
     low, high = limiter(fresh, "a"), limiter(fresh, "b")
     while not low.take("candles", NORMAL, now, now):
         pass
     low.leave("candles", NORMAL)
     low.take("candles", LOW, now, now)
-    told_high = high.take("candles", HIGH, now, now)
-    assert low.take("candles", LOW, now, now) > told_high
+    high_at = high.take("candles", HIGH, now, now)
+    assert low.take("candles", LOW, now, now) > high_at
     assert high.snapshot(now)["candles"].waiting == {"critical": 0, "high": 1, "normal": 0, "low": 1}
     high.close()
     assert low.snapshot(now)["candles"].waiting["high"] == 0
@@ -159,7 +159,7 @@ def test_priorities_count_across_hosts(fresh: RedisServer) -> None:
 
 
 def test_ban_and_refusal_of_one_host_hold_all(fresh: RedisServer) -> None:
-    """A 418 told to one host holds every group of the other, new ones too; a 429 its own group."""
+    """A 418 that one host received holds every group of the other, new ones too; a 429 its own group."""
     clock = SystemClock()
     now = clock.monotonic()
     first, second = limiter(fresh, "a"), limiter(fresh, "b")
@@ -226,7 +226,7 @@ def test_lost_redis_leaves_each_host_its_fair_share(
     for one in [*hosts, *hosts]:
         now = clock.monotonic()
         assert not one.take("g", NORMAL, now, now)
-        clock.advance(1.5)  # the count of hosts is told once a second
+        clock.advance(1.5)  # hosts are counted once a second
     assert [one._hosts for one in hosts] == [2, 2]
     own.kill()
     for one in hosts:

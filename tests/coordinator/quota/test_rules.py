@@ -110,7 +110,7 @@ class Machine:
                 process.try_at[rank] = 0.0
 
     def counts(self, start: float = 0.0, end: float = math.inf) -> list[int]:
-        """Grants of each process in a stretch of time."""
+        """Grants of each process from `start` to before `end`."""
         found = [0] * len(self.processes)
         for grant in self.grants:
             if start <= grant.at < end:
@@ -122,7 +122,7 @@ class Machine:
 
 
 def most_in_window(times: list[float], window: float) -> int:
-    """Brute force: the most stamps in any half-open stretch of `window` seconds."""
+    """Brute force: the most stamps in any half-open interval of `window` seconds."""
     ordered = sorted(times)
     return max((bisect_left(ordered, t + window) - bisect_left(ordered, t) for t in ordered), default=0)
 
@@ -136,7 +136,7 @@ arrivals = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(arrivals=arrivals, lateness=st.sampled_from([0.0, 0.0005, 0.02]), limit=st.sampled_from([1, 3, 10]))
 def test_limit_under_random_arrivals_is_never_exceeded(arrivals, lateness, limit):
-    """Whatever arrives when and where, no stretch of a window's length holds more than the limit."""
+    """Whatever arrives when and where, no interval of a window's length holds more than the limit."""
     machine = Machine(3, lateness=lateness, rules=Rules(limit=limit, unanswered_s=0.0))
     for time, process, rank, count in arrivals:
         machine.arrive(time, process, rank, count)
@@ -393,23 +393,23 @@ def test_waiter_of_a_dead_process_yields_its_turn_at_its_expiry():
     state = new_state()
     for index in range(10):
         assert rates.take(state, RULES, 1.0, NORMAL, 0.0, 5.0 + index / 100) == 0.0
-    told = rates.take(state, RULES, 1.0, HIGH, 5.2, 5.2)  # owner 1 waits for the first slot, and dies
-    assert told == 5.0 + RULES.window_s
+    first_at = rates.take(state, RULES, 1.0, HIGH, 5.2, 5.2)  # owner 1 waits for the first slot, and dies
+    assert first_at == 5.0 + RULES.window_s
     again = rates.take(state, RULES, 2.0, HIGH, 5.3, 5.3)
-    assert again == pytest.approx(told + 0.01)
-    assert rates.take(state, RULES, 2.0, HIGH, 5.3, told) > told, "its turn is kept for it"
-    assert rates.take(state, RULES, 2.0, HIGH, 5.3, told + 0.005) > told
-    state[RULES.first_critical - 4 : RULES.first_critical - 3] = array("d", [told])  # a slot fewer: one opens
-    assert rates.take(state, RULES, 2.0, HIGH, 5.3, told + RULES.grace_s + 0.001) == 0.0
+    assert again == pytest.approx(first_at + 0.01)
+    assert rates.take(state, RULES, 2.0, HIGH, 5.3, first_at) > first_at, "its turn is kept for it"
+    assert rates.take(state, RULES, 2.0, HIGH, 5.3, first_at + 0.005) > first_at
+    state[RULES.first_critical - 4 : RULES.first_critical - 3] = array("d", [first_at])  # a slot fewer: one opens
+    assert rates.take(state, RULES, 2.0, HIGH, 5.3, first_at + RULES.grace_s + 0.001) == 0.0
 
 
-def test_waiters_are_told_the_time_of_their_own_slot():
-    """The k-th waiter is told when the k-th slot opens, so nobody wakes in vain."""
+def test_waiters_get_the_time_of_their_own_slot():
+    """The k-th waiter gets the time at which the k-th slot opens, so nobody wakes in vain."""
     state = new_state()
     for index in range(10):
         assert rates.take(state, RULES, 1.0, HIGH, 0.0, 100 + 0.05 * index) == 0.0
-    told = [rates.take(state, RULES, owner, HIGH, 100 + owner, 100.9) for owner in (2.0, 3.0, 4.0)]
-    assert told == pytest.approx([100 + 0.05 * index + RULES.window_s for index in range(3)])
+    times = [rates.take(state, RULES, owner, HIGH, 100 + owner, 100.9) for owner in (2.0, 3.0, 4.0)]
+    assert times == pytest.approx([100 + 0.05 * index + RULES.window_s for index in range(3)])
 
 
 def test_leaving_waiter_makes_room_for_the_next():
@@ -508,7 +508,7 @@ def test_unused_permit_given_back_is_free_again():
     assert rates.take(state, RULES, 1.0, NORMAL, 0.0, 5.1) > 0.0
 
 
-def test_delay_believes_in_lateness_on_the_way_up_to_its_cap():
+def test_delay_allows_for_lateness_on_the_way_up_to_its_cap():
     """What an answer took longer than the quickest may have passed before the count; beyond the cap it was thought."""
     delay = Delay()
     for index in range(16):
@@ -563,7 +563,7 @@ def test_late_request_keeps_its_slot_for_longer():
 # ------------------------------------------------------------------------------------------ the venue's word
 
 
-def test_remaining_lower_than_believed_leaves_a_share_to_others():
+def test_remaining_lower_than_expected_leaves_a_share_to_others():
     """`sec=3` after our first request: six others asked, so we leave them six a window and one to spare."""
     state = new_state()
     rates.take(state, RULES, 1.0, NORMAL, 0.0, 5.0)
@@ -575,7 +575,7 @@ def test_remaining_lower_than_believed_leaves_a_share_to_others():
     assert rates.describe(state, RULES, 5.04 + RULES.foreign_s).free == 10
 
 
-def test_remaining_higher_than_believed_changes_nothing():
+def test_remaining_higher_than_expected_changes_nothing():
     """The venue's new second may say `sec=9`; our window still holds what it holds."""
     state = new_state()
     for _ in range(8):
@@ -588,7 +588,7 @@ def test_remaining_higher_than_believed_changes_nothing():
 @settings(max_examples=60, deadline=None)
 @given(gaps=st.lists(st.floats(0.0, 0.3), min_size=1, max_size=60), window=st.sampled_from(["fixed", "sliding"]))
 def test_remaining_of_our_own_requests_never_invents_others(gaps, window):
-    """A venue that counts only us, in fixed or sliding seconds, never makes us believe in somebody else."""
+    """A venue that counts only us, in fixed or sliding seconds, never makes us count requests of somebody else."""
     state, now, counted = new_state(), 50.0, []
     for gap in gaps:
         now += gap
@@ -602,7 +602,7 @@ def test_remaining_of_our_own_requests_never_invents_others(gaps, window):
 
 
 def test_other_software_on_the_address_is_made_room_for():
-    """With four foreign requests a second, told only by `Remaining-Req`, the venue never has to refuse."""
+    """With four foreign requests a second, seen only in `Remaining-Req`, the venue never has to refuse."""
     state, now, counted, refusals, sent = new_state(), 50.0, [], 0, 0
     for step in range(20_000):
         now = 50.0 + step * 0.001
@@ -670,14 +670,14 @@ def test_ban_stops_everybody_until_its_end():
 
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), share=st.sampled_from([0.02, 0.3, 1.0]), first=st.integers(0, 3))
-def test_garbage_cells_never_raise_nor_block_for_long(seed, share, first):
+def test_garbage_state_never_raises_nor_blocks_for_long(seed, share, first):
     """Impossible values in the ledger cost a reset: permits are given again, and within the limit."""
     chance = random.Random(seed)
-    lies = [math.nan, math.inf, -math.inf, -2.0, 0.5, 999.9, 1001.0, 1e6, 1e300, 7.0]
+    invalid = [math.nan, math.inf, -math.inf, -2.0, 0.5, 999.9, 1001.0, 1e6, 1e300, 7.0]
     state = new_state()
     for index in range(RULES.size):
         if chance.random() < share:
-            state[index] = chance.choice(lies)
+            state[index] = chance.choice(invalid)
     now, granted = START, []
     rates.repair(state, RULES, now)
     for rank in [first, *[NORMAL] * 40, *[LOW] * 10]:
@@ -694,8 +694,8 @@ def test_garbage_cells_never_raise_nor_block_for_long(seed, share, first):
     assert most_in_window(granted, RULES.window_s) <= RULES.limit
 
 
-def test_stamps_of_another_boot_are_not_believed():
-    """Stamps of a clock that ran longer than ours lie in the far future: cleared."""
+def test_stamps_of_another_boot_are_cleared():
+    """Stamps of a clock that ran longer than ours are in the far future and do not count."""
     state = new_state()
     for _ in range(10):
         rates.take(state, RULES, 1.0, NORMAL, 0.0, 900_000.0)
