@@ -18,7 +18,7 @@ from backbone.timeframe import parse_timeframe
 
 QUICK = [
     "1m_majors_2021-05",  # two exchange outages
-    "1m_thin-51-markets_2026-04",  # markets with hours of silence
+    "1m_thin-51-markets_2026-04",  # markets with hours without trades
     "5m_majors_2026-01",
     "15m_majors_2026-01",
     "1h_majors_2025-08_2026-01_with-value",
@@ -39,7 +39,7 @@ def unhurried_quota(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_replay_gives_every_recorded_row_back(
     name: str, recordings: Path, tmp_path: Path, unhurried_quota: None
 ) -> None:
-    """Fetched, stored and read again, each recorded value is the same float64, and silence is known as quiet."""
+    """Fetched, stored and read again, each recorded value is the same float64; minutes without trades are quiet."""
     path = recordings / "candles" / f"{name}.parquet"
     recorded = pq.read_table(path).to_pandas()
     if "timeframe" not in recorded:

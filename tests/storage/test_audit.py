@@ -28,7 +28,7 @@ PERIOD = period_of(MINUTE, MAY)
 
 
 def fill(root: Path) -> None:
-    """Two markets with rows, silence before them."""
+    """Two markets with rows, quiet before them."""
     store = open_store(root)
     store.put(BTC, MINUTE, minutes(0, 200, every=3), Span(0, MAY + 200 * 60_000_000), now_us=MAY)
     store.put(ETH, MINUTE, minutes(31 * 1440 - 9, 31 * 1440 + 9), span(31 * 1440 - 9, 31 * 1440 + 9), now_us=MAY)
@@ -102,8 +102,8 @@ def test_verify_takes_a_turnover_that_was_never_known(tmp_path: Path) -> None:
     assert open_store(tmp_path).verify() == []
 
 
-def test_verify_finds_rows_outside_what_the_file_vouches_for(tmp_path: Path) -> None:
-    """A row without its claim is a problem, as a claim without its row could not be seen."""
+def test_verify_finds_rows_outside_what_the_file_covers(tmp_path: Path) -> None:
+    """A row that is not covered is a problem. (A covered minute without its row is a quiet one: none can be seen.)"""
     forge(tmp_path, minutes(0, 9), SpanSet([span(0, 8)]))
     assert [problem.kind for problem in open_store(tmp_path).verify()] == ["uncovered"]
 
@@ -141,7 +141,7 @@ def test_foreign_file_among_the_partitions_is_reported_and_quarantined(tmp_path:
     assert len(list((tmp_path / "_quarantine").rglob("candles (conflicted copy).parquet*"))) == 1
 
 
-def test_unfinished_write_is_told_and_removed_unless_somebody_is_at_it(tmp_path: Path) -> None:
+def test_unfinished_write_is_reported_and_removed_unless_somebody_is_at_it(tmp_path: Path) -> None:
     """What a killed writer left is garbage; what a living one is writing is not."""
     fill(tmp_path)
     left = tmp_path / (tmp_key(SERIES.key(PERIOD)) + ".4711-0")
@@ -165,7 +165,7 @@ def test_unfinished_write_is_told_and_removed_unless_somebody_is_at_it(tmp_path:
     assert store.verify() == []
 
 
-def test_partition_of_a_newer_version_is_told_and_left(tmp_path: Path) -> None:
+def test_partition_of_a_newer_version_is_reported_and_left(tmp_path: Path) -> None:
     """Repair does not touch what a newer backbone has written."""
     fill(tmp_path)
     path = partitions_in(tmp_path)[0]
@@ -195,7 +195,7 @@ def test_repair_flushes_first_and_reads_anew(tmp_path: Path) -> None:
     assert store.pending_rows() == 0
 
 
-def test_file_that_the_disk_refuses_to_give_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_the_disk_refuses_to_give_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unreadable file is one problem, not the end of the audit."""
     fill(tmp_path)
     store = open_store(tmp_path)

@@ -102,7 +102,7 @@ def test_commit_that_changes_stored_candles_is_one_event(tmp_path: Path) -> None
     assert len(store.events.read()) == 1
 
 
-def test_restated_candles_are_told_although_a_later_file_failed(
+def test_restated_candles_are_reported_although_a_later_file_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The month that was written is an event of its own; the other one follows when it can be written."""

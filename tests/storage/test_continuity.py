@@ -22,20 +22,20 @@ slots = st.sets(st.integers(0, 25))
 
 @given(slots, slots, st.tuples(st.integers(0, 25), st.integers(0, 25)), st.integers(0, 59))
 def test_intervals_give_every_slot_its_state(
-    traded: set[int], silent: set[int], edges: tuple[int, int], off: int
+    traded: set[int], quiet: set[int], edges: tuple[int, int], off: int
 ) -> None:
     """Each candle slot of the span is in exactly one interval, of the right state, and states alternate."""
     window = Span(*sorted(MAY + n * MINUTE_US - off for n in edges))
     inside = [n for n in range(-1, 26) if window.start <= MAY + n * MINUTE_US < window.end]
     times = np.array([MAY + n * MINUTE_US for n in sorted(traded) if n in inside], dtype=np.int64)
-    covered = SpanSet(span(n, n + 1) for n in traded | silent).clip(window)
+    covered = SpanSet(span(n, n + 1) for n in traded | quiet).clip(window)
     found = intervals(times, covered, window, MINUTE)
     states = {}
     for part in found:
         for t in range(part.start, part.end, MINUTE_US):
             states[(t - MAY) // MINUTE_US] = part.state
         assert part.slots == (part.end - part.start) // MINUTE_US > 0
-    assert states == {n: "data" if n in traded else "quiet" if n in silent else "unknown" for n in inside}
+    assert states == {n: "data" if n in traded else "quiet" if n in quiet else "unknown" for n in inside}
     assert all(a.end == b.start and a.state != b.state for a, b in pairwise(found))
 
 
@@ -55,7 +55,7 @@ def market(holes: set[int], first: int = 0, last: int = 1000) -> tuple[Any, Span
 
 
 def test_outage_is_where_busy_markets_are_quiet_together() -> None:
-    """Silence common to markets that always trade is the exchange's; that of one alone is not."""
+    """Minutes in which no busy market trades are an outage of the exchange; those of one market are not."""
     outage = set(range(40, 55))
     found = outages([market(outage | {3}), market(outage), market(outage | {70})], MINUTE)
     assert found == [Outage(*span(40, 55), 15, 3)]
@@ -69,7 +69,7 @@ def thin_market(chance: random.Random, holes: set[int]) -> tuple[Any, SpanSet]:
 
 
 def test_outage_of_thin_markets_needs_many_of_them() -> None:
-    """A few markets that seldom trade are silent together by accident; hundreds are not."""
+    """A few markets that seldom trade are quiet together by chance; hundreds are not."""
     chance, outage = random.Random(7), set(range(300, 400))
     assert outages([thin_market(chance, outage) for _ in range(20)], MINUTE) == []
     assert outages([thin_market(chance, outage) for _ in range(400)], MINUTE) == [Outage(*span(300, 400), 100, 400)]
@@ -93,11 +93,11 @@ def test_outages_agree_with_a_slot_by_slot_count(worlds: list[tuple[set[int], se
     """Each slot is in an outage exactly if no market trades and the chance of that is below one in a million."""
     anybody = {n for traded, _ in worlds for n in traded}
     received, evidence = [], [0.0] * 26
-    for traded, silent in worlds:
+    for traded, quiet in worlds:
         times = np.array([MAY + n * MINUTE_US for n in sorted(traded)], dtype=np.int64)
-        received.append((times, SpanSet(span(n, n + 1) for n in traded | silent)))
-        share = (len(traded) + 1) / (len((traded | silent) & anybody) + 2)
-        for n in traded | silent if traded else ():
+        received.append((times, SpanSet(span(n, n + 1) for n in traded | quiet)))
+        share = (len(traded) + 1) / (len((traded | quiet) & anybody) + 2)
+        for n in traded | quiet if traded else ():
             evidence[n] -= math.log10(1 - min(0.999, share))
     found = outages(received, MINUTE)
     expected = {n for n in range(26) if evidence[n] > 6 - 1e-9 and n not in anybody}

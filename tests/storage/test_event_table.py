@@ -24,8 +24,8 @@ EVENTS = st.builds(
 )
 
 
-def told(table: EventTable) -> list[tuple[int, str, str]]:
-    """What the columns say."""
+def rows_of(table: EventTable) -> list[tuple[int, str, str]]:
+    """The table's rows: time, market, kind."""
     markets, kinds = list(table.markets), list(table.kinds)
     rows = zip(table.at_us.tolist(), table.market.tolist(), table.kind.tolist(), strict=True)
     return [(at_us, markets[market], kinds[kind]) for at_us, market, kind in rows]
@@ -38,7 +38,7 @@ def test_columns_say_what_the_lines_say(pieces: list[list[Event]]) -> None:
     for piece in pieces:
         table = table.extended(encode_events(piece))
     events = [event for piece in pieces for event in piece]
-    assert told(table) == [(event.at_us, event.market, event.kind) for event in events]
+    assert rows_of(table) == [(event.at_us, event.market, event.kind) for event in events]
     assert table.events() == events
     assert table.size == len(encode_events(events))
     for market in {event.market for event in events}:
@@ -52,7 +52,7 @@ def test_cut_line_is_no_event(cut: int) -> None:
     line = encode_events([event])
     table = EventTable().extended(line + line[: min(cut, len(line) - 2)] + b"\n" + line)
     assert table.events() == [event, event]
-    assert {name for _, name, _ in told(table)} == {"KRW-A"}
+    assert {name for _, name, _ in rows_of(table)} == {"KRW-A"}
 
 
 def test_lines_of_another_form_are_decoded() -> None:
@@ -64,7 +64,7 @@ def test_lines_of_another_form_are_decoded() -> None:
     table = EventTable().extended(spaced + turned + b"\n[]\n\xff\xfe\n" + wrong)
     whole = Event(AT, "KRW-A", "listed", {"korean_name": "x" * 50}, "hand")
     assert table.events()[:2] == [whole, whole]
-    assert set(told(table)) == {(AT, "KRW-A", "listed")}
+    assert set(rows_of(table)) == {(AT, "KRW-A", "listed")}
 
 
 def test_newest_line_of_each_class_is_the_last_of_the_rows_that_count() -> None:
@@ -101,7 +101,7 @@ def test_loaded_columns_are_those_that_were_saved(monkeypatch: pytest.MonkeyPatc
     whole = EventTable().extended(TEXT)
     table, looks = kept(TEXT)
     assert table is not None
-    assert (told(table), table.size, table.events()) == (told(whole), whole.size, whole.events())
+    assert (rows_of(table), table.size, table.events()) == (rows_of(whole), whole.size, whole.events())
     table, looks = kept(TEXT)
     assert table is not None
     assert table.event(50) == whole.event(50)

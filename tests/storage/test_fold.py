@@ -44,7 +44,7 @@ def plainly(table: pa.Table, timeframe: Timeframe) -> dict[int, tuple[float, ...
 
 @given(st.sets(st.integers(0, 4000), max_size=60), st.sampled_from(LONGER))
 def test_folded_minutes_agree_with_folding_one_by_one(slots: set[int], timeframe: Timeframe) -> None:
-    """Open first, high highest, low lowest, close last, sums exact; no candle for silence."""
+    """Open first, high highest, low lowest, close last, sums exact; no candle where nothing was traded."""
     table = candles(MAY + n * MINUTE_US for n in sorted(slots))
     for at, name, places in ((5, "volume", 8), (6, "value", 5)):  # what the venue sends are decimals
         table = table.set_column(at, CANDLE_SCHEMA.field(name), pa.array(np.round(table[name].to_numpy(), places)))

@@ -30,7 +30,7 @@ def three_months(root: Path) -> CandleStore:
 
 @pytest.mark.parametrize("gone", [0, 1, 2])
 def test_removed_month_is_a_problem_of_its_own(tmp_path: Path, gone: int) -> None:
-    """It is named with its file until it is fetched again, or `repair` was told of it."""
+    """It is named with its file until it is fetched again or `repair` has run."""
     three_months(tmp_path).close()
     path = tmp_path / SERIES.key(MONTHS[gone])
     path.unlink()

@@ -32,7 +32,7 @@ Row = tuple[float, ...] | None
 
 
 def replay(reported: list[Page]) -> tuple[dict[int, Row], list[tuple[int, Row, Row, str]]]:
-    """What the same pages leave in a dictionary of open → row (None for silence), and the revisions."""
+    """What the same pages leave in a dictionary of open → row (None for a quiet minute), and the revisions."""
     held: dict[int, Row] = {}
     revised = []
     for page in reported:

@@ -257,7 +257,7 @@ def test_partition_of_a_newer_version_asks_for_an_upgrade() -> None:
 
 
 def test_partition_newer_but_damaged_is_damaged() -> None:
-    """The seal is checked before the version is believed."""
+    """The seal is checked before the version is read."""
     with pytest.raises(CorruptPartitionError):
         decode(WHOLE.replace(b'"format":1', b'"format":2'))
 
@@ -305,7 +305,7 @@ def test_partition_sealed_over_wrong_rows_is_damaged(table: pa.Table, reason: st
 
 
 def test_ledger_read_back_is_what_was_written() -> None:
-    """The sidecar of silence survives the round trip, and no changed byte or cut of it does."""
+    """The sidecar of quiet spans survives the round trip; one with a changed byte or a cut is refused."""
     coverage = Coverage(SpanSet([Span(0, MAY), span(5, 9)]), {3: SpanSet([span(5, 7)])})
     data = encode_coverage(coverage, SERIES)
     assert decode_coverage(data, SERIES, "p") == coverage

@@ -120,7 +120,7 @@ def test_writers_with_old_versions_merge(place: str, tmp_path: Path) -> None:
 
 
 def test_damaged_object_is_quarantined_and_its_span_unknown(place: str, tmp_path: Path) -> None:
-    """Damage is kept beside the data, an object that claims nothing takes its place, and the store verifies."""
+    """Damage is kept beside the data, an object that covers nothing takes its place, and the store verifies."""
     one = open_store(place, tmp_path, "a")
     put(one, 0, 100)
     one.flush()
@@ -141,8 +141,8 @@ def test_damaged_object_is_quarantined_and_its_span_unknown(place: str, tmp_path
     assert opens(open_store(place, tmp_path, "c").read("KRW-BTC", MINUTE, span(0, 100)).table) == opens(minutes(0, 100))
 
 
-def test_repair_mends_damage(place: str, tmp_path: Path) -> None:
-    """`repair` finds the same damage without a read, and leaves a store that verifies."""
+def test_repair_leaves_a_store_that_verifies(place: str, tmp_path: Path) -> None:
+    """`repair` finds damage of the same kind before any read does."""
     one = open_store(place, tmp_path, "a")
     put(one, 0, 100)
     one.flush()
@@ -169,7 +169,7 @@ def test_cache_answers_reads_and_is_bounded(place: str, tmp_path: Path, monkeypa
     assert files.read(keys[0]).data == bytes(1000)  # type: ignore[union-attr]
 
 
-def test_cache_that_was_damaged_is_not_believed(tmp_path: Path) -> None:
+def test_cache_that_was_damaged_is_not_used(tmp_path: Path) -> None:
     """A flipped bit on the local disk is a miss, so that no good object is quarantined for it."""
     cache = LocalCache(tmp_path, 1 << 20)
     cache.put("k", ("e", 0, 5), b"hello")
@@ -224,7 +224,7 @@ def test_writers_racing_and_killed_lose_nothing_they_reported(place: str, tmp_pa
     known = rows_of(minutes(0, 5000))
     rows = rows_of(found.table)
     assert all(known[time] == row for time, row in rows.items())
-    assert len(rows) == sum(part.length_us // 60_000_000 for part in found.covered), "no claim without its rows"
+    assert len(rows) == sum(part.length_us // 60_000_000 for part in found.covered), "no cover without rows"
     assert len(reported) >= 12 + 4
 
 
@@ -296,7 +296,7 @@ def test_credentials_are_in_no_repr_and_no_pickle(place: str, tmp_path: Path) ->
 
 
 @needs_fork
-def test_forked_child_is_told_that_connections_do_not_cross(place: str, tmp_path: Path) -> None:
+def test_forked_child_gets_an_error_since_connections_do_not_cross(place: str, tmp_path: Path) -> None:
     """A child that inherits an open store gets an error, not a hang; one that makes its own works."""
     files = objects(place, tmp_path / "a")
     files.check()
@@ -312,7 +312,7 @@ def test_forked_child_is_told_that_connections_do_not_cross(place: str, tmp_path
 
 
 def test_copy_takes_the_notes_of_archive_files_along(place: str, tmp_path: Path) -> None:
-    """Which files of the archive were believed is known at the target too."""
+    """Which files of the archive were accepted is known at the target too."""
     local = CandleStore(tmp_path / "local", "upbit", clock=SystemClock())
     put(local, 0, 10)
     local.upkeep.note_files("KRW-BTC", MINUTE, {"a.zip": "00"})

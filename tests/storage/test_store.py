@@ -55,7 +55,7 @@ def corrupt(path: Path, at: int = 50) -> None:
     path.write_bytes(data)
 
 
-# -- holding and vouching
+# -- rows and coverage
 
 
 def test_store_constructed_touches_no_disk(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_read_slices_to_the_span_and_keeps_the_schema(tmp_path: Path) -> None:
 
 
 def test_proof_without_rows_is_quiet_and_outlives_the_process(tmp_path: Path) -> None:
-    """Silence is covered, has no rows, makes no partition file, and is not asked for again."""
+    """A quiet span is covered, has no rows, makes no partition file, and is not asked for again."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 0), Span(0, MAY), now_us=MAY)
     store.flush()
@@ -105,8 +105,8 @@ def test_proof_without_rows_is_quiet_and_outlives_the_process(tmp_path: Path) ->
     assert again.quiet_before(BTC, MINUTE) == MAY
 
 
-def test_period_that_gets_rows_keeps_the_silence_known_before(tmp_path: Path) -> None:
-    """Coverage moves from the sidecar into the new file, and nothing of it is lost or claimed twice."""
+def test_period_that_gets_rows_keeps_the_quiet_spans_known_before(tmp_path: Path) -> None:
+    """Coverage moves from the sidecar into the new file, and nothing of it is lost or covered twice."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 0), Span(0, MAY + 50 * MINUTE_US), now_us=MAY)
     store.flush()
@@ -118,7 +118,7 @@ def test_period_that_gets_rows_keeps_the_silence_known_before(tmp_path: Path) ->
     assert open_store(tmp_path).coverage(BTC, MINUTE, EVER) == SpanSet([Span(0, MAY)])
 
 
-def test_silence_inside_a_period_with_rows_is_kept_with_them(tmp_path: Path) -> None:
+def test_quiet_minutes_of_a_period_with_rows_are_kept_with_them(tmp_path: Path) -> None:
     """Quiet minutes beside trades are covered by the file of their period."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 10, every=4), span(0, 10), now_us=MAY)
@@ -257,7 +257,7 @@ def test_second_ask_that_differs_is_a_revision_and_the_newest_is_given(tmp_path:
 
 
 def test_first_ask_is_no_revision(tmp_path: Path) -> None:
-    """Candles that nothing was claimed about before have no history."""
+    """Candles of a span that was not covered before have no history."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
     store.put(BTC, MINUTE, minutes(9, 20), span(9, 20), now_us=MAY)
@@ -265,7 +265,7 @@ def test_first_ask_is_no_revision(tmp_path: Path) -> None:
 
 
 def test_candle_in_what_was_quiet_is_a_revision(tmp_path: Path) -> None:
-    """A candle that comes late, into silence already covered, is recorded even where no file was."""
+    """A candle that comes late, into a quiet span, is recorded even where no file was."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 0), Span(0, MAY + 9 * MINUTE_US), now_us=MAY)
     store.flush()
@@ -293,7 +293,7 @@ def test_provisional_span_is_due_once_and_then_no_more(tmp_path: Path) -> None:
 
 
 def test_provisional_quiet_is_due_too(tmp_path: Path) -> None:
-    """Provisional silence in a period without rows survives in the sidecar."""
+    """A provisional quiet span in a period without rows survives in the sidecar."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 0), span(0, 9), provisional=(span(5, 9), MAY + 1), now_us=MAY)
     store.flush()
@@ -497,7 +497,7 @@ def test_damaged_partition_is_quarantined_reported_once_and_unknown_again(
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not a candle file", b"\0" * 4096])
 def test_cut_empty_or_foreign_partition_is_quarantined_by_coverage_alone(tmp_path: Path, content: bytes) -> None:
-    """Coverage believes no file whose seal it has not checked."""
+    """A file counts as coverage only after its seal was checked."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
     store.flush()
@@ -521,7 +521,7 @@ def test_partition_damaged_under_a_running_store_is_found_at_the_next_write(tmp_
 
 
 def test_damaged_sidecar_is_quarantined_and_its_quiet_spans_unknown(tmp_path: Path) -> None:
-    """Silence is covered by bytes that are checked like any others."""
+    """The bytes that cover quiet spans are checked like any others."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 0), Span(0, MAY), now_us=MAY)
     store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
@@ -599,7 +599,7 @@ def test_partition_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_threads_that_write_and_read_one_partition_see_whole_pages(tmp_path: Path) -> None:
-    """Readers find each page whole, rows with their claim, while writers come and go."""
+    """Readers find each page whole, rows with their coverage, while writers come and go."""
     clock = ManualClock(MAY)
     store = open_store(tmp_path, clock, memory_bytes=1 << 20)
     wrong: list[str] = []
@@ -614,9 +614,9 @@ def test_threads_that_write_and_read_one_partition_see_whole_pages(tmp_path: Pat
         while not done.is_set():
             found = store.read(BTC, MINUTE, EVER)
             held = set(opens(found.table))
-            claimed = {t for a, b in found.covered for t in range(a, b, MINUTE_US)}
-            if not claimed <= held:
-                wrong.append(f"{len(claimed - held)} claimed without rows")
+            covered = {t for a, b in found.covered for t in range(a, b, MINUTE_US)}
+            if not covered <= held:
+                wrong.append(f"{len(covered - held)} covered without rows")
 
     done = threading.Event()
     writers = [threading.Thread(target=write, args=(n,)) for n in range(3)]

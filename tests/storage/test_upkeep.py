@@ -203,7 +203,7 @@ def test_snapshots_of_the_same_rows_have_the_same_content(store: CandleStore, tm
     assert a.content == b.content != c.content
 
 
-def test_snapshot_that_another_program_changed_in_place_is_told(store: CandleStore, tmp_path: Path) -> None:
+def test_snapshot_that_another_program_changed_in_place_is_reported(store: CandleStore, tmp_path: Path) -> None:
     """Damaged, or another file of the same series that is whole in itself; from the store and from the snapshot."""
     where = Path(store.upkeep.snapshot("a"))
     store.upkeep.snapshot("b")
@@ -218,8 +218,8 @@ def test_snapshot_that_another_program_changed_in_place_is_told(store: CandleSto
     for data in (other.read_bytes(), whole[:-100]):
         file.unlink()
         file.write_bytes(data)
-        (told,), (own,) = store.upkeep.changed_snapshots(), kept.upkeep.changed_snapshots()
-        assert (told.kind, told.path) == (own.kind, own.path) == ("changed", str(where))
+        (seen,), (own,) = store.upkeep.changed_snapshots(), kept.upkeep.changed_snapshots()
+        assert (seen.kind, seen.path) == (own.kind, own.path) == ("changed", str(where))
     store.upkeep.snapshot("c")
     next((tmp_path / "_snapshots" / "c").rglob(f"market={ETH}/**/*.kept")).write_bytes(b"x")  # others may be b's, too
     assert [one.content == "damaged" for one in store.upkeep.snapshots()] == [False, False, True]

@@ -53,7 +53,7 @@ AMOUNTS: dict[str, tuple[float, float, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
-    logging.disable()  # what is survived is counted, not told one by one
+    logging.disable()  # what is survived is counted, not logged one by one
     print(report.headline())
     tallies: dict[str, Tally] = {}
     for form in options.forms:
@@ -73,7 +73,7 @@ def _run(form: str, options: argparse.Namespace) -> Tally:
     """A form that cannot end is a finding too, and the others are still run."""
     try:
         return FORMS[form](options)
-    except Exception as exc:  # noqa: BLE001 - whatever it is, it is told and counts
+    except Exception as exc:  # noqa: BLE001 - whatever it is, it is reported and counts
         failed = Tally()
         failed.verdict.problems.append(f"ended early: {exc!r}")
         return failed

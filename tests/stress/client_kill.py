@@ -1,9 +1,9 @@
 """Kill whole clients while they fill a store from an exchange, and hold what they leave against that exchange.
 
-Runs the embedded exchange, starts crowds of real
-processes that backfill from it into one folder, ends each crowd with SIGKILL at a random moment, opens the folder
-and checks: every row is the exchange's, no claim lacks its rows, and no page that was answered more than a second
-before the kill is asked again. In the end one client fetches the rest, and everything is compared once more.
+Runs the embedded exchange, starts crowds of real processes that backfill from it into one folder, ends each crowd
+with SIGKILL at a random moment, opens the folder and checks: every row is the exchange's, no covered span lacks its
+rows, and no page that was answered more than a second before the kill is asked again. In the end one client fetches
+the rest, and everything is compared once more.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def _one_crowd(
         process.kill()
     for process, receiver in started:
         process.join()
-        if told := os.read(receiver.fileno(), 1 << 16):
-            tally.verdict.problems.append(told.decode())
+        if message := os.read(receiver.fileno(), 1 << 16):
+            tally.verdict.problems.append(message.decode())
         receiver.close()
         tally.tried["kills"] += 1
     _asked_again(folder, venue, [one for one in venue.requests if one.status == 200], killed_s, tally)
@@ -107,7 +107,7 @@ def _one_crowd(
 def _asked_again(
     folder: Path, venue: SimulatorServer, log: Sequence[Logged], killed_s: float, tally: ClientTally
 ) -> None:
-    """Count the answered pages that the store does not vouch for, and how old the oldest of them was at the kill.
+    """Count the answered pages that the store does not cover, and how old the oldest of them was at the kill.
 
     A page's age counts from its arrival at the exchange, so the answer itself was younger.
     """
@@ -140,7 +140,7 @@ def _proof(venue: SimulatorServer, market: str, timeframe: Timeframe, to: str, c
 
 
 def _finish(folder: Path, venue: SimulatorServer, tally: Tally) -> None:
-    """Mend, fetch the rest with one client that lives, and compare everything again."""
+    """Repair, fetch the rest with one client that lives, and compare everything again."""
     unhurried()
     with Backbone(data_dir=folder, rest_url=venue.rest_url, tz="UTC") as client:
         client.store.repair()

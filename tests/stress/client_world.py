@@ -46,7 +46,7 @@ def reach(timeframe: str, slots: float) -> dt.timedelta:
 
 
 def fill_for_ever(root: str, rest_url: str, seed: int, sender: Any) -> None:
-    """A client that backfills one random range after another, and reads in between; failures are told."""
+    """A client that backfills one random range after another and reads in between; `sender` gets its failures."""
     unhurried()
     logging.disable()
     chance, end = random.Random(seed), dt.datetime.fromisoformat(NOW)
@@ -77,7 +77,7 @@ def opens_of(table: pa.Table) -> Any:
 
 
 def check(folder: Path, venue: SimulatorServer, verdict: Verdict) -> None:
-    """Open the store and hold every row and claim of it against the exchange."""
+    """Open the store and compare its rows and coverage with the exchange."""
     store = open_store(folder, venue)
     for problem in store.verify():
         if problem.kind == "leftover":

@@ -50,14 +50,14 @@ class Tally:
         """Everything that is wrong besides lost and invented rows."""
         found = [*self.verdict.problems, *self.faulty()]
         if self.verdict.uncovered:
-            found.append(f"{self.verdict.uncovered} rows without a claim")
+            found.append(f"{self.verdict.uncovered} rows outside what is covered")
         return found
 
     @property
     def is_clean(self) -> bool:
         return not (self.verdict.lost or self.verdict.invented or self.problems())
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """One line, for the message of a test that fails."""
         v = self.verdict
         return f"{_counted(self.tried)}; rows lost {v.lost}, invented {v.invented}; {self.facts()}; {self.problems()}"

@@ -1,7 +1,7 @@
 """A day of mixed use in accelerated time, while everything goes wrong now and then.
 
 ``python -m tests.stress soak --minutes 10`` runs the embedded exchange in a process of its own, its clock so fast that
-a day passes, under a script of random faults: refusals, blocks, resets, cut and garbled bodies, lies, delays,
+a day passes, under a script of random faults: refusals, blocks, resets, cut and garbled bodies, bad pages, delays,
 outages of the network and of the market, socket drops. Two clients on one folder are used by a bot, a screener, a
 chart, backtests, live tables and an auditor. Every answer is compared with the exchange's own history. Counted: answers
 that are right, honest errors (of the error tree, with a part that is right), and everything else, which must stay below
@@ -107,7 +107,7 @@ def serve(line: Any, seed: int, limit: int) -> None:
 
 
 def judge(line: Any, seed: int) -> None:
-    """The same market history once more: says what is wrong with what clients were told."""
+    """The same market history once more: finds what is wrong with the clients' answers."""
     logging.disable()
     exchange = Exchange(seed, markets=MARKETS)
     line.send("ready")
@@ -154,7 +154,7 @@ class Line:
         self._here, there = context.Pipe()
         self._process = context.Process(target=target, args=(there, *args), daemon=True)
         self._process.start()
-        there.close()  # so that the end of the other process is heard
+        there.close()  # so that the end of the other process ends a read here
         self.greeting = self._here.recv()
         self.lock = threading.RLock()
         """Guards the conversation; held by who must have the last word before another question."""
@@ -456,15 +456,15 @@ def chart(user: User) -> str | Said:
 
 
 def backtest(user: User) -> str | Said:
-    """A stretch of history in the background, section by section."""
-    market, timeframe, start, end = _stretch(user, 3000)
+    """A range of history in the background, section by section."""
+    market, timeframe, start, end = _range(user, 3000)
     sections = list(user.client.backfill(market, timeframe, start, end).sections())
     return Said(pd.concat(sections), market, timeframe, (_us(start), _us(end)))
 
 
 def reader(user: User) -> str | Said:
     """A range of the past, filled or not."""
-    market, timeframe, start, end = _stretch(user, 600)
+    market, timeframe, start, end = _range(user, 600)
     fill = user.chance.choice([None, None, "ffill", "nan"])
     frame = user.client.candles(market, timeframe, start, end, fill=fill)
     if fill:
@@ -472,7 +472,7 @@ def reader(user: User) -> str | Said:
     return Said(frame, market, timeframe, (_us(start), _us(end)))
 
 
-def _stretch(user: User, slots: int) -> tuple[str, str, pd.Timestamp, pd.Timestamp]:
+def _range(user: User, slots: int) -> tuple[str, str, pd.Timestamp, pd.Timestamp]:
     market, timeframe = user.chance.choice(MARKETS), user.chance.choice(["1m", "1m", "5m", "1h"])
     user.asked = (market, timeframe)  # type: ignore[attr-defined]
     step = pd.Timedelta(TIMEFRAMES[timeframe].step_us, unit="us")

@@ -1,8 +1,8 @@
 """Several processes read and write the same partitions at once.
 
 Writers put overlapping pages into one folder while readers read it, and one more process dies holding the lock
-of each series. Checked: no reader ever sees a row that is not the venue's or a claim without its rows, every page of
-every writer is there in the end, no row twice, and no process waits for a dead one.
+of each series. Checked: no reader ever sees a row that is not the venue's or a covered span without its rows, every
+page of every writer is there in the end, no row twice, and no process waits for a dead one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Damage files of a filled store in every way, and hold what is read then against the truth.
 
-Flips bytes, cuts, empties, grows, swaps,
-replaces by foreign or newer files, and deletes; then reads. Checked: no wrong row is ever given and no claim
-lacks its rows, all damage is found by the first read and said once, the files are kept, and what was lost can
-be put again.
+Flips bytes, cuts, empties, grows, swaps, replaces by foreign or newer files, and deletes; then reads. Checked: no
+wrong row is ever given and no covered span lacks its rows, all damage is found by the first read and said once, the
+files are kept, and what was lost can be put again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Kill writers at random moments, and hold what they leave against the truth.
 
-Starts crowds of real processes that fill one
-folder, ends each crowd with SIGKILL at a random moment, opens the folder and checks: every row is the
-venue's, no claim lacks its rows, what a writer reported as flushed is there, and nothing older than a second
-is asked again.
+Starts crowds of real processes that fill one folder, ends each crowd with SIGKILL at a random moment, opens the
+folder and checks: every row is the venue's, no covered span lacks its rows, what a writer reported as flushed is
+there, and nothing older than a second is asked again.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def truth(market: str, timeframe: Timeframe, span: Span) -> pa.Table:
 
 
 def _known(market: str, timeframe: Timeframe, span: Span) -> pa.Table:
-    """The candles of a claim; the venue has none before `START`."""
+    """The candles of a span; the venue has none before `START`."""
     return truth(market, timeframe, Span(max(span.start, START), span.end))
 
 
@@ -68,7 +68,7 @@ class Reply:
 
 
 def any_reply(chance: random.Random, slots: int = 60_000) -> Reply:
-    """A page at a random place in the first `slots` candles; now and then long silence up to there."""
+    """A page at a random place in the first `slots` candles; now and then a long quiet span up to there."""
     market, timeframe = chance.choice(list(MARKETS)), chance.choice(TIMEFRAMES)
     reach = slots if timeframe.name != "1h" else 5_000
     first = chance.randrange(reach)
@@ -81,10 +81,10 @@ def open_store(root: Path, **options: Any) -> CandleStore:
 
 
 def check(root: Path, verdict: Verdict, *, proofs: dict[tuple[str, Timeframe], SpanSet] | None = None) -> None:
-    """Open the store and hold every row and claim of it against the venue.
+    """Open the store and compare its rows and coverage with the venue.
 
-    A claimed candle that is not there is lost, one that differs or does not exist is invented, a row outside
-    nothing is covered. `proofs` must be covered.
+    A covered candle without its row is lost, a row that differs or is not the venue's is invented, a row outside
+    the coverage is uncovered. `proofs` must be covered.
     """
     store = open_store(root)
     for problem in store.verify():

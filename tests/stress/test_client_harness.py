@@ -28,10 +28,10 @@ def _quiet_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.slow
 @needs_forkserver
 def test_clients_killed_while_they_fetch_lose_and_invent_nothing() -> None:
-    """After SIGKILL every row is the exchange's, no claim lacks its rows, and the rest is fetched on top of it."""
+    """After SIGKILL every row is the exchange's, no covered span lacks rows, and the rest is fetched on top of it."""
     tally = client_kill.run(seed=7, kills=4)
     assert tally.tried["kills"] == 4
     assert tally.verdict.rows > 10_000
     assert tally.oldest_asked_again_s <= 3.0, "a machine that is shared with others is slow; the command holds a second"
     tally.oldest_asked_again_s = 0.0
-    assert tally.is_clean, tally.told()
+    assert tally.is_clean, tally.summary()

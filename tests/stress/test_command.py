@@ -1,4 +1,4 @@
-"""The command's counts can be other than zero: what is planted is found, told, and ends in exit code 1."""
+"""The command's counts can be other than zero: what is planted is found, printed, and ends in exit code 1."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FAR = Span(START + 100_000 * MINUTE.step_us, START + 100_100 * MINUTE.step_us)  
 
 @pytest.fixture(autouse=True)
 def _log_again() -> Iterator[None]:
-    """The command silences the log."""
+    """The command turns the log off."""
     yield
     logging.disable(logging.NOTSET)
 
@@ -59,7 +59,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, harm: Callable[[pa.Table], pa.Table])
 def test_command_with_a_planted_loss_counts_it_and_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A claim that lacks one of its rows is one lost row, in the table, in the total and in the exit code."""
+    """A covered span that lacks one of its rows is one lost row, in the table, in the total and in the exit code."""
     plant(monkeypatch, without_one)
     assert main(["store_kill", "--kills", "1"]) == 1
     assert "1 kill tried; rows lost 1, rows invented 0" in capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_command_with_nothing_planted_ends_well(capsys: pytest.CaptureFixture[st
     assert lines[-1].endswith("faults tried; rows lost 0, rows invented 0")
 
 
-def test_command_whose_form_breaks_tells_it_and_runs_the_others(
+def test_command_whose_form_breaks_prints_it_and_runs_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A form that ends early is a finding: it cannot pass for one that found nothing."""
@@ -100,8 +100,8 @@ def test_command_whose_form_breaks_tells_it_and_runs_the_others(
     assert "\nstore_disk" in out
 
 
-def test_tally_with_a_row_outside_every_claim_is_not_clean() -> None:
-    """Rows without a claim, problems and what a form calls faulty fail it, though none is lost or invented."""
+def test_tally_with_a_row_that_is_not_covered_is_not_clean() -> None:
+    """Rows outside the coverage, problems and what a form calls faulty fail it, though none is lost or invented."""
     assert Tally().is_clean
     assert not Tally(verdict=Verdict(uncovered=1)).is_clean
     assert not Tally(verdict=Verdict(problems=["order /a"])).is_clean
