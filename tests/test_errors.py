@@ -59,5 +59,5 @@ def test_error_passes_through_a_pickle(error: BackboneError) -> None:
 
 
 def test_input_error_names_argument_value_and_what_is_allowed() -> None:
-    """Its message is enough to mend the call."""
+    """Its message is enough to correct the call."""
     assert str(MADE[0]) == "count=0 is not valid: a whole number from 1"

@@ -4,7 +4,7 @@ Three hundred markets, fifty changes a day. *whole* reads and parses the whole l
 the columns that were kept then, as the first call of every later process does; *known* finds the log unchanged; *added*
 finds one event more; *decoded* is what it takes to decode each line, to compare with. The last lines are whole calls
 of fresh processes, after ``import backbone`` and a client. Milliseconds of the process's own time, which a busy machine
-does not stretch as much.
+does not lengthen as much.
 """
 
 from __future__ import annotations

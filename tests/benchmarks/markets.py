@@ -194,7 +194,7 @@ def fetched(markets: int) -> None:
 
 
 def _kind(query: dict[str, str], frame: Any) -> str:
-    """What a request was for: no short page is believed alone, so a beginning of history takes a second reply."""
+    """What a request was for: no short page is accepted alone, so a beginning of history takes a second reply."""
     if "to" not in query:
         return "for the newest candle of a market without any in the range"
     rows = frame[frame["market"] == query["market"]]

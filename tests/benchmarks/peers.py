@@ -76,7 +76,7 @@ def venue(window: str = "fixed", jitter_s: float = 0.0) -> Iterator[tuple[str, C
 def _race(pipe: Connection, task: _Task, url: str, seconds: float) -> None:
     try:
         pipe.send(task(url, seconds))
-    except Exception as exc:  # noqa: BLE001 - another client's failure is a result, told in the table
+    except Exception as exc:  # noqa: BLE001 - another client's failure is a result, shown in the table
         pipe.send(f"{type(exc).__name__}: {exc}"[:80])
 
 

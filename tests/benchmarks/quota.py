@@ -113,7 +113,7 @@ def _client(url: str, folder: str) -> tuple[RestClient, Scheduler]:
 
 
 def _backfill(url: str, folder: str, pipe: Connection) -> None:
-    """Ask for pages at low until told to end."""
+    """Ask for pages at low until the pipe has a message."""
     rest, scheduler = _client(url, folder)
     pipe.send("ready")
 
@@ -202,7 +202,7 @@ def _timed(work: Callable[[], Any], times: int, pause_s: float) -> list[float]:
     return sorted(found)
 
 
-def _told(name: str, found: list[float]) -> None:
+def _print(name: str, found: list[float]) -> None:
     p50, p95 = found[len(found) // 2], found[int(len(found) * 0.95)]
     print(f"  {name:40s} p50 {p50:6.1f} ms   p95 {p95:6.1f} ms   max {found[-1]:6.1f} ms")
 
@@ -244,8 +244,8 @@ def critical(seconds: float = 30.0) -> None:
                 thread.join()
         log, peak = opened.log()
         print("critical, group candles, venue 30 ms away, beside 3 backfills and 50 threads at normal")
-        _told("bare requests.Session, alone", bare)
-        _told("backbone at critical, under load", ours)
+        _print("bare requests.Session, alone", bare)
+        _print("backbone at critical, under load", ours)
         print(f"  p95 {ours[int(times * 0.95)] - bare[int(times * 0.95)]:+.1f} ms (must be at most +10)")
         refused = sum(1 for _, _, status in log if status != 200)
         print(f"  refused {refused}, most in a second {peak}, granted {quota['granted']}")

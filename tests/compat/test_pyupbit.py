@@ -29,7 +29,7 @@ REQUESTS = [
     ("get_ohlcv", ("KRW-BTC", "day", 200), {"candles": 1}),
     ("get_current_price", ("KRW-BTC",), {"ticker": 1}),
     ("get_orderbook", ("KRW-BTC",), {"orderbook": 1}),
-    ("get_tickers", (), {"market": 2}),  # what a first list lacks is not believed alone
+    ("get_tickers", (), {"market": 2}),  # what a first list lacks takes a second one
 ]
 
 

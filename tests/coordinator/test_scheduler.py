@@ -1,4 +1,4 @@
-"""The queue: order, late binding, one request for equal questions, retries, refusals, bans, the critical lane, the end."""
+"""The queue: order, late binding, shared requests, retries, refusals, bans, the critical lane, the end."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def drip_body(sock: socket.socket) -> None:
         time.sleep(0.02)
 
 
-def silence(sock: socket.socket) -> None:
+def no_bytes(sock: socket.socket) -> None:
     time.sleep(0.5)
 
 
@@ -60,11 +60,11 @@ def not_http(sock: socket.socket) -> None:
     sock.sendall(b"hello, who is there?\r\n\r\n")
 
 
-@pytest.mark.parametrize("answer", [cut, cut_chunked, hang_up, drip_head, drip_body, silence, not_http])
+@pytest.mark.parametrize("answer", [cut, cut_chunked, hang_up, drip_head, drip_body, no_bytes, not_http])
 def test_no_whole_answer_is_unreachable_within_the_deadline(
     venue: Venue, hasty: RestClient, answer: Callable[[socket.socket], None]
 ) -> None:
-    """Cut, dripping, silent and foreign answers end in one error, in bounded time, after one request."""
+    """Cut, dripping, missing and foreign answers end in one error, in bounded time, after one request."""
     venue.script = lambda head: answer
     started = time.monotonic()
     error = failure(hasty)
@@ -84,7 +84,7 @@ def test_drip_within_the_read_timeout_ends_at_the_total_deadline(venue: Venue) -
     client.close()
 
 
-def test_silence_within_the_read_timeout_ends_at_the_total_deadline(venue: Venue) -> None:
+def test_stall_within_the_read_timeout_ends_at_the_total_deadline(venue: Venue) -> None:
     """A read may not wait longer than what is left of the whole."""
     quiet = threading.Event()
     venue.script = lambda head: lambda sock: (sock.sendall(b"HTTP/1.1 200 OK\r\n"), quiet.wait(30))[0]
@@ -400,9 +400,7 @@ def test_secure_connection_stays_warm_although_the_server_spoke_unasked(secure_v
     client.close()
 
 
-def test_certificate_that_nobody_vouches_for_is_unreachable(
-    secure_venue: Venue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_certificate_of_no_known_authority_is_unreachable(secure_venue: Venue, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stranger's certificate ends the connection, and the error says so."""
     for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)

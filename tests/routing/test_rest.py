@@ -116,7 +116,7 @@ def test_refused_request_is_rejected_with_the_venues_words(venue: Venue, client:
 
 
 @pytest.mark.parametrize("body", [b"Too many API requests.", b'{"error":{"name":429,"message":"x"}}', b"", b"\xff"])
-def test_rate_limit_is_told_whatever_its_body(venue: Venue, client: RestClient, body: bytes) -> None:
+def test_rate_limit_is_reported_whatever_its_body(venue: Venue, client: RestClient, body: bytes) -> None:
     """A 429 need not be JSON; its group is the one that the reply names."""
     venue.script = lambda head: reply(429, body, Remaining_Req="group=origin; min=6; sec=0")
     error = failure(client)
@@ -142,7 +142,7 @@ def test_rate_limit_without_headers_counts_against_the_asks_group(venue: Venue, 
         (b'{"until":"2020-02-20T11:19:10Z"}', {"Date": "Thu, 20 Feb 2020 11:19:00 GMT"}, 10.0),
     ],
 )
-def test_block_is_told_with_its_length(
+def test_block_is_reported_with_its_length(
     venue: Venue, client: RestClient, body: bytes, headers: dict[str, str], wait_s: float
 ) -> None:
     """A 418 stops everything for as long as the venue says, by the venue's own clock."""
@@ -170,7 +170,7 @@ def test_redirect_is_not_followed(venue: Venue, client: RestClient) -> None:
     assert len(venue.requests) == 1
 
 
-def test_body_that_the_parser_refuses_is_told_with_its_place(venue: Venue, client: RestClient) -> None:
+def test_body_that_the_parser_refuses_is_reported_with_its_place(venue: Venue, client: RestClient) -> None:
     """A `PayloadError` knows url, market and facts."""
     venue.script = lambda head: reply(body=b'[{"market":"KRW-ETH"}]', Remaining_Req="group=candles; min=1; sec=8")
     error = failure(client, candles_ask("KRW-BTC", TIMEFRAMES["1m"], None, 1))

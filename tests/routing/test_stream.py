@@ -535,8 +535,8 @@ def test_protocol_breach_ends_the_connection_not_the_stream(venue: SocketVenue, 
     assert isinstance(listener.stream.state.last_error, StreamClosedError)
 
 
-def test_code_without_a_snapshot_is_reported_until_it_speaks(venue: SocketVenue, listener: Listener) -> None:
-    """The venue ignores unknown codes without a word; after ten seconds the stream says which."""
+def test_code_without_a_snapshot_is_reported_until_one_arrives(venue: SocketVenue, listener: Listener) -> None:
+    """The venue ignores unknown codes without an error; after ten seconds the stream reports them."""
     venue.on_ask = lambda peer, asked: peer.send(ticker("KRW-BTC", "SNAPSHOT"))
     listener.stream.subscribe("k", "ticker", ["KRW-BTC", "KRW-NOPE", "KRW-LATE"])
     listener.until("streaming")
@@ -552,7 +552,7 @@ def test_code_without_a_snapshot_is_reported_until_it_speaks(venue: SocketVenue,
     assert len(venue.peers) == 1
 
 
-def test_code_that_has_spoken_is_not_called_silent_after_a_change(venue: SocketVenue, listener: Listener) -> None:
+def test_code_that_sent_a_snapshot_is_not_reported_after_a_change(venue: SocketVenue, listener: Listener) -> None:
     """Adding a code does not make the venue repeat the others, and they need not."""
     venue.on_ask = lambda peer, asked: peer.send(ticker(asked[1]["codes"][-1], "SNAPSHOT"))
     listener.stream.subscribe("k", "ticker", ["KRW-BTC"])

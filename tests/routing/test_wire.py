@@ -105,7 +105,7 @@ def test_asks_for_the_same_are_equal_and_hash_alike() -> None:
 
 @pytest.mark.parametrize("count", [0, -1, 201])
 def test_candles_ask_count_out_of_range_is_an_input_error(count: int) -> None:
-    """A count that the venue would cut silently is refused before it is sent."""
+    """A count that the venue would cut without an error is refused before it is sent."""
     with pytest.raises(InputError, match="count"):
         wire.candles_ask("KRW-BTC", MINUTE, None, count)
 
@@ -179,7 +179,7 @@ def test_candle_page_unknown_fields_are_ignored() -> None:
         ("row is null", [None]),
     ],
 )
-def test_candle_page_that_lies_is_a_payload_error(why: str, rows: list[Any]) -> None:
+def test_invalid_candle_page_is_a_payload_error(why: str, rows: list[Any]) -> None:
     """One wrong row, and nothing of the page is accepted."""
     with pytest.raises(PayloadError) as caught:
         candle_page(body(*rows))
@@ -446,8 +446,8 @@ def test_tickers_recorded_parse(recordings: Path) -> None:
         [{k: v for k, v in TICKER_ROW.items() if k != "signed_change_rate"}],
     ],
 )
-def test_tickers_that_lie_are_a_payload_error(rows: list[Any]) -> None:
-    """Missing, foreign, doubled or impossible tickers sink the reply."""
+def test_invalid_tickers_are_a_payload_error(rows: list[Any]) -> None:
+    """One missing, foreign, doubled or impossible ticker, and nothing of the reply is accepted."""
     with pytest.raises(PayloadError):
         wire.tickers_ask(["KRW-BTC"]).parse(body(*rows))
 
@@ -541,7 +541,7 @@ def test_orderbook_level_is_sent_without_exponent(level: float, spelling: str) -
         {"timestamp": None},
     ],
 )
-def test_orderbook_that_lies_is_a_payload_error(changes: dict[str, Any]) -> None:
+def test_invalid_orderbook_is_a_payload_error(changes: dict[str, Any]) -> None:
     """Wrong level, order, sign, depth or market: the book is rejected."""
     with pytest.raises(PayloadError):
         wire.orderbooks_ask(["BTC-ETH"]).parse(body(BOOK_ROW | changes))
@@ -581,7 +581,7 @@ def test_instruments_numbers_arrive_as_text() -> None:
 @pytest.mark.parametrize(
     "changes", [{"tick_size": "0"}, {"tick_size": "nan"}, {"tick_size": "x"}, {"supported_levels": ["inf"]}]
 )
-def test_instruments_that_lie_are_a_payload_error(changes: dict[str, Any]) -> None:
+def test_invalid_instruments_are_a_payload_error(changes: dict[str, Any]) -> None:
     """A step that is no positive number is rejected."""
     good = {"market": "KRW-BTC", "tick_size": "1000", "supported_levels": ["0"]}
     with pytest.raises(PayloadError):
@@ -641,7 +641,7 @@ def test_trades_keep_their_whole_id() -> None:
         {"sequential_id": "17853972606520001"},
     ],
 )
-def test_trades_that_lie_are_a_payload_error(changes: dict[str, Any]) -> None:
+def test_invalid_trades_are_a_payload_error(changes: dict[str, Any]) -> None:
     """A trade without side, price, volume or an integer id is rejected."""
     with pytest.raises(PayloadError):
         wire.trades_ask("KRW-BTC", 500).parse(body(TRADE_ROW | changes))

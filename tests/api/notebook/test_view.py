@@ -203,8 +203,7 @@ def test_view_never_spends_more_than_a_twentieth_of_a_core(clock: ManualClock) -
 
 
 def test_view_shows_a_failure_and_goes_on(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
-    """A failing source is shown on the view, logged once, asked less often, and believed again when it
-    recovers."""
+    """A failing source is shown on the view, logged once, asked less often, and shown again when it recovers."""
     view = Counter(clock)
     view.error = UnreachableError("venue is down")
     delays: list[float] = []

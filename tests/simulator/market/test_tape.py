@@ -76,7 +76,7 @@ def test_fold_equals_a_plain_loop_over_trades() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(code=st.sampled_from(CODES), first=st.integers(-40_000, 0), cut=st.integers(0, 800))
-def test_any_stretch_gives_the_same_cells_as_a_longer_one(code: str, first: int, cut: int) -> None:
+def test_any_interval_gives_the_same_cells_as_a_longer_one(code: str, first: int, cut: int) -> None:
     """Random access: asking in two pieces is asking once."""
     a, b, c = START + first, START + first + cut, START + first + 800
     which = [PLACE[code]]

@@ -53,7 +53,7 @@ def test_clock_stopped_and_let_go_runs_on_from_where_it_stood() -> None:
     assert clock.now_us() == NOW_US + 2_000_000
 
 
-def test_listener_hears_every_jump() -> None:
+def test_listener_is_called_at_every_jump() -> None:
     """The stream looks at once when the clock is moved."""
     clock, seen = ExchangeClock(NOW_US, frozen=True), []
     clock.on_jump(lambda: seen.append(clock.now_us()))

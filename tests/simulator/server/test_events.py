@@ -119,7 +119,7 @@ def test_long_jump_tells_every_candle_once_and_the_last_book(exchange: Exchange)
     assert final == table["volume"].to_pylist()
 
 
-def test_quiet_market_is_silent_and_its_snapshot_is_old(exchange: Exchange) -> None:
+def test_quiet_market_sends_nothing_and_its_snapshot_is_old(exchange: Exchange) -> None:
     """Nothing for minutes; the snapshot is the newest existing bar and trade."""
     market = exchange.market("KRW-SLP")
     last = exchange.last_execution(market, NOW_US)

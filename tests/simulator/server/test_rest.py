@@ -99,7 +99,7 @@ def test_error_body_is_spelled_as_on_the_wire() -> None:
     assert error_body(404, UNKNOWN) == b'{"error":{"name":404,"message":"Code not found"}}'
 
 
-def test_counts_above_the_maximum_are_cut_silently(exchange: Exchange) -> None:
+def test_counts_above_the_maximum_are_cut_without_an_error(exchange: Exchange) -> None:
     """200 candles, 500 trades, 30 levels; the defaults are 1, 1 and 30."""
     assert len(_ask(exchange, "/v1/candles/minutes/1", market="KRW-BTC", count="1000")) == 200
     assert len(_ask(exchange, "/v1/candles/minutes/1", market="KRW-BTC")) == 1

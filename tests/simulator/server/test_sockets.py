@@ -32,7 +32,7 @@ def _next(socket: websocket.WebSocket) -> Any:
     return json.loads(data)
 
 
-def _silent(socket: websocket.WebSocket, seconds: float = 0.3) -> bool:
+def _sends_nothing(socket: websocket.WebSocket, seconds: float = 0.3) -> bool:
     socket.settimeout(seconds)
     try:
         socket.recv()
@@ -56,7 +56,7 @@ def test_snapshot_comes_first_then_realtime(connect: Connect, clean: SimulatorSe
     _subscribe(socket, _want("trade", "KRW-BTC", "krw-eth", "KRW-NOPE"))
     first = _next(socket)
     assert (first["type"], first["code"], first["stream_type"]) == ("trade", "KRW-BTC", "SNAPSHOT")
-    assert _silent(socket)
+    assert _sends_nothing(socket)
     clean.clock.advance(5)
     frames = [_next(socket) for _ in range(3)]
     assert {f["stream_type"] for f in frames} == {"REALTIME"}
@@ -69,10 +69,10 @@ def test_flags_leave_out_snapshot_or_realtime(connect: Connect, clean: Simulator
     _subscribe(only_snapshot, _want("ticker", "KRW-BTC", is_only_snapshot=True))
     _subscribe(only_realtime, _want("ticker", "KRW-BTC", isOnlyRealtime=True))
     assert _next(only_snapshot)["stream_type"] == "SNAPSHOT"
-    assert _silent(only_realtime)
+    assert _sends_nothing(only_realtime)
     clean.clock.advance(5)
     assert _next(only_realtime)["stream_type"] == "REALTIME"
-    assert _silent(only_snapshot)
+    assert _sends_nothing(only_snapshot)
 
 
 def test_new_subscription_replaces_the_old(connect: Connect, clean: SimulatorServer) -> None:
@@ -87,7 +87,7 @@ def test_new_subscription_replaces_the_old(connect: Connect, clean: SimulatorSer
 
 
 def test_books_are_whole_cut_to_depth_and_grouped(connect: Connect, clean: SimulatorServer) -> None:
-    """`.5` cuts, `level` groups; on a BTC market a level is silently ignored."""
+    """`.5` cuts, `level` groups; on a BTC market a level is ignored without an error."""
     socket = connect()
     _subscribe(
         socket,
@@ -98,7 +98,7 @@ def test_books_are_whole_cut_to_depth_and_grouped(connect: Connect, clean: Simul
     small, grouped = _next(socket), _next(socket)
     assert (len(small["obu"]), small["lv"], small["cd"]) == (5, 0, "KRW-BTC")
     assert (len(grouped["obu"]), grouped["lv"]) == (30, 1_000_000)
-    assert _silent(socket)
+    assert _sends_nothing(socket)
     clean.clock.advance(1)
     assert len(_next(socket)["obu"]) in (5, 30)
 
@@ -225,7 +225,7 @@ def test_scripted_drop_stall_garbage_and_refusal(connect: Connect, clean: Simula
     clean.faults.add("ws-stall", seconds=0.5)
     _subscribe(socket, _want("ticker", "KRW-BTC"))
     socket.ping()
-    assert _silent(socket)
+    assert _sends_nothing(socket)
     clean.faults.add("ws-drop", after=1)
     other = connect()
     _subscribe(other, _want("ticker", "KRW-BTC", "KRW-ETH"))
@@ -250,7 +250,7 @@ def test_pulled_plug_drops_sockets_and_lets_them_back(connect: Connect, clean: S
     assert _next(again)["stream_type"] == "SNAPSHOT"
 
 
-def test_clock_set_back_does_not_silence_the_stream(connect: Connect, clean: SimulatorServer) -> None:
+def test_clock_set_back_does_not_stop_the_stream(connect: Connect, clean: SimulatorServer) -> None:
     """It starts over from there."""
     socket = connect()
     _subscribe(socket, _want("trade", "KRW-BTC"))
