@@ -49,7 +49,7 @@ def test_rows_inside_are_those_of_the_spans() -> None:
     assert rows_inside(table, []).num_rows == 0 == count_inside(table, [])
 
 
-def test_compare_tells_each_kind_of_difference() -> None:
+def test_compare_names_each_kind_of_difference() -> None:
     """Missing rows on either side, and each column that differs, with the first place."""
     mine, theirs = minutes(0, 10), minutes(5, 15)
     assert not compare(mine, mine)

@@ -54,7 +54,7 @@ class Truth:
 
 def test_day_with_listings_and_delistings_loses_no_update(client: Backbone, venue: SimulatorServer) -> None:
     """24 hours, five markets listed and five delisted: each trade came once, also those before a market
-    joined; events tell each change; the table shows exactly the markets that are listed."""
+    joined; each change is an event; the table shows exactly the markets that are listed."""
     truth = Truth(venue)
     seen: dict[str, Any] = dict(venue.exchange.listed())
     with client.live("KRW", ("ticker", "trade")) as table:

@@ -58,7 +58,7 @@ def test_newest_held_are_answered_minutes_later(client: Backbone, venue: Simulat
     """A count ends with what is held, and the frame says what lies behind it."""
     held = client.candles("KRW-BTC", "1m", count=50)
     venue.clock.advance(180)
-    client.tickers("KRW-BTC", max_age=0)  # a reply tells the venue's time
+    client.tickers("KRW-BTC", max_age=0)  # a reply brings the venue's time
     later = client.candles("KRW-BTC", "1m", count=50, offline=True)
     assert later.index.tolist() == held.index.tolist()
     assert len(later.attrs["backbone"]["missing"]) == 1, "from the last candle to now"

@@ -398,7 +398,7 @@ def test_live_candles_confirm_in_the_unit_of_now(venue: SimulatorServer, tmp_pat
             frame = client.candles(MARKET, "1m", "2025-08-22T07:00:00Z", include_forming=True)
             assert one_unit(frame)
             venue.clock.advance(70)
-            client.tickers("KRW-BTC", max_age=0)  # a reply tells the venue's time
+            client.tickers("KRW-BTC", max_age=0)  # a reply brings the venue's time
             eventually(lambda: len(client.store.events(MARKET).query("kind == 'redenominated'")) == 1)
             frame = client.candles(MARKET, "1m", "2025-08-22T06:00:00Z", include_forming=True)
             assert one_unit(frame)
@@ -463,7 +463,7 @@ def test_market_is_stored_in_one_timeframe_and_asked_in_another(
 def test_files_of_the_archive_join_nothing_of_before(
     venue: SimulatorServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: tuple[str, str]
 ) -> None:
-    """A month of the archive beside stored minutes, or around them: of another unit, pages are asked, and tell."""
+    """A month of the archive beside stored minutes, or around them: of another unit, pages are asked, which show it."""
     monkeypatch.setattr(archives, "_shown", {"https://www.upbit.com/historical_data/main"})
     start, end = "2025-05-31T00:00:00Z", "2025-07-01T00:00:00Z"
     with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client:

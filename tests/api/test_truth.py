@@ -98,7 +98,7 @@ def test_truth_restated_by_the_venue_becomes_a_revision(own_venue: SimulatorServ
         before = client.candles("KRW-BTC", "1m", "2025-08-22T08:00:00Z", "2025-08-22T09:00:00Z")
         own_venue.faults.add("restate", market="KRW-BTC", start=last, end="2025-08-22T09:00:00Z", shift=0.01)
         own_venue.clock.advance(900)
-        client.tickers("KRW-BTC", max_age=0)  # a reply tells the venue's time
+        client.tickers("KRW-BTC", max_age=0)  # a reply brings the venue's time
         own_venue.reset_log()
         after = client.candles("KRW-BTC", "1m", "2025-08-22T08:00:00Z", "2025-08-22T09:00:00Z")
         assert sum(own_venue.counts()["candles"].values()) == 1

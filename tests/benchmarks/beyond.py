@@ -6,8 +6,8 @@
     python -m tests.benchmarks.beyond --what archive        a year of minutes from the archive, 30 ms away
     python -m tests.benchmarks.beyond --what permits        a permit on Redis beside one on the machine's ledger
 
-Each measurement runs in a process of its own, which tells its peak memory; times are wall clock, warm page cache. Only
-ratios travel between machines.
+Each measurement runs in a process of its own, which reports its peak memory; times are wall clock, warm page cache.
+Only ratios travel between machines.
 """
 
 from __future__ import annotations

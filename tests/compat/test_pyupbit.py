@@ -133,7 +133,7 @@ def test_failure_of_the_venue_raises_where_pyupbit_answers_none(
 
 
 def _raise_cause(call: Any) -> None:
-    """An incomplete answer tells why in its causes."""
+    """An incomplete answer has its reasons in `causes`."""
     from backbone.errors import IncompleteError
 
     try:

@@ -63,7 +63,7 @@ def test_get_answers_message_after_message(live: Backbone, kind: str, field: str
 
 
 def test_terminate_wakes_whoever_waits(live: Backbone) -> None:
-    """A thread that waits in `get` hears of the end."""
+    """A thread that waits in `get` gets the end as an error."""
     manager = WebSocketManager("trade", ["KRW-BTC"])
     manager.start()
     ended: list[Exception] = []

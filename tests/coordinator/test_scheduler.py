@@ -741,7 +741,7 @@ def test_close_in_a_storm_ends_every_waiter(bench):
     bench.scheduler.close()
 
 
-def test_close_tells_queued_tickets_and_lets_sent_ones_land(bench):
+def test_close_ends_queued_tickets_and_lets_sent_ones_complete(bench):
     """What is in flight at `close` ends with its answer, what is queued with `ClosedError`; each once."""
     bench.venue.gate.clear()
     bench.submit("sent", LOW)

@@ -48,7 +48,7 @@ def test_target_keeps_its_promise_for_mutated_inputs(name: str, rounds: int) -> 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=400))
-def test_plan_survives_any_session_of_true_and_lying_replies(data: bytes) -> None:
+def test_plan_survives_any_session_of_true_and_corrupted_replies(data: bytes) -> None:
     """The plan ends, its pages are sound, and what true replies proved holds no candle that was not sent."""
     TARGETS["planner"](data)
 

@@ -1,4 +1,4 @@
-"""A scripted venue for the socket: it says exactly what a test tells it to, on a real loopback connection.
+"""A scripted venue for the socket: it sends exactly what a test scripts, on a real loopback connection.
 
 It shares nothing with the client's side but the protocol, so that a misreading there shows here.
 """
@@ -72,7 +72,7 @@ class SocketVenue:
         self.on_ask: Callable[[Peer, Any], None] = lambda peer, asked: None
         self.answers_pings = True
         self.refusal: bytes | None = None  # sent in place of the upgrade
-        self.is_mute = False  # says nothing at all, not even in the handshake
+        self.is_stalled = False  # sends nothing at all, not even in the handshake
         self._tls = tls
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
@@ -136,7 +136,7 @@ class SocketVenue:
                 return False
             data += part
         peer.head = data.decode().split("\r\n")
-        if self.is_mute:
+        if self.is_stalled:
             peer.sock.recv(1)
             return False
         if self.refusal is not None:

@@ -1,4 +1,4 @@
-"""Both channels against the embedded exchange, which shares no parsing with them: what it tells is understood."""
+"""Both channels against the embedded exchange, which shares no parsing with them: what it sends is understood."""
 
 from __future__ import annotations
 

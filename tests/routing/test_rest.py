@@ -100,7 +100,7 @@ def test_many_threads_share_connections(venue: Venue, client: RestClient) -> Non
 
 
 def test_refused_request_is_rejected_with_the_venues_words(venue: Venue, client: RestClient) -> None:
-    """A 404 tells status, code and reason, and where it happened."""
+    """The error of a 404 has status, code and reason, and where it happened."""
     venue.script = lambda head: reply(
         404,
         b'{"error":{"name":404,"message":"Code not found"}}',

@@ -39,7 +39,7 @@ def ticker(market: str = "KRW-BTC", stream: str = "REALTIME", **changes: Any) ->
     return frame_of("ticker", TICKER_ROW | {"market": market}, stream, **changes)
 
 
-def tell_all(peer: Peer, asked: Any) -> None:
+def send_snapshots(peer: Peer, asked: Any) -> None:
     """Answer a subscription with one snapshot per ticker code."""
     for part in asked:
         if part.get("type") == "ticker":
@@ -96,7 +96,7 @@ class Listener:
 @pytest.fixture
 def venue() -> Iterator[SocketVenue]:
     server = SocketVenue()
-    server.on_ask = tell_all
+    server.on_ask = send_snapshots
     yield server
     server.close()
 
@@ -308,9 +308,9 @@ def test_end_waits_for_a_thread_that_is_quick_to_see_it(venue: SocketVenue, list
     assert listener.phases()[-1] == "stopped"
 
 
-def test_close_during_a_mute_handshake_does_not_wait_for_it(venue: SocketVenue, listener: Listener) -> None:
-    """A venue that accepts and says nothing does not hold up the end."""
-    venue.is_mute = True
+def test_close_during_a_stalled_handshake_does_not_wait_for_it(venue: SocketVenue, listener: Listener) -> None:
+    """A venue that accepts and sends nothing does not hold up the end."""
+    venue.is_stalled = True
     listener.stream.subscribe("k", "ticker", ["KRW-BTC"])
     eventually(lambda: venue.peers and venue.peers[0].head)
     started = time.monotonic()
@@ -391,7 +391,7 @@ def test_quiet_market_is_not_a_dead_socket(venue: SocketVenue, listener: Listene
     assert set(listener.phases()) == {"connecting", "streaming"}
 
 
-def test_stalled_stream_that_speaks_again_streams_again(venue: SocketVenue, listener: Listener) -> None:
+def test_stalled_stream_that_sends_again_streams_again(venue: SocketVenue, listener: Listener) -> None:
     """Late is not lost: no gap, no new connection."""
     venue.answers_pings = False
     listener.stream.subscribe("k", "ticker", ["KRW-BTC"])
@@ -430,7 +430,7 @@ def test_ping_of_the_venue_is_answered(venue: SocketVenue, listener: Listener) -
 def test_error_frame_is_kept_in_the_venues_words(venue: SocketVenue, listener: Listener, name: str) -> None:
     """What the venue said against the subscription is the error, and it is tried again later."""
     words = {"error": {"message": "codes 필드가 존재하지 않습니다.", "name": name}}
-    venue.on_ask = lambda peer, asked: peer.send(words) if len(venue.peers) == 1 else tell_all(peer, asked)
+    venue.on_ask = lambda peer, asked: peer.send(words) if len(venue.peers) == 1 else send_snapshots(peer, asked)
     listener.stream.subscribe("k", "ticker", ["KRW-BTC"])
     error = eventually(lambda: listener.stream.state.last_error)
     assert isinstance(error, StreamClosedError)
@@ -489,7 +489,7 @@ def test_connection_that_was_good_resets_the_backoff(venue: SocketVenue, listene
     while listener.phases().count("backing-off") < 4:
         listener.skip(0.5)
         time.sleep(0.005)
-    venue.on_ask = tell_all
+    venue.on_ask = send_snapshots
     while not listener.records:
         listener.skip(0.5)
         time.sleep(0.005)
@@ -568,8 +568,8 @@ def test_code_that_sent_a_snapshot_is_not_reported_after_a_change(venue: SocketV
 
 
 def test_subscription_that_nothing_answers_is_sent_again(venue: SocketVenue, listener: Listener) -> None:
-    """If not one code speaks, the frame itself may have been lost."""
-    venue.on_ask = lambda peer, asked: tell_all(peer, asked) if len(peer.asked) == 2 else None
+    """If not one code is answered, the subscription itself may have been lost."""
+    venue.on_ask = lambda peer, asked: send_snapshots(peer, asked) if len(peer.asked) == 2 else None
     listener.stream.subscribe("k", "ticker", ["KRW-BTC"])
     eventually(lambda: venue.peers and venue.peers[0].asked)
     listener.skip(stream_module.SNAPSHOT_S)
@@ -611,7 +611,7 @@ def test_secure_stream_trusts_the_bundle_of_the_environment(tmp_path: Path, monk
     authority.issue_cert("localhost").configure_cert(context)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     venue = SocketVenue(context)
-    venue.on_ask = tell_all
+    venue.on_ask = send_snapshots
     stranger = Listener(venue.url)
     stranger.stream.subscribe("k", "ticker", ["KRW-BTC"])
     error = stranger.until("backing-off").last_error

@@ -453,7 +453,7 @@ def test_invalid_tickers_are_a_payload_error(rows: list[Any]) -> None:
 
 
 def test_tickers_of_a_quote_are_all_its_markets_and_no_other() -> None:
-    """``ticker/all`` may tell any market of the quotes asked for, each once."""
+    """``ticker/all`` may have any market of the quotes asked for, each once."""
     ask = wire.tickers_all_ask(["KRW", "USDT"])
     assert (ask.path, ask.query) == ("/ticker/all", (("quote_currencies", "KRW,USDT"),))
     recorded = ask.parse(body(TICKER_ROW, TICKER_ROW | {"market": "USDT-BTC"}))

@@ -172,7 +172,7 @@ def test_market_that_changes_after_rows_were_handed_on_is_an_error_of_ours(
 def test_one_timeframe_that_is_moved_away_is_selected_anew(
     store: CandleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: bool
 ) -> None:
-    """No generation tells of it: the file itself is missed."""
+    """No generation changes: the file itself is missed."""
     scan = Scan(store, tmp_path)
     batches = FileScan._batches
 

@@ -533,7 +533,7 @@ def test_damaged_sidecar_is_quarantined_and_its_quiet_spans_unknown(tmp_path: Pa
     assert not sidecar.exists()
 
 
-def test_stale_sidecar_does_not_speak_for_a_damaged_partition(tmp_path: Path) -> None:
+def test_stale_sidecar_does_not_cover_a_damaged_partition(tmp_path: Path) -> None:
     """What a crash left in the sidecar about a period with a file never comes back to life."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 0), Span(0, MAY + 50 * MINUTE_US), now_us=MAY)
@@ -551,7 +551,7 @@ def test_stale_sidecar_does_not_speak_for_a_damaged_partition(tmp_path: Path) ->
 def test_damaged_partition_that_cannot_be_quarantined_is_not_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the damaged file cannot be moved, it stays, reads tell it once, and new pages wait in memory."""
+    """Where the damaged file cannot be moved, it stays, reads report it once, and new pages wait in memory."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
     store.flush()
@@ -830,7 +830,7 @@ def test_coverage_of_any_span_agrees_with_the_slots(pages: list[tuple[int, int]]
             store.flush()
 
 
-def test_size_and_repr_tell_what_is_held(tmp_path: Path) -> None:
+def test_size_and_repr_show_what_is_held(tmp_path: Path) -> None:
     """Files, bytes and pending rows are countable, and the repr names the folder."""
     store = open_store(tmp_path)
     store.put(BTC, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)

@@ -1,4 +1,4 @@
-"""A whole client at an embedded exchange, and the question whether its store tells the truth about it."""
+"""A whole client at an embedded exchange, and the comparison of its store with that exchange."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a form of the proof tried and what came of it: one shape for all of them, and the table that tells it."""
+"""What a form of the proof tried and what came of it: one shape for all of them, and the table that shows it."""
 
 from __future__ import annotations
 

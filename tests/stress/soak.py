@@ -82,7 +82,7 @@ RARE = ("429", "418", "unplugged", "outage")
 
 
 def serve(line: Any, seed: int, limit: int) -> None:
-    """The exchange: does what the fault script says, and tells its time."""
+    """The exchange: does what the fault script says, and sends its time."""
     logging.disable()
     with SimulatorServer(seed=seed, now=NOW, speed=SPEED, limit=limit, markets=MARKETS, ban_after=10_000) as venue:
         line.send((venue.rest_url, venue.ws_url))

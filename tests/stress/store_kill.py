@@ -37,21 +37,21 @@ def write_for_ever(root: str, seed: int, out: int) -> None:
     store = open_store(Path(root), group_commit_s=group_commit_s)
     markets = list(MARKETS)
 
-    def tell(kind: bytes, *place: int) -> None:
+    def report(kind: bytes, *place: int) -> None:
         os.write(out, _RECORD.pack(kind, *(place or (0, 0, 0, 0)), time.monotonic()))
 
-    tell(_READY, 0, 0, int(group_commit_s * 1e6), 0)
+    report(_READY, 0, 0, int(group_commit_s * 1e6), 0)
     while True:
         reply = any_reply(chance)
-        tell(_PUT, markets.index(reply.market), TIMEFRAMES.index(reply.timeframe), *reply.span)
+        report(_PUT, markets.index(reply.market), TIMEFRAMES.index(reply.timeframe), *reply.span)
         try:
             reply.put(store)
-            tell(_DONE)
+            report(_DONE)
             if chance.random() < 0.05:
                 store.flush()
-                tell(_FLUSHED)
+                report(_FLUSHED)
         except StoreBusyError:  # the crowd is large; the pages are kept and go with a later write
-            tell(_BUSY)
+            report(_BUSY)
 
 
 @dataclass

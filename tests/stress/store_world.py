@@ -1,4 +1,4 @@
-"""A venue that is a pure function of time, and the question whether a store tells the truth about it."""
+"""A venue that is a pure function of time, and the comparison of a store with that venue."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _answer(client: Backbone, call: Call) -> tuple[str, Any]:
 
 
 def _sync(client: Backbone) -> None:
-    """Any reply tells the venue's time: a clock that jumps within two seconds of the last one is nobody's."""
+    """Any reply brings the venue's time: a clock that jumps within two seconds of the last one is nobody's."""
     client.tickers("KRW-BTC", max_age=0)
 
 

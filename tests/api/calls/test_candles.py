@@ -344,10 +344,10 @@ def test_candles_passing_fault_is_healed(client: Backbone, venue: SimulatorServe
 
 
 @pytest.mark.parametrize("kind", ["duplicate", "disorder", "wrong-market", "off-grid", "bad-ohlc", "beyond", "garbage"])
-def test_candles_lying_reply_is_refused_and_its_span_stays_unknown(
+def test_candles_invalid_reply_is_refused_and_its_span_stays_unknown(
     client: Backbone, venue: SimulatorServer, kind: str
 ) -> None:
-    """A reply that cannot be is rejected: nothing arrived, so its error is the call's, and the span is healed later."""
+    """An impossible reply is rejected: nothing arrived, so its error is the call's; the span is fetched later."""
     venue.faults.add(kind, match="/v1/candles", times=2)
     with pytest.raises(SourceError):
         client.candles("KRW-BTC", "1m", "2025-08-22T00:00:00Z", "2025-08-22T03:20:00Z")
@@ -459,7 +459,7 @@ def test_candles_progress_function_gets_every_step(client: Backbone) -> None:
 
 
 def test_explain_asks_nothing_and_counts_pages(client: Backbone, venue: SimulatorServer) -> None:
-    """The plan of a range tells held, foldable, gaps, pages and time, without a request."""
+    """The plan of a range has held, foldable, gaps, pages and time, without a request."""
     plan = client.explain("KRW-BTC", "1m", START, END)
     assert (plan.pages, len(plan.gaps), len(plan.cached)) == (3, 1, 0)
     assert venue.counts() == {}
@@ -469,7 +469,7 @@ def test_explain_asks_nothing_and_counts_pages(client: Backbone, venue: Simulato
     assert len(client.explain("KRW-BTC", "1h", START, "2025-08-22T08:00:00Z").derived) == 1
 
 
-def test_coverage_tells_data_quiet_and_unknown(client: Backbone, venue: SimulatorServer) -> None:
+def test_coverage_has_data_quiet_and_unknown(client: Backbone, venue: SimulatorServer) -> None:
     """The coverage frame has the three states, and its rows add up."""
     market = thin_market(venue)
     first = client.candles(market, "1m", "2025-08-20T00:00:00Z", "2025-08-20T01:00:00Z")

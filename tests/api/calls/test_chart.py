@@ -132,7 +132,7 @@ def test_chart_closed_stops_its_table(moving: tuple[Backbone, SimulatorServer], 
 
 
 def test_chart_of_a_closed_client_says_stopped(shown: None) -> None:
-    """The next refresh after the client's end tells the view that it is over."""
+    """The next refresh after the client's end shows that the view is over."""
     with Backbone.demo() as client:
         chart = client.chart("KRW-BTC", "1m", count=5)
         chart.refresh(force=True)

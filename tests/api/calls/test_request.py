@@ -57,7 +57,7 @@ def test_candles_are_the_frames_rows(client: Backbone) -> None:
 
 def test_metadata_says_what_the_attrs_say(client: Backbone) -> None:
     """Where it came from, whether anybody was asked, at what priority."""
-    client.markets()  # tells the venue's time, which is not this machine's
+    client.markets()  # brings the venue's time, which is not this machine's
     first, again = (answer(client, "candles", "KRW-BTC", "1d", count=3, priority="low").metadata for _ in range(2))
     facts = attrs_of(client.candles("KRW-BTC", "1d", count=3, priority="low"))
     assert (first.source_layer, first.cache_hit, first.priority_used) == ("rest", False, "low")

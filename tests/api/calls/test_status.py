@@ -81,7 +81,7 @@ def scrape(url: str) -> str:
     return text
 
 
-def test_serve_metrics_offers_what_metrics_tells(client: Backbone) -> None:
+def test_serve_metrics_offers_what_metrics_has(client: Backbone) -> None:
     """A scrape has the counters and the times by group and priority."""
     pytest.importorskip("prometheus_client")
     client.candles("KRW-BTC", "1h", "2025-08-20", "2025-08-21")

@@ -462,7 +462,7 @@ def test_watch_for_seconds_ends_by_itself(at: list[str], capsys: pytest.CaptureF
     assert "--seconds" in capsys.readouterr().err
 
 
-def test_status_tells_quota_store_and_verdict(at: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_shows_quota_store_and_verdict(at: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """`status` makes no request; it shows what other processes used of the quota, and the store."""
     assert cli.main(["fetch", "KRW-BTC", "1h", "--start", "2025-08-20", "--end", "2025-08-21", *at]) == 0
     capsys.readouterr()

@@ -66,7 +66,7 @@ def forbidden(patch: pytest.MonkeyPatch, folder: Path, stack: ExitStack) -> None
         pytest.skip("this user may not mount a folder for reading only")
 
 
-HOSTS: dict[str, tuple[Host, str, str, str, str]] = {  # and the line that tells: its name, state, found, advice
+HOSTS: dict[str, tuple[Host, str, str, str, str]] = {  # and the line that reports it: its name, state, found, advice
     "plain": (plain, "folder", "ok", "can be written", ""),
     "dead proxy": (dead_proxy, "proxy", "ok", "not used for 127.0.0.1", ""),
     "no locks": (without_locks, "locks", "note", "no locks", "local disk"),

@@ -53,7 +53,7 @@ def test_job_waited_for_keeps_its_bar_true_and_shows_no_other(
 def test_job_without_a_view_waits_with_a_bar(
     client: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a terminal the bar tells the reached time, the rows, the rate and what is left."""
+    """In a terminal the bar shows the reached time, the rows, the rate and what is left."""
     job = start(client)
     job.wait(progress=True)
     said = capsys.readouterr().err
@@ -62,7 +62,7 @@ def test_job_without_a_view_waits_with_a_bar(
     assert "candles/s" in said
 
 
-def test_job_line_tells_no_time_to_go_once_it_ended(client: Backbone) -> None:
+def test_job_line_shows_no_time_to_go_once_it_ended(client: Backbone) -> None:
     """`0:00 to go` of a finished job would be noise."""
     job = start(client).wait(progress=False)
     assert "to go" not in repr(job)

@@ -109,7 +109,7 @@ def test_chart_gives_a_late_browser_view_the_present_state(shown: tuple[FedChart
 
 
 def test_chart_pulls_the_newest_candles_and_the_state() -> None:
-    """A source that always tells the last candles costs only what changed."""
+    """A source that always gives the last candles costs only what changed."""
     said = ChartView([candle(3), candle(4, 108.0)], "streaming", "age 0.2 s")
     chart = CandleChart(frame(), market="KRW-BTC", timeframe="1m", pull=lambda: said)
     messages: list[Any] = []

@@ -162,7 +162,7 @@ def test_refresh_costs_less_than_two_milliseconds(moving: dict[str, Any]) -> Non
 
 
 def test_repr_is_one_line() -> None:
-    """The repr tells the state."""
+    """The repr shows the state."""
     dashboard = Dashboard(snapshot)
     dashboard.refresh()
     assert repr(dashboard) == "Dashboard(healthy)"

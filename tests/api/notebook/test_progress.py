@@ -47,7 +47,7 @@ def test_job_view_shows_the_job_s_own_progress() -> None:
     assert job_view(msgspec.structs.replace(now, total_slots=0), "UTC").fraction == 1.0
 
 
-def test_text_tells_time_reached_rate_and_eta() -> None:
+def test_text_shows_time_reached_rate_and_eta() -> None:
     """One line says how far, in the reader's zone, how fast and how long still."""
     text = shown("KRW-BTC 1m", view()).text()
     assert " 25% running · 12 pages · 2,400 rows · reached 2025-08-22 09:00 · 9.6 pages/s · 4s to go" in text

@@ -180,7 +180,7 @@ def test_table_that_is_closed_says_so_and_keeps_its_rows(shown: tuple[Venue, Tic
 
 
 def test_table_repr_is_one_line() -> None:
-    """The repr tells the number of markets and the state, before and after the first pull."""
+    """The repr shows the number of markets and the state, before and after the first pull."""
     table = TickerTable(Venue())
     assert repr(table) == "TickerTable(0 markets, not shown)"
     table.refresh()
@@ -209,7 +209,7 @@ def test_static_table_escapes_every_text_of_the_venue() -> None:
     assert html.count("&lt;script&gt;") >= 4
 
 
-def test_static_table_tells_direction_without_colour() -> None:
+def test_static_table_shows_direction_without_colour() -> None:
     """Arrows and signs survive a page that strips styles; the colours follow the convention asked for."""
     view = TableView([row(change=5000.0, change_rate=0.01), row("KRW-ETH", change=-5.0, change_rate=-0.01)])
     korean, western = table_html(view), table_html(view, colours="western")

@@ -36,7 +36,7 @@ def test_progress_ends_with_what_is_closed() -> None:
     assert pending.progress().total_slots == 90
 
 
-def test_progress_of_a_job_tells_its_rate_and_time_to_go() -> None:
+def test_progress_of_a_job_has_its_rate_and_time_to_go() -> None:
     """No rate before anything is had; nothing to go once it ended."""
     assert Progress(0, 100, 0, 0, MAY, elapsed_s=2.0).eta_s is None
     half = Progress(50, 100, 10, 50, MAY, elapsed_s=2.0)

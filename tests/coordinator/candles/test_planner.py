@@ -253,7 +253,7 @@ def test_plan_dropped_want_gets_no_page() -> None:
     assert not plan._claims
 
 
-def test_plan_tells_each_who_looked_what_was_proven_meanwhile() -> None:
+def test_plan_gives_each_reader_what_was_proven_meanwhile() -> None:
     """Nothing is forgotten while a read is under way, and everything after."""
     plan = SeriesPlan(MINUTE, page_size=200)
     want = want_of(plan, SpanSet([Span(at(0), at(400))]))

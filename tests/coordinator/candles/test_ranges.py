@@ -118,7 +118,7 @@ def test_sources_of_a_first_call_are_the_venue(tmp_path: Path, ahead_h: int, eve
 
 
 @pytest.mark.parametrize("ahead_h", [-1, 0, 1])
-def test_sources_tell_what_was_held_before(tmp_path: Path, ahead_h: int) -> None:
+def test_sources_show_what_was_held_before(tmp_path: Path, ahead_h: int) -> None:
     """Rows of an earlier client come from disk, and only the new ones from the venue, whatever the clock."""
     world = World(tmp_path, ahead=ahead_h * 3600)
     world.candles(NOW - 5 * HOUR_US, MINUTE.floor(NOW) - 100 * MINUTE_US)

@@ -403,7 +403,7 @@ def test_answer_that_was_made_anew_says_what_it_took(tmp_path: Path) -> None:
 
 
 def test_sample_is_of_what_was_stored_before(tmp_path: Path) -> None:
-    """Pages of the same call that landed already are of the new unit, and do not speak for what is beside the page."""
+    """Pages of the same call that arrived before are of the new unit, and are no sample of what was stored."""
     world = World(tmp_path)
     ask(world, 1500, 2000)
     world.venue.factor = 10.0

@@ -112,7 +112,7 @@ def test_latest_polled_trades_do_not_make_a_tape(latest: LatestRows) -> None:
 
 def test_latest_polls_beside_a_stream_that_stalls_leave_no_hole(latest: LatestRows) -> None:
     """Before the loss is noticed, polls bring later trades; what is between them is not on the tape, and a stream that
-    speaks again brings nothing twice."""
+    sends again delivers nothing twice."""
     slot = tape(latest)
     records = RecordQueue(latest, [slot], 20)
     for number in (1, 2):

@@ -108,7 +108,7 @@ def test_trades_are_ordered_and_share_milliseconds() -> None:
 
 
 def test_trades_hold_twins_that_differ_in_nothing_but_their_ordinal() -> None:
-    """Same millisecond, same price, same size: only the id tells them apart."""
+    """Same millisecond, same price, same size: only the id differs."""
     trades = TAPE.trades(TAPE.cells(START, START + 5760, [0]))
     keys = list(zip(trades.time_ms.tolist(), trades.price.tolist(), trades.volume.tolist(), strict=True))
     assert len(set(keys)) < len(keys)

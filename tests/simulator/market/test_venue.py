@@ -88,7 +88,7 @@ def test_rows_have_the_fields_of_their_timeframe(
     assert extra.items() <= row.items()
 
 
-def test_day_rows_tell_the_signed_change_from_the_day_before(exchange: Exchange) -> None:
+def test_day_rows_have_the_signed_change_from_the_day_before(exchange: Exchange) -> None:
     """`prev_closing_price` is the close of the row below; the first day's is its open."""
     rows = exchange.candles("KRW-BTC", "1d", None, 30, NOW_US)
     for newer, older in pairwise(rows):

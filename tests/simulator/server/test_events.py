@@ -104,7 +104,7 @@ def test_first_trade_of_a_longer_candle_creates_it_under_its_own_open(exchange: 
     assert opened == bar
 
 
-def test_long_jump_tells_every_candle_once_and_the_last_book(exchange: Exchange) -> None:
+def test_long_jump_sends_every_candle_once_and_the_last_book(exchange: Exchange) -> None:
     """Ten minutes at once: ten final states, one book, every trade."""
     start = DAY + 9 * 3_600_000_000
     wanted = {"KRW-BTC": frozenset({MINUTE, BOOK, TRADE, TICKER})}

@@ -93,8 +93,8 @@ def test_pulled_plug_refuses_and_comes_back_on_the_same_port(clean: SimulatorSer
 def test_pulled_plug_ends_what_was_accepted_meanwhile(clean: SimulatorServer) -> None:
     """A connection made in the very moment is closed like the others, and none is left to the collector.
 
-    The knocking waits where many were not accepted yet: beyond a full queue the system lets a client believe that it is
-    connected, and nobody ever tells it the end.
+    The knocking waits where many were not accepted yet: beyond a full queue the system connects a client that the
+    server never sees, and that never gets the end.
     """
     ended, begun = threading.Event(), threading.Event()
     held: list[socket.socket] = []

@@ -43,7 +43,7 @@ def _sends_nothing(socket: websocket.WebSocket, seconds: float = 0.3) -> bool:
     return False
 
 
-def test_upgrade_reply_tells_the_connection_budget(connect: Connect) -> None:
+def test_upgrade_reply_has_the_connection_budget(connect: Connect) -> None:
     """`group=websocket; min=300`, counted down from four."""
     headers = connect().headers
     assert headers["remaining-req"] == "group=websocket; min=300; sec=4"
@@ -291,7 +291,7 @@ def test_flood_sends_stamped_frames_at_the_rate_asked_for(connect: Connect, clea
     assert sent[0] >= 400
 
 
-def test_stream_tells_states_and_coming_delistings_and_odd_frames() -> None:
+def test_stream_sends_states_and_coming_delistings_and_odd_frames() -> None:
     """`market_state` and `delisting_date` on each ticker; a scripted field that is null, in one frame only."""
     with SimulatorServer(now=NOW, frozen=True, markets=["KRW-BTC", "KRW-ETH"]) as server:
         server.faults.add("describe", market="KRW-BTC", state="PREVIEW")
