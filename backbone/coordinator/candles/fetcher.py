@@ -464,7 +464,7 @@ class CandleFetcher:
         timeframe = series.timeframe
         times = times_of(reply.table)
         verdict = judge(page, reply.oldest_us, reply.rows)
-        known = self._store.oldest(series.market, timeframe) if verdict.is_silent else None
+        known = self._store.oldest(series.market, timeframe) if verdict.has_beginning else None
         check(page, verdict, int(times[-1]) if len(times) else None, known, f"{series.market} {timeframe}")
         boundary = self.reader.closed_before(timeframe)
         proof = verdict.proof - SpanSet([Span(boundary, FOREVER_US)])
@@ -589,7 +589,7 @@ class CandleFetcher:
             self._sharing.end_claims(series)
 
     def _provable(self, timeframe: Timeframe, proof: SpanSet, oldest_us: int | None) -> tuple[SpanSet, SpanSet]:
-        """What a reply's silence proves, and what it does not: there the venue may have forgotten its candles."""
+        """Split a proof: what holds, and the part of which the venue may have forgotten its candles."""
         kept = self._settings.venue.retention(timeframe.name)
         if kept is None or not proof.holds(EARLIEST_US):
             return proof, _NOTHING

@@ -54,8 +54,8 @@ class Verdict(msgspec.Struct, frozen=True):
     edge_us: int | None = None
 
     @property
-    def is_silent(self) -> bool:
-        """Whether the reply reports that nothing is older than some time, confirmed or not."""
+    def has_beginning(self) -> bool:
+        """Whether the reply reports a beginning of history: nothing is older than some time, confirmed or not."""
         return self.edge_us is not None or self.proof.holds(EARLIEST_US)
 
 
@@ -87,7 +87,7 @@ def check(page: Page, verdict: Verdict, newest_us: int | None, oldest_known_us: 
     edge = page.claim.end if verdict.edge_us is None else verdict.edge_us
     if (page.anchor_us is not None and newest_us != page.anchor_us) or (page.seeks and newest_us is None):
         why = "it lacks a candle that is known to be there, or any candle at all"
-    elif verdict.is_silent and oldest_known_us is not None and oldest_known_us < edge:
+    elif verdict.has_beginning and oldest_known_us is not None and oldest_known_us < edge:
         why = "it says that nothing lies before a time from before which candles are known"
     else:
         return

@@ -18,7 +18,7 @@ def test_full_page_proves_what_it_holds_and_needs_no_second() -> None:
     """From its oldest row up to its bound, and nothing is in doubt."""
     verdict = judge(PAGE, MAY, 200)
     assert verdict.proof == SpanSet([Span(MAY, END)])
-    assert not verdict.is_silent
+    assert not verdict.has_beginning
 
 
 @pytest.mark.parametrize(
