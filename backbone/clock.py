@@ -120,7 +120,7 @@ class VenueClock:
                 self._low_us, self._high_us = low, high
                 return
             new_low, new_high = max(low, old_low), min(high, old_high)
-            if new_low > new_high:  # a small contradiction: believe the newer reply
+            if new_low > new_high:  # a small contradiction: the newer reply counts
                 new_low, new_high = low, high
             self._low_us, self._high_us = new_low, new_high
 

@@ -61,7 +61,7 @@ class Venue:
     """What paced work reaches of it, measured on the embedded exchange: the base of every estimate."""
 
     candle_page: int = 200
-    """Most candles of one reply; the venue cuts a larger count silently."""
+    """Most candles of one reply; the venue cuts a larger count without an error."""
 
     trades_page: int = 500
     """Most trades of one reply."""

@@ -63,15 +63,15 @@ def unit_of(first: pa.Table, second: pa.Table) -> float | None:
     differences = compare(first, second, relative=1e-9)
     every = np.union1d(times_of(first), times_of(second))
     same = rows_inside(first, ((int(time), int(time) + 1) for time in np.setdiff1d(every, differences.times)))
-    if _is_telling(same) and same.num_rows >= _SAME * len(every):
+    if _has_enough_trades(same) and same.num_rows >= _SAME * len(every):
         return 1.0
     units = compare_units(first, second)
-    if units.factor is not None and units.differing >= _SAME * len(every) and _is_telling(first):
+    if units.factor is not None and units.differing >= _SAME * len(every) and _has_enough_trades(first):
         return units.factor
     return 0.0 if len(differences.times) >= _LEAST else None
 
 
-def _is_telling(table: pa.Table) -> bool:
+def _has_enough_trades(table: pa.Table) -> bool:
     traded = table.column("volume").to_numpy()
     traded = traded[traded > 0]
     return len(traded) >= _LEAST and len(np.unique(traded)) >= _LEAST // 2

@@ -36,7 +36,7 @@ TOTAL_S = 20.0
 class ReplyFacts(NamedTuple):
     """What the transport saw of one exchange, refused or not; the scheduler learns the quota from it.
 
-    ``group`` and ``remaining`` are the reply's own words on the rate (None: silent), ``date_us`` its
+    ``group`` and ``remaining`` are what the reply says of the rate (None: nothing), ``date_us`` its
     ``Date``; ``sent_s`` and ``received_s`` are monotonic.
     """
 

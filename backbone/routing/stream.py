@@ -310,8 +310,8 @@ class Stream:
         """Remember since when nothing was received, for the gap that is announced on return."""
         with self._condition:
             if self._state.phase in ("streaming", "stalled") and self._lost_us is None:
-                silence_s = self._clock.monotonic() - connection.received_s
-                self._lost_us = self._clock.now_us() - int(silence_s * 1e6)
+                idle_s = self._clock.monotonic() - connection.received_s
+                self._lost_us = self._clock.now_us() - int(idle_s * 1e6)
 
     def _serve(self, connection: Connection) -> None:
         """Until nothing is wanted; raises when the connection ends otherwise."""
@@ -343,13 +343,13 @@ class Stream:
 
     def _keep_alive(self, connection: Connection, now: float) -> float:
         """Ping, judge, report; how long the thread may sleep then."""
-        silence_s = now - connection.received_s
-        if silence_s >= DEAD_S:
-            raise UnreachableError(f"no frame and no pong for {silence_s:.0f} s", url=self._url)
+        idle_s = now - connection.received_s
+        if idle_s >= DEAD_S:
+            raise UnreachableError(f"no frame and no pong for {idle_s:.0f} s", url=self._url)
         if now - connection.pinged_s >= PING_S and connection.version >= 0:
             connection.pinged_s = now
             connection.send(b"", PING)
-        if self._state.phase == "streaming" and silence_s >= STALL_S:
+        if self._state.phase == "streaming" and idle_s >= STALL_S:
             self._enter("stalled")
         if self._state.phase == "connecting" and connection.is_answered and now - connection.asked_s >= QUIET_START_S:
             self._enter("streaming")

@@ -83,7 +83,7 @@ __all__ = [
 ]
 
 PAGE = Venue.candle_page  # all venues speak one dialect
-"""Most candles of one reply; the venue cuts a larger count silently."""
+"""Most candles of one reply; the venue cuts a larger count without an error."""
 TRADES_PAGE = Venue.trades_page
 """Most trades of one reply."""
 ORDERBOOK_DEPTH = Venue.book_levels
@@ -361,7 +361,7 @@ def _read_markets(body: bytes) -> tuple[MarketInfo, ...]:
         warning = row.market_warning == "CAUTION" if event is None else event.warning
         cautions = tuple(name for name, is_raised in event.caution.items() if is_raised) if event else ()
         markets[row.market] = MarketInfo(row.market, row.korean_name, row.english_name, warning, cautions)
-    if not markets:  # believed, an empty list would make every market unknown
+    if not markets:  # accepted, an empty list would make every market unknown
         raise InvalidRow("no market at all")
     return tuple(markets.values())
 
@@ -493,7 +493,7 @@ def subscribe_frame(ticket: str, subscriptions: Mapping[str, Iterable[str]]) -> 
     """The one frame that replaces whatever the socket was subscribed to: kind to market codes.
 
     A code's suffix is the depth of its book (``"KRW-BTC.5"``), a kind's the price grouping (``"orderbook@1000"``). The
-    venue ignores codes and groupings that it does not know silently, so they must have been checked before.
+    venue ignores unknown codes and groupings without an error, so they must have been checked before.
     """
     frame: list[dict[str, Any]] = [{"ticket": ticket}]
     for kind, codes in subscriptions.items():

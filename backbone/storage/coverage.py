@@ -20,7 +20,7 @@ __all__ = ["EVER", "VENUE", "Coverage", "SpanSet", "change_each", "on_grid", "sp
 
 
 EVER = Span(0, 1 << 62)
-"""All the time that a store can speak of."""
+"""All the time that coverage can hold."""
 
 
 class SpanSet:
@@ -226,7 +226,7 @@ class Coverage(msgspec.Struct, frozen=True):
 
     @staticmethod
     def joined(coverages: Sequence[Coverage]) -> Coverage:
-        """All of them, where they speak of different spans."""
+        """One coverage of several, which are of different spans."""
         if len(coverages) == 1:
             return coverages[0]
         covered = SpanSet(span for coverage in coverages for span in coverage.covered)

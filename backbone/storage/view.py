@@ -2,7 +2,7 @@
 
 A `View` looks once at its market's generation: pages of another one do not count, and nothing is held while files are
 being moved away. Files are looked at whenever it is asked. Where it is asked several times, a quarantine may come in
-between: whoever stores something by it is told so by `CandleStore.put`.
+between: `CandleStore.put` then refuses what was fetched because of it.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 STALE_S: Final = 30.0
-"""A row older than this is greyed: the venue's own limit for a silent socket."""
+"""A row older than this is greyed: the venue's own limit for a socket without frames."""
 
 
 class TableRow(NamedTuple):
@@ -200,7 +200,7 @@ class TickerTable(View):
         return table_text(self._view, self.problem)
 
     def html(self) -> str:
-        """The table as static HTML that reads with its styles stripped: arrows tell the direction, not only colours."""
+        """The table as static HTML that reads with its styles stripped: arrows show the direction, not only colours."""
         rise, fall = ("#cf3a2b", "#1763c6") if self._colours == "korean" else ("#0a8754", "#cf3a2b")
         lines = ["".join(cell_html("th", label, kind, "font-weight:500;opacity:.7") for _, label, kind in _COLUMNS)]
         for row in self._view.rows:

@@ -248,8 +248,8 @@ class Archive:
             if edge is None or edge <= file.span.start:
                 break
             page = second_request(timeframe, edge, oldest_us, is_sought=page.seeks, count=PAGE)
-        spoken = proven.clip(file.span)
-        both = (rows_inside(part, spoken) for part in (mine, pa.concat_tables(theirs)))
+        compared = proven.clip(file.span)
+        both = (rows_inside(part, compared) for part in (mine, pa.concat_tables(theirs)))
         return "; ".join(compare(*both, relative=_RELATIVE).describe("the file's", "REST's")) or None
 
     def _refuse(self, file: ArchiveFile, reason: str, error: BackboneError | None = None) -> BackboneError:

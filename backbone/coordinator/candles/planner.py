@@ -143,7 +143,7 @@ class SeriesPlan:
         return None if is_asked else page
 
     def _doubt(self, edge_us: int, anchor_us: int | None) -> None:
-        """Silence before an edge is to be confirmed. A lower edge follows from the highest, or is asked about again."""
+        """Note an edge for a second reply to confirm. Lower ones follow from the highest, or are asked about again."""
         if edge_us >= self._edge_us:
             self._is_sought = self._is_sought and edge_us == self._edge_us
             self._edge_us, self._anchor_us = edge_us, anchor_us

@@ -314,7 +314,7 @@ class CandleReader:
         return self._store.quiet_before(market, timeframe)
 
     def is_start_unknown(self, market: str, timeframe: Timeframe, start_us: int) -> bool:
-        """Whether the store knows nothing of what is at or before `start_us`, and the venue may tell."""
+        """Whether the store knows nothing of what is at or before `start_us`, and the venue may know."""
         if self._settings.venue.retention(timeframe.name) is not None:
             return False  # its first candles are gone
         oldest = self._store.oldest(market, timeframe)

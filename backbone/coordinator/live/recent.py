@@ -44,7 +44,7 @@ class CandleTrack:
             self._forget(next(iter(self._states)))
 
     def lost(self) -> None:
-        """From here on states may be missing, until the stream speaks again."""
+        """From here on states may be missing, until the stream sends frames again."""
         self._since_us = None
         if self.newest_us in self._states:
             self._cut_us.add(self.newest_us)

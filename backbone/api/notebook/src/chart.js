@@ -13,8 +13,8 @@ function element(tag, name, parent) {
 }
 
 function isDark(el) {
-  const told = document.body.dataset.jpThemeLight;
-  if (told !== undefined) return told === "false";
+  const isLight = document.body.dataset.jpThemeLight;
+  if (isLight !== undefined) return isLight === "false";
   if (document.body.classList.contains("vscode-dark")) return true;
   if (document.body.classList.contains("vscode-light")) return false;
   return window.matchMedia("(prefers-color-scheme: dark)").matches;
