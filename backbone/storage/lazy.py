@@ -86,9 +86,9 @@ class FileScan:
         from polars.exceptions import PolarsError
 
         def asked(rows: Any) -> Any:
+            rows = rows if n_rows is None else rows.head(n_rows)  # before the filter: Polars hands on both for that
             rows = rows if predicate is None else rows.filter(predicate)
-            rows = rows if columns is None else rows.select(columns)
-            return rows if n_rows is None else rows.head(n_rows)
+            return rows if columns is None else rows.select(columns)
 
         is_handed_on, failed = False, 0
         for _ in range(_SELECTIONS):

@@ -80,6 +80,8 @@ QUERIES: dict[str, Callable[[pl.LazyFrame], pl.DataFrame]] = {
     "tail": lambda lazy: lazy.tail(7).collect(),
     "slice": lambda lazy: lazy.slice(25, 50).select("close").collect(),
     "filtered head": lambda lazy: lazy.filter(pl.col("close") > 50_000).head(3).collect(engine="streaming"),
+    "head, filtered": lambda lazy: lazy.head(70).filter(pl.col("market") == ETH).select("close").collect(),
+    "head, filtered, streaming": lambda lazy: lazy.head(70).filter(pl.col("market") == ETH).collect(engine="streaming"),
     "count": lambda lazy: lazy.select(pl.len()).collect(),
     "function": lambda lazy: lazy.filter(pl.col("market").map_elements(is_ether, pl.Boolean)).collect(),
     "group": lambda lazy: lazy.group_by("market").agg(pl.col("close").max()).sort("market").collect(engine="streaming"),

@@ -25,7 +25,7 @@ between two pages of one call, or between parts of a series that never met, is n
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,7 @@ def scan(
     """See `Backbone.scan`."""
     shown = parse_timeframe(timeframe, derived=True)
     span = _span(session, shown, start, end)
-    names = markets if isinstance(markets, str) else list(markets)
+    names = list(markets) if isinstance(markets, Iterator) else markets  # which can be taken once
     select = functools.partial(_select, session, names, shown, span)
     found = select(partial=partial)
     lazy = _lazy(session, found, select, partial=partial)
