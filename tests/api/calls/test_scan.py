@@ -126,6 +126,22 @@ def test_scan_wrong_words_are_input_errors(filled: Backbone) -> None:
         filled.scan("KRW", "1m", END, START)
     with pytest.raises(InputError, match="timeframe"):
         filled.scan("KRW", "7m")
+    with pytest.raises(InputError, match="market"):
+        filled.scan(None)  # type: ignore[arg-type]
+
+
+def test_scan_takes_markets_from_a_generator(filled: Backbone) -> None:
+    """Which gives them once, while the frame may be selected again and again."""
+    kept = filled.scan((market for market in MARKETS), "1m", START, END)
+    again = filled.scan(MARKETS, "1m", START, END).collect()
+    away = [(Path(path), Path(f"{path}.away")) for path in filled.files(MARKETS, "1m", START, END)]
+    for path, other in away:
+        path.rename(other)
+    with pytest.raises(IncompleteError, match="KRW-BTC, KRW-ETH"):
+        kept.collect()
+    for path, other in away:
+        other.rename(path)
+    assert kept.collect().equals(again)
 
 
 def test_duckdb_reads_the_files(filled: Backbone) -> None:
