@@ -308,7 +308,6 @@ KEPT: dict[str, Callable[[Backbone], pl.LazyFrame]] = {
 }
 
 
-@pytest.mark.parametrize("engine", ["in-memory", "streaming"])
 @pytest.mark.parametrize("during", [False, True])
 @pytest.mark.parametrize("make", KEPT.values(), ids=KEPT)
 def test_kept_scan_is_of_one_state(
@@ -317,11 +316,11 @@ def test_kept_scan_is_of_one_state(
     monkeypatch: pytest.MonkeyPatch,
     make: Callable[[Backbone], pl.LazyFrame],
     during: bool,
-    engine: Any,
 ) -> None:
     """The market leaves and comes again in another unit before a lazy frame is collected, or just when Polars opens its
     files: it shows the new state. Where the market only left, a scan of a whole span says what is missing."""
     read = FileScan._batches
+    engine: Any = "streaming" if during else "in-memory"  # `tests.storage.test_lazy` has both of each
     with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client, warnings.catch_warnings():
         warnings.simplefilter("ignore", DataChangedWarning)
         client.candles(["KRW-BTC", MARKET], "1m", *STORED)

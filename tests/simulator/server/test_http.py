@@ -147,8 +147,9 @@ def test_log_can_be_reset_and_is_safe_while_requests_run(clean: SimulatorServer)
     threads = [threading.Thread(target=burst, args=(clean.rest_url, 20)) for _ in range(4)]
     for thread in threads:
         thread.start()
-    while any(t.is_alive() for t in threads):
+    while waited := [thread for thread in threads if thread.is_alive()]:
         assert clean.counts().get("candles", {}).get(200, 0) <= 80
+        waited[0].join(0.002)
     assert len(clean.requests) == 80
     assert clean.requests[0].query == {"market": "KRW-BTC"}
     clean.reset_log()
