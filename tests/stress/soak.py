@@ -23,14 +23,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from msgspec.structs import replace
 
 from backbone import Backbone
 from backbone.errors import BackboneError, IncompleteError, InputError
