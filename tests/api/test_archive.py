@@ -269,8 +269,8 @@ def test_archive_outage_of_the_store_of_many_markets(client: Backbone, venue: Si
     assert requests_of(venue, "candles") == 2
 
 
-def test_archive_words_are_checked_before_anything_is_asked() -> None:
-    """Another word, and an exchange without an archive, are refused with the address of the terms."""
+def test_archive_argument_is_checked_before_anything_is_asked() -> None:
+    """Another value, and an exchange without an archive, are refused with the address of the terms."""
     words = {"data_dir": "x", "rest_url": None, "ws_url": None, "tz": None, "frames": "pandas"}
     with pytest.raises(InputError, match=r"accept-terms.*https://www\.upbit\.com/historical_data"):
         resolve("upbit", **words, archive="yes", environ={})  # type: ignore[arg-type]
@@ -285,7 +285,7 @@ def test_archive_words_are_checked_before_anything_is_asked() -> None:
 def test_archive_on_the_command_line(
     venue: SimulatorServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`--archive accept-terms` opens it there too; another word is a wrong argument."""
+    """`--archive accept-terms` opens it there too; another value is a wrong argument."""
     from backbone.api.cli import main as cli
 
     argv = ["fetch", "KRW-ETH", "1m", "--start", "2025-07-01T00:00Z", "--end", "2025-07-03T00:00Z"]
@@ -349,7 +349,9 @@ def test_trades_in_sections_are_the_range_hour_by_hour(client: Backbone, venue: 
         ({"sections": "1h", "start": "2025-08-14", "frames": "excel"}, "frames"),
     ],
 )
-def test_trades_sections_words_are_checked_at_the_call(client: Backbone, words: dict[str, str], argument: str) -> None:
+def test_trades_sections_arguments_are_checked_at_the_call(
+    client: Backbone, words: dict[str, str], argument: str
+) -> None:
     """Not at the first section."""
     with pytest.raises(InputError) as caught:
         client.trades("KRW-BTC", **words)

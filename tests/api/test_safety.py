@@ -40,7 +40,7 @@ def test_simulator_listens_on_loopback_only(host: str) -> None:
 
 
 def test_simulator_is_bound_to_loopback(shared_venue: SimulatorServer) -> None:
-    """What it listens on is a loopback socket; the command line has no word for another."""
+    """What it listens on is a loopback socket; the command line has no option for another."""
     listener = shared_venue._listener
     assert listener is not None
     assert {listening.getsockname()[0] for listening in listener.sockets} == {"127.0.0.1"}

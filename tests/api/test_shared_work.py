@@ -29,7 +29,7 @@ Found = tuple[int, float, float]
 
 
 def _fetch(url: str, folder: Path, how: str, line: Connection) -> None:
-    """In a process of its own: get ready, wait for the word, fetch, and say what was found."""
+    """In a process of its own: get ready, wait for the start, fetch, and send what was found."""
     coordinator.MachineLimiter = partial(MachineLimiter, rules=Rules(limit=LIMIT))  # type: ignore[assignment, misc]
     clock = SystemClock()
     with Backbone(data_dir=folder, rest_url=url) as client:

@@ -134,7 +134,7 @@ def test_truth_late_trades_are_healed_by_the_second_ask(own_venue: SimulatorServ
 
 @pytest.mark.parametrize("kind", ["empty", "short"])
 @pytest.mark.parametrize("held", [False, True])
-def test_truth_of_a_venue_that_says_nothing_by_mistake(
+def test_truth_of_a_venue_that_sends_nothing_by_mistake(
     own_venue: SimulatorServer, tmp_path: Path, kind: str, held: bool
 ) -> None:
     """However often a reply is empty by mistake, no candle becomes quiet: an error now, the whole range later."""

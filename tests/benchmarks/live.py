@@ -126,7 +126,7 @@ def until(holds: Callable[[], bool], timeout_s: float) -> float:
 
 
 def outages() -> None:
-    """A socket that dies without a word, and a venue that is away for a minute."""
+    """A socket that dies without a close frame, and a venue that is away for a minute."""
     markets = ["KRW-BTC", "KRW-ETH", "KRW-XRP"]
     with (
         SimulatorServer(seed=7, markets=markets) as server,

@@ -83,7 +83,7 @@ def test_candles_of_several_symbols_follow_each_other(opened: Backbone) -> None:
         lambda: legacy.get_orderbook([]),
     ],
 )
-def test_wrong_words_are_a_failed_answer(opened: Backbone, call: Any) -> None:
+def test_wrong_arguments_are_a_failed_answer(opened: Backbone, call: Any) -> None:
     """Nothing is raised: the answer says that it failed, and why."""
     answer = call()
     assert answer["success"] is False

@@ -226,7 +226,7 @@ def test_current_price_of_every_market_equals_pyupbit(opened: Backbone, real: An
 
 
 def test_limit_info_has_pyupbits_form(opened: Backbone, real: Any) -> None:
-    """With `limit_info` each answer is a pair with the venue's words on the rate."""
+    """With `limit_info` each answer is a pair: the answer, and what the venue says of the rate."""
     for call, arguments in (("get_tickers", ("KRW",)), ("get_current_price", ("KRW-BTC",)), ("get_orderbook", ())):
         ours, limits = getattr(compat, call)(*arguments, limit_info=True)
         theirs, expected = getattr(real, call)(*arguments, limit_info=True)
@@ -313,7 +313,7 @@ def test_plain_call_says_nothing(opened: Backbone, unsaid: None) -> None:
         (lambda: compat.get_current_price([]), "market"),
     ],
 )
-def test_wrong_words_are_refused(opened: Backbone, ignore_differences: None, call: Any, argument: str) -> None:
+def test_wrong_arguments_are_refused(opened: Backbone, ignore_differences: None, call: Any, argument: str) -> None:
     """What pyupbit answers with None is an `InputError` that names the argument."""
     with pytest.raises(InputError) as caught:
         call()

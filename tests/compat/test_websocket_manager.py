@@ -121,7 +121,7 @@ def test_slow_consumer_keeps_the_newest(live: Backbone) -> None:
 
 
 @pytest.mark.parametrize(("kind", "codes"), [("news", ["KRW-BTC"]), ("ticker", ["KRW-NOPE"]), ("ticker", [])])
-def test_unknown_words_are_refused_at_the_start(live: Backbone, kind: str, codes: list[str]) -> None:
+def test_unknown_arguments_are_refused_at_the_start(live: Backbone, kind: str, codes: list[str]) -> None:
     """Where pyupbit would wait for ever, the first `get` says what is wrong."""
     with pytest.raises(InputError):
         WebSocketManager(kind, codes).get()

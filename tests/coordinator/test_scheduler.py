@@ -285,7 +285,7 @@ def test_ticket_with_nothing_left_to_ask_vanishes(bench):
 
 
 def test_question_that_nobody_waits_for_any_more_is_never_sent(bench):
-    """It leaves the queue with the last who waited; others no longer wait for the empty row."""
+    """It leaves the queue with its last waiter, and the empty waiting queue holds nobody else up."""
     bench.submit("kept", NORMAL)
     with pytest.raises(UnreachableError, match="timeout"):
         bench.scheduler.request(Ask("gone"), LOW, Deadline(bench.clock, 0.2))
@@ -325,7 +325,7 @@ def test_same_question_of_many_threads_is_asked_once(bench):
 
     replies = in_threads(20, work)
     assert {reply.value for reply in replies} == {"same"}
-    assert bench.venue.sent.count("same") <= 2, "the last may come after the landing"
+    assert bench.venue.sent.count("same") <= 2, "the last may come after the reply"
     assert bench.metrics.counter("single_flight.hits") >= 18
 
 
@@ -349,8 +349,8 @@ def test_question_that_was_begun_is_shared_by_whoever_asks_it(bench):
     assert noted == before == [reply]
 
 
-def test_shared_question_takes_the_priority_of_its_most_urgent_asker(bench):
-    """A high asker lifts the queued question of a low one past what is queued at normal."""
+def test_shared_request_takes_the_priority_of_its_most_urgent_waiter(bench):
+    """A high waiter raises the queued request of a low one past what is queued at normal."""
     bench.submit("n", NORMAL)
 
     def work(index: int) -> Any:
@@ -370,7 +370,7 @@ def test_shared_question_takes_the_priority_of_its_most_urgent_asker(bench):
     assert bench.venue.sent[0] == "shared"
 
 
-def test_error_reaches_every_asker_with_its_cause(bench):
+def test_error_reaches_every_waiter_with_its_cause(bench):
     """A final error is raised in each thread that asked, as a copy of its own, chained to the cause."""
     cause = OSError("cable")
     error = RejectedError("no", status=404)
@@ -436,7 +436,7 @@ def test_unreachable_venue_is_asked_again_each_time_with_a_permit(bench):
 
 
 def test_venue_that_recovers_gives_the_answer(bench):
-    """A failure that passes is never seen by the asker."""
+    """A failure that passes is never seen by the caller."""
     bench.venue.script["flaky"] = [UnreachableError("reset"), PayloadError("cut"), "fine"]
     bench.limiter.permits = 100
     assert bench.scheduler.request(Ask("flaky"), NORMAL).value == "fine"
@@ -748,13 +748,13 @@ def test_close_ends_queued_tickets_and_lets_sent_ones_complete(bench):
     bench.permit()
     wait_for(lambda: bench.venue.sent == ["sent"])
     bench.submit("queued", LOW)
-    bench.venue.script["sent"] = ["landed"]
+    bench.venue.script["sent"] = ["completed"]
     closing = threading.Thread(target=bench.scheduler.close)
     closing.start()
     assert isinstance(bench.outcome("queued"), ClosedError)
     bench.venue.gate.set()
     closing.join(DEADLINE_S)
-    assert bench.outcome("sent").value == "landed"
+    assert bench.outcome("sent").value == "completed"
     assert len(bench.ended) == 2
 
 

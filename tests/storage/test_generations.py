@@ -33,8 +33,8 @@ def nothing_of(store: CandleStore) -> bool:
     return not any(store.read(BTC, each, EVER).covered or store.coverage(BTC, each, EVER) for each in (MINUTE, DAY))
 
 
-def test_page_that_was_asked_before_lands_nowhere(tmp_path: Path) -> None:
-    """A page that another process has in memory, or puts later with the number of then, is not stored."""
+def test_page_that_was_asked_before_is_not_stored(tmp_path: Path) -> None:
+    """A page that another process has in memory, or puts later with the former generation, is not stored."""
     store, other = filled(tmp_path), open_store(tmp_path)
     asked = other.generation(BTC)
     assert other.put(BTC, MINUTE, minutes(20, 30), span(20, 30), now_us=MAY, generation=asked)

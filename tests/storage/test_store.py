@@ -128,7 +128,7 @@ def test_quiet_minutes_of_a_period_with_rows_are_kept_with_them(tmp_path: Path) 
     assert open_store(tmp_path).coverage(BTC, MINUTE, EVER) == SpanSet([span(0, 500)])
 
 
-def test_page_across_periods_lands_in_each(tmp_path: Path) -> None:
+def test_page_across_periods_is_stored_in_each(tmp_path: Path) -> None:
     """Rows and coverage of one page are split at the month's end and joined again on reading."""
     store = open_store(tmp_path)
     june = 31 * 1440

@@ -156,7 +156,7 @@ class Line:
         there.close()  # so that the end of the other process ends a read here
         self.greeting = self._here.recv()
         self.lock = threading.RLock()
-        """Guards the conversation; held by who must have the last word before another question."""
+        """Guards the conversation; held by who must get an answer before another question."""
 
     def ask(self, *words: Any) -> Any:
         with self.lock:

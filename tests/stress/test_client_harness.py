@@ -18,7 +18,7 @@ needs_forkserver = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _quiet_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The harnesses cause warnings on purpose, and lift the quota."""
+    """The harnesses cause warnings on purpose, and turn the quota off."""
     monkeypatch.setattr(fetch, "MachineLimiter", fetch.MachineLimiter)
     logging.disable()
     yield

@@ -265,8 +265,10 @@ def test_adopt_of_a_file_that_cannot_be_read_says_why(
         ({"source": None}, "source"),
     ],
 )
-def test_adopt_words_are_checked(client: Backbone, mine: pd.DataFrame, words: dict[str, Any], argument: str) -> None:
-    """Each wrong word is named, with what is allowed."""
+def test_adopt_arguments_are_checked(
+    client: Backbone, mine: pd.DataFrame, words: dict[str, Any], argument: str
+) -> None:
+    """Each wrong argument is named, with what is allowed."""
     asked: dict[str, Any] = {"source": mine.tz_localize(None), "market": "KRW-BTC", "timeframe": "1h"} | words
     with pytest.raises(InputError) as caught:
         client.store.adopt(**asked)

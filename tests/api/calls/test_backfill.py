@@ -58,7 +58,7 @@ def test_job_first_section_is_there_before_the_last_page(quick: tuple[Backbone, 
     assert 0 < len(first) <= 1_000, "small, so that it is soon there"
     assert job.progress.fraction < 1
     held = threading.Event()
-    _let_land(venue)
+    _let_arrive(venue)
     asked = len(venue.requests)
     held.wait(0.3)
     assert job.state == "running"
@@ -132,7 +132,7 @@ def test_job_cancelled_or_closed_says_what_is_stored(quick: tuple[Backbone, Simu
         next(job.sections())
         if market == "KRW-BTC":
             job.cancel()
-            _let_land(venue)
+            _let_arrive(venue)
         else:
             with pytest.warns(UnfinishedWarning, match=r"wait\(\)"):
                 client.close()
@@ -147,7 +147,7 @@ def test_job_cancelled_or_closed_says_what_is_stored(quick: tuple[Backbone, Simu
             assert round(now.fraction * 44_640) == slots
 
 
-def _let_land(venue: SimulatorServer) -> None:
+def _let_arrive(venue: SimulatorServer) -> None:
     """Let what is under way arrive, and reach the disk."""
     pause, before = threading.Event(), -1
     while before != len(venue.requests):
@@ -224,7 +224,7 @@ def test_job_of_a_closed_client_ends_with_an_error(quick: tuple[Backbone, Simula
         ({"priority": "critical"}, "priority"),
     ],
 )
-def test_job_wrong_word_is_refused(
+def test_job_wrong_argument_is_refused(
     quick: tuple[Backbone, SimulatorServer], words: dict[str, object], argument: str
 ) -> None:
     """A wrong argument is an `InputError` that names it, before a page is asked."""

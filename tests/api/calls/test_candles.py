@@ -307,7 +307,7 @@ def test_candles_hours_are_folded_from_stored_minutes(client: Backbone, venue: S
         ({"progress": "yes"}, "progress"),
     ],
 )
-def test_candles_wrong_word_is_refused_before_any_request(
+def test_candles_wrong_argument_is_refused_before_any_request(
     client: Backbone, venue: SimulatorServer, words: dict[str, Any], argument: str
 ) -> None:
     """Every wrong argument is an `InputError` that names it, before anything is sent."""

@@ -78,7 +78,7 @@ def test_chart_outside_a_notebook_opens_no_socket(client: Backbone) -> None:
 
 
 @pytest.mark.parametrize("words", [{"timeframe": "7m"}, {"colours": "pastel"}, {"height": 5}, {"market": "KRW-NOPE"}])
-def test_chart_with_a_wrong_word_says_which(client: Backbone, words: dict[str, object]) -> None:
+def test_chart_with_a_wrong_argument_says_which(client: Backbone, words: dict[str, object]) -> None:
     """Unknown markets, timeframes and styles are input errors."""
     with pytest.raises(InputError):
         client.chart(**{"market": "KRW-BTC", "timeframe": "1m", **words})

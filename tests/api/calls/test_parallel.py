@@ -83,7 +83,7 @@ def test_map_quote_currency_means_its_listed_markets(client: Backbone) -> None:
     assert sorted(market for market, _ in found) == sorted(listed)
 
 
-def test_map_wrong_words_are_errors_before_any_work(client: Backbone, venue: SimulatorServer) -> None:
+def test_map_wrong_arguments_are_errors_before_any_work(client: Backbone, venue: SimulatorServer) -> None:
     """A thing that is no function, an unknown market or priority, and no worker at all are refused at once."""
     for wrong in (
         {"fn": 3},

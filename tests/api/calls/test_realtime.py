@@ -218,7 +218,7 @@ def test_tickers_delisted_meanwhile_is_named_and_the_others_answered(
 
 
 def test_tickers_of_one_delisted_market_is_an_input_error(own_client: Backbone, own_venue: SimulatorServer) -> None:
-    """Where nothing is left to answer, the word is wrong."""
+    """Where no market is left to answer for, the argument is wrong."""
     own_client.markets()
     own_venue.faults.add("delist", market="KRW-NEO")
     for ask in (own_client.tickers, own_client.orderbooks, own_client.trades):
@@ -469,7 +469,7 @@ def test_markets_of_a_quote_currency(client: Backbone, quote: str) -> None:
     assert codes == [code for code in client.markets().index if code.startswith("KRW-")]
 
 
-# -- wrong words, wrong bodies -----------------------------------------------------------------------------------
+# -- wrong arguments, wrong bodies --------------------------------------------------------------------------------
 
 
 WRONG: list[tuple[str, Callable[[Backbone], Any]]] = [
@@ -498,7 +498,7 @@ WRONG: list[tuple[str, Callable[[Backbone], Any]]] = [
 
 
 @pytest.mark.parametrize(("argument", "call"), WRONG)
-def test_wrong_words_are_refused_before_any_request(
+def test_wrong_arguments_are_refused_before_any_request(
     client: Backbone, venue: SimulatorServer, argument: str, call: Callable[[Backbone], Any]
 ) -> None:
     """Every wrong argument is an `InputError` that names it, and nothing is sent."""

@@ -126,8 +126,8 @@ def test_trade_ids_survive_json(client: Backbone) -> None:
         ({"data_type": "trades", "symbols": ["KRW-NOPE", "KRW-BTC"]}, "market"),
     ],
 )
-def test_wrong_words_are_a_failed_response(client: Backbone, words: dict[str, Any], argument: str) -> None:
-    """Nothing is raised: the error's facts say which word is wrong and what would do."""
+def test_wrong_arguments_are_a_failed_response(client: Backbone, words: dict[str, Any], argument: str) -> None:
+    """Nothing is raised: the error's facts say which argument is wrong and what is allowed."""
     client.markets()
     response = answer(client, **words)
     assert (response.success, response.data) == (False, [])

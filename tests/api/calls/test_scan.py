@@ -120,7 +120,7 @@ def test_scan_claims_equal_the_proven_coverage(filled: Backbone) -> None:
     assert peek_footer(data.replace(b'"format":1', b'"format":9')) is None
 
 
-def test_scan_wrong_words_are_input_errors(filled: Backbone) -> None:
+def test_scan_wrong_arguments_are_input_errors(filled: Backbone) -> None:
     """A reversed span and an unknown timeframe name the argument."""
     with pytest.raises(InputError, match="start"):
         filled.scan("KRW", "1m", END, START)

@@ -73,7 +73,7 @@ def test_size_frame_and_words_agree(client: Backbone) -> None:
     assert "archive" in repr(found)
 
 
-def test_size_wrong_words_are_input_errors(client: Backbone) -> None:
+def test_size_wrong_arguments_are_input_errors(client: Backbone) -> None:
     """A time in the future and no address at all are refused."""
     with pytest.raises(InputError, match="since"):
         client.size("KRW-BTC", "1m", "2031")

@@ -146,8 +146,8 @@ def test_store_against_the_venue_passes_over_what_is_not_held(stocked: tuple[Bac
     assert client.store.verify("KRW-BTC", "1m", against="venue", start="2025-08-21T19:00:00Z", end=END).empty
 
 
-def test_store_words_are_checked(client: Backbone) -> None:
-    """Wrong words are an `InputError` before anything is read."""
+def test_store_arguments_are_checked(client: Backbone) -> None:
+    """Wrong arguments are an `InputError` before anything is read."""
     store = client.store
     wrong: list[tuple[Any, dict[str, Any]]] = [
         (store.verify, {"against": "yesterday"}),

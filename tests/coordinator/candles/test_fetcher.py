@@ -262,8 +262,8 @@ def test_candles_disk_that_cannot_be_read_is_an_error_not_a_wait(
     assert any(isinstance(cause, StoreError) for cause in answer.causes)
 
 
-def test_seconds_are_not_given_up_on_the_word_of_a_wrong_clock(tmp_path: Path) -> None:
-    """Before the venue's clock is known, it is not said that its 1-second candles are too old to be had."""
+def test_seconds_are_not_given_up_because_of_a_wrong_clock(tmp_path: Path) -> None:
+    """Before the venue's clock is known, no 1-second candle counts as too old to be had."""
     world = World(tmp_path, ahead=200 * 86_400)
     answer = world.candles(NOW - 60_000_000, NOW - 30_000_000, timeframe=SECOND)
     assert (answer.table.num_rows, answer.gaps) == (30, ())
@@ -289,7 +289,7 @@ def test_candles_ban_by_another_request_ends_the_wait(tmp_path: Path) -> None:
 def test_candles_that_arrive_while_one_looks_are_not_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between looking and asking, another caller's pages may land: they are in the answer, and asked once."""
+    """Between looking and asking, another caller's pages may arrive: they are in the answer, and asked once."""
     world = World(tmp_path)
     start, end = NOW - 3 * HOUR_US, NOW - HOUR_US
     read = world.store.read

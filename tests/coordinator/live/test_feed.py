@@ -1,4 +1,4 @@
-"""The feed: rows from the stream, from polls while it is away, and its word on how fresh they are."""
+"""The feed: rows from the stream, from polls while it is away, and how fresh each is known to be."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_timeframe_of_kinds() -> None:
     assert timeframe_of("ticker") is None
 
 
-# -- its word on freshness ---------------------------------------------------------------------------------------
+# -- how fresh a row is known to be ------------------------------------------------------------------------------
 
 
 def test_feed_quiet_market_on_a_live_socket_is_current(rig: Rig) -> None:

@@ -286,7 +286,7 @@ def test_changes_wait_for_counts_records_and_wakes_in_time() -> None:
     assert not changes.wait_for(51, 0)
 
 
-def test_tap_keeps_the_newest_and_counts_the_dropped(latest: LatestRows) -> None:
+def test_queue_keeps_the_newest_and_counts_the_dropped(latest: LatestRows) -> None:
     """A bounded queue gives up the oldest records, in order, and says how many."""
     records = RecordQueue(latest, [latest.slot("trade", "KRW-BTC")], 3)
     for number in range(5):

@@ -221,7 +221,7 @@ def test_instruments_are_remembered_for_those_who_ask_nothing() -> None:
     assert len(venue.asked) == 1
 
 
-def test_venues_own_words_are_checked() -> None:
+def test_rows_in_the_venues_fields_are_checked() -> None:
     """The rows come as they were sent, after the same validation."""
     body = json.dumps([{"market": "KRW-A"}]).encode()
 

@@ -115,7 +115,7 @@ def test_refusal_of_one_stops_the_group_for_all(pair):
     assert second.take("ticker", HIGH, 1000.1, 1000.1) == 0.0
 
 
-def test_word_of_the_venue_is_shared(pair):
+def test_remaining_of_the_venue_is_shared(pair):
     """Other software that one process notices is made room for by both."""
     first, second = pair
     first.take("candles", NORMAL, 0.0, 1000.0)

@@ -258,7 +258,7 @@ def test_interactive_overflow_is_spread_evenly():
 
 @pytest.mark.parametrize("process", [0, 1])
 def test_high_request_amid_bulk_work_waits_one_slot(process):
-    """A fresh high request, of the same process or another, gets the very next slot of a saturated quota."""
+    """A new high request, of the same process or another, gets the very next slot of a saturated quota."""
     machine = Machine(2)
     machine.arrive(0.0, 0, LOW, 500)
     for second in range(5, 25):
@@ -560,7 +560,7 @@ def test_late_request_keeps_its_slot_for_longer():
     assert rates.take(state, RULES, 1.0, NORMAL, 6.0, 5.5) == pytest.approx(5.08 + RULES.window_s)
 
 
-# ------------------------------------------------------------------------------------------ the venue's word
+# ------------------------------------------------------------------------------------------- Remaining-Req
 
 
 def test_remaining_lower_than_expected_leaves_a_share_to_others():
