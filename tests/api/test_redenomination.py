@@ -462,7 +462,7 @@ def test_market_is_stored_in_one_timeframe_and_asked_in_another(
 def test_files_of_the_archive_join_nothing_of_before(
     venue: SimulatorServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: tuple[str, str]
 ) -> None:
-    """A month of the archive beside stored minutes, or around them: of another unit, pages are asked, which show it."""
+    """A month of the archive in another unit than stored minutes beside or inside it: pages are asked, and show it."""
     monkeypatch.setattr(archives, "_shown", {"https://www.upbit.com/historical_data/main"})
     start, end = "2025-05-31T00:00:00Z", "2025-07-01T00:00:00Z"
     with Backbone(data_dir=tmp_path, rest_url=venue.rest_url) as client:

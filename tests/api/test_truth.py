@@ -237,7 +237,7 @@ def test_truth_recorded_outage_of_the_exchange_is_recognised(recordings: Path, t
 
 
 def test_truth_recorded_thin_markets_have_no_outage(recordings: Path, tmp_path: Path) -> None:
-    """Fifty small markets with hours without trades are not an exchange that stood still."""
+    """Fifty small markets without trades for hours are no outage of the exchange."""
     path = recordings / "candles" / "1m_thin-51-markets_2026-04.parquet"
     recorded = pq.read_table(path, columns=["market", "timestamp"]).to_pandas()
     bounds = recorded.groupby("market")["timestamp"].agg(["min", "max"])

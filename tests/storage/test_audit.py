@@ -103,7 +103,7 @@ def test_verify_takes_a_turnover_that_was_never_known(tmp_path: Path) -> None:
 
 
 def test_verify_finds_rows_outside_what_the_file_covers(tmp_path: Path) -> None:
-    """A row that is not covered is a problem. (A covered minute without its row is a quiet one: none can be seen.)"""
+    """A row that is not covered is a problem; a covered minute without a row is just a quiet one."""
     forge(tmp_path, minutes(0, 9), SpanSet([span(0, 8)]))
     assert [problem.kind for problem in open_store(tmp_path).verify()] == ["uncovered"]
 

@@ -257,7 +257,7 @@ def test_partition_of_a_newer_version_asks_for_an_upgrade() -> None:
 
 
 def test_partition_newer_but_damaged_is_damaged() -> None:
-    """The seal is checked before the version is read."""
+    """The seal is checked before the version counts."""
     with pytest.raises(CorruptPartitionError):
         decode(WHOLE.replace(b'"format":1', b'"format":2'))
 

@@ -153,10 +153,10 @@ class Line:
         self._here, there = context.Pipe()
         self._process = context.Process(target=target, args=(there, *args), daemon=True)
         self._process.start()
-        there.close()  # so that the end of the other process ends a read here
+        there.close()  # so that `recv` here ends with the other process
         self.greeting = self._here.recv()
         self.lock = threading.RLock()
-        """Guards the conversation; held by who must get an answer before another question."""
+        """Guards the pipe; held by a caller between whose questions no other may come."""
 
     def ask(self, *words: Any) -> Any:
         with self.lock:

@@ -451,7 +451,7 @@ def test_candles_critical_goes_past_the_store(client: Backbone, venue: Simulator
 
 
 def test_candles_progress_function_gets_every_step(client: Backbone) -> None:
-    """A function given as `progress` is called with how far the call is, up to the end."""
+    """A function given as `progress` is called with the progress so far, up to the end."""
     seen: list[Any] = []
     client.candles("KRW-BTC", "1m", START, END, progress=seen.append)
     assert seen

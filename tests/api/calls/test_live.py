@@ -356,7 +356,7 @@ def test_live_grouped_books_are_polled_with_their_depth_and_level(trader: Backbo
 def test_live_level_or_depth_that_is_not_had_is_refused(
     client: Backbone, venue: SimulatorServer, words: dict[str, Any], allowed: str
 ) -> None:
-    """A depth or level for which the venue would send nothing and no error is an `InputError`; no socket is opened."""
+    """A depth or level that the venue would leave unanswered is an `InputError`; no socket is opened."""
     with pytest.raises(InputError, match=allowed):
         client.live("KRW-BTC", "orderbook", **words)
     assert "websocket" not in venue.counts()
@@ -427,7 +427,7 @@ def test_live_slow_callback_sees_the_latest_and_misses_are_counted(client: Backb
 
 
 def test_live_callback_that_raises_ends_nothing(client: Backbone, venue: SimulatorServer) -> None:
-    """What a callback raises is recorded, logged and an event; the table and other callbacks go on."""
+    """An error that a callback raises is logged and recorded as an event; the table and other callbacks go on."""
     good: list[LiveUpdate] = []
 
     def bad(update: LiveUpdate) -> None:

@@ -99,7 +99,7 @@ def test_confirm_candle_that_one_channel_lacks_is_reported(rig: Rig) -> None:
 
 
 def test_confirm_candle_cut_by_an_outage_is_healed_not_reported(rig: Rig) -> None:
-    """A candle that the stream did not send to its end is REST's, and no difference."""
+    """A candle that the stream did not send to its end is taken from REST, and is no difference."""
     table = live(rig)
     rig.stream.enter("backing-off")
     rig.fetcher.has(candle(0, 111.0), candle(1, 112.0))

@@ -230,7 +230,7 @@ def test_file_removed_or_replaced_is_noticed(clock, path):
 
 
 def test_damage_while_open_is_repaired_within_seconds(clock, path):
-    """Garbage written into an open ledger blocks nobody for longer than up to the next check."""
+    """Garbage written into an open ledger blocks nobody beyond the next check."""
     limiter = FileLimiter(path, clock, RULES)
     limiter.take("candles", NORMAL, 0.0, 1000.0)
     with path.open("r+b") as file:
