@@ -77,7 +77,8 @@ class FileScan:
         import polars as pl
         from polars.io.plugins import register_io_source
 
-        return register_io_source(self._read, schema={"market": pl.String(), **_file_schema()})
+        schema = {"market": pl.String(), **_file_schema()}
+        return register_io_source(self._read, schema=schema, is_pure=True)  # a query that has it twice reads it once
 
     def _read(
         self, columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None

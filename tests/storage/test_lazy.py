@@ -170,6 +170,25 @@ def test_market_that_changes_after_rows_were_handed_on_is_an_error_of_ours(
     assert scan.frame().collect(engine="streaming").equals(rows(1))
 
 
+@pytest.mark.parametrize("engine", ["in-memory", "streaming"])
+def test_query_that_has_a_frame_twice_shows_one_state(store: CandleStore, tmp_path: Path, engine: Any) -> None:
+    """A join of prices with prices of the same frame never has two units, whatever happens between two reads."""
+    scan, checks = Scan(store, tmp_path), []
+
+    def interfere() -> None:
+        checks.append(1)
+        if len(checks) == 3:  # the first read is over
+            store.upkeep.quarantine(BTC)
+            fill(store, BTC, salt=1)
+
+    scan.before_check = interfere
+    lazy = scan.frame().with_columns(pl.col("time").dt.convert_time_zone("Asia/Seoul"))
+    joined = lazy.join(lazy.select("market", "time", other="close"), on=["market", "time"]).collect(engine=engine)
+    assert joined.height == 4 * (LAST - JUNE)
+    assert joined["close"].equals(joined["other"])
+    assert len(checks) == 2
+
+
 @pytest.mark.parametrize("reading", [False, True])
 def test_one_timeframe_that_is_moved_away_is_selected_anew(
     store: CandleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: bool
