@@ -7,7 +7,7 @@ than was thought starts the walk over.
 A page that is shorter than asked, or empty, reports that its day has nothing older. A second reply has to agree, and it
 has to contain something known: it is a page that must begin with the oldest trade known of that day. Where no trade is
 known, it is the newest 1-second candle before that time, which also shows how many days without trades lie before. Full
-pages need no pages need no second reply. Pure: the walk is written as steps, which are sent what arrived.
+pages need no second reply. Pure: the walk is written as steps, which are sent what arrived.
 """
 
 from __future__ import annotations
