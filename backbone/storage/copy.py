@@ -86,6 +86,7 @@ def copy_store(source: Files, target: Files) -> Copied:
 def _generations(files: Files) -> dict[str, int] | None:
     """The generation of each market that ever had a second one; None while files of any are being moved away."""
     found: dict[str, int] = {}
+    files.refresh(GENERATIONS)
     for exchange in files.list(GENERATIONS):
         generations = Generations(files, exchange.removeprefix("exchange="))
         if generations.leaving():

@@ -263,6 +263,7 @@ class Upkeep:
     def _link_market(self, generations: Generations, market: str, chosen: Sequence[Series], folder: str) -> int:
         """Link all of a market; from the start where it was quarantined meanwhile, and nothing while it is."""
         while True:
+            generations.refresh()
             before, linked = generations.of(market), list[str]()
             if before.leaving:
                 return 0
@@ -270,6 +271,7 @@ class Upkeep:
             for series in chosen:
                 with self._files.exclusive(series.lock_key):
                     rows += self._link(series, folder, linked)
+            generations.refresh()
             if generations.of(market) == before:
                 return rows
             for key in linked:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +17,14 @@ from backbone.clock import SystemClock
 from backbone.errors import InputError, StoreError
 from backbone.model import Span
 from backbone.settings import parse_place, resolve
-from backbone.storage.coverage import SpanSet
+from backbone.storage import copy as copying
+from backbone.storage.coverage import EVER, SpanSet
 from backbone.storage.events import Event
 from backbone.storage.layout import Series
-from backbone.storage.s3 import LocalCache, open_files, scan_options
+from backbone.storage.s3 import LocalCache, ObjectFiles, open_files, scan_options
 from backbone.storage.series_locks import OvertakenError
 from backbone.storage.store import CandleStore
+from backbone.testing import ManualClock
 from tests.storage.helpers import MAY, MINUTE, in_child, minutes, needs_fork, opens, rows_of, span
 from tests.storage.s3 import BUCKET, S3Server, objects, place, s3_server  # noqa: F401
 
@@ -30,6 +33,7 @@ from tests.storage.s3 import BUCKET, S3Server, objects, place, s3_server  # noqa
 SERIES = Series("upbit", "KRW-BTC", MINUTE)
 KEY = SERIES.key(Span(MAY, MAY + 31 * 86_400_000_000))
 LOCK = SERIES.lock_key
+MONTH = 31 * 1440  # minutes
 
 
 def open_store(place: str, cache: Path, name: str = "a") -> CandleStore:
@@ -243,6 +247,64 @@ def test_copy_there_and_back_is_proven(place: str, tmp_path: Path) -> None:
     assert remote.copy_to(back).files == 2
     for path in (tmp_path / "local" / "candles").rglob("*.parquet"):
         assert (tmp_path / "back" / path.relative_to(tmp_path / "local")).read_bytes() == path.read_bytes()
+
+
+def _of_two_months(place: str, tmp_path: Path) -> tuple[CandleStore, CandleStore]:
+    """A store of two objects, whose clock stands: a listing never grows old for it. And another host's of the same."""
+    two = open_store(place, tmp_path, "two")
+    put(two, MONTH - 9, MONTH + 9, salt=2)
+    two.upkeep.quarantine("KRW-BTC")
+    put(two, MONTH - 9, MONTH + 9)
+    two.flush()
+    clock = ManualClock(MAY)
+    one = CandleStore(ObjectFiles(place, clock, LocalCache(tmp_path / "one", 1 << 30)), "upbit", clock=clock)
+    assert one.generation("KRW-BTC") == 1
+    return one, two
+
+
+def _other_unit(store: CandleStore) -> None:
+    store.upkeep.quarantine("KRW-BTC")
+    put(store, MONTH, MONTH + 9, salt=1)
+    store.flush()
+
+
+def test_copy_of_a_bucket_has_one_generation_of_a_market(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host moves a market away and stores it in another unit, when one of its two objects was copied."""
+    one, two = _of_two_months(place, tmp_path)
+    copy = copying._copy
+
+    def late(*words: Any, **more: Any) -> int | None:
+        size = copy(*words, **more)
+        monkeypatch.setattr(copying, "_copy", copy)
+        _other_unit(two)
+        return size
+
+    monkeypatch.setattr(copying, "_copy", late)
+    assert one.copy_to(open_files(str(tmp_path / "there"), SystemClock())).problems == ()
+    there = CandleStore(tmp_path / "there", "upbit", clock=SystemClock())
+    assert there.read("KRW-BTC", MINUTE, EVER).table.equals(minutes(MONTH, MONTH + 9, 1))
+    assert there.verify() == []
+
+
+def test_snapshot_of_a_bucket_has_one_generation_of_a_market(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same while one of its two objects is linked."""
+    one, two = _of_two_months(place, tmp_path)
+    link = ObjectFiles.link
+
+    def late(self: ObjectFiles, key: str, target: str) -> None:
+        link(self, key, target)
+        if key.endswith(".parquet"):
+            monkeypatch.setattr(ObjectFiles, "link", link)
+            _other_unit(two)
+
+    monkeypatch.setattr(ObjectFiles, "link", late)
+    kept = open_store(str(one.upkeep.snapshot("kept")), tmp_path, "kept")
+    assert kept.read("KRW-BTC", MINUTE, EVER).table.equals(minutes(MONTH, MONTH + 9, 1))
+    assert kept.verify() == []
 
 
 def test_copy_onto_other_candles_copies_nothing(place: str, tmp_path: Path) -> None:
