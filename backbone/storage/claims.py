@@ -68,10 +68,11 @@ class Claims:
         self._key = key
         self._clock = clock
         self._me = owner_here(uuid.uuid4().hex)
+        self._seen = Others()  # what others did when that was asked for last; for whoever has the file
         self._lock = threading.Lock()  # guards what follows
         self._ended = 0  # how often this client ended claims
         self._mine: list[Claim] = []
-        self._version: Version | None = None  # the file's, as this client left it
+        self._version: Version | None = None  # the file's, as this client left it; None where there is more to see
 
     def take(self, rank: int, choose: Callable[[Others], Span | None]) -> None:
         """Claim the span that `choose` picks, seeing what others do; nothing if it picks none.
@@ -83,7 +84,7 @@ class Claims:
         def change(file: _ClaimFile) -> bool:
             nonlocal asked
             asked = True
-            span = choose(self._others(file))
+            span = choose(self._see(file))
             if span is None:
                 return False
             claim = Claim(self._me, rank, span.start, span.end, self._clock.now_us() + int(CLAIM_S * 1e6))
@@ -119,11 +120,13 @@ class Claims:
                 self._mine = [rest for one in self._mine for rest in _without(one, ended)]
             self._amend(change)
 
-    def keep(self, needed: SpanSet) -> None:
-        """End this client's claims outside `needed`."""
+    def keep(self, needed: Callable[[], SpanSet]) -> None:
+        """End this client's claims outside what is `needed`. That is asked second: of claims that are made meanwhile
+        nothing ends."""
         with self._lock:
             mine = self._counting(self._mine)
-        self.release(SpanSet((one.start, one.end) for one in mine) - needed)
+        if mine:
+            self.release(SpanSet((one.start, one.end) for one in mine) - needed())
 
     def look(self) -> Others:
         """What others do now. Claims of processes that are gone are removed."""
@@ -134,7 +137,7 @@ class Claims:
             owners = {claim.owner for claim in file.claims if claim.owner != self._me}
             gone = {owner for owner in owners if is_gone(owner)}
             file.claims = [claim for claim in file.claims if claim.owner not in gone]
-            found = self._others(file)
+            found = self._see(file)
             return bool(gone)
 
         self._amend(change)
@@ -145,16 +148,25 @@ class Claims:
             ended = file.ended - self._ended
         return Others(tuple(claim for claim in file.claims if claim.owner != self._me), ended)
 
+    def _see(self, file: _ClaimFile) -> Others:
+        """What others do, for whoever asks for it."""
+        self._seen = self._others(file)
+        return self._seen
+
     def _amend(self, change: Callable[[_ClaimFile], bool]) -> None:
         """Change the file, if it can be had and `change` says that something did."""
+        is_seen = False
 
         def amend(data: bytes) -> bytes:
+            nonlocal is_seen
             file = self._read(data)
-            return msgspec.json.encode(file) if change(file) else data
+            is_changed = change(file)
+            is_seen = self._others(file) == self._seen
+            return msgspec.json.encode(file) if is_changed else data
 
         version = self._files.amend(self._key, amend)
         with self._lock:
-            self._version = version
+            self._version = version if is_seen else None
 
     def _read(self, data: bytes) -> _ClaimFile:
         """The claims that still count; none of a file that was cut."""

@@ -80,10 +80,10 @@ def test_claim_of_several_pages_ends_page_by_page(tmp_path: Path) -> None:
     take(first, 0, 50)
     first.release([Span(20, 30), Span(40, 60)])
     assert spans(second.look()) == [(0, 20), (30, 40)]
-    first.keep(SpanSet([Span(0, 10), Span(35, 90)]))
+    first.keep(lambda: SpanSet([Span(0, 10), Span(35, 90)]))
     assert spans(second.look()) == [(0, 10), (35, 40)]
     ended = second.look().ended
-    first.keep(SpanSet([Span(0, 40)]))
+    first.keep(lambda: SpanSet([Span(0, 40)]))
     assert second.look().ended == ended, "nothing ended, so the file stays as it is"
 
 
@@ -107,6 +107,35 @@ def test_own_claim_is_relied_on_without_the_file_until_others_change_it(tmp_path
     assert first.has(Span(0, 30), NORMAL)
     clock.advance(1.0)
     assert not first.has(Span(0, 30), NORMAL), "it ends too soon"
+
+
+def test_what_others_did_is_not_passed_over_by_an_end_of_own_claims(tmp_path: Path) -> None:
+    """More urgent work claims what is claimed already: whoever ends claims then has not seen that."""
+    clock = ManualClock()
+    low, normal = claims_of(tmp_path, clock), claims_of(tmp_path, clock)
+    take(low, 0, 50, LOW)
+    take(normal, 20, 30, NORMAL)
+    low.release([Span(0, 10)])
+    assert not low.has(Span(20, 30), LOW)
+    low.look()
+    assert low.has(Span(10, 20), LOW), "it was seen now"
+    normal.release([Span(20, 30)])
+    low.release([Span(10, 20)])
+    assert not low.has(Span(30, 40), LOW), "what it fetched may be on disk"
+
+
+def test_claim_that_is_made_while_others_end_stays(tmp_path: Path) -> None:
+    """What is needed is asked after it is known what is claimed."""
+    clock = ManualClock()
+    first, second = claims_of(tmp_path, clock), claims_of(tmp_path, clock)
+    take(first, 0, 10)
+
+    def needed() -> SpanSet:
+        take(first, 10, 20)  # by another thread, for what came meanwhile
+        return SpanSet()
+
+    first.keep(needed)
+    assert spans(second.look()) == [(10, 20)]
 
 
 def test_nobody_waits_for_less_urgent_work(tmp_path: Path) -> None:

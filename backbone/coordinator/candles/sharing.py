@@ -138,8 +138,11 @@ class Sharing:
 
     def end_claims(self, series: Series) -> None:
         """End this client's claims on what nobody here waits for any more, and what is on disk or will not be had."""
-        with series.changed:
-            needed = series.plan.needed | SpanSet(series.unwritten)
+
+        def needed() -> SpanSet:
+            with series.changed:
+                return series.plan.needed | SpanSet(series.unwritten)
+
         series.claims.keep(needed)
 
     def _stored(self, series: Series, missing: SpanSet) -> SpanSet:
