@@ -501,9 +501,7 @@ def start_live(
     core.markets.check_at_hand(markets)
     books = grouped(parse_level(core, markets, level, Priority.HIGH))
     kept = [books if name == "orderbook" else name for name in names]
-    subscription = core.feed.open(kept, markets, quote, deep)
-    if opened is not None:
-        opened(subscription)
+    subscription = core.feed.open(kept, markets, quote, deep, opened)
     table = LiveTable(session, core, subscription)
     session.remember_table(table)
     try:

@@ -113,7 +113,12 @@ class Feed:
     # -- subscriptions -------------------------------------------------------------------------------------------
 
     def open(
-        self, kinds: Sequence[str], markets: Sequence[str], quote: str | None = None, depth: int = ORDERBOOK_DEPTH
+        self,
+        kinds: Sequence[str],
+        markets: Sequence[str],
+        quote: str | None = None,
+        depth: int = ORDERBOOK_DEPTH,
+        opened: Callable[[Subscription], None] | None = None,
     ) -> Subscription:
         """Have `kinds` (as the venue names them; grouped books as `grouped` does) of `markets` (listed ones) live.
 
@@ -121,6 +126,7 @@ class Feed:
         ----------
         quote : the markets are all of this quote currency, and change with the venue's list.
         depth : how many levels of a book are wanted.
+        opened : gets the subscription before anything is subscribed: what follows it then misses no record.
         """
         subscription = Subscription(
             kinds, markets, self.latest, self.confirmer, lambda: self.mode, self._closed, quote, depth
@@ -128,6 +134,8 @@ class Feed:
         self.latest.want(subscription.all_slots, depth)
         self.confirmer.track(subscription.all_slots)
         try:
+            if opened is not None:
+                opened(subscription)
             source = self._begin(subscription)
             for kind in kinds:
                 source.subscribe(subscription, kind, markets, depth)

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from backbone.coordinator.live.feed import Subscription, timeframe_of
+from backbone.coordinator.live.latest import RecordQueue
 from backbone.errors import ClosedError, RejectedError, UnreachableError
 from backbone.model import Priority, Span
 from backbone.timeframe import TIMEFRAMES
@@ -72,6 +73,26 @@ def test_feed_counts_what_each_table_received(rig: Rig) -> None:
     second.close()
     rig.stream.say(ticker(price=103.0))
     assert (first.received, second.received) == (6, 1)
+
+
+def test_feed_queue_of_whoever_opens_misses_no_record(rig: Rig) -> None:
+    """`opened` is called before anything is subscribed; when it fails, nothing stays live."""
+    streaming(rig)
+    before: list[bool] = []
+    records: list[RecordQueue] = []
+
+    def opened(subscription: Subscription) -> None:
+        before.append(subscription in rig.stream.wanted)
+        records.append(subscription.queue(10))
+
+    table = rig.feed.open(["ticker"], [BTC], opened=opened)
+    assert (before, table in rig.stream.wanted) == ([False], True)
+    rig.stream.say(ticker(price=102.0))
+    assert records[0].get(0) == ticker(price=102.0)
+    wanted = dict(rig.stream.wanted)
+    with pytest.raises(ZeroDivisionError):
+        rig.feed.open(["ticker"], [ETH], opened=lambda _: 1 / 0)
+    assert rig.stream.wanted == wanted
 
 
 def test_feed_closed_refuses_and_closes_its_tables(rig: Rig) -> None:
