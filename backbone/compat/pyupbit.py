@@ -331,7 +331,7 @@ class WebSocketManager:
                 self.alive = True
 
     def _collect(self, subscription: Subscription) -> None:
-        self._records = subscription.queue(self._qsize)
+        self._records = subscription.queue(self._qsize, shows_start=True)
 
     def get(self) -> dict[str, Any]:
         """The next message, waiting for it; the first call subscribes. Raises `StreamClosedError` after the end."""

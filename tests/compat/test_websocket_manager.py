@@ -62,6 +62,22 @@ def test_get_answers_message_after_message(live: Backbone, kind: str, field: str
         assert len({message["sequential_id"] for message in messages}) == 5
 
 
+@pytest.mark.parametrize("kind", ["ticker", "trade", "orderbook", "candle.1m"])
+def test_second_manager_begins_with_how_its_market_stands(kind: str, tmp_path: Path) -> None:
+    """The market is live already and nothing happens: the first message is its last state, as a snapshot."""
+    with (
+        SimulatorServer(seed=7, now="2025-08-22T09:00:30Z", frozen=True, limit=1000) as still,
+        Backbone(data_dir=tmp_path, rest_url=still.rest_url, ws_url=still.ws_url) as client,
+    ):
+        default_client.initialize(client)
+        first, second = (WebSocketManager(kind, ["KRW-BTC"]) for _ in range(2))
+        assert first.get() == second.get()
+        still.clock.advance(30)
+        later = second.get()
+        default_client.cleanup()
+    assert later["stream_type"] == "REALTIME"
+
+
 def test_terminate_wakes_whoever_waits(live: Backbone) -> None:
     """A thread that waits in `get` gets the end as an error."""
     manager = WebSocketManager("trade", ["KRW-BTC"])

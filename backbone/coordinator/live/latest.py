@@ -83,6 +83,11 @@ class Slot(msgspec.Struct, eq=False):
         for follower in self.followers:
             follower.note_locked(self, record)
 
+    def repeat_locked(self, record: LiveRecord) -> None:
+        """Hand a record that is no news to the followers that have had none of this slot."""
+        for follower in self.followers:
+            follower.repeat_locked(self, record)
+
     def remember_locked(self, trade: Trade) -> None:
         """Put a trade on the tape."""
         self.tape[trade.sequential_id] = trade
@@ -109,11 +114,19 @@ class _Follower:
         self._depth = depth
         self._condition = threading.Condition(latest.lock)
         self.is_ended = False  # no record will come any more
-        latest.refollow(self, slots, ())
+        with latest.lock:
+            latest.refollow_locked(self, slots, ())
+            self._begin_locked()
 
     def note_locked(self, slot: Slot, record: LiveRecord) -> None:
         """A record came for one of its slots."""
         raise NotImplementedError
+
+    def repeat_locked(self, slot: Slot, record: LiveRecord) -> None:
+        """A record came that says what the row of its slot says already: no news."""
+
+    def _begin_locked(self) -> None:
+        """It follows its slots from here on."""
 
     def _wait_locked(self, has_come: Callable[[], bool], timeout_s: float | None) -> bool:
         """Wait until that which is waited for has come; False when the time ran out, or the end came first."""
@@ -182,17 +195,42 @@ class RecordQueue(_Follower):
     """The records themselves, in order, in a bounded queue: the oldest are dropped when they are not taken.
 
     No `queue.Queue`: a full one refuses the newest record, and cannot be ended.
+
+    With `shows_start` the first record of each slot is how it stood: the row that the stream has sent for somebody else
+    already, or the next snapshot, be it news or not.
     """
 
-    def __init__(self, latest: LatestRows, slots: Sequence[Slot], size: int, depth: int = ORDERBOOK_DEPTH) -> None:
+    def __init__(
+        self,
+        latest: LatestRows,
+        slots: Sequence[Slot],
+        size: int,
+        depth: int = ORDERBOOK_DEPTH,
+        *,
+        shows_start: bool = False,
+    ) -> None:
         self._records: deque[tuple[LiveRecord, bool]] = deque(maxlen=size)
+        self._unshown = set(slots) if shows_start else set()  # no record of them yet
         self.dropped = 0
         super().__init__(latest, slots, depth)
 
     def note_locked(self, slot: Slot, record: LiveRecord) -> None:
+        self._append_locked(slot, record, record is slot.snapshot)
+
+    def repeat_locked(self, slot: Slot, record: LiveRecord) -> None:
+        if slot in self._unshown:
+            self._append_locked(slot, record, True)
+
+    def _begin_locked(self) -> None:
+        for slot in self._slots:
+            if slot in self._unshown and slot.held is not None and slot.stream_s > NEVER:
+                self._append_locked(slot, slot.held.row, True)
+
+    def _append_locked(self, slot: Slot, record: LiveRecord, is_snapshot: bool) -> None:
+        self._unshown.discard(slot)
         if len(self._records) == self._records.maxlen:
             self.dropped += 1
-        self._records.append((record, record is slot.snapshot))
+        self._records.append((record, is_snapshot))
         self._condition.notify()
 
     def get(self, timeout_s: float | None = None) -> LiveRecord | None:
@@ -280,6 +318,7 @@ class LatestRows:
                 slot.count += 1
                 if type(record) is Trade:
                     slot.remember_locked(record)
+                slot.repeat_locked(record)
             else:
                 slot.deliver_locked(record)
         if is_new_condition:
@@ -304,6 +343,7 @@ class LatestRows:
                 if is_news or held is None or held.source != "stream":
                     slot.held = Held(record, "rest", received_s)
                 if not is_news:
+                    slot.repeat_locked(record)
                     continue
                 if slot.waiting and isinstance(record, Trade):  # the stream is back: its turn comes with the others
                     slot.waiting.append(record)
@@ -447,10 +487,14 @@ class LatestRows:
     def refollow(self, follower: _Follower, came: Iterable[Slot], gone: Iterable[Slot]) -> None:
         """Have a follower follow `came`, and `gone` no more."""
         with self.lock:
-            for slot in came:
-                slot.followers += (follower,)
-            for slot in gone:
-                slot.followers = tuple(each for each in slot.followers if each is not follower)
+            self.refollow_locked(follower, came, gone)
+
+    def refollow_locked(self, follower: _Follower, came: Iterable[Slot], gone: Iterable[Slot]) -> None:
+        """As `refollow`."""
+        for slot in came:
+            slot.followers += (follower,)
+        for slot in gone:
+            slot.followers = tuple(each for each in slot.followers if each is not follower)
 
 
 def _place(trade: Trade) -> tuple[int, int]:

@@ -134,9 +134,12 @@ class Subscription:
         """Collect its changes from now on, conflated; `end` it. It ends with the subscription at the latest."""
         return self._keep(ConflatedChanges(self._latest, self.all_slots, self.depth))
 
-    def queue(self, size: int) -> RecordQueue:
-        """Queue its records from now on, the newest `size`; `end` it. It ends with the subscription at the latest."""
-        return self._keep(RecordQueue(self._latest, self.all_slots, size, self.depth))
+    def queue(self, size: int, *, shows_start: bool = False) -> RecordQueue:
+        """Queue its records from now on, the newest `size`; `end` it. It ends with the subscription at the latest.
+
+        With `shows_start` the first of each slot is how it stood (`RecordQueue`).
+        """
+        return self._keep(RecordQueue(self._latest, self.all_slots, size, self.depth, shows_start=shows_start))
 
     def _keep(self, follower: F) -> F:
         with self._lock:

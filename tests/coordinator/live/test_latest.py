@@ -297,3 +297,32 @@ def test_queue_keeps_the_newest_and_counts_the_dropped(latest: LatestRows) -> No
     assert records.is_ended
     latest.take(trade(9), 1.0)
     assert len(records) == 0
+
+
+def test_queue_that_shows_the_start_has_the_row_that_is_live_already(latest: LatestRows) -> None:
+    """What the stream has sent for somebody else is the first record; the next one is news."""
+    slot = latest.slot("ticker", "KRW-BTC")
+    latest.want([slot])
+    latest.take(ticker(price=1.0), 1.0, is_snapshot=True)
+    latest.take(ticker(price=2.0), 1.0)
+    records, plain = RecordQueue(latest, [slot], 9, shows_start=True), RecordQueue(latest, [slot], 9)
+    latest.take(ticker(price=3.0), 1.0)
+    assert [records.next(0) for _ in range(3)] == [(ticker(price=2.0), True), (ticker(price=3.0), False), None]
+    assert [plain.next(0) for _ in range(2)] == [(ticker(price=3.0), False), None]
+
+
+@pytest.mark.parametrize("channel", ["stream", "rest"])
+def test_queue_that_shows_the_start_takes_a_snapshot_that_is_no_news(latest: LatestRows, channel: str) -> None:
+    """A row that was asked for before, and may be old, is not shown; the snapshot that confirms it is, once."""
+    slot = latest.slot("ticker", "KRW-BTC")
+    latest.offer("ticker", [ticker(price=2.0)], 1.0)
+    latest.want([slot])
+    records, plain = RecordQueue(latest, [slot], 9, shows_start=True), RecordQueue(latest, [slot], 9)
+    assert len(records) == 0
+    for _ in range(2):
+        if channel == "stream":
+            latest.take(ticker(price=2.0), 2.0, is_snapshot=True)
+        else:
+            latest.offer("ticker", [ticker(price=2.0)], 2.0)
+    assert [records.next(0) for _ in range(2)] == [(ticker(price=2.0), True), None]
+    assert len(plain) == 0
