@@ -124,7 +124,7 @@ class RateLimitedError(SourceError):
 class RejectedError(SourceError):
     """The venue understood and said no (4xx): do not retry as is.
 
-    Attributes: ``status`` (HTTP), ``code`` (the venue's ``error.name`` as text), ``reason`` (the venue's words).
+    Attributes: ``status`` (HTTP), ``code`` (the venue's ``error.name`` as text), ``reason`` (the venue's message).
     """
 
     def __init__(self, message: str, *, status: int, code: str = "", reason: str = "", **where: Unpack[_Where]) -> None:
@@ -215,7 +215,7 @@ class DataChangedWarning(UserWarning):
 class StreamClosedError(BackboneError):
     """The live stream ended: subscribe again.
 
-    Attributes: ``reason`` (the venue's words, or ours).
+    Attributes: ``reason`` (the venue's message, or ours).
     """
 
     def __init__(self, message: str, *, reason: str = "") -> None:

@@ -36,7 +36,7 @@ def test_manual_clock_refuses_a_wait_where_none_is_allowed_and_a_time_that_is_no
 
 
 def test_memory_venue_answers_as_the_server_does_without_a_socket() -> None:
-    """Rows, refusals and unknown paths, with the venue's words."""
+    """Rows, refusals and unknown paths, with the venue's messages."""
     venue = MemoryVenue(now=NOW)
     status, body = venue.get("/v1/candles/minutes/1", {"market": "KRW-BTC", "count": "3"})
     rows = json.loads(body)

@@ -217,8 +217,8 @@ def _parse_korean(argument: str, value: TimeLike | None) -> TimeLike | None:
 def get_tickers(fiat: str = "", is_details: bool = False, limit_info: bool = False, verbose: bool = False) -> Any:
     """The codes of the markets priced in `fiat` (empty: all), in the venue's order.
 
-    With `verbose` each with its names, with `is_details` also its warnings, in the venue's own words. With `limit_info`
-    a pair: the answer, and ``{"group", "min", "sec"}``.
+    With `verbose` a dict of each, with its names; with `is_details` with its warnings too; both have the venue's field
+    names. With `limit_info` a pair: the answer, and ``{"group", "min", "sec"}``.
     """
     core = get_client().session.coordinator()
     if not (is_details or limit_info or verbose):
@@ -265,7 +265,7 @@ def get_current_price(ticker: str | Iterable[str] = "KRW-BTC", limit_info: bool 
 
 
 def get_orderbook(ticker: str | Iterable[str] = "KRW-BTC", limit_info: bool = False) -> Any:
-    """The order book of a ticker in the venue's own words, or the list of several; `limit_info` as in `get_tickers`."""
+    """The venue's row of a ticker's order book, or the list of several; `limit_info` as in `get_tickers`."""
     client = get_client()
     codes = parse_markets(ticker, client.session.home)
     reply = _reply(client.session.coordinator().realtime.book_rows, codes)
@@ -301,7 +301,7 @@ class WebSocketManager:
     codes : markets; of an order book with the depth that is wanted, if not the whole (``"KRW-BTC.5"``).
     qsize : messages kept while they are not taken; the oldest are dropped (pyupbit stops reading instead).
 
-    Messages begin with the start, in the venue's words and with all its fields; each market's first one is how it stood
+    Messages begin with the start and have all of the venue's fields; each market's first one is how it stood
     then (``stream_type`` is ``"SNAPSHOT"``, where pyupbit asks for none). Safe to share between threads; the
     lock guards the start.
     """

@@ -1,4 +1,4 @@
-"""Our records in the venue's words, for callers that know those: frames of the socket, rows of candles.
+"""Our records with the venue's field names, for callers that know those: frames of the socket, rows of candles.
 
 Every field of the venue's is there; what REST does not send is None while it stands in for the socket.
 """

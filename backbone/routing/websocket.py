@@ -126,7 +126,7 @@ class Connection:
         self.is_reported = False
 
     def open(self) -> None:
-        """Connect and shake hands. Raises an error of the tree, with the venue's words if it had any."""
+        """Connect and shake hands. Raises an error of the tree, with the venue's message if it had any."""
         import websocket
 
         try:

@@ -57,7 +57,7 @@ def test_ohlcv_defaults_equal_pyupbit(opened: Backbone, real: Any) -> None:
 
 
 def test_tickers_of_a_short_list_are_asked_again(opened: Backbone, exchange: SimulatorServer, real: Any) -> None:
-    """The venue's own words come from a list that a second one confirmed."""
+    """Rows with the venue's field names come from a list that a second one confirmed."""
     whole = real.get_tickers("KRW", verbose=True)
     exchange.faults.add("short", match="/v1/market/all")
     assert compat.get_tickers("KRW", verbose=True) == whole

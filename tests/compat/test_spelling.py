@@ -1,4 +1,4 @@
-"""Our records in the venue's words, against the venue's own frames and rows."""
+"""Our records with the venue's field names, against the venue's own frames and rows."""
 
 from __future__ import annotations
 

@@ -43,14 +43,14 @@ def live(running: SimulatorServer, tmp_path: Path) -> Iterator[Backbone]:
     ],
 )
 def test_get_answers_message_after_message(live: Backbone, kind: str, field: str) -> None:
-    """The first `get` subscribes; each answers the next message, in the venue's words."""
+    """The first `get` subscribes; each answers the next message, with the venue's field names."""
     manager = WebSocketManager(kind, ["KRW-BTC", "KRW-ETH"])
     assert not manager.alive
     messages: list[dict[str, Any]] = [manager.get() for _ in range(5)]
     for code in {message["code"] for message in messages}:
         streams = [message["stream_type"] for message in messages if message["code"] == code]
         assert streams[0] == "SNAPSHOT"
-        assert streams == sorted(streams, reverse=True), "then what is new, in the venue's own word"
+        assert streams == sorted(streams, reverse=True), "then what is new, as the venue marks it"
     assert "REALTIME" in {message["stream_type"] for message in messages}
     assert manager.alive
     manager.terminate()

@@ -388,7 +388,7 @@ def secure_venue(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
     server.close()
 
 
-def test_secure_connection_stays_warm_although_the_server_spoke_unasked(secure_venue: Venue) -> None:
+def test_secure_connection_stays_warm_although_the_server_sent_unasked(secure_venue: Venue) -> None:
     """TLS 1.3 servers send session tickets after the handshake; those are not taken for a dead connection."""
     client = RestClient(secure_venue.url, clock=SystemClock())
     client.warm()

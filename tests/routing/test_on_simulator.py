@@ -70,7 +70,7 @@ def test_every_quotation_endpoint_is_understood(client: RestClient) -> None:
 
 
 def test_refusals_of_the_exchange_are_errors_of_the_tree(exchange: SimulatorServer, client: RestClient) -> None:
-    """An unknown market is rejected in the venue's words; a spent budget is a rate limit of its group."""
+    """An unknown market is rejected with the venue's message; a spent budget is a rate limit of its group."""
     with pytest.raises(RejectedError, match="Code not found"):
         client.send(wire.tickers_ask(["KRW-NOPE"]))
     with SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True, limit=2, window="sliding") as strict:

@@ -51,7 +51,7 @@ class View:
         self._last_s = float("-inf")
         self._closed = False
         self._widget: Any = None
-        self._seen: dict[str, int] = {}  # the browser's views, and the tick at which each last spoke
+        self._seen: dict[str, int] = {}  # the browser's views, and the tick of each one's last message
         self._is_ticking = False
         self._ticks = 0
         self._failures = 0

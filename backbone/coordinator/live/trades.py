@@ -92,7 +92,7 @@ class _Walk:
         cursor: int | None = None
         oldest: Trade | None = None  # known of this day
         newer: Trade | None = None  # the one after it
-        is_doubted = False  # a candle spoke against an empty page
+        is_doubted = False  # a candle contradicted an empty page
         confirms: Trade | None = None  # what the next page must begin with, where it confirms that nothing is older
         while True:
             asked, at = TRADES_PAGE, cursor

@@ -66,7 +66,7 @@ class Request:
 
 
 def parse_request(text: str) -> Request:
-    """What a client's message asks for. Raises `StreamError` with the venue's words."""
+    """What a client's message asks for. Raises `StreamError` with the venue's message."""
     try:
         parts = json.loads(text)
     except ValueError as exc:

@@ -335,7 +335,7 @@ def test_candles_future_start_is_refused(client: Backbone) -> None:
 
 
 @pytest.mark.parametrize("kind", ["429", "500", "502-html", "reset", "cut", "garbage", "empty", "short"])
-def test_candles_passing_fault_is_healed(client: Backbone, venue: SimulatorServer, kind: str) -> None:
+def test_candles_passing_fault_is_asked_again(client: Backbone, venue: SimulatorServer, kind: str) -> None:
     """A venue that stumbles once costs time, never a row."""
     venue.faults.add(kind, match="/v1/candles", times=1)
     frame = client.candles("KRW-BTC", "1m", START, END)

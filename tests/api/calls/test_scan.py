@@ -106,8 +106,8 @@ def test_scan_quiet_span_is_empty_with_all_columns(filled: Backbone) -> None:
     assert found.collect_schema()["close"] == pl.Float64
 
 
-def test_scan_claims_equal_the_proven_coverage(filled: Backbone) -> None:
-    """What is read from the files' ends is what reading them whole says, and a damaged end claims nothing."""
+def test_scan_coverage_equals_the_proven_one(filled: Backbone) -> None:
+    """Coverage from the files' ends equals that of the whole files, and a damaged end covers nothing."""
     core = filled.session.coordinator()
     tf, span = parse_timeframe("1m"), Span(0, 1 << 60)
     proven = core.store.coverage("KRW-BTC", tf, span)

@@ -79,7 +79,7 @@ def test_store_frames_are_of_the_type_asked_for(
 
 
 def test_store_damage_is_found_quarantined_and_fetched_again(stocked: tuple[Backbone, SimulatorServer]) -> None:
-    """verify names the file, repair moves it, the span is unknown, and the next call heals it."""
+    """verify names the file, repair moves it, the span is unknown, and the next call fetches it."""
     client, venue = stocked
     before = client.candles("KRW-BTC", "1m", START, END)
     path = partition(client, "KRW-BTC")

@@ -62,7 +62,7 @@ def test_text_leaves_out_what_is_not_known_or_over() -> None:
 
 
 def test_a_share_is_rounded_down() -> None:
-    """A job that is almost done does not claim 100 %."""
+    """A job that is almost done does not show 100 %."""
     assert " 99% " in shown("KRW-BTC 1m", view(fraction=0.9995)).text()
 
 

@@ -111,7 +111,7 @@ def test_job_on_a_fast_clock_reached_the_venues_now(tmp_path: Path) -> None:
 
 
 def test_job_whose_disk_refused_reached_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that the disk did not take are not stored: the job failed, and claims none of them."""
+    """Rows that the disk did not take are not stored: the job failed, and counts none of them."""
     world = World(tmp_path)
 
     def refuse(*_: object) -> None:

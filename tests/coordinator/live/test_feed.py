@@ -117,7 +117,7 @@ def test_timeframe_of_kinds() -> None:
 
 
 def test_feed_quiet_market_on_a_live_socket_is_current(rig: Rig) -> None:
-    """A row that the stream sent stays the latest for as long as the socket is received, whichever market spoke."""
+    """A row that the stream sent stays the latest for as long as frames arrive, of whichever market."""
     streaming(rig)
     rig.clock.advance(20)
     rig.stream.say(ticker(ETH, 55.0))

@@ -21,7 +21,7 @@ def test_track_keeps_the_last_state_of_each_candle() -> None:
 
 
 def test_track_says_nothing_of_a_candle_cut_by_a_loss_until_it_comes_again() -> None:
-    """A candle that was forming when the connection went may have grown since; a later frame of it heals that."""
+    """A candle that was forming when the connection went may have grown since; a later frame of it completes it."""
     track, span = CandleTrack(), Span(START_US, START_US + MINUTE_US)
     track.note(candle(0, 100.0))
     track.lost()
