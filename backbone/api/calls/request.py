@@ -150,8 +150,8 @@ class BackboneResponse:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The response of `to_dict`; further names are ignored. Raises `InputError` where one is missing."""
         try:
-            return msgspec.convert(data, cls)
-        except msgspec.ValidationError as exc:
+            return msgspec.convert(dict(data), cls)  # msgspec knows some mappings only
+        except (msgspec.ValidationError, TypeError, ValueError) as exc:
             raise InputError("response", data, f"an object made by BackboneResponse.to_dict ({exc})") from exc
 
     to_json = _to_json

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
+from collections import UserDict
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,14 @@ def test_response_with_further_names_is_read() -> None:
     response = BackboneResponse(True, [], BackboneMetadata("rest", False, 1.0, 0, "high"), None, "a1")
     more = {**response.to_dict(), "trace": 5, "metadata": {**response.to_dict()["metadata"], "host": "x"}}
     assert BackboneResponse.from_dict(more) == response
+    assert BackboneResponse.from_dict(UserDict(more)) == response  # any mapping is one
+
+
+@pytest.mark.parametrize("data", [None, 5, [1], "text"])
+def test_what_is_no_mapping_is_no_response(data: Any) -> None:
+    """The error says what a response is made of."""
+    with pytest.raises(InputError, match="to_dict"):
+        BackboneResponse.from_dict(data)
 
 
 def test_forms_are_frozen_and_have_the_protocols_fields() -> None:
