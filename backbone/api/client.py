@@ -563,7 +563,8 @@ class Backbone:
 
         Opens only the files of these markets and this span; collect it with ``engine="streaming"``. A frame that is
         kept shows the files as they are when it is collected, and each market in one state: where one was quarantined
-        since (a redenomination), as it is stored then.
+        since (a redenomination), as it is stored then. A query that cuts the frame in two ways (a join of two filters)
+        reads it twice, and may see such a change in between. ``tail`` reads from the first row on; a `start` does not.
 
         Parameters
         ----------
@@ -579,7 +580,8 @@ class Backbone:
         Raises
         ------
         InputError       for a wrong argument.
-        IncompleteError  before any row is read, where the files do not cover all of it: ``.gaps``, ``.frame``.
+        IncompleteError  before any row is read, where the files do not cover all of it: ``.gaps``, ``.frame``; by the
+            collect, where they no longer do.
         StoreError       by the collect, where a market was quarantined in the middle of it: collect it again.
 
         Examples

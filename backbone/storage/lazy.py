@@ -4,7 +4,8 @@ Polars reads the files, in its streaming engine, with the filters and the column
 generations are compared, as `CandleStore.read` does: rows are handed on only while all of them are of the state that
 was selected. Where a market was quarantined since, or a file is gone, the files are selected anew and read from the
 start; so a frame that is kept shows the old state or the new one. Only where rows were handed on before that (a million
-at a time) it is an error, of ours, that says so; the next collect selects anew.
+at a time) it is an error, of ours, that says so; the next collect selects anew. A query that has the frame twice, cut
+alike, reads it once; cut in two ways it is two reads, each of one state.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class FileScan:
         from polars.io.plugins import register_io_source
 
         schema = {"market": pl.String(), **_file_schema()}
-        return register_io_source(self._read, schema=schema, is_pure=True)  # a query that has it twice reads it once
+        return register_io_source(self._read, schema=schema, is_pure=True)  # may be read once where it stands twice
 
     def _read(
         self, columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None

@@ -172,7 +172,7 @@ def test_market_that_changes_after_rows_were_handed_on_is_an_error_of_ours(
 
 @pytest.mark.parametrize("engine", ["in-memory", "streaming"])
 def test_query_that_has_a_frame_twice_shows_one_state(store: CandleStore, tmp_path: Path, engine: Any) -> None:
-    """A join of prices with prices of the same frame never has two units, whatever happens between two reads."""
+    """A join of all prices with those of the same frame never has two units: there is one read."""
     scan, checks = Scan(store, tmp_path), []
 
     def interfere() -> None:
