@@ -11,6 +11,7 @@ A claim is respected at its own priority and at lower ones: nobody waits for wor
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable
@@ -19,12 +20,15 @@ from typing import NamedTuple
 import msgspec
 
 from backbone.clock import Clock
+from backbone.errors import StoreError
 from backbone.model import Span
 from backbone.storage.coverage import SpanSet
 from backbone.storage.files import Files, Version
 from backbone.storage.owner_lock import Owner, is_gone, owner_here
 
 __all__ = ["CLAIM_S", "Claim", "Claims", "Others", "spans_claimed"]
+
+_log = logging.getLogger(__name__)
 
 CLAIM_S = 3.0
 """How long a claim counts: a page in flight and its commit take a second at most, a retry may take longer."""
@@ -102,7 +106,15 @@ class Claims:
         else has changed the file since."""
         with self._lock:
             mine, version = spans_claimed(self._counting(self._mine, _LEAST_S), rank), self._version
-        return mine.contains(span) and version is not None and self._files.stat(self._key) == version
+        return mine.contains(span) and version is not None and self._stat() == version
+
+    def _stat(self) -> Version | None:
+        """The file's version; None where it cannot be looked at, as `take` does without a file that cannot be had."""
+        try:
+            return self._files.stat(self._key)
+        except StoreError as exc:
+            _log.debug("store.no_notes path=%s (%s)", exc.path, exc)
+            return None
 
     def release(self, spans: Iterable[Span]) -> None:
         """End this client's claims on `spans`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from multiprocessing.synchronize import Event
@@ -12,6 +13,7 @@ import pytest
 from backbone.clock import SystemClock
 from backbone.model import Span
 from backbone.storage import claims as claims_module
+from backbone.storage import files
 from backbone.storage import series_locks as disk
 from backbone.storage.claims import CLAIM_S, Claims, Others, spans_claimed
 from backbone.storage.coverage import SpanSet
@@ -209,6 +211,18 @@ def test_without_locks_everybody_fetches_for_himself(tmp_path: Path, monkeypatch
     assert not first.has(Span(0, 10), LOW)
     second.release([Span(0, 10)])
     assert not (tmp_path / KEY).exists()
+
+
+def test_file_that_cannot_be_looked_at_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk's error of the moment ends no fetch: the claim is taken anew."""
+    claims = claims_of(tmp_path)
+    take(claims, 0, 10)
+
+    def refuse(path: str) -> os.stat_result:
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr(files.os, "stat", refuse)
+    assert not claims.has(Span(0, 10), LOW)
 
 
 @pytest.mark.skipif(disk.fcntl is None, reason="no kernel locks to hold")
