@@ -171,11 +171,15 @@ class CandleFetcher:
                 series.plan.give_up(pending, _out_of_reach(span.start), lost)
             series.plan.add(pending)
             is_finished = pending.is_done
-        self._take_files(series, pending, files)
-        if is_finished:
-            pending.finish()
-        else:
-            self._top_up(series)
+        try:
+            self._take_files(series, pending, files)
+            if is_finished:
+                pending.finish()
+            else:
+                self._top_up(series)
+        except BaseException:  # an interrupt: nobody will wait for it
+            self.release(pending)
+            raise
         return pending
 
     def wait(

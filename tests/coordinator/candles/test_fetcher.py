@@ -286,6 +286,27 @@ def test_candles_ban_by_another_request_ends_the_wait(tmp_path: Path) -> None:
     assert answer.causes == (world.desk.bans,)
 
 
+def test_candles_whose_asking_is_interrupted_are_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was queued before the interrupt asks nothing, and nobody keeps others from it."""
+    world = World(tmp_path)
+    world.candles(NOW - HOUR_US, MINUTE.floor(NOW))
+    world.desk.at_once, world.desk.most = 2, 0
+    world.asked()
+    submit = world.desk.submit
+
+    def interrupted(*args: Any) -> None:
+        monkeypatch.setattr(world.desk, "submit", submit)
+        world.desk.submit(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(world.desk, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        world.fetcher.begin(Pending(MARKET, MINUTE, Span(NOW - 50 * HOUR_US, NOW - HOUR_US), Priority.NORMAL))
+    world.desk.most = None
+    world.desk.run()
+    assert world.asked() == 0
+
+
 def test_candles_that_arrive_while_one_looks_are_not_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
