@@ -68,12 +68,15 @@ def count_inside(table: pa.Table, spans: Iterable[tuple[int, int]]) -> int:
 
 def rows_inside(table: pa.Table, spans: Iterable[tuple[int, int]]) -> pa.Table:
     """The rows of `table` that open inside `spans` (sorted and disjoint)."""
-    bounds = np.searchsorted(times_of(table), np.array([*spans], np.int64).reshape(-1, 2)).tolist()
+    edges = np.searchsorted(times_of(table), np.array([*spans], np.int64).reshape(-1, 2))
+    if len(edges) > _MANY:
+        depth = np.zeros(table.num_rows + 1, np.int64)
+        np.add.at(depth, edges[:, 0], 1)
+        np.subtract.at(depth, edges[:, 1], 1)
+        return table.filter(pa.array(np.cumsum(depth[:-1]) > 0))
+    bounds = edges.tolist()
     if bounds == [[0, table.num_rows]]:
         return table
-    if len(bounds) > _MANY:
-        at = [np.arange(low, high) for low, high in bounds if low < high]
-        return table.take(pa.array(np.concatenate([np.empty(0, np.int64), *at])))
     return pa.concat_tables([empty_candles(), *(table.slice(low, high - low) for low, high in bounds if low < high)])
 
 

@@ -108,7 +108,7 @@ def _merge(partition: Partition, page: Page) -> Partition:
     coverage = with_pages(partition.coverage, [page])
     whole, new = partition.table, page.table
     low, high = bounds_of(whole, page.proof.bounds or EVER)
-    if len(page.proof) == 1:  # slices, which copy nothing
+    if len(page.proof) == 1 or low == high:  # slices, which copy nothing
         old = whole.slice(low, high - low)
         before = whole if low == whole.num_rows else whole.slice(0, low)
         parts = [before, new, whole.slice(high)]
@@ -116,8 +116,10 @@ def _merge(partition: Partition, page: Page) -> Partition:
         if table.column(0).num_chunks > _MOST_CHUNKS:
             table = _with_fewer_chunks(table)
     else:
-        old, rest = rows_inside(whole, page.proof), rows_inside(whole, SpanSet((EVER,)) - page.proof)
-        table = _sorted(pa.concat_tables([rest, new]).combine_chunks())
+        old = rows_inside(whole, page.proof)
+        stays = np.ones(whole.num_rows, dtype=bool)
+        stays[np.searchsorted(times_of(whole), times_of(old))] = False
+        table = _sorted(pa.concat_tables([whole.filter(pa.array(stays)), new]).combine_chunks())
     if is_same(old, new):
         if coverage == partition.coverage:
             return partition
