@@ -4,7 +4,8 @@ Nothing is overwritten: a file that is already at the target must be the same to
 all is copied. Files are copied as they are, so every promise of the store goes with them. The proof reads the target
 back: each file equal to its source, and each sound by its own seal. Files that change at the source meanwhile are
 copied again, and those that leave it are taken back, until a pass finds none, in which no market was quarantined: so
-each market is of one generation. Of the log of events the target gets the lines that it lacks.
+each market is of one generation. Where the target holds files that the source had before a redenomination, the copy is
+refused: two units would stand in one series. Of the log of events the target gets the lines that it lacks.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from backbone.errors import StoreError
 from backbone.storage import audit
 from backbone.storage.audit import Problem
+from backbone.storage.event_table import EventTable
 from backbone.storage.files import Files
 from backbone.storage.generations import Generations
 from backbone.storage.layout import (
@@ -22,6 +24,7 @@ from backbone.storage.layout import (
     EVENTS,
     GENERATIONS,
     LOCKS,
+    QUARANTINE,
     SIDECARS,
     Series,
     parse_partition_key,
@@ -46,8 +49,8 @@ class Copied:
 def copy_store(source: Files, target: Files) -> Copied:
     """Copy every candle, all coverage and the events of `source` to `target`, then prove the target.
 
-    Raises `StoreError` where the target holds something else under one of the names (before anything is copied), or
-    where the source does not stop changing.
+    Raises `StoreError` where the target holds something else under one of the names or candles from before a
+    redenomination (before anything is copied), or where the source does not stop changing.
     """
     differing = [key for key in _keys(source) if _differs(source, target, key)]
     if differing:
@@ -57,6 +60,7 @@ def copy_store(source: Files, target: Files) -> Copied:
             "empty place, or fetch there and let the store merge",
             path=target.address(differing[0]),
         )
+    _check_units(source, target)
     written: dict[str, int] = {}  # bytes
     same: set[str] = set()
     for _ in range(_PASSES):
@@ -76,6 +80,7 @@ def copy_store(source: Files, target: Files) -> Copied:
             del written[key]
             is_equal = False
         if is_equal and before is not None and before == _generations(source):
+            _check_units(source, target)  # one may have been noticed meanwhile
             # every file equals its source, as this pass found; the seals show damage that both sides share
             names = [folder.removeprefix("exchange=") for folder in target.list(CANDLES)]
             problems = tuple(problem for name in names for problem in audit.verify(target, name))
@@ -95,6 +100,33 @@ def _generations(files: Files) -> dict[str, int] | None:
     return found
 
 
+def _check_units(source: Files, target: Files) -> None:
+    """Raise `StoreError` where the target has files that left the source in a redenomination, of the old unit."""
+    moved: list[str] = []
+    for log in source.walk(EVENTS):
+        blob = source.read(log) if log.endswith(".jsonl") else None
+        lines = [] if blob is None else blob.data.splitlines(keepends=True)
+        known = EventTable().extended(b"".join(line for line in lines if b'"redenominated"' in line)).events()
+        moved += (f"{QUARANTINE}/{event.detail['name']}/" for event in known if event.kind == "redenominated")
+    held = set(_keys(source)) if moved else ()
+    old = [
+        name
+        for folder in moved
+        for key in source.walk(folder.removesuffix("/"))
+        if parse_partition_key(name := key.removeprefix(folder)) is not None
+        and name not in held
+        and target.stat(name) is not None
+        and not _differs(source, target, key, name)
+    ]
+    if old:
+        shown = ", ".join(old[:3]) + ("…" if len(old) > 3 else "")
+        raise StoreError(
+            f"{target!r} holds candles from before a redenomination in {len(old)} files ({shown}): beside what is "
+            "copied they would be of another unit. Remove their market there, or copy into an empty place",
+            path=target.address(old[0]),
+        )
+
+
 def _keys(files: Files) -> Iterator[str]:
     for folder in (CANDLES, *SIDECARS):
         yield from (key for key in files.walk(folder) if _series_of(key) is not None)
@@ -105,10 +137,12 @@ def _series_of(key: str) -> Series | None:
     return parse_sidecar_key(key) if place is None else place[0]
 
 
-def _differs(source: Files, target: Files, key: str) -> bool:
-    if target.stat(key) is None:
+def _differs(source: Files, target: Files, key: str, name: str | None = None) -> bool:
+    """Whether the target holds something else under a key, or under `name`."""
+    name = key if name is None else name
+    if target.stat(name) is None:
         return False
-    mine, theirs = source.read(key), target.read(key)
+    mine, theirs = source.read(key), target.read(name)
     return mine is not None and theirs is not None and mine.data != theirs.data
 
 

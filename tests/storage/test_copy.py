@@ -10,6 +10,7 @@ import pytest
 from backbone.errors import StoreError
 from backbone.storage import copy as module
 from backbone.storage.coverage import EVER
+from backbone.storage.generations import Note
 from backbone.storage.s3 import open_files
 from backbone.testing import ManualClock
 from tests.storage.helpers import MAY, MINUTE, minutes, open_store, span
@@ -91,3 +92,26 @@ def test_copy_has_one_generation_of_a_market(
     assert there.verify() == []
     here = {name: data for name, data in partitions(tmp_path / "here").items() if name.startswith("candles/")}
     assert partitions(tmp_path / "there") == here
+
+
+def test_copy_beside_candles_of_the_old_unit_is_refused(tmp_path: Path) -> None:
+    """An older copy has a month of before a redenomination, and the source has another one only: no mix of both."""
+    store, month = open_store(tmp_path / "here"), 31 * 1440
+    for market in ("KRW-BTC", "KRW-ETH"):
+        store.put(market, MINUTE, minutes(0, 9), span(0, 9), now_us=MAY)
+    store.flush()
+    target = open_files(str(tmp_path / "there"), ManualClock(MAY))
+    store.copy_to(target)
+    store.upkeep.remove("KRW-ETH")  # which says nothing against what the copy has
+    note = Note("redenominated", {"factor": 1000.0, "generation": 1}, "overlap of pages")
+    store.upkeep.quarantine_market("KRW-BTC", how="overlap of pages", note=note)
+    store.put("KRW-BTC", MINUTE, minutes(month, month + 9, 1), span(month, month + 9), now_us=MAY)
+    store.flush()
+    with pytest.raises(StoreError, match=r"before a redenomination in 1 files .*market=KRW-BTC"):
+        store.copy_to(target)
+    there = open_store(tmp_path / "there")
+    assert there.read("KRW-BTC", MINUTE, EVER).table.equals(minutes(0, 9))
+    there.upkeep.remove("KRW-BTC")
+    assert store.copy_to(target).problems == ()
+    assert there.read("KRW-BTC", MINUTE, EVER).table.equals(minutes(month, month + 9, 1))
+    assert there.read("KRW-ETH", MINUTE, EVER).table.equals(minutes(0, 9))

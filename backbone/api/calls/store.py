@@ -452,7 +452,8 @@ class StoreView:
 
         Raises
         ------
-        InputError for a wrong address; StoreError where the target refuses or holds something else.
+        InputError for a wrong address; StoreError where the target refuses, holds something else, or has candles from
+        before a redenomination.
         """
         from backbone.settings import parse_place
         from backbone.storage.s3 import open_files
