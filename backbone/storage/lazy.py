@@ -125,8 +125,15 @@ class FileScan:
             raise _ChangedError(f"{shown} was quarantined after this scan was made (store.events() says why)")
 
     def _is_other_now(self, before: Selected, exc: Exception) -> bool:
-        """Select anew, and say whether that is something else. Raises what the selection raises."""
+        """Select anew, and say whether that is something else. Raises what the selection raises.
+
+        Where nobody can select, a file that is gone is an error, and one of Polars' may be the query's.
+        """
+        from polars.exceptions import PolarsError
+
         if self._again is None:
+            if isinstance(exc, PolarsError):
+                return False
             raise StoreError(f"{exc}: make the scan again, in the client", path=self._place) from exc
         self._files.refresh()
         self._selected = now = self._again()

@@ -234,11 +234,12 @@ def test_files_that_are_moved_away_again_and_again_end_in_an_error(store: Candle
     assert scan.selections == module._SELECTIONS + 1
 
 
-def test_error_of_the_query_stays_what_it_is(store: CandleStore, tmp_path: Path) -> None:
-    """A filter that fails on the rows is not the files' doing."""
+@pytest.mark.parametrize("is_pickled", [False, True])
+def test_error_of_the_query_stays_what_it_is(store: CandleStore, tmp_path: Path, is_pickled: bool) -> None:
+    """A filter that fails on the rows is not the files' doing; in a process without a client neither."""
     wrong = Scan(store, tmp_path).frame().filter(pl.col("market").str.to_integer() > 0)
     with pytest.raises(PolarsError, match="strict integer parsing failed"):
-        wrong.collect()
+        (pickle.loads(pickle.dumps(wrong)) if is_pickled else wrong).collect()
 
 
 def test_pickled_scan_reads_the_same_files_and_says_when_they_are_gone(store: CandleStore, tmp_path: Path) -> None:
