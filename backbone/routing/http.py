@@ -186,6 +186,7 @@ class _Answer:
         self._has_head = False
         self._parts: list[bytes] = []
         self._parser: Any = httptools.HttpResponseParser(self)  # until all is there: the two hold each other
+        self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True)
         self.version_string = "HTTP/1.1"
         self.length_remaining = 0
         self.retries: Any = None
@@ -220,15 +221,18 @@ class _Answer:
         data, encoding = b"".join(self._parts), self.headers.get("content-encoding", "").lower()
         if encoding in ("", "identity") or not data:
             return data
-        unpacker = zlib.decompressobj(_GZIP)
-        try:
-            found = unpacker.decompress(data, BODY_BYTES)
-        except zlib.error as exc:
-            raise PayloadError(f"the body is not what its encoding says: {exc}") from exc
-        if unpacker.unconsumed_tail:
-            raise _too_large()
-        if not unpacker.eof or unpacker.unused_data:
-            raise PayloadError(f"the body is not what its encoding says: {encoding}, which has another end")
+        found = b""
+        while data:  # what is packed may come in several parts
+            unpacker = zlib.decompressobj(_GZIP)
+            try:
+                found += unpacker.decompress(data, BODY_BYTES - len(found) + 1)
+            except zlib.error as exc:
+                raise PayloadError(f"the body is not what its encoding says: {exc}") from exc
+            if len(found) > BODY_BYTES:
+                raise _too_large()
+            if not unpacker.eof:
+                raise PayloadError(f"the body is not what its encoding says: the end of {encoding} is missing")
+            data = unpacker.unused_data
         return found
 
     def on_message_begin(self) -> None:

@@ -125,6 +125,12 @@ def test_body_with_a_false_encoding_is_a_payload_error(venue: Venue, client: Res
     assert isinstance(failure(client), PayloadError)
 
 
+def test_body_packed_in_several_parts_is_read(venue: Venue, client: RestClient) -> None:
+    """Each part of a compressed body may end by itself."""
+    venue.script = lambda head: reply(body=gzip.compress(b"[1,") + gzip.compress(b"2]"), Content_Encoding="gzip")
+    assert client.send(ASK).value == [1, 2]
+
+
 def test_body_whose_encoding_is_cut_is_a_payload_error(venue: Venue, client: RestClient) -> None:
     """Half a compressed body says nothing, nor does one with something behind it."""
     whole = gzip.compress(b"[1]")
@@ -151,13 +157,24 @@ OK = b"HTTP/1.1 200 OK\r\n"
         (sends(OK + b"Content-Length: 3\r\n\r\n[1]"), 1),
         (sends(OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\n[1\r\n1\r\n]\r\n0\r\n\r\n"), 1),
         (sends(b"HTTP/1.1 103 Early Hints\r\nContent-Encoding: br\r\n\r\n" + OK + b"Content-Length: 3\r\n\r\n[1]"), 1),
+        (sends(b"HTTP/1.1 200 OK\nContent-Length: 3\n\n[1]"), 1),
         (sends(OK + b"\r\n[1]", hang_up=True), 2),
         (sends(OK + b"Content-Length: 3\r\nConnection: close\r\n\r\n[1]"), 2),
         (sends(b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\n[1]"), 2),
         (sends(OK + b"Content-Length: 3\r\n\r\n[1]and more"), 2),
         (sends(OK + b"Content-Length: 3\r\n\r\n[1]" + OK + b"Content-Length: 3\r\n\r\n[2]"), 2),
     ],
-    ids=["length", "chunked", "announced", "until closed", "close", "old", "garbage behind", "an answer behind"],
+    ids=[
+        "length",
+        "chunked",
+        "announced",
+        "bare line ends",
+        "until closed",
+        "close",
+        "old",
+        "garbage behind",
+        "an answer behind",
+    ],
 )
 def test_every_form_of_an_answer_is_read(
     venue: Venue, client: RestClient, answer: Callable[[socket.socket], None], connections: int
