@@ -74,10 +74,17 @@ def cpu_of_pages(url: str, rounds: int) -> tuple[float, float]:
             begun = time.process_time()
             frame = client.candles("KRW-BTC", "1m", end="2025-08-20", count=PAGES * 200)
             took = time.process_time() - begun
-            return took / frame.attrs["backbone"]["requests"]
+        rest.wait(1.1)
+        return took / frame.attrs["backbone"]["requests"]
 
+    def bare() -> float:
+        took = _bare_cpu(url, PAGES, 0.0)
+        rest.wait(1.1)
+        return took
+
+    rest = threading.Event()  # neither runs into what the other used of the exchange's second
     ours()
-    return _medians([(ours(), _bare_cpu(url, PAGES, 0.0)) for _ in range(rounds)])
+    return _medians([(ours(), bare()) for _ in range(rounds)])
 
 
 def _medians(pairs: list[tuple[float, float]]) -> tuple[float, float]:
@@ -102,8 +109,11 @@ def _bare_cpu(url: str, pages: int, every_s: float) -> float:
         return (time.process_time() - begun) / pages
 
 
-def cpu_at_the_legal_rate(rounds: int, seconds: float = 6.0) -> tuple[float, float]:
-    """The same at ten pages a second: a backfill, and a bare session that asks a little slower."""
+def cpu_at_the_legal_rate(rounds: int, seconds: float = 20.0) -> tuple[float, float]:
+    """The same at ten pages a second: a backfill, and a bare session that asks a little slower.
+
+    A backfill begins with small sections, each of which is brought to disk: what it costs is seen after some seconds.
+    """
     from backbone import Backbone
 
     def ours(url: str) -> float:
@@ -152,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    ours, bare = cpu_at_the_legal_rate(options.rounds)
+    ours, bare = cpu_at_the_legal_rate(min(options.rounds, 3))
     print(f"CPU a page at ten a second: {ours:.2f} ms; a bare session {bare:.2f} ms; {ours / bare:.2f} x (<= 1.32 x)")
     use_the_whole_limit()
     with venue() as url:
