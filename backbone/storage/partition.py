@@ -85,7 +85,8 @@ class Head(msgspec.Struct, frozen=True):
 
     def before(self, row: int) -> Head:
         """The groups that end at `row` or before it."""
-        return Head(self.data, tuple(group for group in self.groups if group.rows <= row))
+        groups = tuple(group for group in self.groups if group.rows <= row)
+        return Head(self.data, groups) if groups else Head()
 
     def to_grow_to(self, rows: int) -> Head:
         """The groups to begin a file of so many rows with: the others are encoded anew with the new rows.
