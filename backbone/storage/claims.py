@@ -102,11 +102,15 @@ class Claims:
             choose(Others())
 
     def has(self, span: Span, rank: int) -> bool:
-        """Whether this client has claimed all of `span`, for long enough and at `rank` or a more urgent one, and nobody
-        else has changed the file since."""
+        """Whether this client has claimed all of `span`, for long enough and at `rank` or a more urgent one."""
         with self._lock:
-            mine, version = spans_claimed(self._counting(self._mine, _LEAST_S), rank), self._version
-        return mine.contains(span) and version is not None and self._stat() == version
+            return spans_claimed(self._counting(self._mine, _LEAST_S), rank).contains(span)
+
+    def is_unchanged(self) -> bool:
+        """Whether nobody else has changed the file since this client did. It looks at the file."""
+        with self._lock:
+            version = self._version
+        return version is not None and self._stat() == version
 
     def _stat(self) -> Version | None:
         """The file's version; None where it cannot be looked at, as `take` does without a file that cannot be had."""

@@ -109,10 +109,11 @@ class Sharing:
                 claim = None if page is None else series.plan.ahead(page, pending, theirs, _AHEAD)
             return claim
 
+        is_unchanged = series.claims.is_unchanged()
         with series.changed:
             pending.queued -= 1
             page = None if series.is_sampling else series.plan.upcoming(pending, series.others_of(pending))
-            is_claimed = page is not None and series.claims.has(page.claim, rank)
+            is_claimed = is_unchanged and page is not None and series.claims.has(page.claim, rank)
             if page is not None and is_claimed:
                 series.plan.ask(page, pending)
         while not is_claimed:

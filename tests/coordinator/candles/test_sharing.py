@@ -86,6 +86,14 @@ def test_pages_are_claimed_several_at_once(tmp_path: Path, monkeypatch: pytest.M
         return amend(self, key, change)
 
     world.candles(NOW - 60 * MINUTE_US, MINUTE.floor(NOW))
+    stat = LocalFiles.stat
+
+    def unlocked(self: LocalFiles, key: str) -> Version | None:
+        if key.endswith(".claims"):
+            assert not world.fetcher._series[MARKET, MINUTE.name].changed._is_owned(), "nobody waits for a disk"
+        return stat(self, key)
+
+    monkeypatch.setattr(LocalFiles, "stat", unlocked)
     monkeypatch.setattr(LocalFiles, "amend", counted)
     world.asked()
     pending = world.fetcher.begin(Pending(MARKET, MINUTE, Span(END - 3 * BLOCK * 200 * MINUTE_US, END), Priority.LOW))
