@@ -42,7 +42,7 @@ from backbone.errors import (
     SourceError,
     UnreachableError,
 )
-from backbone.locks import renew_after_fork
+from backbone.locks import RUN_LOCK, renew_after_fork
 from backbone.model import Priority
 from backbone.routing.refusals import is_dropped
 
@@ -426,9 +426,11 @@ class Scheduler:
         for group, priority in emptied:
             self._limiter.leave(group, priority)
         if turn is not None:
-            again = self._limiter.take(*turn[:3], now, turn.depth)
+            with RUN_LOCK.running():
+                again = self._limiter.take(*turn[:3], now, turn.depth)
+                if not again:
+                    self._use_permit(turn, now)
             if not again:
-                self._use_permit(turn, now)
                 if turn.priority is Priority.LOW:  # paced: to ask before that would be in vain
                     with self._lock:
                         self._queue.wait_until(turn.group, turn.priority, self._limiter.next_low(turn.group))
@@ -472,16 +474,17 @@ class Scheduler:
 
     def _serve(self, ticket: Ticket, rank: int, granted: float) -> None:
         """Send a ticket that was counted in flight at `rank`, on a worker."""
-        try:
-            outcome = self._attempt(ticket, granted)
-        finally:
-            with self._lock:
-                was_full = not self._has_room_locked(Priority.LOW)  # else nobody waits for room
-                self._in_flight[rank] -= 1
-                if was_full:
-                    self._wake.notify()
-        if outcome is not None:
-            _finish(ticket, outcome)
+        with RUN_LOCK.running():
+            try:
+                outcome = self._attempt(ticket, granted)
+            finally:
+                with self._lock:
+                    was_full = not self._has_room_locked(Priority.LOW)  # else nobody waits for room
+                    self._in_flight[rank] -= 1
+                    if was_full:
+                        self._wake.notify()
+            if outcome is not None:
+                _finish(ticket, outcome)
 
     def _attempt(self, ticket: Ticket, granted: float) -> Reply | BackboneError | None:
         """Send a ticket's question; its outcome, or None when it was queued again."""

@@ -24,6 +24,7 @@ import httptools
 
 from backbone.clock import Clock, current_deadline
 from backbone.errors import PayloadError, UnreachableError
+from backbone.locks import RUN_LOCK
 from backbone.settings import ca_bundle, proxy_of
 
 __all__ = ["BODY_BYTES", "IDLE_S", "Transport"]
@@ -48,11 +49,11 @@ class Transport:
         self._proxy = proxy_of(base_url)
         self._verify = ca_bundle() or True
         self._adapter: Any = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=pool, max_retries=0)
-        self._timing = {"clock": clock, "total_s": total_s}
+        self._timing = {"clock": clock, "total_s": total_s, "read_s": timeout_s[1]}
         self._opening = threading.Lock()  # held while the pool is made
         self._pool: Any = None  # the venue's, with what every request carries
         self._is_absolute = False  # whether the request line names the host: to a proxy that reads it
-        self._timeout = urllib3.Timeout(connect=timeout_s[0], read=timeout_s[1])
+        self._timeout = urllib3.Timeout(connect=timeout_s[0])
         self._connect_s = timeout_s[0]
         self._never = urllib3.Retry(0, read=False)
 
@@ -273,14 +274,15 @@ class _Timed:
 
     clock: Clock
     total_s: float
+    read_s: float
     netloc: str
     deadline_s = float("inf")
     used_s = 0.0
     sock: Any
-    timeout: Any
 
     def connect(self) -> None:
-        super().connect()  # type: ignore[misc]
+        with RUN_LOCK.waiting():
+            super().connect()  # type: ignore[misc]
         self.used_s = self.clock.monotonic()
 
     def request(self, method: str, url: str, *, headers: Mapping[str, str], **_: Any) -> None:
@@ -301,7 +303,9 @@ class _Timed:
         try:
             while not answer.is_complete:
                 self._set_timeout()
-                answer.feed(self.sock.recv(_BUFFER))
+                with RUN_LOCK.waiting():
+                    data = self.sock.recv(_BUFFER)
+                answer.feed(data)
         finally:
             answer.release()
         if answer.must_close:
@@ -312,7 +316,7 @@ class _Timed:
         left_s = self.deadline_s - self.clock.monotonic()
         if left_s <= 0:
             raise TimeoutError(f"the answer took longer than {self.total_s:g} s")
-        timeout = left_s if self.timeout is None else min(left_s, self.timeout)
+        timeout = min(left_s, self.read_s)
         if timeout != self.sock.gettimeout():
             self.sock.settimeout(timeout)
 

@@ -8,8 +8,7 @@ slowly bytes drip, no body grows past a bound, the environment (proxies, CA bund
 
 One session per client, made on first use and made anew in a forked child; `RestClient._lock` guards its
 making and nothing else. Connections idle for long are dropped before use, because a request that dies on
-one costs a permit. Bodies are parsed one at a time (`_parsing`): threads that parse beside each other hand
-the interpreter to and fro, and each body takes half as long again.
+one costs a permit.
 """
 
 from __future__ import annotations
@@ -86,7 +85,6 @@ class RestClient:
         self._is_closed = False
         self._transport: Transport | None = None
         self._lock = threading.Lock()
-        self._parsing = threading.Lock()
         renew_after_fork(self, RestClient._forget_session)
 
     def __repr__(self) -> str:
@@ -119,8 +117,7 @@ class RestClient:
             if is_web_page(body):
                 what = f"{url.partition('?')[0]} answered with a web page: {SIGN_IN}"
                 raise PayloadError(what, sample=sample_of(body))
-            with self._parsing:
-                value = ask.parse(body)
+            value = ask.parse(body)
         except SourceError as error:
             error.url, error.market = url, error.market or ask.market
             error.reply_facts = facts or ReplyFacts(None, None, None, sent_s, self._clock.monotonic())
@@ -164,5 +161,4 @@ class RestClient:
     def _forget_session(self) -> None:
         """Start over in a forked child: the sockets are its parent's, and who held the lock is gone."""
         self._lock = threading.Lock()
-        self._parsing = threading.Lock()
         self._transport = None

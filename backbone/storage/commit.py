@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from backbone.clock import Clock
 from backbone.errors import StoreBusyError, StoreError
+from backbone.locks import RUN_LOCK
 from backbone.storage.coverage import EVER
 from backbone.storage.files import Files, ReadOnlyError, retried
 from backbone.storage.generations import Generations
@@ -56,8 +57,9 @@ class Committer:
         for series in chosen:
             revised: list[int] = []
             try:
-                while not retried(self._files, series.lock_key, lambda: self._write(series, revised)):  # noqa: B023
-                    self._end_move(series.market)
+                with RUN_LOCK.waiting():
+                    while not retried(self._files, series.lock_key, lambda: self._write(series, revised)):  # noqa: B023
+                        self._end_move(series.market)
             except ReadOnlyError as exc:
                 if self._pending.rows() > _MOST_ROWS:
                     failure = failure or self._failed(series, exc)

@@ -28,6 +28,7 @@ from backbone.errors import (
     RejectedError,
     UnreachableError,
 )
+from backbone.locks import RUN_LOCK, RunLock
 from backbone.model import Priority
 
 CRITICAL, HIGH, NORMAL, LOW = Priority
@@ -316,6 +317,36 @@ def test_slow_answers_to_bulk_work_leave_workers_for_urgent_work(bench):
     wait_for(lambda: len(bench.ended) == 31)
 
 
+def test_answers_that_come_together_are_taken_one_after_the_other(bench, monkeypatch):
+    """Workers that run beside each other hand the interpreter to and fro; one that waits for the network does not."""
+    monkeypatch.setattr(RunLock, "PATIENCE_S", DEADLINE_S)
+    send, lock, pause = bench.venue.send, threading.Lock(), threading.Event()
+    now, most, ended = 0, 0, 0
+
+    def wait_and_send(ask: Ask) -> Any:
+        with RUN_LOCK.waiting():
+            return send(ask)
+
+    def done(*_: Any) -> None:
+        nonlocal now, most, ended
+        with lock:
+            now += 1
+            most = max(most, now)
+        pause.wait(0.005)  # the interpreter is free, as around every system call
+        with lock:
+            now, ended = now - 1, ended + 1
+
+    bench.scheduler._send = wait_and_send
+    bench.venue.gate.clear()
+    for index in range(8):
+        bench.scheduler.submit("candles", NORMAL, lambda path=str(index): Ask(path), done)
+    bench.limiter.permits = 8
+    wait_for(lambda: len(bench.venue.sent) == 8)  # all of them wait for their answers
+    bench.venue.gate.set()
+    wait_for(lambda: ended == 8)
+    assert most == 1
+
+
 # ------------------------------------------------------------------------------------------------ requests
 
 
@@ -542,13 +573,9 @@ def test_direct_is_sent_by_the_calling_thread_past_the_queue(bench):
     """A critical request needs no other thread and no queue."""
     for index in range(20):
         bench.submit(f"low{index}", LOW)
-    depth = bench.scheduler.depths()["candles"]["low"]
-    assert depth == 20
-    bench.limiter.permits = 1
-    reply = None
-    while reply is None:  # the dispatcher may have taken that permit first
-        bench.limiter.permits = max(1, bench.limiter.permits)
-        reply = bench.scheduler.direct(Ask("now"), bench.venue.send)
+    assert bench.scheduler.depths()["candles"]["low"] == 20
+    bench.limiter.permits = 21  # one more than the queue can use meanwhile
+    reply = bench.scheduler.direct(Ask("now"), bench.venue.send)
     assert reply.value == "now"
     assert threading.current_thread().name in bench.venue.threads
 

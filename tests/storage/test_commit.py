@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backbone.errors import StoreError
+from backbone.locks import RUN_LOCK, RunLock
 from backbone.storage.coverage import EVER
 from tests.storage.helpers import MAY, MINUTE, minutes, open_store, span
 
@@ -124,3 +126,27 @@ def test_restated_candles_are_reported_although_a_later_file_failed(
     assert [event.detail["candles"] for event in store.events.read()] == [3]
     store.flush()
     assert [event.detail["candles"] for event in store.events.read()] == [3, 3]
+
+
+def test_others_have_their_turn_while_a_page_goes_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk may take long; who writes waits for it."""
+    monkeypatch.setattr(RunLock, "PATIENCE_S", 20.0)
+    store, had_turn = open_store(tmp_path), list[bool]()
+    replace = store._files.replace
+
+    def another() -> None:
+        with RUN_LOCK.running():
+            had_turn.append(RUN_LOCK.is_held)
+
+    def watched(key: str, data: Any, *more: Any) -> Any:
+        thread = threading.Thread(target=another)
+        thread.start()
+        thread.join(5)
+        return replace(key, data, *more)
+
+    monkeypatch.setattr(store._files, "replace", watched)
+    with RUN_LOCK.running():
+        store.put("KRW-BTC", MINUTE, minutes(0, 3), span(0, 3), now_us=MAY)
+        store.flush()
+        assert RUN_LOCK.is_held
+    assert had_turn == [True]
