@@ -28,7 +28,7 @@ import random
 import shutil
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -135,6 +135,10 @@ class Files(ABC):
 
     def refresh(self, folder: str = "") -> None:  # noqa: B027
         """See that what is said of the files below a folder from now on is no older than this call."""
+
+    def blanks(self, keys: Iterable[str]) -> Sequence[str]:
+        """Those of `keys` that were moved away and whose place is taken, so that other engines do not miss them."""
+        return ()
 
     @abstractmethod
     def walk(self, folder: str) -> Iterator[str]:

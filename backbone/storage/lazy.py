@@ -2,10 +2,10 @@
 
 Polars reads the files, in its streaming engine, with the filters and the columns of the query. Around that the markets'
 generations are compared, as `CandleStore.read` does: rows are handed on only while all of them are of the state that
-was selected. Where a market was quarantined since, or a file is gone, the files are selected anew and read from the
-start; so a frame that is kept shows the old state or the new one. Only where rows were handed on before that (a million
-at a time) it is an error, of ours, that says so; the next collect selects anew. A query that has the frame twice, cut
-alike, reads it once; cut in two ways it is two reads, each of one state.
+was selected. Where a market was quarantined since, or a file is gone (in a bucket: a blank is in its place), the files
+are selected anew and read from the start; so a frame that is kept shows the old state or the new one. Only where rows
+were handed on before that (a million at a time) it is an error, of ours, that says so; the next collect selects anew. A
+query that has the frame twice, cut alike, reads it once; cut in two ways it is two reads, each of one state.
 """
 
 from __future__ import annotations
@@ -99,8 +99,11 @@ class FileScan:
                 self._check(selected)
                 for batch in self._batches(selected, asked):
                     self._check(selected)
+                    if not is_handed_on:
+                        self._check_files(selected)  # whoever takes a few rows does not come back for the end
                     is_handed_on = True
                     yield batch
+                self._check_files(selected)
                 return
             except (_ChangedError, OSError, PolarsError) as exc:
                 if self._is_other_now(selected, exc):
@@ -123,6 +126,13 @@ class FileScan:
         if changed:
             shown = ", ".join(changed[:5]) + ("…" if len(changed) > 5 else "")
             raise _ChangedError(f"{shown} was quarantined after this scan was made (store.events() says why)")
+
+    def _check_files(self, selected: Selected) -> None:
+        """Raise where a file was moved away and its place was taken, so that Polars does not miss it."""
+        keys = (path.removeprefix(self._place).lstrip("/") for path in selected.paths)
+        blanks = self._files.blanks(keys)
+        if blanks:
+            raise _ChangedError(f"{self._files.address(blanks[0])} was moved away (store.events() says why)")
 
     def _is_other_now(self, before: Selected, exc: Exception) -> bool:
         """Select anew, and say whether that is something else. Raises what the selection raises.

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -47,6 +48,7 @@ __all__ = ["LocalCache", "ObjectFiles", "open_files", "scan_options"]
 _FRESH_S = 1.0  # how old a listing may be that answers a reader
 _TIMEOUT_S = 30.0
 _RETRIES = 3
+_FEW_FOLDERS = 8  # of more, one listing of all is cheaper
 _BLANK_BYTES = 8192  # a blank is smaller than this
 
 
@@ -311,6 +313,17 @@ class ObjectFiles(Files):
         for key, version in sorted(self._listing(folder, max_age_s=-1.0).versions.items()):
             if not self._is_blank(key, version):
                 yield key
+
+    def blanks(self, keys: Iterable[str]) -> Sequence[str]:
+        """Those of `keys` that hold a blank, no older than this call."""
+        wanted = list(keys)
+        folders = {_folder_of(key) for key in wanted}
+        if len(folders) > _FEW_FOLDERS:
+            folders = {posixpath.commonpath(folders)}
+        versions: dict[str, Version] = {}
+        for folder in folders:
+            versions |= self._listing(folder, max_age_s=-1.0).versions
+        return [key for key in wanted if key in versions and self._is_blank(key, versions[key])]
 
     def series_folders(self, folder: str) -> Iterator[str]:
         """The folders of series below an exchange's; one listing of it all, since blanks have folders too."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
 
 from backbone import Backbone
 from backbone.api.cli import main as cli
 from backbone.errors import IncompleteError, InputError, StoreError
 from backbone.simulator import SimulatorServer
+from backbone.storage import lazy
+from backbone.storage.lazy import FileScan, Selected
 from tests.storage.s3 import BUCKET, place, s3_server  # noqa: F401
 
 LIMIT = 500  # the quota is not what is tested here
@@ -60,6 +65,54 @@ def test_kept_scan_of_a_bucket_says_what_left(venue: SimulatorServer, place: str
         assert held.collect()["market"].to_list() == ["KRW-BTC"]
         with pytest.raises(IncompleteError, match="KRW-ETH were never asked for"):
             whole.collect()
+
+
+@pytest.mark.parametrize("at_check", [0, 1, 2])
+def test_scan_of_a_bucket_misses_a_timeframe_that_was_removed(
+    venue: SimulatorServer, place: str, monkeypatch: pytest.MonkeyPatch, at_check: int
+) -> None:
+    """Before the collect, before the objects are opened, and after: no generation changes, and objects without rows
+    take the place of those that left."""
+    check, checks = FileScan._check, []
+    with client_of(venue, place) as client, client_of(venue, place) as elsewhere:
+        client.candles(MARKETS, "1h", START, END)
+        whole, held = client.scan(MARKETS, "1h", START, END), client.scan("KRW", "1h", partial=True)
+        left = held.filter(pl.col("market") == "KRW-BTC").collect()
+
+        def interfere(self: FileScan, selected: Selected) -> None:
+            check(self, selected)
+            checks.append(1)
+            if len(checks) == at_check:
+                elsewhere.store.remove("KRW-ETH", "1h")
+
+        monkeypatch.setattr(FileScan, "_check", interfere)
+        if at_check == 0:
+            elsewhere.store.remove("KRW-ETH", "1h")
+        assert held.collect().equals(left)
+        with pytest.raises(IncompleteError, match="KRW-ETH were never asked for"):
+            whole.collect()
+
+
+def test_timeframe_that_is_removed_from_a_bucket_after_rows_were_handed_on_is_an_error_of_ours(
+    venue: SimulatorServer, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says what to do, and doing that gives what is left."""
+    monkeypatch.setattr(lazy, "_BATCH_ROWS", 50)
+    with client_of(venue, place) as client, client_of(venue, place) as elsewhere:
+        client.candles(MARKETS, "1h", START, END)
+        scan = client.scan(MARKETS, "1h", partial=True)
+        left = scan.filter(pl.col("market") == "KRW-BTC").collect()
+        batches = FileScan._batches
+
+        def late(*words: Any) -> Iterator[pl.DataFrame]:
+            monkeypatch.setattr(FileScan, "_batches", batches)
+            yield from batches(*words)
+            elsewhere.store.remove("KRW-ETH", "1h")
+
+        monkeypatch.setattr(FileScan, "_batches", late)
+        with pytest.raises(StoreError, match=r"market=KRW-ETH.* was moved away .*collect it again"):
+            scan.collect()
+        assert scan.collect().equals(left)
 
 
 def test_store_moves_between_a_folder_and_a_bucket(venue: SimulatorServer, place: str, tmp_path: Path) -> None:

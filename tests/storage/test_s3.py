@@ -18,6 +18,7 @@ from backbone.errors import InputError, StoreError
 from backbone.model import Span
 from backbone.settings import parse_place, resolve
 from backbone.storage import copy as copying
+from backbone.storage import s3 as module
 from backbone.storage.coverage import EVER, SpanSet
 from backbone.storage.events import Event
 from backbone.storage.layout import Series
@@ -143,6 +144,22 @@ def test_damaged_object_is_quarantined_and_its_span_unknown(place: str, tmp_path
     put(two, 0, 100)
     two.flush()
     assert opens(open_store(place, tmp_path, "c").read("KRW-BTC", MINUTE, span(0, 100)).table) == opens(minutes(0, 100))
+
+
+@pytest.mark.parametrize("few", [8, 1])
+def test_blanks_are_seen_at_once(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    """Whatever another process moves away, in one listing a series or one of all; what is in use is none."""
+    monkeypatch.setattr(module, "_FEW_FOLDERS", few)
+    mine, other = open_store(place, tmp_path, "a"), open_store(place, tmp_path, "b")
+    markets = ("KRW-BTC", "KRW-ETH", "KRW-XRP")
+    for market in markets:
+        mine.put(market, MINUTE, minutes(0, 2), span(0, 2), now_us=MAY)
+    mine.flush()
+    files = objects(place, tmp_path / "c")
+    keys = [str(mine.paths(market, MINUTE, span(0, 2))[0]).removeprefix(f"{place}/") for market in markets]
+    assert list(files.blanks(keys)) == []
+    other.upkeep.quarantine("KRW-ETH", MINUTE)
+    assert list(files.blanks(keys)) == [keys[1]]
 
 
 def test_repair_leaves_a_store_that_verifies(place: str, tmp_path: Path) -> None:
