@@ -564,7 +564,7 @@ class Backbone:
         Opens only the files of these markets and this span; collect it with ``engine="streaming"``. A frame that is
         kept shows the files that there were, as they are when it is collected, and each market in one state: where one
         was quarantined since (a redenomination), as it is stored then. A query that cuts the frame in two ways (a join
-        of two filters) reads it twice, and may see such a change in between. ``tail`` reads from the first row on; a
+        of two filters) reads it twice; such a change in between is an error. ``tail`` reads from the first row on; a
         `start` does not.
 
         Parameters

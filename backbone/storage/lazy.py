@@ -5,7 +5,8 @@ generations are compared, as `CandleStore.read` does: rows are handed on only wh
 was selected. Where a market was quarantined since, or a file is gone (in a bucket: a blank is in its place), the files
 are selected anew and read from the start; so a frame that is kept shows the old state or the new one. Only where rows
 were handed on before that (a million at a time) it is an error, of ours, that says so; the next collect selects anew. A
-query that has the frame twice, cut alike, reads it once; cut in two ways it is two reads, each of one state.
+query that has the frame twice, cut alike, reads it once; cut in two ways it is two reads, and such an error where their
+states differ. Polars asks for the columns at the start of each collect, which is how the reads of one are known.
 """
 
 from __future__ import annotations
@@ -69,22 +70,29 @@ class FileScan:
         self._generations = Generations(files, exchange)
         self._again = again
         self._place = files.address("")
+        self._shown: dict[str, Mapping[str, Generation]] = {}  # the generations that the present collect shows
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _revived, (self._selected, self._place, self._exchange)
 
     def frame(self) -> pl.LazyFrame:
         """The columns `SCAN_COLUMNS`, ``time`` in UTC. Reads nothing."""
-        import polars as pl
         from polars.io.plugins import register_io_source
 
-        schema = {"market": pl.String(), **_file_schema()}
-        return register_io_source(self._read, schema=schema, is_pure=True)  # may be read once where it stands twice
+        return register_io_source(self._read, schema=self._begin, is_pure=True)  # read once where it stands twice
+
+    def _begin(self) -> pl.Schema:
+        """The columns. Polars calls it at the start of each collect, before any read of it; threads that collect one
+        frame at the same time begin anew for each other."""
+        import polars as pl
+
+        self._shown = {}
+        return pl.Schema({"market": pl.String(), **_file_schema()})
 
     def _read(
         self, columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
     ) -> Iterator[pl.DataFrame]:
-        """Polars calls it at each collect."""
+        """Polars calls it at each collect, as often as the query cuts the frame in different ways."""
         from polars.exceptions import PolarsError
 
         def asked(rows: Any) -> Any:
@@ -98,12 +106,16 @@ class FileScan:
             try:
                 self._check(selected)
                 for batch in self._batches(selected, asked):
-                    self._check(selected)
-                    if not is_handed_on:
-                        self._check_files(selected)  # whoever takes a few rows does not come back for the end
+                    if is_handed_on:
+                        self._check(selected)
+                    else:
+                        self._show(selected)
                     is_handed_on = True
                     yield batch
-                self._check_files(selected)
+                if is_handed_on:
+                    self._check_files(selected)
+                else:
+                    self._show(selected)  # no rows are an answer, too
                 return
             except (_ChangedError, OSError, PolarsError) as exc:
                 if self._is_other_now(selected, exc):
@@ -119,13 +131,23 @@ class FileScan:
                 raise StoreError(f"a file of this scan cannot be read: {exc}", path=self._place) from exc
         raise StoreError("the files of this scan were moved away again and again", path=self._place)
 
+    def _show(self, selected: Selected) -> None:
+        """Raise unless a read may hand on its first rows, which may be all that is taken of them."""
+        self._check(selected)
+        self._check_files(selected)
+        now = selected.generations
+        shown = self._shown.setdefault("now", now)  # one step: reads run side by side
+        others = [market for market in {**shown, **now} if shown.get(market) != now.get(market)]
+        if others:
+            words = f"{_few(others)} was quarantined between two reads of this collect: collect it again"
+            raise StoreError(words, path=self._place)
+
     def _check(self, selected: Selected) -> None:
         """Raise where a market is not, or no longer, in the state that was selected."""
         self._generations.refresh()
         changed = [market for market, state in selected.generations.items() if self._generations.of(market) != state]
         if changed:
-            shown = ", ".join(changed[:5]) + ("…" if len(changed) > 5 else "")
-            raise _ChangedError(f"{shown} was quarantined after this scan was made (store.events() says why)")
+            raise _ChangedError(f"{_few(changed)} was quarantined after this scan was made (store.events() says why)")
 
     def _check_files(self, selected: Selected) -> None:
         """Raise where a file was moved away and its place was taken, so that Polars does not miss it."""
@@ -176,6 +198,10 @@ class FileScan:
 
 def _revived(selected: Selected, place: str, exchange: str) -> FileScan:
     return FileScan(selected, open_files(place, SystemClock()), exchange)
+
+
+def _few(markets: Sequence[str]) -> str:
+    return ", ".join(markets[:5]) + ("…" if len(markets) > 5 else "")
 
 
 def _file_schema() -> dict[str, Any]:

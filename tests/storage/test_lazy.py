@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,10 @@ def is_ether(market: str) -> bool:
     return any(part == "ETH" for part in market.split("-"))
 
 
+def two_ways(lazy: pl.LazyFrame) -> list[pl.LazyFrame]:
+    return [lazy.filter(pl.col("close") > limit).select("market", "time", "close") for limit in (0, 50_000)]
+
+
 QUERIES: dict[str, Callable[[pl.LazyFrame], pl.DataFrame]] = {
     "collect": lambda lazy: lazy.collect(),
     "streaming": lambda lazy: lazy.collect(engine="streaming"),
@@ -90,6 +95,8 @@ QUERIES: dict[str, Callable[[pl.LazyFrame], pl.DataFrame]] = {
         .filter(pl.col("close") > pl.col("mean"))
         .collect()
     ),
+    "two filters": lambda lazy: pl.concat(two_ways(lazy)).collect(),
+    "two filters, streaming": lambda lazy: pl.concat(two_ways(lazy)).collect(engine="streaming"),
     "concat": lambda lazy: pl.concat([lazy, lazy]).collect(),
     "together": lambda lazy: pl.concat(pl.collect_all([lazy.select("close"), lazy.head(2).select("close")])),
     "batches": lambda lazy: pl.concat(list(lazy.collect_batches(chunk_size=11))),
@@ -108,11 +115,13 @@ def test_scan_answers_as_plain_polars_does(
 def test_kept_scan_shows_the_new_state(
     store: CandleStore, tmp_path: Path, query: Callable[[pl.LazyFrame], pl.DataFrame]
 ) -> None:
-    """A market is quarantined and stored anew between the scan and its collect, whatever is made of it."""
-    scan = Scan(store, tmp_path)
-    store.upkeep.quarantine(BTC)
-    fill(store, BTC, salt=1)
-    assert query(scan.frame()).equals(query(rows(1).lazy()))
+    """A market is quarantined and stored anew before the first collect, and between two, whatever is made of it."""
+    lazy = Scan(store, tmp_path).frame()
+    lazy.collect_schema()
+    for salt in (1, 2):
+        store.upkeep.quarantine(BTC)
+        fill(store, BTC, salt=salt)
+        assert query(lazy).equals(query(rows(salt).lazy()))
 
 
 def test_scan_of_a_span_reads_no_other_rows(store: CandleStore, tmp_path: Path) -> None:
@@ -187,6 +196,34 @@ def test_query_that_has_a_frame_twice_shows_one_state(store: CandleStore, tmp_pa
     assert joined.height == 4 * (LAST - JUNE)
     assert joined["close"].equals(joined["other"])
     assert len(checks) == 2
+
+
+@pytest.mark.parametrize("engine", ["in-memory", "streaming"])
+@pytest.mark.parametrize("limits", [(0, 50_000), (10**9, 0)])
+def test_query_that_cuts_a_frame_in_two_ways_never_shows_two_states(
+    store: CandleStore, tmp_path: Path, engine: Any, limits: tuple[int, int]
+) -> None:
+    """It is two reads: where a market is quarantined between them, also after one without rows, it is an error of ours
+    that says what to do; doing that gives the new state."""
+    scan, one_by_one, shown = Scan(store, tmp_path), threading.Lock(), []
+    show = scan._show
+
+    def interfere(selected: Selected) -> None:
+        with one_by_one:
+            show(selected)
+            shown.append(selected)
+            if len(shown) == 1:
+                store.upkeep.quarantine(BTC)
+                fill(store, BTC, salt=1)
+
+    scan._show = interfere  # type: ignore[method-assign]
+    lazy = scan.frame()
+    query = pl.concat([lazy.filter(pl.col("close") > limit) for limit in limits])
+    with pytest.raises(StoreError, match=r"KRW-BTC was quarantined between two reads .*collect it again") as caught:
+        query.collect(engine=engine)
+    assert caught.value.path == f"{tmp_path}/"
+    expected = pl.concat([rows(1).filter(pl.col("close") > limit) for limit in limits])
+    assert query.collect(engine=engine).equals(expected)
 
 
 @pytest.mark.parametrize("reading", [False, True])
