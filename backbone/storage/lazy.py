@@ -105,13 +105,13 @@ class FileScan:
             selected = self._selected
             try:
                 self._check(selected)
-                for batch in self._batches(selected, asked):
+                for batches in _together(self._batches(selected, asked)):
                     if is_handed_on:
                         self._check(selected)
                     else:
                         self._show(selected)
                     is_handed_on = True
-                    yield batch
+                    yield from batches
                 if is_handed_on:
                     self._check_files(selected)
                 else:
@@ -191,13 +191,26 @@ class FileScan:
         if selected.span.end < EVER.end:
             lazy = lazy.filter(pl.col("time") < _instant(selected.span.end))
         if selected.fold is None:
-            yield from asked(lazy).collect_batches(chunk_size=_BATCH_ROWS)
+            yield from asked(lazy).collect_batches()
         else:
             yield asked(selected.fold(lazy.collect()))
 
 
 def _revived(selected: Selected, place: str, exchange: str) -> FileScan:
     return FileScan(selected, open_files(place, SystemClock()), exchange)
+
+
+def _together(batches: Iterator[pl.DataFrame]) -> Iterator[list[pl.DataFrame]]:
+    """What is checked and handed on in one: batches as they come, since Polars would copy them into larger ones."""
+    held, rows = list[Any](), 0
+    for batch in batches:
+        held.append(batch)
+        rows += batch.height
+        if rows >= _BATCH_ROWS:
+            yield held
+            held, rows = [], 0
+    if held:
+        yield held
 
 
 def _few(markets: Sequence[str]) -> str:
