@@ -82,6 +82,17 @@ class RunLock:
         finally:
             self._take()
 
+    @contextmanager
+    def holding(self, lock: threading.Lock) -> Iterator[None]:
+        """Inside, this thread has `lock` as well; while it waits for that, others may run."""
+        if not lock.acquire(blocking=False):
+            with self.waiting():
+                lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
     def _take(self) -> None:
         self._own.is_held = self._lock.acquire(timeout=self.PATIENCE_S)
 

@@ -149,6 +149,28 @@ def test_nobody_waits_for_a_turn_that_does_not_end() -> None:
         assert lock.is_held
 
 
+def test_who_waits_for_a_lock_lets_the_next_run(patient: RunLock) -> None:
+    """Whoever has that lock may need a turn to be done with it."""
+    lock, coming, has_both = threading.Lock(), threading.Event(), threading.Event()
+
+    def second() -> None:
+        with patient.running():
+            coming.set()
+            with patient.holding(lock):
+                assert patient.is_held
+                has_both.set()
+
+    with patient.running(), patient.holding(lock):
+        with patient.waiting():
+            thread = started(second)
+            assert coming.wait(DEADLINE_S)
+        assert patient.is_held
+        assert not has_both.is_set()
+    assert has_both.wait(DEADLINE_S)
+    thread.join(DEADLINE_S)
+    assert not lock.locked()
+
+
 @needs_fork
 def test_turn_of_another_thread_at_a_fork_is_over_in_the_child(patient: RunLock) -> None:
     """The child has its turn at once."""

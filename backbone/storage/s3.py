@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from backbone.clock import Clock
 from backbone.errors import InputError, StoreBusyError, StoreError
-from backbone.locks import renew_after_fork
+from backbone.locks import RUN_LOCK, renew_after_fork
 from backbone.settings import cache_folder, from_environment, is_address, parse_place
 from backbone.storage.coverage import Coverage
 from backbone.storage.files import Blob, Files, LocalFiles, Version
@@ -179,7 +179,8 @@ class ObjectFiles(Files):
         from obstore.exceptions import BaseError
 
         try:
-            yield store
+            with RUN_LOCK.waiting():
+                yield store
         except (BaseError, OSError, ValueError) as exc:
             raise StoreError(f"cannot {verb} {self.address(key)}: {_reason(exc)}", path=self.address(key)) from exc
 

@@ -25,6 +25,7 @@ import pyarrow as pa
 from backbone.candle_table import count_inside
 from backbone.clock import Clock
 from backbone.errors import CorruptPartitionError, StoreError
+from backbone.locks import RUN_LOCK
 from backbone.model import CANDLE_SCHEMA, Span, empty_candles
 from backbone.storage.cache import MemoryStats
 from backbone.storage.claims import Claims
@@ -180,7 +181,8 @@ class CandleStore:
         key = series.key(period_of(timeframe, time_us))
         if key not in self._roomy:
             self._roomy.add(key)
-            self._files.make_room(key)
+            with RUN_LOCK.waiting():
+                self._files.make_room(key)
 
     def _page(
         self,

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from urllib3.util import connection
 
 from backbone.clock import SystemClock
 from backbone.errors import (
     PayloadError,
     UnreachableError,
 )
+from backbone.locks import RUN_LOCK, RunLock
 from backbone.routing import http
 from backbone.routing.rest import RestClient
 from tests.routing.http_venue import ASK, Shifted, Venue, failure, reply
@@ -94,6 +96,30 @@ def test_stall_within_the_read_timeout_ends_at_the_total_deadline(venue: Venue) 
     assert time.monotonic() - started < 10.0
     quiet.set()
     client.close()
+
+
+def test_others_have_their_turn_while_the_network_is_waited_for(
+    venue: Venue, client: RestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a connection, and for an answer."""
+    monkeypatch.setattr(RunLock, "PATIENCE_S", 5.0)
+    connect, seen = connection.create_connection, list[bool]()
+
+    def watched(*args: Any, **options: Any) -> Any:
+        seen.append(RUN_LOCK.is_held)
+        return connect(*args, **options)
+
+    def another(head: str) -> bytes:
+        with RUN_LOCK.running():
+            seen.append(RUN_LOCK.is_held)
+        return reply()
+
+    monkeypatch.setattr(connection, "create_connection", watched)
+    venue.script = another
+    with RUN_LOCK.running():
+        client.send(ASK)
+        assert RUN_LOCK.is_held
+    assert seen == [False, True]
 
 
 def test_error_inside_another_handler_still_names_its_own_cause() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from backbone.clock import SystemClock
 from backbone.errors import InputError, StoreError
+from backbone.locks import RUN_LOCK
 from backbone.model import Span
 from backbone.settings import parse_place, resolve
 from backbone.storage import copy as copying
@@ -417,3 +418,26 @@ def test_events_of_a_long_log_are_the_same_from_its_columns(
     assert open_store(place, tmp_path, "c").events.add("KRW-9", "listed", how="x")
     assert open_store(place, tmp_path, "d").events.read()[:-1] == events
     assert objects(place, tmp_path / "e").read("_events/exchange=upbit.columns") is not None
+
+
+def test_others_have_their_turn_while_the_service_answers(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be far away."""
+    files = objects(place, tmp_path / "a")
+    seen: list[bool] = []
+
+    class Watched:
+        def __init__(self, store: Any) -> None:
+            self._store = store
+
+        def __getattr__(self, name: str) -> Any:
+            seen.append(RUN_LOCK.is_held)
+            return getattr(self._store, name)
+
+    connected = Watched(files._connected())
+    monkeypatch.setattr(files, "_connected", lambda: connected)
+    with RUN_LOCK.running():
+        files.stat(KEY)
+        assert RUN_LOCK.is_held
+    assert seen == [False]

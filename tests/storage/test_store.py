@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from backbone.errors import ClosedError, InputError, StoreError
+from backbone.locks import RUN_LOCK
 from backbone.model import CANDLE_SCHEMA, Span
 from backbone.storage.coverage import SpanSet
 from backbone.storage.store import CandleStore
@@ -844,3 +845,14 @@ def test_size_and_repr_show_what_is_held(tmp_path: Path) -> None:
     assert "upbit" in repr(store)
     assert np.isfinite(size["bytes"])
     assert parse_timeframe("1m") is MINUTE
+
+
+def test_others_have_their_turn_while_a_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk may take long to make it last."""
+    store = open_store(tmp_path)
+    seen: list[bool] = []
+    monkeypatch.setattr(store._files, "make_room", lambda key: seen.append(RUN_LOCK.is_held))
+    with RUN_LOCK.running():
+        store.make_room("KRW-BTC", MINUTE, MAY)
+        seen.append(RUN_LOCK.is_held)
+    assert seen == [False, True]

@@ -42,6 +42,7 @@ from backbone.errors import (
     StoreError,
     UnreachableError,
 )
+from backbone.locks import RUN_LOCK
 from backbone.model import Priority, Span
 from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
@@ -284,7 +285,7 @@ class CandleFetcher:
         proof = pending.gaps.clip(file.span)
         if not isinstance(outcome, BackboneError):
             try:
-                with series.keeping:
+                with RUN_LOCK.holding(series.keeping):
                     beside = pending.joins.held if pending.generation == generation else outcome.slice(0, 0)
                     if not is_compared:
                         is_first = not pending.is_compared
@@ -477,7 +478,7 @@ class CandleFetcher:
         if page.to_us > boundary:
             table = table.slice(0, int(np.searchsorted(times, boundary)))
         closed = table
-        with series.keeping:
+        with RUN_LOCK.holding(series.keeping):
             if not is_compared:
                 beside = pending.joins.held if pending.generation == generation else table.slice(0, 0)
                 is_first = not pending.is_compared

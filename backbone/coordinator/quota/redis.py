@@ -33,7 +33,7 @@ from backbone.coordinator.quota import rules as rates
 from backbone.coordinator.quota.ledger import MachineLimiter, address_of
 from backbone.coordinator.quota.rules import GroupState, Rules, State
 from backbone.errors import ClosedError, InputError, UnreachableError
-from backbone.locks import renew_after_fork
+from backbone.locks import RUN_LOCK, renew_after_fork
 from backbone.model import Priority
 from backbone.settings import from_environment, ledger_folder
 
@@ -186,7 +186,8 @@ class RedisLimiter:
                     return None
                 self._retry_s = now + 10 * _TIMEOUT_S  # one look at a time; it says below when the next may be
         try:
-            found = self._decide(decide, returned=returned)
+            with RUN_LOCK.waiting():
+                found = self._decide(decide, returned=returned)
         except (redis.RedisError, OSError) as exc:
             self._lose(exc, self._clock.monotonic() - now)
             return None

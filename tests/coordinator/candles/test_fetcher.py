@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from backbone.errors import (
     RateLimitedError,
     StoreError,
 )
+from backbone.locks import RUN_LOCK, RunLock
 from backbone.model import Priority, Span
 from tests.coordinator.candles.world import (
     DAY,
@@ -361,3 +363,49 @@ def test_answers_that_share_pages_never_count_less_than_was_sent(tmp_path: Path)
     assert sent == 6
     assert all(0 < count <= sent for count in counts)
     assert sum(counts) >= sent
+
+
+class Watched:
+    """A lock that says when somebody begins to wait for it."""
+
+    def __init__(self) -> None:
+        self.lock, self.is_waited_for = threading.Lock(), threading.Event()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if blocking and self.lock.locked():
+            self.is_waited_for.set()
+        return self.lock.acquire(blocking)
+
+    def release(self) -> None:
+        self.lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def test_others_have_their_turn_while_a_page_waits_for_its_neighbour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The neighbour is on its way to a slow disk, and another market's page has nothing to do with either."""
+    monkeypatch.setattr(RunLock, "PATIENCE_S", 5.0)
+    world, keeping = World(tmp_path), Watched()
+    world.candles(NOW - 3 * HOUR_US, NOW - 2 * HOUR_US)
+    (series,) = world.fetcher._series.values()
+    monkeypatch.setattr(series, "keeping", keeping)
+
+    def fetch() -> None:
+        with RUN_LOCK.running():
+            rows.append(world.candles(NOW - 9 * HOUR_US, NOW - 8 * HOUR_US).table.num_rows)
+
+    rows: list[int] = []
+    thread = threading.Thread(target=fetch, daemon=True)
+    with keeping:
+        thread.start()
+        assert keeping.is_waited_for.wait(20)
+        with RUN_LOCK.running():
+            assert RUN_LOCK.is_held
+    thread.join(20)
+    assert rows == [60]

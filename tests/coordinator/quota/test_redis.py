@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from backbone.coordinator.quota import rules as rates
 from backbone.coordinator.quota.redis import RedisLimiter, _fair_rules
 from backbone.coordinator.quota.rules import Rules
 from backbone.errors import InputError, UnreachableError
+from backbone.locks import RUN_LOCK
 from backbone.model import Priority
 from backbone.testing import ManualClock
 
@@ -109,6 +111,23 @@ def test_decision_that_another_host_overtakes_is_made_again(fresh: RedisServer) 
     assert seen == [0, 9]
     one.close()
     other.close()
+
+
+def test_others_have_their_turn_while_redis_answers(fresh: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost one takes a second to be noticed."""
+    one = limiter(fresh)
+    seen, decide = list[bool](), one._decide
+
+    def watched(*args: Any, **options: Any) -> Any:
+        seen.append(RUN_LOCK.is_held)
+        return decide(*args, **options)
+
+    monkeypatch.setattr(one, "_decide", watched)
+    with RUN_LOCK.running():
+        assert one.take("candles", HIGH, 0.0, one._clock.monotonic()) == 0.0
+        assert RUN_LOCK.is_held
+    assert seen == [False]
+    one.close()
 
 
 def test_state_that_cannot_be_true_is_cleared(fresh: RedisServer) -> None:
