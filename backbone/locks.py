@@ -40,7 +40,10 @@ class RunLock:
 
     It protects nothing, it saves time. The interpreter is free for a moment at every system call, and a thread that
     woke meanwhile takes it. Ten threads with an answer each pass it on some thirty times a page, at half of the page's
-    CPU time. Whoever has waited for `PATIENCE_S` goes ahead without it.
+    CPU time.
+
+    Whoever has waited for `PATIENCE_S` goes ahead without it. A turn that lasted so long already is waited for by
+    nobody: whoever has it works for long, or waits where it did not say so.
     """
 
     PATIENCE_S = 0.02
@@ -52,6 +55,8 @@ class RunLock:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._own = threading.local()
+        self._number = 0  # of the turn that began last
+        self._overdue = -1  # the last one that was waited for in vain
 
     @property
     def is_held(self) -> bool:
@@ -94,7 +99,13 @@ class RunLock:
             lock.release()
 
     def _take(self) -> None:
-        self._own.is_held = self._lock.acquire(timeout=self.PATIENCE_S)
+        number = self._number
+        is_held = self._lock.acquire(timeout=0 if number == self._overdue else self.PATIENCE_S)
+        if is_held:
+            self._number += 1
+        elif number == self._number:
+            self._overdue = number
+        self._own.is_held = is_held
 
     def _leave(self) -> None:
         if self.is_held:

@@ -149,6 +149,43 @@ def test_nobody_waits_for_a_turn_that_does_not_end() -> None:
         assert lock.is_held
 
 
+def test_turn_that_was_waited_for_in_vain_is_waited_for_by_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that works for seconds costs the others one wait, not one at every system call; the next turn counts."""
+    lock, stuck, end = RunLock(), threading.Event(), threading.Event()
+
+    def hold(until: threading.Event) -> None:
+        with lock.running():
+            stuck.set()
+            assert until.wait(DEADLINE_S)
+
+    def try_it() -> None:
+        with lock.running():
+            had_turn.append(lock.is_held)
+
+    had_turn: list[bool] = []
+    first = started(lambda: hold(end))
+    assert stuck.wait(DEADLINE_S)
+    try_it()
+    monkeypatch.setattr(RunLock, "PATIENCE_S", DEADLINE_S)
+    for _ in range(3):
+        started(try_it).join(DEADLINE_S / 4)
+    assert had_turn == [False] * 4
+    end.set()
+    first.join(DEADLINE_S)
+
+    stuck.clear()
+    second_end = threading.Event()
+    second = started(lambda: hold(second_end))
+    assert stuck.wait(DEADLINE_S)
+    third = started(try_it)
+    third.join(0.1)
+    assert third.is_alive()
+    second_end.set()
+    second.join(DEADLINE_S)
+    third.join(DEADLINE_S)
+    assert had_turn[4:] == [True]
+
+
 def test_who_waits_for_a_lock_lets_the_next_run(patient: RunLock) -> None:
     """Whoever has that lock may need a turn to be done with it."""
     lock, coming, has_both = threading.Lock(), threading.Event(), threading.Event()
