@@ -138,8 +138,9 @@ class CandleCall(CandleWords, frozen=True):
         answers: list[CandleAnswer] = []
         before = self._generations()
         for _ in range(_CHANGES):
+            closed_us = self.session.coordinator().reader.closed_before(self.timeframe)
             answers = with_cost(self._collect(), answers)
-            tables = [(answer.market, self._shape(answer)) for answer in answers]
+            tables = [(answer.market, self._shape(answer, closed_us)) for answer in answers]
             now = self._generations()
             if now == before:
                 break
@@ -197,12 +198,12 @@ class CandleCall(CandleWords, frozen=True):
         label = f"{', '.join(self.markets[:3])}{'…' if len(self.markets) > 3 else ''} {self.timeframe}"
         return Bar(self.progress, label=label, zone=self.session.tz, clock=self.session.clock, read=read)
 
-    def _shape(self, answer: CandleAnswer) -> pa.Table:
+    def _shape(self, answer: CandleAnswer, closed_us: int) -> pa.Table:
         table = answer.table
         if self.fill is not None:
             table = self._filled(answer)
         if self.include_forming:
-            table = self._with_forming(answer, table)
+            table = self._with_forming(answer, table, closed_us)
         return table
 
     def _filled(self, answer: CandleAnswer) -> pa.Table:
@@ -226,15 +227,17 @@ class CandleCall(CandleWords, frozen=True):
             found = core.ranges.collect([market], timeframe, asked, self.priority)[0]
         return None if found.table.num_rows == 0 else float(found.table.column("close")[-1].as_py())
 
-    def _with_forming(self, answer: CandleAnswer, table: pa.Table) -> pa.Table:
+    def _with_forming(self, answer: CandleAnswer, table: pa.Table, closed_us: int) -> pa.Table:
         """The answer and the candle that forms.
 
         A candle that has ended is no longer forming once the venue shows its successor, although its grace is not over.
-        Where a count was asked for, it takes the place of the oldest one.
+        Where a count was asked for, it takes the place of the oldest one. `closed_us` is where what was closed ended
+        when the call began: a candle that closed since is shown as it was while it formed.
         """
         core = self.session.coordinator()
         rows, source = empty_candles(), ""
         is_recent = answer.span.end >= core.reader.closed_before(self.timeframe) - self.timeframe.step_us
+        is_recent = is_recent or answer.forming is not None  # of a long call, as the first page showed them
         is_wanted = self.asked.end_us is None or self.asked.end_us > answer.span.end
         if is_recent and is_wanted and not self.offline and not answer.causes:  # else what failed is reported
             rows, source = self._forming(answer)
@@ -244,7 +247,8 @@ class CandleCall(CandleWords, frozen=True):
         answer.sources[source] = answer.sources.get(source, 0) + rows.num_rows
         if self.fill is not None:
             rows = rows.append_column("synthetic", pa.array(np.zeros(rows.num_rows, bool)))
-        is_forming = times_of(rows) >= core.reader.closed_before(self.timeframe)
+        known_us = min(closed_us, core.reader.closed_before(self.timeframe))
+        is_forming = times_of(rows) >= max(answer.span.end, known_us)
         is_forming[:-1] = False
         table = pa.concat_tables([table, rows.append_column("forming", pa.array(is_forming))])
         if self.asked.count is None or self.asked.start_us is not None or self.fill is not None:

@@ -44,12 +44,14 @@ class _Lane:
 @dataclass(frozen=True)
 class _Walk:
     """What was found: closed candles, how many requests they took, and the candles that are not closed; ``newest`` is
-    the page of the newest candles as it came, where one was asked."""
+    the page of the newest candles as it came, where one was asked. Candles that open at or after ``closed_us`` were not
+    closed when the first page arrived: `table` has none of them."""
 
     table: pa.Table = field(default_factory=empty_candles)
     pages: int = 0
     forming: pa.Table | None = None
     newest: CandlePage | None = None
+    closed_us: int = FOREVER_US
 
 
 class DirectCandles:
@@ -107,9 +109,10 @@ class DirectCandles:
         while walk.table.num_rows < count and start < end:
             stop = min(end, lane.timeframe.next(start, slots))
             further = self._walk(lane, Span(start, stop))
-            walk = _Walk(pa.concat_tables([walk.table, further.table]), walk.pages + further.pages)
+            table = pa.concat_tables([walk.table, further.table])
+            walk = _Walk(table, walk.pages + further.pages, closed_us=further.closed_us)
             slots, start = slots * 4, stop
-            if stop >= self._reader.closed_before(lane.timeframe):
+            if stop >= walk.closed_us:
                 break
         return walk
 
@@ -126,7 +129,7 @@ class DirectCandles:
         tables: list[pa.Table] = [empty_candles()]
         forming: list[pa.Table] = []
         newest: CandlePage | None = None
-        oldest_us, rows, failures, proven = None, 0, 0, SpanSet()
+        oldest_us, rows, failures, proven, closed_us = None, 0, 0, SpanSet(), FOREVER_US
         while (page := plan.next_page(pending)) is not None:
             reply = self._page(lane, page.bound_us, page.count)
             times = times_of(reply.table)
@@ -145,7 +148,8 @@ class DirectCandles:
                     if changes >= _FAILURES:
                         raise PayloadError(f"{what}: the venue's unit changes while its candles are fetched")
                     return self._walk(lane, span, enough, changes)
-                closed = Span(span.start, min(span.end, self._reader.closed_before(timeframe)))
+                closed_us = min(closed_us, self._reader.closed_before(timeframe))
+                closed = Span(span.start, min(span.end, closed_us))
                 table = rows_inside(reply.table, verdict.proof - proven)
                 oldest_us = int(times_of(table)[0]) if table.num_rows else oldest_us
                 newest = reply if page.bound_us is None else newest
@@ -158,7 +162,7 @@ class DirectCandles:
             if enough is not None and rows >= enough:
                 break
         behind = pa.concat_tables(forming[::-1]) if forming else None
-        return _Walk(pa.concat_tables(tables[::-1]), pending.pages, behind, newest)
+        return _Walk(pa.concat_tables(tables[::-1]), pending.pages, behind, newest, closed_us)
 
     def _is_other_unit(self, lane: _Lane, newer: pa.Table, older: pa.Table) -> bool:
         """Whether an older page of a walk is of another unit than the newer one. Where the prices between them are far
@@ -175,7 +179,7 @@ class DirectCandles:
         return page
 
     def _answer(self, market: str, timeframe: Timeframe, asked: Range, walk: _Walk) -> CandleAnswer:
-        end = asked.closed_end(timeframe, self._reader.closed_before(timeframe))
+        end = asked.closed_end(timeframe, min(walk.closed_us, self._reader.closed_before(timeframe)))
         start, table, times = end, walk.table, times_of(walk.table)
         if asked.start_us is not None:
             start = timeframe.ceil(asked.start_us)

@@ -477,7 +477,6 @@ class CandleFetcher:
         table = reply.table
         if page.to_us > boundary:
             table = table.slice(0, int(np.searchsorted(times, boundary)))
-        closed = table
         with RUN_LOCK.holding(series.keeping):
             if not is_compared:
                 beside = pending.joins.held if pending.generation == generation else table.slice(0, 0)
@@ -495,8 +494,9 @@ class CandleFetcher:
             series.plan.settle(page, Verdict(proof, verdict.edge_us), table.num_rows, anchor_us=anchor)
             for one in {pending, *series.plan.waiting}:  # also where it had been given up and is not waited for
                 one.failed = one.failed - proof
-                if one.newest and page.bound_us is None and shows_since(boundary, reply.oldest_us) and not page.seeks:
-                    one.forming = reply.table.slice(closed.num_rows)
+                since_us = min(boundary, one.span.end)  # what closed after its range was fixed is in no answer else
+                if one.newest and page.bound_us is None and shows_since(since_us, reply.oldest_us) and not page.seeks:
+                    one.forming = rows_inside(reply.table, [Span(since_us, FOREVER_US)])
                 one.beyond = one.beyond | beyond
             for one in series.plan.waiting:
                 series.plan.forget(one, [Span(boundary, FOREVER_US)])

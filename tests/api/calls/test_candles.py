@@ -643,3 +643,28 @@ def test_close_grace_is_when_a_candle_counts_as_closed(
         assert f"{client.candles('KRW-BTC', '1m', count=3).index[-1]:%H:%M}" == closed
         found = client.candles("KRW-BTC", "1m", count=3, include_forming=True)
         assert (f"{found.index[-1]:%H:%M}", found["forming"].tolist()) == ("09:00", [False, False, False, True])
+
+
+@pytest.mark.parametrize("priority", ["normal", "critical"])
+@pytest.mark.parametrize("seconds", [64, 200])
+def test_candle_that_closes_during_a_long_call_is_shown_as_the_one_that_forms(
+    client: Backbone, venue: SimulatorServer, monkeypatch: pytest.MonkeyPatch, priority: str, seconds: int
+) -> None:
+    """What the newest page showed before the minute ended is not what the minute became."""
+    client.tickers("KRW-BTC")
+    venue.clock.set("2025-08-22T09:00:30Z")
+    client.tickers("KRW-BTC", max_age=0)
+    core = client.session.coordinator()
+    owner, name = (core.ranges, "collect") if priority == "normal" else (core.direct, "candles")
+    ask = getattr(owner, name)
+
+    def ask_long(*words: Any, **named: Any) -> Any:
+        answer = ask(*words, **named)
+        venue.clock.advance(seconds)
+        client.tickers("KRW-BTC", max_age=0)
+        return answer
+
+    monkeypatch.setattr(owner, name, ask_long)
+    found = client.candles("KRW-BTC", "1m", count=5, include_forming=True, priority=priority)
+    assert f"{found.index[-1]:%H:%M}" == "18:00"
+    assert found["forming"].tolist() == [False] * 5 + [True]

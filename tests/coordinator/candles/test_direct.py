@@ -11,6 +11,7 @@ from backbone.coordinator.candles.direct import DirectCandles
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import PayloadError
 from backbone.model import Priority, Span
+from backbone.routing.wire import Ask
 from tests.coordinator.candles.world import HOUR_US, MARKET, MINUTE, MINUTE_US, NOW, World, empty, half
 from tests.storage.helpers import opens
 
@@ -94,6 +95,22 @@ def test_candles_that_are_held_cost_no_request(lane: Lane) -> None:
     lane.world.asked()
     assert lane.candles(LAST - HOUR_US, LAST).table.num_rows == 60
     assert lane.world.asked() == 0
+
+
+@pytest.mark.parametrize("asked", [(None, None, 300), (LAST - 5 * HOUR_US, None, None), (None, LAST + HOUR_US, 300)])
+def test_candle_that_closes_between_two_pages_is_behind_the_answer(lane: Lane, asked: Any) -> None:
+    """The first page shows it while it forms: the answer ends before it, and does not count it as quiet."""
+    reply = lane.world.venue.answer
+
+    def answer_late(ask: Ask) -> Any:
+        lane.world.clock.advance(40 if len(lane.world.venue.asks) == 1 else 0)
+        return reply(ask)
+
+    lane.world.venue.answer = answer_late  # type: ignore[method-assign]
+    answer = lane.candles(*asked)
+    assert answer.pages == 2
+    assert (answer.span.end, opens(answer.table)[-1], answer.quiet) == (LAST, LAST - MINUTE_US, 0)
+    assert asked[1] is not None or opens(answer.forming) == [LAST]
 
 
 def test_forming_is_what_is_not_closed(lane: Lane) -> None:

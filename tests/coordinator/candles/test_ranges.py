@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -185,6 +186,24 @@ def test_forming_candle_is_kept_when_the_venue_says_another_time(tmp_path: Path)
     assert world.asked() == 1
     assert answer.table.num_rows == 50
     assert len(opens(answer.forming)) == 1
+
+
+@pytest.mark.parametrize("asked", [Range(None, None, 50), Range(NOW - HOUR_US, None, None)])
+def test_candle_that_closes_while_the_newest_page_is_asked_is_in_the_answer(tmp_path: Path, asked: Range) -> None:
+    """Between what was closed at the beginning and what forms on the page there is no hole."""
+    world = World(tmp_path)
+    world.estimate.observe(NOW // 1_000_000 * 1_000_000, world.clock.mono_s, world.clock.mono_s)
+    reply = world.venue.answer
+
+    def answer_late(ask: Ask) -> Any:
+        world.clock.advance(40)
+        return reply(ask)
+
+    world.venue.answer = answer_late  # type: ignore[method-assign]
+    (answer,) = world.ranges.collect([MARKET], MINUTE, asked, Priority.NORMAL, forming=True)
+    assert world.asked() == 1
+    assert answer.span.end == MINUTE.floor(NOW)
+    assert opens(answer.forming) == [MINUTE.floor(NOW), MINUTE.floor(NOW) + MINUTE_US]
 
 
 def test_refresh_asks_for_everything_again_and_records_what_differs(tmp_path: Path) -> None:
