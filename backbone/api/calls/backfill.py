@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from backbone.api import frames as shaping
 from backbone.api.arguments import TimeLike, parse_priority, parse_whole
-from backbone.api.calls.candles import candle_facts, incomplete_error
+from backbone.api.calls.candles import candle_facts, incomplete_error, unlisted_error
 from backbone.api.notebook.bar import Bar
 from backbone.api.notebook.progress import JobProgress, JobView, job_view
 from backbone.api.session import Session
@@ -23,7 +23,7 @@ from backbone.coordinator.candles.derived import base_range, folded
 from backbone.coordinator.candles.jobs import CandleJob
 from backbone.coordinator.candles.ranges import Range
 from backbone.coordinator.candles.reader import CandleAnswer
-from backbone.errors import IncompleteError, InputError
+from backbone.errors import IncompleteError, InputError, RejectedError
 from backbone.model import Priority, Span
 from backbone.storage.coverage import SpanSet
 from backbone.timeframe import Timeframe, parse_timeframe
@@ -92,6 +92,8 @@ class Job:
         error = incomplete_error(core, answers, self._timeframe, lane, arrived=arrived)
         if isinstance(error, IncompleteError):
             error.frame = frame
+        if isinstance(error, RejectedError):  # nothing arrived
+            error = unlisted_error(core, answers, lane) or error
         if error is not None:
             raise error
 
@@ -157,8 +159,9 @@ class Job:
     def result(self, timeout: float | None = None, *, on_interrupt: str = "keep") -> Any:
         """The whole, as `Backbone.candles` would answer it; waits for the end.
 
-        Raises `IncompleteError` (``.frame``, ``.gaps``, ``.causes``) where part of it could not be had, and the venue's
-        own error, such as `UnreachableError`, where nothing arrived.
+        Raises `IncompleteError` (``.frame``, ``.gaps``, ``.causes``) where part of it could not be had, and where
+        nothing arrived the venue's own error, such as `UnreachableError`, or `InputError` for a market that is not
+        listed.
         """
         self.wait(timeout, on_interrupt=on_interrupt)
         answers = [self._folded(answer) for answer in self._job.answers()]

@@ -282,14 +282,20 @@ class CandleCall(CandleWords, frozen=True):
         error = incomplete_error(core, answers, self.timeframe, lane)
         if error is None:
             return None
-        for answer in answers:
-            if lane is not None and is_gone(answer) and answer.table.num_rows == 0 and not self.is_whole:
-                codes = core.markets.all_codes(fresh=True)
-                if answer.market not in codes:
-                    refused = core.markets.unknown(answer.market, lane)
-                    refused.__cause__ = answer.causes[0]
-                    return refused
-        return error
+        unlisted = None if lane is None or self.is_whole else unlisted_error(core, answers, lane)
+        return unlisted or error
+
+
+def unlisted_error(core: Coordinator, answers: Sequence[CandleAnswer], priority: Priority) -> InputError | None:
+    """The error for a market that the venue does not know, of which nothing arrived and which its list lacks."""
+    for answer in answers:
+        if is_gone(answer) and answer.table.num_rows == 0:
+            codes = core.markets.all_codes(fresh=True)
+            if answer.market not in codes:
+                refused = core.markets.unknown(answer.market, priority)
+                refused.__cause__ = answer.causes[0]
+                return refused
+    return None
 
 
 def is_gone(answer: CandleAnswer) -> bool:

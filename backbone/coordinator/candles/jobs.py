@@ -167,10 +167,12 @@ class CandleJob:
                 while not probe.is_done:
                     yield None
                 listed_us = self._reader.listed_from(market, _MONTH)
-                if listed_us is not None and self.span.start < listed_us < self.span.end:
-                    before = Span(at_us, self.timeframe.ceil(listed_us))
-                    first = Span(before.end, min(self.span.end, self.timeframe.ceil(_MONTH.next(listed_us))))
+                if listed_us is not None and self.span.start < listed_us:
+                    before = Span(at_us, min(self.span.end, self.timeframe.ceil(listed_us)))
                     yield _Section(market, before, ascending=False)
+                    at_us = before.end
+                if listed_us is not None and self.span.start < listed_us < self.span.end:
+                    first = Span(at_us, min(self.span.end, self.timeframe.ceil(_MONTH.next(listed_us))))
                     yield _Section(market, first, ascending=False)
                     at_us = first.end
             while at_us < self.span.end:
