@@ -17,7 +17,7 @@ from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan
 from backbone.coordinator.candles.ranges import CandleRanges, Range, Request, with_page
 from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched
-from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, check, judge
+from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, Verdict, check, judge
 from backbone.coordinator.units import compare_units, is_leap, leaps_between
 from backbone.errors import PayloadError
 from backbone.model import Priority, Span, empty_candles
@@ -142,7 +142,9 @@ class DirectCandles:
                     raise
                 plan.retract(page)
                 continue
-            if not page.seeks:
+            if page.seeks:  # its row is not taken, so it proves nothing: the second reply has it
+                verdict = Verdict(SpanSet())
+            else:
                 if proven and oldest_us is not None and self._is_other_unit(lane, tables[-1], reply.table):
                     changes += 1
                     if changes >= _FAILURES:

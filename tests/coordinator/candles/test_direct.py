@@ -138,6 +138,14 @@ def test_forming_takes_no_short_reply_for_no_trades(lane: Lane, edit: Any) -> No
     assert lane.direct.forming(MARKET, MINUTE, after, None, Priority.HIGH)[0].equals(whole)
 
 
+def test_forming_takes_no_empty_reply_for_no_trades(lane: Lane) -> None:
+    """Where one candle forms, the reply that finds it again is not its only witness: it is in the answer."""
+    lane.world.venue.edits.append(empty)
+    table, _ = lane.direct.forming(MARKET, MINUTE, LAST, None, Priority.HIGH)
+    assert opens(table) == [LAST]
+    assert lane.world.asked() == 3
+
+
 @pytest.mark.parametrize("edit", [empty])
 def test_critical_call_that_is_held_takes_no_short_page_for_the_forming_candles(lane: Lane, edit: Any) -> None:
     """What is held is answered; what a short page does not show is left open, not said to be nothing."""
