@@ -181,6 +181,17 @@ def test_job_of_a_late_listing_does_not_walk_the_years_before(quick: tuple[Backb
     pd.testing.assert_frame_equal(frame, client.candles(code, "1m", "2018-01-01", END), check_exact=True)
 
 
+def test_job_of_years_before_a_known_listing_costs_a_few_requests(quick: tuple[Backbone, SimulatorServer]) -> None:
+    """Where the months that are held show when a market was listed, years before that are not walked either."""
+    client, venue = quick
+    assert client.candles("KRW-ETH", "1M").index[0].year == 2017
+    venue.reset_log()
+    job = client.backfill("KRW-ETH", "1m", "2010", "2011")
+    assert job.result().empty
+    assert job.result().attrs["backbone"]["quiet"] == 365 * 1440
+    assert sum(venue.counts()["candles"].values()) <= 6
+
+
 def test_job_outlasts_an_outage(quick: tuple[Backbone, SimulatorServer]) -> None:
     """The plug is pulled and put back: the job goes on by itself and nothing is missing."""
     client, venue = quick
