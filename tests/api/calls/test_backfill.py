@@ -192,6 +192,17 @@ def test_job_of_years_before_a_known_listing_costs_a_few_requests(quick: tuple[B
     assert sum(venue.counts()["candles"].values()) <= 6
 
 
+def test_job_of_an_unknown_market_names_the_nearest(quick: tuple[Backbone, SimulatorServer]) -> None:
+    """Also where no market list was received before: the venue's refusal is looked up in one."""
+    client, _ = quick
+    client.candles("KRW-BTC", "1d", count=3)
+    job = client.backfill("KRW-BTCC", "1h", "2025-08")
+    for ask in (job.result, lambda: list(job.sections())):
+        with pytest.raises(InputError, match="KRW-BTC") as caught:
+            ask()
+        assert (caught.value.argument, caught.value.value) == ("market", "KRW-BTCC")
+
+
 def test_job_outlasts_an_outage(quick: tuple[Backbone, SimulatorServer]) -> None:
     """The plug is pulled and put back: the job goes on by itself and nothing is missing."""
     client, venue = quick
