@@ -256,7 +256,7 @@ class Session:
             stored = {market for market, _ in core.store.series() if market.startswith(f"{quote}-")}
             codes = tuple(sorted(core.renames.once(stored)))
         if not codes and not may_ask and core.markets.confirmed is None:
-            allowed = "a market: no market list was received yet, and this makes no request; markets() asks for one"
+            allowed = "a market; a quote currency once a market list came: this makes no request, markets() asks for it"
             raise InputError("market", asked, allowed)
         if not codes:
             raise InputError("market", asked, "a quote currency that the venue has markets in, such as KRW")

@@ -469,6 +469,16 @@ def test_explain_asks_nothing_and_counts_pages(client: Backbone, venue: Simulato
     assert len(client.explain("KRW-BTC", "1h", START, "2025-08-22T08:00:00Z").derived) == 1
 
 
+def test_explain_of_a_whole_market_before_a_list_says_how_to_get_one(client: Backbone, venue: SimulatorServer) -> None:
+    """It makes no request, so it does not know yet what is listed, and says so; with a list it is a plan a market."""
+    for ask in (client.explain, client.coverage):
+        with pytest.raises(InputError, match=r"markets\(\) asks for it") as caught:
+            ask("KRW", "1d")
+        assert (caught.value.argument, caught.value.value) == ("market", "KRW")
+    assert venue.counts() == {}
+    assert len(client.markets("KRW")) == len(client.explain("KRW", "1d", "2024", "2025")) > 100
+
+
 def test_coverage_has_data_quiet_and_unknown(client: Backbone, venue: SimulatorServer) -> None:
     """The coverage frame has the three states, and its rows add up."""
     market = thin_market(venue)
