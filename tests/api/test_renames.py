@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backbone import Backbone
-from backbone.errors import BackboneError, IncompleteError
+from backbone.errors import BackboneError, IncompleteError, InputError
 from backbone.simulator import SimulatorServer
 from tests.api.calls.test_live import eventually
 from tests.processes import process
@@ -60,6 +60,7 @@ ASKS: dict[str, Ask] = {
     "count": lambda c: c.candles(OLD, "1m", count=10),
     "first so many": lambda c: c.candles(OLD, "1m", START, count=10),
     "critical": lambda c: c.candles(OLD, "1m", count=10, priority="critical"),
+    "critical that is stored in part": lambda c: c.candles(OLD, "1h", START, END, priority="critical"),
     "forming": lambda c: c.candles(OLD, "1m", count=10, include_forming=True),
     "refresh": lambda c: c.candles(OLD, "1h", MIDDLE, END, refresh=True),
     "folded": lambda c: c.candles(OLD, "2h", START, BEFORE),
@@ -98,6 +99,18 @@ def test_error_about_the_old_code_names_the_new_one(
         with pytest.raises(BackboneError, match=WORDS):
             ASKS[way](other)
         assert not [r for r in server.requests if r.query.get("market") == NEW], "what is known is not asked again"
+
+
+@pytest.mark.parametrize("priority", ["normal", "critical"])
+def test_old_code_is_explained_where_all_but_the_forming_candle_is_held(
+    world: tuple[SimulatorServer, Backbone], priority: str
+) -> None:
+    """The closed candles are held, and the venue refuses the one that forms."""
+    server, client = world
+    client.candles(OLD, "1h", count=5)
+    rename(server, client, seconds=0)
+    with pytest.raises(InputError, match=WORDS):
+        client.candles(OLD, "1h", count=5, include_forming=True, priority=priority)
 
 
 def renamed_events(client: Backbone) -> list[str]:

@@ -114,7 +114,13 @@ class CandleCall(CandleWords, frozen=True):
         remembered = Remembered(self)
         if not self.refresh and (frame := remembered.find()) is not None:
             return self._again(frame, (core.clock.monotonic() - began) * 1000)
-        answers, tables = self._answers()
+        try:
+            answers, tables = self._answers()
+        except RejectedError as exc:  # past the store the venue's own refusal ends the call
+            unlisted = self._unlisted(exc)
+            if unlisted is None:
+                raise
+            raise unlisted from exc
         elapsed_ms = (core.clock.monotonic() - began) * 1000
         core.metrics.time("call", elapsed_ms / 1000, group="candles", priority=self.priority)
         if self.wide is not None:
@@ -285,17 +291,27 @@ class CandleCall(CandleWords, frozen=True):
         unlisted = None if lane is None or self.is_whole else unlisted_error(core, answers, lane)
         return unlisted or error
 
+    def _unlisted(self, cause: RejectedError) -> InputError | None:
+        """The error for the market that a refusal is about, where the venue does not list it."""
+        if cause.status != 404 or cause.market is None or self.is_whole:
+            return None
+        return _unlisted(self.session.coordinator(), cause.market, self.priority)
+
 
 def unlisted_error(core: Coordinator, answers: Sequence[CandleAnswer], priority: Priority) -> InputError | None:
     """The error for a market that the venue does not know, of which nothing arrived and which its list lacks."""
     for answer in answers:
         if is_gone(answer) and answer.table.num_rows == 0:
-            codes = core.markets.all_codes(fresh=True)
-            if answer.market not in codes:
-                refused = core.markets.unknown(answer.market, priority)
-                refused.__cause__ = answer.causes[0]
-                return refused
+            error = _unlisted(core, answer.market, priority)
+            if error is not None:
+                error.__cause__ = answer.causes[0]
+                return error
     return None
+
+
+def _unlisted(core: Coordinator, market: str, priority: Priority) -> InputError | None:
+    is_listed = market in core.markets.all_codes(fresh=True)
+    return None if is_listed else core.markets.unknown(market, priority)
 
 
 def is_gone(answer: CandleAnswer) -> bool:

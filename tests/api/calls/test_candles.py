@@ -678,3 +678,13 @@ def test_candle_that_closes_during_a_long_call_is_shown_as_the_one_that_forms(
     found = client.candles("KRW-BTC", "1m", count=5, include_forming=True, priority=priority)
     assert f"{found.index[-1]:%H:%M}" == "18:00"
     assert found["forming"].tolist() == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize("words", [{}, {"include_forming": True}, {"priority": "critical"}])
+@pytest.mark.parametrize("market", ["KRW-BTX", ["KRW-BTC", "KRW-BTX"]])
+def test_market_that_the_venue_does_not_know_is_named_at_every_priority(
+    client: Backbone, words: dict[str, Any], market: str | list[str]
+) -> None:
+    """Also past the store, where no list was requested before."""
+    with pytest.raises(InputError, match=r"KRW-BTX.*nearest: KRW-BTC"):
+        client.candles(market, "1m", count=5, **words)
