@@ -1,4 +1,5 @@
 """Questions that follow from each other's answers, written as one generator: waited for, or put into the queue.
+Those that do not follow from each other are put there together (`queue_all`).
 
 `Steps` yield a question, are sent its reply or have its error raised in them, and return what they found. So what is
 asked, and in which order, is written once, whether a thread waits for the answers or none does.
@@ -6,7 +7,9 @@ asked, and in which order, is written once, whether a thread waits for the answe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import functools
+import threading
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeAlias, TypeVar
 
 from backbone.coordinator.scheduler import Scheduler
@@ -15,7 +18,7 @@ from backbone.model import Priority
 from backbone.routing.rest import Reply
 from backbone.routing.wire import Ask
 
-__all__ = ["Steps", "Then", "answered", "queue_steps", "submit"]
+__all__ = ["Steps", "Then", "answered", "queue_all", "queue_steps", "submit"]
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[Ask, Reply, T]
@@ -47,6 +50,26 @@ def queue_steps(steps: Steps[T], put: Callable[[Ask, Then], None], done: Callabl
         advance(lambda: steps.throw(outcome) if isinstance(outcome, BackboneError) else steps.send(outcome))
 
     advance(lambda: next(steps))
+
+
+def queue_all(
+    asks: Sequence[Ask], put: Callable[[Ask, Then], None], done: Callable[[list[Reply | BackboneError]], None]
+) -> None:
+    """Have `put` ask all of them side by side; `done` gets the outcomes in their order, on the thread of the last."""
+    outcomes: dict[int, Reply | BackboneError] = {}
+    lock = threading.Lock()
+
+    def arrived(number: int, outcome: Reply | BackboneError) -> None:
+        with lock:
+            outcomes[number] = outcome
+            is_last = len(outcomes) == len(asks)
+        if is_last:
+            done([outcomes[each] for each in range(len(asks))])
+
+    for number, question in enumerate(asks):
+        put(question, functools.partial(arrived, number))
+    if not asks:
+        done([])
 
 
 def answered(steps: Steps[T], ask: Callable[[Ask], Reply]) -> T:

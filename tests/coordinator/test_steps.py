@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backbone.coordinator.steps import Steps, Then, answered, queue_steps, submit
+from backbone.coordinator.steps import Steps, Then, answered, queue_all, queue_steps, submit
 from backbone.errors import BackboneError, ClosedError, UnreachableError
 from backbone.model import Priority
 from backbone.routing.rest import Reply
@@ -69,6 +69,28 @@ def test_steps_that_raise_end_with_that_error() -> None:
     assert isinstance(outcomes[0], ClosedError)
     with pytest.raises(ClosedError):
         answered(steps(), ask)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_questions_that_are_independent_are_put_side_by_side(order: tuple[int, ...]) -> None:
+    """All are asked before any is answered; their outcomes come once, in the order asked, errors among them."""
+    waiting: list[Then] = []
+    outcomes: list[list[Any]] = []
+    queue_all([question(number) for number in range(3)], lambda _, then: waiting.append(then), outcomes.append)
+    assert len(waiting) == 3
+    failed = UnreachableError("no answer")
+    for number in order:
+        assert outcomes == []
+        waiting[number](failed if number == 1 else reply(number))
+    ((first, second, third),) = outcomes
+    assert (first.value, second, third.value) == (0, failed, 2)
+
+
+def test_no_questions_are_no_wait() -> None:
+    """Done at once, with nothing."""
+    outcomes: list[list[Any]] = []
+    queue_all([], lambda _, then: then(reply(0)), outcomes.append)
+    assert outcomes == [[]]
 
 
 def test_question_to_a_closed_queue_is_answered_with_that() -> None:

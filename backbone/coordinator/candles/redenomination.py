@@ -22,10 +22,11 @@ from backbone.clock import VenueClock
 from backbone.coordinator.candles.pending import Join, Joins, Pending
 from backbone.coordinator.candles.reader import CandleReader
 from backbone.coordinator.scheduler import Scheduler
-from backbone.coordinator.steps import Steps, queue_steps, submit
+from backbone.coordinator.steps import queue_all, submit
 from backbone.coordinator.units import Comparison, compare_units, factor_of, fit_together, leaps_between
 from backbone.errors import BackboneError, DataChangedWarning
 from backbone.model import Priority, Span, empty_candles
+from backbone.routing.rest import Reply
 from backbone.routing.wire import PAGE, CandlePage, candles_ask
 from backbone.settings import Settings
 from backbone.storage.coverage import SpanSet
@@ -212,21 +213,39 @@ class Redenominations:
     ) -> int:
         """Find out what a page that differs by one factor means: ask for stored candles that it does not have.
 
-        A redenomination quarantines all that is stored of the market. `done` gets the generation that the page is of,
-        or what went wrong: on a worker or, where nothing else is stored, at once. Returns how many pages it takes.
+        They are asked side by side. A redenomination quarantines all that is stored of the market. `done` gets the
+        generation that the page is of, or what went wrong: on a worker or, where nothing else is stored, at once.
+        Returns how many pages it takes.
         """
         samples = found.nearest or self._samples(market, timeframe, found.table)
-        steps = self._decided(market, timeframe, found, samples, generation)
-        queue_steps(steps, functools.partial(submit, self._scheduler, priority), done)
+
+        def arrived(outcomes: Sequence[Reply | BackboneError]) -> None:
+            try:
+                decided: int | BackboneError = self._decided(market, timeframe, found, samples, outcomes, generation)
+            except BackboneError as exc:
+                decided = exc
+            done(decided)
+
+        asks = [candles_ask(market, sample.timeframe, sample.ask_end_us, PAGE) for sample in samples]
+        queue_all(asks, functools.partial(submit, self._scheduler, priority), arrived)
         return len(samples)
 
     def _decided(
-        self, market: str, timeframe: Timeframe, found: OtherUnitError, samples: Sequence[Sample], generation: int
-    ) -> Steps[int]:
-        """See `decide`: the generation that the page is of."""
+        self,
+        market: str,
+        timeframe: Timeframe,
+        found: OtherUnitError,
+        samples: Sequence[Sample],
+        outcomes: Sequence[Reply | BackboneError],
+        generation: int,
+    ) -> int:
+        """See `decide`: the generation that the page is of. In the order of the samples, the first error or
+        page of before ends it."""
         compared: list[Comparison] = []
-        for sample in samples:
-            page: CandlePage = (yield candles_ask(market, sample.timeframe, sample.ask_end_us, PAGE)).value
+        for sample, outcome in zip(samples, outcomes, strict=True):
+            if isinstance(outcome, BackboneError):
+                raise outcome
+            page: CandlePage = outcome.value
             if sample.timeframe == timeframe and compare_units(found.table, page.table).factor is not None:
                 raise found  # its page is of before: it was overtaken by others
             compared.append(compare_units(sample.held, page.table))

@@ -11,6 +11,7 @@ from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.ranges import Range
 from backbone.errors import ClosedError, DataChangedWarning
 from backbone.model import Priority, Span
+from backbone.routing.wire import Ask
 from backbone.storage.coverage import EVER, SpanSet
 from backbone.storage.store import CandleStore
 from tests.coordinator.candles.world import DAY, HOUR_US, MARKET, MINUTE, MINUTE_US, NOW, World
@@ -349,6 +350,50 @@ def test_deadline_and_outage_of_the_sample_keep_nothing(tmp_path: Path) -> None:
     world.venue.down = False
     with pytest.warns(DataChangedWarning):
         ask(world, 900, 1100)
+
+
+def test_samples_are_asked_side_by_side(tmp_path: Path) -> None:
+    """None follows from another's reply: the page before, the one after and the oldest are on their way at once."""
+    world = World(tmp_path)
+    ask(world, 0, 900)
+    ask(world, 1000, 1400)
+    world.venue.factor = 10.0
+    world.desk.at_once = 5
+    beside: list[int] = []
+    answer = world.venue.answer
+
+    def noted(question: Ask) -> Any:
+        beside.append(len(world.desk._sent))
+        return answer(question)
+
+    world.venue.answer = noted  # type: ignore[method-assign]
+    world.fetcher.begin(Pending(MARKET, MINUTE, Span(minute(900), minute(1000)), Priority.NORMAL))
+    world.desk.run()
+    assert beside[:4] == [0, 0, 1, 2]
+    assert kinds(world) == ["redenominated", "quarantined"]
+    assert world.truth(world.stored().table)
+
+
+def test_one_sample_that_fails_decides_nothing(tmp_path: Path) -> None:
+    """Though the others agree: what is stored stays, and the next call finds out."""
+    world = World(tmp_path)
+    ask(world, 0, 900)
+    ask(world, 1000, 1400)
+    held = world.stored().table
+    world.venue.factor = 10.0
+
+    def down(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        world.venue.down = True
+        return rows
+
+    world.venue.edits += [lambda rows: rows, lambda rows: rows, down]
+    answer = world.candles(minute(900), minute(1000))
+    assert answer.gaps
+    assert not world.venue.edits
+    assert world.stored().table.equals(held)
+    world.venue.down = False
+    with pytest.warns(DataChangedWarning):
+        ask(world, 900, 1000)
 
 
 def test_offline_is_as_stored(tmp_path: Path) -> None:
