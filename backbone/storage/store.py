@@ -151,13 +151,14 @@ class CandleStore:
         source: str = VENUE,
         now_us: int,
         generation: int | None = None,
+        readable: Callable[[], object] | None = None,
     ) -> bool:
         """Take rows that are everything the venue has in `proof`; a proved span without rows is quiet.
 
         Inside `proof` they replace what was held; a difference becomes a revision. ``provisional`` names a span that is
         to be requested again at a time (`due`). Readable at once; on disk within the group-commit time of further
         puts, or at `flush`. ``generation`` is the market's when they were asked: where it has risen since, nothing is
-        taken and the answer is False.
+        taken and the answer is False. ``readable`` is called once the rows are, before anything goes to disk.
 
         Raises `StoreError` for rows outside `proof`, unsorted, doubled or off the grid (nothing is kept), or when a due
         write failed (everything is kept in memory and tried again).
@@ -169,6 +170,8 @@ class CandleStore:
         page = self._page(series, table, on_grid(SpanSet.of(proof), timeframe), provisional, source, now_us, now)
         if page.proof:
             with self._pending.added(series, page) as due:
+                if readable is not None:
+                    readable()
                 self._committer.write(due)
         return self.generation(market) == now
 

@@ -15,7 +15,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -285,14 +285,15 @@ class CandleFetcher:
         proof = pending.gaps.clip(file.span)
         if not isinstance(outcome, BackboneError):
             try:
-                with RUN_LOCK.holding(series.keeping):
+                with ExitStack() as keeping:
+                    keeping.enter_context(RUN_LOCK.holding(series.keeping))
                     beside = pending.joins.held if pending.generation == generation else outcome.slice(0, 0)
                     if not is_compared:
                         is_first = not pending.is_compared
                         self.units.check(series.market, series.timeframe, outcome, proof, beside, is_first=is_first)
                     table = rows_inside(outcome, proof)
                     rows = table.num_rows
-                    error = self._keep(series, table, proof, generation, source="archive")
+                    error = self._keep(series, table, proof, generation, keeping, source="archive")
                     pending.is_compared = True
             except OutdatedError as exc:  # it was asked before the unit changed: pages are asked
                 outcome = exc
@@ -477,7 +478,8 @@ class CandleFetcher:
         table = reply.table
         if page.to_us > boundary:
             table = table.slice(0, int(np.searchsorted(times, boundary)))
-        with RUN_LOCK.holding(series.keeping):
+        with ExitStack() as keeping:
+            keeping.enter_context(RUN_LOCK.holding(series.keeping))
             if not is_compared:
                 beside = pending.joins.held if pending.generation == generation else table.slice(0, 0)
                 is_first = not pending.is_compared
@@ -486,7 +488,7 @@ class CandleFetcher:
                     proof = pending.joins.shown(timeframe, page.claim, proof, reply.oldest_us)
                     table = rows_inside(table, proof)
             beyond = self._unheld(series, page, proof, table)
-            error = self._keep(series, table, proof, generation, claim=page.claim)
+            error = self._keep(series, table, proof, generation, keeping, claim=page.claim)
             pending.is_compared = pending.is_compared or table.num_rows > 0
         anchor = None if verdict.edge_us is None else self.reader.first_after(series.market, timeframe, verdict.edge_us)
         with series.changed:
@@ -521,16 +523,23 @@ class CandleFetcher:
         table: pa.Table,
         proof: SpanSet,
         generation: int,
+        keeping: ExitStack,
         *,
         source: str = "rest",
         claim: Span | None = None,
     ) -> StoreError | None:
         """Give the store what a reply proved; what has only just closed is to be asked once more.
 
-        Its `claim` ends when it is on disk, where others can see it.
+        `keeping` is ended once its rows are readable: while something goes to disk, pages that come meanwhile would
+        hold a worker each. Its `claim` ends when it is on disk, where others can see it.
         An error of the disk's is for whoever waits: the rows are kept in memory. Raises `OutdatedError` where the
         market's rows were quarantined since it was asked.
         """
+
+        def readable() -> None:
+            self.units.note_kept(series.market, self._clock.monotonic())
+            keeping.close()
+
         now = self._venue.now_us()
         settled = self.units.settled_us(series.timeframe)
         provisional = (proof & SpanSet([Span(settled, FOREVER_US)])).bounds
@@ -545,6 +554,7 @@ class CandleFetcher:
                 source=source,
                 now_us=now,
                 generation=generation,
+                readable=readable,
             )
         except StoreError as exc:
             return exc
@@ -552,7 +562,6 @@ class CandleFetcher:
             with series.changed:
                 series.generation = max(series.generation, self.units.generation(series.market))
             raise OutdatedError(f"{series.market} was quarantined meanwhile")
-        self.units.note_kept(series.market, self._clock.monotonic())
         if claim is not None:
             with series.changed:
                 series.unwritten.append(claim)

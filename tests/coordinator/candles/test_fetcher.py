@@ -409,3 +409,21 @@ def test_others_have_their_turn_while_a_page_waits_for_its_neighbour(
             assert RUN_LOCK.is_held
     thread.join(20)
     assert rows == [60]
+
+
+def test_neighbours_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would hold a worker: on a slow disk none would be left for an urgent request."""
+    world = World(tmp_path)
+    world.candles(NOW - 3 * HOUR_US, NOW - 2 * HOUR_US)
+    (series,) = world.fetcher._series.values()
+    write, seen = world.store._committer.write, list[tuple[bool, int]]()
+
+    def watched(chosen: list[Any]) -> None:
+        if chosen:
+            seen.append((series.keeping.locked(), world.stored().table.num_rows))
+        write(chosen)
+
+    monkeypatch.setattr(world.store._committer, "write", watched)
+    monkeypatch.setattr(world.store._pending, "_group_commit_s", 0.0)
+    world.candles(NOW - 9 * HOUR_US, NOW - 8 * HOUR_US)
+    assert seen == [(False, 400)]
