@@ -576,6 +576,7 @@ class CandleFetcher:
                 delay_s = min(_SHARED_COMMIT_S, delay_s)
             due_s = self._clock.monotonic() + delay_s
             if series.commit_due_s <= due_s:
+                series.has_more = True
                 return
             series.commit_due_s = due_s
         self._sharing.later(series, delay_s, lambda: self._commit(series, due_s))
@@ -584,13 +585,18 @@ class CandleFetcher:
         with series.changed:
             if series.commit_due_s != due_s:  # another one was sooner
                 return
-            series.commit_due_s = math.inf
+            series.commit_due_s, series.has_more = -math.inf, False
         try:
             self._write(series)
         except StoreError as exc:
             with series.changed:
                 for one in series.plan.waiting:
                     one.store_error = one.store_error or exc
+        finally:
+            with series.changed:
+                series.commit_due_s, has_more = math.inf, series.has_more
+        if has_more:  # on a slow disk the next commit would hold a worker until this one ended
+            self._commit_soon(series)
         _give_back()
 
     def _write(self, series: Series) -> None:

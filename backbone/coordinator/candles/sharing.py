@@ -39,7 +39,8 @@ class Series(msgspec.Struct, eq=False):
 
     others, ended : what other clients do, as seen last, and what they fetched until lately: stored, or given up.
     unwritten : this client's claims whose pages have arrived and are not on disk yet.
-    commit_due_s : when what arrived is to be written, monotonic; infinity where nothing waits.
+    commit_due_s : when what arrived is to be written, monotonic; infinity where nothing waits, minus infinity while it
+    is being written. ``has_more``: something arrived since that was arranged.
     is_refreshing : whether what others have stored is about to be read again.
     generation : the market's, as seen last. ``is_sampling``: whether a page is of another unit is being found out, and
     nothing is asked until then; ``parked`` replies are taken after it. ``keeping`` is held while a page is compared and
@@ -55,6 +56,7 @@ class Series(msgspec.Struct, eq=False):
     ended: list[Span] = msgspec.field(default_factory=list)
     unwritten: list[Span] = msgspec.field(default_factory=list)
     commit_due_s: float = math.inf
+    has_more: bool = False
     is_refreshing: bool = False
     generation: int = 0
     is_sampling: bool = False

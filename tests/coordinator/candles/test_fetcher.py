@@ -427,3 +427,26 @@ def test_neighbours_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(world.store._pending, "_group_commit_s", 0.0)
     world.candles(NOW - 9 * HOUR_US, NOW - 8 * HOUR_US)
     assert seen == [(False, 400)]
+
+
+def test_commits_of_a_series_do_not_queue_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What arrives while a slow disk writes is written after that: no worker waits for it meanwhile."""
+    world, arranged = World(tmp_path), list[int]()
+    world.candles(NOW - 3 * HOUR_US, NOW - 2 * HOUR_US)
+    flush = world.store.flush
+
+    def slow(*series: Any) -> None:
+        monkeypatch.setattr(world.store, "flush", flush)
+        world.desk.later.clear()
+        world.candles(NOW - 9 * HOUR_US, NOW - 8 * HOUR_US)
+        arranged.append(len(world.desk.later))
+        flush(*series)
+
+    ((_, commit),) = world.desk.later
+    monkeypatch.setattr(world.store, "flush", slow)
+    commit()
+    assert (arranged, len(world.desk.later)) == ([0], 1)
+    ((_, commit),) = world.desk.later
+    world.desk.later.clear()
+    commit()
+    assert not world.desk.later
