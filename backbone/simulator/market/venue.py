@@ -189,7 +189,7 @@ class Venue(MarketList):
         if limit > current:
             parts.append(self.forming(market, timeframe, now_us))
         end = timeframe.ceil(min(limit, current))
-        floor = market.listed_us
+        floor = timeframe.floor(market.listed_us)  # the first candle opens before the listing
         if timeframe.name == "1s":
             floor = max(floor, now_us - SECONDS_KEPT_US, SECONDS_SINCE_US)
         stride = self.stride_us(market, timeframe)

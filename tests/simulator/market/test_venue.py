@@ -117,6 +117,15 @@ def test_before_listing_is_an_empty_list_and_unlisted_is_unknown(exchange: Excha
             exchange.candles(code, "1d", None, 1, NOW_US)
 
 
+@pytest.mark.parametrize("name", ["1d", "1w", "1M", "1y"])
+def test_first_candle_of_every_market_is_the_period_of_its_listing(exchange: Exchange, name: str) -> None:
+    """Also where that period begins long before the listing."""
+    length = TIMEFRAMES[name]
+    for code, market in exchange.listed(NOW_US).items():
+        opens = length.floor(market.listed_us)
+        assert len(exchange.candles(code, name, length.next(opens), 5, max(NOW_US, market.listed_us))) == 1, code
+
+
 def test_market_is_unknown_until_it_is_listed(exchange: Exchange) -> None:
     """The list grows with the exchange's clock."""
     late = max(exchange.listed().values(), key=lambda m: m.listed_us)
