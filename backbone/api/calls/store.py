@@ -311,7 +311,7 @@ class StoreView:
         span = Span(int(times_of(held.table)[0]), held.span.end)
         try:
             theirs = core.direct.unstored(market, timeframe, span, Priority.LOW)
-        except SourceError as exc:
+        except (SourceError, InputError) as exc:  # the venue did not answer, or has forgotten its candles
             rename = core.markets.renamed(market, Priority.LOW) if getattr(exc, "status", None) == 404 else None
             detail = f"could not be compared with the venue: {exc if rename is None else rename}"
             return [Problem(market, timeframe.name, str(session.data_dir), "uncompared", detail)]

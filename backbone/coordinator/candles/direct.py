@@ -7,7 +7,7 @@ stored.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from backbone.candle_table import rows_inside, times_of
 from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan
 from backbone.coordinator.candles.ranges import CandleRanges, Range, Request, with_page
-from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched
+from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched, out_of_reach
 from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, Verdict, check, judge
 from backbone.coordinator.units import compare_units, is_leap, leaps_between
 from backbone.errors import PayloadError
@@ -45,13 +45,14 @@ class _Lane:
 class _Walk:
     """What was found: closed candles, how many requests they took, and the candles that are not closed; ``newest`` is
     the page of the newest candles as it came, where one was asked. Candles that open at or after ``closed_us`` were not
-    closed when the first page arrived: `table` has none of them."""
+    closed when the first page arrived: `table` has none of them. ``lost`` is what the venue has forgotten."""
 
     table: pa.Table = field(default_factory=empty_candles)
     pages: int = 0
     forming: pa.Table | None = None
     newest: CandlePage | None = None
     closed_us: int = FOREVER_US
+    lost: SpanSet = field(default_factory=SpanSet)
 
 
 class DirectCandles:
@@ -110,10 +111,12 @@ class DirectCandles:
             stop = min(end, lane.timeframe.next(start, slots))
             further = self._walk(lane, Span(start, stop))
             table = pa.concat_tables([walk.table, further.table])
-            walk = _Walk(table, walk.pages + further.pages, closed_us=further.closed_us)
+            walk = _Walk(table, walk.pages + further.pages, closed_us=further.closed_us, lost=further.lost)
             slots, start = slots * 4, stop
             if stop >= walk.closed_us:
                 break
+            if walk.lost:  # which are the first is not known any more
+                return replace(walk, closed_us=stop)
         return walk
 
     def _walk(self, lane: _Lane, span: Span, enough: int | None = None, changes: int = 0) -> _Walk:
@@ -124,7 +127,8 @@ class DirectCandles:
         """
         timeframe, what = lane.timeframe, f"{lane.market} {lane.timeframe}"
         plan = SeriesPlan(timeframe, PAGE)
-        pending = Pending(lane.market, timeframe, span, lane.priority, SpanSet([span]))
+        lost = self._reader.forgotten(timeframe, SpanSet([span]))
+        pending = Pending(lane.market, timeframe, span, lane.priority, SpanSet([span]) - lost)
         plan.add(pending)
         tables: list[pa.Table] = [empty_candles()]
         forming: list[pa.Table] = []
@@ -150,6 +154,7 @@ class DirectCandles:
                     if changes >= _FAILURES:
                         raise PayloadError(f"{what}: the venue's unit changes while its candles are fetched")
                     return self._walk(lane, span, enough, changes)
+                lost = lost | self._reader.provable(timeframe, verdict.proof, reply.oldest_us)[1].clip(span)
                 closed_us = min(closed_us, self._reader.closed_before(timeframe))
                 closed = Span(span.start, min(span.end, closed_us))
                 table = rows_inside(reply.table, verdict.proof - proven)
@@ -162,9 +167,10 @@ class DirectCandles:
                 rows, proven = rows + table.num_rows, proven | verdict.proof
             plan.settle(page, verdict, reply.rows, anchor_us=None if verdict.edge_us is None else oldest_us)
             if enough is not None and rows >= enough:
+                lost = SpanSet()
                 break
         behind = pa.concat_tables(forming[::-1]) if forming else None
-        return _Walk(pa.concat_tables(tables[::-1]), pending.pages, behind, newest, closed_us)
+        return _Walk(pa.concat_tables(tables[::-1]), pending.pages, behind, newest, closed_us, lost)
 
     def _is_other_unit(self, lane: _Lane, newer: pa.Table, older: pa.Table) -> bool:
         """Whether an older page of a walk is of another unit than the newer one. Where the prices between them are far
@@ -188,11 +194,18 @@ class DirectCandles:
             table = table.slice(int(np.searchsorted(times, start)))
         elif len(times):
             start = int(times[0])
+        if asked.count is not None and asked.start_us is None and walk.lost:
+            start = timeframe.next(start, table.num_rows - asked.count)  # so many more are not known
         table, span = asked.cut(table, timeframe, Span(min(start, end), end))
-        quiet = max(0, timeframe.count(span) - table.num_rows)
+        gaps = walk.lost.clip(span)
+        unknown = sum(timeframe.count(gap) for gap in gaps)
+        quiet = max(0, timeframe.count(span) - unknown - table.num_rows)
         sources = {"rest": table.num_rows} if table.num_rows else {}
         fetched = Fetched(pages=walk.pages)
-        return CandleAnswer(market, span, table, quiet, 0, sources, fetched=fetched, forming=walk.forming)
+        causes = (out_of_reach(gaps.spans[0].start),) if gaps else ()
+        return CandleAnswer(
+            market, span, table, quiet, unknown, sources, tuple(gaps), causes, fetched, walk.forming
+        )  # fmt: skip
 
     def forming(
         self,
@@ -226,5 +239,11 @@ class DirectCandles:
         return table.slice(first, max(0, last - first)), source
 
     def unstored(self, market: str, timeframe: Timeframe, span: Span, priority: Priority) -> pa.Table:
-        """The venue's own closed candles of `span`: what an audit compares with."""
-        return self._walk(_Lane(market, timeframe, priority), span).table
+        """The venue's own closed candles of `span`: what an audit compares with.
+
+        Raises `InputError` where the venue has forgotten some of them: nothing can be compared with those.
+        """
+        walk = self._walk(_Lane(market, timeframe, priority), span)
+        if walk.lost:
+            raise out_of_reach(walk.lost.spans[0].start)
+        return walk.table

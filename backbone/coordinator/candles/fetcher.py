@@ -27,7 +27,7 @@ from backbone.candle_table import count_inside, rows_inside, times_of
 from backbone.clock import Clock, Deadline, VenueClock
 from backbone.coordinator.candles.pending import Pending
 from backbone.coordinator.candles.planner import SeriesPlan, pages_needed
-from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched, Held
+from backbone.coordinator.candles.reader import CandleAnswer, CandleReader, Fetched, Held, out_of_reach
 from backbone.coordinator.candles.redenomination import OtherUnitError, OutdatedError, Redenominations
 from backbone.coordinator.candles.sharing import Series, Sharing
 from backbone.coordinator.candles.witness import EARLIEST_US, FOREVER_US, Page, Verdict, check, judge, shows_since
@@ -35,7 +35,6 @@ from backbone.coordinator.scheduler import Scheduler
 from backbone.errors import (
     BackboneError,
     ClosedError,
-    InputError,
     PayloadError,
     RateLimitedError,
     RejectedError,
@@ -49,7 +48,7 @@ from backbone.routing.wire import PAGE, Ask, CandlePage, candles_ask
 from backbone.settings import Settings
 from backbone.storage.coverage import SpanSet
 from backbone.storage.store import CandleStore
-from backbone.timeframe import DAY_US, Timeframe
+from backbone.timeframe import Timeframe
 
 if TYPE_CHECKING:
     from backbone.coordinator.candles.archive import Archive
@@ -161,7 +160,7 @@ class CandleFetcher:
             with series.changed:
                 series.plan.end_read()
             raise
-        lost = self._forgotten(timeframe, held.gaps) - SpanSet(file.span for file in files)
+        lost = self.reader.forgotten(timeframe, held.gaps) - SpanSet(file.span for file in files)
         pending.held, pending.changed = held, series.changed
         with self._series_of(market, timeframe) as series:
             meanwhile = series.plan.end_read()
@@ -169,7 +168,7 @@ class CandleFetcher:
             pending.gaps = held.gaps - lost if pending.refresh else held.gaps - lost - meanwhile
             pending.missing = pending.gaps | lost
             if lost:
-                series.plan.give_up(pending, _out_of_reach(span.start), lost)
+                series.plan.give_up(pending, out_of_reach(span.start), lost)
             series.plan.add(pending)
             is_finished = pending.is_done
         try:
@@ -319,21 +318,13 @@ class CandleFetcher:
 
     def _untake_locked(self, series: Series, claim: Page, cause: BackboneError) -> None:
         """The file is not to be had: its span is asked of REST, as far as REST has it."""
-        lost = self._forgotten(series.timeframe, SpanSet([claim.claim]))
+        lost = self.reader.forgotten(series.timeframe, SpanSet([claim.claim]))
         series.plan.retract(claim)
         for one in series.plan.waiting:
             if isinstance(cause, ClosedError):
                 series.plan.give_up(one, cause)
             elif lost:
-                series.plan.give_up(one, _out_of_reach(claim.claim.start), lost)
-
-    def _forgotten(self, timeframe: Timeframe, gaps: SpanSet) -> SpanSet:
-        """What of `gaps` the venue keeps no candles of any more."""
-        kept = self._settings.venue.retention(timeframe.name)
-        if kept is None or not self._venue.is_known:  # this machine's clock is no judge of that
-            return _NOTHING
-        kept_us = kept.days * DAY_US
-        return gaps.clip(Span(EARLIEST_US, max(1, timeframe.ceil(self._venue.now_us() - kept_us))))
+                series.plan.give_up(one, out_of_reach(claim.claim.start), lost)
 
     # -- pages ---------------------------------------------------------------------------------------------------
 
@@ -474,7 +465,7 @@ class CandleFetcher:
         check(page, verdict, int(times[-1]) if len(times) else None, known, f"{series.market} {timeframe}")
         boundary = self.reader.closed_before(timeframe)
         proof = verdict.proof - SpanSet([Span(boundary, FOREVER_US)])
-        proof, lost = self._provable(timeframe, proof, reply.oldest_us)
+        proof, lost = self.reader.provable(timeframe, proof, reply.oldest_us)
         table = reply.table
         if page.to_us > boundary:
             table = table.slice(0, int(np.searchsorted(times, boundary)))
@@ -503,7 +494,7 @@ class CandleFetcher:
             for one in series.plan.waiting:
                 series.plan.forget(one, [Span(boundary, FOREVER_US)])
                 if lost:
-                    series.plan.give_up(one, _out_of_reach(lost.spans[0].start), lost)
+                    series.plan.give_up(one, out_of_reach(lost.spans[0].start), lost)
                 one.closed_us = min(one.closed_us, boundary)
                 one.store_error = one.store_error or error
         return news
@@ -608,15 +599,6 @@ class CandleFetcher:
         finally:
             self._sharing.end_claims(series)
 
-    def _provable(self, timeframe: Timeframe, proof: SpanSet, oldest_us: int | None) -> tuple[SpanSet, SpanSet]:
-        """Split a proof: what holds, and the part of which the venue may have forgotten its candles."""
-        kept = self._settings.venue.retention(timeframe.name)
-        if kept is None or not proof.holds(EARLIEST_US):
-            return proof, _NOTHING
-        sure_us = timeframe.ceil(self._venue.now_us() - kept.sure_days * DAY_US)
-        lost = proof & SpanSet([Span(EARLIEST_US, sure_us if oldest_us is None else min(sure_us, oldest_us))])
-        return proof - lost, lost
-
     def _refuse_locked(
         self, series: Series, pending: Pending, page: Page, cause: BackboneError, is_invalid: bool
     ) -> None:
@@ -663,8 +645,3 @@ def _give_back() -> None:
     30 MB had grown to 800 MB after ten minutes of mixed use, with this to a third of it.
     """
     pa.default_memory_pool().release_unused()
-
-
-def _out_of_reach(start_us: int) -> InputError:
-    start = f"{np.datetime64(start_us, 'us').astype('datetime64[s]')}Z"
-    return InputError("start", start, "the venue keeps 1-second candles for the last three months only")

@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 from msgspec.structs import replace
 
-from backbone.candle_table import count_inside, rows_inside, times_of
+from backbone.candle_table import count_inside, rows_inside, show_time, times_of
 from backbone.clock import VenueClock
+from backbone.coordinator.candles.witness import EARLIEST_US
 from backbone.coordinator.units import leaps_between
-from backbone.errors import IncompleteError
+from backbone.errors import IncompleteError, InputError
 from backbone.model import Span, empty_candles
 from backbone.routing.wire import PAGE
 from backbone.settings import Settings
@@ -25,9 +26,9 @@ from backbone.storage.coverage import EVER, SpanSet
 from backbone.storage.fold import fold
 from backbone.storage.store import CandleStore
 from backbone.storage.view import Stored
-from backbone.timeframe import TIMEFRAMES, Timeframe, periods_in
+from backbone.timeframe import DAY_US, TIMEFRAMES, Timeframe, periods_in
 
-__all__ = ["CandleAnswer", "CandleReader", "Fetched", "Held", "Reach", "incomplete", "with_cost"]
+__all__ = ["CandleAnswer", "CandleReader", "Fetched", "Held", "Reach", "incomplete", "out_of_reach", "with_cost"]
 
 _MINUTE = TIMEFRAMES["1m"]
 _NOTHING = SpanSet()
@@ -134,6 +135,23 @@ class CandleReader:
     def closed_before(self, timeframe: Timeframe) -> int:
         """Candles that open before this are closed: their end has passed on the venue's clock, plus the grace."""
         return timeframe.floor(self._venue.now_us() - int(self._settings.close_grace_s * 1e6))
+
+    def forgotten(self, timeframe: Timeframe, spans: SpanSet) -> SpanSet:
+        """What of `spans` the venue keeps no candles of any more."""
+        kept = self._settings.venue.retention(timeframe.name)
+        if kept is None or not self._venue.is_known:  # this machine's clock is no judge of that
+            return _NOTHING
+        kept_us = kept.days * DAY_US
+        return spans.clip(Span(EARLIEST_US, max(1, timeframe.ceil(self._venue.now_us() - kept_us))))
+
+    def provable(self, timeframe: Timeframe, proof: SpanSet, oldest_us: int | None) -> tuple[SpanSet, SpanSet]:
+        """Split a proof: what holds, and the part of which the venue may have forgotten its candles."""
+        kept = self._settings.venue.retention(timeframe.name)
+        if kept is None or not proof.holds(EARLIEST_US):
+            return proof, _NOTHING
+        sure_us = timeframe.ceil(self._venue.now_us() - kept.sure_days * DAY_US)
+        lost = proof & SpanSet([Span(EARLIEST_US, sure_us if oldest_us is None else min(sure_us, oldest_us))])
+        return proof - lost, lost
 
     # -- a span --------------------------------------------------------------------------------------------------
 
@@ -377,6 +395,11 @@ def _tiers(now: dict[str, int], fetched: int, before: dict[str, int] | None) -> 
     return {**left, "rest": fetched}
 
 
+def out_of_reach(start_us: int) -> InputError:
+    """The cause for candles that the venue keeps no more."""
+    return InputError("start", show_time(start_us), "the venue keeps 1-second candles for the last three months only")
+
+
 def incomplete(answers: Sequence[CandleAnswer], timeframe: Timeframe) -> IncompleteError | None:
     """The one error for what could not be had, or None. A single cause of the venue's is named first."""
     gaps = [gap for answer in answers for gap in answer.gaps]
@@ -388,10 +411,15 @@ def incomplete(answers: Sequence[CandleAnswer], timeframe: Timeframe) -> Incompl
     lacking = [answer.market for answer in answers if answer.gaps]
     markets = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more markets," if len(lacking) > 5 else "")
     why = f": {causes[0]}" if causes else ": not held"
+    is_over = causes and all(isinstance(cause, InputError) for cause in causes)
+    kept = (
+        "arrived are in .frame; the venue has the gaps (.gaps) no more."
+        if is_over
+        else "arrived are stored and in .frame; the same call asks only for the gaps (.gaps)."
+    )
     return IncompleteError(
         f"{markets} {timeframe}: {unknown} candles in {len(gaps)} {'gap' if len(gaps) == 1 else 'gaps'} could not be "
-        f"had{why}. The {rows} rows that "
-        "arrived are stored and in .frame; the same call asks only for the gaps (.gaps).",
+        f"had{why}. The {rows} rows that {kept}",
         gaps=gaps,
         causes=causes,
     )

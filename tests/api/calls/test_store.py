@@ -240,3 +240,17 @@ def test_verify_takes_no_short_reply_for_a_difference(
     venue.faults.add(kind, times=times)
     frame = client.store.verify("KRW-BTC", "1m", against="venue", **span)
     assert set(frame["kind"]) <= ({"uncompared"} if times is None else set())
+
+
+def test_verify_of_seconds_that_the_venue_forgot_is_no_difference(client: Backbone, venue: SimulatorServer) -> None:
+    """Stored seconds outlive the venue's three months: they cannot be compared any more, and are no wrong rows."""
+    span = {"start": "2025-08-22T08:00:00Z", "end": "2025-08-22T08:02:00Z"}
+    held = client.candles("KRW-BTC", "1s", **span)
+    venue.clock.set("2025-12-01T00:00:00Z")
+    client.tickers("KRW-BTC", max_age=0)
+    frame = client.store.verify("KRW-BTC", "1s", against="venue", **span)
+    assert frame["kind"].tolist() == ["uncompared"]
+    assert "three months" in frame["detail"].iloc[0]
+    assert len(client.candles("KRW-BTC", "1s", **span, priority="critical")) == len(held), "what is held is held"
+    with pytest.raises(IncompleteError, match=r"three months.*the venue has the gaps"):
+        client.candles("KRW-BTC", "1s", "2025-08-22T07:50:00Z", "2025-08-22T07:55:00Z", priority="critical")

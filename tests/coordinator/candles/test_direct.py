@@ -9,10 +9,10 @@ import pytest
 
 from backbone.coordinator.candles.direct import DirectCandles
 from backbone.coordinator.candles.ranges import Range
-from backbone.errors import PayloadError
+from backbone.errors import InputError, PayloadError
 from backbone.model import Priority, Span
 from backbone.routing.wire import Ask
-from tests.coordinator.candles.world import HOUR_US, MARKET, MINUTE, MINUTE_US, NOW, World, empty, half
+from tests.coordinator.candles.world import HOUR_US, MARKET, MINUTE, MINUTE_US, NOW, SECOND, World, empty, half
 from tests.storage.helpers import opens
 
 LAST = MINUTE.floor(NOW)
@@ -24,6 +24,9 @@ class Lane:
     def __init__(self, folder: Path, **venue: Any) -> None:
         self.world = World(folder, **venue)
         self.world.estimate.observe(NOW // 1_000_000 * 1_000_000, 1000.0, 1000.0)
+        self.open()
+
+    def open(self) -> None:
         self.direct = DirectCandles(self.world.request, self.world.ranges, self.world.reader, lambda *_: None)
 
     def candles(self, start: int | None = None, end: int | None = None, count: int | None = None) -> Any:
@@ -166,3 +169,38 @@ def test_unstored_is_the_whole_span(lane: Lane) -> None:
     span = Span(LAST - 5 * HOUR_US, LAST - MINUTE_US)
     found = opens(lane.direct.unstored(MARKET, MINUTE, span, Priority.LOW))
     assert (found[0], found[-1], len(found)) == (span.start, span.end - MINUTE_US, 299)
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["clock known", "first reply"])
+@pytest.mark.parametrize(
+    ("asked", "rows", "unknown"),
+    [((-60, 60, None), 60, 60), ((-600, -300, None), 0, 300), ((-60, None, 20), 20, 60), ((None, 60, 100), 60, 40)],
+)
+def test_seconds_that_the_venue_forgot_are_unknown_not_quiet(
+    tmp_path: Path, asked: Any, rows: int, unknown: int, is_known: bool
+) -> None:
+    """A range, one that is all forgotten, the first and the newest so many: what is gone is a gap with its cause."""
+    lane = Lane(tmp_path, listed_us=NOW - 24_000 * HOUR_US)
+    if not is_known:
+        lane.world.open()
+        lane.open()
+    lane.world.venue.kept_us = 92 * 24 * HOUR_US
+    edge = SECOND.ceil(NOW - lane.world.venue.kept_us)
+    start, end, count = asked
+    times = [None if at is None else edge + at * 1_000_000 for at in (start, end)]
+    answer = lane.direct.candles(MARKET, SECOND, Range(*times, count))
+    assert answer.table.num_rows == rows
+    assert answer.quiet == 0
+    assert answer.gaps
+    assert answer.gaps[-1].end <= edge or rows == 0
+    assert answer.unknown == unknown
+    assert "three months" in str(answer.causes[0])
+
+
+def test_candles_that_the_venue_forgot_are_compared_with_nothing(tmp_path: Path) -> None:
+    """An audit that got no rows because they are gone would report the stored ones."""
+    lane = Lane(tmp_path)
+    lane.world.venue.kept_us = 92 * 24 * HOUR_US
+    edge = SECOND.ceil(NOW - lane.world.venue.kept_us)
+    with pytest.raises(InputError, match="three months"):
+        lane.direct.unstored(MARKET, SECOND, Span(edge - 60_000_000, edge), Priority.LOW)
