@@ -248,14 +248,18 @@ class CandleCall(CandleWords, frozen=True):
         if is_recent and is_wanted and not self.offline and not answer.causes:  # else what failed is reported
             rows, source = self._forming(answer)
         table = table.append_column("forming", pa.array(np.zeros(table.num_rows, bool)))
+        known_us = min(closed_us, core.reader.closed_before(self.timeframe))
+        is_forming = times_of(rows) >= max(answer.span.end, known_us)
+        is_forming[:-1] = False
+        if self.asked.start_us is not None and self.asked.count is not None:  # the first so many, and what forms next
+            wanted = max(0, self.asked.count - answer.table.num_rows)
+            wanted += int(wanted < len(is_forming) and is_forming[wanted])
+            rows, is_forming = rows.slice(0, wanted), is_forming[:wanted]
         if not rows.num_rows:
             return table
         answer.sources[source] = answer.sources.get(source, 0) + rows.num_rows
         if self.fill is not None:
             rows = rows.append_column("synthetic", pa.array(np.zeros(rows.num_rows, bool)))
-        known_us = min(closed_us, core.reader.closed_before(self.timeframe))
-        is_forming = times_of(rows) >= max(answer.span.end, known_us)
-        is_forming[:-1] = False
         table = pa.concat_tables([table, rows.append_column("forming", pa.array(is_forming))])
         if self.asked.count is None or self.asked.start_us is not None or self.fill is not None:
             return table

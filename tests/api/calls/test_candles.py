@@ -688,3 +688,19 @@ def test_market_that_the_venue_does_not_know_is_named_at_every_priority(
     """Also past the store, where no list was requested before."""
     with pytest.raises(InputError, match=r"KRW-BTX.*nearest: KRW-BTC"):
         client.candles(market, "1m", count=5, **words)
+
+
+@pytest.mark.parametrize("priority", ["normal", "critical"])
+@pytest.mark.parametrize(
+    ("seconds", "count", "minutes", "forms"),
+    [(30, 8, 8, False), (30, 9, 9, False), (30, 10, 11, True), (1, 9, 9, False), (1, 10, 11, True), (1, 12, 11, True)],
+)
+def test_first_so_many_with_the_forming_one_are_at_most_one_more(
+    client: Backbone, venue: SimulatorServer, priority: str, seconds: int, count: int, minutes: int, forms: bool
+) -> None:
+    """From 08:50 on: the forming candle is shown where it is the next one, and no closed one beyond the count."""
+    venue.clock.set(f"2025-08-22T09:00:{seconds:02}Z")
+    client.markets()
+    found = client.candles("KRW-BTC", "1m", "2025-08-22T08:50Z", count=count, include_forming=True, priority=priority)
+    assert found["forming"].tolist() == [False] * (minutes - forms) + [True] * forms
+    assert f"{found.index[0]:%M} {found.index[-1]:%M}" == f"50 {(49 + minutes) % 60:02}"
