@@ -205,7 +205,9 @@ class StoreView:
 
     def exchanges(self) -> list[str]:
         """The exchange partitions of which the data folder holds something; another host's have its name in theirs."""
-        return self._session.coordinator().store.upkeep.exchanges()
+        store = self._session.coordinator().store
+        store.flush()
+        return store.upkeep.exchanges()
 
     def remove(self, market: str, timeframe: str | None = None, *, for_good: bool = False) -> str | None:
         """Take a market away, or one timeframe of it: into quarantine, or for good.

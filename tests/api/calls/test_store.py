@@ -184,6 +184,13 @@ def test_store_reports_an_outage_of_the_exchange(stocked: tuple[Backbone, Simula
     assert client.store.outages("1m", "2025-08-21T11:00:00Z").empty
 
 
+def test_store_names_its_exchange_at_once(client: Backbone) -> None:
+    """What a call has just fetched is there, though its page may not be on the disk yet."""
+    client.candles("KRW-BTC", "1h", count=2)
+    (name,) = client.store.exchanges()
+    assert name.startswith("upbit-at-127.0.0.1-")
+
+
 def test_store_says_what_it_holds_and_takes_it_away(stocked: tuple[Backbone, SimulatorServer], tmp_path: Path) -> None:
     """inventory, events, snapshot, condition, remove and clear, as a person meets them."""
     client, venue = stocked
