@@ -60,6 +60,11 @@ class StoreView:
         for the range (default: the newest 200 of each): open, high, low, close to the last digit, volume and value
         to 1e-9 relative; a difference is a problem of kind ``differs``. Adopted candles of the range are proven from
         then on, and those that differ are `revisions`; where most differ they stay as they are.
+
+        Raises
+        ------
+        InputError for a market or a timeframe of which nothing is stored: a proof of nothing would say that all is
+        well.
         """
         if against not in (None, "venue"):
             raise InputError("against", against, '"venue" or None')
@@ -75,6 +80,8 @@ class StoreView:
         if against == "venue":
             for one, each in self._comparable(name, tf):
                 problems += self._against_venue(one, each, start, end)
+        if tf is not None and not problems:
+            _check_stored(core.store.series(), name, tf, is_folded=against == "venue")
         return self._frame(problems, frames)
 
     def repair(self, *, frames: str | None = None) -> Any:
@@ -476,3 +483,14 @@ class StoreView:
 
     def __dir__(self) -> list[str]:
         return sorted(name for name in object.__dir__(self) if not name.startswith("_"))
+
+
+def _check_stored(
+    series: Iterable[tuple[str, Timeframe]], market: str | None, timeframe: Timeframe, *, is_folded: bool
+) -> None:
+    """Raise `InputError` where `series` has nothing of a timeframe nor, where `is_folded`, minutes to fold."""
+    chosen = {each for held, each in series if market in (None, held)}
+    if timeframe not in chosen and not (is_folded and TIMEFRAMES["1m"] in chosen):
+        shown = " ".join(each.name for each in sorted(chosen, key=lambda each: each.step_us)) or "so far none"
+        of = "" if market is None else f" of {market}"
+        raise InputError("timeframe", timeframe.name, f"a timeframe of which something is stored{of}: {shown}")

@@ -312,8 +312,9 @@ def verify(client: Any, options: argparse.Namespace) -> int:
         there = f"it holds candles of {', '.join(others)}" if others else "it holds no candles of any exchange"
         say(f"nothing was verified: {client.data_dir} holds no candles of this exchange; {there}")
         return EXIT_PROBLEMS
-    held = client.store.size()
-    say(f"all is well: {held['files']} files of {held['markets']} markets, {held['bytes'] / 1e6:.1f} MB")
+    held, chosen = client.store.size(), " ".join(filter(None, (options.market, options.timeframe)))
+    whole = f"{held['files']} files of {held['markets']} markets, {held['bytes'] / 1e6:.1f} MB"
+    say(f"all is well: {chosen or whole}")
     return 0
 
 

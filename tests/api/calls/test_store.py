@@ -184,6 +184,22 @@ def test_store_reports_an_outage_of_the_exchange(stocked: tuple[Backbone, Simula
     assert client.store.outages("1m", "2025-08-21T11:00:00Z").empty
 
 
+@pytest.mark.parametrize("market", ["KRW-BTC", None])
+def test_verify_of_a_timeframe_that_is_not_stored_is_refused(
+    stocked: tuple[Backbone, SimulatorServer], market: str | None
+) -> None:
+    """A proof of nothing would say that all is well; folded from stored minutes it can be compared with the venue."""
+    client, _ = stocked
+    with pytest.raises(InputError, match=r"stored.*: 1m") as caught:
+        client.store.verify(market, "1h")
+    assert (caught.value.argument, caught.value.value) == ("timeframe", "1h")
+    assert client.store.verify(market, "1m").empty
+    assert client.store.verify("KRW-BTC", "1h", against="venue").empty
+    client.store.remove("KRW-BTC")
+    with pytest.raises(InputError, match="so far none"):
+        client.store.verify("KRW-BTC", "1h", against="venue")
+
+
 def test_store_names_its_exchange_at_once(client: Backbone) -> None:
     """What a call has just fetched is there, though its page may not be on the disk yet."""
     client.candles("KRW-BTC", "1h", count=2)
