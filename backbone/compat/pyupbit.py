@@ -158,16 +158,15 @@ def _candles(
         found: pd.DataFrame = client.candles(
             market, timeframe, first, last, count=count, include_forming=forming, frames="pandas", progress=False
         )
-        if "forming" in found:
-            del found["forming"]
         return found
 
     if count is None or count == 1 or last is not None:
         frame = ask(count)
     else:  # the forming one counts, and then a page has them all
         frame = ask(count - 1)
-        if len(frame) < count:
+        if len(frame) < count and not frame["forming"].any():  # else its history is shorter than that
             frame = ask(count, forming=False)
+    frame = frame.drop(columns="forming", errors="ignore")
     if count is not None:
         frame = frame.iloc[-count:]
     frame.index = _as_pyupbit(frame.index)

@@ -51,6 +51,14 @@ def test_ohlcv_any_count_equals_pyupbit(opened: Backbone, real: Any, count: int)
     assert len(ours) == max(1, count)
 
 
+@pytest.mark.parametrize("count", [95, 96, 97, 98, 200])
+def test_ohlcv_of_a_short_history_ends_with_the_forming_candle(opened: Backbone, real: Any, count: int) -> None:
+    """A history of fewer candles than are asked for, such as a new coin's: 96 months, the last of which forms."""
+    theirs = real.get_ohlcv("KRW-BTC", "month", count=count, period=0)
+    pd.testing.assert_frame_equal(compat.get_ohlcv("KRW-BTC", "month", count=count), theirs, check_exact=True)
+    assert (len(theirs), theirs.index[-1]) == (min(96, count), pd.Timestamp("2025-08-01 09:00"))
+
+
 def test_ohlcv_defaults_equal_pyupbit(opened: Backbone, real: Any) -> None:
     """Called with nothing, both answer 200 days of bitcoin."""
     pd.testing.assert_frame_equal(compat.get_ohlcv(), real.get_ohlcv(), check_exact=True)
