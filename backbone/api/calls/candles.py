@@ -247,6 +247,7 @@ class CandleCall(CandleWords, frozen=True):
         is_wanted = self.asked.end_us is None or self.asked.end_us > answer.span.end
         if is_recent and is_wanted and not self.offline and not answer.causes:  # else what failed is reported
             rows, source = self._forming(answer)
+            rows = rows_inside(rows, [Span(self.asked.start_us or EVER.start, EVER.end)])  # the candle may open before
         table = table.append_column("forming", pa.array(np.zeros(table.num_rows, bool)))
         known_us = min(closed_us, core.reader.closed_before(self.timeframe))
         is_forming = times_of(rows) >= max(answer.span.end, known_us)

@@ -704,3 +704,18 @@ def test_first_so_many_with_the_forming_one_are_at_most_one_more(
     found = client.candles("KRW-BTC", "1m", "2025-08-22T08:50Z", count=count, include_forming=True, priority=priority)
     assert found["forming"].tolist() == [False] * (minutes - forms) + [True] * forms
     assert f"{found.index[0]:%M} {found.index[-1]:%M}" == f"50 {(49 + minutes) % 60:02}"
+
+
+@pytest.mark.parametrize("priority", ["normal", "critical"])
+@pytest.mark.parametrize("timeframe", ["1h", "2h", "1d", "1w", "1M", "1y"])
+def test_forming_candle_that_opens_before_the_start_is_not_in_the_range(
+    client: Backbone, venue: SimulatorServer, timeframe: str, priority: str
+) -> None:
+    """A range is of opens: the candle that the start lies in is none of it, whether it is closed or forms."""
+    venue.clock.set("2025-08-22T09:30:00Z")
+    client.markets()
+    words: dict[str, Any] = {"include_forming": True, "priority": priority}
+    assert client.candles("KRW-BTC", timeframe, "2025-08-22T09:10Z", **words).empty
+    assert client.candles("KRW-BTC", timeframe, "2025-08-22T09:10Z", "2025-08-22T09:20Z", **words).empty
+    opens = client.candles("KRW-BTC", timeframe, count=1, **words).index[-1]
+    assert client.candles("KRW-BTC", timeframe, opens, **words)["forming"].tolist() == [True]
