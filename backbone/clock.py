@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
-from backbone.errors import UnreachableError
+from backbone.errors import BackboneError, UnreachableError
 
 __all__ = ["Clock", "Deadline", "SystemClock", "VenueClock", "current_deadline", "within"]
 
@@ -61,9 +61,13 @@ class Deadline:
         """Seconds to go; negative once it has passed."""
         return self._end_s - self._clock.monotonic()
 
-    def error(self, what: str) -> UnreachableError:
-        """The error of a call that waited for `what` until now."""
-        return UnreachableError(f"{what}: no answer within the call's timeout of {self.timeout_s:g} s")
+    def error(self, what: str, cause: BackboneError | None = None) -> UnreachableError:
+        """The error of a call that waited for `what` until now; `cause` is why the last attempt failed, if it did."""
+        error = UnreachableError(f"{what}: no answer within the call's timeout of {self.timeout_s:g} s")
+        if cause is not None:
+            error = UnreachableError(f"{error}; the last attempt failed: {cause}")
+            error.__cause__ = cause
+        return error
 
 
 _current: ContextVar[Deadline | None] = ContextVar("deadline", default=None)

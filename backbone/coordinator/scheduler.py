@@ -60,6 +60,7 @@ _MOST_ATTEMPTS = 5  # how often a question is put before its `UnreachableError` 
 _PAYLOAD_TRIES = 2
 _DIRECT_TRIES = 2
 _BACKOFF_S = (0.25, 8.0)  # first and longest
+_LATELY_S = 30.0  # longer than any wait between two attempts
 _LONG_S = 1.5  # a wait for a permit longer than this has a reason: look for a ban
 _RANKS = tuple(Priority)
 _WORKERS = 12  # threads that send
@@ -188,6 +189,7 @@ class Scheduler:
         self._permits = Permits(self._limiter, self._clock, self._metrics, self._most_a_second)
         self._in_flight = [0] * len(_RANKS)
         self._binding: Ticket | None = None  # the dispatcher's own: whose `bind` runs
+        self._failures: dict[str, tuple[float, SourceError]] = {}  # by group, since one was answered
         self._last_error: BaseException | None = None
 
     def __repr__(self) -> str:
@@ -252,7 +254,7 @@ class Scheduler:
             while shared.outcome is None and not self._is_closed:
                 left_s = _SLICE_S if deadline is None else min(_SLICE_S, deadline.left_s())
                 if deadline is not None and left_s <= 0:
-                    raise deadline.error(ask.path)
+                    raise deadline.error(ask.path, self._failure_locked(ask.group))
                 self._clock.wait(shared.complete, left_s)
         finally:
             shared.waiters -= 1
@@ -316,6 +318,15 @@ class Scheduler:
                 continue
             self._permits.count_answer(ask.group, granted, reply, begun, Priority.CRITICAL)
             return reply
+
+    def failure(self, group: str) -> SourceError | None:
+        """Why the last attempt at a question of `group` failed; None where one was answered since, or after a while."""
+        with self._lock:
+            return self._failure_locked(group)
+
+    def _failure_locked(self, group: str) -> SourceError | None:
+        at_s, error = self._failures.get(group, (0.0, None))
+        return error if self._clock.monotonic() - at_s <= _LATELY_S else None
 
     def depths(self) -> dict[str, dict[str, int]]:
         """Tickets that wait, by group and priority."""
@@ -502,6 +513,9 @@ class Scheduler:
         except BackboneError as error:
             return error
         self._permits.count_answer(ask.group, stamp, reply, ticket.since, ticket.priority)
+        if self._failures:
+            with self._lock:
+                self._failures.pop(ask.group, None)
         return reply
 
     def _requeue(self, ticket: Ticket, delay_s: float) -> ClosedError | None:
@@ -518,6 +532,8 @@ class Scheduler:
 
     def _after_error(self, ticket: Ticket, error: SourceError) -> BackboneError | None:
         """What becomes of a ticket whose question failed: None when it is asked again."""
+        with self._lock:
+            self._failures[ticket.group] = self._clock.monotonic(), error
         delay_s = 0.0
         if isinstance(error, RateLimitedError):
             if error.banned:  # low work waits for the end; all that is more urgent ends at once

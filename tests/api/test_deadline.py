@@ -53,6 +53,34 @@ def test_call_to_a_stalled_venue_ends_within_its_timeout(pair: Pair, name: str, 
     assert min(took) < within_s
 
 
+@pytest.mark.parametrize("priority", ["critical", "high", "low"])
+@pytest.mark.parametrize("name", CALLS)
+def test_timeout_says_why_the_attempts_before_it_failed(
+    pair: Pair, name: str, priority: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A venue that cuts every connection until the end: the last attempt's own error is in the text, and the cause."""
+    monkeypatch.setattr("backbone.coordinator.scheduler._BACKOFF_S", (0.25, 8.0))
+    client, venue = pair
+    venue.faults.add("reset", match="/v1/", times=None)
+    with pytest.raises((SourceError, IncompleteError), match="no answer from http") as caught:
+        CALLS[name](client, priority=priority, timeout=0.5)
+    if priority != "critical":  # which has no time for another attempt, and raises that error itself
+        error = caught.value
+        last = error.causes[0] if isinstance(error, IncompleteError) else error
+        assert str(last).partition(";")[0].endswith("timeout of 0.5 s")
+        assert isinstance(last.__cause__, UnreachableError)
+
+
+def test_failure_before_an_answer_is_not_the_cause_of_a_timeout(pair: Pair) -> None:
+    """The venue answered after it, and stalls now."""
+    client, venue = pair
+    venue.faults.add("reset", match="/v1/ticker")
+    client.tickers("KRW-BTC", priority="normal", max_age=0)
+    venue.faults.add("stall", match="/v1/", times=None, seconds=2)
+    with pytest.raises(UnreachableError, match=r"timeout of 0\.5 s$"):
+        client.tickers("KRW-BTC", priority="normal", max_age=0, timeout=0.5)
+
+
 def test_timeout_holds_for_the_list_and_the_clock_that_a_call_asks_first(tmp_path: Path) -> None:
     """A new client that wants all markets, or a time that counts back from now, waits no longer for that."""
     calls: list[Callable[[Backbone], Any]] = [

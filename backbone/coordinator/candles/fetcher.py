@@ -202,7 +202,8 @@ class CandleFetcher:
                     if left_s > 0:
                         self._clock.wait(pending.changed, left_s)
                 if deadline is not None and deadline.left_s() <= 0:
-                    self.abandon(pending, deadline.error(f"{pending.market} {pending.timeframe}"))
+                    cause = self._scheduler.failure(GROUP)
+                    self.abandon(pending, deadline.error(f"{pending.market} {pending.timeframe}", cause))
                     return
                 if watch is not None:
                     watch()
