@@ -150,6 +150,9 @@ class Desk:
                 self._sent.append((done, ask, self._venue.answer(ask)))
         return bool(self._sent)
 
+    def failure(self, group: str) -> BackboneError | None:
+        return None
+
     def call_later(self, delay_s: float, job: Callable[[], None]) -> None:
         self.later.append((delay_s, job))
 
