@@ -1,6 +1,7 @@
 """1,000 stored candles through the call, beside bare pyarrow on the same file: ``python -m tests.benchmarks.reads``.
 
 Both take turns in one process. The first read is that of a client that has read nothing yet; the exchange is not asked.
+Then a new client's newest 1,000 of eight years of minutes, beside the read of all that is stored.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,11 @@ import pyarrow.parquet as pq
 
 from backbone import Backbone
 from backbone.clock import SystemClock
+from backbone.model import Span
 from backbone.simulator import SimulatorServer
+from backbone.storage.store import CandleStore
+from backbone.timeframe import DAY_US, parse_timeframe
+from tests.storage.helpers import candles
 
 START, END = "2025-08-04T00:00:00Z", "2025-08-04T16:40:00Z"
 ROWS = 1000
@@ -63,6 +69,33 @@ def measure(rounds: int) -> dict[str, tuple[float, float]]:
     return {name: (min(times), statistics.median(times)) for name, times in taken.items()}
 
 
+def measure_long(rounds: int = 5, years: int = 8) -> tuple[float, float]:
+    """Median milliseconds of a new client: the newest 1,000 of that many stored years, and all of them as Arrow."""
+    minute, end_us = parse_timeframe("1m"), int(pd.Timestamp(END).value // 1000)
+    newest, whole = list[float](), list[float]()
+    with (
+        SimulatorServer(seed=7, now="2025-08-22T09:00:00Z", frozen=True) as venue,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        with Backbone(data_dir=folder, rest_url=venue.rest_url) as client:
+            exchange = client.session.settings.store_exchange
+        store = CandleStore(Path(folder), exchange, clock=SystemClock())
+        for year in range(years):
+            last_us = end_us - year * 365 * DAY_US
+            table = candles(range(last_us - 365 * DAY_US, last_us, minute.step_us))
+            store.put("KRW-BTC", minute, table, Span(last_us - 365 * DAY_US, last_us), now_us=end_us)
+        store.close()
+        for _ in range(rounds):
+            for taken, words in ((newest, {"count": ROWS}), (whole, {"start": "2018", "frames": "arrow"})):
+                with Backbone(data_dir=folder, rest_url=venue.rest_url, ws_url=venue.ws_url) as client:
+                    client.session.coordinator()
+                    begun = time.perf_counter()
+                    found = client.candles("KRW-BTC", "1m", end=END, offline=True, **words)
+                    taken.append((time.perf_counter() - begun) * 1e3)
+                    assert len(found) >= ROWS
+    return statistics.median(newest), statistics.median(whole)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
@@ -70,6 +103,8 @@ def main() -> None:
     for name, (best, median) in found.items():
         ratios = f"{best / found['bare'][0]:.2f} and {median / found['bare'][1]:.2f} x bare pyarrow"
         print(f"{name:6} {best:6.2f} ms best, {median:6.2f} ms median; {ratios}")
+    newest, whole = measure_long()
+    print(f"newest 1,000 of eight years of minutes, a new client: {newest:.0f} ms; all of them: {whole:.0f} ms")
 
 
 if __name__ == "__main__":
