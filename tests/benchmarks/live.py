@@ -87,7 +87,7 @@ def latency_ms(port: int, count: int, *, is_read: bool = False) -> list[float]:
             return Stream(url, sink=note, **options)
 
         feed._source_of = timed
-        table = LiveTable(client, client.session.coordinator(), open_table(client, "ticker"))
+        table = LiveTable(client.session, client.session.coordinator(), open_table(client, "ticker"))
         while not done.wait(0.05 if is_read else 300):
             table.frame()
     return sorted(delays)
@@ -102,7 +102,7 @@ def frame_ms(rounds: int) -> tuple[float, float]:
     """Best and median time of a pandas frame of 290 markets."""
     with away_from_rest("ws://127.0.0.1:9") as client:
         core = client.session.coordinator()
-        table = LiveTable(client, core, core.feed.open(["ticker"], CODES))
+        table = LiveTable(client.session, core, core.feed.open(["ticker"], CODES))
         for i, code in enumerate(CODES):
             row = Ticker(code, 1_755_853_200_000_000 + i, *(float(i + j + 1) for j in range(11)), 1_755_853_200_000_000)
             core.latest.take(row, core.clock.monotonic(), True)

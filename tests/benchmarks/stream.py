@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import multiprocessing
+import re
 import resource
 import socket
 import statistics
@@ -112,10 +113,15 @@ def serve(pipe: Any) -> None:
         sock.close()
 
 
+def _renumbered(made: list[bytes], turn: int) -> bytes:
+    """The frames of one turn; trades with numbers of their own, since a trade that comes twice is one."""
+    number = re.compile(rb'"sequential_id":(\d+)')
+    return b"".join(number.sub(lambda found: b'"sequential_id":%d' % (int(found[1]) + turn * 1000), f) for f in made)
+
+
 def _send(sock: socket.socket, made: list[bytes], count: int, rate: float) -> None:
     if not rate:
-        blob = b"".join(made)
-        for _ in range(count // len(made)):
+        for blob in [_renumbered(made, turn) for turn in range(count // len(made))]:
             sock.sendall(blob)
         return
     started = time.monotonic()
